@@ -1,0 +1,1 @@
+"""Files of weights to modules, and back."""

@@ -1,0 +1,60 @@
+"""The command `enlarger`: its verbs, and what every way out of it looks like."""
+
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from enlarger import __version__
+from enlarger.cli.evaluate import evaluate
+from enlarger.cli.train import train
+from enlarger.cli.upscale import unexpected, upscale
+from enlarger.errors import EnlargerError
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+app.command()(upscale)
+app.add_typer(train, name="train")
+app.add_typer(evaluate, name="evaluate")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"enlarger {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def enlarger(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and exit", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Enlarge pictures with latent diffusion, on this computer.
+
+    Exit status: 0 all done, 1 something failed, 2 wrong usage, 130 interrupted.
+    """
+
+
+def run() -> None:
+    """The entry point. Every error is one message on standard error, never a traceback."""
+    _settle_streams()
+    try:
+        app()
+    except EnlargerError as error:
+        sys.exit(f"error: {error}")
+    except Exception as error:  # noqa: BLE001 - the last line of defence
+        sys.exit(f"error: {unexpected(error)}")
+
+
+def _settle_streams() -> None:
+    """Closed standard streams become the null device, and file names that are not text can be printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the new file takes the free number, so that no file of ours gets it
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - open as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")

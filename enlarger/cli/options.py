@@ -1,0 +1,81 @@
+"""Options of the verbs: one per field of a request, whose help, limits and default they take; and those verbs share."""
+
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, fields
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from enlarger.requests import DEFAULTS, Limits
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="folder of a model in diffusers' layout, or a name", show_default="the bundled model"),
+]
+Device = Annotated[str, typer.Option(help="where to compute: auto, cpu, cuda, cuda:1, mps")]
+Precision = Annotated[str, typer.Option(help="number format: auto, float32, bfloat16, float16")]
+JsonLines = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+
+
+def request_options(request: type, task: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb one option per field of `request`; it receives their values as the mapping `options`.
+
+    `task` is the first part of the names in `DEFAULTS` that stand for None.
+    """
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(request)
+        made = [_parameter(item, hints[item.name], task) for item in fields(request) if "limits" in item.metadata]
+
+        @wraps(verb)
+        def with_options(**given: Any) -> None:
+            options = {parameter.name: given.pop(parameter.name) for parameter in made}
+            verb(**given, options=options)
+
+        own = [parameter for parameter in signature(verb).parameters.values() if parameter.name != "options"]
+        described: Any = with_options
+        described.__signature__ = Signature([*own, *made])
+        described.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *made)}
+        return with_options
+
+    return decorate
+
+
+def _parameter(item: "Field[Any]", hint: Any, task: str) -> Parameter:
+    limits: Limits = item.metadata["limits"]
+    kind: Any = Literal[limits.choices] if limits.choices else _scalar(hint)
+    number = int if kind is int else float
+    about = typer.Option(
+        help=limits.help,
+        min=number(limits.least) if math.isfinite(limits.least) else None,
+        max=number(limits.most) if math.isfinite(limits.most) else None,
+        show_default=_stands_for(item.name, task) if item.default is None else item.default != "",
+    )
+    optional: Any = kind | None if item.default is None else kind
+    annotation: Any = Annotated[optional, about]
+    return Parameter(item.name, Parameter.KEYWORD_ONLY, default=item.default, annotation=annotation)
+
+
+def _scalar(hint: Any) -> Any:
+    """The type of one value: `int | Sequence[int]` and `int | None` are int on the command line."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    return next(kind for kind in get_args(hint) if kind is not type(None) and get_origin(kind) is not Sequence)
+
+
+def _stands_for(name: str, task: str) -> str | bool:
+    """What None stands for, as text for the help; False hides the default."""
+    named = {key.rpartition("/")[2]: values for key, values in DEFAULTS.items() if key.partition("/")[0] == task}
+    known = [f"{model} {_plain(values[name])}" for model, values in named.items() if name in values]
+    return ", ".join(known) or False
+
+
+def _plain(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+Options = Mapping[str, Any]

@@ -1,0 +1,53 @@
+"""What a network is told besides the noisy latent."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """The ways into a network, each (B, ...) or None.
+
+    `tokens` (B, L, D) are attended to, `mask` (B, L) is True where they may be; `vector` (B, D) or `label` (B,) joins
+    the time embedding; `concat` (B, C, H, W) joins the latent's channels after input scaling.
+    """
+
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    vector: Tensor | None = None
+    label: Tensor | None = None
+    concat: Tensor | None = None
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The keyword arguments of the network; floating tensors still in the precision they came in."""
+        return {f.name: v for f in fields(self) if f.name != "concat" and (v := getattr(self, f.name)) is not None}
+
+    def join(self, x: Tensor) -> Tensor:
+        """The latent with the extra channels behind its own."""
+        return x if self.concat is None else torch.cat([x, self.concat.to(x)], 1)
+
+    def cast(self, device: torch.device | str, dtype: torch.dtype) -> "Conditioning":
+        """The same on another device, floating tensors in another precision."""
+        return self._map(lambda v: v.to(device, dtype if v.is_floating_point() else v.dtype))
+
+    def take(self, index: slice) -> "Conditioning":
+        """The conditioning of some images of the batch."""
+        return self._map(lambda v: v[index])
+
+    def _map(self, change) -> "Conditioning":  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Conditioning(**{name: None if v is None else change(v) for name, v in values.items()})
+
+
+def stack(first: Conditioning, second: Conditioning) -> Conditioning:
+    """Two conditionings one behind the other along the batch: the unconditional branch, then the conditional one."""
+
+    def both(name: str) -> Tensor | None:
+        a, b = getattr(first, name), getattr(second, name)
+        assert (a is None) == (b is None), f"one branch of the guidance has {name}, the other has not"
+        return None if a is None else torch.cat([a, b])
+
+    return Conditioning(**{f.name: both(f.name) for f in fields(Conditioning)})

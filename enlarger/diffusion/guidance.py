@@ -1,0 +1,34 @@
+"""Classifier-free guidance: how the outputs of two branches become one."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Ho and Salimans 2022: unconditional + scale * (conditional - unconditional), on the raw outputs.
+
+    Any real scale: 0 is the unconditional branch, 1 the conditional one alone. `rescale` restores that share of the
+    conditional branch's contrast (Lin et al. 2023, section 3.4); outside `interval` (noise levels, both ends included)
+    the conditional branch runs alone (Kynkaanniemi et al. 2024).
+    """
+
+    scale: float = 1.0
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, math.inf)
+
+    def active(self, sigma: float) -> bool:
+        """Whether both branches are needed at a noise level."""
+        return self.scale != 1 and self.interval[0] <= sigma <= self.interval[1]
+
+    def merge(self, output: Tensor) -> Tensor:
+        """Raw outputs (2B, ...), unconditional first, to (B, ...)."""
+        without, given = output.chunk(2)
+        guided = without + self.scale * (given - without)
+        if self.rescale == 0:
+            return guided
+        axes = tuple(range(1, guided.ndim))
+        restored = guided * (given.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
+        return self.rescale * restored + (1 - self.rescale) * guided

@@ -1,0 +1,49 @@
+"""Where randomness comes from: an argument, one generator per image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Noise(Protocol):
+    """Standard normal numbers shaped and placed like the given batch."""
+
+    def __call__(self, like: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class PerImage:
+    """One generator per image, so that a picture does not depend on its neighbours in the batch."""
+
+    generators: tuple[torch.Generator, ...]
+
+    def __call__(self, like: Tensor) -> Tensor:
+        assert len(like) == len(self.generators), f"{len(like)} images for {len(self.generators)} generators"
+        return torch.cat([_draw(like[i : i + 1], g) for i, g in enumerate(self.generators)])
+
+    def take(self, index: slice) -> "PerImage":
+        """The noise of some images of the batch; the generators are shared, not copied."""
+        return PerImage(self.generators[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """One generator (None: torch's own) for a whole batch, as diffusers draws."""
+
+    generator: torch.Generator | None
+
+    def __call__(self, like: Tensor) -> Tensor:
+        return _draw(like, self.generator)
+
+
+def from_seeds(seeds: Sequence[int]) -> PerImage:
+    """A CPU generator per seed: the same numbers whatever device the model runs on."""
+    return PerImage(tuple(torch.Generator().manual_seed(seed) for seed in seeds))
+
+
+def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = "cpu" if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

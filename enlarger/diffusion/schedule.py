@@ -1,0 +1,113 @@
+"""The noise levels a network was trained on, and the ladders down which solvers walk."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from enlarger.errors import InputError, Unsupported
+
+Spacing = Literal["leading", "linspace", "trailing", "karras", "exponential", "log_linear"]
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """The training sigmas in rising order, one per integer time, as a float64 CPU tensor.
+
+    A noisy latent is clean + sigma * noise throughout; sigma = sqrt((1 - a) / a) for the cumulative product a of the
+    variance-preserving literature.
+    """
+
+    sigmas: Tensor  # (T,)
+
+    @property
+    def count(self) -> int:
+        return len(self.sigmas)
+
+    def sigma(self, time: Tensor) -> Tensor:
+        """The noise level at fractional times, linear between the training sigmas."""
+        return _interpolate(time.double(), torch.arange(self.count, dtype=torch.float64), self.sigmas)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """The fractional time of a noise level, the inverse of `sigma`; levels outside give the nearest end."""
+        return _interpolate(sigma.double(), self.sigmas, torch.arange(self.count, dtype=torch.float64))
+
+    def times(self, steps: int, spacing: Spacing, offset: int = 0) -> Tensor:
+        """The falling training times that `steps` steps visit, by diffusers' three rules."""
+        if not 1 <= steps <= self.count:
+            raise InputError(f"steps is {steps}, expected 1 to {self.count}")
+        if spacing == "leading":
+            return (torch.arange(steps, dtype=torch.float64) * (self.count // steps)).flip(0) + offset
+        if spacing == "trailing":
+            return (self.count - torch.arange(steps, dtype=torch.float64) * self.count / steps).round() - 1
+        return torch.linspace(self.count - 1, 0, steps, dtype=torch.float64)
+
+    def ladder(self, steps: int, spacing: Spacing = "linspace", offset: int = 0, last: float = 0.0) -> Tensor:
+        """`steps` + 1 falling noise levels as a float64 CPU tensor, `last` at the end.
+
+        "log_linear" is the x2 upscaler's: it ends at the smallest training sigma, and `last` is ignored.
+        """
+        if spacing == "log_linear":
+            return _geometric(self.sigmas[-1], self.sigmas[0], steps + 1)
+        if spacing == "karras":
+            levels = karras(float(self.sigmas[0]), float(self.sigmas[-1]), steps)
+        elif spacing == "exponential":
+            levels = _geometric(self.sigmas[-1], self.sigmas[0], steps)
+        else:
+            levels = self.sigma(self.times(steps, spacing, offset))
+        return torch.cat([levels, torch.tensor([last], dtype=torch.float64)])
+
+
+def scaled_linear(start: float, end: float, count: int = 1000) -> NoiseSchedule:
+    """Betas whose square roots are evenly spaced (float32, as the checkpoints were trained)."""
+    return from_betas(torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2)
+
+
+def linear(start: float, end: float, count: int = 1000) -> NoiseSchedule:
+    """Evenly spaced betas."""
+    return from_betas(torch.linspace(start, end, count, dtype=torch.float32))
+
+
+def cosine(count: int = 1000) -> NoiseSchedule:
+    """Nichol and Dhariwal 2021, equation 17, betas at most 0.999."""
+    angle = (torch.arange(count + 1, dtype=torch.float64) / count + 0.008) / 1.008 * math.pi / 2
+    product = angle.cos() ** 2
+    return from_betas((1 - product[1:] / product[:-1]).clamp(max=0.999).float())
+
+
+def from_betas(betas: Tensor, zero_terminal: bool = False) -> NoiseSchedule:
+    """The schedule of given betas; `zero_terminal` rescales it to end in (almost) pure noise (Lin et al. 2023)."""
+    product = torch.cumprod(1 - betas, 0).double()
+    if zero_terminal:
+        root = product.sqrt()
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        product = root**2
+        product[-1] = 2.0**-24  # keeps the last sigma finite, as the sigma samplers of diffusers do
+    return NoiseSchedule(((1 - product) / product).sqrt())
+
+
+def karras(least: float, most: float, steps: int, rho: float = 7.0) -> Tensor:
+    """Karras et al. 2022, equation 5, without the final zero."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    return (most ** (1 / rho) + ramp * (least ** (1 / rho) - most ** (1 / rho))) ** rho
+
+
+def check_ladder(sigmas: Tensor) -> Tensor:
+    """The ladder itself, if it is one: at least two strictly falling, finite, non-negative levels."""
+    falls = len(sigmas) >= 2 and bool((sigmas[1:] < sigmas[:-1]).all()) and bool(torch.isfinite(sigmas).all())
+    if not falls or sigmas[-1] < 0:
+        raise Unsupported(f"sigmas must fall strictly to 0 or above, found {[round(float(s), 4) for s in sigmas]}")
+    return sigmas.double().cpu()
+
+
+def _geometric(most: Tensor, least: Tensor, count: int) -> Tensor:
+    return torch.linspace(math.log(most), math.log(least), count, dtype=torch.float64).exp()
+
+
+def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Piecewise linear, constant outside; `knots` rise (NumPy's `interp`)."""
+    right = torch.searchsorted(knots, x.contiguous()).clamp(1, len(knots) - 1)
+    share = ((x - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0, 1)
+    return values[right - 1] + share * (values[right] - values[right - 1])

@@ -1,0 +1,25 @@
+"""What enlarger raises: each error says what was found, what was expected and what to do."""
+
+
+class EnlargerError(Exception):
+    """The base of all errors that enlarger raises on purpose."""
+
+
+class InputError(EnlargerError):
+    """A picture or an argument that cannot be used."""
+
+
+class CheckpointError(EnlargerError):
+    """A file or folder of weights that is not what it should be."""
+
+
+class Unsupported(EnlargerError):
+    """A request that is understood but that this model or this build cannot fulfil."""
+
+
+class Cancelled(EnlargerError):
+    """Raised by a watcher to stop a run; it passes through to the caller unchanged."""
+
+
+class NonFinite(EnlargerError):
+    """A network produced NaN or infinity; no picture is made of it."""

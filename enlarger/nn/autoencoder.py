@@ -1,0 +1,181 @@
+"""The Stable Diffusion autoencoder (AutoencoderKL), under diffusers' parameter names."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from enlarger.nn.attention import attend
+from enlarger.nn.blocks import Downsample, ResnetBlock, Upsample, to_map, to_tokens
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Widths and latent scaling of an autoencoder; `channels` runs from the picture to the latent."""
+
+    channels: tuple[int, ...]
+    layers: int
+    latent_channels: int
+    scale: float
+    force_upcast: bool = True  # half precision overflows: the caller runs this network in float32
+    groups: int = 32
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The normal distribution of an image's latents, (B, latent_channels, h, w), both already scaled."""
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """The latents that standard normal `noise` (the shape of `mean`) selects."""
+        return self.mean + self.std * noise
+
+
+class PixelAttention(nn.Module):
+    """Self-attention over all pixels with one head over all channels."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = to_tokens(self.group_norm(x))
+        h = attend(self.to_q(h), self.to_k(h), self.to_v(h), heads=1)
+        return x + to_map(self.to_out[0](h), x)
+
+
+class MidBlock(nn.Module):
+    """Attention between two residual blocks."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups=groups, eps=EPS) for _ in range(2))
+        self.attentions = nn.ModuleList([PixelAttention(channels, groups)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class DownBlock(nn.Module):
+    """The residual blocks of one resolution, then half the size unless it is the last."""
+
+    def __init__(self, inputs: int, channels: int, layers: int, groups: int, *, last: bool) -> None:
+        super().__init__()
+        widths = [inputs] + [channels] * (layers - 1)
+        self.resnets = nn.ModuleList(ResnetBlock(width, channels, groups=groups, eps=EPS) for width in widths)
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(channels, one_sided=True)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class UpBlock(nn.Module):
+    """The residual blocks of one resolution, then twice the size unless it is the last."""
+
+    def __init__(self, inputs: int, channels: int, layers: int, groups: int, *, last: bool) -> None:
+        super().__init__()
+        widths = [inputs] + [channels] * (layers - 1)
+        self.resnets = nn.ModuleList(ResnetBlock(width, channels, groups=groups, eps=EPS) for width in widths)
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Image (B, 3, H, W) to the moments of its latents (B, 2 * latent_channels, H / factor, W / factor)."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.channels, config.groups
+        inputs = (widths[0], *widths[:-1])
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            DownBlock(a, b, config.layers, groups, last=level == len(widths) - 1)
+            for level, (a, b) in enumerate(zip(inputs, widths, strict=True))
+        )
+        self.mid_block = MidBlock(widths[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """Unscaled latents (B, latent_channels, h, w) to an image (B, 3, h * factor, w * factor)."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.channels[::-1], config.groups
+        inputs = (widths[0], *widths[:-1])
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0], groups)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(a, b, config.layers + 1, groups, last=level == len(widths) - 1)
+            for level, (a, b) in enumerate(zip(inputs, widths, strict=True))
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class AutoencoderKL(nn.Module):
+    """The variational autoencoder of latent diffusion (Rombach et al. 2022); it scales its latents itself."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along each axis."""
+        return 2 ** (len(self.config.channels) - 1)
+
+    def encode(self, image: Tensor) -> Posterior:
+        """The latents' distribution of an image (B, 3, H, W) in -1..1."""
+        mean, log_variance = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        std = (log_variance.clamp(-30, 20) / 2).exp()
+        shift, scale = self._affine(mean)
+        return Posterior((mean - shift) * scale, std * scale)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The image (B, 3, H, W), about -1..1, of scaled latents (B, latent_channels, h, w)."""
+        shift, scale = self._affine(latents)
+        return self.decoder(self.post_quant_conv(latents / scale + shift))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The image rebuilt from the mean of its latents."""
+        return self.decode(self.encode(image).mean)
+
+    def _affine(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """Shift and scale of the latents: one number each, or one per channel where the file has statistics."""
+        mean, std, scale = self.config.latents_mean, self.config.latents_std, self.config.scale
+        shift = 0.0 if mean is None else like.new_tensor(mean)[:, None, None]
+        return shift, scale if std is None else scale / like.new_tensor(std)[:, None, None]

@@ -1,0 +1,116 @@
+"""Pieces that several networks share; attribute names are the names in the weight files."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from enlarger.nn.attention import attend
+
+
+def sinusoid(values: Tensor, channels: int) -> Tensor:
+    """Sinusoidal embedding of numbers (Vaswani et al. 2017), the cosine half first, longest period 10000.
+
+    `values` is (B,); the result is (B, channels) in float32.
+    """
+    half = channels // 2
+    exponents = torch.arange(half, device=values.device, dtype=torch.float32) * (-math.log(10000) / half)
+    angles = values[:, None].float() * exponents.exp()
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """View a feature map (B, C, H, W) as a sequence (B, H * W, C)."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_map(x: Tensor, like: Tensor) -> Tensor:
+    """View a sequence (B, H * W, C) as a feature map with the height and width of `like`."""
+    return x.transpose(1, 2).reshape(len(x), x.shape[2], *like.shape[2:])
+
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers with SiLU between: (B, inputs) to (B, channels)."""
+
+    def __init__(self, inputs: int, channels: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(inputs, channels)
+        self.linear_2 = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class Attention(nn.Module):
+    """Attention of a sequence (B, L, channels) to itself, or to `context` (B, S, context_channels)."""
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        context_channels: int | None = None,
+        *,
+        bias: bool = False,
+        norm_context: bool = False,
+    ) -> None:
+        super().__init__()
+        source = channels if context_channels is None else context_channels
+        self.heads = heads
+        self.norm_cross = nn.LayerNorm(source) if norm_context else nn.Identity()
+        self.to_q = nn.Linear(channels, channels, bias=bias)
+        self.to_k = nn.Linear(source, channels, bias=bias)
+        self.to_v = nn.Linear(source, channels, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        source = x if context is None else self.norm_cross(context)
+        return self.to_out[0](attend(self.to_q(x), self.to_k(source), self.to_v(source), self.heads, mask))
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised 3x3 convolutions beside a shortcut; the time embedding (B, time_channels) joins between them.
+
+    `time` comes in already through its SiLU, which all blocks of a network share.
+    """
+
+    def __init__(
+        self, inputs: int, channels: int, *, groups: int, eps: float, time_channels: int | None = None
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, inputs, eps=eps)
+        self.conv1 = nn.Conv2d(inputs, channels, 3, padding=1)
+        self.time_emb_proj = None if time_channels is None else nn.Linear(time_channels, channels)
+        self.norm2 = nn.GroupNorm(groups, channels, eps=eps)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(inputs, channels, 1) if inputs != channels else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            h = h + self.time_emb_proj(time)[:, :, None, None]
+        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution of stride 2; the autoencoder pads right and bottom only, the UNet on all sides."""
+
+    def __init__(self, channels: int, *, one_sided: bool = False) -> None:
+        super().__init__()
+        self.one_sided = one_sided
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if one_sided else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.one_sided else x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour enlargement to `size` (twice the size when None), then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        size = (2 * x.shape[2], 2 * x.shape[3]) if size is None else size
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))

@@ -1,0 +1,108 @@
+"""The bundled model's denoiser: a small UNet without attention or statistics over the picture.
+
+Its normalisation is over the channels of each pixel, so that a bounded neighbourhood decides each output and tiles
+equal the whole.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class CompactStage:
+    """One resolution: its width, and the residual blocks on the way down and again on the way up."""
+
+    channels: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class CompactUNetConfig:
+    """Sizes of `CompactUNet`; `deviation` is the standard deviation of each latent channel that it generates."""
+
+    in_channels: int = 32  # noisy latent and condition
+    out_channels: int = 16
+    stages: tuple[CompactStage, ...] = (CompactStage(64, 2), CompactStage(96, 2), CompactStage(128, 2))
+    time_channels: int = 128
+    deviation: tuple[float, ...] = (1.0,) * 16
+
+
+class ModulatedBlock(nn.Module):
+    """Twice: pixel-wise RMS normalisation, scale and shift from the noise level, GELU, 3x3 convolution; a residual."""
+
+    def __init__(self, channels: int, time_channels: int) -> None:
+        super().__init__()
+        self.modulate = nn.Linear(time_channels, 4 * channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        scale1, shift1, scale2, shift2 = self.modulate(time)[:, :, None, None].chunk(4, dim=1)
+        h = self.conv1(F.gelu(torch.addcmul(shift1, _normalise(x), 1 + scale1)))
+        return x + self.conv2(F.gelu(torch.addcmul(shift2, _normalise(h), 1 + scale2)))
+
+
+class CompactUNet(nn.Module):
+    """A noisy latent joined with its condition, and log(sigma) / 4, to the raw output of Karras's preconditioning."""
+
+    def __init__(self, config: CompactUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = [stage.channels for stage in config.stages]
+        self.register_buffer("deviation", torch.tensor(config.deviation), persistent=False)
+        self.time = nn.Sequential(nn.Linear(64, config.time_channels), nn.GELU())
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(_blocks(s, config) for s in config.stages)
+        self.up = nn.ModuleList(_blocks(s, config) for s in config.stages[:-1])
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def granularity(self) -> int:
+        """Heights and widths of the latent are multiples of this."""
+        return 2 ** (len(self.config.stages) - 1)
+
+    @property
+    def reach(self) -> int:
+        """Latent pixels on each side that an output can depend on, at most."""
+        passes = [2 if i + 1 < len(self.config.stages) else 1 for i in range(len(self.config.stages))]
+        return 2 + sum(
+            (2 * stage.blocks * count + 1) * 2**level
+            for level, (stage, count) in enumerate(zip(self.config.stages, passes, strict=True))
+        )
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(B, in, h, w) and (B,) to (B, out, h, w)."""
+        angles = time[:, None] * torch.exp(torch.linspace(math.log(0.5), math.log(64), 32, device=x.device, dtype=x.dtype))
+        context = self.time(torch.cat([angles.cos(), angles.sin()], 1))
+        x, skips = self.conv_in(x), []
+        for level, blocks in enumerate(self.down):
+            if level > 0:
+                skips.append(x)
+                x = self.shrink[level - 1](x)
+            for block in blocks:  # pyright: ignore[reportGeneralTypeIssues]
+                x = block(x, context)
+        for level in reversed(range(len(self.up))):
+            x = skips.pop() + F.pixel_shuffle(self.grow[level](x), 2)
+            for block in self.up[level]:  # pyright: ignore[reportGeneralTypeIssues]
+                x = block(x, context)
+        return self.conv_out(x)
+
+
+def _blocks(stage: CompactStage, config: CompactUNetConfig) -> nn.ModuleList:
+    return nn.ModuleList(ModulatedBlock(stage.channels, config.time_channels) for _ in range(stage.blocks))
+
+
+def _normalise(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)

@@ -1,0 +1,234 @@
+"""The k-diffusion upscaler's UNet (the x2 latent upscaler), under diffusers' parameter names."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from enlarger.errors import InputError
+from enlarger.nn.blocks import Attention, to_map, to_tokens
+
+GROUP = 32  # channels per group of every normalisation
+HIDDEN = -10000.0  # what the original adds to the logits of masked tokens
+
+
+@dataclass(frozen=True)
+class KStage:
+    """One resolution of the K-UNet: `layers` residual blocks, each with the attentions asked for."""
+
+    channels: int
+    layers: int
+    cross_attention: bool
+    self_attention: bool
+
+
+@dataclass(frozen=True)
+class KUNetConfig:
+    """Widths of a K-UNet; the stages run from the highest resolution to the lowest."""
+
+    in_channels: int
+    out_channels: int
+    stages: tuple[KStage, ...]
+    context_channels: int
+    head_channels: int = 64
+    vector_channels: int | None = None  # time_cond_proj_dim; None: no condition vector
+
+
+def _triangle(x: Tensor) -> Tensor:
+    """The resampling kernel outer([1, 3, 3, 1] / 8), once for each channel of `x`: (C, 1, 4, 4)."""
+    line = (2 - (torch.arange(4, device=x.device, dtype=x.dtype) - 1.5).abs()) / 4
+    return torch.outer(line, line).expand(x.shape[1], 1, 4, 4)
+
+
+def halve(x: Tensor) -> Tensor:
+    """Half the height and width by the triangle kernel, edges reflected."""
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), _triangle(x), stride=2, groups=x.shape[1])
+
+
+def double(x: Tensor) -> Tensor:
+    """Twice the height and width by the triangle kernel, edges reflected.
+
+    The kernel's two phases are the weights 1/4 and 3/4 of bilinear interpolation, whose own edges are cut off.
+    """
+    x = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)[:, :, 2:-2, 2:-2]
+
+
+class FourierTime(nn.Module):
+    """cos and sin of 2 pi w t for the file's frequencies w: (B,) to (B, 2 * frequencies)."""
+
+    def __init__(self, frequencies: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(frequencies), requires_grad=False)
+
+    def forward(self, time: Tensor) -> Tensor:
+        angles = 2 * math.pi * time[:, None] * self.weight
+        return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class KTimeEmbedding(nn.Module):
+    """The condition vector joins the Fourier features, then two linear layers, GELU after both."""
+
+    def __init__(self, channels: int, vector_channels: int | None) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(channels, channels)
+        self.cond_proj = None if vector_channels is None else nn.Linear(vector_channels, channels, bias=False)
+        self.linear_2 = nn.Linear(channels, channels)
+
+    def forward(self, features: Tensor, vector: Tensor | None) -> Tensor:
+        if self.cond_proj is not None:
+            features = features + self.cond_proj(vector)
+        return F.gelu(self.linear_2(F.gelu(self.linear_1(features))))
+
+
+class AdaGroupNorm(nn.Module):
+    """GroupNorm whose scale and shift (in this order) are linear in the time embedding."""
+
+    def __init__(self, channels: int, time_channels: int) -> None:
+        super().__init__()
+        self.groups = max(1, channels // GROUP)
+        self.linear = nn.Linear(time_channels, 2 * channels)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        scale, shift = self.linear(time)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, F.group_norm(x, self.groups, eps=1e-5), scale + 1)
+
+
+class KResnetBlock(nn.Module):
+    """Twice AdaGN, GELU, 3x3 convolution; the shortcut has no bias."""
+
+    def __init__(self, inputs: int, inner: int, channels: int, time_channels: int) -> None:
+        super().__init__()
+        self.norm1 = AdaGroupNorm(inputs, time_channels)
+        self.conv1 = nn.Conv2d(inputs, inner, 3, padding=1)
+        self.norm2 = AdaGroupNorm(inner, time_channels)
+        self.conv2 = nn.Conv2d(inner, channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(inputs, channels, 1, bias=False) if inputs != channels else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv1(F.gelu(self.norm1(x, time)))
+        return self.conv_shortcut(x) + self.conv2(F.gelu(self.norm2(h, time)))
+
+
+class KAttentionBlock(nn.Module):
+    """Self-attention where asked, then attention to the tokens, each after AdaGN; no feed-forward."""
+
+    def __init__(self, channels: int, time_channels: int, config: KUNetConfig, *, self_attention: bool) -> None:
+        super().__init__()
+        heads = max(1, channels // config.head_channels)
+        if self_attention:
+            self.norm1 = AdaGroupNorm(channels, time_channels)
+            self.attn1 = Attention(channels, heads, bias=True)
+        self.norm2 = AdaGroupNorm(channels, time_channels)
+        self.attn2 = Attention(channels, heads, config.context_channels, bias=True, norm_context=True)
+        self.self_attention = self_attention
+
+    def forward(self, x: Tensor, time: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        if self.self_attention:
+            x = x + to_map(self.attn1(to_tokens(self.norm1(x, time))), x)
+        return x + to_map(self.attn2(to_tokens(self.norm2(x, time)), tokens, bias), x)
+
+
+class KBlock(nn.Module):
+    """The residual blocks of one stage on one side of the UNet; `widths` runs from its input to its output.
+
+    The last block turns to its output width in its second convolution only.
+    """
+
+    def __init__(self, widths: Sequence[int], stage: KStage, time_channels: int, config: KUNetConfig) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(KResnetBlock(a, stage.channels, b, time_channels) for a, b in pairwise(widths))
+        if stage.cross_attention:
+            self.attentions = nn.ModuleList(
+                KAttentionBlock(channels, time_channels, config, self_attention=stage.self_attention)
+                for channels in widths[1:]
+            )
+        self.attended = stage.cross_attention
+
+    def forward(self, x: Tensor, time: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        for index, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if self.attended:
+                x = self.attentions[index](x, time, tokens, bias)
+        return x
+
+
+class KUNet(nn.Module):
+    """The x2 latent upscaler's UNet (k-diffusion `ImageDenoiserModelV1`), without its outer preconditioning.
+
+    Height and width must be multiples of `step`, and at least twice that.
+    """
+
+    def __init__(self, config: KUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        stages, first = config.stages, config.stages[0].channels
+        time_channels = 2 * first
+        self.conv_in = nn.Conv2d(config.in_channels, first, 1)
+        self.time_proj = FourierTime(first)
+        self.time_embedding = KTimeEmbedding(time_channels, config.vector_channels)
+        above = [first, *(stage.channels for stage in stages[:-1])]  # the width of the next higher resolution
+        down = [[a, *[s.channels] * s.layers] for a, s in zip(above, stages, strict=True)]
+        joined = [2 * stage.channels for stage in stages[:-1]] + [stages[-1].channels]
+        up = [[j, *[s.channels] * (s.layers - 1), a] for j, s, a in zip(joined, stages, above, strict=True)]
+        self.down_blocks = nn.ModuleList(
+            KBlock(widths, stage, time_channels, config) for widths, stage in zip(down, stages, strict=True)
+        )
+        self.up_blocks = nn.ModuleList(
+            KBlock(widths, stage, time_channels, config)
+            for widths, stage in zip(reversed(up), reversed(stages), strict=True)
+        )
+        self.conv_out = nn.Conv2d(first, config.out_channels, 1)
+
+    @property
+    def step(self) -> int:
+        """What height and width must be multiples of, and at least twice as large as."""
+        return 2 ** (len(self.config.stages) - 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        *,
+        tokens: Tensor,
+        vector: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Run the network once: `x` (B, in, H, W) to (B, out, H, W), all raw.
+
+        `time` (B,) is log(sigma) / 4, `tokens` (B, L, context_channels), `vector` (B, vector_channels), `mask`
+        (B, L) is True where a token may be attended to.
+        """
+        self._check(x, vector)
+        time = self.time_embedding(self.time_proj(time).to(x.dtype), vector)
+        bias = (
+            None if mask is None else x.new_zeros(mask.shape).masked_fill(~mask, HIDDEN)[:, None, None]
+        )  # (B, 1, 1, L)
+        x = self.conv_in(x)
+        skips: list[Tensor] = []
+        for block in self.down_blocks:
+            x = block(halve(x) if skips else x, time, tokens, bias)
+            skips.append(x)
+        x = self.up_blocks[0](skips.pop(), time, tokens, bias)
+        for block in self.up_blocks[1:]:
+            x = block(torch.cat((double(x), skips.pop()), dim=1), time, tokens, bias)
+        return self.conv_out(x)
+
+    def _check(self, x: Tensor, vector: Tensor | None) -> None:
+        """Refuse what would fail further in, and less clearly."""
+        height, width = x.shape[2:]
+        if any(size % self.step or size < 2 * self.step for size in (height, width)):
+            raise InputError(
+                f"the upscaler's UNet got a latent of {width}x{height}: width and height must be "
+                f"multiples of {self.step} and at least {2 * self.step}; pad it first"
+            )
+        built = self.config.vector_channels
+        if (vector is None) != (built is None):
+            raise InputError(
+                f"the upscaler's UNet got {'no' if vector is None else 'a'} condition vector and was built with "
+                f"vector_channels={built}; pass `vector` exactly when that is not None"
+            )

@@ -1,0 +1,123 @@
+"""What can be asked for: one frozen dataclass per task, with every default, limit and line of help.
+
+The Python functions, the command line and the service are made from these; no default is written anywhere else.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from enlarger.errors import InputError
+
+Profile = Literal["diffusers", "original"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The help and the allowed values of one option."""
+
+    help: str
+    least: float = -math.inf
+    most: float = math.inf
+    choices: tuple[str, ...] = ()
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """A dataclass field that knows its help and its limits."""
+    return field(default=default, metadata={"limits": Limits(help, **limits)})
+
+
+@dataclass(frozen=True)
+class UpscaleRequest:
+    """Enlarge pictures. None means the model's own default (`DEFAULTS`)."""
+
+    image: Any  # what `read_pictures` takes, one or several
+    by: float = option(2.0, "how many times wider and higher", least=1, most=16)
+    prompt: str | Sequence[str] = option("", "what the picture shows; models without a text encoder refuse it")
+    negative: str | Sequence[str] = option("", "what it should not show; needs guidance other than 1")
+    steps: int | None = option(None, "denoising steps", least=1, most=1000)
+    guidance: float | None = option(None, "classifier-free guidance scale", least=-100, most=100)
+    seed: int | Sequence[int] = option(0, "seed of the first picture; the others count on", least=0, most=2**63 - 1)
+    count: int = option(1, "pictures to make from each input", least=1, most=64)
+    noise_level: float = option(0.0, "noise added to the low-resolution latent", least=0, most=10)
+    solver: str | None = option(None, "name of the solver")
+    profile: Profile | None = option(None, "numbers equal to which code", choices=("diffusers", "original"))
+    detail: float | None = option(None, "bundled model: 0 is most faithful, 1 full texture", least=0, most=1)
+    consistent: bool | None = option(None, "make the result's half-size copy equal to the input")
+    long_prompt: bool = option(False, "encode prompts over 75 tokens in chunks instead of cutting them")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Make pictures from text. None means the model's own default (`DEFAULTS`)."""
+
+    prompt: str | Sequence[str]
+    negative: str | Sequence[str] = option("", "what it should not show")
+    width: int | None = option(None, "pixels", least=8, most=8192)
+    height: int | None = option(None, "pixels", least=8, most=8192)
+    steps: int | None = option(None, "denoising steps", least=1, most=1000)
+    guidance: float | None = option(None, "classifier-free guidance scale", least=-100, most=100)
+    rescale: float = option(0.0, "share of the conditional branch's contrast to restore", least=0, most=1)
+    seed: int | Sequence[int] = option(0, "seed of the first picture; the others count on", least=0, most=2**63 - 1)
+    count: int = option(1, "pictures to make from each prompt", least=1, most=64)
+    solver: str | None = option(None, "name of the solver")
+    long_prompt: bool = option(False, "encode prompts over 75 tokens in chunks instead of cutting them")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "upscale/diffusers": {"steps": 75, "guidance": 9.0, "solver": "euler"},
+    "upscale/original": {"steps": 50, "guidance": 1.0, "solver": "dpm_adaptive"},
+    "upscale/bundled": {"steps": 6, "guidance": 1.0, "solver": "heun", "detail": 0.0, "consistent": True},
+    "generate": {"steps": 50, "guidance": 7.5},
+}
+"""What None stands for, by task and model or profile."""
+
+
+def check(request: Any) -> None:
+    """Raise InputError for a value outside the limits of its field."""
+    for item in fields(request):
+        limits = item.metadata.get("limits")
+        if limits is None:
+            continue
+        value = getattr(request, item.name)
+        for one in value if isinstance(value, Sequence) and not isinstance(value, str) else (value,):
+            _check_one(item.name, one, limits)
+
+
+def filled(request: Any, name: str) -> dict[str, Any]:
+    """The request's options as a dictionary, with None replaced by the defaults of `name`."""
+    defaults = DEFAULTS[name]
+    values = {item.name: getattr(request, item.name) for item in fields(request)}
+    return {key: defaults.get(key) if value is None else value for key, value in values.items()}
+
+
+def one_per(value: Any, count: int, name: str) -> list[Any]:
+    """A value for each of `count` images: one is repeated, a sequence must have as many."""
+    values = [value] if isinstance(value, str | Path) or not isinstance(value, Sequence) else list(value)
+    if len(values) not in (1, count):
+        raise InputError(f"{len(values)} values of {name} for {count} images; give one or {count}")
+    return values * count if len(values) == 1 else values
+
+
+def seeds_for(seed: int | Sequence[int], count: int) -> list[int]:
+    """One seed per image: a single seed counts on from image to image."""
+    if not isinstance(seed, Sequence):
+        return [(seed + i) % 2**63 for i in range(count)]
+    if len(seed) != count:
+        raise InputError(f"{len(seed)} seeds for {count} images; give one seed, or one per image")
+    return list(seed)
+
+
+def _check_one(name: str, value: Any, limits: Limits) -> None:
+    if limits.choices and value is not None and value not in limits.choices:
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(limits.choices)}")
+    if isinstance(value, int | float) and not isinstance(value, bool) and not limits.least <= value <= limits.most:
+        raise InputError(f"{name} is {value}, expected {limits.least:g} to {limits.most:g}")

@@ -1,0 +1,1 @@
+"""Where and how modules run; the models never know."""

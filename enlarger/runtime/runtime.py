@@ -1,0 +1,86 @@
+"""Where modules run: a device, a precision, and what to do with a module that is not at work."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from enlarger.errors import InputError
+
+Offload = Literal["none", "model", "sequential"]
+Module = TypeVar("Module", bound=nn.Module)
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Policy for the modules of a task. With "model" a module is on the device only while held; with "sequential" only
+    the layer at work is. Neither changes a result."""
+
+    device: torch.device = torch.device("cpu")
+    offload: Offload = "none"
+
+    @contextmanager
+    def hold(self, module: Module) -> Iterator[Module]:
+        """The module, ready to run on the device for the length of the block."""
+        with ExitStack() as stack:
+            if self.offload == "sequential":
+                for layer in module.modules():
+                    if any(True for _ in layer.parameters(recurse=False)):
+                        stack.enter_context(_visiting(layer, self.device))
+            else:
+                module.to(self.device)
+            try:
+                yield module
+            finally:
+                if self.offload == "model":
+                    module.to("cpu")
+
+
+@contextmanager
+def _visiting(layer: nn.Module, device: torch.device) -> Iterator[None]:
+    """The layer's own parameters are on the device only during its forward call."""
+
+    def fetch(layer: nn.Module, inputs: Any) -> None:
+        _move(layer, device)
+
+    def put_back(layer: nn.Module, inputs: Any, output: Any) -> None:
+        _move(layer, torch.device("cpu"))
+
+    hooks = [layer.register_forward_pre_hook(fetch), layer.register_forward_hook(put_back)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        _move(layer, torch.device("cpu"))
+
+
+def _move(layer: nn.Module, device: torch.device) -> None:
+    for parameter in layer.parameters(recurse=False):
+        parameter.data = parameter.data.to(device)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; "auto" is the first accelerator there is, else the CPU."""
+    if name != "auto":
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise InputError(f"no device is called {name!r}; expected auto, cpu, cuda, cuda:0, mps ...") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The precision of a name; "auto" is float16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name not in PRECISIONS:
+        raise InputError(f"precision is {name!r}, expected auto, {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]

@@ -1,0 +1,1 @@
+"""What enlarger does: one file per task."""

@@ -1,0 +1,106 @@
+"""What the tasks share: progress, results, prompts, padding, and decoding that never gives a black picture silently."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from enlarger.diffusion.sample import Step
+from enlarger.errors import NonFinite
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.clip_text import ClipText
+from enlarger.runtime.runtime import Runtime
+from enlarger.text.encode import Encoded, Layer, encode
+from enlarger.text.tokenize import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """How far a stage of the work is; `step` holds the latents while denoising."""
+
+    stage: str
+    done: int
+    total: int
+    step: Step | None = None
+
+
+Watch = Callable[[Progress], None]
+
+
+def quiet(progress: Progress) -> None:
+    """Watch nothing."""
+
+
+def watch_steps(watch: Watch, total: int, stage: str = "denoise") -> Callable[[Step], None]:
+    """A watcher of solver steps that reports them as progress."""
+    done = 0
+
+    def see(step: Step) -> None:
+        nonlocal done
+        done += 1
+        watch(Progress(stage, done, max(total, done), step))
+
+    return see
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pictures made, the seed of each, and what is to be known of them."""
+
+    images: tuple[Image.Image, ...]
+    seeds: tuple[int, ...]
+    model: str
+    notes: tuple[str, ...] = ()
+    consistency: float | None = None  # largest difference of the half-size copy to the input, in 8-bit steps
+
+    @property
+    def image(self) -> Image.Image:
+        """The first picture."""
+        return self.images[0]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Features of the prompts, and of the negative prompts where guidance needs them."""
+
+    positive: Encoded
+    negative: Encoded | None = None
+
+
+def encode_text(
+    tokenizer: Tokenizer, encoder: ClipText, runtime: Runtime,
+    prompts: Sequence[str], negatives: Sequence[str] | None, layer: Layer, long: bool = False,
+) -> Text:  # fmt: skip
+    """Prompts and negative prompts in one call, which gives them one length."""
+    with runtime.hold(encoder):
+        both = encode(tokenizer, encoder, [*prompts, *(negatives or ())], layer=layer, long=long)
+    first, second = (
+        Encoded(both.tokens[part], both.pooled[part], both.mask[part])
+        for part in (slice(len(prompts)), slice(len(prompts), None))
+    )
+    return Text(first, None if negatives is None else second)
+
+
+def pad_to(x: Tensor, multiple: int) -> Tensor:
+    """Rows and columns repeated at the bottom and right until both sizes are multiples of `multiple`."""
+    right, bottom = -x.shape[-1] % multiple, -x.shape[-2] % multiple
+    return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x
+
+
+def decode(autoencoder: AutoencoderKL, latents: Tensor, runtime: Runtime) -> Tensor:
+    """Latents to pictures about -1..1 in float32. A half-precision overflow is decoded again in float32.
+
+    Raises NonFinite if that is not finite either.
+    """
+    dtype = next(autoencoder.parameters()).dtype
+    with runtime.hold(autoencoder), torch.inference_mode():
+        picture = autoencoder.decode(latents.to(runtime.device, dtype)).float()
+        if dtype != torch.float32 and not torch.isfinite(picture).all():
+            picture = autoencoder.float().decode(latents.to(runtime.device).float())
+            autoencoder.to(dtype)
+    if not torch.isfinite(picture).all():
+        raise NonFinite("the decoded picture is not finite; the latents or the autoencoder's weights are damaged")
+    return picture

@@ -1,0 +1,219 @@
+"""CLIP's byte-pair tokeniser: prompts to rows of 77 token ids."""
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
+from torch import Tensor
+
+from enlarger.errors import CheckpointError, InputError
+from enlarger.jsonfile import read_json
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+LENGTH = 77  # positions of every CLIP text encoder, start and end token included
+# Radford et al. 2021: specials, English endings, runs of letters, single digits, runs of anything else.
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Rows for a text encoder, what is real in them, and what had to be left out."""
+
+    ids: Tensor  # (B, 77) int64
+    mask: Tensor  # (B, 77) bool, True from the start token to the first end token
+    cut: tuple[str, ...]  # per text: the part that did not fit, "" where all of it did
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Calling it turns texts into `Tokens`. Lone surrogates in a text become U+FFFD; NUL is a character like others.
+
+    `original` reads prompts as OpenAI's and open_clip's code does: HTML entities are unescaped, and where "!" is
+    the padding a typed "!" keeps its own id. Otherwise ids equal transformers', where such a "!" is the padding.
+    """
+
+    backend: tokenizers.Tokenizer
+    start: int
+    end: int
+    pad: int
+    length: int = LENGTH
+    original: bool = False
+
+    @classmethod
+    def from_folder(cls, path: str | Path, *, original: bool = False) -> "Tokenizer":
+        """Read `tokenizer.json`, or `vocab.json` and `merges.txt`. Raises `CheckpointError`, naming the file."""
+        return _read_folder(Path(path), original)
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """One row per text: start, up to 75 tokens, end, padding. Longer texts are cut."""
+        rows = [self._split(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        room = self.length - 2
+        ids, mask = self._rows([ids[:room] for ids, _, _ in rows])
+        cut = tuple(text[starts[room] :].strip() if len(ids) > room else "" for ids, starts, text in rows)
+        return Tokens(ids, mask, cut)
+
+    def chunks(self, text: str) -> Tokens:
+        """As many rows as the whole text needs, at least one; nothing is cut."""
+        ids, room = self._split(text)[0], self.length - 2
+        rows, mask = self._rows([ids[i : i + room] for i in range(0, max(len(ids), 1), room)])
+        return Tokens(rows, mask, ("",) * len(rows))
+
+    def files(self) -> dict[str, str]:
+        """The tokenizer folder as transformers reads it: the contents of each file under its name."""
+        model: dict[str, Any] = json.loads(self.backend.to_str())["model"]
+        merges = (m if isinstance(m, str) else " ".join(m) for m in model["merges"])
+        known = {
+            i: _flags(token) | {"special": token.special}
+            for i, token in self.backend.get_added_tokens_decoder().items()
+        }
+        pad = self.backend.id_to_token(self.pad)
+        known.setdefault(self.pad, _flags(AddedToken(pad, special=True)) | {"special": True})
+        roles = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
+        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.length, "do_lower_case": True, **roles}
+        decoder = {str(i): known[i] for i in sorted(known)}
+        return {
+            "vocab.json": json.dumps(model["vocab"], ensure_ascii=False),
+            "merges.txt": "\n".join(("#version: 0.2", *merges)) + "\n",
+            "special_tokens_map.json": json.dumps(roles, indent=2) + "\n",
+            "tokenizer_config.json": json.dumps(config | {"added_tokens_decoder": decoder}, indent=2) + "\n",
+        }
+
+    def _split(self, text: str) -> tuple[list[int], list[int], str]:
+        """Ids without start and end, where each begins in the text, and the text as it was read."""
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be checked
+            raise InputError(f"a prompt is a {type(text).__name__}, expected a string.")
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if self.original:
+            text = html.unescape(html.unescape(text))
+        found = self.backend.encode(text, add_special_tokens=False)
+        return found.ids, [start for start, _ in found.offsets], text
+
+    def _rows(self, inner: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        ids = torch.full((len(inner), self.length), self.pad)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, found in enumerate(inner):
+            filled = (self.start, *found, self.end)
+            ids[row, : len(filled)] = torch.tensor(filled)
+            mask[row, : len(filled)] = True
+        return ids, mask
+
+
+def _read_folder(folder: Path, original: bool) -> Tokenizer:
+    """Vocabulary and merges from whichever files are there, special tokens from the files that decide them."""
+    whole = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else {}
+    config, roles = _read_roles(folder, whole)
+    try:
+        backend = _backend(*_read_pairs(folder, whole))
+        start, end = (_token_id(backend, _content(roles[role]), folder) for role in ("bos_token", "eos_token"))
+        for token in _added_tokens(folder, whole, config, roles, original):
+            backend.add_tokens([token])
+        _check_ids(backend, whole, config, folder)
+        length = int(config.get("model_max_length", LENGTH))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the `tokenizers` library raises plain Exceptions
+        raise CheckpointError(f"{folder}: not a CLIP tokenizer ({error}); fetch the folder again.") from error
+    pad = _token_id(backend, _content(roles["pad_token"]), folder)
+    return Tokenizer(backend, start, end, pad, length if 2 < length <= LENGTH else LENGTH, original)
+
+
+def _read_pairs(folder: Path, whole: Mapping[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary and the merges; both spellings of merges, "a b" and ["a", "b"], are in use."""
+    if whole:
+        vocabulary, lines = whole["model"]["vocab"], whole["model"]["merges"]
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        vocabulary = read_json(folder / "vocab.json")
+        lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+        lines = [line for line in lines[lines[0].startswith("#version") :] if line.strip()]
+    else:
+        raise CheckpointError(f"{folder}: no tokenizer.json, nor vocab.json with merges.txt; expected one of these.")
+    return vocabulary, [tuple(line.split()) if isinstance(line, str) else tuple(line) for line in lines]
+
+
+def _backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    """CLIP's pipeline around a byte-pair model: NFC, single spaces, lower case, words, bytes."""
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges, unk_token=END, end_of_word_suffix="</w>"))
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])  # type: ignore[assignment] - a property with no stub for its setter
+    words = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])  # type: ignore[assignment] - as above
+    return backend
+
+
+def _read_roles(folder: Path, whole: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`tokenizer_config.json`, and which token starts, ends and pads.
+
+    `special_tokens_map.json` wins (the SD2 files disagree, and their weights were trained with the map's padding)
+    unless the config lists its tokens itself, as newer files do. A lone tokenizer.json shows its padding by
+    declaring a token of the vocabulary special that neither starts nor ends.
+    """
+    files = {name: folder / name for name in ("tokenizer_config.json", "special_tokens_map.json")}
+    config, special = (read_json(path) if path.is_file() else {} for path in files.values())
+    roles: dict[str, Any] = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    odd = [t for t in whole.get("added_tokens") or () if t.get("special") and t.get("content") not in (START, END)]
+    if whole.get("padding"):
+        roles["pad_token"] = whole["padding"]["pad_token"]
+    elif len(odd) == 1 and odd[0]["content"] in whole["model"]["vocab"]:
+        roles["pad_token"] = odd[0]["content"]
+    for source in (config, {} if "added_tokens_decoder" in config else special):
+        roles |= {role: source[role] for role in ROLES if source.get(role) is not None}
+    return config, roles
+
+
+def _added_tokens(
+    folder: Path, whole: Mapping[str, Any], config: Mapping[str, Any], roles: Mapping[str, Any], original: bool
+) -> Iterator[AddedToken]:
+    """Tokens matched as a whole before splitting into words, in the order of their ids, the special ones last."""
+    listed: dict[int, Any] = {int(t["id"]): t for t in whole.get("added_tokens") or ()}
+    if (folder / "added_tokens.json").is_file():
+        listed = {int(i): name for name, i in read_json(folder / "added_tokens.json").items()} | listed
+    if "added_tokens_decoder" in config:
+        listed = {int(i): token for i, token in config["added_tokens_decoder"].items()}
+    seen: set[str] = set()
+    for token in (*(listed[i] for i in sorted(listed)), *(roles[role] for role in ROLES)):
+        name = _content(token)
+        typed_pad = original and name == _content(roles["pad_token"]) and name not in (START, END)
+        if name not in seen and not typed_pad:
+            yield _added(token, special=any(name == _content(role) for role in roles.values()))
+        seen.add(name)
+
+
+def _check_ids(
+    backend: tokenizers.Tokenizer, whole: Mapping[str, Any], config: Mapping[str, Any], folder: Path
+) -> None:
+    stated = {int(t["id"]): t for t in whole.get("added_tokens") or ()}
+    stated |= {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
+    for i, token in stated.items():
+        found = backend.token_to_id(_content(token))
+        if found != i:
+            raise CheckpointError(f"{folder}: added token {_content(token)!r} gets id {found}, the files say {i}.")
+
+
+def _content(token: Any) -> str:
+    return str(token["content"] if isinstance(token, Mapping) else token)
+
+
+def _added(token: Any, special: bool) -> AddedToken:
+    if not isinstance(token, Mapping):
+        return AddedToken(str(token), special=special, normalized=not special)
+    special = special or bool(token.get("special"))
+    return AddedToken(_content(token), special=special, **{flag: bool(token.get(flag)) for flag in FLAGS})
+
+
+def _flags(token: AddedToken) -> dict[str, Any]:
+    return {"content": token.content} | {flag: getattr(token, flag) for flag in FLAGS}
+
+
+def _token_id(backend: tokenizers.Tokenizer, name: str, folder: Path) -> int:
+    found = backend.token_to_id(name)
+    if found is None:
+        raise CheckpointError(f"{folder}: the vocabulary has no token {name!r}; expected CLIP's vocabulary.")
+    return found

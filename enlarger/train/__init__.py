@@ -1,0 +1,1 @@
+"""The workshop in which the bundled model is trained."""

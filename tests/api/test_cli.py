@@ -1,0 +1,492 @@
+"""The command line, with a fast stand-in for the model: files, names, streams and exit statuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from enlarger.cli.main import run
+from enlarger.errors import CheckpointError, InputError, Unsupported
+from enlarger.images import one_line, read_picture, to_pil
+from enlarger.requests import UpscaleRequest
+from enlarger.tasks.parts import Progress, Result, Watch
+from tests.support.pictures import bad_files, odd_files, texture
+
+ROOT = Path(__file__).parents[2]
+HELD = "from enlarger.cli.main import run\nrun()"
+
+
+class Fake:
+    """Enlarges by nearest neighbour, and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[Any, ...]] = []
+        self.requests: list[UpscaleRequest] = []
+        self.before: Callable[[UpscaleRequest], None] = lambda request: None
+
+    def load(self, *arguments: Any) -> "Fake":
+        self.loaded.append(arguments)
+        return self
+
+    def __call__(self, request: UpscaleRequest, watch: Watch) -> Result:
+        self.requests.append(request)
+        self.before(request)
+        picture = read_picture(request.image)
+        for done in range(3):
+            watch(Progress("denoise", done + 1, 3))
+        size = (round(picture.width * request.by), round(picture.height * request.by))
+        images = tuple(to_pil(picture).resize(size, Image.Resampling.NEAREST) for _ in range(request.count))
+        assert isinstance(request.seed, int)
+        seeds = tuple(range(request.seed, request.seed + request.count))
+        return Result(images, seeds, "fake", picture.notes, 0.5)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    made = Fake()
+    monkeypatch.setattr("enlarger.tasks.enlarge.load_upscaler", made.load)
+    return made
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, fake: Fake) -> Any:
+    """Run the command in an empty folder; gives exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["enlarger", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            run()
+        said = capsys.readouterr()
+        error = said.err
+        if isinstance(exit.value.code, str):  # what the interpreter does with a text
+            return 1, said.out, f"{error}{exit.value.code}\n"
+        return exit.value.code or 0, said.out, error
+
+    return call
+
+
+def photo(path: str, width: int = 12, height: int = 9) -> Path:
+    """A small photo in the current folder."""
+    made = Path(path)
+    made.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(texture(width, height)).save(made)
+    return made
+
+
+def files() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*") if path.is_file())
+
+
+def test_one_photo_is_written_beside_it(call: Any) -> None:
+    photo("a.jpg")
+    status, out, err = call("upscale", "a.jpg")
+    assert (status, out) == (0, "a-x2.png\n")
+    assert "loading the model\n" in err and "a.jpg: denoise\n" in err and "a.jpg: 24 x 18 in 0.0 s\n" in err
+    assert Image.open("a-x2.png").size == (24, 18)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        (["a.png", "-o", "b.jpg"], ["b.jpg"]),
+        (["a.png", "-o", "out"], ["out/a-x2.png"]),
+        (["a.png", "--output", "deep/er"], ["deep/er/a-x2.png"]),
+        (["a.png", "--by", "1.5"], ["a-x1.5.png"]),
+        (["a.png", "--by", "3", "--count", "2"], ["a-x3-1.png", "a-x3-2.png"]),
+        (["a.png", "-o", "b.webp", "--count", "2"], ["b-1.webp", "b-2.webp"]),
+        (["a.png", "f/b.png", "-o", "out"], ["out/a-x2.png", "out/b-x2.png"]),
+        (["f"], ["f/b-x2.png", "f/c.d-x2.png"]),
+        (["f", "-r"], ["f/b-x2.png", "f/c.d-x2.png", "f/g/b-x2.png"]),
+        (["f", "-o", "out", "--recursive"], ["out/b-x2.png", "out/c.d-x2.png", "out/g/b-x2.png"]),
+        (["f", "-o", "out.png.d"], ["out.png.d/b-x2.png", "out.png.d/c.d-x2.png"]),
+        (["f/b.png", "f"], ["f/b-x2.png", "f/c.d-x2.png"]),
+    ],
+)
+def test_names_of_results(call: Any, arguments: list[str], written: list[str]) -> None:
+    for path in ("a.png", "f/b.png", "f/c.d.jpeg", "f/g/b.png", "f/.hidden.png", "f/.cache/h.png"):
+        photo(path)
+    Path("f/notes.txt").write_text("not a picture")
+    before = files()
+    status, out, _ = call("upscale", *arguments)
+    assert (status, out.split()) == (0, written)
+    assert sorted(set(files()) - set(before)) == sorted(written)
+
+
+def test_the_model_is_loaded_once_and_asked_with_the_options(call: Any, fake: Fake) -> None:
+    photo("f/a.png"), photo("f/b.png")
+    options = "--prompt cat --negative dog --steps 4 --guidance 0 --seed 7 --noise-level 0.5 --solver euler"
+    more = "--profile original --detail 0 --no-consistent --long-prompt --model M --device cpu --precision float32"
+    assert call("upscale", "f", *options.split(), *more.split())[0] == 0
+    assert fake.loaded == [("M", "cpu", "float32")]
+    expected = UpscaleRequest(
+        image=Path("f/a.png"), prompt="cat", negative="dog", steps=4, guidance=0.0, seed=7, noise_level=0.5,
+        solver="euler", profile="original", detail=0.0, consistent=False, long_prompt=True,
+    )  # fmt: skip
+    assert fake.requests[0] == expected
+    assert [request.image for request in fake.requests] == [Path("f/a.png"), Path("f/b.png")]
+
+
+def test_without_options_every_value_is_the_requests_own(call: Any, fake: Fake) -> None:
+    photo("a.png")
+    call("upscale", "a.png")
+    assert fake.requests == [UpscaleRequest(image=Path("a.png"))]
+    assert fake.loaded == [(None, "auto", "auto")]
+
+
+def test_nothing_is_overwritten_unasked_and_nothing_computed_for_it(call: Any, fake: Fake) -> None:
+    photo("a.png"), Path("a-x2.png").write_text("mine")
+    status, out, err = call("upscale", "a.png")
+    assert (status, out, fake.loaded) == (1, "", [])
+    assert err == "error: a.png: a-x2.png: exists already; choose another name or allow overwriting (--overwrite)\n"
+    assert Path("a-x2.png").read_text() == "mine"
+    assert call("upscale", "a.png", "--overwrite")[:2] == (0, "a-x2.png\n")
+    assert Image.open("a-x2.png").size == (24, 18)
+
+
+def test_one_of_several_results_that_exists_refuses_them_all(call: Any, fake: Fake) -> None:
+    photo("a.png"), Path("a-x2-2.png").write_text("mine")
+    assert call("upscale", "a.png", "--count", "2")[0] == 1
+    assert fake.requests == [] and not Path("a-x2-1.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["a.png", "-o", "a.png"], "a.png: a.png is the input a.png; choose another --output"),
+        (["a.png", "-o", "f/../a.png"], "a.png: f/../a.png is the input a.png; choose another --output"),
+        (["a.png", "a-x2.png"], "a.png: a-x2.png is the input a-x2.png; choose another --output"),
+        (["a.png", "-o", "link.png"], "a.png: link.png is the input a.png; choose another --output"),
+    ],
+)
+def test_an_input_is_never_overwritten(call: Any, fake: Fake, arguments: list[str], error: str) -> None:
+    photo("a.png"), photo("a-x2.png"), photo("f/a.png"), Path("link.png").symlink_to("a.png")
+    before = Path("a.png").read_bytes()
+    status, _, err = call("upscale", *arguments, "--overwrite")
+    assert status == 1 and f"error: {error}\n" in err
+    assert Path("a.png").read_bytes() == before
+
+
+def test_two_inputs_never_share_a_result(call: Any) -> None:
+    photo("f/a.png"), photo("g/a.png")
+    status, out, err = call("upscale", "f/a.png", "g/a.png", "-o", "out", "--overwrite")
+    assert (status, out) == (1, "out/a-x2.png\n")
+    assert "error: g/a.png: out/a-x2.png is already the result of f/a.png; choose another --output\n" in err
+
+
+def test_results_in_a_folder_are_not_enlarged_by_the_next_run(call: Any, fake: Fake) -> None:
+    photo("f/a.png")
+    assert call("upscale", "f")[0] == 0
+    status, out, err = call("upscale", "f")
+    assert (status, out) == (1, "") and err.startswith("error: f/a.png: f/a-x2.png: exists already")
+    assert call("upscale", "f", "--overwrite")[:2] == (0, "f/a-x2.png\n")
+    assert files() == ["f/a-x2.png", "f/a.png"]
+
+
+def test_bad_files_are_reported_in_a_line_each_and_the_others_go_on(call: Any) -> None:
+    cases = [case for case in bad_files(Path()) if case.path.suffix]
+    photo("good.png")
+    status, out, err = call("upscale", *(case.path for case in cases), "missing.png", "good.png")
+    lines = err.splitlines()
+    assert (status, out) == (1, "good-x2.png\n")
+    for case in cases:
+        told = [
+            line for line in lines if line.startswith(f"error: {one_line(case.path)}: ") and (case.error or "") in line
+        ]
+        assert len(told) == 1, (case, err)
+    assert "error: missing.png: no such file or folder" in lines
+    end = lines.index(f"{len(cases) + 1} of {len(cases) + 2} files failed:")
+    assert lines[end + 1 :] == ["- " + line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    assert "Traceback" not in err
+
+
+def test_odd_files_are_enlarged(call: Any) -> None:
+    cases = odd_files(Path())
+    status, out, err = call("upscale", *(case.path for case in cases), "-o", "out")
+    assert (status, len(out.split())) == (0, len({case.path.stem for case in cases})), err
+    for case in cases:
+        assert Image.open(f"out/{case.path.stem}-x2.png").size == (2 * case.size[0], 2 * case.size[1])
+        assert case.note is None or any(
+            f"{case.path}: note: " in line and case.note in line for line in err.splitlines()
+        )
+
+
+def test_folders_that_give_nothing(call: Any, fake: Fake) -> None:
+    Path("empty").mkdir(), photo("outer/inner/a.png")
+    status, out, err = call("upscale", "empty", "outer")
+    assert (status, out, fake.loaded) == (1, "", [])
+    assert "error: empty: no pictures in this folder; --recursive searches the folders in it\n" in err
+    assert "error: empty: no pictures in this folder\n" in call("upscale", "empty", "-r")[2]
+
+
+def test_output_that_cannot_be(call: Any, fake: Fake) -> None:
+    photo("a.png"), Path("file").write_text("")
+    assert "a.png: file: cannot be made (File exists)" in call("upscale", "a.png", "-o", "file")[2]
+    assert "a.png: file/below: cannot be made (Not a directory)" in call("upscale", "a.png", "-o", "file/below")[2]
+    assert "a.png: b.gif: found suffix '.gif', expected one of .png" in call("upscale", "a.png", "-o", "b.gif")[2]
+    assert "a.png: no/b.png: no such folder no; make it first" in call("upscale", "a.png", "-o", "no/b.png")[2]
+    assert fake.loaded == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["upscale"],
+        ["upscale", "a.png", "--bigger"],
+        ["upscale", "a.png", "--by", "0.5"],
+        ["upscale", "a.png", "--by", "nan"],
+        ["upscale", "a.png", "--count", "0"],
+        ["upscale", "a.png", "--profile", "mine"],
+        ["upscale", "a.png", "--seed", "-1"],
+        ["upscale", "a.png", "a.png", "-o", "b.png"],
+        ["enlarge", "a.png"],
+    ],
+)
+def test_wrong_usage_exits_2(call: Any, fake: Fake, arguments: list[str]) -> None:
+    photo("a.png")
+    status, out, err = call(*arguments)
+    assert status == 2 and "Traceback" not in err
+    assert not arguments or out == ""
+    assert (fake.loaded, files()) == ([], ["a.png"])
+
+
+def test_json_is_one_line_per_file_and_nothing_else(call: Any, fake: Fake) -> None:
+    photo("a.png"), Path("b.png").write_text("not a picture")
+    status, out, err = call("upscale", "a.png", "b.png", "c.png", "--json", "--seed", "3", "--count", "2")
+    good, bad, missing = map(json.loads, out.splitlines())
+    assert status == 1 and err != ""
+    assert good.pop("seconds") >= 0
+    assert good == {
+        "input": "a.png", "outputs": ["a-x2-1.png", "a-x2-2.png"], "size": [24, 18], "seed": 3, "model": "fake",
+        "consistency": 0.5, "notes": [],
+    }  # fmt: skip
+    assert set(bad) == {"input", "outputs", "notes", "error"} and bad["outputs"] == []
+    assert bad["error"].startswith("b.png: ")
+    assert missing["error"] == "no such file or folder"
+
+
+def test_names_of_every_kind(call: Any) -> None:
+    names = ["[red]x[/red].png", "new\nline.png", "\x1b[31m.png", "日本 é.png", "-o.png", "b\udcffad.png"]
+    for name in names:
+        photo(name)
+    status, out, err = call("upscale", "--json", "--", *names)
+    assert status == 0 and [json.loads(line)["input"] for line in out.splitlines()] == names
+    assert "[red]x[/red].png: 24 x 18" in err and "\x1b" not in err and "new line.png: 24 x 18" in err
+
+
+def test_notes_and_warnings_are_told(call: Any, fake: Fake) -> None:
+    photo("a.png")
+
+    def warn(request: UpscaleRequest) -> None:
+        warnings.simplefilter("always")
+        warnings.warn("the prompt was cut after 'cat'", stacklevel=1)
+
+    fake.before = warn
+    status, out, err = call("upscale", "a.png", "--json")
+    assert status == 0 and "a.png: note: the prompt was cut after 'cat'\n" in err
+    assert json.loads(out)["notes"] == ["the prompt was cut after 'cat'"]
+
+
+def test_errors_of_ours_never_show_a_traceback(call: Any, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo("a.png"), photo("b.png")
+
+    def refuse(request: UpscaleRequest) -> None:
+        if request.image.name == "a.png":
+            raise Unsupported("prompt is set, but this model\nhas no text encoder")
+
+    fake.before = refuse
+    monkeypatch.setenv("ENLARGER_DEBUG", "1")
+    status, out, err = call("upscale", "a.png", "b.png")
+    assert (status, out) == (1, "b-x2.png\n") and "Traceback" not in err
+    assert "error: a.png: prompt is set, but this model has no text encoder\n" in err
+
+
+def test_other_errors_are_a_line_with_advice(call: Any, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo("a.png"), photo("b.png")
+
+    def break_down(request: UpscaleRequest) -> None:
+        raise ZeroDivisionError("of ours")
+
+    fake.before = break_down
+    expected = "error: a.png: unexpected ZeroDivisionError: of ours; set ENLARGER_DEBUG=1 to see where it comes from\n"
+    status, _, err = call("upscale", "a.png")
+    assert status == 1 and expected in err and "Traceback" not in err
+    monkeypatch.setenv("ENLARGER_DEBUG", "1")
+    status, _, err = call("upscale", "a.png", "b.png")
+    assert status == 1 and err.count("Traceback") == 2 and "break_down" in err
+
+
+@pytest.mark.parametrize("error", [CheckpointError("M: no model_index.json"), RuntimeError("odd")])
+def test_a_model_that_does_not_load_ends_the_run(call: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    photo("a.png")
+
+    def load(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("enlarger.tasks.enlarge.load_upscaler", load)
+    status, out, err = call("upscale", "a.png")
+    said = str(error) if isinstance(error, CheckpointError) else "unexpected RuntimeError: odd; set ENLARGER_DEBUG=1"
+    assert (status, out) == (1, "") and f"error: {said}" in err and "Traceback" not in err
+
+
+def test_a_result_that_cannot_be_written_leaves_nothing(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(texture(8, 8, 4)).save("a.png")
+    status, out, err = call("upscale", "a.png", "-o", "b.jpg")
+    assert (status, out, files()) == (1, "", ["a.png"])
+    assert "error: a.png: b.jpg: JPEG cannot hold colour with alpha; save as .png" in err
+
+
+def test_ctrl_c_keeps_the_finished_and_ends_with_130(call: Any, fake: Fake) -> None:
+    photo("a.png"), photo("b.png"), photo("c.png")
+
+    def interrupt(request: UpscaleRequest) -> None:
+        if request.image.name == "b.png":
+            raise KeyboardInterrupt
+
+    fake.before = interrupt
+    status, out, err = call("upscale", "a.png", "b.png", "c.png")
+    assert (status, out) == (130, "a-x2.png\n") and "interrupted: 1 of 3 files done\n" in err
+    assert files() == ["a-x2.png", "a.png", "b.png", "c.png"]
+
+
+def test_help_has_every_option_with_its_help_and_default(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("TERMINAL_WIDTH", "400")
+    status, out, _ = call("upscale", "--help")
+    assert status == 0
+    for item in fields(UpscaleRequest):
+        if item.name != "image":
+            line = next(line for line in out.splitlines() if f"--{item.name.replace('_', '-')} " in line)
+            assert item.metadata["limits"].help in line
+    assert "[1<=x<=1000]" in out and "bundled" in next(line for line in out.splitlines() if "--steps" in line)
+
+
+def test_train_and_evaluate_pass_on_what_they_are_given(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("train", "upscaler", "--help")[0] == call("evaluate", "upscale", "--help")[0] == 0
+    assert call("train", "upscaler")[0] == call("evaluate", "upscale")[0] == 2
+
+
+# What only a process of its own shows.
+
+
+def process(code: str, *arguments: str, folder: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, **options)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["upscale", "--help"], ["upscale", "--by", "0"]])
+def test_no_torch_for_help(arguments: list[str], tmp_path: Path) -> None:
+    code = """
+        import sys, atexit
+        atexit.register(lambda: print("heavy:", sorted({"torch", "numpy", "PIL", "rich.progress"} & set(sys.modules))))
+        from enlarger.cli.main import run
+        run()
+    """
+    done = process(code, *arguments, folder=tmp_path)
+    assert done.returncode == (2 if "--by" in arguments else 0), done.stderr
+    assert done.stdout.endswith("heavy: []\n")
+
+
+def test_version_is_the_packages(tmp_path: Path) -> None:
+    import enlarger
+
+    assert process(HELD, "--version", folder=tmp_path).stdout == f"enlarger {enlarger.__version__}\n"
+
+
+FAKE = """
+    import sys, time
+    import enlarger.tasks.enlarge
+    from enlarger.images import read_picture, to_pil
+    from enlarger.tasks.parts import Progress, Result
+
+    def load(*_):
+        def upscaler(request, watch):
+            image = to_pil(read_picture(request.image))
+            print("started", file=sys.stderr, flush=True)
+            for done in range({steps}):
+                time.sleep(0.05)
+                watch(Progress("denoise", done + 1, {steps}))
+            return Result((image.resize((image.width * 2, image.height * 2)),), (0,), "fake")
+        return upscaler
+
+    enlarger.tasks.enlarge.load_upscaler = load
+    from enlarger.cli.main import run
+    run()
+"""
+
+
+def test_an_interrupt_leaves_no_file(tmp_path: Path) -> None:
+    Image.fromarray(texture(8, 8)).save(tmp_path / "a.png")
+    command = [sys.executable, "-c", textwrap.dedent(FAKE.format(steps=1000)), "upscale", "a.png"]
+    running = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stderr is not None
+    while "started" not in running.stderr.readline():
+        assert running.poll() is None
+    time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 130 and "interrupted: 0 of 1 files done\n" in err and "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "| true"])
+def test_closed_streams(tmp_path: Path, closed: str) -> None:
+    Image.fromarray(texture(8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "run.py").write_text(textwrap.dedent(FAKE.format(steps=1)))
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} run.py upscale a.png {closed}"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr
+    assert Image.open(tmp_path / "a-x2.png").size == (16, 16)
+    assert done.stdout == ("" if ">&-" in closed.split() or "|" in closed else "a-x2.png\n")
+
+
+def test_a_terminal_gets_a_bar_with_stage_and_count(tmp_path: Path) -> None:
+    Image.fromarray(texture(8, 8)).save(tmp_path / "a.png")
+    plain = FAKE.format(steps=12)
+    done = process(plain, "upscale", "a.png", folder=tmp_path, env={"FORCE_COLOR": "1", "TERM": "xterm"})
+    assert done.stdout == "a-x2.png\n"
+    assert "a.png: denoise" in done.stderr and "12/12" in done.stderr and "\x1b[" in done.stderr
+    colourless = process(
+        plain, "upscale", "a.png", "--overwrite", folder=tmp_path,
+        env={"FORCE_COLOR": "1", "TERM": "xterm", "NO_COLOR": "1"},
+    )  # fmt: skip
+    assert "12/12" in colourless.stderr and "\x1b[3" not in colourless.stderr
+
+
+def test_importing_the_package_imports_no_torch(tmp_path: Path) -> None:
+    code = """
+        import sys
+        import enlarger
+        assert "upscale" in dir(enlarger) and "torch" not in sys.modules
+        try:
+            enlarger.enlarge
+        except AttributeError as error:
+            print(error)
+        assert callable(enlarger.upscale) and "torch" in sys.modules
+        assert all(hasattr(enlarger, name) for name in enlarger.__all__)
+    """
+    done = process(code, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("module 'enlarger' has no attribute 'enlarge'; it has Cancelled, ")
+
+
+def test_input_error_is_the_requests_own() -> None:
+    with pytest.raises(InputError, match=r"by is nan, expected 1 to 16"):
+        UpscaleRequest(image=None, by=float("nan"))

@@ -1,0 +1,115 @@
+"""The rooms of the package import downwards only, and nothing in it grows too large."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "enlarger"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+BOTTOM = "bottom"  # the modules that lie beside the rooms: errors, images, requests, ...
+TASKS = {"nn", "diffusion", "text", "checkpoint", "runtime", "tasks"}
+MAY_IMPORT = {  # each room, itself and the bottom aside
+    BOTTOM: set(),
+    "nn": set(),
+    "diffusion": set(),
+    "text": {"nn", "diffusion"},
+    "checkpoint": {"nn", "diffusion", "text"},
+    "runtime": set(),
+    "tasks": TASKS,
+    "train": TASKS,
+    "evaluate": TASKS,
+    "diffusers": TASKS,
+    "service": TASKS,
+    "cli": TASKS | {"train", "evaluate"},  # its verbs are the doors of the two workshops
+}
+DOORS = {"enlarger", "enlarger.__main__"}  # they only pass on what others hold
+FOREIGN = {"diffusers", "transformers", "k_diffusion", "scipy", "torchvision", "tests"}  # what the tests compare with
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(module: str) -> str:
+    """The room of an absolute module name of the package; DOORS are their own."""
+    parts = module.split(".")
+    if module in DOORS:
+        return module
+    return parts[1] if (PACKAGE / parts[1]).is_dir() else BOTTOM
+
+
+def imports(tree: ast.AST, package: str) -> Iterator[str]:
+    """Absolute names of all that is imported anywhere in a module of `package`, in functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def upward(module: str, source: str, package: str) -> list[str]:
+    """What a module imports against the order of the rooms."""
+    own = room(module)
+    found = []
+    for name in imports(ast.parse(source), package):
+        if name.split(".")[0] in FOREIGN:
+            found.append(name)
+        elif name.split(".")[0] == "enlarger" and own not in DOORS:
+            other = room(name) if name.count(".") else "enlarger"
+            is_version = name == "enlarger.__version__"
+            if other not in {own, BOTTOM, *MAY_IMPORT[own]} and not is_version:
+                found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_go_down(path: Path) -> None:
+    module = module_name(path)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    assert upward(module, path.read_text(), package) == []
+
+
+def test_every_room_has_its_place() -> None:
+    rooms = {room(module_name(path)) for path in FILES}
+    assert rooms - DOORS <= set(MAY_IMPORT), "give a new room its place in MAY_IMPORT and in docs/architecture.md"
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "found"),
+    [
+        ("enlarger.nn.unet", "import torch\nfrom enlarger.nn.blocks import sinusoid", []),
+        ("enlarger.nn.unet", "def f():\n    from enlarger.diffusion import sample", ["enlarger.diffusion.sample"]),
+        ("enlarger.nn.unet", "from ..tasks import enlarge", ["enlarger.tasks.enlarge"]),
+        ("enlarger.errors", "import enlarger.text.encode", ["enlarger.text.encode"]),
+        ("enlarger.tasks.parts", "import enlarger", ["enlarger"]),
+        ("enlarger.tasks.parts", "from diffusers.models import UNet2DModel", ["diffusers.models.UNet2DModel"]),
+        ("enlarger.evaluate.sheet", "from enlarger.train import photos", ["enlarger.train.photos"]),
+        ("enlarger.cli.train", "from enlarger.train import photos", []),
+    ],
+)
+def test_an_upward_import_is_found(module: str, source: str, found: list[str]) -> None:
+    assert upward(module, source, module.rpartition(".")[0]) == found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_files_and_functions_are_small(path: Path) -> None:
+    source = path.read_text()
+    assert source.count("\n") <= 400, "more than 400 lines: split the file"
+    long = {
+        f"{node.name}, line {node.lineno}": length(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and length(node) > 60
+    }
+    assert long == {}, "more than 60 lines: split the function"
+
+
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of the body, the docstring aside."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return (function.end_lineno or 0) - body[0].lineno + 1 if body else 0

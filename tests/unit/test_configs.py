@@ -1,0 +1,201 @@
+"""Every official config is accepted, means what it means, and comes back equal; what we do not run is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from enlarger.checkpoint import configs
+from enlarger.errors import CheckpointError, EnlargerError, Unsupported
+from enlarger.nn.autoencoder import AutoencoderConfig
+from enlarger.nn.clip_text import ClipTextConfig
+from enlarger.nn.compact_unet import CompactUNetConfig
+from enlarger.nn.k_unet import KStage, KUNetConfig
+from enlarger.nn.unet import Stage, UNetConfig
+from tests.support.clip_files import CONFIGS
+from tests.support.close import assert_close
+
+REPOSITORIES = sorted(path.name for path in CONFIGS.iterdir())
+
+
+def files(pattern: str) -> list[Path]:
+    return sorted(CONFIGS.glob(pattern))
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((CONFIGS / name).read_text())
+
+
+def identify(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def test_all_repositories_are_here() -> None:
+    assert len(REPOSITORIES) == 13 and len(files("*/unet.json")) == 13
+
+
+@pytest.mark.parametrize("path", files("*/unet.json"), ids=identify)
+def test_unets_come_back_equal(path: Path) -> None:
+    found = configs.unet_config(json.loads(path.read_text()))
+    back = configs.k_unet_json(found) if isinstance(found, KUNetConfig) else configs.unet_json(found)
+    assert configs.unet_config(json.loads(json.dumps(back))) == found
+
+
+@pytest.mark.parametrize("path", files("*/vae*.json"), ids=identify)
+def test_autoencoders_come_back_equal(path: Path) -> None:
+    found = configs.autoencoder_config(json.loads(path.read_text()))
+    assert configs.autoencoder_config(json.loads(json.dumps(configs.autoencoder_json(found)))) == found
+
+
+@pytest.mark.parametrize("path", files("*/text_encoder*.json"), ids=identify)
+def test_text_encoders_come_back_equal(path: Path) -> None:
+    config = json.loads(path.read_text())
+    projects = config["architectures"] == ["CLIPTextModelWithProjection"]
+    read = configs.clip_projection_config if projects else configs.clip_text_config
+    found = read(config)
+    back = configs.clip_text_json(found)
+    assert read(back) == found and back["architectures"] == config["architectures"]
+    assert found.end_token is None and found.positions == 77
+
+
+@pytest.mark.parametrize("path", files("*/*scheduler.json"), ids=identify)
+def test_schedules_are_read(path: Path) -> None:
+    config = json.loads(path.read_text())
+    found = configs.schedule_config(config)
+    assert found.offset == config.get("steps_offset", 0)
+    top = 36.9119239 if config["beta_end"] == 0.02 else 14.6146466
+    assert abs(float(found.schedule.sigmas[-1]) - top) < 1e-5
+
+
+def test_what_the_configs_mean() -> None:
+    sd1 = UNetConfig(4, 4, (Stage(320, 2, 1), Stage(640, 2, 1), Stage(1280, 2, 1), Stage(1280, 2)), 1, 8, 768, False)
+    assert configs.unet_config(load("stable-diffusion-v1-5/unet.json")) == sd1
+    assert configs.unet_config(load("stable-diffusion-inpainting/unet.json")) == replace(sd1, in_channels=9)
+    x2 = configs.unet_config(load("sd-x2-latent-upscaler/unet.json"))
+    stages = (
+        KStage(384, 4, False, False),
+        KStage(384, 4, True, False),
+        KStage(768, 4, True, False),
+        KStage(768, 4, True, True),
+    )
+    assert x2 == KUNetConfig(8, 5, stages, 768, 64, 896)
+    x4 = configs.unet_config(load("stable-diffusion-x4-upscaler/unet.json"))
+    assert (
+        isinstance(x4, UNetConfig) and x4.labels == 1000 and [s.cross_only for s in x4.stages] == [True] * 3 + [False]
+    )
+    xl = configs.unet_config(load("stable-diffusion-xl-base-1.0/unet.json"))
+    assert isinstance(xl, UNetConfig) and [s.depth for s in xl.stages] == [0, 2, 10] and xl.mid_depth == 10
+    assert (xl.vector_channels, xl.scalar_channels, xl.mid_heads) == (2816, 256, 20)
+    assert configs.autoencoder_config(load("stable-diffusion-v1-5/vae.json")).scale == 0.18215
+    assert configs.autoencoder_config(load("stable-diffusion-x4-upscaler/vae.json")).channels == (128, 256, 512)
+    bigg = configs.clip_projection_config(load("stable-diffusion-xl-base-1.0/text_encoder_2.json"))
+    assert bigg == ClipTextConfig(1280, 32, 20, 5120, "gelu", projection=1280)
+    assert configs.clip_text_config(load("stable-diffusion-2/text_encoder.json")).projection is None
+
+
+def test_what_the_schedulers_mean() -> None:
+    x2 = configs.schedule_config(load("sd-x2-latent-upscaler/scheduler.json"))
+    assert (x2.solver, x2.prediction, x2.spacing, x2.preserving) == ("euler", "sample", "log_linear", False)
+    sd2 = configs.schedule_config(load("stable-diffusion-2/scheduler.json"))
+    assert (sd2.solver, sd2.prediction, sd2.spacing, sd2.preserving) == ("ddim", "v_prediction", "leading", True)
+    silent = configs.schedule_config({"_class_name": "EulerDiscreteScheduler"})
+    assert silent.spacing == "linspace" and silent.prediction == "epsilon"
+
+
+def test_zero_terminal_schedules_equal_diffusers() -> None:
+    diffusers = pytest.importorskip("diffusers", reason="the oracle needs diffusers")
+    config = load("stable-diffusion-xl-base-1.0/scheduler.json") | {"rescale_betas_zero_snr": True}
+    theirs = diffusers.EulerDiscreteScheduler.from_config(config)
+    expected = theirs.alphas_cumprod.double()
+    found = 1 / (configs.schedule_config(config).schedule.sigmas ** 2 + 1)
+    assert_close(found, expected, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"act_fn": "mish"}, "act_fn is 'mish'; supported: 'silu'"),
+        ({"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256; supported: None"),
+        ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep'; supported: None"),
+        ({"addition_embed_type": "image"}, "addition_embed_type is 'image'; supported: None, 'text_time'"),
+        ({"mid_block_type": "UNetMidBlock2D"}, "mid_block_type is 'UNetMidBlock2D'"),
+        (
+            {"down_block_types": ["AttnDownBlock2D"] * 4},
+            "down_block_types has 'AttnDownBlock2D'; supported: 'DownBlock2D'",
+        ),
+        ({"up_block_types": ["UpBlock2D"] * 4}, "do not mirror down_block_types"),
+        ({"up_block_types": ["UpBlock2D"]}, "up_block_types lists 1 blocks, expected 4, one per level"),
+        ({"transformer_layers_per_block": [1, [2, 2], 1, 1]}, "transformer_layers_per_block is"),
+        ({"attention_head_dim": [8, 8]}, r"attention_head_dim is \[8, 8\], expected one value or 4"),
+        ({"block_out_channels": None}, "block_out_channels is .*expected a list of whole numbers"),
+        ({"block_out_channels": "wide"}, "block_out_channels is 'wide'"),
+        ({"cross_attention_dim": None}, "cross_attention_dim is None, expected a whole number"),
+        ({"motion_modules": 3}, "unknown settings motion_modules"),
+    ],
+)
+def test_what_we_do_not_run_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises((Unsupported, CheckpointError), match=f"UNet2DConditionModel: .*{message}"):
+        configs.unet_config(load("stable-diffusion-v1-5/unet.json") | change)
+
+
+def test_settings_without_effect_pass() -> None:
+    config = load("stable-diffusion-v1-5/unet.json")
+    extra = {"motion_modules": None, "future_flag": False, "_use_default_values": ["x"], "freq_shift": 0.0}
+    assert configs.unet_config(config | extra) == configs.unet_config(config)
+
+
+def test_other_refusals() -> None:
+    with pytest.raises(Unsupported, match="AutoencoderKL: shift_factor is 0.1; supported: None"):
+        configs.autoencoder_config(load("stable-diffusion-v1-5/vae.json") | {"shift_factor": 0.1})
+    with pytest.raises(Unsupported, match="use_quant_conv is False; supported: True"):
+        configs.autoencoder_config(load("stable-diffusion-v1-5/vae.json") | {"use_quant_conv": False})
+    with pytest.raises(Unsupported, match="CLIPTextModel: hidden_act is 'relu'; supported: 'quick_gelu', 'gelu'"):
+        configs.clip_text_config(load("stable-diffusion-2/text_encoder.json") | {"hidden_act": "relu"})
+    with pytest.raises(Unsupported, match="scheduler LCMScheduler: no solver here stands for it; expected one of DDIM"):
+        configs.schedule_config({"_class_name": "LCMScheduler"})
+    with pytest.raises(Unsupported, match="trained_betas"):
+        configs.schedule_config({"_class_name": "DDIMScheduler", "trained_betas": [0.1]})
+    with pytest.raises(Unsupported, match="the middle block differs from the last level"):
+        stages = (Stage(32, 1, 1, 4), Stage(32, 1, 2, 4))
+        configs.unet_json(UNetConfig(4, 4, stages, 1, 4, 32, False))
+    with pytest.raises(Unsupported, match="K blocks have self-attention at the last level"):
+        configs.k_unet_json(KUNetConfig(8, 5, (KStage(32, 1, True, True), KStage(32, 1, True, True)), 32))
+
+
+def test_zero_and_false_are_values() -> None:
+    vae = configs.autoencoder_config(load("stable-diffusion-xl-base-1.0/vae.json") | {"force_upcast": False})
+    assert vae.force_upcast is False
+    statistics = {"latents_mean": [0.0, 1.0, 0.0, 0.0], "latents_std": [1.0, 1, 1, 2]}
+    found = configs.autoencoder_config(load("stable-diffusion-xl-base-1.0/vae.json") | statistics)
+    assert found.latents_mean == (0.0, 1.0, 0.0, 0.0) and found.latents_std == (1.0, 1.0, 1.0, 2.0)
+    assert configs.autoencoder_config(configs.autoencoder_json(found)) == found
+    end = ClipTextConfig(32, 1, 4, 64, "gelu", end_token=49407)
+    assert configs.clip_text_config(configs.clip_text_json(end)) == end
+
+
+def test_our_own_configs_come_back_equal() -> None:
+    config = CompactUNetConfig()
+    assert configs.plain_reader(CompactUNetConfig)(json.loads(json.dumps(configs.plain_json(config)))) == config
+    read = configs.plain_reader(AutoencoderConfig)
+    with pytest.raises(CheckpointError, match="AutoencoderConfig: config does not fit .*layers"):
+        read({"channels": [8], "latent_channels": 4, "scale": 1})
+    with pytest.raises(CheckpointError, match="found '2', expected a number"):
+        read({"channels": [8], "layers": "2", "latent_channels": 4, "scale": 1})
+
+
+@pytest.mark.parametrize("value", [None, 0, 1.5, "x", [], [1], {}, True])
+def test_wrong_types_are_our_errors(value: Any) -> None:
+    for name, read in (("unet", configs.unet_config), ("vae", configs.autoencoder_config)):
+        config = load(f"stable-diffusion-v1-5/{name}.json")
+        for key in config:
+            try:
+                read(config | {key: value})
+            except EnlargerError:
+                pass
+
+
+def test_default_types_survive() -> None:
+    assert configs.schedule_config({"_class_name": "DDIMScheduler"}).schedule.sigmas.dtype == torch.float64
