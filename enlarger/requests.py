@@ -6,6 +6,7 @@ The Python functions, the command line and the service are made from these; no d
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ class Limits:
     least: float = -math.inf
     most: float = math.inf
     choices: tuple[str, ...] = ()
+    whole: bool = False
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
@@ -37,10 +39,10 @@ class UpscaleRequest:
     by: float = option(2.0, "how many times wider and higher", least=1, most=16)
     prompt: str | Sequence[str] = option("", "what the picture shows; models without a text encoder refuse it")
     negative: str | Sequence[str] = option("", "what it should not show; needs guidance other than 1")
-    steps: int | None = option(None, "denoising steps", least=1, most=1000)
+    steps: int | None = option(None, "denoising steps", least=1, most=1000, whole=True)
     guidance: float | None = option(None, "classifier-free guidance scale", least=-100, most=100)
-    seed: int | Sequence[int] = option(0, "seed of the first picture; the others count on", least=0, most=2**63 - 1)
-    count: int = option(1, "pictures to make from each input", least=1, most=64)
+    seed: int | Sequence[int] = option(0, "seed of the first picture; the others count on", least=0, most=2**63 - 1, whole=True)
+    count: int = option(1, "pictures to make from each input", least=1, most=64, whole=True)
     noise_level: float = option(0.0, "noise added to the low-resolution latent", least=0, most=10)
     solver: str | None = option(None, "name of the solver")
     profile: Profile | None = option(None, "numbers equal to which code", choices=("diffusers", "original"))
@@ -58,13 +60,13 @@ class GenerateRequest:
 
     prompt: str | Sequence[str]
     negative: str | Sequence[str] = option("", "what it should not show")
-    width: int | None = option(None, "pixels", least=8, most=8192)
-    height: int | None = option(None, "pixels", least=8, most=8192)
-    steps: int | None = option(None, "denoising steps", least=1, most=1000)
+    width: int | None = option(None, "pixels", least=8, most=8192, whole=True)
+    height: int | None = option(None, "pixels", least=8, most=8192, whole=True)
+    steps: int | None = option(None, "denoising steps", least=1, most=1000, whole=True)
     guidance: float | None = option(None, "classifier-free guidance scale", least=-100, most=100)
     rescale: float = option(0.0, "share of the conditional branch's contrast to restore", least=0, most=1)
-    seed: int | Sequence[int] = option(0, "seed of the first picture; the others count on", least=0, most=2**63 - 1)
-    count: int = option(1, "pictures to make from each prompt", least=1, most=64)
+    seed: int | Sequence[int] = option(0, "seed of the first picture; the others count on", least=0, most=2**63 - 1, whole=True)
+    count: int = option(1, "pictures to make from each prompt", least=1, most=64, whole=True)
     solver: str | None = option(None, "name of the solver")
     long_prompt: bool = option(False, "encode prompts over 75 tokens in chunks instead of cutting them")
 
@@ -119,5 +121,10 @@ def seeds_for(seed: int | Sequence[int], count: int) -> list[int]:
 def _check_one(name: str, value: Any, limits: Limits) -> None:
     if limits.choices and value is not None and value not in limits.choices:
         raise InputError(f"{name} is {value!r}, expected one of {', '.join(limits.choices)}")
-    if isinstance(value, int | float) and not isinstance(value, bool) and not limits.least <= value <= limits.most:
+    if value is None or limits.least == -math.inf:
+        return
+    kind, word = (Integral, "a whole number") if limits.whole else (Real, "a number")
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise InputError(f"{name} is {value!r}, expected {word}")
+    if not limits.least <= value <= limits.most:
         raise InputError(f"{name} is {value}, expected {limits.least:g} to {limits.most:g}")

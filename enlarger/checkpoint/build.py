@@ -132,7 +132,7 @@ TEXT = {
     1024: "CLIP ViT-H's text encoder (SD2, the x4 upscaler)",
     1280: "CLIP bigG's text encoder (SDXL's text_encoder_2)",
 }
-UNETS = {
+UNETS: dict[tuple[int | None, int | None], str] = {
     (768, None): "a UNet of Stable Diffusion 1",
     (1024, None): "a UNet of Stable Diffusion 2",
     (2048, 2816): "the UNet of SDXL base",

@@ -83,8 +83,8 @@ UNUSED = ("sample_size", "addition_embed_type_num_heads")  # stated in files, wi
 
 def unet_config(config: Json) -> UNetConfig | KUNetConfig:
     """A `UNet2DConditionModel`'s config; the block types tell the x2 upscaler's network from the others."""
-    down = config.get("down_block_types") or ()
-    return _k_unet(config) if any(str(kind).startswith("K") for kind in down) else _unet(config)
+    first = str(config.get("down_block_types")).strip("['")
+    return _k_unet(config) if first.startswith("K") else _unet(config)
 
 
 def _unet(config: Json) -> UNetConfig:
@@ -97,12 +97,12 @@ def _unet(config: Json) -> UNetConfig:
     layers = found.per_level("layers_per_block", count, 2)
     cross = found.per_level("only_cross_attention", count, False)
     levels = zip(channels, layers, depths, attends, heads, cross, strict=True)
-    vector, scalar = found.get("projection_class_embeddings_input_dim"), found.get("addition_time_embed_dim")
+    vector, scalar = found.optional("projection_class_embeddings_input_dim"), found.optional("addition_time_embed_dim")
     if found.choice("addition_embed_type", None, "text_time") is None:
         vector = scalar = None
     made = UNetConfig(
-        in_channels=found.get("in_channels", 4),
-        out_channels=found.get("out_channels", 4),
+        in_channels=found.number("in_channels", 4),
+        out_channels=found.number("out_channels", 4),
         stages=tuple(Stage(c, n, d if a else 0, h, bool(x)) for c, n, d, a, h, x in levels),
         mid_depth=depths[-1],
         mid_heads=heads[-1],
@@ -110,7 +110,7 @@ def _unet(config: Json) -> UNetConfig:
         linear_projection=found.flag("use_linear_projection"),
         vector_channels=vector,
         scalar_channels=scalar,
-        labels=found.get("num_class_embeds"),
+        labels=found.optional("num_class_embeds"),
         upcast_attention=found.flag("upcast_attention"),
         groups=found.number("norm_num_groups", 32),
     )
@@ -128,12 +128,12 @@ def _k_unet(config: Json) -> KUNetConfig:
     last = len(channels) - 1  # only there do the blocks have self-attention
     levels = enumerate(zip(channels, layers, attends, strict=True))
     made = KUNetConfig(
-        in_channels=found.get("in_channels", 4),
-        out_channels=found.get("out_channels", 4),
+        in_channels=found.number("in_channels", 4),
+        out_channels=found.number("out_channels", 4),
         stages=tuple(KStage(c, n, attend, attend and i == last) for i, (c, n, attend) in levels),
         context_channels=found.number("cross_attention_dim"),
         head_channels=found.number("attention_head_dim", 8),  # here it really is the size of a head
-        vector_channels=found.get("time_cond_proj_dim"),
+        vector_channels=found.optional("time_cond_proj_dim"),
     )
     found.finish()
     return made
@@ -141,7 +141,7 @@ def _k_unet(config: Json) -> KUNetConfig:
 
 def _blocks(found: Settings, count: int, pairs: Mapping[str, str]) -> tuple[bool, ...]:
     """Whether each level attends to the tokens; the way up must mirror the way down."""
-    plain, attending = pairs
+    _, attending = pairs
     down, up = found.names("down_block_types", count), found.names("up_block_types", count)
     found.only("down_block_types", down, pairs)
     if up != tuple(pairs[name] for name in reversed(down)):
@@ -155,16 +155,15 @@ def autoencoder_config(config: Json) -> AutoencoderConfig:
     channels = found.numbers("block_out_channels")
     found.only("down_block_types", found.names("down_block_types", len(channels)), ("DownEncoderBlock2D",))
     found.only("up_block_types", found.names("up_block_types", len(channels)), ("UpDecoderBlock2D",))
-    mean, std = found.get("latents_mean"), found.get("latents_std")
     made = AutoencoderConfig(
         channels=channels,
         layers=found.number("layers_per_block", 1),
         latent_channels=found.number("latent_channels", 4),
-        scale=float(found.get("scaling_factor", 0.18215)),
+        scale=found.real("scaling_factor", 0.18215),
         force_upcast=bool(found.get("force_upcast", True)),
         groups=found.number("norm_num_groups", 32),
-        latents_mean=None if mean is None else tuple(map(float, mean)),
-        latents_std=None if std is None else tuple(map(float, std)),
+        latents_mean=found.reals("latents_mean"),
+        latents_std=found.reals("latents_std"),
     )
     found.finish()
     return made
@@ -177,13 +176,13 @@ def clip_text_config(config: Json) -> ClipTextConfig:
 
 def clip_projection_config(config: Json) -> ClipTextConfig:
     """A `CLIPTextModelWithProjection`'s config."""
-    return _clip_text(config, int(config.get("projection_dim") or 512))
+    return _clip_text(config, Settings("CLIPTextModelWithProjection", config).number("projection_dim", 512))
 
 
 def _clip_text(config: Json, projection: int | None) -> ClipTextConfig:
     """transformers adds general settings of no effect to this file, so unknown ones pass."""
     found = Settings("CLIPTextModel", config).same({"layer_norm_eps": 1e-5})
-    end = found.get("eos_token_id", 49407)
+    end = found.number("eos_token_id", 49407)
     activation = found.choice("hidden_act", "quick_gelu", "gelu")
     return ClipTextConfig(
         width=found.number("hidden_size"),
@@ -194,7 +193,7 @@ def _clip_text(config: Json, projection: int | None) -> ClipTextConfig:
         vocabulary=found.number("vocab_size", 49408),
         positions=found.number("max_position_embeddings", 77),
         projection=projection,
-        end_token=None if end in (2, None) else int(end),  # 2 stands for the old rule, the largest id
+        end_token=None if end == 2 else end,  # 2 stands for the old rule, the largest id
     )
 
 
@@ -207,6 +206,7 @@ SCHEDULERS = {
     "EulerAncestralDiscreteScheduler": ("euler_ancestral", False, "linspace"),
     "HeunDiscreteScheduler": ("heun", False, "linspace"),
 }
+ONE_AT_THE_END = {"DDIMScheduler": True, "PNDMScheduler": False}  # set_alpha_to_one where the file is silent
 
 
 def schedule_config(config: Json) -> Sampler:
@@ -221,19 +221,31 @@ def schedule_config(config: Json) -> Sampler:
     spacing = found.choice("timestep_spacing", silent, "leading", "linspace", "trailing")
     curve = found.choice("beta_schedule", "linear", "scaled_linear")
     heun = name == "HeunDiscreteScheduler"  # its defaults are Stable Diffusion's
-    start = float(found.get("beta_start", 0.00085 if heun else 0.0001))
-    end = float(found.get("beta_end", 0.012 if heun else 0.02))
+    start = found.real("beta_start", 0.00085 if heun else 0.0001)
+    end = found.real("beta_end", 0.012 if heun else 0.02)
     schedule = (linear if curve == "linear" else scaled_linear)(start, end, found.number("num_train_timesteps", 1000))
     if found.flag("rescale_betas_zero_snr"):
         product = 1 / (schedule.sigmas**2 + 1)
         betas = 1 - product / product.roll(1).index_fill(0, product.new_zeros(1).long(), 1.0)
         schedule = from_betas(betas.float(), zero_terminal=True)
-    for flag, ladder in (("use_karras_sigmas", "karras"), ("use_exponential_sigmas", "exponential")):
-        spacing = ladder if found.flag(flag) else spacing
+    karras, exponential = found.flag("use_karras_sigmas"), found.flag("use_exponential_sigmas")
     if found.choice("interpolation_type", "linear", "log_linear") == "log_linear":
+        if karras or exponential:
+            raise Unsupported(
+                f"{name}: interpolation_type 'log_linear' and Karras or exponential sigmas exclude each other."
+            )
         spacing = "log_linear"
-    meant: Any = {"original_sample": "sample"}.get(prediction, prediction)
-    return Sampler(schedule, solver, meant, spacing, found.number("steps_offset", 0), preserving)  # type: ignore[arg-type] - checked by `choice`
+    to_zero = found.get("set_alpha_to_one", ONE_AT_THE_END[name]) if name in ONE_AT_THE_END else True
+    return Sampler(
+        schedule,
+        solver,
+        {"original_sample": "sample"}.get(prediction, prediction),  # type: ignore[arg-type] - checked by `choice`
+        spacing,
+        found.number("steps_offset", 0),
+        preserving,
+        "karras" if karras else "exponential" if exponential else None,
+        0.0 if to_zero else float(schedule.sigmas[0]),
+    )
 
 
 def unet_json(config: UNetConfig) -> Json:

@@ -4,8 +4,9 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -142,13 +143,14 @@ def _check_layout(path: Path, entries: Mapping[str, Entry], data: int, size: int
 
 
 def _open_shards(index: Path) -> Weights:
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    listed: Any = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
         raise CheckpointError(f"{index}: no weight_map; expected the file of each weight.")
-    files = {name: _shard(index, name) for name in sorted({str(place) for place in places.values()})}  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType] - JSON
+    places = {key: str(place) for key, place in cast("dict[str, Any]", listed).items()}
+    files = {name: _shard(index, name) for name in sorted(set(places.values()))}
     entries = {key: entry for file in files.values() for key, entry in open_file(file).entries.items()}
-    differ = sorted(set(entries) ^ set(places))  # pyright: ignore[reportUnknownArgumentType] - JSON
-    differ += [key for key in places if key in entries and entries[key].file != files[str(places[key])]]
+    differ = sorted(set(entries) ^ set(places))
+    differ += [key for key, place in places.items() if key in entries and entries[key].file != files[place]]
     if differ:
         raise CheckpointError(f"{index}: the index and the shards disagree about {', '.join(differ[:10])}.")
     return Weights(index, entries)
@@ -179,19 +181,21 @@ def _nothing_found(folder: Path, variant: str | None) -> str:
     return f"{folder}: no {asked}; expected {' or '.join(weight_names(stem, variant)[0] for stem in STEMS)}."
 
 
-def _fill(file: BinaryIO, tensor: Tensor) -> None:
+def _fill(file: FileIO, tensor: Tensor) -> None:
     """Read exactly as many bytes as the contiguous tensor has."""
-    left = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+    left = tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
     while left:
-        read = file.readinto(left)  # pyright: ignore[reportAttributeAccessIssue] - unbuffered files have it
+        read = file.readinto(left)
         if not read:
             raise EOFError("the file ends early")
         left = left[read:]
 
 
-def _convert(file: BinaryIO, tensor: Tensor, dtype: torch.dtype) -> None:
+def _convert(file: FileIO, tensor: Tensor, dtype: torch.dtype) -> None:
     """Read elements of `dtype` into a tensor of another type, holding one block of them at a time."""
     block = torch.empty(BLOCK // dtype.itemsize, dtype=dtype)
-    for part in tensor.reshape(-1).split(len(block)):
+    flat, size = tensor.reshape(-1), len(block)
+    for start in range(0, len(flat), size):
+        part = flat[start : start + size]
         _fill(file, block[: len(part)])
         part.copy_(block[: len(part)])

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from enlarger.errors import CheckpointError, Unsupported
 
@@ -29,28 +29,51 @@ class Settings:
             raise CheckpointError(f"{self.what}: {name} is {found!r}, expected a whole number.")
         return found
 
+    def optional(self, name: str) -> int | None:
+        return None if self.get(name) is None else self.number(name)
+
+    def real(self, name: str, default: float) -> float:
+        found = self.get(name, default)
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise CheckpointError(f"{self.what}: {name} is {found!r}, expected a number.")
+        return float(found)
+
+    def reals(self, name: str) -> tuple[float, ...] | None:
+        found: Any = self.get(name)
+        if found is None:
+            return None
+        if not isinstance(found, list) or any(type(each) not in (int, float) for each in cast("list[Any]", found)):
+            raise CheckpointError(f"{self.what}: {name} is {found!r}, expected a list of numbers.")
+        return tuple(map(float, cast("list[Any]", found)))
+
     def flag(self, name: str) -> bool:
         return bool(self.get(name, False))
 
     def numbers(self, name: str) -> tuple[int, ...]:
-        found = self.get(name, ())
-        if not isinstance(found, list) or not found or any(type(each) is not int or each < 1 for each in found):  # pyright: ignore[reportUnknownVariableType] - JSON
+        found = self._list(name)
+        if not found or any(type(each) is not int or each < 1 for each in found):
             raise CheckpointError(f"{self.what}: {name} is {found!r}, expected a list of whole numbers.")
-        return tuple(found)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - checked above
+        return tuple(found)
 
     def names(self, name: str, count: int) -> tuple[str, ...]:
-        found = self.get(name, ())
+        found = self._list(name)
         if len(found) != count:
             raise CheckpointError(f"{self.what}: {name} lists {len(found)} blocks, expected {count}, one per level.")
         return tuple(str(each) for each in found)
 
     def per_level(self, name: str, count: int, default: Any) -> tuple[Any, ...]:
         """One value per level; files give either a list or one value for all."""
-        found = self.get(name, default)
-        values = tuple(found) if isinstance(found, list) else (found,) * count  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - JSON
-        if len(values) != count or any(type(each) is not type(default) for each in values):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - JSON
+        found: Any = self.get(name, default)
+        values = tuple(cast("list[Any]", found)) if isinstance(found, list) else (found,) * count
+        if len(values) != count or any(type(each) is not type(default) for each in values):
             raise CheckpointError(f"{self.what}: {name} is {found!r}, expected one value or {count}.")
         return values
+
+    def _list(self, name: str) -> list[Any]:
+        found: Any = self.get(name, [])
+        if not isinstance(found, list):
+            raise CheckpointError(f"{self.what}: {name} is {found!r}, expected a list.")
+        return cast("list[Any]", found)
 
     def choice(self, name: str, *allowed: Any) -> Any:
         """A value out of those allowed; the first is the default."""

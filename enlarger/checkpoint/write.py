@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def save_folder(
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path) -> Generator[Path]:
     """A new folder beside `path` that takes its place when all went well and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -94,7 +94,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype |
         for name in order:
             flat = tensors[name].detach().to("cpu", kinds[name]).contiguous().reshape(-1)
             if flat.numel():
-                file.write(memoryview(flat.view(torch.uint8).numpy()))
+                file.write(flat.view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
 

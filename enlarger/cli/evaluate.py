@@ -25,8 +25,14 @@ def upscale(
     device: Device = "auto",
     json_lines: JsonLines = False,
 ) -> None:
-    """Compare a model with bicubic and Lanczos: PSNR, SSIM, and how far the halved result is from the input."""
-    from enlarger.evaluate.upscale import evaluate_upscale  # torch comes with it
+    """Halve pictures, enlarge them again, and compare a model with bicubic and Lanczos.
 
-    table = evaluate_upscale(folder, model=model, steps=tuple(steps or ()), sheet=sheet, device=device)
+    Folders in FOLDER are sets of their own. The table is Markdown; --json prints its rows as one line.
+    """
+    from enlarger.cli.report import Report  # torch comes with these
+    from enlarger.evaluate.upscale import evaluate_upscale
+
+    with Report(1) as report:
+        report.show("loading the model")
+        table = evaluate_upscale(folder, model, steps or (), sheet, device, report.begin(str(folder)))
     print(json.dumps(table.rows) if json_lines else table)

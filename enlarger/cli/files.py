@@ -1,7 +1,7 @@
 """Which files a run reads and which it writes, settled and checked before anything is computed."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,17 +22,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Naming:
-    """Where results go: beside the input, into `folder`, or to `file`; `count` of them, named `name-LABEL[-K].png`."""
+    """Where results go: beside the input, into `folder`, or to `file`; `count` of them, named `NAME-LABEL[-K].png`."""
 
     label: str
     count: int = 1
     folder: Path | None = None
     file: Path | None = None
 
-    def outputs(self, path: Path, below: Path) -> tuple[Path, ...]:
-        """The files for the input `path`, which was found in the folder `below` of a folder given by the user."""
-        folder = path.parent if self.folder is None else self.folder / below
-        first = folder / f"{path.stem}-{self.label}.png" if self.file is None else self.file
+    def outputs(self, entry: "Found", suffix: bool = False) -> tuple[Path, ...]:
+        """The files to make of an input; NAME is that of the input, without its suffix unless `suffix` is true."""
+        folder = entry.path.parent if self.folder is None else self.folder / entry.below
+        name = entry.path.name if suffix else entry.path.stem
+        first = folder / f"{name}-{self.label}.png" if self.file is None else self.file
         if self.count == 1:
             return (first,)
         return tuple(first.with_name(f"{first.stem}-{k}{first.suffix}") for k in range(1, self.count + 1))
@@ -58,11 +59,24 @@ def plan(inputs: Sequence[Path], names: Naming, *, recursive: bool = False, over
 
     Pictures that were only found in a folder are left out if they are where this run writes: results of an earlier one.
     """
-    found = list(dict.fromkeys(entry for path in inputs for entry in _pictures(path, recursive)))
-    results = {out.resolve() for entry in found for out in names.outputs(entry.path, entry.below)}
-    found = [entry for entry in found if entry.named or entry.path.resolve() not in results]
-    taken = {entry.path.resolve(): f"is the input {entry.path}" for entry in found}
-    return [_job(entry, names, taken, overwrite) for entry in found]
+    found: dict[str, Found] = {}
+    for path in inputs:
+        for entry in _pictures(path, recursive):
+            found.setdefault(os.path.abspath(entry.path), entry)
+    outputs = _outputs(found.values(), names)
+    results = {out.resolve() for files in outputs.values() for out in files}
+    entries = [entry for entry in found.values() if entry.named or entry.path.resolve() not in results]
+    taken = {entry.path.resolve(): f"is the input {entry.path}" for entry in entries}
+    return [_job(entry, outputs[entry], taken, overwrite) for entry in entries]
+
+
+def _outputs(entries: Iterable["Found"], names: Naming) -> dict["Found", tuple[Path, ...]]:
+    """The files for each input; where a.jpg and a.png would make the same, the suffixes stay in the names."""
+    outputs = {entry: names.outputs(entry) for entry in entries}
+    sources: dict[Path, set[str]] = {}
+    for entry, files in outputs.items():
+        sources.setdefault(files[0], set()).add(entry.path.name)
+    return {entry: names.outputs(entry, suffix=len(sources[files[0]]) > 1) for entry, files in outputs.items()}
 
 
 @dataclass(frozen=True)
@@ -94,17 +108,17 @@ def _pictures(path: Path, recursive: bool) -> Iterator[Found]:
         yield Found(path, named=True, error=f"no pictures in this folder{advice}")
 
 
-def _job(entry: Found, names: Naming, taken: dict[Path, str], overwrite: bool) -> Job:
+def _job(entry: Found, outputs: tuple[Path, ...], taken: dict[Path, str], overwrite: bool) -> Job:
     """Check an entry and claim its outputs in `taken`."""
     if entry.error is not None:
         return Job(entry.path, error=entry.error)
-    outputs = names.outputs(entry.path, entry.below)
     try:
-        if names.folder is not None:
-            outputs[0].parent.mkdir(parents=True, exist_ok=True)
+        outputs[0].parent.mkdir(parents=True, exist_ok=True)
         for out in outputs:
             if (reason := taken.get(out.resolve())) is not None:
                 raise InputError(f"{out} {reason}; choose another --output")
+            if out.exists() and not overwrite:
+                raise InputError(f"{out} exists already; choose another --output, or replace it with --overwrite")
             check_output(out, overwrite=overwrite)
     except InputError as error:
         return Job(entry.path, error=str(error))

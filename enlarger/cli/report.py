@@ -53,7 +53,7 @@ class Report:
             disable=not self.console.is_terminal,
         )
         self.files = self.bar.add_task("all files", total=total, visible=total > 1)
-        self.stage = self.bar.add_task("", total=None, visible=False)
+        self.stage = self.bar.add_task("", visible=False)
 
     def __enter__(self) -> "Report":
         self.bar.start()
@@ -83,7 +83,7 @@ class Report:
 
         return watch
 
-    def show(self, stage: str, total: int | None = None) -> None:
+    def show(self, stage: str, total: int = 1) -> None:
         """A new stage: the bar starts again, or a plain line."""
         if self.bar.disable:
             self.say(stage)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from enlarger.diffusion import precondition
 from enlarger.diffusion.precondition import Precondition
-from enlarger.diffusion.schedule import NoiseSchedule, Spacing, check_ladder
+from enlarger.diffusion.schedule import Curve, NoiseSchedule, Spacing, check_ladder
 from enlarger.diffusion.solvers import SOLVERS
 from enlarger.errors import InputError
 
@@ -28,7 +28,8 @@ class Sampler:
     """A noise schedule, a way to space it, a solver, and what the network predicts.
 
     `preserving` says that latents are kept at unit variance outside, as DDIM, PNDM and DPM-Solver do: pure noise
-    starts at sqrt(sigma^2 + 1) and the result is divided by the same of the last level.
+    starts at sqrt(sigma^2 + 1) and the result is divided by the same of the last level. `last` is the level that the
+    ladder ends at.
     """
 
     schedule: NoiseSchedule
@@ -37,14 +38,14 @@ class Sampler:
     spacing: Spacing = "linspace"
     offset: int = 0
     preserving: bool = False
+    curve: Curve | None = None
+    last: float = 0.0
 
     def course(self, steps: int) -> Course:
-        """The ladder for a number of steps. Preserving samplers end at the smallest training sigma, others at 0."""
-        last = float(self.schedule.sigmas[0]) if self.preserving else 0.0
-        ladder = check_ladder(self.schedule.ladder(steps, self.spacing, self.offset, last))
+        """The ladder for a number of steps."""
+        ladder = check_ladder(self.schedule.ladder(steps, self.spacing, self.offset, self.last, self.curve))
         first = float(ladder[0])
-        flat = self.spacing not in ("linspace", "trailing", "log_linear")
-        start = (first**2 + 1) ** 0.5 if self.preserving or flat else first
+        start = (first**2 + 1) ** 0.5 if self.preserving or self.spacing == "leading" else first
         return Course(ladder, start, (float(ladder[-1]) ** 2 + 1) ** -0.5 if self.preserving else 1.0)
 
     def precondition(self) -> Precondition:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from enlarger.errors import InputError, Unsupported
 
-Spacing = Literal["leading", "linspace", "trailing", "karras", "exponential", "log_linear"]
+Spacing = Literal["leading", "linspace", "trailing", "log_linear"]
+Curve = Literal["karras", "exponential"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,20 +45,21 @@ class NoiseSchedule:
             return (self.count - torch.arange(steps, dtype=torch.float64) * self.count / steps).round() - 1
         return torch.linspace(self.count - 1, 0, steps, dtype=torch.float64)
 
-    def ladder(self, steps: int, spacing: Spacing = "linspace", offset: int = 0, last: float = 0.0) -> Tensor:
-        """`steps` + 1 falling noise levels as a float64 CPU tensor, `last` at the end.
+    def ladder(
+        self, steps: int, spacing: Spacing = "linspace", offset: int = 0, last: float = 0.0, curve: Curve | None = None
+    ) -> Tensor:  # fmt: skip
+        """`steps` + 1 falling noise levels as a float64 CPU tensor, `last` at the end; levels not above it are left out.
 
-        "log_linear" is the x2 upscaler's: it ends at the smallest training sigma, and `last` is ignored.
+        A `curve` spaces the levels anew between the first and the last that `spacing` visits. "log_linear" is the x2
+        upscaler's: it ends at the smallest training sigma, and `last` is ignored.
         """
         if spacing == "log_linear":
-            return _geometric(self.sigmas[-1], self.sigmas[0], steps + 1)
-        if spacing == "karras":
-            levels = karras(float(self.sigmas[0]), float(self.sigmas[-1]), steps)
-        elif spacing == "exponential":
-            levels = _geometric(self.sigmas[-1], self.sigmas[0], steps)
-        else:
-            levels = self.sigma(self.times(steps, spacing, offset))
-        return torch.cat([levels, torch.tensor([last], dtype=torch.float64)])
+            return _geometric(float(self.sigmas[-1]), float(self.sigmas[0]), steps + 1)
+        levels = self.sigma(self.times(steps, spacing, offset))
+        if curve is not None:
+            most, least = float(levels[0]), float(levels[-1])
+            levels = karras(least, most, steps) if curve == "karras" else _geometric(most, least, steps)
+        return torch.cat([levels[levels > last], torch.tensor([last], dtype=torch.float64)])
 
 
 def scaled_linear(start: float, end: float, count: int = 1000) -> NoiseSchedule:
@@ -102,7 +104,7 @@ def check_ladder(sigmas: Tensor) -> Tensor:
     return sigmas.double().cpu()
 
 
-def _geometric(most: Tensor, least: Tensor, count: int) -> Tensor:
+def _geometric(most: float, least: float, count: int) -> Tensor:
     return torch.linspace(math.log(most), math.log(least), count, dtype=torch.float64).exp()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.sample import Solver, Step
+from enlarger.errors import NonFinite
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
@@ -108,8 +109,9 @@ def dpm_adaptive(
 ) -> Iterator[Step]:
     """DPM-Solver-23 with error control, Lu et al. 2022, algorithm 3 at order 3.
 
-    Only the ladder's ends are used: the first level and the last above 0. Accepted steps are yielded. The error is
-    measured over the whole batch, so give it one image at a time where images must not depend on each other.
+    Of the ladder only the first level and the last above 0 are used; if it ends at 0, an Euler step goes there.
+    Accepted steps are yielded. The error is measured over the whole batch, so give it one image at a time where images
+    must not depend on each other. Raises NonFinite, since no step is small enough then.
     """
     control = Control() if control is None else control
     end = float(sigmas[-1] if sigmas[-1] > 0 else sigmas[-2])
@@ -121,6 +123,8 @@ def dpm_adaptive(
         low, high, clean = _dpm_3_step(denoise, x, t, down)
         tolerance = torch.clamp(control.relative * torch.maximum(low.abs(), before.abs()), min=control.absolute)
         error = float(torch.linalg.vector_norm((low - high) / tolerance)) / x.numel() ** 0.5
+        if not math.isfinite(error):
+            raise NonFinite(f"the network's output is not finite at sigma {math.exp(-t):.4g} ({x.dtype}); run in float32")
         inverse = 1 / (error + 1e-8)
         errors = (inverse, *(errors[1:] or (inverse, inverse)))
         factor = control.factor(errors, order=1.5 if eta else 3)
@@ -129,6 +133,9 @@ def dpm_adaptive(
             before, t, errors = low, goal, (errors[0], *errors[:2])
             x = high + noise(x) * up if eta else high
             yield Step(x, clean, torch.tensor(math.exp(-t), dtype=torch.float64))
+    if sigmas[-1] == 0:
+        clean = denoise(x, sigmas[-2])
+        yield Step(clean, clean, sigmas[-1])
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def _window(x: Tensor) -> Tensor:
 
 
 def _along(x: Tensor, weights: Sequence[float], dim: int) -> Tensor:
-    """Correlate along one dimension, where the weights fit wholly; shifted sums, several times faster than conv2d."""
+    """Correlate along one dimension, where the weights fit wholly, by shifted sums."""
     size = x.shape[dim] - len(weights) + 1
     total = torch.zeros_like(x.narrow(dim, 0, size))
     for k, weight in enumerate(weights):

@@ -1,8 +1,9 @@
 """Comparing an upscaler with interpolation on pictures whose large version is known."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,25 +27,12 @@ Enlarge = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
-class Row:
-    """The means over a set of pictures of one way to enlarge; `ms_ssim` is None where a picture is too small for it."""
-
-    set: str
-    method: str
-    pictures: int
-    psnr: float
-    psnr_y: float
-    ssim: float
-    ms_ssim: float | None
-    gmsd: float
-    largest: float  # difference of the half-size copy to the input in 8-bit steps, over the set
-    mean: float
-    seconds: float  # per picture
-
-
-@dataclass(frozen=True)
 class Table:
-    """What `enlarger evaluate upscale` prints."""
+    """What `enlarger evaluate upscale` prints: a row for each set and each way to enlarge, with means over the set.
+
+    `ms_ssim` is None where a picture is too small for it; `largest` and `mean` are differences of the half-size copy to
+    the input in 8-bit steps, the largest over the set; `seconds` is per picture.
+    """
 
     rows: tuple[dict[str, Any], ...]
 
@@ -87,7 +75,7 @@ def evaluate_upscale(
                 crops.append((path.stem, _crops({"truth": truth} | {m: image for m, (image, _) in made.items()})))
             done += 1
             watch(Progress("evaluate", done, total))
-        rows += [asdict(_row(name, method, measured)) for method, measured in found.items()]
+        rows += [_row(name, method, measured) for method, measured in found.items()]
     if sheet is not None:
         save_image(contact_sheet(crops), sheet, overwrite=True)
     return Table(tuple(rows))
@@ -147,14 +135,11 @@ def _measure(image: Image.Image, truth: Image.Image, small: Image.Image) -> dict
     }
 
 
-def _row(name: str, method: str, measured: Sequence[Mapping[str, float]]) -> Row:
-    means = {key: fmean(one[key] for one in measured) for key in measured[0]}
-    scales = None if means["ms_ssim"] != means["ms_ssim"] else round(means["ms_ssim"], 4)
-    rounded = {key: round(value, 4) for key, value in means.items()}
-    return Row(**(rounded | {
-        "set": name, "method": method, "pictures": len(measured), "ms_ssim": scales,
-        "largest": round(max(one["largest"] for one in measured), 2),
-    }))  # fmt: skip
+def _row(name: str, method: str, measured: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    means: dict[str, Any] = {key: round(fmean(one[key] for one in measured), 4) for key in measured[0]}
+    means["largest"] = round(max(one["largest"] for one in measured), 2)
+    means["ms_ssim"] = None if math.isnan(means["ms_ssim"]) else means["ms_ssim"]
+    return {"set": name, "method": method, "pictures": len(measured), **means}
 
 
 def _crops(images: Mapping[str, Image.Image]) -> list[tuple[str, Image.Image]]:

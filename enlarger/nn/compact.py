@@ -77,7 +77,6 @@ class CompactAutoencoder(nn.Module):
     """
 
     factor = 4
-    reach = 64  # pixels on each side that a latent or a decoded pixel can depend on, at most
 
     def __init__(self, config: CompactAutoencoderConfig) -> None:
         super().__init__()
@@ -87,6 +86,11 @@ class CompactAutoencoder(nn.Module):
         self.linear_out = nn.Conv2d(config.latent_channels, patch, 1)
         self.encoder = _correction(patch, config.latent_channels, config)
         self.decoder = _correction(config.latent_channels, patch, config)
+
+    @property
+    def reach(self) -> int:
+        """Pixels on each side of its patch that a latent or a decoded pixel can depend on, at most."""
+        return self.factor * (2 + 2 * self.config.blocks)
 
     def encode(self, picture: Tensor) -> Tensor:
         """(B, 3, H, W) in -1..1 to latents (B, C, H/4, W/4); H and W are multiples of 4."""

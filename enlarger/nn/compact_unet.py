@@ -57,7 +57,6 @@ class CompactUNet(nn.Module):
         super().__init__()
         self.config = config
         widths = [stage.channels for stage in config.stages]
-        self.register_buffer("deviation", torch.tensor(config.deviation), persistent=False)
         self.time = nn.Sequential(nn.Linear(64, config.time_channels), nn.GELU())
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(_blocks(s, config) for s in config.stages)

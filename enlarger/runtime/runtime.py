@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from enlarger.errors import InputError
 
@@ -30,7 +30,7 @@ class Runtime:
         with ExitStack() as stack:
             if self.offload == "sequential":
                 for layer in module.modules():
-                    if any(True for _ in layer.parameters(recurse=False)):
+                    if own_tensors(layer):
                         stack.enter_context(_visiting(layer, self.device))
             else:
                 module.to(self.device)
@@ -43,7 +43,7 @@ class Runtime:
 
 @contextmanager
 def _visiting(layer: nn.Module, device: torch.device) -> Iterator[None]:
-    """The layer's own parameters are on the device only during its forward call."""
+    """The layer's own tensors are on the device only during its forward call."""
 
     def fetch(layer: nn.Module, inputs: Any) -> None:
         _move(layer, device)
@@ -60,21 +60,31 @@ def _visiting(layer: nn.Module, device: torch.device) -> Iterator[None]:
         _move(layer, torch.device("cpu"))
 
 
+def own_tensors(layer: nn.Module) -> list[Tensor]:
+    """The parameters and buffers that a layer holds itself."""
+    return [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+
+
 def _move(layer: nn.Module, device: torch.device) -> None:
-    for parameter in layer.parameters(recurse=False):
-        parameter.data = parameter.data.to(device)
+    for tensor in own_tensors(layer):
+        tensor.data = tensor.data.to(device)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; "auto" is the first accelerator there is, else the CPU."""
-    if name != "auto":
-        try:
-            return torch.device(name)
-        except RuntimeError as error:
-            raise InputError(f"no device is called {name!r}; expected auto, cpu, cuda, cuda:0, mps ...") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """The device of a name; "auto" is the first accelerator there is, else the CPU. Raises InputError for others."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"no device is called {name!r}; expected auto, cpu, cuda, cuda:0, mps ...") from error
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # what torch raises depends on how it was built
+        raise InputError(f"device {name!r} cannot be used here; give another, or auto") from error
+    return device
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

@@ -62,7 +62,7 @@ class Upscaler:
         seeds = tuple(seeds[: request.count])
         noise = from_seeds(seeds)
         double, consistent = _prepare(self.task, request, watch)
-        if isinstance(source, Tensor) and source.shape[-3] == 4:
+        if isinstance(source, Tensor) and source.ndim > 2 and source.shape[-3] == 4:
             return self._from_latents(source, request, double, noise, seeds)
         picture = read_picture(source)
         size = (round(picture.height * request.by), round(picture.width * request.by))
@@ -171,8 +171,16 @@ def _prepare_compact(task: CompactUpscale, request: UpscaleRequest, watch: Watch
             raise Unsupported(f"{name} is set, but the bundled model has no use for it; load an x2 checkpoint, or leave it")
     if options["solver"] not in SOLVERS:
         raise InputError(f"no solver is called {options['solver']!r}; there are {', '.join(SOLVERS)}")
-    settings = {"detail": options["detail"], "steps": options["steps"], "solver": SOLVERS[options["solver"]]}
-    return partial(task, **settings, watch=watch), bool(options["consistent"])
+    solver = SOLVERS[options["solver"]]
+    run = partial(task, detail=options["detail"], steps=options["steps"], solver=solver, watch=watch)
+
+    def alone(small: Tensor, noise: Noise) -> Tensor:
+        """One picture at a time: the solver's steps depend on the whole batch."""
+        assert isinstance(noise, PerImage)
+        parts = (slice(i, i + 1) for i in range(len(small)))
+        return torch.cat([run(small[part], noise.take(part)) for part in parts])
+
+    return alone if solver is dpm_adaptive else run, bool(options["consistent"])
 
 
 def text_for(

@@ -75,7 +75,7 @@ class CompactUpscale:
 
             denoise = Denoiser(network, latents.dtype, precondition.karras(), Conditioning(concat=latents))
             x = sample(solver, denoise, noise(latents) * MOST, ladder, noise, watch_steps(watch, steps))
-            return x * unet.deviation.view(1, -1, 1, 1)
+            return x * unet.deviation.to(x).view(1, -1, 1, 1)
 
 
 def _up(value: int, multiple: int) -> int:

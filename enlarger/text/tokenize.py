@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 import torch
@@ -109,13 +109,14 @@ class Tokenizer:
 def _read_folder(folder: Path, original: bool) -> Tokenizer:
     """Vocabulary and merges from whichever files are there, special tokens from the files that decide them."""
     whole = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else {}
-    config, roles = _read_roles(folder, whole)
     try:
+        config, roles = _read_roles(folder, whole)
         backend = _backend(*_read_pairs(folder, whole))
         start, end = (_token_id(backend, _content(roles[role]), folder) for role in ("bos_token", "eos_token"))
-        for token in _added_tokens(folder, whole, config, roles, original):
+        listed = _listed(folder, whole, config)
+        for token in _added_tokens(listed, roles, original):
             backend.add_tokens([token])
-        _check_ids(backend, whole, config, folder)
+        _check_ids(backend, listed, folder)
         length = int(config.get("model_max_length", LENGTH))
     except CheckpointError:
         raise
@@ -129,13 +130,14 @@ def _read_pairs(folder: Path, whole: Mapping[str, Any]) -> tuple[dict[str, int],
     """The vocabulary and the merges; both spellings of merges, "a b" and ["a", "b"], are in use."""
     if whole:
         vocabulary, lines = whole["model"]["vocab"], whole["model"]["merges"]
+        pairs = [line.split(" ") if isinstance(line, str) else line for line in lines]
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         vocabulary = read_json(folder / "vocab.json")
         lines = (folder / "merges.txt").read_text("utf-8").split("\n")
-        lines = [line for line in lines[lines[0].startswith("#version") :] if line.strip()]
+        pairs = [line.split() for line in lines[lines[0].startswith("#version") :] if line.strip()]
     else:
         raise CheckpointError(f"{folder}: no tokenizer.json, nor vocab.json with merges.txt; expected one of these.")
-    return vocabulary, [tuple(line.split()) if isinstance(line, str) else tuple(line) for line in lines]
+    return vocabulary, [(first, second) for first, second in pairs]
 
 
 def _backend(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
@@ -168,44 +170,47 @@ def _read_roles(folder: Path, whole: Mapping[str, Any]) -> tuple[dict[str, Any],
     return config, roles
 
 
-def _added_tokens(
-    folder: Path, whole: Mapping[str, Any], config: Mapping[str, Any], roles: Mapping[str, Any], original: bool
-) -> Iterator[AddedToken]:
-    """Tokens matched as a whole before splitting into words, in the order of their ids, the special ones last."""
-    listed: dict[int, Any] = {int(t["id"]): t for t in whole.get("added_tokens") or ()}
+def _listed(folder: Path, whole: Mapping[str, Any], config: Mapping[str, Any]) -> dict[int, Any]:
+    """The tokens, by id, that the files list beside the vocabulary; the newest of the three places wins."""
+    listed: dict[int, Any] = {}
     if (folder / "added_tokens.json").is_file():
-        listed = {int(i): name for name, i in read_json(folder / "added_tokens.json").items()} | listed
+        listed = {int(i): name for name, i in read_json(folder / "added_tokens.json").items()}
+    listed |= {int(token["id"]): token for token in whole.get("added_tokens") or ()}
     if "added_tokens_decoder" in config:
         listed = {int(i): token for i, token in config["added_tokens_decoder"].items()}
-    seen: set[str] = set()
-    for token in (*(listed[i] for i in sorted(listed)), *(roles[role] for role in ROLES)):
+    return dict(sorted(listed.items()))
+
+
+def _added_tokens(listed: Mapping[int, Any], roles: Mapping[str, Any], original: bool) -> Iterator[AddedToken]:
+    """Tokens matched as a whole before splitting into words: the listed ones by id, then those with a role."""
+    names = {_content(role) for role in roles.values()}
+    typed = {_content(roles["pad_token"])} - {START, END} if original else set[str]()
+    seen = set(typed)
+    for token in (*listed.values(), *(roles[role] for role in ROLES)):
         name = _content(token)
-        typed_pad = original and name == _content(roles["pad_token"]) and name not in (START, END)
-        if name not in seen and not typed_pad:
-            yield _added(token, special=any(name == _content(role) for role in roles.values()))
+        if name not in seen:
+            yield _added(token, special=name in names)
         seen.add(name)
 
 
-def _check_ids(
-    backend: tokenizers.Tokenizer, whole: Mapping[str, Any], config: Mapping[str, Any], folder: Path
-) -> None:
-    stated = {int(t["id"]): t for t in whole.get("added_tokens") or ()}
-    stated |= {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
-    for i, token in stated.items():
+def _check_ids(backend: tokenizers.Tokenizer, listed: Mapping[int, Any], folder: Path) -> None:
+    for i, token in listed.items():
         found = backend.token_to_id(_content(token))
         if found != i:
             raise CheckpointError(f"{folder}: added token {_content(token)!r} gets id {found}, the files say {i}.")
 
 
 def _content(token: Any) -> str:
-    return str(token["content"] if isinstance(token, Mapping) else token)
+    """A token as it is typed; files give either that or an object with flags."""
+    return str(cast("dict[str, Any]", token)["content"] if isinstance(token, dict) else token)
 
 
 def _added(token: Any, special: bool) -> AddedToken:
-    if not isinstance(token, Mapping):
+    if not isinstance(token, dict):
         return AddedToken(str(token), special=special, normalized=not special)
-    special = special or bool(token.get("special"))
-    return AddedToken(_content(token), special=special, **{flag: bool(token.get(flag)) for flag in FLAGS})
+    given = cast("dict[str, Any]", token)
+    flags = {flag: bool(given.get(flag)) for flag in FLAGS}
+    return AddedToken(_content(given), special=special or bool(given.get("special")), **flags)
 
 
 def _flags(token: AddedToken) -> dict[str, Any]:

@@ -54,10 +54,11 @@ def train_denoiser(
     training, held_out = photos.split()
     levels, scales, degradation = Levels(), karras(), Degradation()
     config = replace(config, deviation=measure(training, predictor, autoencoder))
+    deviation = torch.tensor(config.deviation).view(1, -1, 1, 1)
 
     def raw_error(module: nn.Module, data: Target, sigma: Tensor, noise: Tensor) -> Tensor:
         scale = scales(sigma[:, None, None, None])
-        clean = data.residual / module.deviation.view(1, -1, 1, 1)  # pyright: ignore[reportCallIssue]
+        clean = data.residual / deviation
         x = clean + noise * sigma[:, None, None, None]
         output = module(torch.cat([x * scale.input, data.mean], 1), scales(sigma).time)
         return (output - (clean - x * scale.skip) / scale.output).square().mean((1, 2, 3))

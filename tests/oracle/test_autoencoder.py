@@ -26,7 +26,7 @@ def pair(config: AutoencoderConfig) -> tuple[AutoencoderKL, torch.nn.Module]:
 
 
 CONFIGS = {
-    "f8": AutoencoderConfig((8, 16, 16, 32), 1, 4, 0.18215, groups=8),
+    "f8": AutoencoderConfig((16, 16, 32, 32), 1, 4, 0.18215, groups=4),
     "f4": AutoencoderConfig((8, 16, 32), 2, 3, 0.08333, groups=4),
 }
 

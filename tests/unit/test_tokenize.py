@@ -175,6 +175,15 @@ def test_damaged_folders_name_the_file(tmp_path: Path) -> None:
         Tokenizer.from_folder(folder)
 
 
+@pytest.mark.parametrize(
+    "text", ["[]", '{"added_tokens": 5}', '{"model": {}}', '{"model": {"vocab": 3, "merges": [1]}}', "{"]
+)
+def test_damaged_tokenizer_json(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        Tokenizer.from_folder(tmp_path)
+
+
 def test_the_backend_serves_threads(tokenizer: Tokenizer) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

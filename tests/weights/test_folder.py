@@ -203,7 +203,7 @@ def test_the_wrong_model_is_recognised(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as error:
         read_folder(path)
     message = str(error.value)
-    assert "and 35 more" in message or " more; " in message
+    assert " more; " in message  # ten are named
     assert "looks like a UNet with context width 64, 4 input channels" in message
     assert "its config like the UNet of the x2 latent upscaler; bring config and weights" in message
     (path / name).write_bytes((path / "vae/diffusion_pytorch_model.safetensors").read_bytes())

@@ -1,0 +1,95 @@
+"""Checking what a pipeline is called with; a wrong argument is a ValueError, as in diffusers, and also an InputError."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from enlarger.diffusion.noise import Noise, PerImage, Shared
+from enlarger.errors import InputError, Unsupported
+
+Prompt = str | list[str]
+Generators = torch.Generator | list[torch.Generator]
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class ArgumentError(InputError, ValueError):
+    """A wrong argument of a pipeline."""
+
+
+def check_prompts(
+    prompt: Any, negative: Any, embeds: Tensor | None, negative_embeds: Tensor | None
+) -> None:  # fmt: skip
+    """Exactly one form of the prompt, at most one of the negative prompt, and equal shapes."""
+    if (prompt is None) == (embeds is None):
+        found = "neither" if prompt is None else "both"
+        raise ArgumentError(f"found {found} of `prompt` and `prompt_embeds`, expected one of them")
+    for name, value in (("prompt", prompt), ("negative_prompt", negative)):
+        if value is not None and not isinstance(value, str | list):
+            raise ArgumentError(f"`{name}` has to be of type `str` or `list` but is {type(value)}")
+    if negative is not None and negative_embeds is not None:
+        raise ArgumentError("found both `negative_prompt` and `negative_prompt_embeds`, expected at most one of them")
+    if embeds is not None and negative_embeds is not None and embeds.shape != negative_embeds.shape:
+        shapes = f"{tuple(embeds.shape)} and {tuple(negative_embeds.shape)}"
+        raise ArgumentError(f"`prompt_embeds` and `negative_prompt_embeds` must have the same shape, found {shapes}")
+
+
+def check_callback_steps(steps: Any) -> None:
+    if not isinstance(steps, int) or steps <= 0:
+        raise ArgumentError(f"`callback_steps` has to be a positive integer but is {steps} of type {type(steps)}")
+
+
+def check_output_type(output_type: Any) -> None:
+    if output_type not in OUTPUT_TYPES:
+        raise ArgumentError(f"`output_type` is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
+
+
+def refuse(options: Mapping[str, Any], advice: Mapping[str, str]) -> None:
+    """Raise Unsupported for the first of the options that is given, with its advice."""
+    for name, value in options.items():
+        if value is not None:
+            raise Unsupported(f"{name} is not available here; {advice[name]}")
+
+
+def as_list(prompt: Prompt) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else prompt
+
+
+def batch_of(prompt: Prompt | None, embeds: Tensor | None) -> int:
+    """How many prompts there are."""
+    if prompt is not None:
+        return len(as_list(prompt))
+    assert embeds is not None, "check_prompts comes first"
+    return len(embeds)
+
+
+def negatives_for(prompt: Prompt | None, negative: Prompt | None, count: int) -> list[str]:
+    """One negative prompt per prompt; None is empty. Beside embeddings a single one stands for all."""
+    if negative is None:
+        return [""] * count
+    if prompt is not None and type(prompt) is not type(negative):
+        raise TypeError(
+            f"`negative_prompt` should be the same type as `prompt`, found {type(negative)} and {type(prompt)}"
+        )
+    if isinstance(negative, str):
+        return [negative] * count
+    if len(negative) != count:
+        raise ArgumentError(f"`negative_prompt` has batch size {len(negative)}, `prompt` has {count}; give as many")
+    return negative
+
+
+def noise_for(generator: Generators | None, count: int) -> Noise:
+    """One generator, or none, draws whole batches; of a list each draws one image."""
+    if not isinstance(generator, Sequence):
+        return Shared(generator)
+    if len(generator) == 1:
+        return Shared(generator[0])
+    if len(generator) != count:
+        raise ArgumentError(f"found a list of {len(generator)} generators for a batch of {count}; give one or {count}")
+    return PerImage(tuple(generator))
+
+
+def check_latents(latents: Tensor | None, shape: tuple[int, ...]) -> None:
+    if latents is not None and tuple(latents.shape) != shape:
+        raise ArgumentError(f"Unexpected latents shape, found {tuple(latents.shape)}, expected {shape}")

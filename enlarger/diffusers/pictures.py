@@ -1,0 +1,84 @@
+"""Pictures in and out of the pipelines, by diffusers' rules."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from enlarger.diffusers.arguments import ArgumentError
+
+LATENT_CHANNELS = 4
+
+
+def preprocess(image: Any, factor: int) -> Tensor:
+    """PIL images, arrays or tensors, one or a list, to (B, 3, H, W) in -1..1, or latents (B, 4, h, w) as they are.
+
+    Sides are lowered to multiples of `factor`: PIL by bicubic to the first one's size, arrays and tensors by nearest
+    neighbour. Arrays (H, W, 3) and tensors (3, H, W) whose least value is below 0 are taken as -1..1, others as 0..1.
+    PIL images of other modes are converted to RGB (diffusers takes RGBA for latents); arrays of 4 channels raise.
+    """
+    images = list(image) if isinstance(image, list | tuple) else [image]
+    if not images:
+        raise ArgumentError("`image` is an empty list, expected at least one picture")
+    if all(isinstance(one, Image.Image) for one in images):
+        return _scale(_from_pil(images, factor))
+    if all(isinstance(one, np.ndarray) for one in images):
+        return _scale(_lower(_from_arrays(images), factor))
+    if all(isinstance(one, Tensor) for one in images):
+        batch = torch.cat([one if one.ndim == 4 else one[None] for one in images])
+        return batch if batch.shape[1] == LATENT_CHANNELS else _scale(_lower(batch, factor))
+    kinds = sorted({type(one).__name__ for one in images})
+    raise ArgumentError(f"`image` holds {', '.join(kinds)}; expected PIL images, numpy arrays or tensors, all of a kind")
+
+
+def postprocess(pictures: Tensor, output_type: str) -> Any:
+    """(B, 3, H, W) about -1..1 to PIL images, an array (B, H, W, 3) or a tensor, both in 0..1."""
+    pictures = (pictures / 2 + 0.5).clamp(0, 1)
+    if output_type == "pt":
+        return pictures
+    array = pictures.permute(0, 2, 3, 1).float().cpu().numpy()
+    return array if output_type == "np" else numpy_to_pil(array)
+
+
+def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
+    """An array (H, W, C) or (B, H, W, C) in 0..1 as PIL images."""
+    batch = images[None] if images.ndim == 3 else images
+    eight_bit = (batch * 255).round().astype("uint8")
+    return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in eight_bit]
+
+
+def _from_pil(images: list[Image.Image], factor: int) -> Tensor:
+    width, height = (side - side % factor for side in images[0].size)
+    _check_sides(images[0].height, images[0].width, factor)
+    resized = [one.convert("RGB").resize((width, height), Image.Resampling.BICUBIC) for one in images]
+    return torch.from_numpy(np.stack([np.array(one, np.float32) for one in resized]) / 255).permute(0, 3, 1, 2)
+
+
+def _from_arrays(images: list[np.ndarray[Any, Any]]) -> Tensor:
+    batch = np.concatenate([one if one.ndim == 4 else one[None] for one in images])
+    if batch.ndim != 4 or batch.shape[-1] != 3:
+        raise ArgumentError(f"`image` has shape {images[0].shape}, expected (H, W, 3) or (B, H, W, 3); leave out alpha")
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+
+def _lower(batch: Tensor, factor: int) -> Tensor:
+    height, width = batch.shape[-2:]
+    _check_sides(height, width, factor)
+    size = [side - side % factor for side in (height, width)]
+    return batch if size == [height, width] else F.interpolate(batch, size)
+
+
+def _check_sides(height: int, width: int, factor: int) -> None:
+    if min(height, width) < factor:
+        raise ArgumentError(f"`image` is {width} x {height} pixels, expected at least {factor} x {factor}")
+
+
+def _scale(batch: Tensor) -> Tensor:
+    if not batch.is_floating_point():
+        raise ArgumentError(f"`image` holds {batch.dtype}, expected floats in 0..1 or -1..1; divide by 255 first")
+    if float(batch.max()) > 2:
+        raise ArgumentError(f"`image` has values up to {float(batch.max()):g}, expected 0..1 or -1..1; divide first")
+    return batch if float(batch.min()) < 0 else 2 * batch - 1

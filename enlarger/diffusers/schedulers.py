@@ -1,0 +1,207 @@
+"""Schedulers by diffusers' names: each is a value, a class name and a config, that says which of our samplers to use."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+from enlarger.checkpoint.configs import schedule_config
+from enlarger.checkpoint.folder import SCHEDULER
+from enlarger.diffusion.sampler import Sampler
+from enlarger.errors import CheckpointError, Unsupported
+from enlarger.jsonfile import read_json
+
+BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+CURVES = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+
+
+class SchedulerConfig(Mapping[str, Any]):
+    """Settings by name or attribute: those stated, then the class's defaults. Those not stated are not carried over."""
+
+    def __init__(self, kind: str, stated: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self.kind = kind
+        self.stated = MappingProxyType(dict(stated))
+        self._all = {**defaults, **stated, "_class_name": kind}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._all[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name not in self._all:
+            raise AttributeError(f"the config of {self.kind} has no {name!r}; it has {', '.join(self._all)}")
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __repr__(self) -> str:
+        return f"{self.kind}({dict(self.stated)})"
+
+
+class Scheduler:
+    """The base of the five classes, which differ in their defaults alone.
+
+    A base class and not a table of functions, so that `isinstance`, `type(pipe.scheduler).from_config` and the class
+    name in saved files mean what people expect. There is no `set_timesteps` or `step`: solvers are in
+    `enlarger.diffusion.solvers`.
+    """
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, *values: Any, **settings: Any) -> None:
+        named = dict(zip(self.DEFAULTS, values, strict=False)) | settings
+        unknown = sorted(set(named) - set(self.DEFAULTS))
+        if unknown or len(values) > len(self.DEFAULTS):
+            raise TypeError(f"{type(self).__name__} has no {unknown or 'so many settings'}; it has {list(self.DEFAULTS)}")
+        self.config = SchedulerConfig(type(self).__name__, named, self.DEFAULTS)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **changes: Any) -> Self:
+        """From another scheduler's config, ours or diffusers', or a scheduler file's.
+
+        Only what was stated carries over, not the other class's defaults: a PNDM file without `timestep_spacing` is
+        "leading" for PNDM and "linspace" for Euler. Settings that this class does not know are kept for the next one.
+        """
+        stated = config.stated if isinstance(config, SchedulerConfig) else _stated(config)
+        made = cls(**{name: value for name, value in stated.items() if name in cls.DEFAULTS} | changes)
+        made.config = SchedulerConfig(cls.__name__, {**stated, **changes}, cls.DEFAULTS)
+        return made
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, subfolder: str | None = None) -> Self:
+        """From a `scheduler_config.json` in a local folder."""
+        folder = Path(path) / (subfolder or "")
+        if not (folder / SCHEDULER).is_file():
+            raise CheckpointError(f"{folder}: no {SCHEDULER}; give the folder that has it, or subfolder='scheduler'.")
+        return cls.from_config(read_json(folder / SCHEDULER))
+
+    def changed(self, **changes: Any) -> Self:
+        """The same with other settings."""
+        return self.from_config(self.config, **changes)
+
+    def json(self) -> dict[str, Any]:
+        """What a scheduler file holds: what was stated."""
+        return {"_class_name": type(self).__name__, **self.config.stated}
+
+    def sampler(self) -> Sampler:
+        """Our sampler with these settings; Unsupported for one that none of our solvers has."""
+        name = type(self).__name__
+        if self.config.get("clip_sample"):
+            raise Unsupported(f"{name}: clip_sample is not available, latents are not bounded; set clip_sample=False")
+        if self.config.get("skip_prk_steps") is False and "skip_prk_steps" in self.DEFAULTS:
+            raise Unsupported(f"{name}: the Runge-Kutta start is not available; set skip_prk_steps=True")
+        return schedule_config({key: self.config[key] for key in self.DEFAULTS} | {"_class_name": name})
+
+    def __repr__(self) -> str:
+        return repr(self.config)
+
+
+class EulerDiscreteScheduler(Scheduler):
+    """`euler`; the x2 upscaler's file names it."""
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        **BETAS,
+        "trained_betas": None,
+        "prediction_type": "epsilon",
+        "interpolation_type": "linear",
+        **CURVES,
+        "sigma_min": None,
+        "sigma_max": None,
+        "timestep_spacing": "linspace",
+        "timestep_type": "discrete",
+        "steps_offset": 0,
+        "rescale_betas_zero_snr": False,
+        "final_sigmas_type": "zero",
+    }
+
+
+class EulerAncestralDiscreteScheduler(Scheduler):
+    """`euler_ancestral`: fresh noise at each step."""
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        **BETAS,
+        "trained_betas": None,
+        "prediction_type": "epsilon",
+        "timestep_spacing": "linspace",
+        "steps_offset": 0,
+        "rescale_betas_zero_snr": False,
+    }
+
+
+class HeunDiscreteScheduler(Scheduler):
+    """`heun`: two calls of the network per step."""
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        **BETAS,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "trained_betas": None,
+        "prediction_type": "epsilon",
+        **CURVES,
+        "clip_sample": False,
+        "clip_sample_range": 1.0,
+        "timestep_spacing": "linspace",
+        "steps_offset": 0,
+    }
+
+
+class DDIMScheduler(Scheduler):
+    """`ddim`, the one with `eta`."""
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        **BETAS,
+        "trained_betas": None,
+        "clip_sample": True,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "prediction_type": "epsilon",
+        "thresholding": False,
+        "dynamic_thresholding_ratio": 0.995,
+        "clip_sample_range": 1.0,
+        "sample_max_value": 1.0,
+        "timestep_spacing": "leading",
+        "rescale_betas_zero_snr": False,
+    }
+
+
+class PNDMScheduler(Scheduler):
+    """`plms`: as SD1's and SD2's files have it, without the Runge-Kutta start."""
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        **BETAS,
+        "trained_betas": None,
+        "skip_prk_steps": False,
+        "set_alpha_to_one": False,
+        "prediction_type": "epsilon",
+        "timestep_spacing": "leading",
+        "steps_offset": 0,
+    }
+
+
+CLASSES: Mapping[str, type[Scheduler]] = {
+    kind.__name__: kind
+    for kind in (
+        EulerDiscreteScheduler,
+        EulerAncestralDiscreteScheduler,
+        HeunDiscreteScheduler,
+        DDIMScheduler,
+        PNDMScheduler,
+    )
+}
+
+
+def scheduler_of(config: Mapping[str, Any]) -> Scheduler:
+    """The scheduler that a scheduler file names."""
+    name = str(config.get("_class_name"))
+    if name not in CLASSES:
+        raise Unsupported(f"scheduler {name}: no class here stands for it; expected one of {', '.join(CLASSES)}.")
+    return CLASSES[name].from_config(config)
+
+
+def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's or a diffusers config's settings without those that its class filled in."""
+    filled: Any = config.get("_use_default_values") or ()
+    return {name: value for name, value in config.items() if name not in filled and not name.startswith("_")}

@@ -1,0 +1,161 @@
+"""Whole trajectories of the solvers against k-diffusion's functions and diffusers' schedulers, with the same noise."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from enlarger.checkpoint.configs import schedule_config
+from enlarger.diffusion import solvers
+from enlarger.diffusion.conditioning import Conditioning
+from enlarger.diffusion.denoiser import Denoiser
+from enlarger.diffusion.noise import Shared
+from enlarger.diffusion.sample import Solver, sample
+from enlarger.diffusion.schedule import karras
+from tests.support import k_diffusion
+from tests.support.close import assert_close
+from tests.support.random_weights import normal
+
+LADDER = torch.cat([karras(0.03, 10.0, 10), torch.zeros(1, dtype=torch.float64)])
+NONZERO = karras(0.03, 10.0, 11)  # ends above 0
+START = normal(2, 3, 4, 4) * 10
+
+
+def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+    """Nonlinear, and told the noise level as a scalar (ours) or as one per image (theirs)."""
+    sigma = sigma.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma
+    return 0.8 * torch.sin(x / (1 + sigma)) + 0.1 * x / (1 + sigma**2)
+
+
+@pytest.fixture(scope="module")
+def theirs() -> ModuleType:
+    return k_diffusion.load("sampling")
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
+
+
+def noise_sampler(like: Tensor = START) -> Callable[[Any, Any], Tensor]:
+    noise = Shared(generator())
+    return lambda sigma, lower: noise(like)
+
+
+PAIRS: dict[str, tuple[Solver, str, dict[str, Any]]] = {
+    "euler": (solvers.euler, "sample_euler", {}),
+    "euler_ancestral": (solvers.euler_ancestral, "sample_euler_ancestral", {}),
+    "ddim": (solvers.ddim, "sample_euler_ancestral", {"eta": 0.0}),
+    "ddim eta": (partial(solvers.ddim, eta=0.5), "sample_euler_ancestral", {"eta": 0.5}),
+    "heun": (solvers.heun, "sample_heun", {}),
+    "dpmpp_2m": (solvers.dpmpp_2m, "sample_dpmpp_2m", {}),
+    "dpmpp_2m_sde": (solvers.dpmpp_2m_sde, "sample_dpmpp_2m_sde", {}),
+    "dpmpp_2m_sde eta 0": (partial(solvers.dpmpp_2m_sde, eta=0.0), "sample_dpmpp_2m_sde", {"eta": 0.0}),
+    "dpmpp_2m_sde eta half": (partial(solvers.dpmpp_2m_sde, eta=0.5), "sample_dpmpp_2m_sde", {"eta": 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("ladder", [LADDER, NONZERO], ids=["to 0", "above 0"])
+def test_k_diffusion(theirs: ModuleType, name: str, ladder: Tensor) -> None:
+    ours, function, options = PAIRS[name]
+    seen: list[Tensor] = []
+    if "ancestral" in function or "sde" in function:
+        options = options | {"noise_sampler": noise_sampler()}
+    wanted = getattr(theirs, function)(
+        denoise, START, ladder.float(), disable=True, callback=lambda d: seen.append(d["denoised"]), **options
+    )
+    steps = list(ours(denoise, START, ladder, Shared(generator())))
+    assert_close(steps[-1].x, wanted, 1e-5)
+    assert len(steps) == len(seen)
+    for step, clean in zip(steps, seen, strict=True):
+        assert_close(step.clean, clean, 1e-5)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Accepting a step is a yes or no of a float: both sides compute in double precision."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("control", [{}, {"relative": 0.0125, "absolute": 0.25 / 127.5, "proportional": 0.2, "integral": 0.4}])
+def test_k_diffusion_adaptive(theirs: ModuleType, eta: float, control: dict[str, float]) -> None:
+    names = {"relative": "rtol", "absolute": "atol", "proportional": "pcoeff", "integral": "icoeff"}
+    options = {names[name]: value for name, value in control.items()}
+    start = START.double()
+    wanted, info = theirs.sample_dpm_adaptive(
+        denoise, start, 0.03, 10.0, disable=True, eta=eta, noise_sampler=noise_sampler(start), return_info=True, **options
+    )
+    steps = list(solvers.dpm_adaptive(denoise, start, NONZERO, Shared(generator()), eta, solvers.Control(**control)))
+    assert len(steps) == info["n_accept"]
+    assert_close(steps[-1].x, wanted, 1e-8)
+
+
+STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+PRESERVING = {"set_alpha_to_one": False, "clip_sample": False, "skip_prk_steps": True}
+SCHEDULERS = {
+    "EulerDiscreteScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "HeunDiscreteScheduler": {},
+    "PNDMScheduler": PRESERVING,
+    "DDIMScheduler": PRESERVING,
+    "DDPMScheduler": {"clip_sample": False},
+}
+
+
+CASES = [
+    *((name, "epsilon", 0.0) for name in SCHEDULERS),
+    *((name, "v_prediction", 0.0) for name in SCHEDULERS if name != "PNDMScheduler"),  # theirs mixes v of several levels
+    ("DDIMScheduler", "epsilon", 0.5),
+    ("DDIMScheduler", "v_prediction", 0.5),
+]
+
+
+@pytest.mark.parametrize(("name", "prediction", "eta"), CASES)
+def test_diffusers(name: str, prediction: str, eta: float) -> None:
+    diffusers = pytest.importorskip("diffusers", reason="the oracle needs diffusers")
+    config = STABLE | SCHEDULERS[name] | {"_class_name": name, "prediction_type": prediction}
+    scheduler = getattr(diffusers, name).from_config(config)
+    sampler = schedule_config(config)
+
+    def network(x: Tensor, time: Tensor) -> Tensor:
+        return 0.5 * torch.sin(2 * x + 0.001 * time.reshape(-1, 1, 1, 1)) + 0.3 * x
+
+    start = normal(2, 3, 4, 4) / 4  # keeps the first latents small, where float32 is coarse
+    scheduler.set_timesteps(10)
+    x = start * scheduler.init_noise_sigma
+    options: dict[str, Any] = {"eta": eta} if name == "DDIMScheduler" else {}
+    if name in ("EulerAncestralDiscreteScheduler", "DDPMScheduler", "DDIMScheduler"):
+        options["generator"] = generator()
+    for time in scheduler.timesteps:
+        x = scheduler.step(network(scheduler.scale_model_input(x, time), time), time, x, **options).prev_sample
+
+    course = sampler.course(10)
+    denoiser = Denoiser(network, torch.float32, sampler.precondition(), Conditioning())
+    solver = partial(solvers.ddim, eta=eta) if eta else solvers.SOLVERS[sampler.solver]
+    found = sample(solver, denoiser, start * course.start, course.ladder, Shared(generator()))
+    assert_close(found * course.end, x, 1e-5)
+
+
+def test_dpm_solver_multistep() -> None:
+    """The same method in diffusers, on our ladder: their sigmas, replaced by its levels, in unit variance."""
+    diffusers = pytest.importorskip("diffusers", reason="the oracle needs diffusers")
+    for algorithm, solver in (("dpmsolver++", solvers.dpmpp_2m), ("sde-dpmsolver++", solvers.dpmpp_2m_sde)):
+        config = STABLE | {"algorithm_type": algorithm, "prediction_type": "sample"}
+        scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config)
+        scheduler.set_timesteps(10)
+        ladder = scheduler.sigmas.double()
+        x = START / (ladder[0] ** 2 + 1).sqrt()
+        noise = Shared(generator())
+        for time, sigma in zip(scheduler.timesteps, ladder, strict=False):
+            clean = denoise(x * (sigma**2 + 1).sqrt(), sigma)
+            x = scheduler.step(clean, time, x, variance_noise=noise(x) if "sde" in algorithm else None).prev_sample
+        found = sample(solver, denoise, START, ladder, Shared(generator()))
+        assert_close(found, x, 1e-5)
