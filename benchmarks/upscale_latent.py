@@ -18,7 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-CONFIGS = Path(__file__).parents[1] / "tests" / "data" / "reference" / "configs" / "stabilityai" / "sd-x2-latent-upscaler"
+CONFIGS = (
+    Path(__file__).parents[1] / "tests" / "data" / "reference" / "configs" / "stabilityai" / "sd-x2-latent-upscaler"
+)
 SIDES = ("diffusers", "enlarger")
 
 
@@ -48,15 +50,24 @@ def main() -> None:
 def make(folder: Path) -> None:
     """Random weights in the official layout, written by diffusers and transformers."""
     import torch
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionLatentUpscalePipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        EulerDiscreteScheduler,
+        StableDiffusionLatentUpscalePipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel
 
     sys.path.insert(0, str(CONFIGS.parents[4]))
-    from tests.support.tiny import clip_tokenizer_folder
     from transformers import CLIPTokenizer
 
+    from tests.support.tiny import clip_tokenizer_folder
+
     torch.manual_seed(0)
-    read = {name: json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("unet", "vae", "text_encoder", "scheduler")}
+    read = {
+        name: json.loads((CONFIGS / f"{name}.json").read_text())
+        for name in ("unet", "vae", "text_encoder", "scheduler")
+    }
     with tempfile.TemporaryDirectory() as words:
         tokenizer = CLIPTokenizer.from_pretrained(clip_tokenizer_folder(Path(words)))
         StableDiffusionLatentUpscalePipeline(
@@ -116,7 +127,9 @@ def report(found: dict, arguments: argparse.Namespace) -> None:
     import diffusers
     import torch
 
-    peer, ours = ({k: statistics.median(r[k] for r in found[s]) for k in ("load", "run", "load_peak", "peak")} for s in SIDES)
+    peer, ours = (
+        {k: statistics.median(r[k] for r in found[s]) for k in ("load", "run", "load_peak", "peak")} for s in SIDES
+    )
     apart = max(
         abs(a - b)
         for x, y in zip(found["diffusers"][0]["pixels"], found["enlarger"][0]["pixels"], strict=True)
@@ -125,8 +138,8 @@ def report(found: dict, arguments: argparse.Namespace) -> None:
     )
     print(
         f"x2 latent upscaler, latent {arguments.side} x {arguments.side}, {arguments.steps} steps, guidance "
-        f"{arguments.guidance:g}, float32, {arguments.threads} threads, {platform.machine()}, torch {torch.__version__}, "
-        f"diffusers {diffusers.__version__}; medians of {arguments.repeat}\n"
+        f"{arguments.guidance:g}, float32, {arguments.threads} threads, {platform.machine()}, "
+        f"torch {torch.__version__}, diffusers {diffusers.__version__}; medians of {arguments.repeat}\n"
     )
     print("| | diffusers | enlarger | ratio |\n| --- | --- | --- | --- |")
     for key, name, unit in (

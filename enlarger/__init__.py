@@ -9,6 +9,7 @@ from enlarger.requests import GenerateRequest, UpscaleRequest
 if TYPE_CHECKING:
     from enlarger.tasks.enlarge import Upscaler, load_upscaler, upscale
     from enlarger.tasks.parts import Progress, Result
+    from enlarger.tasks.text_to_image import generate
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ __all__ = [
     "UpscaleRequest",
     "Upscaler",
     "__version__",
+    "generate",
     "load_upscaler",
     "upscale",
 ]
@@ -33,6 +35,7 @@ _LATER = {
     "Progress": "enlarger.tasks.parts",
     "Result": "enlarger.tasks.parts",
     "Upscaler": "enlarger.tasks.enlarge",
+    "generate": "enlarger.tasks.text_to_image",
     "load_upscaler": "enlarger.tasks.enlarge",
     "upscale": "enlarger.tasks.enlarge",
 }

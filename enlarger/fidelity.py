@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ def make_consistent(large: Tensor, small: Tensor) -> Tensor:
     """
     missing = small - reduce(large, small.shape[-2:])
     wide = torch.cat(
-        [missing[..., b.low : b.high] @ b.matrix.to(missing).mT for b in _lift(missing.shape[-1], large.shape[-1])], dim=-1
+        [missing[..., b.low : b.high] @ b.matrix.to(missing).mT for b in _lift(missing.shape[-1], large.shape[-1])],
+        dim=-1,
     )
     result = large.clone()
     for b in _lift(missing.shape[-2], large.shape[-2]):
@@ -64,5 +66,5 @@ def _lift_block(first: Tensor, weights: Tensor, start: int, end: int, margin: in
     columns = first[low:high, None] - offset + torch.arange(taps)
     reduction = weights.new_zeros(high - low, max(int(columns.max()) + 1, end - offset))
     reduction.scatter_(1, columns, weights[low:high])
-    lift = torch.linalg.solve(reduction @ reduction.T, reduction).T
+    lift = cast(Tensor, torch.linalg.solve(reduction @ reduction.T, reduction)).T
     return _Block(start, end, low, high, lift[start - offset : end - offset].contiguous())

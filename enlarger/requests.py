@@ -7,8 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from enlarger.errors import InputError
 
@@ -41,7 +40,9 @@ class UpscaleRequest:
     negative: str | Sequence[str] = option("", "what it should not show; needs guidance other than 1")
     steps: int | None = option(None, "denoising steps", least=1, most=1000, whole=True)
     guidance: float | None = option(None, "classifier-free guidance scale", least=-100, most=100)
-    seed: int | Sequence[int] = option(0, "seed of the first picture; the others count on", least=0, most=2**63 - 1, whole=True)
+    seed: int | Sequence[int] = option(
+        0, "seed of the first picture; the others count on", least=0, most=2**63 - 1, whole=True
+    )
     count: int = option(1, "pictures to make from each input", least=1, most=64, whole=True)
     noise_level: float = option(0.0, "noise added to the low-resolution latent", least=0, most=10)
     solver: str | None = option(None, "name of the solver")
@@ -65,7 +66,9 @@ class GenerateRequest:
     steps: int | None = option(None, "denoising steps", least=1, most=1000, whole=True)
     guidance: float | None = option(None, "classifier-free guidance scale", least=-100, most=100)
     rescale: float = option(0.0, "share of the conditional branch's contrast to restore", least=0, most=1)
-    seed: int | Sequence[int] = option(0, "seed of the first picture; the others count on", least=0, most=2**63 - 1, whole=True)
+    seed: int | Sequence[int] = option(
+        0, "seed of the first picture; the others count on", least=0, most=2**63 - 1, whole=True
+    )
     count: int = option(1, "pictures to make from each prompt", least=1, most=64, whole=True)
     solver: str | None = option(None, "name of the solver")
     long_prompt: bool = option(False, "encode prompts over 75 tokens in chunks instead of cutting them")
@@ -90,7 +93,7 @@ def check(request: Any) -> None:
         if limits is None:
             continue
         value = getattr(request, item.name)
-        for one in value if isinstance(value, Sequence) and not isinstance(value, str) else (value,):
+        for one in _several(value):
             _check_one(item.name, one, limits)
 
 
@@ -103,7 +106,7 @@ def filled(request: Any, name: str) -> dict[str, Any]:
 
 def one_per(value: Any, count: int, name: str) -> list[Any]:
     """A value for each of `count` images: one is repeated, a sequence must have as many."""
-    values = [value] if isinstance(value, str | Path) or not isinstance(value, Sequence) else list(value)
+    values = _several(value)
     if len(values) not in (1, count):
         raise InputError(f"{len(values)} values of {name} for {count} images; give one or {count}")
     return values * count if len(values) == 1 else values
@@ -118,6 +121,13 @@ def seeds_for(seed: int | Sequence[int], count: int) -> list[int]:
     return list(seed)
 
 
+def _several(value: Any) -> list[Any]:
+    """The items of a list or tuple; anything else, text too, is one item."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return list(cast("Sequence[Any]", value))
+    return [value]
+
+
 def _check_one(name: str, value: Any, limits: Limits) -> None:
     if limits.choices and value is not None and value not in limits.choices:
         raise InputError(f"{name} is {value!r}, expected one of {', '.join(limits.choices)}")
@@ -126,5 +136,5 @@ def _check_one(name: str, value: Any, limits: Limits) -> None:
     kind, word = (Integral, "a whole number") if limits.whole else (Real, "a number")
     if isinstance(value, bool) or not isinstance(value, kind):
         raise InputError(f"{name} is {value!r}, expected {word}")
-    if not limits.least <= value <= limits.most:
+    if not limits.least <= float(value) <= limits.most:
         raise InputError(f"{name} is {value}, expected {limits.least:g} to {limits.most:g}")

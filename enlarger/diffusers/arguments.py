@@ -1,4 +1,4 @@
-"""Checking what a pipeline is called with; a wrong argument is a ValueError, as in diffusers, and also an InputError."""
+"""Checking what a pipeline is called with: a wrong argument is a ValueError, as in diffusers, and an InputError."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

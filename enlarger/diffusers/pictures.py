@@ -31,7 +31,9 @@ def preprocess(image: Any, factor: int) -> Tensor:
         batch = torch.cat([one if one.ndim == 4 else one[None] for one in images])
         return batch if batch.shape[1] == LATENT_CHANNELS else _scale(_lower(batch, factor))
     kinds = sorted({type(one).__name__ for one in images})
-    raise ArgumentError(f"`image` holds {', '.join(kinds)}; expected PIL images, numpy arrays or tensors, all of a kind")
+    raise ArgumentError(
+        f"`image` holds {', '.join(kinds)}; expected PIL images, numpy arrays or tensors, all of a kind"
+    )
 
 
 def postprocess(pictures: Tensor, output_type: str) -> Any:

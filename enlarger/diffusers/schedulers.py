@@ -1,4 +1,4 @@
-"""Schedulers by diffusers' names: each is a value, a class name and a config, that says which of our samplers to use."""
+"""Schedulers by diffusers' names: each is a value, a class name and a config, that selects one of our samplers."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -55,7 +55,9 @@ class Scheduler:
         named = dict(zip(self.DEFAULTS, values, strict=False)) | settings
         unknown = sorted(set(named) - set(self.DEFAULTS))
         if unknown or len(values) > len(self.DEFAULTS):
-            raise TypeError(f"{type(self).__name__} has no {unknown or 'so many settings'}; it has {list(self.DEFAULTS)}")
+            raise TypeError(
+                f"{type(self).__name__} has no {unknown or 'so many settings'}; it has {list(self.DEFAULTS)}"
+            )
         self.config = SchedulerConfig(type(self).__name__, named, self.DEFAULTS)
 
     @classmethod

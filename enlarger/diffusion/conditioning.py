@@ -1,5 +1,6 @@
 """What a network is told besides the noisy latent."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -37,8 +38,8 @@ class Conditioning:
         """The conditioning of some images of the batch."""
         return self._map(lambda v: v[index])
 
-    def _map(self, change) -> "Conditioning":  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        values: dict[str, Tensor | None] = {f.name: getattr(self, f.name) for f in fields(self)}
         return Conditioning(**{name: None if v is None else change(v) for name, v in values.items()})
 
 

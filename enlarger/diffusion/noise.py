@@ -31,7 +31,7 @@ class PerImage:
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """One generator (None: torch's own) for a whole batch, as diffusers draws."""
+    """One generator (None: torch's own on the batch's device) for a whole batch, as diffusers draws."""
 
     generator: torch.Generator | None
 
@@ -45,5 +45,5 @@ def from_seeds(seeds: Sequence[int]) -> PerImage:
 
 
 def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = "cpu" if generator is None else generator.device
+    device = like.device if generator is None else generator.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -38,7 +38,7 @@ def sample(schedule: NoiseSchedule) -> Precondition:
 
 
 def karras(deviation: float = 1.0) -> Precondition:
-    """Karras et al. 2022, table 1, last column, for data of that standard deviation; the network is told log(sigma)/4."""
+    """Karras et al. 2022, table 1, last column, for data of that deviation; the network is told log(sigma) / 4."""
 
     def scales(sigma: Tensor) -> Scales:
         total = (sigma**2 + deviation**2).sqrt()

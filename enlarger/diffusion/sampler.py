@@ -42,8 +42,12 @@ class Sampler:
     last: float = 0.0
 
     def course(self, steps: int) -> Course:
-        """The ladder for a number of steps."""
-        ladder = check_ladder(self.schedule.ladder(steps, self.spacing, self.offset, self.last, self.curve))
+        """The course for a number of steps."""
+        return self.along(self.schedule.ladder(steps, self.spacing, self.offset, self.last, self.curve))
+
+    def along(self, ladder: Tensor) -> Course:
+        """The course down a ladder of one's own."""
+        ladder = check_ladder(ladder)
         first = float(ladder[0])
         start = (first**2 + 1) ** 0.5 if self.preserving or self.spacing == "leading" else first
         return Course(ladder, start, (float(ladder[-1]) ** 2 + 1) ** -0.5 if self.preserving else 1.0)

@@ -48,7 +48,7 @@ class NoiseSchedule:
     def ladder(
         self, steps: int, spacing: Spacing = "linspace", offset: int = 0, last: float = 0.0, curve: Curve | None = None
     ) -> Tensor:  # fmt: skip
-        """`steps` + 1 falling noise levels as a float64 CPU tensor, `last` at the end; levels not above it are left out.
+        """`steps` + 1 falling noise levels as a float64 CPU tensor, `last` at its end; levels not above it are cut.
 
         A `curve` spaces the levels anew between the first and the last that `spacing` visits. "log_linear" is the x2
         upscaler's: it ends at the smallest training sigma, and `last` is ignored.

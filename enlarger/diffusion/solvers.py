@@ -5,7 +5,7 @@ Each takes the denoiser, a latent x = clean + sigma * noise at the first level o
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -63,7 +63,7 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[
         clean = denoise(x, sigma)
         slopes = [(x - clean) / sigma, *slopes[:3]]
         slope = _adams_bashforth(slopes)
-        if len(slopes) == 1 and lower > 0:
+        if len(slopes) == 1 and len(sigmas) > 2:
             guess = x + slope * (lower - sigma)
             slope = (slope + (guess - denoise(guess, lower)) / lower) / 2
         x = x + slope * (lower - sigma)
@@ -116,21 +116,24 @@ def dpm_adaptive(
     control = Control() if control is None else control
     end = float(sigmas[-1] if sigmas[-1] > 0 else sigmas[-2])
     t, stop, h = -math.log(sigmas[0]), -math.log(end), control.first
-    before, errors = x, ()  # the lower-order solution of the last accepted step, and the inverse errors
+    before = x  # the lower-order solution of the last accepted step
+    errors: list[float] = []  # inverse, of this step and the last two accepted
     while t < stop - 1e-5:
         goal = min(stop, t + h)
         down, up = split_time(t, goal, stop, eta)
         low, high, clean = _dpm_3_step(denoise, x, t, down)
         tolerance = torch.clamp(control.relative * torch.maximum(low.abs(), before.abs()), min=control.absolute)
-        error = float(torch.linalg.vector_norm((low - high) / tolerance)) / x.numel() ** 0.5
+        error = float(((low - high) / tolerance).square().mean().sqrt())
         if not math.isfinite(error):
-            raise NonFinite(f"the network's output is not finite at sigma {math.exp(-t):.4g} ({x.dtype}); run in float32")
+            raise NonFinite(
+                f"the network's output is not finite at sigma {math.exp(-t):.4g} ({x.dtype}); run in float32"
+            )
         inverse = 1 / (error + 1e-8)
-        errors = (inverse, *(errors[1:] or (inverse, inverse)))
+        errors = [inverse, *errors[1:]] if errors else [inverse] * 3
         factor = control.factor(errors, order=1.5 if eta else 3)
         h *= factor
         if factor >= control.safety:
-            before, t, errors = low, goal, (errors[0], *errors[:2])
+            before, t, errors = low, goal, [errors[0], *errors[:2]]
             x = high + noise(x) * up if eta else high
             yield Step(x, clean, torch.tensor(math.exp(-t), dtype=torch.float64))
     if sigmas[-1] == 0:
@@ -150,7 +153,7 @@ class Control:
     safety: float = 0.81  # the least factor at which a step is accepted
     first: float = 0.05  # the first step
 
-    def factor(self, errors: tuple[float, ...], order: float) -> float:
+    def factor(self, errors: Sequence[float], order: float) -> float:
         """How much longer the next step is, from the inverse errors of this step and the two accepted before."""
         powers = (
             (self.proportional + self.integral + self.derivative) / order,

@@ -44,8 +44,9 @@ class Table:
         for r in self.rows:
             scales = "-" if r["ms_ssim"] is None else f"{r['ms_ssim']:.4f}"
             lines.append(
-                f"| {r['set']} ({r['pictures']}) | {r['method']} | {r['psnr']:.2f} | {r['psnr_y']:.2f} | {r['ssim']:.4f} | "
-                f"{scales} | {r['gmsd']:.4f} | {r['largest']:.1f} / {r['mean']:.2f} | {r['seconds']:.2f} |"
+                f"| {r['set']} ({r['pictures']}) | {r['method']} | {r['psnr']:.2f} | {r['psnr_y']:.2f} | "
+                f"{r['ssim']:.4f} | {scales} | {r['gmsd']:.4f} | "
+                f"{r['largest']:.1f} / {r['mean']:.2f} | {r['seconds']:.2f} |"
             )
         return "\n".join(lines)
 
@@ -151,5 +152,3 @@ def _crops(images: Mapping[str, Image.Image]) -> list[tuple[str, Image.Image]]:
     row, column = divmod(int(windows.argmax()), windows.shape[1])
     box = (min(8 * column, first.shape[1] - size), min(8 * row, first.shape[0] - size))
     return [(name, image.crop((*box, box[0] + size, box[1] + size))) for name, image in images.items()]
-
-

@@ -45,7 +45,7 @@ class Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.positions, config.width)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        return self.token_embedding(ids) + self.position_embedding(torch.arange(ids.shape[1], device=ids.device))
 
 
 class SelfAttention(nn.Module):

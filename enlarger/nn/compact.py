@@ -5,10 +5,13 @@ overlapping tiles is the same as one enlarged whole.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,7 @@ class Predictor(nn.Module):
         self.config = config
         self.head = nn.Conv2d(3, config.channels, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(config.channels) for _ in range(config.blocks))
-        self.tail = nn.Conv2d(config.channels, 12, 3, padding=1)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)
+        self.tail = zeroed(nn.Conv2d(config.channels, 12, 3, padding=1))
 
     @property
     def reach(self) -> int:
@@ -70,7 +71,7 @@ class CompactAutoencoderConfig:
 
 
 class CompactAutoencoder(nn.Module):
-    """A deterministic autoencoder at a quarter of the resolution: a linear map of 4x4 patches, corrected by convolutions.
+    """A deterministic autoencoder at a quarter of the resolution: a linear map of 4x4 patches, then corrected.
 
     `linear` starts as the principal components of patches (`set_components`), which alone reach about 40 dB with 16
     channels; the residual branches start at zero.
@@ -106,8 +107,9 @@ class CompactAutoencoder(nn.Module):
         """Start the linear maps at the principal components of the 4x4 patches of some pictures, unit variance each."""
         patches = F.pixel_unshuffle(pictures, self.factor).double().transpose(0, 1).flatten(1)  # (48, N)
         mean = patches.mean(1)
-        values, vectors = torch.linalg.eigh(torch.cov(patches))
-        vectors, spread = (v[..., -self.config.latent_channels :] for v in (vectors, values.sqrt()))
+        values, vectors = cast("tuple[Tensor, Tensor]", torch.linalg.eigh(torch.cov(patches)))
+        kept = slice(-self.config.latent_channels, None)
+        vectors, spread = vectors[:, kept], values[kept].sqrt()
         down, up = (vectors / spread).T, vectors * spread
         self.linear_in.weight.copy_(down[..., None, None])
         self.linear_in.bias.copy_(-(down @ mean))  # pyright: ignore[reportOptionalMemberAccess]
@@ -116,11 +118,16 @@ class CompactAutoencoder(nn.Module):
 
 
 def _correction(inputs: int, outputs: int, config: CompactAutoencoderConfig) -> nn.Sequential:
-    last = nn.Conv2d(config.channels, outputs, 3, padding=1)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
+    last = zeroed(nn.Conv2d(config.channels, outputs, 3, padding=1))
     blocks = (ResidualBlock(config.channels) for _ in range(config.blocks))
     return nn.Sequential(nn.Conv2d(inputs, config.channels, 3, padding=1), *blocks, last)
+
+
+def zeroed(module: Module) -> Module:
+    """The module with all its parameters 0, so that what it adds starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
 
 
 def enlarge_bicubic(picture: Tensor) -> Tensor:

@@ -5,11 +5,16 @@ equal the whole.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from enlarger.nn.compact import zeroed
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,9 @@ class ModulatedBlock(nn.Module):
 
     def __init__(self, channels: int, time_channels: int) -> None:
         super().__init__()
-        self.modulate = nn.Linear(time_channels, 4 * channels)
+        self.modulate = zeroed(nn.Linear(time_channels, 4 * channels))
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)  # pyright: ignore[reportArgumentType]
+        self.conv2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         scale1, shift1, scale2, shift2 = self.modulate(time)[:, :, None, None].chunk(4, dim=1)
@@ -61,11 +62,9 @@ class CompactUNet(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(_blocks(s, config) for s in config.stages)
         self.up = nn.ModuleList(_blocks(s, config) for s in config.stages[:-1])
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
-        self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in zip(widths, widths[1:], strict=False))
-        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)  # pyright: ignore[reportArgumentType]
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
+        self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in pairwise(widths))
+        self.conv_out = zeroed(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
 
     @property
     def granularity(self) -> int:
@@ -83,18 +82,21 @@ class CompactUNet(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, in, h, w) and (B,) to (B, out, h, w)."""
-        angles = time[:, None] * torch.exp(torch.linspace(math.log(0.5), math.log(64), 32, device=x.device, dtype=x.dtype))
+        angles = time[:, None] * torch.exp(
+            torch.linspace(math.log(0.5), math.log(64), 32, device=x.device, dtype=x.dtype)
+        )
         context = self.time(torch.cat([angles.cos(), angles.sin()], 1))
-        x, skips = self.conv_in(x), []
+        x = self.conv_in(x)
+        skips: list[Tensor] = []
         for level, blocks in enumerate(self.down):
             if level > 0:
                 skips.append(x)
                 x = self.shrink[level - 1](x)
-            for block in blocks:  # pyright: ignore[reportGeneralTypeIssues]
+            for block in cast(Iterable[ModulatedBlock], blocks):
                 x = block(x, context)
         for level in reversed(range(len(self.up))):
             x = skips.pop() + F.pixel_shuffle(self.grow[level](x), 2)
-            for block in self.up[level]:  # pyright: ignore[reportGeneralTypeIssues]
+            for block in cast(Iterable[ModulatedBlock], self.up[level]):
                 x = block(x, context)
         return self.conv_out(x)
 

@@ -1,6 +1,6 @@
 """Where modules run: a device, a precision, and what to do with a module that is not at work."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from enlarger.errors import InputError
 
+CPU = torch.device("cpu")
 Offload = Literal["none", "model", "sequential"]
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -21,11 +22,11 @@ class Runtime:
     """Policy for the modules of a task. With "model" a module is on the device only while held; with "sequential" only
     the layer at work is. Neither changes a result."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     offload: Offload = "none"
 
     @contextmanager
-    def hold(self, module: Module) -> Iterator[Module]:
+    def hold(self, module: Module) -> Generator[Module]:
         """The module, ready to run on the device for the length of the block."""
         with ExitStack() as stack:
             if self.offload == "sequential":
@@ -42,7 +43,7 @@ class Runtime:
 
 
 @contextmanager
-def _visiting(layer: nn.Module, device: torch.device) -> Iterator[None]:
+def _visiting(layer: nn.Module, device: torch.device) -> Generator[None]:
     """The layer's own tensors are on the device only during its forward call."""
 
     def fetch(layer: nn.Module, inputs: Any) -> None:

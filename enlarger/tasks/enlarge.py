@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from enlarger.tasks.upscale_compact import CompactUpscale
 from enlarger.tasks.upscale_latent import LatentUpscale, LatentUpscaleJob
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
-GRANULARITY = 32  # pixels; twice as many latents of half the size must halve three times
+GRANULARITY, LEAST = 32, 64  # pixels: the doubled latent halves three times, and reflects at its edges
 
 Double = Callable[[Tensor, Noise], Tensor]  # (B, 3, H, W) in -1..1, or latents, to (B, 3, 2H, 2W)
 
@@ -79,7 +79,9 @@ class Upscaler:
         self, latents: Tensor, request: UpscaleRequest, double: Double, noise: PerImage, seeds: tuple[int, ...]
     ) -> Result:
         if isinstance(self.task, CompactUpscale):
-            raise Unsupported("found latents with 4 channels; the bundled model takes pictures only, use an x2 checkpoint")
+            raise Unsupported(
+                "found latents with 4 channels; the bundled model takes pictures only, use an x2 checkpoint"
+            )
         if request.by != 2:
             raise Unsupported(f"by is {request.by:g}; latents are enlarged by 2, pictures by any factor")
         low = latents if latents.ndim == 4 else latents[None]
@@ -140,7 +142,9 @@ def _prepare(task: LatentUpscale | CompactUpscale, request: UpscaleRequest, watc
     if options["detail"] is not None:
         raise Unsupported("detail is for the bundled model; this one takes steps, guidance and noise_level")
     scale, masked = options["guidance"], request.profile == "original"
-    text = text_for(task, [request.prompt], [request.negative], scale, long=request.long_prompt, original=masked)
+    text = text_for(
+        task, [str(request.prompt)], [str(request.negative)], scale, long=request.long_prompt, original=masked
+    )
     sampler = task.sampler.using(options["solver"])
     solver = ORIGINAL_ADAPTIVE if masked and sampler.solver == "dpm_adaptive" else SOLVERS[sampler.solver]
     guidance = Guidance(scale if masked or scale > 1 else 1.0)
@@ -148,7 +152,8 @@ def _prepare(task: LatentUpscale | CompactUpscale, request: UpscaleRequest, watc
 
     def double(low: Tensor, noise: Noise) -> Tensor:
         count, latent = len(low), low.shape[1] == 4
-        padded = pad_to(low, GRANULARITY // task.vae.factor if latent else GRANULARITY)
+        unit = task.vae.factor if latent else 1  # pixels per element of `low`
+        padded = pad_to(low, GRANULARITY // unit, LEAST // unit)
         jobs = [(padded, noise, count)]
         if solver in (dpm_adaptive, ORIGINAL_ADAPTIVE) and isinstance(noise, PerImage):
             jobs = [(padded[i : i + 1], noise.take(slice(i, i + 1)), 1) for i in range(count)]
@@ -156,9 +161,8 @@ def _prepare(task: LatentUpscale | CompactUpscale, request: UpscaleRequest, watc
             task(LatentUpscaleJob(p, repeat(text, n), course, solver, z, guidance, request.noise_level, masked), watch)
             for p, z, n in jobs
         ]
-        scale = 2 * task.vae.factor if latent else 2
         picture = decode(task.vae, torch.cat(made), task.runtime)
-        return picture[..., : scale * low.shape[-2], : scale * low.shape[-1]]
+        return picture[..., : 2 * unit * low.shape[-2], : 2 * unit * low.shape[-1]]
 
     return double, bool(options["consistent"])
 
@@ -168,7 +172,9 @@ def _prepare_compact(task: CompactUpscale, request: UpscaleRequest, watch: Watch
     unused = {"prompt": "", "negative": "", "profile": None, "noise_level": 0.0, "guidance": None}
     for name, default in unused.items():
         if getattr(request, name) != default:
-            raise Unsupported(f"{name} is set, but the bundled model has no use for it; load an x2 checkpoint, or leave it")
+            raise Unsupported(
+                f"{name} is set, but the bundled model has no use for it; load an x2 checkpoint, or leave it"
+            )
     if options["solver"] not in SOLVERS:
         raise InputError(f"no solver is called {options['solver']!r}; there are {', '.join(SOLVERS)}")
     solver = SOLVERS[options["solver"]]
@@ -202,7 +208,9 @@ def repeat(text: Text, count: int) -> Text:
     def times(encoded: Any) -> Any:
         if encoded is None or count == 1:
             return encoded
-        return replace(encoded, **{n: getattr(encoded, n).repeat_interleave(count, 0) for n in ("tokens", "pooled", "mask")})
+        return replace(
+            encoded, **{n: getattr(encoded, n).repeat_interleave(count, 0) for n in ("tokens", "pooled", "mask")}
+        )
 
     return Text(times(text.positive), times(text.negative))
 
@@ -214,10 +222,10 @@ ORIGINAL_ADAPTIVE: Solver = partial(
 
 
 def _sources(image: Any) -> list[Any]:
-    if isinstance(image, Sequence) and not isinstance(image, str):
+    if isinstance(image, list | tuple):
         if not image:
             raise InputError("an empty list of pictures, expected at least one")
-        return list(image)
+        return list(cast("Sequence[Any]", image))
     if isinstance(image, Tensor) and image.ndim == 4:
         return list(image)
     return [image]
@@ -250,7 +258,9 @@ def _fill(colour: Tensor, weight: Tensor) -> Tensor:
         return colour
     total = F.avg_pool2d(weight, 2, ceil_mode=True)
     coarse = _fill(F.avg_pool2d(colour * weight, 2, ceil_mode=True) / total.clamp(min=1e-8), total)
-    return torch.where(weight > 0, colour, F.interpolate(coarse, scale_factor=2)[..., : colour.shape[-2], : colour.shape[-1]])
+    return torch.where(
+        weight > 0, colour, F.interpolate(coarse, scale_factor=2)[..., : colour.shape[-2], : colour.shape[-1]]
+    )
 
 
 def _consistency(large: Tensor, small: Tensor) -> float:

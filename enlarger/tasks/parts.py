@@ -84,9 +84,9 @@ def encode_text(
     return Text(first, None if negatives is None else second)
 
 
-def pad_to(x: Tensor, multiple: int) -> Tensor:
-    """Rows and columns repeated at the bottom and right until both sizes are multiples of `multiple`."""
-    right, bottom = -x.shape[-1] % multiple, -x.shape[-2] % multiple
+def pad_to(x: Tensor, multiple: int, least: int = 1) -> Tensor:
+    """The last row and column repeated until both sizes are multiples of `multiple`, and at least `least`."""
+    bottom, right = (max(-(-side // multiple) * multiple, least) - side for side in x.shape[-2:])
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x
 
 

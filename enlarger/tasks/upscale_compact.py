@@ -37,14 +37,14 @@ class CompactUpscale:
         watch: Watch = quiet,
     ) -> Tensor:  # fmt: skip
         """Pictures (B, 3, H, W) in -1..1 to (B, 3, 2H, 2W): the predicted mean plus `detail` times a sampled rest."""
-        height, width = small.shape[-2:]
-        multiple = self.autoencoder.factor * self.unet.granularity // 2
-        small = pad_to(small.to(self.runtime.device), multiple)
         with torch.inference_mode():
-            mean = self._predict(small)
+            mean = self._predict(small.to(self.runtime.device))
             watch(Progress("predict", 1, 1))
-            large = mean + detail * self._rest(mean, noise, steps, solver, watch) if detail else mean
-        return large[..., : 2 * height, : 2 * width]
+            if detail == 0:
+                return mean
+            padded = pad_to(mean, self.autoencoder.factor * self.unet.granularity)
+            rest = self._rest(padded, noise, steps, solver, watch)
+            return mean + detail * rest[..., : mean.shape[-2], : mean.shape[-1]]
 
     def _predict(self, small: Tensor) -> Tensor:
         with self.runtime.hold(self.predictor) as predictor:
@@ -75,7 +75,7 @@ class CompactUpscale:
 
             denoise = Denoiser(network, latents.dtype, precondition.karras(), Conditioning(concat=latents))
             x = sample(solver, denoise, noise(latents) * MOST, ladder, noise, watch_steps(watch, steps))
-            return x * unet.deviation.to(x).view(1, -1, 1, 1)
+            return x * x.new_tensor(unet.config.deviation).view(1, -1, 1, 1)
 
 
 def _up(value: int, multiple: int) -> int:

@@ -64,7 +64,9 @@ class LatentUpscale:
         low = self.encode(job.low, job.noise)
         noisy = low + job.level * job.noise(low) if job.level else low
         conditioning = self._condition(job, noisy, job.text.positive)
-        guided = None if job.text.negative is None else stack(self._condition(job, noisy, job.text.negative), conditioning)
+        guided = (
+            None if job.text.negative is None else stack(self._condition(job, noisy, job.text.negative), conditioning)
+        )
         start = torch.empty(*low.shape[:2], 2 * low.shape[2], 2 * low.shape[3], dtype=self.dtype, device=low.device)
         unit = job.noise(start) if job.initial is None else job.initial.to(low.device)
         with self.runtime.hold(self.unet):
@@ -96,8 +98,8 @@ class LatentUpscale:
             return torch.cat([torch.ones(64), torch.zeros(64)])
         if self.noise_frequencies is None:
             raise Unsupported(
-                f"noise_level is {level:g}, but these weights lack low_res_noise_embed.weight, as every diffusers folder "
-                "of this model does; use noise_level 0 or the original checkpoint"
+                f"noise_level is {level:g}, but these weights lack low_res_noise_embed.weight, as every "
+                "diffusers folder of this model does; use noise_level 0 or the original checkpoint"
             )
         angles = 2 * math.pi * math.log1p(level) * self.noise_frequencies.flatten()
         return torch.cat([angles.cos(), angles.sin()])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, enlarge_bicubic, halve_bicubic
-from enlarger.train.loop import Recipe, learn
+from enlarger.train.loop import Recipe, channels_last, learn
 from enlarger.train.photos import Photos
 from enlarger.train.predictor import psnr
 
@@ -40,5 +40,4 @@ def train_autoencoder(
     torch.manual_seed(recipe.seed)
     module = CompactAutoencoder(config)
     module.set_components(training.draw(128, np.random.default_rng(recipe.seed)))
-    module = module.to(memory_format=torch.channels_last)
-    return cast(CompactAutoencoder, learn(module, loss, recipe, folder, "autoencoder", score))
+    return cast(CompactAutoencoder, learn(channels_last(module), loss, recipe, folder, "autoencoder", score))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from enlarger.diffusion.precondition import karras
 from enlarger.nn.compact import CompactAutoencoder, Predictor
 from enlarger.nn.compact_unet import CompactUNet, CompactUNetConfig
-from enlarger.train.loop import Recipe, learn
+from enlarger.train.loop import Recipe, channels_last, learn
 from enlarger.train.photos import Degradation, Photos, pair
 
 
@@ -79,7 +79,7 @@ def train_denoiser(
         return {name: float(raw_error(module, probe, sigma, noise).mean()) for name, sigma in probes.items()}
 
     torch.manual_seed(recipe.seed)
-    module = CompactUNet(config).to(memory_format=torch.channels_last)
+    module = channels_last(CompactUNet(config))
     return cast(CompactUNet, learn(module, loss, recipe, folder, "denoiser", score))
 
 
@@ -89,5 +89,3 @@ def measure(photos: Photos, predictor: Predictor, autoencoder: CompactAutoencode
     pairs = (pair(photos.draw(32, draw), draw) for _ in range(8))
     residuals = torch.cat([target(predictor, autoencoder, p.large, p.small).residual for p in pairs])
     return tuple(round(float(v), 5) for v in residuals.std((0, 2, 3)))
-
-

@@ -31,7 +31,9 @@ class Recipe:
     save_every: float = 180.0  # seconds
 
 
-def learn(module: nn.Module, loss: Loss, recipe: Recipe, folder: Path, name: str, score: Score | None = None) -> nn.Module:
+def learn(
+    module: nn.Module, loss: Loss, recipe: Recipe, folder: Path, name: str, score: Score | None = None
+) -> nn.Module:
     """Train `module`, resuming from `folder/name.state` if it is there; returns the averaged copy.
 
     Time spent before an interruption counts; `folder/name.jsonl` holds the log.
@@ -42,7 +44,8 @@ def learn(module: nn.Module, loss: Loss, recipe: Recipe, folder: Path, name: str
     draw = np.random.default_rng(recipe.seed)
     torch.manual_seed(recipe.seed)
     step, elapsed = _resume(folder / f"{name}.state", module, averaged, optimizer, draw)
-    budget, saved, losses = recipe.minutes * 60, time.monotonic(), []
+    budget, saved = recipe.minutes * 60, time.monotonic()
+    losses: list[float] = []
     with (folder / f"{name}.jsonl").open("a", buffering=1) as log:
         log.write(json.dumps({"recipe": asdict(recipe), "resumed_at": step}) + "\n")
         while elapsed < budget:
@@ -71,6 +74,11 @@ def learn(module: nn.Module, loss: Loss, recipe: Recipe, folder: Path, name: str
             log.write(json.dumps({"step": step, "seconds": round(elapsed), **score(averaged)}) + "\n")
     _save(folder / f"{name}.state", module, averaged, optimizer, draw, step, elapsed)
     return averaged
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """The module with its weights in the layout in which convolutions run fastest on a CPU."""
+    return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownVariableType] - torch's overloads lack it
 
 
 def _rate(recipe: Recipe, step: int, progress: float) -> float:

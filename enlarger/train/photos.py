@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ class Degradation:
     jpeg_quality: tuple[int, int] = (60, 96)
 
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3)
+
+
 class Photos:
     """The pictures of a folder, each scaled down by a random factor so that its pixels hold real detail."""
 
@@ -58,11 +62,11 @@ class Photos:
         crops = [max((self._cut(draw) for _ in range(2)), key=_busyness) for _ in range(count)]
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
-    def _cut(self, draw: np.random.Generator) -> np.ndarray:
+    def _cut(self, draw: np.random.Generator) -> Pixels:
         picture = self.pictures[draw.integers(len(self.pictures))]
-        top, left = (draw.integers(n - self.crop + 1) for n in picture.shape[:2])
+        top, left = (int(draw.integers(n - self.crop + 1)) for n in picture.shape[:2])
         crop = picture[top : top + self.crop, left : left + self.crop]
-        crop = np.rot90(crop, draw.integers(4))
+        crop = np.rot90(crop, int(draw.integers(4)))
         return crop[:, ::-1] if draw.integers(2) else crop
 
 
@@ -77,15 +81,19 @@ def pair(large: Tensor, draw: np.random.Generator, degradation: Degradation | No
     return Pair(large, small / 127.5 - 1)
 
 
-def _load(path: Path, scale: float, least: int) -> np.ndarray:
-    with Image.open(path) as image:
-        image = image.convert("RGB")
+def _load(path: Path, scale: float, least: int) -> Pixels:
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as a picture; mend it or take it out of the folder") from error
+    else:
         scale = max(scale, min(1.0, least / min(image.size)))
-        size = tuple(max(1, round(n * scale)) for n in image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         return np.asarray(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
 
 
-def _busyness(crop: np.ndarray) -> float:
+def _busyness(crop: Pixels) -> float:
     green = crop[::2, ::2, 1].astype(np.float32)
     return float(np.abs(np.diff(green, axis=0)).mean() + np.abs(np.diff(green, axis=1)).mean())
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from enlarger.nn.compact import Predictor, PredictorConfig, enlarge_bicubic
-from enlarger.train.loop import Recipe, learn
+from enlarger.train.loop import Recipe, channels_last, learn
 from enlarger.train.photos import Degradation, Photos, pair
 
 
@@ -31,7 +31,7 @@ def train_predictor(photos: Photos, config: PredictorConfig, recipe: Recipe, fol
         return {"psnr": psnr(module(probe.small), probe.large), "bicubic": interpolated}
 
     torch.manual_seed(recipe.seed)
-    module = Predictor(config).to(memory_format=torch.channels_last)
+    module = channels_last(Predictor(config))
     return cast(Predictor, learn(module, loss, recipe, folder, "predictor", score))
 
 

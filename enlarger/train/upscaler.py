@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from enlarger.checkpoint.folder import Bundle
@@ -36,5 +35,4 @@ def save_upscaler(predictor: Predictor, autoencoder: CompactAutoencoder, unet: C
     """Write the networks as a folder that `enlarger upscale --model` reads."""
     parts: dict[str, nn.Module] = {"predictor": predictor, "autoencoder": autoencoder, "unet": unet}
     index = {"_class_name": "CompactUpscale"} | {n: ["enlarger", type(m).__name__] for n, m in parts.items()}
-    plain = {name: module.to(memory_format=torch.contiguous_format) for name, module in parts.items()}
-    save_folder(Bundle(out, index, plain), out)
+    save_folder(Bundle(out, index, parts), out)

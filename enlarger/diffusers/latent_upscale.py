@@ -1,0 +1,173 @@
+"""`StableDiffusionLatentUpscalePipeline`: the x2 latent upscaler under diffusers' name and keywords."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from enlarger.diffusers.arguments import (
+    ArgumentError,
+    Generators,
+    Prompt,
+    as_list,
+    batch_of,
+    check_callback_steps,
+    check_latents,
+    check_output_type,
+    check_prompts,
+    negatives_for,
+    noise_for,
+)
+from enlarger.diffusers.callbacks import Reporter, every
+from enlarger.diffusers.pictures import LATENT_CHANNELS, preprocess
+from enlarger.diffusers.pipeline import Pipeline, output
+from enlarger.diffusers.schedulers import Scheduler
+from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.solvers import SOLVERS
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.clip_text import ClipText
+from enlarger.nn.k_unet import KUNet
+from enlarger.tasks.parts import Text
+from enlarger.tasks.upscale_latent import LatentUpscale, LatentUpscaleJob
+from enlarger.text.encode import Encoded, encode
+from enlarger.text.tokenize import Tokenizer
+
+Embeds = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
+
+
+class StableDiffusionLatentUpscalePipeline(Pipeline):
+    """Latents or pictures to pictures of twice the size.
+
+    What the network predicts is part of the model, so `prediction_type` of a swapped scheduler does not matter here,
+    and schedulers that diffusers' pipeline cannot run (Euler ancestral, DDIM, PNDM) work too.
+    """
+
+    PARTS: ClassVar[Mapping[str, type[Any]]] = {
+        "vae": AutoencoderKL,
+        "text_encoder": ClipText,
+        "tokenizer": Tokenizer,
+        "unet": KUNet,
+        "scheduler": Scheduler,
+    }
+    unet: KUNet
+
+    def __init__(
+        self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: KUNet, scheduler: Scheduler
+    ) -> None:
+        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+        super().__init__(given | {"scheduler": scheduler})
+
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        image: Any = None,
+        num_inference_steps: int = 75,
+        guidance_scale: float = 9.0,
+        negative_prompt: Prompt | None = None,
+        generator: Generators | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        callback: Callable[[int, Any, Tensor], None] | None = None,
+        callback_steps: int = 1,
+    ) -> Any:
+        """Upscale by two. Latents of Stable Diffusion have 4 channels; see `pictures.preprocess` for pictures.
+
+        Guidance at or below 1 runs the prompt alone, at 0 the empty prompt. Arguments that cannot be raise ValueError.
+        """
+        check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        _check_pooled("", prompt_embeds, pooled_prompt_embeds)
+        _check_pooled("negative_", negative_prompt_embeds, negative_pooled_prompt_embeds)
+        check_callback_steps(callback_steps)
+        check_output_type(output_type)
+        count = batch_of(prompt, prompt_embeds)
+        low = self._prepare_image(image, count)
+        sampler = self.scheduler.sampler()
+        course = sampler.course(num_inference_steps)
+        noise = noise_for(generator, count)
+        check_latents(latents, (count, LATENT_CHANNELS, *(2 * side for side in self._latent_size(low))))
+        guided = guidance_scale > 1
+        embeds = self.encode_prompt(
+            [""] * count if guidance_scale == 0 and prompt is not None else prompt, self.device, guided,
+            negative_prompt, prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds,
+        )  # fmt: skip
+        guidance = Guidance(guidance_scale if guided else 1.0)
+        job = LatentUpscaleJob(
+            low, _text(embeds), course, SOLVERS[sampler.solver], noise, guidance, initial=latents
+        )  # fmt: skip
+        task = LatentUpscale(self.tokenizer, self.text_encoder, self.unet, self.vae, sampler, self._runtime)
+        calls = [] if callback is None else [every(callback, callback_steps)]
+        with self.progress_bar(total=len(course.ladder) - 1) as bar:
+            made = task(job, Reporter(sampler, course, self.dtype, bar, calls).watch())
+        images = self._package(made, str(output_type))
+        return output(images, return_dict, (images,))
+
+    def encode_prompt(
+        self,
+        prompt: Prompt | None,
+        device: Any,
+        do_classifier_free_guidance: bool,
+        negative_prompt: Prompt | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+    ) -> Embeds:
+        """(prompt, negative prompt, pooled prompt, pooled negative prompt) as features; those given are kept."""
+        count = batch_of(prompt, prompt_embeds)
+        if prompt_embeds is None or pooled_prompt_embeds is None:
+            assert prompt is not None, "either a prompt or both of its embeddings"
+            prompt_embeds, pooled_prompt_embeds = self._encode(as_list(prompt), device)
+        if do_classifier_free_guidance and (negative_prompt_embeds is None or negative_pooled_prompt_embeds is None):
+            negatives = negatives_for(prompt, negative_prompt, count)
+            negative_prompt_embeds, negative_pooled_prompt_embeds = self._encode(negatives, device)
+        return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
+
+    def _encode(self, texts: list[str], device: Any) -> tuple[Tensor, Tensor]:
+        with self._runtime.hold(self.text_encoder) as encoder:
+            found = encode(self.tokenizer, encoder, texts, layer="last")
+        return found.tokens.to(device), found.pooled.to(device)
+
+    def _prepare_image(self, image: Any, count: int) -> Tensor:
+        if image is None:
+            raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
+        low = preprocess(image, self.vae.factor)
+        if len(low) != count:
+            raise ArgumentError(f"`prompt` has batch size {count} and `image` has batch size {len(low)}; give as many")
+        if low.shape[1] != LATENT_CHANNELS and low.shape[1] != 3:
+            raise ArgumentError(f"`image` has {low.shape[1]} channels, expected 3 of a picture or 4 of latents")
+        height, width = self._latent_size(low)
+        if height % (self.unet.step // 2) or width % (self.unet.step // 2) or min(height, width) < self.unet.step:
+            multiple = self.unet.step // 2 * (1 if low.shape[1] == LATENT_CHANNELS else self.vae.factor)
+            raise ArgumentError(
+                f"`image` is {low.shape[3]} x {low.shape[2]}, expected multiples of {multiple} and at least "
+                f"{2 * multiple}; resize it, or use enlarger.upscale, which takes any size"
+            )
+        return low
+
+    def _latent_size(self, low: Tensor) -> tuple[int, int]:
+        factor = 1 if low.shape[1] == LATENT_CHANNELS else self.vae.factor
+        return low.shape[2] // factor, low.shape[3] // factor
+
+
+def _check_pooled(which: str, embeds: Tensor | None, pooled: Tensor | None) -> None:
+    """Token features and pooled ones come together."""
+    if (embeds is None) != (pooled is None):
+        have, lack = f"{which}prompt_embeds", f"{which.removesuffix('_')}{'_' if which else ''}pooled_prompt_embeds"
+        have, lack = (lack, have) if embeds is None else (have, lack)
+        raise ArgumentError(f"If `{have}` are provided, `{lack}` also have to be passed, of the same text encoder")
+
+
+def _text(embeds: Embeds) -> Text:
+    tokens, negative, pooled, negative_pooled = embeds
+    without = None if negative is None or negative_pooled is None else _encoded(negative, negative_pooled)
+    return Text(_encoded(tokens, pooled), without)
+
+
+def _encoded(tokens: Tensor, pooled: Tensor) -> Encoded:
+    return Encoded(tokens, pooled, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))

@@ -1,0 +1,297 @@
+"""What both pipelines share: their parts, reading and writing folders, devices, the progress bar, and decoding."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from enlarger.checkpoint.folder import INDEX, Bundle, read_folder
+from enlarger.checkpoint.write import save_folder
+from enlarger.diffusers import pictures
+from enlarger.diffusers.arguments import ArgumentError, refuse
+from enlarger.diffusers.output import PipelineOutput
+from enlarger.diffusers.progress import Bar, BarSettings, bar_settings
+from enlarger.diffusers.schedulers import Scheduler, scheduler_of
+from enlarger.errors import CheckpointError, InputError, Unsupported
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.clip_text import ClipText
+from enlarger.runtime.runtime import PRECISIONS, Offload, Runtime
+from enlarger.tasks.parts import decode
+from enlarger.text.tokenize import Tokenizer
+
+FIXED_LOADING = {"use_safetensors": True, "low_cpu_mem_usage": True}  # what loading always does
+STATE = ("_runtime", "_bar", "_sliced_vae", "_configs", "_interrupt")
+
+
+class Pipeline:
+    """The base of the two pipelines.
+
+    A base class, unlike elsewhere in this package: the classes must offer the same thirty methods under diffusers'
+    names, and forwarding them one by one to a holder would be longer and say less. Unlike our tasks a pipeline is
+    changed by its methods, as people expect of it; a call changes nothing.
+    """
+
+    PARTS: ClassVar[Mapping[str, type[Any]]] = {}
+    vae: AutoencoderKL
+    text_encoder: ClipText
+    tokenizer: Tokenizer
+    unet: Any
+    scheduler: Scheduler
+
+    def __init__(self, parts: Mapping[str, Any], configs: Mapping[str, Any] | None = None) -> None:
+        self._configs = dict(configs or {})
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self._configs = dict(configs or {})
+        self._runtime = Runtime(self.vae.decoder.conv_in.weight.device)
+        self._bar = BarSettings()
+        self._sliced_vae = False
+        self._interrupt = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Parts can be swapped; anything else would have no effect and is refused."""
+        kind = self.PARTS.get(name)
+        if kind is None and name not in STATE:
+            raise Unsupported(f"{name} cannot be set, nothing here reads it; the parts are {', '.join(self.PARTS)}")
+        if kind is not None and not isinstance(value, kind):
+            raise InputError(_wrong_part(name, value, kind))
+        if name in self.PARTS:
+            self._configs.pop(name, None)
+        object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None, variant: str | None = None, local_files_only: bool = True,
+        **options: Any,
+    ) -> Self:  # fmt: skip
+        """Read a local folder in diffusers' layout; nothing is downloaded. Precision is float32 unless stated.
+
+        `options` may be parts, which then are not read, and `use_safetensors=True`, `low_cpu_mem_usage=True`, which is
+        how it is done anyway. Any other raises Unsupported.
+        """
+        del local_files_only  # either value is honoured
+        given = {name: options.pop(name) for name in cls.PARTS if name in options}
+        _check_loading(options)
+        path = Path(pretrained_model_name_or_path)
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{path}: no such folder, and nothing is downloaded here; fetch the model once with "
+                f"`hf download {path} --local-dir FOLDER` and give that folder"
+            )
+        wanted = [name for name, kind in cls.PARTS.items() if name not in given and kind is not type(None)]
+        bundle = read_folder(path, variant, _precision(torch_dtype if dtype is None else dtype), wanted)
+        return cls._from_bundle(bundle, given)
+
+    @classmethod
+    def _from_bundle(cls, bundle: Bundle, given: Mapping[str, Any]) -> Self:
+        """A pipeline of what was read and of the parts that were given instead."""
+        parts = {name: None for name, kind in cls.PARTS.items() if kind is type(None)} | dict(bundle.components)
+        if "scheduler" in parts:
+            parts["scheduler"] = scheduler_of(parts["scheduler"])
+        made = cls(**(parts | dict(given)))
+        made._configs.update({name: config for name, config in bundle.configs.items() if name not in given})
+        return made
+
+    def save_pretrained(
+        self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None,
+        max_shard_size: int | str | None = None, push_to_hub: bool = False,
+    ) -> None:  # fmt: skip
+        """Write a folder that diffusers and `from_pretrained` read. An existing one is not written over."""
+        if not safe_serialization or push_to_hub:
+            raise Unsupported("weights are written as safetensors to a local folder; leave out the other options")
+        parts = {name: part for name, part in self.components.items() if part is not None}
+        index: dict[str, Any] = {"_class_name": type(self).__name__, **{name: [None, None] for name in self.PARTS}}
+        if "safety_checker" in self.PARTS:
+            index["requires_safety_checker"] = False
+        components = parts | {"scheduler": self.scheduler.json()}
+        bundle = Bundle(Path(save_directory), index, components, self._configs)
+        save_folder(bundle, save_directory, max_shard_bytes=_shard_bytes(max_shard_size), variant=variant)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts, to make other pipelines of: `Other(**pipe.components)` shares the weights."""
+        return {name: getattr(self, name) for name in self.PARTS}
+
+    @property
+    def vae_scale_factor(self) -> int:
+        return self.vae.factor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are: with offloading that is the CPU."""
+        return self._runtime.device if self._runtime.offload == "none" else torch.device("cpu")
+
+    def to(self, *args: Any, device: Any = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the networks to a device, a precision, or both."""
+        for value in args:
+            if isinstance(value, torch.dtype):
+                dtype = value
+            else:
+                device = value
+        if device is not None and self._runtime.offload != "none":
+            raise Unsupported("the pipeline offloads to the CPU and moves parts itself; make a new one to undo that")
+        for network in self._networks():
+            network.to(device=device, dtype=dtype)
+        if device is not None:
+            self._runtime = Runtime(torch.device(device))
+        return self
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+        """Keep each network on the CPU except while it works."""
+        self._offload("model", gpu_id, device)
+
+    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+        """Keep each layer on the CPU except while it works: least memory, slowest."""
+        self._offload("sequential", gpu_id, device)
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Changes nothing, and warns so: attention is computed memory-efficiently in any case."""
+        _already_efficient("attention slicing")
+
+    def disable_attention_slicing(self) -> None:
+        """Attention is never sliced."""
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
+        """Changes nothing, and warns so: torch's memory-efficient attention is always on, xformers is not needed."""
+        refuse({"attention_op": attention_op}, {"attention_op": "attention is torch's; leave it out"})
+        _already_efficient("xformers attention")
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """xformers is never used."""
+
+    def enable_vae_slicing(self) -> None:
+        """Decode one picture of a batch at a time."""
+        self._sliced_vae = True
+
+    def disable_vae_slicing(self) -> None:
+        """Decode a batch at once."""
+        self._sliced_vae = False
+
+    def enable_vae_tiling(self) -> None:
+        raise Unsupported("the autoencoder does not run in tiles; use enable_vae_slicing, float16, or smaller pictures")
+
+    def disable_vae_tiling(self) -> None:
+        """The autoencoder never runs in tiles."""
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        raise Unsupported(
+            "FreeU is not available; diffusers' does nothing to the x2 upscaler's network either. For less smooth "
+            "results use more steps or a lower guidance_scale"
+        )
+
+    def disable_freeu(self) -> None:
+        """FreeU is never on."""
+
+    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        raise Unsupported("the attention projections cannot be fused here; use torch.compile on pipe.unet for speed")
+
+    def set_progress_bar_config(self, **settings: Any) -> None:
+        """`disable`, `desc` and `leave`, as tqdm names them; others raise."""
+        self._bar = bar_settings(settings)
+
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Bar:
+        return Bar(self._bar, iterable, total)
+
+    def decode_latents(self, latents: Tensor) -> np.ndarray[Any, Any]:
+        """Latents (B, 4, h, w) to pictures (B, H, W, 3) in 0..1."""
+        return pictures.postprocess(self._decode(latents), "np")
+
+    @staticmethod
+    def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
+        """Arrays in 0..1 to PIL images."""
+        return pictures.numpy_to_pil(images)
+
+    def _networks(self) -> list[nn.Module]:
+        return [part for part in self.components.values() if isinstance(part, nn.Module)]
+
+    def _offload(self, kind: Offload, gpu_id: int | None, device: Any) -> None:
+        if device is None:
+            if not torch.accelerator.is_available():
+                raise Unsupported("found no accelerator to load parts onto; without one there is nothing to offload")
+            device = torch.accelerator.current_accelerator()
+        place = torch.device(device)
+        place = torch.device(place.type, gpu_id) if gpu_id is not None else place
+        for network in self._networks():
+            network.to("cpu")
+        self._runtime = Runtime(place, kind)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        batches = latents.split(1) if self._sliced_vae else (latents,)
+        return torch.cat([decode(self.vae, batch, self._runtime) for batch in batches])
+
+    def _package(self, latents: Tensor, output_type: str) -> Any:
+        """The pictures of float32 latents, or the latents, in the pipeline's precision."""
+        if output_type == "latent":
+            return latents.to(self.dtype)
+        made = self._decode(latents)
+        return pictures.postprocess(made.to(self.dtype) if output_type == "pt" else made, output_type)
+
+
+def output(images: Any, return_dict: bool, as_tuple: tuple[Any, ...]) -> Any:
+    return PipelineOutput(images) if return_dict else as_tuple
+
+
+def warn_skipped_checker(index: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Say that a folder's safety checker is left out, unless that was asked for."""
+    stated: Any = index.get("safety_checker") or (None, None)
+    if stated[1] is not None and "safety_checker" not in given:
+        warnings.warn(
+            f"the safety checker that {INDEX} lists is not run: enlarger has none; safety_checker=None silences this",
+            stacklevel=4,
+        )
+
+
+def _wrong_part(name: str, value: Any, kind: type[Any]) -> str:
+    found = f"{type(value).__module__}.{type(value).__name__}"
+    if kind is type(None):
+        return f"{name} is a {found}, expected None: enlarger has no such part"
+    if name == "scheduler":
+        return f"scheduler is a {found}, expected one of enlarger.diffusers; make it by from_config(scheduler.config)"
+    return f"{name} is a {found}, expected {kind.__module__}.{kind.__name__}; read it with from_pretrained"
+
+
+def _already_efficient(what: str) -> None:
+    warnings.warn(
+        f"{what} changes nothing here: attention always runs through torch's memory-efficient "
+        "scaled_dot_product_attention",
+        stacklevel=3,
+    )
+
+
+def _check_loading(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if name in FIXED_LOADING and value in (None, FIXED_LOADING[name]):
+            continue
+        raise Unsupported(
+            f"from_pretrained has no {name}={value!r}; it reads safetensors of a local folder with torch_dtype and "
+            "variant, and takes parts by name. For a device use .to(...)"
+        )
+
+
+def _precision(dtype: torch.dtype | str | None) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is not None and dtype not in PRECISIONS:
+        raise ArgumentError(f"torch_dtype is {dtype!r}, expected a torch.dtype or one of {', '.join(PRECISIONS)}")
+    return torch.float32 if dtype is None else PRECISIONS[dtype]
+
+
+def _shard_bytes(size: int | str | None) -> int:
+    """Bytes of "5GB" or "500MB"."""
+    if size is None or isinstance(size, int):
+        return 10_000_000_000 if size is None else size
+    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3}
+    number, unit = size[:-2].strip(), size[-2:].upper()
+    if unit not in units or not number.replace(".", "", 1).isdigit():
+        raise ArgumentError(f"max_shard_size is {size!r}, expected bytes or a size such as '5GB'")
+    return int(float(number) * units[unit])

@@ -1,0 +1,141 @@
+"""Where a module runs changes nothing of what it computes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from enlarger.errors import InputError
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.clip_text import ClipText
+from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Predictor, PredictorConfig
+from enlarger.nn.compact_unet import CompactStage, CompactUNet, CompactUNetConfig
+from enlarger.nn.k_unet import KUNet
+from enlarger.nn.unet import UNet
+from enlarger.runtime import runtime
+from enlarger.runtime.runtime import Offload, Runtime, own_tensors, pick_device, pick_precision
+from tests.support.random_weights import normal, randomise
+from tests.support.tiny_models import AUTOENCODER, K_UNET, TEXT, UNET
+
+IDS = torch.arange(77)[None] % 60
+TIME = torch.tensor([0.5])
+COMPACT = CompactUNetConfig(4, 2, (CompactStage(8, 1), CompactStage(8, 1)), 8, (1.0, 1.0))
+Case = tuple[nn.Module, Callable[[nn.Module], Tensor]]
+
+
+def cases() -> dict[str, Case]:
+    """Every network, each with a call of all that it offers."""
+    picture = normal(1, 3, 16, 16)
+
+    def both(autoencoder: nn.Module) -> Tensor:
+        assert isinstance(autoencoder, AutoencoderKL)
+        return autoencoder.decode(autoencoder.encode(picture).mean)
+
+    def compact(autoencoder: nn.Module) -> Tensor:
+        assert isinstance(autoencoder, CompactAutoencoder)
+        return autoencoder.decode(autoencoder.encode(picture))
+
+    return {
+        "text": (ClipText(TEXT), lambda m: m(IDS).last),
+        "k_unet": (
+            KUNet(K_UNET),
+            lambda m: m(normal(1, 8, 8, 8), TIME, tokens=normal(1, 5, 32), vector=normal(1, 160)),
+        ),
+        "unet": (UNet(UNET), lambda m: m(normal(1, 4, 8, 8), TIME, tokens=normal(1, 5, 32))),
+        "autoencoder": (AutoencoderKL(AUTOENCODER), both),
+        "predictor": (Predictor(PredictorConfig(4, 1)), lambda m: m(picture)),
+        "compact autoencoder": (CompactAutoencoder(CompactAutoencoderConfig(2, 4, 1)), compact),
+        "compact unet": (CompactUNet(COMPACT), lambda m: m(normal(1, 4, 8, 8), TIME)),
+    }
+
+
+CASES = cases()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("offload", ["none", "model", "sequential"])
+def test_offload_changes_nothing(name: str, offload: Offload) -> None:
+    module, call = CASES[name]
+    randomise(module)
+    expected, before = call(module), {n: v.clone() for n, v in module.state_dict().items()}
+    with Runtime(offload=offload).hold(module) as held:
+        assert held is module
+        assert call(module).equal(expected)
+    assert call(module).equal(expected)
+    assert all(value.equal(before[key]) for key, value in module.state_dict().items())
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules())
+
+
+@contextmanager
+def far_away(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
+    """A runtime for a device that the test only plays: what is not on it holds NaN."""
+    real = {id(t): t.data for layer in module.modules() for t in own_tensors(layer)}
+
+    def move(layer: nn.Module, device: torch.device) -> None:
+        for tensor in own_tensors(layer):
+            away = torch.full_like(tensor.data, float("nan"))
+            tensor.data = real[id(tensor)] if device.type == "meta" else away
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "_move", move)
+        for layer in module.modules():
+            move(layer, torch.device("cpu"))
+        yield Runtime(torch.device("meta"), "sequential")
+    for layer in module.modules():
+        for tensor in own_tensors(layer):
+            tensor.data = real[id(tensor)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layers_use_their_weights_only_while_they_are_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, call = CASES[name]
+    expected = call(randomise(module))
+    with far_away(module, monkeypatch) as place:
+        assert not torch.isfinite(call(module)).all()  # the play works
+        with place.hold(module):
+            assert call(module).equal(expected)
+        assert all(torch.isnan(t).all() for layer in module.modules() for t in own_tensors(layer))  # all put back
+    assert call(module).equal(expected)
+
+
+@pytest.mark.parametrize("offload", ["none", "model", "sequential"])
+def test_a_failure_inside_leaves_no_hooks(offload: Offload) -> None:
+    module, _ = CASES["predictor"]
+    with pytest.raises(ValueError, match="stop"), Runtime(offload=offload).hold(module):
+        raise ValueError("stop")
+    with pytest.raises(RuntimeError), Runtime(offload=offload).hold(module):
+        module(torch.zeros(1, 5, 4, 4))
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_offload_on_a_device(offload: Offload) -> None:
+    module = randomise(Predictor(PredictorConfig(4, 1)))
+    picture = normal(1, 3, 16, 16)
+    expected = module(picture)
+    with Runtime(torch.device("cuda"), offload).hold(module):
+        found = module(picture.cuda())
+    assert float((found.cpu() - expected).abs().max()) < 1e-4
+    assert all(parameter.device.type == "cpu" for parameter in module.parameters())
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(InputError, match="^no device is called 'gpu'; expected auto, cpu, cuda, cuda:0, mps ...$"):
+        pick_device("gpu")
+    with pytest.raises(InputError, match="^device 'cuda:99' cannot be used here; give another, or auto$"):
+        pick_device("cuda:99")
+    with pytest.raises(InputError, match="^device 'meta' cannot be used here; give another, or auto$"):
+        pick_device("meta")
+
+
+def test_precisions() -> None:
+    assert pick_precision("auto", torch.device("cpu")) == torch.float32
+    assert pick_precision("auto", torch.device("cuda")) == torch.float16
+    assert pick_precision("bfloat16", torch.device("cpu")) == torch.bfloat16
+    with pytest.raises(InputError, match="^precision is 'half', expected auto, float32, float16, bfloat16$"):
+        pick_precision("half", torch.device("cpu"))

@@ -1,0 +1,89 @@
+"""The nearest enlargement whose reduction is the input."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enlarger import fidelity
+from enlarger.fidelity import make_consistent, reduce
+from enlarger.resize import resize_matrix
+from tests.support.close import assert_close, max_difference
+
+SIZES = [((8, 8), (16, 16)), ((7, 11), (14, 22)), ((7, 11), (21, 33)), ((9, 5), (13, 8)), ((1, 1), (2, 2)), ((1, 40), (16, 640))]
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 2 - 1
+
+
+@pytest.mark.parametrize(("small", "large"), SIZES)
+def test_the_reduction_of_the_result_is_the_input(small: tuple[int, int], large: tuple[int, int]) -> None:
+    wanted = draw(2, 3, *small)
+    found = make_consistent(draw(2, 3, *large, seed=1), wanted)
+    assert found.shape == (2, 3, *large) and found.dtype == torch.float32
+    assert_close(reduce(found, small), wanted, 5e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.floats(1, 16), st.integers(0, 99))
+def test_any_size_and_factor(height: int, width: int, by: float, seed: int) -> None:
+    by = min(by, 200 / max(height, width))
+    large = (max(height, round(by * height)), max(width, round(by * width)))
+    wanted = draw(1, 1, height, width, seed=seed)
+    assert_close(reduce(make_consistent(draw(1, 1, *large, seed=seed + 1), wanted), (height, width)), wanted, 1e-4)
+
+
+def test_a_consistent_picture_stays_as_it_is() -> None:
+    small = draw(1, 3, 9, 12)
+    once = make_consistent(draw(1, 3, 18, 24, seed=1), small)
+    assert_close(make_consistent(once, small), once, 5e-6)
+    assert_close(make_consistent(once, reduce(once, (9, 12))), once, 5e-6)
+
+
+def test_the_change_is_the_smallest_possible() -> None:
+    small, large = draw(1, 1, 6, 5, dtype=torch.float64), draw(1, 1, 12, 10, seed=1, dtype=torch.float64)
+    change = make_consistent(large, small) - large
+    rows, columns = resize_matrix(12, 6), resize_matrix(10, 5)
+    whole = torch.kron(rows, columns)  # (30, 120): the reduction of both axes
+    least = torch.linalg.lstsq(whole, (small - reduce(large, (6, 5))).flatten(), driver="gelsd").solution
+    assert_close(change.flatten(), least, 1e-10)
+    other = make_consistent(draw(1, 1, 12, 10, seed=2, dtype=torch.float64), small) - large
+    assert float(change.norm()) < float(other.norm())
+
+
+def test_grey_stays_grey_and_images_and_channels_do_not_mix() -> None:
+    small, large = draw(2, 1, 7, 7), draw(2, 1, 14, 14, seed=1)
+    found = make_consistent(large.expand(-1, 3, -1, -1), small.expand(-1, 3, -1, -1))
+    assert_close(found, found[:, :1].expand(-1, 3, -1, -1), 1e-6)
+    assert_close(make_consistent(large[1:], small[1:]), found[1:, :1], 1e-6)
+
+
+def test_the_arguments_are_left_alone() -> None:
+    small, large = draw(1, 3, 4, 4), draw(1, 3, 8, 8, seed=1)
+    before = small.clone(), large.clone()
+    make_consistent(large, small)
+    assert small.equal(before[0]) and large.equal(before[1])
+
+
+def test_a_constant_stays_constant() -> None:
+    found = make_consistent(torch.full((1, 3, 20, 30), 0.25), torch.full((1, 3, 10, 15), 0.25))
+    assert_close(found, torch.full_like(found, 0.25), 1e-6)
+
+
+@pytest.mark.parametrize(("small", "large"), [(300, 600), (200, 300), (150, 450), (257, 300), (300, 301), (300, 303), (40, 640)])
+def test_the_blocks_equal_the_whole_inverse(small: int, large: int) -> None:
+    reduction = resize_matrix(large, small)
+    whole = torch.linalg.solve(reduction @ reduction.T, reduction).T
+    found = torch.zeros_like(whole)
+    for block in fidelity._lift(small, large):
+        found[block.start : block.end, block.low : block.high] = block.matrix
+    assert_close(found, whole, 1e-7)
+
+
+def test_no_block_grows_with_the_picture() -> None:
+    blocks = fidelity._lift(2000, 4000)
+    assert max(block.matrix.numel() for block in blocks) < 128 * 160
+    small = draw(1, 1, 2, 2000)
+    found = make_consistent(draw(1, 1, 4, 4000, seed=1), small)
+    assert max_difference(reduce(found, (2, 2000)), small) < 5e-6

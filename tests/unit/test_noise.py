@@ -1,0 +1,49 @@
+"""Randomness is an argument: one generator per image, or one for all."""
+
+import torch
+
+from enlarger.diffusion.noise import PerImage, Shared, from_seeds
+from tests.support.close import assert_close
+
+
+def test_an_image_does_not_depend_on_its_neighbours() -> None:
+    like = torch.zeros(3, 2, 4, 4)
+    whole = from_seeds([7, 0, 2**63 - 1])
+    first, second = whole(like), whole(like)
+    for i, seed in enumerate([7, 0, 2**63 - 1]):
+        alone = from_seeds([seed])
+        assert alone(like[:1]).equal(first[i : i + 1]) and alone(like[:1]).equal(second[i : i + 1])
+    assert not first.equal(second)
+
+
+def test_a_part_of_the_batch_shares_its_generators() -> None:
+    like, whole = torch.zeros(2, 1, 2, 2), from_seeds([1, 2])
+    part = whole.take(slice(1, 2))
+    drawn = part(like[:1])
+    assert drawn.equal(from_seeds([2])(like[:1]))
+    assert not whole(like)[1:].equal(drawn)  # the generator went on
+    assert part.generators[0] is whole.generators[1]
+
+
+def test_shared_noise_is_one_draw() -> None:
+    like = torch.zeros(2, 1, 2, 2)
+    drawn = Shared(torch.Generator().manual_seed(3))(like)
+    assert drawn.equal(torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(3)))
+    torch.manual_seed(5)
+    expected = torch.randn(2, 1, 2, 2)
+    torch.manual_seed(5)
+    assert Shared(None)(like).equal(expected)
+
+
+def test_noise_is_shaped_typed_and_normal() -> None:
+    drawn = from_seeds([0])(torch.zeros(1, 4, 64, 64))
+    assert abs(float(drawn.mean())) < 0.03 and abs(float(drawn.std()) - 1) < 0.03
+    half = from_seeds([0])(torch.zeros(1, 4, 64, 64, dtype=torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+    assert_close(half.float(), drawn, 0.02)  # the same numbers, rounded
+
+
+def test_seed_0_is_a_seed() -> None:
+    like = torch.zeros(1, 1, 2, 2)
+    assert from_seeds([0])(like).equal(from_seeds([0])(like))
+    assert isinstance(from_seeds([0]), PerImage)

@@ -1,0 +1,95 @@
+"""Requests: limits, defaults, and how one value becomes one per picture."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from enlarger.errors import InputError
+from enlarger.requests import DEFAULTS, GenerateRequest, UpscaleRequest, filled, one_per, seeds_for
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"by": 0.5}, "by is 0.5, expected 1 to 16"),
+        ({"by": 16.1}, "by is 16.1, expected 1 to 16"),
+        ({"by": math.nan}, "by is nan, expected 1 to 16"),
+        ({"by": math.inf}, "by is inf, expected 1 to 16"),
+        ({"by": "2"}, "by is '2', expected a number"),
+        ({"steps": 0}, "steps is 0, expected 1 to 1000"),
+        ({"steps": 2.5}, "steps is 2.5, expected a whole number"),
+        ({"steps": True}, "steps is True, expected a whole number"),
+        ({"count": 65}, "count is 65, expected 1 to 64"),
+        ({"guidance": 101}, "guidance is 101, expected -100 to 100"),
+        ({"seed": -1}, "seed is -1, expected 0 to 9.22337e+18"),
+        ({"seed": [1, -1]}, "seed is -1, expected 0 to 9.22337e+18"),
+        ({"seed": [1.5]}, "seed is 1.5, expected a whole number"),
+        ({"noise_level": -0.1}, "noise_level is -0.1, expected 0 to 10"),
+        ({"detail": 1.01}, "detail is 1.01, expected 0 to 1"),
+        ({"profile": "ours"}, "profile is 'ours', expected one of diffusers, original"),
+    ],
+)
+def test_limits(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        UpscaleRequest(image=None, **change)
+    assert str(raised.value) == message
+
+
+def test_limits_of_generation() -> None:
+    for change, message in (
+        ({"width": 4}, "width is 4, expected 8 to 8192"),
+        ({"height": 64.0}, "height is 64.0, expected a whole number"),
+        ({"rescale": 1.5}, "rescale is 1.5, expected 0 to 1"),
+    ):
+        with pytest.raises(InputError, match=f"^{message}$"):
+            GenerateRequest("a boat", **change)
+    assert GenerateRequest("a boat", width=8, height=8192, rescale=0).rescale == 0
+
+
+def test_the_ends_of_the_limits_and_numpy_numbers_pass() -> None:
+    UpscaleRequest(None, by=1, steps=1, guidance=-100, count=64, detail=0, noise_level=10, seed=2**63 - 1)
+    UpscaleRequest(None, by=np.float32(2), steps=np.int64(5), seed=[np.int32(0), 3])  # type: ignore[arg-type]
+    UpscaleRequest(None, by=16, steps=None, guidance=None, detail=None)
+
+
+def test_zero_is_a_value_and_none_means_the_default() -> None:
+    given = filled(UpscaleRequest(None, guidance=0, detail=0, seed=0, consistent=False), "upscale/bundled")
+    assert (given["guidance"], given["detail"], given["seed"], given["consistent"]) == (0, 0, 0, False)
+    silent = filled(UpscaleRequest(None), "upscale/bundled")
+    assert {name: silent[name] for name in DEFAULTS["upscale/bundled"]} == DEFAULTS["upscale/bundled"]
+    assert filled(UpscaleRequest(None), "upscale/diffusers")["steps"] == 75
+    assert filled(UpscaleRequest(None), "upscale/diffusers")["detail"] is None  # no default there
+    assert filled(GenerateRequest(""), "generate")["guidance"] == 7.5
+
+
+def test_the_model_cards_default_solvers() -> None:
+    assert DEFAULTS["upscale/diffusers"] == {"steps": 75, "guidance": 9.0, "solver": "euler"}
+    assert DEFAULTS["upscale/original"]["solver"] == "dpm_adaptive"
+
+
+def test_requests_do_not_change() -> None:
+    with pytest.raises(AttributeError):
+        UpscaleRequest(None).by = 3  # type: ignore[misc]
+
+
+def test_one_per_picture() -> None:
+    assert one_per("a", 3, "prompt") == ["a", "a", "a"]
+    assert one_per(["a"], 2, "prompt") == ["a", "a"]
+    assert one_per(("a", "b"), 2, "prompt") == ["a", "b"]
+    assert one_per(Path("x"), 2, "output") == [Path("x")] * 2
+    assert one_per("", 0, "prompt") == []
+    with pytest.raises(InputError, match=r"^2 values of prompt for 3 images; give one or 3$"):
+        one_per(["a", "b"], 3, "prompt")
+    with pytest.raises(InputError, match=r"^0 values of prompt for 2 images; give one or 2$"):
+        one_per([], 2, "prompt")
+
+
+def test_seeds_count_on() -> None:
+    assert seeds_for(0, 3) == [0, 1, 2]
+    assert seeds_for(2**63 - 1, 2) == [2**63 - 1, 0]
+    assert seeds_for([5, 5], 2) == [5, 5]
+    with pytest.raises(InputError, match=r"^1 seeds for 2 images; give one seed, or one per image$"):
+        seeds_for([5], 2)
