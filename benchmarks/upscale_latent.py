@@ -1,6 +1,6 @@
 """The x2 latent upscaler beside diffusers: same random weights of the official architecture, same steps and threads.
 
-    python benchmarks/upscale_latent.py [--folder FOLDER] [--side 32] [--steps 4] [--threads 2] [--repeat 3]
+    scripts/bench upscale_latent [--folder FOLDER] [--side 32] [--steps 4] [--threads 2] [--repeat 3]
 
 Writes the weights once (about 2.3 GB, kept in FOLDER), then runs each side in processes of its own, in turn, and
 prints a table of wall times and peak memory with their ratios, and how far the two pictures are apart.
@@ -18,9 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-CONFIGS = (
-    Path(__file__).parents[1] / "tests" / "data" / "reference" / "configs" / "stabilityai" / "sd-x2-latent-upscaler"
-)
+from benchmarks.weights import make
+
 SIDES = ("diffusers", "enlarger")
 
 
@@ -39,44 +38,12 @@ def main() -> None:
         print(json.dumps(run(arguments)))
         return
     if not (arguments.folder / "model_index.json").is_file():
-        make(arguments.folder)
+        make("sd-x2-latent-upscaler", arguments.folder)
     found = {side: [] for side in SIDES}
     for _ in range(arguments.repeat):
         for side in SIDES:
             found[side].append(call(side, arguments))
     report(found, arguments)
-
-
-def make(folder: Path) -> None:
-    """Random weights in the official layout, written by diffusers and transformers."""
-    import torch
-    from diffusers import (
-        AutoencoderKL,
-        EulerDiscreteScheduler,
-        StableDiffusionLatentUpscalePipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    sys.path.insert(0, str(CONFIGS.parents[4]))
-    from transformers import CLIPTokenizer
-
-    from tests.support.tiny import clip_tokenizer_folder
-
-    torch.manual_seed(0)
-    read = {
-        name: json.loads((CONFIGS / f"{name}.json").read_text())
-        for name in ("unet", "vae", "text_encoder", "scheduler")
-    }
-    with tempfile.TemporaryDirectory() as words:
-        tokenizer = CLIPTokenizer.from_pretrained(clip_tokenizer_folder(Path(words)))
-        StableDiffusionLatentUpscalePipeline(
-            vae=AutoencoderKL.from_config(read["vae"]),
-            unet=UNet2DConditionModel.from_config(read["unet"]),
-            text_encoder=CLIPTextModel(CLIPTextConfig(**read["text_encoder"])),
-            scheduler=EulerDiscreteScheduler.from_config(read["scheduler"]),
-            tokenizer=tokenizer,
-        ).save_pretrained(folder)
 
 
 def call(side: str, arguments: argparse.Namespace) -> dict:
@@ -85,7 +52,11 @@ def call(side: str, arguments: argparse.Namespace) -> dict:
     options += ["--threads", arguments.threads, "--guidance", arguments.guidance, "--side-run", side]
     environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, __file__, *map(str, options)], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-m", "benchmarks.upscale_latent", *map(str, options)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -102,7 +73,7 @@ def run(arguments: argparse.Namespace) -> dict:
     started = time.perf_counter()
     pipe = StableDiffusionLatentUpscalePipeline.from_pretrained(arguments.folder, torch_dtype=torch.float32)
     loaded = time.perf_counter()
-    after_load = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after_load = peak()
     pipe.set_progress_bar_config(disable=True)
     latents = torch.randn(1, 4, arguments.side, arguments.side, generator=torch.Generator().manual_seed(1))
     times = []
@@ -116,10 +87,18 @@ def run(arguments: argparse.Namespace) -> dict:
     return {
         "load": loaded - started,
         "run": min(times),
-        "load_peak": after_load / 2**10,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "load_peak": after_load,
+        "peak": peak(),
         "pixels": image[::16, ::16].tolist(),
     }
+
+
+def peak() -> float:
+    """The most memory that this process has held, in MiB. A child's own: `ru_maxrss` would start at its parent's."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def report(found: dict, arguments: argparse.Namespace) -> None:

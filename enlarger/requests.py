@@ -136,5 +136,6 @@ def _check_one(name: str, value: Any, limits: Limits) -> None:
     kind, word = (Integral, "a whole number") if limits.whole else (Real, "a number")
     if isinstance(value, bool) or not isinstance(value, kind):
         raise InputError(f"{name} is {value!r}, expected {word}")
-    if not limits.least <= float(value) <= limits.most:
+    number: Any = value  # compared as it is: a float does not hold every seed
+    if not limits.least <= number <= limits.most:
         raise InputError(f"{name} is {value}, expected {limits.least:g} to {limits.most:g}")

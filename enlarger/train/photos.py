@@ -3,7 +3,7 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -63,11 +63,11 @@ class Photos:
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def _cut(self, draw: np.random.Generator) -> Pixels:
-        picture = self.pictures[draw.integers(len(self.pictures))]
-        top, left = (int(draw.integers(n - self.crop + 1)) for n in picture.shape[:2])
+        picture = self.pictures[_below(draw, len(self.pictures))]
+        top, left = (_below(draw, side - self.crop + 1) for side in picture.shape[:2])
         crop = picture[top : top + self.crop, left : left + self.crop]
-        crop = np.rot90(crop, int(draw.integers(4)))
-        return crop[:, ::-1] if draw.integers(2) else crop
+        crop = np.rot90(crop, _below(draw, 4))
+        return crop[:, ::-1] if _below(draw, 2) else crop
 
 
 def pair(large: Tensor, draw: np.random.Generator, degradation: Degradation | None = None) -> Pair:
@@ -93,6 +93,10 @@ def _load(path: Path, scale: float, least: int) -> Pixels:
         return np.asarray(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
 
 
+def _below(draw: np.random.Generator, count: int) -> int:
+    return int(cast(int, draw.integers(count)))
+
+
 def _busyness(crop: Pixels) -> float:
     green = crop[::2, ::2, 1].astype(np.float32)
     return float(np.abs(np.diff(green, axis=0)).mean() + np.abs(np.diff(green, axis=1)).mean())
@@ -112,5 +116,5 @@ def _compress(picture: Tensor, draw: np.random.Generator, degradation: Degradati
         return picture
     low, high = degradation.jpeg_quality
     data = io.BytesIO()
-    Image.fromarray(picture.byte().permute(1, 2, 0).numpy()).save(data, "JPEG", quality=int(draw.integers(low, high)))
+    Image.fromarray(picture.byte().permute(1, 2, 0).numpy()).save(data, "JPEG", quality=low + _below(draw, high - low))
     return torch.from_numpy(np.asarray(Image.open(data)).copy()).permute(2, 0, 1).float()

@@ -125,11 +125,11 @@ def test_offload_on_a_device(offload: Offload) -> None:
 def test_devices() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(InputError, match="^no device is called 'gpu'; expected auto, cpu, cuda, cuda:0, mps ...$"):
+    with pytest.raises(InputError, match=r"^no device is called 'gpu'; expected auto, cpu, cuda, cuda:0, mps ...$"):
         pick_device("gpu")
-    with pytest.raises(InputError, match="^device 'cuda:99' cannot be used here; give another, or auto$"):
+    with pytest.raises(InputError, match=r"^device 'cuda:99' cannot be used here; give another, or auto$"):
         pick_device("cuda:99")
-    with pytest.raises(InputError, match="^device 'meta' cannot be used here; give another, or auto$"):
+    with pytest.raises(InputError, match=r"^device 'meta' cannot be used here; give another, or auto$"):
         pick_device("meta")
 
 
@@ -137,5 +137,5 @@ def test_precisions() -> None:
     assert pick_precision("auto", torch.device("cpu")) == torch.float32
     assert pick_precision("auto", torch.device("cuda")) == torch.float16
     assert pick_precision("bfloat16", torch.device("cpu")) == torch.bfloat16
-    with pytest.raises(InputError, match="^precision is 'half', expected auto, float32, float16, bfloat16$"):
+    with pytest.raises(InputError, match=r"^precision is 'half', expected auto, float32, float16, bfloat16$"):
         pick_precision("half", torch.device("cpu"))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def error(solver: Solver, steps: int) -> float:
 def test_halving_the_steps_divides_the_error_by_the_order(name: str) -> None:
     solver, order = DETERMINISTIC[name]
     errors = [error(solver, steps) for steps in (64, 128, 256)]
-    measured = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    measured = [math.log2(a / b) for a, b in pairwise(errors)]
     assert measured[-1] == pytest.approx(order, abs=0.12), measured
     assert errors[-1] < (0.02 if order == 1 else 5e-4)
 
@@ -240,7 +241,7 @@ def test_a_watcher_sees_every_step_and_may_stop() -> None:
             raise Cancelled("enough")
 
     for solver in SOLVERS.values():
-        with pytest.raises(Cancelled, match="^enough$"):
+        with pytest.raises(Cancelled, match=r"^enough$"):
             sample(solver, gaussian, start(), ladder, noise(), stop)
 
 

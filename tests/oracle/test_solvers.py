@@ -85,13 +85,23 @@ def double() -> Iterator[None]:
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("control", [{}, {"relative": 0.0125, "absolute": 0.25 / 127.5, "proportional": 0.2, "integral": 0.4}])
+@pytest.mark.parametrize(
+    "control", [{}, {"relative": 0.0125, "absolute": 0.25 / 127.5, "proportional": 0.2, "integral": 0.4}]
+)
 def test_k_diffusion_adaptive(theirs: ModuleType, eta: float, control: dict[str, float]) -> None:
     names = {"relative": "rtol", "absolute": "atol", "proportional": "pcoeff", "integral": "icoeff"}
     options = {names[name]: value for name, value in control.items()}
     start = START.double()
     wanted, info = theirs.sample_dpm_adaptive(
-        denoise, start, 0.03, 10.0, disable=True, eta=eta, noise_sampler=noise_sampler(start), return_info=True, **options
+        denoise,
+        start,
+        0.03,
+        10.0,
+        disable=True,
+        eta=eta,
+        noise_sampler=noise_sampler(start),
+        return_info=True,
+        **options,
     )
     steps = list(solvers.dpm_adaptive(denoise, start, NONZERO, Shared(generator()), eta, solvers.Control(**control)))
     assert len(steps) == info["n_accept"]
@@ -112,7 +122,9 @@ SCHEDULERS = {
 
 CASES = [
     *((name, "epsilon", 0.0) for name in SCHEDULERS),
-    *((name, "v_prediction", 0.0) for name in SCHEDULERS if name != "PNDMScheduler"),  # theirs mixes v of several levels
+    *(
+        (name, "v_prediction", 0.0) for name in SCHEDULERS if name != "PNDMScheduler"
+    ),  # theirs mixes v of several levels
     ("DDIMScheduler", "epsilon", 0.5),
     ("DDIMScheduler", "v_prediction", 0.5),
 ]

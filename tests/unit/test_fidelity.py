@@ -10,7 +10,14 @@ from enlarger.fidelity import make_consistent, reduce
 from enlarger.resize import resize_matrix
 from tests.support.close import assert_close, max_difference
 
-SIZES = [((8, 8), (16, 16)), ((7, 11), (14, 22)), ((7, 11), (21, 33)), ((9, 5), (13, 8)), ((1, 1), (2, 2)), ((1, 40), (16, 640))]
+SIZES = [
+    ((8, 8), (16, 16)),
+    ((7, 11), (14, 22)),
+    ((7, 11), (21, 33)),
+    ((9, 5), (13, 8)),
+    ((1, 1), (2, 2)),
+    ((1, 40), (16, 640)),
+]
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -71,7 +78,9 @@ def test_a_constant_stays_constant() -> None:
     assert_close(found, torch.full_like(found, 0.25), 1e-6)
 
 
-@pytest.mark.parametrize(("small", "large"), [(300, 600), (200, 300), (150, 450), (257, 300), (300, 301), (300, 303), (40, 640)])
+@pytest.mark.parametrize(
+    ("small", "large"), [(300, 600), (200, 300), (150, 450), (257, 300), (300, 301), (300, 303), (40, 640)]
+)
 def test_the_blocks_equal_the_whole_inverse(small: int, large: int) -> None:
     reduction = resize_matrix(large, small)
     whole = torch.linalg.solve(reduction @ reduction.T, reduction).T

@@ -26,7 +26,14 @@ def convolution(reach: int, scale: float = 1, seed: int = 0):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 24), st.integers(1, 24), st.integers(2, 12), st.integers(0, 3), st.integers(0, 3), st.sampled_from([1, 2, 3]))
+@given(
+    st.integers(1, 24),
+    st.integers(1, 24),
+    st.integers(2, 12),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.sampled_from([1, 2, 3]),
+)
 def test_tiled_equals_whole(height: int, width: int, tile: int, reach: int, spare: int, scale: int) -> None:
     x = normal(2, 2, height, width, seed=height * 41 + width)
     function = convolution(reach, scale)

@@ -21,7 +21,8 @@ from enlarger.train.predictor import psnr, train_predictor
 from tests.support.close import assert_close, max_difference
 from tests.support.pictures import texture
 
-NEVER, ALWAYS = Degradation(blur=0, jpeg=0), Degradation(blur=1, jpeg=1)
+NEVER = Degradation(blur=0, jpeg=0)
+STRONG = (0.7, 0.8)  # pixels of blur
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def test_scores_are_logged(tmp_path: Path) -> None:
 def test_photos_are_found_and_cut(folder: Path) -> None:
     photos = Photos(folder, 24)
     assert len(photos.pictures) == 5
-    assert all(24 <= min(p.shape[:2]) and max(p.shape[:2]) <= 81 and p.dtype == np.uint8 for p in photos.pictures)
+    assert all(min(p.shape[:2]) >= 24 and max(p.shape[:2]) <= 81 and p.dtype == np.uint8 for p in photos.pictures)
     crops = photos.draw(3, np.random.default_rng(0))
     assert crops.shape == (3, 3, 24, 24) and crops.dtype == torch.float32
     assert -1 <= float(crops.min()) < -0.5 and 0.5 < float(crops.max()) <= 1
@@ -185,12 +186,14 @@ def test_pairs(folder: Path) -> None:
     assert pair(large, np.random.default_rng(0), NEVER).small.equal(plain.small)
 
 
-@pytest.mark.parametrize("degradation", [Degradation(blur=1, jpeg=0), Degradation(blur=0, jpeg=1), ALWAYS])
+@pytest.mark.parametrize(
+    "degradation", [Degradation(1, STRONG, 0), Degradation(0, STRONG, 1), Degradation(1, STRONG, 1)]
+)
 def test_degradations_are_applied(folder: Path, degradation: Degradation) -> None:
     large = Photos(folder, 24).draw(4, np.random.default_rng(0))
     plain = pair(large, np.random.default_rng(0)).small
     worse = pair(large, np.random.default_rng(0), degradation).small
-    assert worse.shape == plain.shape and -1 <= float(worse.min()) and float(worse.max()) <= 1
+    assert worse.shape == plain.shape and float(worse.min()) >= -1 and float(worse.max()) <= 1
     assert all(0.01 < max_difference(a, b) < 1.5 for a, b in zip(worse, plain, strict=True))
     if degradation.jpeg == 0:  # blur takes contrast away and nothing else
         assert float(worse.std()) < float(plain.std())
@@ -204,7 +207,7 @@ def test_psnr() -> None:
 
 def test_noise_levels_are_those_of_the_ladder() -> None:
     levels = Levels().draw(2000, np.random.default_rng(0))
-    assert 0.01 <= float(levels.min()) and float(levels.max()) == 12.0
+    assert float(levels.min()) > 0.0099 and float(levels.max()) == 12.0
     assert 0.03 < float((levels == 12.0).float().mean()) < 0.08
 
 
