@@ -230,6 +230,10 @@ def schedule_config(config: Json) -> Sampler:
         schedule = from_betas(betas.float(), zero_terminal=True)
     karras, exponential = found.flag("use_karras_sigmas"), found.flag("use_exponential_sigmas")
     if found.choice("interpolation_type", "linear", "log_linear") == "log_linear":
+        if spacing == "leading":
+            raise Unsupported(
+                f"{name}: interpolation_type 'log_linear' and timestep_spacing 'leading' exclude each other."
+            )
         if karras or exponential:
             raise Unsupported(
                 f"{name}: interpolation_type 'log_linear' and Karras or exponential sigmas exclude each other."

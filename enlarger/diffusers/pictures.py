@@ -20,7 +20,7 @@ def preprocess(image: Any, factor: int) -> Tensor:
     neighbour. Arrays (H, W, 3) and tensors (3, H, W) whose least value is below 0 are taken as -1..1, others as 0..1.
     PIL images of other modes are converted to RGB (diffusers takes RGBA for latents); arrays of 4 channels raise.
     """
-    images = list(image) if isinstance(image, list | tuple) else [image]
+    images: list[Any] = list(image) if isinstance(image, list | tuple) else [image]  # pyright: ignore[reportUnknownArgumentType] - anything
     if not images:
         raise ArgumentError("`image` is an empty list, expected at least one picture")
     if all(isinstance(one, Image.Image) for one in images):

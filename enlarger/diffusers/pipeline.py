@@ -91,7 +91,8 @@ class Pipeline:
     @classmethod
     def _from_bundle(cls, bundle: Bundle, given: Mapping[str, Any]) -> Self:
         """A pipeline of what was read and of the parts that were given instead."""
-        parts = {name: None for name, kind in cls.PARTS.items() if kind is type(None)} | dict(bundle.components)
+        absent: dict[str, Any] = {name: None for name, kind in cls.PARTS.items() if kind is type(None)}
+        parts = absent | dict(bundle.components)
         if "scheduler" in parts:
             parts["scheduler"] = scheduler_of(parts["scheduler"])
         made = cls(**(parts | dict(given)))
@@ -226,7 +227,8 @@ class Pipeline:
         self._runtime = Runtime(place, kind)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        batches = latents.split(1) if self._sliced_vae else (latents,)
+        size = 1 if self._sliced_vae else len(latents)
+        batches: list[Tensor] = list(torch.split(latents, size))
         return torch.cat([decode(self.vae, batch, self._runtime) for batch in batches])
 
     def _package(self, latents: Tensor, output_type: str) -> Any:

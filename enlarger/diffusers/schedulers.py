@@ -151,7 +151,7 @@ class HeunDiscreteScheduler(Scheduler):
 
 
 class DDIMScheduler(Scheduler):
-    """`ddim`, the one with `eta`."""
+    """`ddim`, the one with `eta`. Each step ends where the next one starts, also for "linspace" and "trailing"."""
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {
         **BETAS,
@@ -170,7 +170,10 @@ class DDIMScheduler(Scheduler):
 
 
 class PNDMScheduler(Scheduler):
-    """`plms`: as SD1's and SD2's files have it, without the Runge-Kutta start."""
+    """`plms`: as SD1's and SD2's files have it, without the Runge-Kutta start.
+
+    It mixes noise estimates; diffusers mixes raw outputs, which differs for "v_prediction" (no official file has that).
+    """
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {
         **BETAS,

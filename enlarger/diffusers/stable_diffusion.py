@@ -114,8 +114,9 @@ class StableDiffusionPipeline(Pipeline):
     ) -> Any:
         """Make pictures. `kwargs` are the older `callback` and `callback_steps`.
 
-        `timesteps` and `sigmas` are falling lists that replace the scheduler's own. `eta` is DDIM's alone. Guidance at
-        or below 1 runs the prompt alone. Arguments that cannot be raise ValueError.
+        `timesteps` and `sigmas` are falling lists that replace the scheduler's own; `sigmas` has one more than there
+        are steps and mostly ends at 0. `eta` is DDIM's alone. Guidance at or below 1 runs the prompt alone. Arguments
+        that cannot be raise ValueError.
         """
         refuse(
             {
@@ -191,8 +192,8 @@ class StableDiffusionPipeline(Pipeline):
             stated = self._configs.get("unet", {}).get("sample_size")
             if stated is None:
                 raise ArgumentError("`height` and `width` are missing, and parts do not state a size; give both")
-            sides = stated if isinstance(stated, Sequence) else (stated, stated)
-            height, width = (int(side) * self.vae.factor for side in sides)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - JSON
+            sides: tuple[int, ...] = (stated, stated) if isinstance(stated, int) else tuple(stated)
+            height, width = (side * self.vae.factor for side in sides)
         if height % 8 or width % 8:
             raise ArgumentError(f"`height` and `width` have to be divisible by 8 but are {height} and {width}")
         return height, width
@@ -247,8 +248,10 @@ def _course(
         raise ArgumentError("found both `timesteps` and `sigmas`, expected at most one of them")
     if timesteps is None and sigmas is None:
         return sampler.course(steps)
-    levels = sampler.schedule.sigma(torch.tensor(timesteps)) if sigmas is None else torch.tensor(sigmas).double()
-    return sampler.along(torch.cat([levels, torch.tensor([sampler.last])]))
+    if sigmas is not None:
+        return sampler.along(torch.tensor(sigmas, dtype=torch.float64))
+    levels = sampler.schedule.sigma(torch.tensor(timesteps, dtype=torch.float64))
+    return sampler.along(torch.cat([levels, torch.tensor([sampler.last], dtype=torch.float64)]))
 
 
 def _solver(sampler: Sampler, eta: float) -> Solver:

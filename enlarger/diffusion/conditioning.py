@@ -1,6 +1,5 @@
 """What a network is told besides the noisy latent."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -32,15 +31,13 @@ class Conditioning:
 
     def cast(self, device: torch.device | str, dtype: torch.dtype) -> "Conditioning":
         """The same on another device, floating tensors in another precision."""
-        return self._map(lambda v: v.to(device, dtype if v.is_floating_point() else v.dtype))
-
-    def take(self, index: slice) -> "Conditioning":
-        """The conditioning of some images of the batch."""
-        return self._map(lambda v: v[index])
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         values: dict[str, Tensor | None] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Conditioning(**{name: None if v is None else change(v) for name, v in values.items()})
+        return Conditioning(
+            **{
+                n: v if v is None else v.to(device, dtype if v.is_floating_point() else v.dtype)
+                for n, v in values.items()
+            }
+        )
 
 
 def stack(first: Conditioning, second: Conditioning) -> Conditioning:

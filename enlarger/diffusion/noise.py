@@ -24,10 +24,6 @@ class PerImage:
         assert len(like) == len(self.generators), f"{len(like)} images for {len(self.generators)} generators"
         return torch.cat([_draw(like[i : i + 1], g) for i, g in enumerate(self.generators)])
 
-    def take(self, index: slice) -> "PerImage":
-        """The noise of some images of the batch; the generators are shared, not copied."""
-        return PerImage(self.generators[index])
-
 
 @dataclass(frozen=True, eq=False)
 class Shared:

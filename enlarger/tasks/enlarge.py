@@ -13,7 +13,7 @@ from torch import Tensor
 from enlarger.checkpoint.configs import schedule_config
 from enlarger.checkpoint.folder import Bundle, read_folder
 from enlarger.diffusion.guidance import Guidance
-from enlarger.diffusion.noise import Noise, PerImage, from_seeds
+from enlarger.diffusion.noise import Noise, from_seeds
 from enlarger.diffusion.sample import Solver
 from enlarger.diffusion.solvers import SOLVERS, Control, dpm_adaptive
 from enlarger.errors import InputError, Unsupported
@@ -29,7 +29,7 @@ from enlarger.tasks.upscale_latent import LatentUpscale, LatentUpscaleJob
 BUNDLED = Path(__file__).parents[1] / "bundled"
 GRANULARITY, LEAST = 32, 64  # pixels: the doubled latent halves three times, and reflects at its edges
 
-Double = Callable[[Tensor, Noise], Tensor]  # (B, 3, H, W) in -1..1, or latents, to (B, 3, 2H, 2W)
+Double = Callable[[Tensor, Noise], Tensor]  # (1, 3, H, W) in -1..1, or latents, to (1, 3, 2H, 2W)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Upscaler:
         negatives = one_per(request.negative, len(sources), "negative")
         seeds = seeds_for(request.seed, len(sources) * request.count)
         results = [
-            self._one(source, replace(request, prompt=prompt, negative=negative), seeds[i * request.count :], watch)
+            self._enlarge(source, replace(request, prompt=prompt, negative=negative), seeds[i * request.count :], watch)
             for i, (source, prompt, negative) in enumerate(zip(sources, prompts, negatives, strict=True))
         ]
         worst = [r.consistency for r in results if r.consistency is not None]
@@ -58,26 +58,22 @@ class Upscaler:
             max(worst, default=None),
         )
 
-    def _one(self, source: Any, request: UpscaleRequest, seeds: Sequence[int], watch: Watch) -> Result:
+    def _enlarge(self, source: Any, request: UpscaleRequest, seeds: Sequence[int], watch: Watch) -> Result:
+        """`count` pictures of one input, each computed alone, so that none depends on the others in its last bit."""
         seeds = tuple(seeds[: request.count])
-        noise = from_seeds(seeds)
         double, consistent = _prepare(self.task, request, watch)
         if isinstance(source, Tensor) and source.ndim > 2 and source.shape[-3] == 4:
-            return self._from_latents(source, request, double, noise, seeds)
+            low = self._check_latents(source, request)
+            made = [double(low, from_seeds([seed])).float().cpu()[0] for seed in seeds]
+            return Result(tuple(to_pil(Picture(one)) for one in made), seeds, self.name)
         picture = read_picture(source)
-        size = (round(picture.height * request.by), round(picture.width * request.by))
         colour = _spread_colour(picture)[None]
-        large = colour.expand(request.count, -1, -1, -1)
-        while large.shape[-2] < size[0] or large.shape[-1] < size[1]:
-            large = double(large, noise).float().cpu()
-        large = resize(large, size, "lanczos") if large.shape[-2:] != size else large
-        large = make_consistent(large, colour) if consistent else large
-        images = tuple(to_pil(_like(picture, one)) for one in large)
-        return Result(images, seeds, self.name, picture.notes, _consistency(large, colour))
+        size = (round(picture.height * request.by), round(picture.width * request.by))
+        made = [_grow(colour, size, double, from_seeds([seed]), consistent) for seed in seeds]
+        images = tuple(to_pil(_like(picture, one[0])) for one in made)
+        return Result(images, seeds, self.name, picture.notes, max(_consistency(one, colour) for one in made))
 
-    def _from_latents(
-        self, latents: Tensor, request: UpscaleRequest, double: Double, noise: PerImage, seeds: tuple[int, ...]
-    ) -> Result:
+    def _check_latents(self, latents: Tensor, request: UpscaleRequest) -> Tensor:
         if isinstance(self.task, CompactUpscale):
             raise Unsupported(
                 "found latents with 4 channels; the bundled model takes pictures only, use an x2 checkpoint"
@@ -85,10 +81,9 @@ class Upscaler:
         if request.by != 2:
             raise Unsupported(f"by is {request.by:g}; latents are enlarged by 2, pictures by any factor")
         low = latents if latents.ndim == 4 else latents[None]
-        if len(low) not in (1, request.count):
-            raise InputError(f"{len(low)} latents in one tensor for count {request.count}; pass them as a list instead")
-        large = double(low.expand(request.count, -1, -1, -1), noise)
-        return Result(tuple(to_pil(Picture(one.float().cpu())) for one in large), seeds, self.name)
+        if len(low) != 1:
+            raise InputError(f"{len(low)} latents in one tensor of a list; pass each by itself")
+        return low
 
 
 def upscale(
@@ -151,17 +146,10 @@ def _prepare(task: LatentUpscale | CompactUpscale, request: UpscaleRequest, watc
     course = sampler.course(options["steps"])
 
     def double(low: Tensor, noise: Noise) -> Tensor:
-        count, latent = len(low), low.shape[1] == 4
-        unit = task.vae.factor if latent else 1  # pixels per element of `low`
+        unit = task.vae.factor if low.shape[1] == 4 else 1  # pixels per element of `low`
         padded = pad_to(low, GRANULARITY // unit, LEAST // unit)
-        jobs = [(padded, noise, count)]
-        if solver in (dpm_adaptive, ORIGINAL_ADAPTIVE) and isinstance(noise, PerImage):
-            jobs = [(padded[i : i + 1], noise.take(slice(i, i + 1)), 1) for i in range(count)]
-        made = [
-            task(LatentUpscaleJob(p, repeat(text, n), course, solver, z, guidance, request.noise_level, masked), watch)
-            for p, z, n in jobs
-        ]
-        picture = decode(task.vae, torch.cat(made), task.runtime)
+        job = LatentUpscaleJob(padded, text, course, solver, noise, guidance, request.noise_level, masked)
+        picture = decode(task.vae, task(job, watch), task.runtime)
         return picture[..., : 2 * unit * low.shape[-2], : 2 * unit * low.shape[-1]]
 
     return double, bool(options["consistent"])
@@ -177,16 +165,8 @@ def _prepare_compact(task: CompactUpscale, request: UpscaleRequest, watch: Watch
             )
     if options["solver"] not in SOLVERS:
         raise InputError(f"no solver is called {options['solver']!r}; there are {', '.join(SOLVERS)}")
-    solver = SOLVERS[options["solver"]]
-    run = partial(task, detail=options["detail"], steps=options["steps"], solver=solver, watch=watch)
-
-    def alone(small: Tensor, noise: Noise) -> Tensor:
-        """One picture at a time: the solver's steps depend on the whole batch."""
-        assert isinstance(noise, PerImage)
-        parts = (slice(i, i + 1) for i in range(len(small)))
-        return torch.cat([run(small[part], noise.take(part)) for part in parts])
-
-    return alone if solver is dpm_adaptive else run, bool(options["consistent"])
+    settings = {"detail": options["detail"], "steps": options["steps"], "solver": SOLVERS[options["solver"]]}
+    return partial(task, **settings, watch=watch), bool(options["consistent"])
 
 
 def text_for(
@@ -200,19 +180,6 @@ def text_for(
     return encode_text(
         task.tokenizer, task.text_encoder, task.runtime, prompts, negatives if guided else None, "last", long
     )
-
-
-def repeat(text: Text, count: int) -> Text:
-    """The text of one picture for `count` of them."""
-
-    def times(encoded: Any) -> Any:
-        if encoded is None or count == 1:
-            return encoded
-        return replace(
-            encoded, **{n: getattr(encoded, n).repeat_interleave(count, 0) for n in ("tokens", "pooled", "mask")}
-        )
-
-    return Text(times(text.positive), times(text.negative))
 
 
 ORIGINAL_ADAPTIVE: Solver = partial(
@@ -236,6 +203,15 @@ def _request(kind: Callable[..., UpscaleRequest], **options: Any) -> UpscaleRequ
         return kind(**options)
     except TypeError as error:
         raise InputError(f"{error}; the options are those of UpscaleRequest") from error
+
+
+def _grow(colour: Tensor, size: tuple[int, int], double: Double, noise: Noise, consistent: bool) -> Tensor:
+    """Doubled until at least `size`, brought to it exactly, and made consistent with the input."""
+    large = colour
+    while large.shape[-2] < size[0] or large.shape[-1] < size[1]:
+        large = double(large, noise).float().cpu()
+    large = resize(large, size, "lanczos") if large.shape[-2:] != size else large
+    return make_consistent(large, colour) if consistent else large
 
 
 def _like(picture: Picture, colour: Tensor) -> Picture:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 
@@ -206,6 +207,12 @@ def test_outside_its_interval_guidance_is_off() -> None:
     assert Guidance(0.0).active(5.0) and not Guidance(1.0).active(5.0)
 
 
+def taken(conditioning: Conditioning, part: slice) -> Conditioning:
+    """The conditioning of some images of the batch."""
+    values = {field.name: getattr(conditioning, field.name) for field in fields(conditioning)}
+    return Conditioning(**{name: None if value is None else value[part] for name, value in values.items()})
+
+
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name != "dpm_adaptive"])
 def test_a_batch_equals_singles(name: str) -> None:
     whole, seeds = denoiser(3, 2.5), [5, 9, 0]
@@ -213,8 +220,7 @@ def test_a_batch_equals_singles(name: str) -> None:
     found = sample(SOLVERS[name], whole, x, LADDERS["long"], from_seeds(seeds))
     for i, seed in enumerate(seeds):
         part = slice(i, i + 1)
-        given = whole.conditioning.take(part)
-        without = unconditional(3).conditioning.take(part)
+        given, without = taken(whole.conditioning, part), taken(unconditional(3).conditioning, part)
         alone = Denoiser(
             whole.network, whole.dtype, whole.precondition, given, stack(without, given), whole.guidance
         )  # fmt: skip

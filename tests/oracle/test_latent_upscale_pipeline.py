@@ -18,6 +18,9 @@ ATOL = 1e-4  # of pixels in 0..1
 STEPS = 3
 
 
+one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
+
+
 @pytest.fixture(scope="module")
 def theirs() -> Any:
     pipe = diffusers.StableDiffusionLatentUpscalePipeline.from_pretrained(tiny.x2_folder())

@@ -6,7 +6,9 @@ import torch
 
 def max_difference(found: torch.Tensor | np.ndarray, expected: torch.Tensor | np.ndarray) -> float:
     """Largest absolute difference of two arrays of the same shape; NaN or infinity anywhere counts as infinite."""
-    a, b = (np.asarray(v.detach().cpu() if isinstance(v, torch.Tensor) else v, dtype=np.float64) for v in (found, expected))
+    a, b = (
+        np.asarray(v.detach().cpu() if isinstance(v, torch.Tensor) else v, dtype=np.float64) for v in (found, expected)
+    )
     assert a.shape == b.shape, f"shapes differ: found {a.shape}, expected {b.shape}"
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("inf")

@@ -1,7 +1,9 @@
 """Tiny random models in diffusers' folder layout, made by diffusers and transformers, with the real CLIP tokenizer."""
 
+import atexit
 import json
 import shutil
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -88,6 +90,14 @@ def latents(batch: int, height: int, width: int, seed: int = 5) -> torch.Tensor:
     return normal(batch, 4, height, width, seed=seed)
 
 
+def one_thread() -> Iterator[None]:
+    """A fixture's body: networks this small run fastest on one thread, most of all beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def _shared_parts() -> dict[str, Any]:
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -118,8 +128,6 @@ def _saved(pipe: Any, name: str, scheduler: dict[str, Any]) -> Path:
 
 
 def _place(name: str) -> Path:
-    import atexit
-
     place = Path(mkdtemp(prefix=f"enlarger-{name}-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     return place

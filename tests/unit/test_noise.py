@@ -16,15 +16,6 @@ def test_an_image_does_not_depend_on_its_neighbours() -> None:
     assert not first.equal(second)
 
 
-def test_a_part_of_the_batch_shares_its_generators() -> None:
-    like, whole = torch.zeros(2, 1, 2, 2), from_seeds([1, 2])
-    part = whole.take(slice(1, 2))
-    drawn = part(like[:1])
-    assert drawn.equal(from_seeds([2])(like[:1]))
-    assert not whole(like)[1:].equal(drawn)  # the generator went on
-    assert part.generators[0] is whole.generators[1]
-
-
 def test_shared_noise_is_one_draw() -> None:
     like = torch.zeros(2, 1, 2, 2)
     drawn = Shared(torch.Generator().manual_seed(3))(like)

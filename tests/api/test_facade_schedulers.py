@@ -1,0 +1,115 @@
+"""Schedulers by diffusers' names: the same defaults, and the same rules of what a config carries over."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+
+import enlarger.diffusers as ours_room
+from enlarger.diffusers.schedulers import CLASSES
+from enlarger.errors import CheckpointError, Unsupported
+from tests.support import tiny
+from tests.support.close import assert_close
+
+SD1 = {"_class_name": "PNDMScheduler", **tiny.SD1_SCHEDULER}
+SDXL = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", "steps_offset": 1}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_defaults_are_diffusers(name: str) -> None:
+    parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
+    expected = {key: p.default for key, p in parameters.items() if key != "self"}
+    assert dict(getattr(ours_room, name).DEFAULTS) == expected
+    assert list(getattr(ours_room, name).DEFAULTS) == list(expected)
+
+
+@pytest.mark.parametrize("first", CLASSES)
+@pytest.mark.parametrize("second", CLASSES)
+@pytest.mark.parametrize("file", [SD1, SDXL, tiny.X2_SCHEDULER], ids=["sd1", "sdxl", "x2"])
+def test_configs_carry_over_as_in_diffusers(first: str, second: str, file: dict[str, Any]) -> None:
+    def chain(room: Any) -> Any:
+        return getattr(room, second).from_config(getattr(room, first).from_config(file).config).config
+
+    found, expected = chain(ours_room), chain(diffusers)
+    for key in CLASSES[second].DEFAULTS:
+        assert found[key] == expected[key] and getattr(found, key) == found[key], key
+
+
+def test_the_trap_of_spacing() -> None:
+    pndm = ours_room.PNDMScheduler.from_config(SD1)
+    assert pndm.config.timestep_spacing == "leading"
+    assert ours_room.EulerDiscreteScheduler.from_config(pndm.config).config.timestep_spacing == "linspace"
+    xl = ours_room.EulerDiscreteScheduler.from_config(SDXL)
+    assert ours_room.DDIMScheduler.from_config(xl.config).config.timestep_spacing == "leading"
+
+
+def test_configs_of_diffusers_are_read() -> None:
+    theirs = diffusers.PNDMScheduler.from_config(SD1)
+    found = ours_room.EulerDiscreteScheduler.from_config(theirs.config)
+    assert found.config.timestep_spacing == "linspace" and found.config.beta_end == 0.012
+
+
+def test_settings_by_position_name_and_change() -> None:
+    made = ours_room.EulerDiscreteScheduler(1000, 0.00085, beta_end=0.012)
+    assert (made.config.beta_start, made.config["beta_end"], made.config.get("nothing")) == (0.00085, 0.012, None)
+    assert made.changed(use_karras_sigmas=True).config.use_karras_sigmas and not made.config.use_karras_sigmas
+    assert made.json() == {
+        "_class_name": "EulerDiscreteScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+    }
+    assert "EulerDiscreteScheduler({" in repr(made) and len(made.config) == len(made.DEFAULTS) + 1
+    with pytest.raises(AttributeError, match="the config of EulerDiscreteScheduler has no 'order'"):
+        _ = made.config.order
+    with pytest.raises(TypeError, match=r"PNDMScheduler has no \['use_karras_sigmas'\]"):
+        ours_room.PNDMScheduler(use_karras_sigmas=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("EulerDiscreteScheduler", {}),
+        ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+        ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),
+        ("HeunDiscreteScheduler", {}),
+        ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    ],
+)
+def test_ladders_are_diffusers(name: str, settings: dict[str, Any]) -> None:
+    theirs = getattr(diffusers, name)(**settings)
+    theirs.set_timesteps(7)
+    course = getattr(ours_room, name)(**settings).sampler().course(7)
+    levels = theirs.sigmas.unique().flip(0) if "Heun" in name else theirs.sigmas
+    assert_close(course.ladder.float(), levels[: len(course.ladder)], 2e-5 * float(levels[0]))
+    assert course.start == pytest.approx(float(theirs.init_noise_sigma), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("DDIMScheduler", {}, r"clip_sample is not available, latents are not bounded; set clip_sample=False"),
+        ("PNDMScheduler", {}, r"the Runge-Kutta start is not available; set skip_prk_steps=True"),
+        ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas is True"),
+        ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}, "final_sigmas_type is 'sigma_min'"),
+        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type is 'continuous'"),
+        ("DDIMScheduler", {"clip_sample": False, "thresholding": True}, "thresholding is True"),
+        (
+            "EulerDiscreteScheduler",
+            {"interpolation_type": "log_linear", "timestep_spacing": "leading"},
+            "'log_linear' and timestep_spacing 'leading' exclude each other",
+        ),
+    ],
+)
+def test_what_no_solver_stands_for(name: str, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(Unsupported, match=said):
+        getattr(ours_room, name)(**settings).sampler()
+
+
+def test_from_folders(tmp_path: Path) -> None:
+    found = ours_room.HeunDiscreteScheduler.from_pretrained(tiny.x2_folder(), subfolder="scheduler")
+    assert found.config.beta_start == 0.00085 and found.config.interpolation_type == "log_linear"  # kept for the next
+    with pytest.raises(CheckpointError, match=r"no scheduler_config.json; give the folder that has it"):
+        ours_room.HeunDiscreteScheduler.from_pretrained(tmp_path)

@@ -1,0 +1,143 @@
+"""The text-to-image pipeline under diffusers' name: signatures, the absent safety checker, and what it refuses."""
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from enlarger.diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+from enlarger.errors import InputError, Unsupported
+from tests.support import tiny
+from tests.support.close import assert_close
+
+one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
+
+
+@pytest.fixture
+def pipe() -> StableDiffusionPipeline:
+    made = StableDiffusionPipeline.from_pretrained(tiny.sd1_folder())
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def run(pipe: Any, **call: Any) -> Tensor:
+    options: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 2, "output_type": "pt"}
+    return pipe(**(options | {"generator": torch.manual_seed(0)} | call)).images
+
+
+def test_call_signature_is_diffusers() -> None:
+    def listed(function: Any) -> list[tuple[str, Any]]:
+        found = inspect.signature(function).parameters.items()
+        return [(n, tuple(p.default) if isinstance(p.default, list) else p.default) for n, p in found]
+
+    theirs = diffusers.StableDiffusionPipeline
+    for name in ("__call__", "encode_prompt"):
+        assert listed(getattr(StableDiffusionPipeline, name)) == listed(getattr(theirs, name))
+    names = [name for name, _ in listed(StableDiffusionPipeline.__init__)]
+    assert names == [name for name, _ in listed(theirs.__init__)]
+
+
+def test_the_safety_checker_is_left_out_aloud(tmp_path: Path) -> None:
+    folder = tmp_path / "sd1"
+    shutil.copytree(tiny.sd1_folder(), folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.warns(
+        UserWarning, match=r"the safety checker that model_index.json lists is not run: enlarger has none"
+    ):
+        pipe = StableDiffusionPipeline.from_pretrained(folder)
+    assert pipe.safety_checker is None and pipe.components["feature_extractor"] is None
+    silent = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    with pytest.raises(
+        InputError, match=r"safety_checker is a builtins.object, expected None: enlarger has no such part"
+    ):
+        silent.safety_checker = object()
+
+
+def test_written_folder_reads_back_in_diffusers(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path / "sd1")
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "sd1")
+    theirs.set_progress_bar_config(disable=True)
+    assert theirs.safety_checker is None
+    assert_close(run(theirs), run(pipe), 1e-4)
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "sd1")
+    assert_close(run(again), run(pipe), 0)
+
+
+def test_tuple_and_parts(pipe: StableDiffusionPipeline) -> None:
+    images, flags = pipe("a cat", num_inference_steps=1, return_dict=False)
+    assert images[0].size == (64, 64) and flags is None
+    other = StableDiffusionPipeline(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    assert_close(run(other, height=64, width=64), run(pipe), 0)
+    with pytest.raises(ValueError, match="`height` and `width` are missing, and parts do not state a size; give both"):
+        run(other)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"ip_adapter_image": 1}, "ip_adapter_image is not available here; there are no IP adapters"),
+    ({"cross_attention_kwargs": {"scale": 1}}, "merge adapters into the weights first"),
+    ({"eta": 0.5}, "eta is 0.5, but only DDIMScheduler has it"),
+    ({"callback_on_step_end": lambda *a: {"prompt_embeds": torch.zeros(1)}}, "prompts are fixed for a run here"),
+]
+
+
+@pytest.mark.parametrize(("call", "said"), REFUSED)
+def test_what_cannot_be_done(pipe: StableDiffusionPipeline, call: dict[str, Any], said: str) -> None:
+    with pytest.raises(Unsupported, match=said):
+        run(pipe, **call)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"height": 60, "width": 64}, "have to be divisible by 8 but are 60 and 64"),
+    ({"callback_steps": 0}, "has to be a positive integer but is 0"),
+    ({"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["x"]}, r"tensor_inputs` has \['x'\]"),
+    ({"timesteps": [3], "sigmas": [1.0]}, "found both `timesteps` and `sigmas`"),
+    ({"generator": [torch.Generator()] * 3}, "a list of 3 generators for a batch of 1"),
+    ({"callback_on_step_end": lambda *a: None}, "expected the dictionary of tensors"),
+    ({"prompt": None}, "found neither of `prompt` and `prompt_embeds`"),
+]
+
+
+@pytest.mark.parametrize(("call", "said"), WRONG)
+def test_wrong_arguments(pipe: StableDiffusionPipeline, call: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        run(pipe, **call)
+
+
+def test_unknown_argument(pipe: StableDiffusionPipeline) -> None:
+    with pytest.raises(TypeError, match="got unexpected arguments strength"):
+        run(pipe, strength=1)
+
+
+def test_outdated_schedulers_are_corrected(pipe: StableDiffusionPipeline) -> None:
+    old = DDIMScheduler.from_config(pipe.scheduler.config, steps_offset=0, clip_sample=True)
+    with pytest.warns(
+        UserWarning, match=r"outdated for Stable Diffusion; uses {'steps_offset': 1, 'clip_sample': False}"
+    ):
+        made = StableDiffusionPipeline(**pipe.components | {"scheduler": old})
+    assert made.scheduler.config.steps_offset == 1 and made.scheduler.config.clip_sample is False
+    assert isinstance(pipe.scheduler, PNDMScheduler)
+
+
+def test_freeu_and_offload(pipe: StableDiffusionPipeline) -> None:
+    with pytest.raises(Unsupported, match="FreeU is not available"):
+        pipe.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    expected = run(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert_close(run(pipe), expected, 0)
+
+
+def test_swapping_gives_other_pictures(pipe: StableDiffusionPipeline) -> None:
+    expected = run(pipe)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    assert pipe.scheduler.config.timestep_spacing == "linspace"
+    assert (run(pipe) - expected).abs().max() > 1e-3

@@ -1,0 +1,184 @@
+"""`enlarger.tasks.enlarge` on a tiny x2 folder: exact sizes, seeds, batches, cancelling, latents, refusals."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.noise import from_seeds
+from enlarger.diffusion.sample import Step
+from enlarger.diffusion.solvers import SOLVERS
+from enlarger.errors import Cancelled, InputError, Unsupported
+from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Predictor, PredictorConfig
+from enlarger.nn.compact_unet import CompactUNet, CompactUNetConfig
+from enlarger.requests import UpscaleRequest
+from enlarger.tasks.enlarge import Upscaler, load_upscaler
+from enlarger.tasks.parts import Progress, Result, encode_text
+from enlarger.tasks.upscale_compact import CompactUpscale
+from enlarger.tasks.upscale_latent import LatentUpscale, LatentUpscaleJob
+from tests.support import tiny
+from tests.support.close import assert_close
+from tests.support.random_weights import randomise
+
+one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
+
+
+@pytest.fixture(scope="module")
+def upscaler() -> Upscaler:
+    return load_upscaler(tiny.x2_folder(), device="cpu")
+
+
+def enlarge(upscaler: Upscaler, image: Any, **options: Any) -> Result:
+    return upscaler(UpscaleRequest(image, **({"steps": 2} | options)))
+
+
+def pixels(image: Image.Image) -> np.ndarray[Any, Any]:
+    return np.array(image, dtype=np.int64)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (1, 1), (33, 80)])
+def test_any_size_comes_out_exactly_doubled(upscaler: Upscaler, size: tuple[int, int]) -> None:
+    found = enlarge(upscaler, tiny.picture(*size), prompt="a cat")
+    assert found.image.size == (2 * size[0], 2 * size[1]) and found.image.mode == "RGB"
+    assert found.consistency is not None and found.model == str(tiny.x2_folder())
+
+
+def test_other_factors_alpha_and_grey(upscaler: Upscaler) -> None:
+    assert enlarge(upscaler, tiny.picture(40, 30), by=1.5).image.size == (60, 45)
+    assert enlarge(upscaler, tiny.picture(40, 30).convert("RGBA")).image.mode == "RGBA"
+    assert enlarge(upscaler, tiny.picture(40, 30).convert("L")).image.mode == "L"
+
+
+@pytest.mark.parametrize("solver", ["euler", "euler_ancestral"])
+def test_one_of_several_equals_itself_alone(upscaler: Upscaler, solver: str) -> None:
+    together = enlarge(upscaler, tiny.picture(64, 64), count=3, seed=5, solver=solver, prompt="a cat")
+    assert together.seeds == (5, 6, 7)
+    for k, seed in enumerate(together.seeds):
+        alone = enlarge(upscaler, tiny.picture(64, 64), seed=seed, solver=solver, prompt="a cat")
+        assert (pixels(alone.image) == pixels(together.images[k])).all()
+    assert (pixels(together.images[0]) != pixels(together.images[1])).any()
+
+
+def test_inputs_keep_their_seeds_and_prompts(upscaler: Upscaler) -> None:
+    sources = [tiny.picture(64, 64), tiny.picture(70, 64, seed=1)]
+    together = enlarge(upscaler, sources, count=2, seed=[1, 9, 4, 4], prompt=["a cat", "two dogs"], negative="ugly")
+    alone = enlarge(upscaler, sources[1], count=2, seed=[4, 4], prompt="two dogs", negative="ugly")
+    assert [i.size for i in together.images] == [(128, 128)] * 2 + [(140, 128)] * 2
+    for found, expected in zip(together.images[2:], alone.images, strict=True):
+        assert (pixels(found) == pixels(expected)).all()
+
+
+def job(task: LatentUpscale, seeds: list[int], low: Tensor, **changes: Any) -> LatentUpscaleJob:
+    text = encode_text(task.tokenizer, task.text_encoder, task.runtime, ["a"] * len(seeds), [""] * len(seeds), "last")
+    options = {"solver": SOLVERS["euler_ancestral"], "guidance": Guidance(4.0), **changes}
+    return LatentUpscaleJob(low, text, task.sampler.course(3), noise=from_seeds(seeds), **options)
+
+
+def test_a_batch_of_tensors_equals_singles(upscaler: Upscaler) -> None:
+    task, seeds, low = upscaler.task, [3, 8, 3], tiny.latents(3, 8, 12)
+    assert isinstance(task, LatentUpscale)
+    together = task(job(task, seeds, low))
+    singles = [task(job(task, [seed], low[i : i + 1])) for i, seed in enumerate(seeds)]
+    assert together.std() > 0.1
+    assert_close(together, torch.cat(singles), 1e-5)
+
+
+def test_interleaved_samplings_equal_separate_ones(upscaler: Upscaler) -> None:
+    """Two runs of each solver, advanced in turns over one network."""
+    task = upscaler.task
+    assert isinstance(task, LatentUpscale)
+
+    def steps(seed: int, name: str) -> Any:
+        low, noise = tiny.latents(1, 8, 8, seed), from_seeds([seed])
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            scaled = torch.cat([x * torch.rsqrt(sigma**2 + 1), low.repeat(1, 1, 2, 2)], 1).float()
+            vector = torch.zeros(1, 128 + tiny.WIDTH)
+            with torch.inference_mode():
+                return task.unet(scaled, (sigma.log() / 4).float()[None], tokens=torch.zeros(1, 77, 32), vector=vector)[
+                    :, :4
+                ]
+
+        ladder = task.sampler.course(4).ladder
+        return SOLVERS[name](denoise, noise(low.repeat(1, 1, 2, 2)) * ladder[0], ladder, noise)
+
+    def last(run: Any) -> Tensor:
+        return [step.x for step in run][-1]
+
+    for name in SOLVERS.keys() - {"dpm_adaptive"}:
+        first: list[Step] = []
+        second: list[Step] = []
+        for a, b in zip(steps(1, name), steps(2, name), strict=True):
+            first.append(a)
+            second.append(b)
+        assert_close(first[-1].x, last(steps(1, name)), 0)
+        assert_close(second[-1].x, last(steps(2, name)), 0)
+
+
+def test_cancelling_passes_through_and_leaves_nothing(upscaler: Upscaler) -> None:
+    def cancel(progress: Progress) -> None:
+        if progress.done == 2:
+            raise Cancelled("enough")
+
+    request = UpscaleRequest(tiny.picture(64, 64), steps=4)
+    before = upscaler(request)
+    with pytest.raises(Cancelled, match="enough"):
+        upscaler(request, cancel)
+    assert (pixels(upscaler(request).image) == pixels(before.image)).all()
+
+
+def test_watching(upscaler: Upscaler) -> None:
+    seen: list[tuple[str, int, int]] = []
+    upscaler(UpscaleRequest(tiny.picture(64, 64), steps=3), lambda p: seen.append((p.stage, p.done, p.total)))
+    assert [one for one in seen if one[0] == "denoise"] == [("denoise", k, 3) for k in (1, 2, 3)]
+
+
+def test_latents_in(upscaler: Upscaler) -> None:
+    assert enlarge(upscaler, tiny.latents(1, 8, 11)[0]).image.size == (2 * 8 * 11, 2 * 8 * 8)
+    several = enlarge(upscaler, tiny.latents(2, 8, 8), seed=[1, 2])
+    alone = enlarge(upscaler, tiny.latents(2, 8, 8)[1], seed=2)
+    assert len(several.images) == 2 and (pixels(several.images[1]) == pixels(alone.image)).all()
+    with pytest.raises(Unsupported, match="by is 3; latents are enlarged by 2, pictures by any factor"):
+        enlarge(upscaler, tiny.latents(1, 8, 8)[0], by=3)
+
+
+@pytest.mark.parametrize("profile", ["diffusers", "original"])
+@pytest.mark.parametrize("guidance", [0, 1, 3])
+def test_profiles_run(upscaler: Upscaler, profile: str, guidance: float) -> None:
+    found = enlarge(upscaler, tiny.picture(64, 64), profile=profile, guidance=guidance, solver="euler", prompt="a cat")
+    assert found.image.size == (128, 128) and pixels(found.image).std() > 5
+
+
+def test_refusals(upscaler: Upscaler) -> None:
+    picture = tiny.picture(64, 64)
+    with pytest.raises(Unsupported, match=r"noise_level is 0.5, but these weights lack low_res_noise_embed.weight"):
+        enlarge(upscaler, picture, noise_level=0.5)
+    with pytest.raises(Unsupported, match="detail is for the bundled model; this one takes steps, guidance"):
+        enlarge(upscaler, picture, detail=0.5)
+    with pytest.raises(InputError, match="no solver is called 'magic'; there are euler, "):
+        enlarge(upscaler, picture, solver="magic")
+    with pytest.raises(InputError, match="2 seeds for 1 images; give one seed, or one per image"):
+        enlarge(upscaler, picture, seed=[1, 2])
+    with pytest.raises(InputError, match="an empty list of pictures"):
+        enlarge(upscaler, [])
+    with pytest.raises(Unsupported, match="holds a StableDiffusionPipeline, expected StableDiffusionLatentUpscale"):
+        load_upscaler(tiny.sd1_folder())
+
+
+def test_the_bundled_kind_refuses_prompts_and_latents() -> None:
+    parts = (
+        Predictor(PredictorConfig(channels=8, blocks=1)),
+        CompactAutoencoder(CompactAutoencoderConfig()),
+        CompactUNet(CompactUNetConfig()),
+    )
+    bundled = Upscaler(CompactUpscale(*(randomise(part) for part in parts)), "bundled")
+    assert bundled(UpscaleRequest(tiny.picture(17, 9))).image.size == (34, 18)
+    for name, value in {"prompt": "a cat", "negative": "ugly", "guidance": 2.0, "noise_level": 0.1}.items():
+        with pytest.raises(Unsupported, match=f"{name} is set, but the bundled model has no use for it"):
+            bundled(UpscaleRequest(tiny.picture(16, 16), **{name: value}))
+    with pytest.raises(Unsupported, match="found latents with 4 channels; the bundled model takes pictures only"):
+        bundled(UpscaleRequest(tiny.latents(1, 8, 8)[0]))
