@@ -27,13 +27,14 @@ class CompactStage:
 
 @dataclass(frozen=True)
 class CompactUNetConfig:
-    """Sizes of `CompactUNet`; `deviation` is the standard deviation of each latent channel that it generates."""
+    """Sizes of `CompactUNet`; `deviation` and `floor` say how large what it generates is (`residual_scale`)."""
 
     in_channels: int = 32  # noisy latent and condition
     out_channels: int = 16
     stages: tuple[CompactStage, ...] = (CompactStage(64, 2), CompactStage(96, 2), CompactStage(128, 2))
     time_channels: int = 128
     deviation: tuple[float, ...] = (1.0,) * 16
+    floor: float = 0.02
 
 
 class ModulatedBlock(nn.Module):
@@ -99,6 +100,17 @@ class CompactUNet(nn.Module):
             for block in cast(Iterable[ModulatedBlock], self.up[level]):
                 x = block(x, context)
         return self.conv_out(x)
+
+
+def residual_scale(mean: Tensor, config: CompactUNetConfig) -> Tensor:
+    """The expected size of what the mean's latents (B, C, h, w) leave out, at each place and channel.
+
+    Texture hides where there is texture: the scale is the local standard deviation of the mean itself, in 5x5 windows
+    and over all channels, times a number per channel. What is generated has unit variance everywhere in these units.
+    """
+    first, second = (F.avg_pool2d(v, 5, 1, 2, count_include_pad=False) for v in (mean, mean.square()))
+    variance = (second - first.square()).clamp(min=0).mean(1, keepdim=True)
+    return (variance + config.floor**2).sqrt() * mean.new_tensor(config.deviation).view(1, -1, 1, 1)
 
 
 def _blocks(stage: CompactStage, config: CompactUNetConfig) -> nn.ModuleList:

@@ -11,15 +11,15 @@ from enlarger.diffusion.denoiser import Denoiser
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.sample import Solver, sample
 from enlarger.diffusion.schedule import karras
-from enlarger.diffusion.solvers import heun
+from enlarger.diffusion.solvers import euler
 from enlarger.nn.compact import CompactAutoencoder, Predictor
-from enlarger.nn.compact_unet import CompactUNet
+from enlarger.nn.compact_unet import CompactUNet, residual_scale
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tile import tiled
 from enlarger.tasks.parts import Progress, Watch, pad_to, quiet, watch_steps
 
 TILE = 512  # input pixels: what bounds the memory
-LEAST, MOST = 0.02, 12.0  # noise levels of the ladder, as trained
+LEAST, MOST = 0.02, 6.0  # noise levels of the ladder, as trained
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class CompactUpscale:
     tile: int = TILE
 
     def __call__(
-        self, small: Tensor, noise: Noise, *, detail: float = 0.0, steps: int = 6, solver: Solver = heun,
+        self, small: Tensor, noise: Noise, *, detail: float = 0.0, steps: int = 1, solver: Solver = euler,
         watch: Watch = quiet,
     ) -> Tensor:  # fmt: skip
         """Pictures (B, 3, H, W) in -1..1 to (B, 3, 2H, 2W): the predicted mean plus `detail` times a sampled rest."""
@@ -75,7 +75,7 @@ class CompactUpscale:
 
             denoise = Denoiser(network, latents.dtype, precondition.karras(), Conditioning(concat=latents))
             x = sample(solver, denoise, noise(latents) * MOST, ladder, noise, watch_steps(watch, steps))
-            return x * x.new_tensor(unet.config.deviation).view(1, -1, 1, 1)
+            return x * residual_scale(latents, unet.config)
 
 
 def _up(value: int, multiple: int) -> int:

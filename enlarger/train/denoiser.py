@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from enlarger.diffusion.precondition import karras
 from enlarger.nn.compact import CompactAutoencoder, Predictor
-from enlarger.nn.compact_unet import CompactUNet, CompactUNetConfig
+from enlarger.nn.compact_unet import CompactUNet, CompactUNetConfig, residual_scale
+from enlarger.tasks.upscale_compact import MOST
 from enlarger.train.loop import Recipe, channels_last, learn
 from enlarger.train.photos import Degradation, Photos, pair
 
@@ -21,7 +22,7 @@ class Levels:
 
     mean: float = -0.6
     deviation: float = 1.4
-    top: float = 12.0
+    top: float = MOST
     share: float = 0.05
 
     def draw(self, count: int, draw: np.random.Generator) -> Tensor:
@@ -33,7 +34,7 @@ class Levels:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The latents of the mean, and what is to be added to them, unit variance in each channel."""
+    """The latents of the mean, and what is to be added to them."""
 
     mean: Tensor
     residual: Tensor
@@ -53,12 +54,11 @@ def train_denoiser(
     """Karras et al. 2022, equation 8, whose loss is even over noise levels once it is put on the raw output."""
     training, held_out = photos.split()
     levels, scales, degradation = Levels(), karras(), Degradation()
-    config = replace(config, deviation=measure(training, predictor, autoencoder))
-    deviation = torch.tensor(config.deviation).view(1, -1, 1, 1)
+    config = replace(config, deviation=measure(training, predictor, autoencoder, config))
 
     def raw_error(module: nn.Module, data: Target, sigma: Tensor, noise: Tensor) -> Tensor:
         scale = scales(sigma[:, None, None, None])
-        clean = data.residual / deviation
+        clean = data.residual / residual_scale(data.mean, config)
         x = clean + noise * sigma[:, None, None, None]
         output = module(torch.cat([x * scale.input, data.mean], 1), scales(sigma).time)
         return (output - (clean - x * scale.skip) / scale.output).square().mean((1, 2, 3))
@@ -83,9 +83,13 @@ def train_denoiser(
     return cast(CompactUNet, learn(module, loss, recipe, folder, "denoiser", score))
 
 
-def measure(photos: Photos, predictor: Predictor, autoencoder: CompactAutoencoder) -> tuple[float, ...]:
-    """The standard deviation of each channel of the residual, over 256 crops."""
+def measure(
+    photos: Photos, predictor: Predictor, autoencoder: CompactAutoencoder, config: CompactUNetConfig
+) -> tuple[float, ...]:
+    """The deviation of each channel of the residual in units of the local one, over 256 crops."""
     draw = np.random.default_rng(2)
     pairs = (pair(photos.draw(32, draw), draw) for _ in range(8))
-    residuals = torch.cat([target(predictor, autoencoder, p.large, p.small).residual for p in pairs])
+    found = (target(predictor, autoencoder, p.large, p.small) for p in pairs)
+    unit = replace(config, deviation=(1.0,) * config.out_channels)
+    residuals = torch.cat([f.residual / residual_scale(f.mean, unit) for f in found])
     return tuple(round(float(v), 5) for v in residuals.std((0, 2, 3)))

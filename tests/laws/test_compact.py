@@ -13,7 +13,7 @@ from enlarger.diffusion.noise import from_seeds
 from enlarger.errors import Cancelled, InputError, Unsupported
 from enlarger.fidelity import reduce
 from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Predictor, PredictorConfig
-from enlarger.nn.compact_unet import CompactStage, CompactUNet, CompactUNetConfig
+from enlarger.nn.compact_unet import CompactStage, CompactUNet, CompactUNetConfig, residual_scale
 from enlarger.requests import UpscaleRequest
 from enlarger.tasks.enlarge import Upscaler
 from enlarger.tasks.parts import Progress
@@ -118,6 +118,16 @@ def test_detail_is_added_in_proportion() -> None:
     assert max_difference(none, full) > 0.01
     assert_close(half - none, (full - none) / 2, 1e-5)
     assert max_difference(upscale(small, from_seeds([5]), detail=1.0, steps=2), full) > 0.001
+
+
+def test_what_is_added_is_as_large_as_the_texture_around_it() -> None:
+    config = CompactUNetConfig(6, 3, STAGES[:2], 16, (1.0, 2.0, 0.5), floor=0.1)
+    mean = torch.full((1, 3, 12, 24), 0.7)
+    mean[..., 12:] += 3 * normal(1, 3, 12, 12)
+    scale = residual_scale(mean, config)
+    assert_close(scale[0, :, 6, 4], torch.tensor([0.1, 0.2, 0.05]), 1e-6)  # flat: the floor
+    assert_close(scale[:, 1], 2 * scale[:, 0], 1e-6)
+    assert 2 < float(scale[0, 0, :, 16:].mean()) < 4  # the texture's own deviation
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (17, 30), (5, 64)])
