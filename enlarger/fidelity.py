@@ -12,6 +12,17 @@ from enlarger.images import resize
 from enlarger.resize import BLOCK, resize_band
 
 
+def stay_true(large: Tensor, small: Tensor, rounds: int = 4) -> Tensor:
+    """As `make_consistent`, but also within -1..1, as pictures are: alternating projections, relaxed by 1.5.
+
+    Where the input is nearly black or white the two can exclude each other; there the range wins.
+    """
+    for i in range(rounds):
+        step = 1.5 if i + 1 < rounds else 1.0
+        large = torch.lerp(large, make_consistent(large, small), step).clamp(-1, 1)
+    return large
+
+
 def make_consistent(large: Tensor, small: Tensor) -> Tensor:
     """Project an enlargement (B, C, H, W) onto those whose antialiased-bicubic reduction is `small` (B, C, h, w).
 

@@ -80,7 +80,7 @@ class GenerateRequest:
 DEFAULTS: dict[str, dict[str, Any]] = {
     "upscale/diffusers": {"steps": 75, "guidance": 9.0, "solver": "euler"},
     "upscale/original": {"steps": 50, "guidance": 1.0, "solver": "dpm_adaptive"},
-    "upscale/bundled": {"steps": 8, "guidance": 1.0, "solver": "euler", "detail": 0.0, "consistent": True},
+    "upscale/bundled": {"steps": 4, "guidance": 1.0, "solver": "euler", "detail": 0.0, "consistent": True},
     "generate": {"steps": 50, "guidance": 7.5},
 }
 """What None stands for, by task and model or profile."""

@@ -16,7 +16,7 @@ from enlarger.errors import InputError
 from enlarger.evaluate import metrics
 from enlarger.evaluate.sheet import contact_sheet
 from enlarger.images import SUFFIXES, Picture, read_picture, save_image, to_pil
-from enlarger.requests import UpscaleRequest
+from enlarger.requests import DEFAULTS, UpscaleRequest
 from enlarger.resize import resize
 from enlarger.tasks.enlarge import Upscaler, load_upscaler
 from enlarger.tasks.parts import Progress, Watch, quiet
@@ -101,8 +101,9 @@ def _methods(upscaler: Upscaler, steps: Sequence[int]) -> Mapping[str, Enlarge]:
 
     methods = {"bicubic": resample(Image.Resampling.BICUBIC), "Lanczos": resample(Image.Resampling.LANCZOS)}
     if isinstance(upscaler.task, CompactUpscale):
-        methods |= {"most faithful": by_model(detail=0.0), "default": by_model()}
-        return methods | {f"full detail, {n} steps": by_model(detail=1.0, steps=n) for n in steps or (2, 4, 8)}
+        default = DEFAULTS["upscale/bundled"]["detail"]
+        methods |= {"model, the mean": by_model(detail=0.0)} | ({} if default == 0 else {"model, default": by_model()})
+        return methods | {f"model, detail 1, {n} steps": by_model(detail=1.0, steps=n) for n in steps or (2, 4, 8)}
     return methods | {f"{n} steps": by_model(steps=n) for n in steps or (10, 20)}
 
 

@@ -17,7 +17,7 @@ from enlarger.diffusion.noise import Noise, from_seeds
 from enlarger.diffusion.sample import Solver
 from enlarger.diffusion.solvers import SOLVERS, Control, dpm_adaptive
 from enlarger.errors import InputError, Unsupported
-from enlarger.fidelity import make_consistent, reduce
+from enlarger.fidelity import reduce, stay_true
 from enlarger.images import Picture, read_picture, to_pil
 from enlarger.requests import UpscaleRequest, filled, one_per, seeds_for
 from enlarger.resize import resize
@@ -211,7 +211,7 @@ def _grow(colour: Tensor, size: tuple[int, int], double: Double, noise: Noise, c
     while large.shape[-2] < size[0] or large.shape[-1] < size[1]:
         large = double(large, noise).float().cpu()
     large = resize(large, size, "lanczos") if large.shape[-2:] != size else large
-    return make_consistent(large, colour) if consistent else large
+    return stay_true(large, colour) if consistent else large
 
 
 def _like(picture: Picture, colour: Tensor) -> Picture:

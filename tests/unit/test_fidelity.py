@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enlarger import fidelity
-from enlarger.fidelity import make_consistent, reduce
+from enlarger.fidelity import make_consistent, reduce, stay_true
 from enlarger.resize import resize_matrix
 from tests.support.close import assert_close, max_difference
+from tests.support.random_weights import normal
 
 SIZES = [
     ((8, 8), (16, 16)),
@@ -96,3 +97,15 @@ def test_no_block_grows_with_the_picture() -> None:
     small = draw(1, 1, 2, 2000)
     found = make_consistent(draw(1, 1, 4, 4000, seed=1), small)
     assert max_difference(reduce(found, (2, 2000)), small) < 5e-6
+
+
+def test_it_stays_true_within_the_range_of_pictures() -> None:
+    small = torch.tanh(2 * normal(1, 3, 12, 15))
+    large = torch.tanh(2 * normal(1, 3, 24, 30, seed=4))
+    found = stay_true(large, small)
+    assert float(found.abs().max()) <= 1
+    once = make_consistent(large, small).clamp(-1, 1)
+    errors = [float((reduce(x, (12, 15)) - small).abs().mean()) for x in (large, once, found)]
+    assert errors[2] < errors[1] / 1.5 < errors[0] / 1.5
+    calm = 0.1 * small
+    assert_close(reduce(stay_true(0.1 * large, calm), (12, 15)), calm, 1e-5)  # away from the ends both hold
