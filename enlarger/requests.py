@@ -34,7 +34,7 @@ def option(default: Any, help: str, **limits: Any) -> Any:
 class UpscaleRequest:
     """Enlarge pictures. None means the model's own default (`DEFAULTS`)."""
 
-    image: Any  # what `read_pictures` takes, one or several
+    image: Any  # what `images.read_picture` takes, or latents; one or several
     by: float = option(2.0, "how many times wider and higher", least=1, most=16)
     prompt: str | Sequence[str] = option("", "what the picture shows; models without a text encoder refuse it")
     negative: str | Sequence[str] = option("", "what it should not show; needs guidance other than 1")

@@ -38,17 +38,19 @@ class CompactUpscale:
     ) -> Tensor:  # fmt: skip
         """Pictures (B, 3, H, W) in -1..1 to (B, 3, 2H, 2W): the predicted mean plus `detail` times a sampled rest."""
         with torch.inference_mode():
-            mean = self._predict(small.to(self.runtime.device))
-            watch(Progress("predict", 1, 1))
+            mean = self._predict(small.to(self.runtime.device), watch)
             if detail == 0:
                 return mean
             padded = pad_to(mean, self.autoencoder.factor * self.unet.granularity)
             rest = self._rest(padded, noise, steps, solver, watch)
             return mean + detail * rest[..., : mean.shape[-2], : mean.shape[-1]]
 
-    def _predict(self, small: Tensor) -> Tensor:
+    def _predict(self, small: Tensor, watch: Watch) -> Tensor:
+        def seen(done: int, total: int) -> None:
+            watch(Progress("predict", done, total))
+
         with self.runtime.hold(self.predictor) as predictor:
-            return tiled(predictor, small, tile=self.tile, margin=_up(predictor.reach, 2), scale=2)
+            return tiled(predictor, small, tile=self.tile, margin=predictor.reach, scale=2, seen=seen)
 
     def _rest(self, mean: Tensor, noise: Noise, steps: int, solver: Solver, watch: Watch) -> Tensor:
         """A sample of what real pictures have beyond their mean, found in latents and decoded as a difference."""

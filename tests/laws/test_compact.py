@@ -112,6 +112,18 @@ def test_without_detail_only_the_predictor_runs(monkeypatch: pytest.MonkeyPatch)
         upscale(small, from_seeds([0]), detail=0.01, steps=1)
 
 
+def test_every_tile_is_seen_and_can_be_the_last() -> None:
+    def stop(progress: Progress) -> None:
+        seen.append((progress.stage, progress.done, progress.total))
+        if progress.done == 3:
+            raise Cancelled
+
+    seen: list[tuple[str, int, int]] = []
+    with pytest.raises(Cancelled):
+        task(tile=16)(picture(40, 40), from_seeds([0]), watch=stop)
+    assert seen == [("predict", 1, 9), ("predict", 2, 9), ("predict", 3, 9)]
+
+
 def test_detail_is_added_in_proportion() -> None:
     upscale, small = task(), picture(8, 8)
     none, half, full = (upscale(small, from_seeds([4]), detail=d, steps=2) for d in (0.0, 0.5, 1.0))
