@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.weights import make
+from benchmarks._weights import make
 
 SIDES = ("diffusers", "enlarger")
 

@@ -1,6 +1,6 @@
 """Folders of random weights in official architectures, written by diffusers and transformers.
 
-    python -m benchmarks.weights sd-x2-latent-upscaler FOLDER
+    python -m benchmarks._weights sd-x2-latent-upscaler FOLDER
 
 The configurations and the tokenizer are the tests' copies of the official files.
 """
