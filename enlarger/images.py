@@ -120,6 +120,11 @@ def read_picture(source: Source, *, limit: int = PIXEL_LIMIT) -> Picture:
     )
 
 
+def pictures_in(folder: str | Path) -> list[Path]:
+    """The files in a folder, and in the folders in it, whose suffix is a picture's; in order."""
+    return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
 def one_line(text: object) -> str:
     """A name or message on one printable line."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from enlarger.checkpoint.settings import Json, Settings
 from enlarger.diffusion.sampler import Sampler
-from enlarger.diffusion.schedule import from_betas, linear, scaled_linear
+from enlarger.diffusion.schedule import cosine, linear, scaled_linear
 from enlarger.errors import CheckpointError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderConfig
 from enlarger.nn.clip_text import ClipTextConfig
@@ -219,15 +219,15 @@ def schedule_config(config: Json) -> Sampler:
     solver, preserving, silent = SCHEDULERS[name]
     prediction = found.choice("prediction_type", "epsilon", "v_prediction", "sample", "original_sample")
     spacing = found.choice("timestep_spacing", silent, "leading", "linspace", "trailing")
-    curve = found.choice("beta_schedule", "linear", "scaled_linear")
+    curve = found.choice("beta_schedule", "linear", "scaled_linear", "squaredcos_cap_v2")
     heun = name == "HeunDiscreteScheduler"  # its defaults are Stable Diffusion's
     start = found.real("beta_start", 0.00085 if heun else 0.0001)
     end = found.real("beta_end", 0.012 if heun else 0.02)
-    schedule = (linear if curve == "linear" else scaled_linear)(start, end, found.number("num_train_timesteps", 1000))
-    if found.flag("rescale_betas_zero_snr"):
-        product = 1 / (schedule.sigmas**2 + 1)
-        betas = 1 - product / product.roll(1).index_fill(0, product.new_zeros(1).long(), 1.0)
-        schedule = from_betas(betas.float(), zero_terminal=True)
+    count, zero_terminal = found.number("num_train_timesteps", 1000), found.flag("rescale_betas_zero_snr")
+    if curve == "squaredcos_cap_v2":
+        schedule = cosine(count, zero_terminal)
+    else:
+        schedule = (linear if curve == "linear" else scaled_linear)(start, end, count, zero_terminal)
     karras, exponential = found.flag("use_karras_sigmas"), found.flag("use_exponential_sigmas")
     if found.choice("interpolation_type", "linear", "log_linear") == "log_linear":
         if spacing == "leading":

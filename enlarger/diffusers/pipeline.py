@@ -43,11 +43,10 @@ class Pipeline:
     unet: Any
     scheduler: Scheduler
 
-    def __init__(self, parts: Mapping[str, Any], configs: Mapping[str, Any] | None = None) -> None:
-        self._configs = dict(configs or {})
+    def __init__(self, parts: Mapping[str, Any]) -> None:
+        self._configs: dict[str, Any] = {}  # of parts that were read, as they were stated
         for name, part in parts.items():
             setattr(self, name, part)
-        self._configs = dict(configs or {})
         self._runtime = Runtime(self.vae.decoder.conv_in.weight.device)
         self._bar = BarSettings()
         self._sliced_vae = False

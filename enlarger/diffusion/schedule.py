@@ -62,21 +62,21 @@ class NoiseSchedule:
         return torch.cat([levels[levels > last], torch.tensor([last], dtype=torch.float64)])
 
 
-def scaled_linear(start: float, end: float, count: int = 1000) -> NoiseSchedule:
+def scaled_linear(start: float, end: float, count: int = 1000, zero_terminal: bool = False) -> NoiseSchedule:
     """Betas whose square roots are evenly spaced (float32, as the checkpoints were trained)."""
-    return from_betas(torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2)
+    return from_betas(torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2, zero_terminal)
 
 
-def linear(start: float, end: float, count: int = 1000) -> NoiseSchedule:
+def linear(start: float, end: float, count: int = 1000, zero_terminal: bool = False) -> NoiseSchedule:
     """Evenly spaced betas."""
-    return from_betas(torch.linspace(start, end, count, dtype=torch.float32))
+    return from_betas(torch.linspace(start, end, count, dtype=torch.float32), zero_terminal)
 
 
-def cosine(count: int = 1000) -> NoiseSchedule:
+def cosine(count: int = 1000, zero_terminal: bool = False) -> NoiseSchedule:
     """Nichol and Dhariwal 2021, equation 17, betas at most 0.999."""
     angle = (torch.arange(count + 1, dtype=torch.float64) / count + 0.008) / 1.008 * math.pi / 2
     product = angle.cos() ** 2
-    return from_betas((1 - product[1:] / product[:-1]).clamp(max=0.999).float())
+    return from_betas((1 - product[1:] / product[:-1]).clamp(max=0.999).float(), zero_terminal)
 
 
 def from_betas(betas: Tensor, zero_terminal: bool = False) -> NoiseSchedule:

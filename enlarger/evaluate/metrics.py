@@ -29,12 +29,6 @@ def studio_luma(image: Tensor) -> Tensor:
     return (luma(image) * 219 + 16) / 255
 
 
-def shave(image: Tensor, border: int) -> Tensor:
-    """Without `border` pixels at each edge, as papers do before measuring (usually the scale)."""
-    height, width = image.shape[-2:]
-    return image[..., border : height - border, border : width - border]
-
-
 def psnr(output: Tensor, truth: Tensor) -> Tensor:
     """Peak signal to noise ratio in dB over all of R, G and B; infinite for equal pictures."""
     _check(output, truth, 1, "PSNR")

@@ -15,7 +15,7 @@ from torch import Tensor
 from enlarger.errors import InputError
 from enlarger.evaluate import metrics
 from enlarger.evaluate.sheet import contact_sheet
-from enlarger.images import SUFFIXES, Picture, read_picture, save_image, to_pil
+from enlarger.images import SUFFIXES, Picture, pictures_in, read_picture, save_image, to_pil
 from enlarger.requests import DEFAULTS, UpscaleRequest
 from enlarger.resize import resize
 from enlarger.tasks.enlarge import Upscaler, load_upscaler
@@ -83,7 +83,7 @@ def evaluate_upscale(
 
 
 def _sets(folder: Path) -> dict[str, list[Path]]:
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths = pictures_in(folder)
     if not paths:
         raise InputError(f"{folder}: no pictures found; give a folder of photos ({', '.join(SUFFIXES)})")
     names = sorted({p.parent.name for p in paths})

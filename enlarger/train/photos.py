@@ -1,6 +1,7 @@
 """Photographs as training material: a folder in memory, and random crops of it with their half-size inputs."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,9 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.errors import InputError
+from enlarger.images import pictures_in
 from enlarger.nn.compact import halve_bicubic
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,20 @@ class Degradation:
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3)
 
 
+@dataclass(frozen=True, eq=False)
 class Photos:
-    """The pictures of a folder, each scaled down by a random factor so that its pixels hold real detail."""
+    """Pictures in memory, of `crop` pixels a side at least."""
 
-    def __init__(self, folder: Path, crop: int, seed: int = 0, scale: tuple[float, float] = (0.45, 0.9)) -> None:
-        paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
-        draw = np.random.default_rng(seed)
-        self.crop = crop
-        self.pictures = [a for p in paths if min((a := _load(p, draw.uniform(*scale), crop)).shape[:2]) >= crop]
-        if not self.pictures:
-            raise InputError(f"{folder}: no pictures of {crop} x {crop} pixels or more; give a folder of photos")
+    pictures: Sequence[Pixels]
+    crop: int
 
     def split(self, every: int = 40) -> tuple["Photos", "Photos"]:
         """Training and validation parts: each `every`-th picture is held out."""
-        parts = Photos.__new__(Photos), Photos.__new__(Photos)
-        for part, keep in zip(parts, (False, True), strict=True):
-            part.crop = self.crop
-            part.pictures = [a for i, a in enumerate(self.pictures) if (i % every == every - 1) == keep]
-        return parts if parts[1].pictures else (self, self)
+        held_out = self.pictures[every - 1 :: every]
+        if not held_out:
+            return self, self
+        training = [picture for i, picture in enumerate(self.pictures) if i % every != every - 1]
+        return Photos(training, self.crop), Photos(held_out, self.crop)
 
     def draw(self, count: int, draw: np.random.Generator) -> Tensor:
         """Random crops in -1..1, (B, 3, crop, crop), flipped and turned; of two candidates the busier is taken."""
@@ -68,6 +64,19 @@ class Photos:
         crop = picture[top : top + self.crop, left : left + self.crop]
         crop = np.rot90(crop, _below(draw, 4))
         return crop[:, ::-1] if _below(draw, 2) else crop
+
+
+def read_photos(folder: Path, crop: int, seed: int = 0, scale: tuple[float, float] = (0.45, 0.9)) -> Photos:
+    """The pictures of a folder, each scaled down by a random factor so that its pixels hold real detail.
+
+    Raises InputError if none is large enough, or one cannot be read.
+    """
+    draw = np.random.default_rng(seed)
+    read = (_load(path, draw.uniform(*scale), crop) for path in pictures_in(folder))
+    pictures = [picture for picture in read if min(picture.shape[:2]) >= crop]
+    if not pictures:
+        raise InputError(f"{folder}: no pictures of {crop} x {crop} pixels or more; give a folder of photos")
+    return Photos(pictures, crop)
 
 
 def pair(large: Tensor, draw: np.random.Generator, degradation: Degradation | None = None) -> Pair:

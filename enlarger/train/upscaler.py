@@ -11,7 +11,7 @@ from enlarger.nn.compact_unet import CompactUNet, CompactUNetConfig
 from enlarger.train.autoencoder import train_autoencoder
 from enlarger.train.denoiser import train_denoiser
 from enlarger.train.loop import Recipe
-from enlarger.train.photos import Photos
+from enlarger.train.photos import read_photos
 from enlarger.train.predictor import train_predictor
 
 CROP, BATCH = 128, 8  # pixels of the large picture, crops per step
@@ -20,7 +20,7 @@ SHARES = {"predictor": 0.65, "autoencoder": 0.1, "denoiser": 0.25}  # of the tim
 
 def train_upscaler(photos: Path, out: Path, minutes: float, work: Path, seed: int = 0) -> None:
     """Train all three networks in `minutes` and write them to `out`; logs and states for resuming lie in `work`."""
-    crops = Photos(photos, CROP, seed)
+    crops = read_photos(photos, CROP, seed)
 
     def recipe(stage: str, rate: float) -> Recipe:
         return Recipe(minutes * SHARES[stage], rate, seed=seed)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from enlarger.errors import InputError
-from enlarger.evaluate.metrics import METRICS, consistency, luma, psnr, psnr_y, shave, studio_luma
+from enlarger.evaluate.metrics import METRICS, consistency, luma, psnr, psnr_y, studio_luma
 from enlarger.evaluate.sheet import contact_sheet
 from enlarger.images import resize
 from tests.support.close import assert_close
@@ -53,11 +53,6 @@ def test_luma_runs_from_black_to_white() -> None:
     ends = torch.tensor([0.0, 1.0]).reshape(1, 1, 2).expand(3, -1, -1)
     assert_close(luma(ends), torch.tensor([[0.0, 1.0]]), 1e-12)
     assert_close(studio_luma(ends), torch.tensor([[16.0, 235.0]], dtype=torch.float64) / 255, 1e-12)
-
-
-def test_shave_cuts_each_edge() -> None:
-    assert shave(torch.zeros(3, 10, 8), 2).shape == (3, 6, 4)
-    assert shave(torch.zeros(3, 10, 8), 0).shape == (3, 10, 8)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from enlarger.train import loop
 from enlarger.train.autoencoder import train_autoencoder
 from enlarger.train.denoiser import Levels, train_denoiser
 from enlarger.train.loop import Recipe, learn
-from enlarger.train.photos import Degradation, Photos, pair
+from enlarger.train.photos import Degradation, pair, read_photos
 from enlarger.train.predictor import psnr, train_predictor
 from tests.support.close import assert_close, max_difference
 from tests.support.pictures import texture
@@ -144,7 +144,7 @@ def test_scores_are_logged(tmp_path: Path) -> None:
 
 
 def test_photos_are_found_and_cut(folder: Path) -> None:
-    photos = Photos(folder, 24)
+    photos = read_photos(folder, 24)
     assert len(photos.pictures) == 5
     assert all(min(p.shape[:2]) >= 24 and max(p.shape[:2]) <= 81 and p.dtype == np.uint8 for p in photos.pictures)
     crops = photos.draw(3, np.random.default_rng(0))
@@ -152,12 +152,12 @@ def test_photos_are_found_and_cut(folder: Path) -> None:
     assert -1 <= float(crops.min()) < -0.5 and 0.5 < float(crops.max()) <= 1
     assert photos.draw(3, np.random.default_rng(0)).equal(crops)
     assert not photos.draw(3, np.random.default_rng(1)).equal(crops)
-    same = Photos(folder, 24)
+    same = read_photos(folder, 24)
     assert all(np.array_equal(a, b) for a, b in zip(photos.pictures, same.pictures, strict=True))
 
 
 def test_photos_hold_some_out(folder: Path) -> None:
-    photos = Photos(folder, 24)
+    photos = read_photos(folder, 24)
     training, held_out = photos.split(every=5)
     assert (len(training.pictures), len(held_out.pictures)) == (4, 1)
     assert held_out.pictures[0] is photos.pictures[4] and held_out.crop == 24
@@ -166,19 +166,19 @@ def test_photos_hold_some_out(folder: Path) -> None:
 
 def test_folders_without_photos(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
-        Photos(tmp_path, 32)
+        read_photos(tmp_path, 32)
     assert str(raised.value) == f"{tmp_path}: no pictures of 32 x 32 pixels or more; give a folder of photos"
     with pytest.raises(InputError, match="no pictures of 200 x 200 pixels or more"):
-        Photos(folder, 200)
+        read_photos(folder, 200)
     with pytest.raises(InputError, match="no pictures of 32 x 32 pixels"):
-        Photos(tmp_path / "missing", 32)
+        read_photos(tmp_path / "missing", 32)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
     with pytest.raises(InputError, match=r"broken.png: cannot be read as a picture"):
-        Photos(tmp_path, 32)
+        read_photos(tmp_path, 32)
 
 
 def test_pairs(folder: Path) -> None:
-    large = Photos(folder, 24).draw(4, np.random.default_rng(0))
+    large = read_photos(folder, 24).draw(4, np.random.default_rng(0))
     plain = pair(large, np.random.default_rng(0))
     assert plain.large is large and plain.small.shape == (4, 3, 12, 12)
     assert_close(plain.small, halve_bicubic(large).clamp(-1, 1), 0.5 / 127.5 + 1e-6)
@@ -191,7 +191,7 @@ def test_pairs(folder: Path) -> None:
     "degradation", [Degradation(1, STRONG, 0), Degradation(0, STRONG, 1), Degradation(1, STRONG, 1)]
 )
 def test_degradations_are_applied(folder: Path, degradation: Degradation) -> None:
-    large = Photos(folder, 24).draw(4, np.random.default_rng(0))
+    large = read_photos(folder, 24).draw(4, np.random.default_rng(0))
     plain = pair(large, np.random.default_rng(0)).small
     worse = pair(large, np.random.default_rng(0), degradation).small
     assert worse.shape == plain.shape and float(worse.min()) >= -1 and float(worse.max()) <= 1
@@ -213,7 +213,7 @@ def test_noise_levels_are_those_of_the_ladder() -> None:
 
 
 def test_the_three_stages(folder: Path, tmp_path: Path) -> None:
-    photos, recipe = Photos(folder, 32), Recipe(0.01, 0.003, warmup=2, log_every=1)
+    photos, recipe = read_photos(folder, 32), Recipe(0.01, 0.003, warmup=2, log_every=1)
     predictor = train_predictor(photos, PredictorConfig(4, 1), recipe, tmp_path, 4)
     assert log(tmp_path / "predictor.jsonl")[-1]["psnr"] >= 10
     autoencoder = train_autoencoder(photos, CompactAutoencoderConfig(4, 4, 1), recipe, tmp_path, 4)
