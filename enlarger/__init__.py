@@ -9,7 +9,7 @@ from enlarger.requests import GenerateRequest, UpscaleRequest
 if TYPE_CHECKING:
     from enlarger.tasks.enlarge import Upscaler, load_upscaler, upscale
     from enlarger.tasks.parts import Progress, Result
-    from enlarger.tasks.text_to_image import generate
+    from enlarger.tasks.generate import generate
 
 __version__ = "0.1.0"
 
@@ -35,7 +35,7 @@ _LATER = {
     "Progress": "enlarger.tasks.parts",
     "Result": "enlarger.tasks.parts",
     "Upscaler": "enlarger.tasks.enlarge",
-    "generate": "enlarger.tasks.text_to_image",
+    "generate": "enlarger.tasks.generate",
     "load_upscaler": "enlarger.tasks.enlarge",
     "upscale": "enlarger.tasks.enlarge",
 }

@@ -30,6 +30,17 @@ def option(default: Any, help: str, **limits: Any) -> Any:
     return field(default=default, metadata={"limits": Limits(help, **limits)})
 
 
+PROMPT = "what the picture shows"
+NEGATIVE = "what it should not show"
+STEPS = "denoising steps"
+GUIDANCE = "classifier-free guidance scale"
+RESCALE = "share of the conditional branch's contrast to restore"
+SEED = "seed of the first picture; the others count on"
+COUNT = "pictures to make from each input"
+SOLVER = "name of the solver"
+LONG = "encode prompts over 75 tokens in chunks instead of cutting them"
+
+
 @dataclass(frozen=True)
 class UpscaleRequest:
     """Enlarge pictures. None means the model's own default (`DEFAULTS`)."""
@@ -38,18 +49,16 @@ class UpscaleRequest:
     by: float = option(2.0, "how many times wider and higher", least=1, most=16)
     prompt: str | Sequence[str] = option("", "what the picture shows; models without a text encoder refuse it")
     negative: str | Sequence[str] = option("", "what it should not show; needs guidance other than 1")
-    steps: int | None = option(None, "denoising steps", least=1, most=1000, whole=True)
-    guidance: float | None = option(None, "classifier-free guidance scale", least=-100, most=100)
-    seed: int | Sequence[int] = option(
-        0, "seed of the first picture; the others count on", least=0, most=2**63 - 1, whole=True
-    )
-    count: int = option(1, "pictures to make from each input", least=1, most=64, whole=True)
+    steps: int | None = option(None, STEPS, least=1, most=1000, whole=True)
+    guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
+    seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
+    count: int = option(1, COUNT, least=1, most=64, whole=True)
     noise_level: float = option(0.0, "noise added to the low-resolution latent", least=0, most=10)
-    solver: str | None = option(None, "name of the solver")
+    solver: str | None = option(None, SOLVER)
     profile: Profile | None = option(None, "numbers equal to which code", choices=("diffusers", "original"))
     detail: float | None = option(None, "bundled model: 0 is most faithful, 1 full texture", least=0, most=1)
     consistent: bool | None = option(None, "make the result's half-size copy equal to the input")
-    long_prompt: bool = option(False, "encode prompts over 75 tokens in chunks instead of cutting them")
+    long_prompt: bool = option(False, LONG)
 
     def __post_init__(self) -> None:
         check(self)
@@ -60,18 +69,92 @@ class GenerateRequest:
     """Make pictures from text. None means the model's own default (`DEFAULTS`)."""
 
     prompt: str | Sequence[str]
-    negative: str | Sequence[str] = option("", "what it should not show")
+    negative: str | Sequence[str] = option("", NEGATIVE)
     width: int | None = option(None, "pixels", least=8, most=8192, whole=True)
     height: int | None = option(None, "pixels", least=8, most=8192, whole=True)
-    steps: int | None = option(None, "denoising steps", least=1, most=1000, whole=True)
-    guidance: float | None = option(None, "classifier-free guidance scale", least=-100, most=100)
-    rescale: float = option(0.0, "share of the conditional branch's contrast to restore", least=0, most=1)
-    seed: int | Sequence[int] = option(
-        0, "seed of the first picture; the others count on", least=0, most=2**63 - 1, whole=True
-    )
+    steps: int | None = option(None, STEPS, least=1, most=1000, whole=True)
+    guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
+    rescale: float = option(0.0, RESCALE, least=0, most=1)
+    seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
     count: int = option(1, "pictures to make from each prompt", least=1, most=64, whole=True)
-    solver: str | None = option(None, "name of the solver")
-    long_prompt: bool = option(False, "encode prompts over 75 tokens in chunks instead of cutting them")
+    solver: str | None = option(None, SOLVER)
+    long_prompt: bool = option(False, LONG)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class RefineRequest:
+    """Remake pictures from noisy copies of themselves. None means the model's own default (`DEFAULTS`)."""
+
+    image: Any  # what `images.read_picture` takes, or `Latents`; one or several
+    prompt: str | Sequence[str] = option("", PROMPT)
+    negative: str | Sequence[str] = option("", NEGATIVE)
+    strength: float = option(0.3, "share of the way back to noise: 0 keeps the picture, 1 forgets it", least=0, most=1)
+    steps: int | None = option(None, STEPS, least=1, most=1000, whole=True)
+    guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
+    rescale: float = option(0.0, RESCALE, least=0, most=1)
+    score: float = option(6.0, "aesthetic score that the SDXL refiner aims at", least=0, most=10)
+    negative_score: float = option(2.5, "aesthetic score that it keeps away from", least=0, most=10)
+    seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
+    count: int = option(1, COUNT, least=1, most=64, whole=True)
+    solver: str | None = option(None, SOLVER)
+    long_prompt: bool = option(False, LONG)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class DepthRequest:
+    """Remake pictures with their depth kept. None means the model's own default (`DEFAULTS`)."""
+
+    image: Any  # what `images.read_picture` takes; one or several
+    prompt: str | Sequence[str] = option("", PROMPT)
+    depth: Any = None  # one map per picture, near is large, any scale; None: the checkpoint's own estimator
+    negative: str | Sequence[str] = option("", NEGATIVE)
+    strength: float = option(0.8, "share of the way back to noise: 0 keeps the picture, 1 forgets it", least=0, most=1)
+    steps: int | None = option(None, STEPS, least=1, most=1000, whole=True)
+    guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
+    rescale: float = option(0.0, RESCALE, least=0, most=1)
+    seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
+    count: int = option(1, COUNT, least=1, most=64, whole=True)
+    solver: str | None = option(None, SOLVER)
+    long_prompt: bool = option(False, LONG)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class InpaintRequest:
+    """Repaint what a mask covers. None means the model's own default (`DEFAULTS`)."""
+
+    image: Any  # what `images.read_picture` takes; one or several
+    mask: Any = None  # likewise, of the picture's size; None: only what `expand` adds
+    prompt: str | Sequence[str] = option("", PROMPT)
+    negative: str | Sequence[str] = option("", NEGATIVE)
+    strength: float = option(1.0, "share of the way back to noise under the mask", least=0, most=1)
+    mask_mode: str = option(
+        "auto", "what is repainted: white, transparent (alpha), or told by the mask", choices=("white", "alpha", "auto")
+    )
+    preserve: str = option(
+        "exact", "exact: not one byte outside the mask changes; none: as decoded", choices=("exact", "none")
+    )
+    feather: int = option(4, "pixels inside the mask's edge over which old and new mix", least=0, most=512, whole=True)
+    crop: int | None = option(
+        None, "work on the mask's surroundings alone, with that many pixels of margin", least=0, most=8192, whole=True
+    )
+    expand: str | Sequence[int] = option("", "pixels to add around: 64, or left,top,right,bottom as 0,0,256,0")
+    fill: str = option("original", "what lies under the mask at first", choices=("original", "noise", "blur", "patch"))
+    steps: int | None = option(None, STEPS, least=1, most=1000, whole=True)
+    guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
+    rescale: float = option(0.0, RESCALE, least=0, most=1)
+    seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
+    count: int = option(1, COUNT, least=1, most=64, whole=True)
+    solver: str | None = option(None, SOLVER)
+    long_prompt: bool = option(False, LONG)
 
     def __post_init__(self) -> None:
         check(self)
@@ -82,6 +165,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "upscale/original": {"steps": 50, "guidance": 1.0, "solver": "dpm_adaptive"},
     "upscale/bundled": {"steps": 4, "guidance": 1.0, "solver": "euler", "detail": 0.0, "consistent": True},
     "generate": {"steps": 50, "guidance": 7.5},
+    "generate/xl": {"steps": 50, "guidance": 5.0},
+    "refine": {"steps": 50, "guidance": 7.5},
+    "refine/xl": {"steps": 50, "guidance": 5.0},
+    "depth": {"steps": 50, "guidance": 7.5},
+    "inpaint": {"steps": 50, "guidance": 7.5},
 }
 """What None stands for, by task and model or profile."""
 

@@ -73,12 +73,8 @@ class Reporter:
 
 def step_times(sampler: Sampler, course: Course) -> list[tuple[int, Tensor]]:
     """The step index and the timestep that diffusers' scheduler reports with each of our steps."""
-    count = len(course.ladder) - 1
-    schedule, integer = sampler.schedule, sampler.preserving
-    if sampler.spacing == "log_linear":
-        times = list(schedule.times(count, "linspace"))
-    else:
-        times = list(schedule.time(course.ladder[:-1]))
+    count, integer = course.steps, sampler.preserving
+    times = list(course.times)
     times = [time.round().long() if integer else time.float() for time in times]
     if sampler.solver == "heun" and count > 1:
         times = [*times[1:], times[-1]]  # reported after the second call, made at the next time

@@ -37,6 +37,7 @@ class Pipeline:
     """
 
     PARTS: ClassVar[Mapping[str, type[Any]]] = {}
+    UPCAST: ClassVar[bool] = False  # whether the autoencoder's `force_upcast` is heeded
     vae: AutoencoderKL
     text_encoder: ClipText
     tokenizer: Tokenizer
@@ -57,7 +58,8 @@ class Pipeline:
         kind = self.PARTS.get(name)
         if kind is None and name not in STATE:
             raise Unsupported(f"{name} cannot be set, nothing here reads it; the parts are {', '.join(self.PARTS)}")
-        if kind is not None and not isinstance(value, kind):
+        plain = getattr(value, "_orig_mod", value)  # what torch.compile wrapped
+        if kind is not None and not isinstance(plain, kind):
             raise InputError(_wrong_part(name, value, kind))
         if name in self.PARTS:
             self._configs.pop(name, None)
@@ -228,7 +230,8 @@ class Pipeline:
     def _decode(self, latents: Tensor) -> Tensor:
         size = 1 if self._sliced_vae else len(latents)
         batches: list[Tensor] = list(torch.split(latents, size))
-        return torch.cat([decode(self.vae, batch, self._runtime) for batch in batches])
+        upcast = self.UPCAST and self.vae.config.force_upcast
+        return torch.cat([decode(self.vae, batch, self._runtime, upcast) for batch in batches])
 
     def _package(self, latents: Tensor, output_type: str) -> Any:
         """The pictures of float32 latents, or the latents, in the pipeline's precision."""

@@ -16,11 +16,37 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """A ladder with the factors that turn unit noise into its first latent and its last latent into the result."""
+    """A ladder, the training times that the network is told on it, and the factors at both its ends.
 
-    ladder: Tensor
-    start: float
-    end: float
+    `times` (N,) float64 has one, possibly fractional, time for each level above the last, as diffusers lists them.
+    """
+
+    ladder: Tensor  # (N + 1,)
+    times: Tensor
+    preserving: bool = False  # latents are kept at unit variance outside
+    widened: bool = False  # pure noise starts with the clean latent's variance added, as for "leading"
+
+    @property
+    def start(self) -> float:
+        """What turns unit noise into the first latent."""
+        first = float(self.ladder[0])
+        return (first**2 + 1) ** 0.5 if self.preserving or self.widened else first
+
+    @property
+    def end(self) -> float:
+        """What turns the last latent into the result."""
+        return (float(self.ladder[-1]) ** 2 + 1) ** -0.5 if self.preserving else 1.0
+
+    @property
+    def steps(self) -> int:
+        return len(self.ladder) - 1
+
+    def part(self, first: int = 0, stop: int | None = None) -> "Course":
+        """The steps `first` to `stop` - 1 (None: to the end), over the levels `ladder[first : stop + 1]`."""
+        stop = self.steps if stop is None else stop
+        if not 0 <= first < stop <= self.steps:
+            raise InputError(f"no steps from {first} to {stop}: the course has {self.steps} and a part at least one")
+        return replace(self, ladder=self.ladder[first : stop + 1], times=self.times[first:stop])
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +69,16 @@ class Sampler:
 
     def course(self, steps: int) -> Course:
         """The course for a number of steps."""
-        return self.along(self.schedule.ladder(steps, self.spacing, self.offset, self.last, self.curve))
+        ladder = self.schedule.ladder(steps, self.spacing, self.offset, self.last, self.curve)
+        course = self.along(ladder)
+        if self.spacing == "log_linear":  # there the times only count the steps
+            return replace(course, times=self.schedule.times(steps, "linspace"))
+        return course
 
     def along(self, ladder: Tensor) -> Course:
         """The course down a ladder of one's own."""
         ladder = check_ladder(ladder)
-        first = float(ladder[0])
-        start = (first**2 + 1) ** 0.5 if self.preserving or self.spacing == "leading" else first
-        return Course(ladder, start, (float(ladder[-1]) ** 2 + 1) ** -0.5 if self.preserving else 1.0)
+        return Course(ladder, self.schedule.time(ladder[:-1]), self.preserving, self.spacing == "leading")
 
     def precondition(self) -> Precondition:
         """How this checkpoint's network output becomes a clean estimate."""

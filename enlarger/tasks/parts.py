@@ -1,12 +1,13 @@
 """What the tasks share: progress, results, prompts, padding, and decoding that never gives a black picture silently."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from enlarger.diffusion.sample import Step
 from enlarger.errors import NonFinite
@@ -14,6 +15,7 @@ from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.runtime.runtime import Runtime
 from enlarger.text.encode import Encoded, Layer, encode
+from enlarger.text.pair import encode_pair
 from enlarger.text.tokenize import Tokenizer
 
 
@@ -73,15 +75,33 @@ class Text:
 def encode_text(
     tokenizer: Tokenizer, encoder: ClipText, runtime: Runtime,
     prompts: Sequence[str], negatives: Sequence[str] | None, layer: Layer, long: bool = False,
+    weighted: bool = False,
 ) -> Text:  # fmt: skip
     """Prompts and negative prompts in one call, which gives them one length."""
     with runtime.hold(encoder):
-        both = encode(tokenizer, encoder, [*prompts, *(negatives or ())], layer=layer, long=long)
+        both = encode(tokenizer, encoder, [*prompts, *(negatives or ())], layer=layer, long=long, weighted=weighted)
+    return _split(both, len(prompts), negatives is not None)
+
+
+def encode_texts(
+    tokenizers: Sequence[Tokenizer], encoders: Sequence[ClipText], runtime: Runtime,
+    prompts: Sequence[str], negatives: Sequence[str] | None, long: bool = False, weighted: bool = False,
+) -> Text:  # fmt: skip
+    """The same for SDXL: one or two encoders that read the same prompts."""
+    texts = [*prompts, *(negatives or ())]
+    with ExitStack() as held:
+        for encoder in encoders:
+            held.enter_context(runtime.hold(encoder))
+        both = encode_pair(tokenizers, encoders, [texts] * len(encoders), long=long, weighted=weighted)
+    return _split(both, len(prompts), negatives is not None)
+
+
+def _split(both: Encoded, count: int, guided: bool) -> Text:
+    """Features of the prompts, then of the negative prompts."""
     first, second = (
-        Encoded(both.tokens[part], both.pooled[part], both.mask[part])
-        for part in (slice(len(prompts)), slice(len(prompts), None))
+        Encoded(both.tokens[part], both.pooled[part], both.mask[part]) for part in (slice(count), slice(count, None))
     )
-    return Text(first, None if negatives is None else second)
+    return Text(first, second if guided else None)
 
 
 def pad_to(x: Tensor, multiple: int, least: int = 1) -> Tensor:
@@ -90,17 +110,31 @@ def pad_to(x: Tensor, multiple: int, least: int = 1) -> Tensor:
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x
 
 
-def decode(autoencoder: AutoencoderKL, latents: Tensor, runtime: Runtime) -> Tensor:
+@contextmanager
+def in_float32(network: nn.Module, wanted: bool = True) -> Generator[torch.dtype]:
+    """The network in float32 for the length of the block, if that is wanted; gives its precision there."""
+    dtype = next(network.parameters()).dtype
+    if not wanted or dtype == torch.float32:
+        yield dtype
+        return
+    network.float()
+    try:
+        yield torch.float32
+    finally:
+        network.to(dtype)
+
+
+def decode(autoencoder: AutoencoderKL, latents: Tensor, runtime: Runtime, upcast: bool = False) -> Tensor:
     """Latents to pictures about -1..1 in float32. A half-precision overflow is decoded again in float32.
 
-    Raises NonFinite if that is not finite either.
+    `upcast` decodes in float32 at once. Raises NonFinite if that is not finite either.
     """
-    dtype = next(autoencoder.parameters()).dtype
     with runtime.hold(autoencoder), torch.inference_mode():
-        picture = autoencoder.decode(latents.to(runtime.device, dtype)).float()
+        with in_float32(autoencoder, upcast) as dtype:
+            picture = autoencoder.decode(latents.to(runtime.device, dtype)).float()
         if dtype != torch.float32 and not torch.isfinite(picture).all():
-            picture = autoencoder.float().decode(latents.to(runtime.device).float())
-            autoencoder.to(dtype)
+            with in_float32(autoencoder):
+                picture = autoencoder.decode(latents.to(runtime.device).float())
     if not torch.isfinite(picture).all():
         raise NonFinite("the decoded picture is not finite; the latents or the autoencoder's weights are damaged")
     return picture

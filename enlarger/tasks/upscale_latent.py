@@ -8,18 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from enlarger.diffusion import precondition
-from enlarger.diffusion.conditioning import Conditioning, stack
-from enlarger.diffusion.denoiser import Denoiser
+from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Solver, sample
+from enlarger.diffusion.sample import Solver
 from enlarger.diffusion.sampler import Course, Sampler
-from enlarger.errors import InputError, Unsupported
+from enlarger.errors import Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.parts import Text, Watch, quiet, watch_steps
+from enlarger.tasks.denoise import Method, Told
+from enlarger.tasks.networks import Networks
+from enlarger.tasks.parts import Text, Watch, quiet
 from enlarger.text.encode import Encoded
 from enlarger.text.tokenize import Tokenizer
 
@@ -54,36 +55,21 @@ class LatentUpscale:
     runtime: Runtime = Runtime()
     noise_frequencies: Tensor | None = None
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the denoising network."""
-        return next(self.unet.parameters()).dtype
-
     def __call__(self, job: LatentUpscaleJob, watch: Watch = quiet) -> Tensor:
         """Upscaled latents (B, 4, 2h, 2w) in float32. Noise is drawn for the encoding, the augmentation, the start."""
-        low = self.encode(job.low, job.noise)
+        networks = self.networks
+        low = networks.encode(job.low, job.noise)
         noisy = low + job.level * job.noise(low) if job.level else low
-        conditioning = self._condition(job, noisy, job.text.positive)
-        guided = (
-            None if job.text.negative is None else stack(self._condition(job, noisy, job.text.negative), conditioning)
-        )
-        start = torch.empty(*low.shape[:2], 2 * low.shape[2], 2 * low.shape[3], dtype=self.dtype, device=low.device)
-        unit = job.noise(start) if job.initial is None else job.initial.to(low.device)
-        with self.runtime.hold(self.unet):
-            denoise = Denoiser(self.unet, self.dtype, precondition.karras(), conditioning, guided, job.guidance)
-            seen = watch_steps(watch, len(job.course.ladder) - 1)
-            x = sample(job.solver, denoise, unit.float() * job.course.start, job.course.ladder, job.noise, seen)
-        return x * job.course.end
+        negative = None if job.text.negative is None else self._condition(job, noisy, job.text.negative)
+        told = Told(self._condition(job, noisy, job.text.positive), negative, job.guidance)
+        unit = networks.draw((*low.shape[:2], 2 * low.shape[2], 2 * low.shape[3]), job.noise, job.initial)
+        method = Method(job.course, job.solver, job.noise)
+        return networks.denoise(told, unit * job.course.start, method, watch)
 
-    def encode(self, low: Tensor, noise: Noise) -> Tensor:
-        """Pictures to sampled latents; latents as they are, float32."""
-        if low.shape[1] == self.vae.config.latent_channels:
-            return low.to(self.runtime.device).float()
-        if low.shape[1] != 3:
-            raise InputError(f"found {low.shape[1]} channels, expected 3 of a picture or 4 of Stable Diffusion latents")
-        with self.runtime.hold(self.vae), torch.inference_mode():
-            posterior = self.vae.encode(low.to(self.runtime.device, next(self.vae.parameters()).dtype))
-            return posterior.sample(noise(posterior.mean)).float()
+    @property
+    def networks(self) -> Networks:
+        """The two networks; what this one predicts does not depend on a scheduler."""
+        return Networks(self.unet, self.vae, precondition.karras(), self.runtime)
 
     def _condition(self, job: LatentUpscaleJob, low: Tensor, text: Encoded) -> Conditioning:
         """The low-resolution latents by nearest neighbour, and the noise level with the pooled text."""

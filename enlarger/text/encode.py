@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from enlarger.errors import InputError
 from enlarger.nn.clip_text import ClipFeatures, ClipText
 from enlarger.text.tokenize import Tokenizer, Tokens
+from enlarger.text.weights import interpolate
 
 # Which state the networks attend to: SD1 and SD2 the last one normalised; the x2 upscaler the last one as it is;
 # SDXL the one before it as it is.
@@ -33,45 +34,79 @@ def encode(
     *,
     layer: Layer = "last_norm",
     long: bool = False,
+    weighted: bool = False,
     clip_skip: int = 0,
 ) -> Encoded:
     """Encode prompts that belong together (both branches of a guidance too: one call gives them one length).
 
     A text over 75 tokens is cut with a warning that names what was cut; with `long` it is encoded in pieces of 75,
     laid one after another, and texts with fewer pieces are filled up with empty ones. `pooled` is the first piece's.
-    `clip_skip` counts layers back from `layer`; "last_norm" normalises that one instead.
+    `weighted` reads weights, as in `(word:1.2)`, and applies them to `tokens` alone (`text/weights.py`).
+    `clip_skip` counts layers back from `layer`; "last_norm" normalises that one instead. It counts as diffusers'
+    argument does: 0 is `layer` itself, which other programs call a clip skip of 1 (SD1) or 2 (SDXL).
     """
     if layer not in get_args(Layer):
         raise InputError(f"layer is {layer!r}, expected one of {', '.join(get_args(Layer))}.")
-    pieces = _pieces(tokenizer, texts) if long else (_cut(tokenizer, texts),)
-    device = encoder.embeddings.token_embedding.weight.device
-    with torch.no_grad():
-        features = [encoder(piece.ids.to(device)) for piece in pieces]
-        tokens = torch.cat([_states(encoder, found, layer, clip_skip) for found in features], dim=1)  # (B, L, D)
-    first: ClipFeatures = features[0]
-    pooled = first.pooled if first.projected is None else first.projected
-    return Encoded(tokens, pooled, torch.cat([piece.mask for piece in pieces], dim=1).to(device))
+    rows = pieces(tokenizer, texts, long, weighted)
+    warn_of_cuts(tokenizer, rows)
+    return encode_pieces(tokenizer, encoder, rows, layer, clip_skip)
 
 
-def _cut(tokenizer: Tokenizer, texts: Sequence[str]) -> Tokens:
-    tokens = tokenizer(texts)
-    for part in filter(None, tokens.cut):
+def pieces(tokenizer: Tokenizer, texts: Sequence[str], long: bool, weighted: bool) -> tuple[Tokens, ...]:
+    """The prompts as one `Tokens` per position in the sequence of pieces; one alone unless `long`."""
+    texts = [texts] if isinstance(texts, str) else texts
+    if not long:
+        return (tokenizer(texts, weighted),)
+    found = [tokenizer.chunks(text, weighted) for text in texts]
+    longest = max(len(chunks.ids) for chunks in found)
+    whole = [_stacked((chunks, _empty(tokenizer, longest - len(chunks.ids)))) for chunks in found]
+    return tuple(_picked(whole, k) for k in range(longest))
+
+
+def filled(tokenizer: Tokenizer, rows: Sequence[Tokens], count: int) -> tuple[Tokens, ...]:
+    """At least `count` pieces: empty prompts come after the last, with nothing real in them."""
+    return (*rows, *(_empty(tokenizer, len(rows[0].ids)) for _ in range(count - len(rows))))
+
+
+def warn_of_cuts(tokenizer: Tokenizer, rows: Sequence[Tokens]) -> None:
+    """Say what did not fit, each part once; the warning points at the caller's caller."""
+    for part in dict.fromkeys(part for tokens in rows for part in tokens.cut if part):
         room = tokenizer.length - 2
         warnings.warn(f"the prompt is longer than {room} tokens; left out: {part!r}", UserWarning, stacklevel=3)
-    return tokens
 
 
-def _pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tokens, ...]:
-    """One `Tokens` per position in the sequence of pieces; a filler is an empty prompt with nothing real in it."""
-    found = [tokenizer.chunks(text) for text in texts]
-    filler = tokenizer([""]).ids[0]
-    made: list[Tokens] = []
-    for k in range(max(len(chunks.ids) for chunks in found)):
-        ids = torch.stack([chunks.ids[k] if k < len(chunks.ids) else filler for chunks in found])
-        here = torch.tensor([k < len(chunks.ids) for chunks in found])
-        masks = torch.stack([chunks.mask[min(k, len(chunks.ids) - 1)] for chunks in found])
-        made.append(Tokens(ids, masks & here[:, None], ("",) * len(found)))
-    return tuple(made)
+def encode_pieces(
+    tokenizer: Tokenizer, encoder: ClipText, rows: Sequence[Tokens], layer: Layer, clip_skip: int
+) -> Encoded:
+    """Features of the pieces side by side, weighted where a token has a weight."""
+    device = encoder.embeddings.token_embedding.weight.device
+    with torch.no_grad():
+        features = [encoder(piece.ids.to(device)) for piece in rows]
+        states = [_states(encoder, found, layer, clip_skip) for found in features]
+        if any(bool((piece.weights != 1).any()) for piece in rows):
+            empty = _states(encoder, encoder(tokenizer([""]).ids.to(device)), layer, clip_skip)
+            states = [interpolate(x, empty, piece.weights.to(device)) for x, piece in zip(states, rows, strict=True)]
+    first: ClipFeatures = features[0]
+    pooled = first.pooled if first.projected is None else first.projected
+    return Encoded(torch.cat(states, dim=1), pooled, torch.cat([piece.mask for piece in rows], dim=1).to(device))
+
+
+def _empty(tokenizer: Tokenizer, count: int) -> Tokens:
+    """Rows of the empty prompt with nothing real in them."""
+    rows = tokenizer([""] * count)
+    return replace(rows, mask=torch.zeros_like(rows.mask))
+
+
+def _stacked(found: Sequence[Tokens]) -> Tokens:
+    """Rows below rows."""
+    ids, mask, weights = (torch.cat([getattr(one, name) for one in found]) for name in ("ids", "mask", "weights"))
+    return Tokens(ids, mask, tuple(part for one in found for part in one.cut), weights)
+
+
+def _picked(found: Sequence[Tokens], k: int) -> Tokens:
+    """Row k of each."""
+    ids, mask, weights = (torch.stack([getattr(one, name)[k] for one in found]) for name in ("ids", "mask", "weights"))
+    return Tokens(ids, mask, ("",) * len(found), weights)
 
 
 def _states(encoder: ClipText, found: ClipFeatures, layer: Layer, clip_skip: int) -> Tensor:

@@ -2,8 +2,10 @@
 
 import html
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, count, takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from enlarger.errors import CheckpointError, InputError
 from enlarger.jsonfile import read_json
+from enlarger.text.weights import Weighted, parse
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77  # positions of every CLIP text encoder, start and end token included
@@ -30,6 +33,17 @@ class Tokens:
     ids: Tensor  # (B, 77) int64
     mask: Tensor  # (B, 77) bool, True from the start token to the first end token
     cut: tuple[str, ...]  # per text: the part that did not fit, "" where all of it did
+    weights: Tensor  # (B, 77) float32, 1 where the prompt gives none
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A text as it was read, its ids without start and end, where each begins in the text, and its weight."""
+
+    text: str
+    ids: list[int]
+    starts: list[int]
+    weights: list[float]
 
 
 @dataclass(frozen=True)
@@ -46,25 +60,36 @@ class Tokenizer:
     pad: int
     length: int = LENGTH
     original: bool = False
+    groups: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])  # see `_groups`
 
     @classmethod
     def from_folder(cls, path: str | Path, *, original: bool = False) -> "Tokenizer":
         """Read `tokenizer.json`, or `vocab.json` and `merges.txt`. Raises `CheckpointError`, naming the file."""
         return _read_folder(Path(path), original)
 
-    def __call__(self, texts: Sequence[str]) -> Tokens:
-        """One row per text: start, up to 75 tokens, end, padding. Longer texts are cut."""
-        rows = [self._split(text) for text in ([texts] if isinstance(texts, str) else texts)]
-        room = self.length - 2
-        ids, mask = self._rows([ids[:room] for ids, _, _ in rows])
-        cut = tuple(text[starts[room] :].strip() if len(ids) > room else "" for ids, starts, text in rows)
-        return Tokens(ids, mask, cut)
+    def __call__(self, texts: Sequence[str], weighted: bool = False) -> Tokens:
+        """One row per text: start, up to 75 tokens, end, padding. Longer texts are cut.
 
-    def chunks(self, text: str) -> Tokens:
+        `weighted` reads the brackets of `weights.parse`. A token has the weight of the character it begins with, so
+        that the ids are those of the text without its brackets.
+        """
+        read = [self._read(text, weighted) for text in ([texts] if isinstance(texts, str) else texts)]
+        room = self.length - 2
+        made = self._rows([one.ids[:room] for one in read], [one.weights[:room] for one in read])
+        cut = (one.text[one.starts[room] :].strip() if len(one.ids) > room else "" for one in read)
+        return replace(made, cut=tuple(cut))
+
+    def chunks(self, text: str, weighted: bool = False) -> Tokens:
         """As many rows as the whole text needs, at least one; nothing is cut."""
-        ids, room = self._split(text)[0], self.length - 2
-        rows, mask = self._rows([ids[i : i + room] for i in range(0, max(len(ids), 1), room)])
-        return Tokens(rows, mask, ("",) * len(rows))
+        read, room = self._read(text, weighted), self.length - 2
+        parts = [slice(i, i + room) for i in range(0, max(len(read.ids), 1), room)]
+        return self._rows([read.ids[part] for part in parts], [read.weights[part] for part in parts])
+
+    def with_tokens(self, names: Sequence[str]) -> "Tokenizer":
+        """A new tokenizer that matches these as a whole, in any case; they get the next free ids, in order."""
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.add_tokens([AddedToken(name, normalized=True) for name in names])
+        return replace(self, backend=backend, groups=_groups(backend))
 
     def files(self) -> dict[str, str]:
         """The tokenizer folder as transformers reads it: the contents of each file under its name."""
@@ -86,24 +111,48 @@ class Tokenizer:
             "tokenizer_config.json": json.dumps(config | {"added_tokens_decoder": decoder}, indent=2) + "\n",
         }
 
-    def _split(self, text: str) -> tuple[list[int], list[int], str]:
-        """Ids without start and end, where each begins in the text, and the text as it was read."""
+    def _read(self, text: str, weighted: bool) -> _Reading:
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers need not be checked
             raise InputError(f"a prompt is a {type(text).__name__}, expected a string.")
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if self.original:
-            text = html.unescape(html.unescape(text))
-        found = self.backend.encode(text, add_special_tokens=False)
-        return found.ids, [start for start, _ in found.offsets], text
+        parts = [replace(part, text=self._clean(part.text)) for part in _parts(text, weighted)]
+        whole, ends = "".join(part.text for part in parts), list(accumulate(len(part.text) for part in parts))
+        found = self.backend.encode(whole, add_special_tokens=False)
+        ids, starts = list[int](), list[int]()
+        for i, (start, _) in zip(found.ids, found.offsets, strict=True):
+            group = self.groups.get(i, (i,))
+            ids += group
+            starts += [start] * len(group)
+        return _Reading(whole, ids, starts, [parts[bisect_right(ends, start)].weight for start in starts])
 
-    def _rows(self, inner: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def _clean(self, text: str) -> str:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return html.unescape(html.unescape(text)) if self.original else text
+
+    def _rows(self, inner: Sequence[Sequence[int]], inner_weights: Sequence[Sequence[float]]) -> Tokens:
         ids = torch.full((len(inner), self.length), self.pad)
-        mask = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, found in enumerate(inner):
+        mask, weights = torch.zeros(ids.shape, dtype=torch.bool), torch.ones(ids.shape)
+        for row, (found, own) in enumerate(zip(inner, inner_weights, strict=True)):
             filled = (self.start, *found, self.end)
             ids[row, : len(filled)] = torch.tensor(filled)
             mask[row, : len(filled)] = True
-        return ids, mask
+            weights[row, 1 : len(own) + 1] = torch.tensor(own)
+        return Tokens(ids, mask, ("",) * len(inner), weights)
+
+
+def _parts(text: str, weighted: bool) -> Sequence[Weighted]:
+    return parse(text) if weighted else (Weighted(text, 1.0),)
+
+
+def _groups(backend: tokenizers.Tokenizer) -> dict[int, tuple[int, ...]]:
+    """Ids that stand for several: an added token `name` for itself, `name_1`, `name_2` and so on, as in diffusers."""
+    added = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
+    found: dict[int, tuple[int, ...]] = {}
+    for name, first in added.items():
+        more = takewhile(added.__contains__, (f"{name}_{k}" for k in count(1)))
+        ids = (first, *(added[part] for part in more))
+        if len(ids) > 1:
+            found[first] = ids
+    return found
 
 
 def _read_folder(folder: Path, original: bool) -> Tokenizer:
@@ -123,7 +172,8 @@ def _read_folder(folder: Path, original: bool) -> Tokenizer:
     except Exception as error:  # the `tokenizers` library raises plain Exceptions
         raise CheckpointError(f"{folder}: not a CLIP tokenizer ({error}); fetch the folder again.") from error
     pad = _token_id(backend, _content(roles["pad_token"]), folder)
-    return Tokenizer(backend, start, end, pad, length if 2 < length <= LENGTH else LENGTH, original)
+    length = length if 2 < length <= LENGTH else LENGTH
+    return Tokenizer(backend, start, end, pad, length, original, _groups(backend))
 
 
 def _read_pairs(folder: Path, whole: Mapping[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:

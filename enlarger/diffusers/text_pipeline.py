@@ -1,0 +1,169 @@
+"""What the pipelines with one text encoder share: prompts to features, sizes, callbacks, and the run itself."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from enlarger.checkpoint.folder import Bundle
+from enlarger.diffusers.arguments import (
+    ArgumentError,
+    Prompt,
+    as_list,
+    batch_of,
+    check_callback_steps,
+    negatives_for,
+    refuse,
+)
+from enlarger.diffusers.callbacks import Call, Interrupted, Reporter, every, on_step_end
+from enlarger.diffusers.pipeline import Pipeline, warn_skipped_checker
+from enlarger.diffusers.schedulers import Scheduler
+from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.sampler import Course, Sampler
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.clip_text import ClipText
+from enlarger.nn.unet import UNet
+from enlarger.tasks.denoise import Told
+from enlarger.tasks.networks import Networks
+from enlarger.tasks.parts import Text, Watch
+from enlarger.tasks.told import told_tokens
+from enlarger.text.encode import Encoded, encode
+from enlarger.text.tokenize import Tokenizer
+
+Embeds = tuple[Tensor, Tensor | None]
+
+NOT_HERE = {
+    "ip_adapter_image": "there are no IP adapters",
+    "ip_adapter_image_embeds": "there are no IP adapters",
+    "cross_attention_kwargs": "merge adapters into the weights first",
+}
+
+
+class TextPipeline(Pipeline):
+    """The base of the Stable Diffusion 1 and 2 pipelines. As in diffusers, a scheduler file from before `steps_offset`
+    and `clip_sample` were settled is corrected (1 and False) when the pipeline is made."""
+
+    PARTS: ClassVar[Mapping[str, type[Any]]] = {
+        "vae": AutoencoderKL,
+        "text_encoder": ClipText,
+        "tokenizer": Tokenizer,
+        "unet": UNet,
+        "scheduler": Scheduler,
+        "safety_checker": type(None),
+        "feature_extractor": type(None),
+        "image_encoder": type(None),
+    }
+    unet: UNet
+
+    @classmethod
+    def _from_bundle(cls, bundle: Bundle, given: Mapping[str, Any]) -> Self:
+        warn_skipped_checker(bundle.index, given)
+        return super()._from_bundle(bundle, given)
+
+    def encode_prompt(
+        self,
+        prompt: Prompt | None,
+        device: Any,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+        negative_prompt: Prompt | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features of the prompts and, for guidance, of the negative prompts, each repeated per picture.
+
+        `clip_skip` acts on the prompts alone, as in diffusers.
+        """
+        refuse({"lora_scale": lora_scale}, {"lora_scale": "merge adapters into the weights first"})
+        count = batch_of(prompt, prompt_embeds)
+        if prompt_embeds is None:
+            assert prompt is not None, "either a prompt or its embeddings"
+            prompt_embeds = self._encode(as_list(prompt), clip_skip)
+        if do_classifier_free_guidance and negative_prompt_embeds is None:
+            negative_prompt_embeds = self._encode(negatives_for(prompt, negative_prompt, count), None)
+        negative = negative_prompt_embeds if do_classifier_free_guidance else None
+
+        def repeated(embeds: Tensor) -> Tensor:
+            return embeds.to(device, self.dtype).repeat_interleave(num_images_per_prompt, 0)
+
+        return repeated(prompt_embeds), None if negative is None else repeated(negative)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback asked, by `pipe._interrupt = True`, to stop and decode what there is."""
+        return self._interrupt
+
+    def _encode(self, texts: list[str], clip_skip: int | None) -> Tensor:
+        skip = 0 if clip_skip is None else clip_skip
+        with self._runtime.hold(self.text_encoder) as encoder:
+            return encode(self.tokenizer, encoder, texts, layer="last_norm", clip_skip=skip).tokens
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width, the checkpoint's own if one is missing."""
+        if not height or not width:
+            stated = self._configs.get("unet", {}).get("sample_size")
+            if stated is None:
+                raise ArgumentError("`height` and `width` are missing, and parts do not state a size; give both")
+            sides: tuple[int, ...] = (stated, stated) if isinstance(stated, int) else tuple(stated)
+            height, width = (side * self.vae.factor for side in sides)
+        if height % 8 or width % 8:
+            raise ArgumentError(f"`height` and `width` have to be divisible by 8 but are {height} and {width}")
+        return height, width
+
+    def _calls(
+        self, on_end: Callable[..., Any] | None, names: Sequence[str], embeds: tuple[Tensor, Tensor | None],
+        older: Mapping[str, Any],
+    ) -> list[Call]:  # fmt: skip
+        unknown = sorted(set(older) - {"callback", "callback_steps"})
+        if unknown:
+            raise TypeError(f"{type(self).__name__} got unexpected arguments {', '.join(unknown)}")
+        steps = older.get("callback_steps")
+        if steps is not None:
+            check_callback_steps(steps)
+        prompt, negative = embeds
+        seen = prompt if negative is None else torch.cat([negative, prompt])
+        tensors = {"prompt_embeds": seen, "negative_prompt_embeds": negative}
+        calls = [] if on_end is None else [on_step_end(self, on_end, names, tensors)]
+        callback = older.get("callback")
+        return calls if callback is None else [*calls, every(callback, 1 if steps is None else steps)]
+
+    def _networks_for(self, sampler: Sampler) -> Networks:
+        upcast = self.UPCAST and self.vae.config.force_upcast
+        return Networks(self.unet, self.vae, sampler.precondition(), self._runtime, upcast)
+
+    def _run(
+        self, sampler: Sampler, course: Course, calls: Sequence[Call], task: Callable[[Watch], Tensor]
+    ) -> Tensor:  # fmt: skip
+        """Run a task with the progress bar and the callbacks; one that a callback stopped gives the latents so far."""
+        self._interrupt = False
+        with self.progress_bar(total=course.steps) as bar:
+            reporter = Reporter(sampler, course, self.dtype, bar, calls, lambda: self._interrupt)
+            try:
+                return task(reporter.watch())
+            except Interrupted as stop:
+                return stop.latents
+
+
+def told(embeds: Embeds, guidance: Guidance) -> Told:
+    """What the network is told by features that were made or given."""
+    first, second = (None if e is None else Encoded(e, e[:, 0], torch.ones(e.shape[:2]).bool()) for e in embeds)
+    assert first is not None
+    return told_tokens(Text(first, second), guidance)
+
+
+def settled(scheduler: Scheduler) -> Scheduler:
+    """The scheduler with what all Stable Diffusion checkpoints were trained for."""
+    if not isinstance(scheduler, Scheduler):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+        return scheduler  # refused with its name when it is set
+    changes: dict[str, Any] = {}
+    if scheduler.config.get("steps_offset", 1) != 1:
+        changes["steps_offset"] = 1
+    if scheduler.config.get("clip_sample"):
+        changes["clip_sample"] = False
+    if changes:
+        warnings.warn(f"{scheduler}: outdated for Stable Diffusion; uses {changes}", stacklevel=3)
+    return scheduler.changed(**changes) if changes else scheduler

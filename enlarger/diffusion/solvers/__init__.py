@@ -1,0 +1,72 @@
+"""Solvers of the probability-flow equation dx/dsigma = (x - clean) / sigma and of its stochastic kin.
+
+Each takes the denoiser, a latent x = clean + sigma * noise at the first level of a falling ladder, the ladder
+(float64, CPU), and a source of noise; each yields a step per rung.
+"""
+
+from collections.abc import Mapping
+
+from enlarger.diffusion.sample import Solver
+from enlarger.diffusion.solvers.dpm import Control, dpm2, dpm2_ancestral, dpm_adaptive, dpm_fast
+from enlarger.diffusion.solvers.dpmpp import (
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s_ancestral,
+    dpmpp_3m_sde,
+    dpmpp_sde,
+    dpmpp_singlestep,
+)
+from enlarger.diffusion.solvers.euler import ddim, ddpm, euler, euler_ancestral, heun
+from enlarger.diffusion.solvers.levels import halfway, split_level, split_time
+from enlarger.diffusion.solvers.multistep import lms, plms, pndm
+from enlarger.diffusion.solvers.unipc import unipc
+
+SOLVERS: Mapping[str, Solver] = {
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "ddim": ddim,
+    "ddpm": ddpm,
+    "heun": heun,
+    "plms": plms,
+    "pndm": pndm,
+    "lms": lms,
+    "dpm2": dpm2,
+    "dpm2_ancestral": dpm2_ancestral,
+    "dpm_fast": dpm_fast,
+    "dpm_adaptive": dpm_adaptive,
+    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
+    "dpmpp_singlestep": dpmpp_singlestep,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_sde": dpmpp_sde,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_3m_sde": dpmpp_3m_sde,
+    "unipc": unipc,
+}
+"""The solvers by the names that users type."""
+
+__all__ = [
+    "SOLVERS",
+    "Control",
+    "ddim",
+    "ddpm",
+    "dpm2",
+    "dpm2_ancestral",
+    "dpm_adaptive",
+    "dpm_fast",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "dpmpp_singlestep",
+    "euler",
+    "euler_ancestral",
+    "halfway",
+    "heun",
+    "lms",
+    "plms",
+    "pndm",
+    "split_level",
+    "split_time",
+    "unipc",
+]

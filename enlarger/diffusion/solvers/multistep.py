@@ -1,0 +1,91 @@
+"""Solvers that mix the slopes of the last steps."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from enlarger.diffusion.denoiser import Denoise
+from enlarger.diffusion.noise import Noise
+from enlarger.diffusion.sample import Step
+from enlarger.diffusion.solvers.levels import halfway
+
+Middle = Callable[[Tensor, Tensor], Tensor]  # of two levels, the one between them
+
+
+def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+    """Liu et al. 2022 without the Runge-Kutta start: Adams-Bashforth slopes, the first step corrected once."""
+    slopes: list[Tensor] = []
+    for sigma, lower in pairwise(sigmas):
+        clean = denoise(x, sigma)
+        slopes = [(x - clean) / sigma, *slopes[:3]]
+        slope = _adams_bashforth(slopes)
+        if len(slopes) == 1 and len(sigmas) > 2:
+            guess = x + slope * (lower - sigma)
+            slope = (slope + (guess - denoise(guess, lower)) / lower) / 2
+        x = x + slope * (lower - sigma)
+        yield Step(x, clean, lower)
+
+
+def pndm(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, middle: Middle = halfway
+) -> Iterator[Step]:  # fmt: skip
+    """Liu et al. 2022, algorithm 2: three Runge-Kutta steps of four calls each, then Adams-Bashforth slopes.
+
+    `middle` says which level lies halfway; the paper's is halfway in training time (`NoiseSchedule.middle`).
+    """
+    slopes: list[Tensor] = []
+    for sigma, lower in pairwise(sigmas):
+        clean = denoise(x, sigma)
+        slopes = [(x - clean) / sigma, *slopes[:3]]
+        if len(slopes) < 4 and lower > 0:
+            slope = _runge_kutta(denoise, x, slopes[0], sigma, middle(sigma, lower), lower)
+        else:
+            slope = _adams_bashforth(slopes)
+        x = x + slope * (lower - sigma)
+        yield Step(x, clean, lower)
+
+
+def lms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 4) -> Iterator[Step]:
+    """Adams-Bashforth over uneven levels: the polynomial through up to four slopes, integrated (Katherine Crowson)."""
+    assert 1 <= order <= 4, f"order {order}, expected 1 to 4"
+    levels: list[float] = []
+    slopes: list[Tensor] = []
+    for sigma, lower in pairwise(sigmas):
+        clean = denoise(x, sigma)
+        levels, slopes = [float(sigma), *levels][:order], [(x - clean) / sigma, *slopes][:order]
+        for share, slope in zip(_lagrange_integrals(levels, float(sigma), float(lower)), slopes, strict=True):
+            x = x + share * slope
+        yield Step(x, clean, lower)
+
+
+def _runge_kutta(denoise: Denoise, x: Tensor, slope: Tensor, sigma: Tensor, half: Tensor, lower: Tensor) -> Tensor:
+    """The classical fourth-order slope from `sigma` to `lower`, given the one at `sigma`."""
+    total, last = slope, slope
+    for level, weight in ((half, 2), (half, 2), (lower, 1)):
+        guess = x + last * (level - sigma)
+        last = (guess - denoise(guess, level)) / level
+        total = total + weight * last
+    return total / 6
+
+
+def _adams_bashforth(slopes: Sequence[Tensor]) -> Tensor:
+    """The slope of the next step from up to four past ones, newest first."""
+    weights = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
+    mixed = slopes[0] * weights[len(slopes)][0]
+    for weight, slope in zip(weights[len(slopes)][1:], slopes[1:], strict=True):
+        mixed = mixed + weight * slope
+    return mixed
+
+
+def _lagrange_integrals(knots: Sequence[float], start: float, stop: float) -> list[float]:
+    """Of each Lagrange polynomial over up to four knots; two Gauss points are exact to the third degree."""
+    centre, reach = (start + stop) / 2, (stop - start) / 2 / 3**0.5
+    points, all_knots = (centre - reach, centre + reach), torch.tensor(knots, dtype=torch.float64)
+    integrals: list[float] = []
+    for i, knot in enumerate(knots):
+        others = torch.cat([all_knots[:i], all_knots[i + 1 :]])
+        values = [float(((point - others) / (knot - others)).prod()) for point in points]
+        integrals.append(sum(values) * (stop - start) / 2)
+    return integrals

@@ -1,0 +1,138 @@
+"""A checkpoint of the Stable Diffusion family, read once for many requests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from enlarger.checkpoint.folder import Bundle, read_folder
+from enlarger.checkpoint.configs import schedule_config
+from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.noise import from_seeds
+from enlarger.diffusion.sampler import Sampler
+from enlarger.diffusion.schedule import NoiseSchedule
+from enlarger.diffusion.solvers import SOLVERS
+from enlarger.errors import Unsupported
+from enlarger.nn.clip_text import ClipText
+from enlarger.runtime.runtime import Offload, Runtime, pick_device, pick_precision
+from enlarger.tasks.denoise import Method, Told
+from enlarger.tasks.latents import Space, space_of
+from enlarger.tasks.networks import Networks
+from enlarger.tasks.parts import Text, encode_text, encode_texts
+from enlarger.tasks.told import Sizes, told_sizes, told_tokens
+from enlarger.text.encode import Encoded
+from enlarger.text.tokenize import Tokenizer
+
+SIDE = 64  # latents along a side where the UNet's file does not say
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """The parts of one checkpoint. Lists of text encoders run from the first; SDXL's refiner has only the second."""
+
+    name: str
+    kind: str  # the pipeline class that model_index.json names
+    networks: Networks
+    sampler: Sampler
+    tokenizers: tuple[Tokenizer, ...]
+    encoders: tuple[ClipText, ...]
+    side: int = SIDE  # latents along a side of the pictures it was trained on
+    zero_empty: bool = False  # an absent negative prompt is zeros (SDXL base)
+    low_res: NoiseSchedule | None = None  # the x4 upscaler's schedule for its input
+    most_noise: int = 350  # of that schedule
+
+    @property
+    def space(self) -> Space:
+        """Whose latents it works on."""
+        return space_of(self.networks.vae.config)
+
+    @property
+    def sized(self) -> bool:
+        """Whether it is told sizes, as SDXL is."""
+        return self.networks.unet.config.scalar_channels is not None
+
+    @property
+    def scored(self) -> bool:
+        """Whether it is told an aesthetic score, as the refiner is: its vector has room for 5 numbers and not for 6."""
+        config, pooled = self.networks.unet.config, self.encoders[-1].config.projection
+        return self.sized and config.vector_channels == (pooled or 0) + 5 * config.scalar_channels
+
+    @property
+    def granularity(self) -> int:
+        """Pixels that sides must be multiples of: the network halves the latents between its stages."""
+        return self.networks.vae.factor * 2 ** (len(self.networks.unet.config.stages) - 1)
+
+    def tell(
+        self, prompts: Sequence[str], negatives: Sequence[str] | None, guidance: Guidance,
+        sizes: Sizes | None = None, negative_sizes: Sizes | None = None, *, long: bool = False,
+    ) -> Told:  # fmt: skip
+        """What the network is told. Prompts may carry weights, `(word:1.2)`; `negatives` None runs one branch.
+
+        Empty negative prompts are zeros where the checkpoint was trained so. SDXL needs `sizes`.
+        """
+        if not self.sized:
+            text = encode_text(
+                self.tokenizers[0], self.encoders[0], self.networks.runtime, prompts, negatives, "last_norm", long,
+                weighted=True,
+            )  # fmt: skip
+            return told_tokens(text, guidance)
+        assert sizes is not None, "SDXL is told sizes"
+        text = encode_texts(
+            self.tokenizers, self.encoders, self.networks.runtime, prompts, negatives, long, weighted=True
+        )
+        if self.zero_empty and negatives is not None and not any(negatives):
+            text = zeroed(text)
+        rows: list[Tensor] = [sizes.row(), (negative_sizes or sizes).row()]
+        channels = self.networks.unet.config.scalar_channels
+        return told_sizes(text, guidance, rows[0], rows[1], channels)
+
+    def sampler_with(self, solver: str | None) -> Sampler:
+        """The checkpoint's sampler, with another solver if one is named."""
+        return self.sampler.using(solver)
+
+    def method(self, steps: int, solver: str | None, seeds: Sequence[int]) -> Method:
+        """A whole course of `steps` with a generator per image."""
+        sampler = self.sampler_with(solver)
+        return Method(sampler.course(steps), SOLVERS[sampler.solver], from_seeds(seeds))
+
+
+def zeroed(text: Text) -> Text:
+    """The negative branch as zeros, which SDXL's base model was trained to see without a prompt."""
+    assert text.negative is not None
+    found = text.negative
+    return Text(text.positive, Encoded(found.tokens * 0, found.pooled * 0, found.mask))
+
+
+def load_model(
+    model: str | Path, device: str = "auto", precision: str = "auto", offload: Offload = "none",
+    variant: str | None = None,
+) -> Model:  # fmt: skip
+    """Read a folder in diffusers' layout."""
+    place = pick_device(device)
+    bundle = read_folder(model, variant, pick_precision(precision, place))
+    return model_of(bundle, Runtime(place, offload), str(model))
+
+
+def model_of(bundle: Bundle, runtime: Runtime, name: str) -> Model:
+    """The parts of a folder put in their places; Unsupported for a folder of another family."""
+    parts, kind = bundle.components, str(bundle.index.get("_class_name"))
+    encoders = [part for part in ("text_encoder", "text_encoder_2") if part in parts]
+    missing = [part for part in ("unet", "vae", "scheduler") if part not in parts]
+    if missing or not encoders or not hasattr(parts["unet"].config, "stages") or not hasattr(parts["vae"], "factor"):
+        raise Unsupported(f"{name}: holds a {kind}, expected a checkpoint of the Stable Diffusion family")
+    sampler = schedule_config(parts["scheduler"])
+    sized = getattr(parts["unet"].config, "scalar_channels", None) is not None
+    low_res = schedule_config(parts["low_res_scheduler"]).schedule if "low_res_scheduler" in parts else None
+    upcast = parts["vae"].config.force_upcast and (sized or low_res is not None)
+    networks = Networks(parts["unet"], parts["vae"], sampler.precondition(), runtime, upcast)
+    stated: Any = bundle.configs.get("unet", {}).get("sample_size")
+    return Model(
+        name, kind, networks, sampler,
+        tuple(parts[encoder.replace("text_encoder", "tokenizer")] for encoder in encoders),
+        tuple(parts[encoder] for encoder in encoders),
+        stated if isinstance(stated, int) else SIDE,
+        bool(bundle.index.get("force_zeros_for_empty_prompt", False)),
+        low_res, int(bundle.index.get("max_noise_level", 350)),
+    )  # fmt: skip

@@ -1,0 +1,69 @@
+"""The two networks that every task uses, with what all of them do: encode, draw, denoise, decode."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from enlarger.diffusion.noise import Noise
+from enlarger.diffusion.precondition import Precondition
+from enlarger.errors import InputError
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.runtime.runtime import Runtime
+from enlarger.tasks.denoise import Expert, Keep, Method, Told, denoise
+from enlarger.tasks.parts import Watch, decode, in_float32, quiet
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """A diffusion network and its autoencoder. `upcast` runs the autoencoder in float32, as SDXL's and x4's need."""
+
+    unet: nn.Module
+    vae: AutoencoderKL
+    precondition: Precondition
+    runtime: Runtime = Runtime()
+    upcast: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the diffusion network, in which noise is drawn."""
+        return next(self.unet.parameters()).dtype
+
+    def shape(self, count: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Of `count` latents of `size` (h, w)."""
+        return (count, self.vae.config.latent_channels, *size)
+
+    def draw(self, shape: tuple[int, ...], noise: Noise, given: Tensor | None = None) -> Tensor:
+        """Unit noise in float32, drawn in the network's precision; `given` replaces the draw."""
+        if given is not None:
+            return given.to(self.runtime.device).float()
+        return noise(torch.empty(shape, dtype=self.dtype, device=self.runtime.device)).float()
+
+    def encode(self, image: Tensor, noise: Noise) -> Tensor:
+        """Pictures (B, 3, H, W) in -1..1 to sampled latents in float32; latents as they are."""
+        if image.shape[1] == self.vae.config.latent_channels:
+            return image.to(self.runtime.device).float()
+        if image.shape[1] != 3:
+            raise InputError(f"found {image.shape[1]} channels, expected 3 of a picture or 4 of latents")
+        with self.runtime.hold(self.vae), torch.inference_mode(), in_float32(self.vae, self.upcast) as dtype:
+            posterior = self.vae.encode(image.to(self.runtime.device, dtype))
+            like = posterior.mean.to(self.dtype)  # what a draw is shaped and typed like
+            return posterior.sample(noise(like).to(posterior.mean)).float()
+
+    def denoise(
+        self, told: Told, start: Tensor, method: Method, watch: Watch = quiet, keep: Keep | None = None
+    ) -> Tensor:
+        """Latents at the end of the course, see `tasks.denoise`."""
+        expert = Expert(self.unet, self.precondition, told)
+        return denoise([expert], start, method, self.runtime, watch, keep)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to pictures about -1..1 in float32, see `parts.decode`."""
+        return decode(self.vae, latents, self.runtime, self.upcast)
+
+
+def each(x: Tensor, count: int) -> Tensor:
+    """`count` rows of a batch that divides them: a, b become a, a, b, b."""
+    if count % len(x):
+        raise InputError(f"{len(x)} pictures for {count} results; give one, or one per prompt")
+    return x.repeat_interleave(count // len(x), 0)
