@@ -106,11 +106,9 @@ def read_picture(source: Source, *, limit: int = PIXEL_LIMIT) -> Picture:
     name, for whatever cannot be read or has more than `limit` pixels (for files, Pillow's own bound, twice
     `PIL.Image.MAX_IMAGE_PIXELS`, holds as well).
     """
-    if isinstance(source, (str, Path)):
-        return _read_file(Path(source), limit)
-    if isinstance(source, Image.Image):
-        with _quiet():
-            return _from_pil(source, one_line(getattr(source, "filename", "")) or "PIL image", limit)
+    if isinstance(source, (str, Path, Image.Image)):
+        with _opened(source) as (image, name):
+            return _from_pil(image, name, limit)
     if isinstance(source, np.ndarray):
         return _from_array(source, limit)
     if isinstance(source, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
@@ -138,8 +136,23 @@ def _quiet() -> Generator[None]:
         yield
 
 
-def _read_file(path: Path, limit: int) -> Picture:
-    name = one_line(path)
+def open_upright(source: str | Path | Image.Image, *, limit: int = PIXEL_LIMIT) -> Image.Image:
+    """The pixels of a file or PIL image in their own mode: loaded, turned upright, the first frame of several.
+
+    Raises InputError as `read_picture` does.
+    """
+    with _opened(source) as (image, name):
+        return _loaded(image, name, limit, []).copy()
+
+
+@contextmanager
+def _opened(source: str | Path | Image.Image) -> Generator[tuple[Image.Image, str]]:
+    """A picture with its header read, and its name, for the length of the block."""
+    if isinstance(source, Image.Image):
+        with _quiet():
+            yield source, one_line(getattr(source, "filename", "")) or "PIL image"
+        return
+    path, name = Path(source), one_line(source)
     try:
         if path.is_dir():
             raise InputError(f"{name}: is a folder, expected a picture file; name a file inside it")
@@ -156,7 +169,7 @@ def _read_file(path: Path, limit: int) -> Picture:
         if not start:
             raise InputError(f"{name}: the file is empty (0 bytes); copy or download it again")
         stream.seek(0)
-        return _from_pil(_open(stream, start, name), name, limit)
+        yield _open(stream, start, name), name
 
 
 def _open(stream: io.BufferedReader, start: bytes, name: str) -> Image.Image:
@@ -192,14 +205,21 @@ def _check_size(name: str, width: int, height: int, limit: int) -> None:
         raise _too_large(f"{name}: {width} x {height}", width * height, limit)
 
 
-def _from_pil(image: Image.Image, name: str, limit: int) -> Picture:
+def _loaded(image: Image.Image, name: str, limit: int, notes: list[str]) -> Image.Image:
     _check_size(name, *image.size, limit)
-    notes: list[str] = []
     try:
         if not image.mode.startswith("I") and re.search(";16[BLN]", str(getattr(image, "tile", ""))):
             notes.append("16-bit colour: read as 8-bit")
         image.load()
-        image = _first_upright(image, notes)
+        return _first_upright(image, notes)
+    except Exception as error:  # decoders raise anything on damaged files
+        raise _undecodable(name, error) from error
+
+
+def _from_pil(image: Image.Image, name: str, limit: int) -> Picture:
+    notes: list[str] = []
+    image = _loaded(image, name, limit, notes)
+    try:
         if image.mode == "F" or image.mode.startswith("I"):
             values, depth, icc = _deep_grey(image, name, notes), 16, None
         else:

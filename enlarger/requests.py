@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from enlarger.errors import InputError
 
@@ -38,6 +38,8 @@ RESCALE = "share of the conditional branch's contrast to restore"
 SEED = "seed of the first picture; the others count on"
 COUNT = "pictures to make from each input"
 SOLVER = "name of the solver"
+SCORE = "aesthetic score that the SDXL refiner aims at"
+NEGATIVE_SCORE = "aesthetic score that it keeps away from"
 LONG = "encode prompts over 75 tokens in chunks instead of cutting them"
 
 
@@ -45,7 +47,7 @@ LONG = "encode prompts over 75 tokens in chunks instead of cutting them"
 class UpscaleRequest:
     """Enlarge pictures. None means the model's own default (`DEFAULTS`)."""
 
-    image: Any  # what `images.read_picture` takes, or latents; one or several
+    image: Any  # what `images.read_picture` takes, or `Latents`; one or several
     by: float = option(2.0, "how many times wider and higher", least=1, most=16)
     prompt: str | Sequence[str] = option("", "what the picture shows; models without a text encoder refuse it")
     negative: str | Sequence[str] = option("", "what it should not show; needs guidance other than 1")
@@ -53,7 +55,9 @@ class UpscaleRequest:
     guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
     seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
     count: int = option(1, COUNT, least=1, most=64, whole=True)
-    noise_level: float = option(0.0, "noise added to the low-resolution latent", least=0, most=10)
+    noise_level: float | None = option(
+        None, "noise added to the input: up to 10 for x2; whole numbers up to 350 for x4", least=0, most=1000
+    )
     solver: str | None = option(None, SOLVER)
     profile: Profile | None = option(None, "numbers equal to which code", choices=("diffusers", "original"))
     detail: float | None = option(None, "bundled model: 0 is most faithful, 1 full texture", least=0, most=1)
@@ -78,10 +82,19 @@ class GenerateRequest:
     seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
     count: int = option(1, "pictures to make from each prompt", least=1, most=64, whole=True)
     solver: str | None = option(None, SOLVER)
+    handoff: float | Sequence[float] | None = option(
+        None, "noise level below which the refiner works", least=0, most=1000
+    )  # one per refiner
+    score: float = option(6.0, SCORE, least=0, most=10)
+    negative_score: float = option(2.5, NEGATIVE_SCORE, least=0, most=10)
+    upscale: float = option(1.0, "how many times larger to enlarge the picture; 1 leaves it", least=1, most=16)
+    upscale_steps: int | None = option(None, "denoising steps of the enlarging", least=1, most=1000, whole=True)
     long_prompt: bool = option(False, LONG)
 
     def __post_init__(self) -> None:
         check(self)
+        if self.upscale == 1 and self.upscale_steps is not None:
+            raise InputError(f"upscale_steps is {self.upscale_steps}, but upscale is 1; give upscale, or leave both")
 
 
 @dataclass(frozen=True)
@@ -95,8 +108,8 @@ class RefineRequest:
     steps: int | None = option(None, STEPS, least=1, most=1000, whole=True)
     guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
     rescale: float = option(0.0, RESCALE, least=0, most=1)
-    score: float = option(6.0, "aesthetic score that the SDXL refiner aims at", least=0, most=10)
-    negative_score: float = option(2.5, "aesthetic score that it keeps away from", least=0, most=10)
+    score: float = option(6.0, SCORE, least=0, most=10)
+    negative_score: float = option(2.5, NEGATIVE_SCORE, least=0, most=10)
     seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
     count: int = option(1, COUNT, least=1, most=64, whole=True)
     solver: str | None = option(None, SOLVER)
@@ -161,8 +174,9 @@ class InpaintRequest:
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "upscale/diffusers": {"steps": 75, "guidance": 9.0, "solver": "euler"},
-    "upscale/original": {"steps": 50, "guidance": 1.0, "solver": "dpm_adaptive"},
+    "upscale/diffusers": {"steps": 75, "guidance": 9.0, "solver": "euler", "noise_level": 0.0},
+    "upscale/original": {"steps": 50, "guidance": 1.0, "solver": "dpm_adaptive", "noise_level": 0.0},
+    "upscale/x4": {"steps": 75, "guidance": 9.0, "noise_level": 20},
     "upscale/bundled": {"steps": 4, "guidance": 1.0, "solver": "euler", "detail": 0.0, "consistent": True},
     "generate": {"steps": 50, "guidance": 7.5},
     "generate/xl": {"steps": 50, "guidance": 5.0},
@@ -172,6 +186,22 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "inpaint": {"steps": 50, "guidance": 7.5},
 }
 """What None stands for, by task and model or profile."""
+
+HANDOFF = 0.2
+"""The share of the training time that is the refiner's, where no `handoff` is given: diffusers' 0.8."""
+
+X2_NOISE = 10.0
+"""The highest `noise_level` of the x2 upscaler; the x4 upscaler's folder states its own."""
+
+Request = TypeVar("Request")
+
+
+def request_of(kind: type[Request], **options: Any) -> Request:
+    """A request of options by name; InputError for one that it does not have."""
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise InputError(f"{error}; the options are those of {kind.__name__}") from error
 
 
 def check(request: Any) -> None:

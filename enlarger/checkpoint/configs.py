@@ -8,8 +8,6 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from enlarger.checkpoint.settings import Json, Settings
-from enlarger.diffusion.sampler import Sampler
-from enlarger.diffusion.schedule import cosine, linear, scaled_linear
 from enlarger.errors import CheckpointError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderConfig
 from enlarger.nn.clip_text import ClipTextConfig
@@ -194,61 +192,6 @@ def _clip_text(config: Json, projection: int | None) -> ClipTextConfig:
         positions=found.number("max_position_embeddings", 77),
         projection=projection,
         end_token=None if end == 2 else end,  # 2 stands for the old rule, the largest id
-    )
-
-
-# Scheduler classes that our solvers stand in for: solver, unit variance outside, spacing where the file is silent.
-SCHEDULERS = {
-    "DDIMScheduler": ("ddim", True, "leading"),
-    "DDPMScheduler": ("euler_ancestral", True, "leading"),
-    "PNDMScheduler": ("plms", True, "leading"),
-    "EulerDiscreteScheduler": ("euler", False, "linspace"),
-    "EulerAncestralDiscreteScheduler": ("euler_ancestral", False, "linspace"),
-    "HeunDiscreteScheduler": ("heun", False, "linspace"),
-}
-ONE_AT_THE_END = {"DDIMScheduler": True, "PNDMScheduler": False}  # set_alpha_to_one where the file is silent
-
-
-def schedule_config(config: Json) -> Sampler:
-    """A scheduler file's noise schedule, solver, prediction and spacing, with its class's defaults where silent."""
-    name = str(config.get("_class_name"))
-    if name not in SCHEDULERS:
-        raise Unsupported(f"scheduler {name}: no solver here stands for it; expected one of {', '.join(SCHEDULERS)}.")
-    found = Settings(name, config).same({"trained_betas": None, "timestep_type": "discrete", "thresholding": False})
-    found.same({"use_beta_sigmas": False, "sigma_min": None, "sigma_max": None, "final_sigmas_type": "zero"})
-    solver, preserving, silent = SCHEDULERS[name]
-    prediction = found.choice("prediction_type", "epsilon", "v_prediction", "sample", "original_sample")
-    spacing = found.choice("timestep_spacing", silent, "leading", "linspace", "trailing")
-    curve = found.choice("beta_schedule", "linear", "scaled_linear", "squaredcos_cap_v2")
-    heun = name == "HeunDiscreteScheduler"  # its defaults are Stable Diffusion's
-    start = found.real("beta_start", 0.00085 if heun else 0.0001)
-    end = found.real("beta_end", 0.012 if heun else 0.02)
-    count, zero_terminal = found.number("num_train_timesteps", 1000), found.flag("rescale_betas_zero_snr")
-    if curve == "squaredcos_cap_v2":
-        schedule = cosine(count, zero_terminal)
-    else:
-        schedule = (linear if curve == "linear" else scaled_linear)(start, end, count, zero_terminal)
-    karras, exponential = found.flag("use_karras_sigmas"), found.flag("use_exponential_sigmas")
-    if found.choice("interpolation_type", "linear", "log_linear") == "log_linear":
-        if spacing == "leading":
-            raise Unsupported(
-                f"{name}: interpolation_type 'log_linear' and timestep_spacing 'leading' exclude each other."
-            )
-        if karras or exponential:
-            raise Unsupported(
-                f"{name}: interpolation_type 'log_linear' and Karras or exponential sigmas exclude each other."
-            )
-        spacing = "log_linear"
-    to_zero = found.get("set_alpha_to_one", ONE_AT_THE_END[name]) if name in ONE_AT_THE_END else True
-    return Sampler(
-        schedule,
-        solver,
-        {"original_sample": "sample"}.get(prediction, prediction),  # type: ignore[arg-type] - checked by `choice`
-        spacing,
-        found.number("steps_offset", 0),
-        preserving,
-        "karras" if karras else "exponential" if exponential else None,
-        0.0 if to_zero else float(schedule.sigmas[0]),
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from enlarger.checkpoint import configs
 from enlarger.checkpoint.build import build
 from enlarger.checkpoint.files import Weights, open_weights, weight_names
+from enlarger.checkpoint.preview import tiny_config, tiny_json
 from enlarger.checkpoint.settings import Json
 from enlarger.errors import CheckpointError, EnlargerError, InputError
 from enlarger.jsonfile import read_json
@@ -20,6 +21,7 @@ from enlarger.nn.clip_text import ClipText
 from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Predictor, PredictorConfig
 from enlarger.nn.compact_unet import CompactUNet, CompactUNetConfig
 from enlarger.nn.k_unet import KUNet, KUNetConfig
+from enlarger.nn.preview import AutoencoderTiny
 from enlarger.nn.unet import UNet
 from enlarger.text.tokenize import Tokenizer
 
@@ -62,6 +64,7 @@ def _write_unet(config: Any) -> Json:
 COMPONENTS: dict[str, Component] = {
     "UNet2DConditionModel": _diffusers(configs.unet_config, _write_unet, _make_unet),
     "AutoencoderKL": _diffusers(configs.autoencoder_config, configs.autoencoder_json, AutoencoderKL),
+    "AutoencoderTiny": _diffusers(tiny_config, tiny_json, AutoencoderTiny),
     "CLIPTextModel": Component("transformers", "model", configs.clip_text_config, configs.clip_text_json, ClipText),
     "CLIPTextModelWithProjection": Component(
         "transformers", "model", configs.clip_projection_config, configs.clip_text_json, ClipText

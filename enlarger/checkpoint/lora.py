@@ -78,11 +78,8 @@ def read_lora(path: str | Path, networks: Mapping[str, nn.Module], allow_pickle:
     if path.suffix in PICKLES:
         return make_lora(_read_pickle(path, allow_pickle), networks, source=str(path))
     weights = open_file(path)
-    with safe_open(path, "pt") as file:
-        stated = (file.metadata() or {}).get(SETTINGS)
-    return make_lora(
-        {name: weights.read(name) for name in weights.names()}, networks, _settings(path, stated), str(path)
-    )
+    tensors = {name: weights.read(name) for name in weights.names()}
+    return make_lora(tensors, networks, _settings(path), str(path))
 
 
 def make_lora(
@@ -187,12 +184,15 @@ def _one_each(
     spelled: dict[_Layer, str] = {}
     for spelling, found in pieces.items():
         first = spelled.setdefault(layers[spelling], spelling)
-        known = pieces[first]
-        if found.keys() != known.keys() or not all(torch.equal(found[piece], known[piece]) for piece in found):
+        if first != spelling and not _same(pieces[first], found):
             raise CheckpointError(
                 f"{source}: {first} and {spelling} change one layer differently; expected one of them."
             )
     return spelled
+
+
+def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def _update(source: str, spelling: str, pieces: Mapping[str, Tensor], stated: Callable[[int], float]) -> Update:
@@ -240,9 +240,9 @@ def _settings(path: Path) -> dict[str, Any]:
     """PEFT's settings in a file's header, where diffusers wrote it."""
     opened: Any = safe_open(path, "pt")
     with opened as file:
-        stated = (file.metadata() or {}).get(SETTINGS, "{}")
+        header: dict[str, str] = file.metadata() or {}
     try:
-        found = json.loads(stated)
+        found = json.loads(header.get(SETTINGS, "{}"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its {SETTINGS} is not valid JSON ({error}); fetch the file again.") from error
     if not isinstance(found, dict):

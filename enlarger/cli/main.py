@@ -10,8 +10,9 @@ import typer
 
 from enlarger import __version__
 from enlarger.cli.evaluate import evaluate
+from enlarger.cli.runs import unexpected
 from enlarger.cli.train import train
-from enlarger.cli.upscale import unexpected, upscale
+from enlarger.cli.upscale import upscale
 from enlarger.errors import EnlargerError
 
 app = typer.Typer(

@@ -19,6 +19,10 @@ Model = Annotated[
 Device = Annotated[str, typer.Option(help="where to compute: auto, cpu, cuda, cuda:1, mps")]
 Precision = Annotated[str, typer.Option(help="number format: auto, float32, bfloat16, float16")]
 JsonLines = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace files that exist; never an input")]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-r", help="also the folders in a folder, as a tree in --output")
+]
 
 
 def request_options(request: type, task: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -1,19 +1,16 @@
 """`enlarger upscale`: pictures in, larger pictures out."""
 
-import os
-import sys
 import time
-import traceback
-import warnings
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enlarger.cli.options import Device, JsonLines, Model, Options, Precision, request_options
-from enlarger.errors import EnlargerError, InputError
+from enlarger.cli.options import Device, JsonLines, Model, Options, Overwrite, Precision, Recursive, request_options
+from enlarger.cli.runs import run_jobs, save_all
+from enlarger.errors import InputError
 from enlarger.requests import UpscaleRequest
 
 if TYPE_CHECKING:
@@ -27,10 +24,6 @@ Output = Annotated[
     typer.Option(
         "--output", "-o", help="folder, or file if there is one input", show_default="name-x2.png beside the input"
     ),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace files that exist; never an input")]
-Recursive = Annotated[
-    bool, typer.Option("--recursive", "-r", help="also the folders in a folder, as a tree in --output")
 ]
 
 
@@ -65,65 +58,21 @@ def upscale(
         raise typer.BadParameter(str(error)) from error
     jobs = plan(inputs, names, recursive=recursive, overwrite=overwrite)
     with Report(len(jobs), json_lines=json_lines) as report:
-        upscaler = None
+        work = None
         if any(job.error is None for job in jobs):
             report.show("loading the model")
-            upscaler = load_upscaler(model, device, precision)
-        outcomes = _run(jobs, request, upscaler, report, overwrite)
-    if any(outcome.error is not None for outcome in outcomes):
-        raise typer.Exit(1)
+            work = partial(_work, request, load_upscaler(model, device, precision), report, overwrite)
+        run_jobs(jobs, work, report)
 
 
-def _run(
-    jobs: Sequence["Job"], request: UpscaleRequest, upscaler: "Upscaler | None", report: "Report", overwrite: bool
-) -> list["Outcome"]:
-    """Do the jobs in turn. Ctrl-C ends the run, with the finished files in place and nothing of the current one."""
+def _work(request: UpscaleRequest, upscaler: "Upscaler", report: "Report", overwrite: bool, job: "Job") -> "Outcome":
     from enlarger.cli.report import Outcome
-
-    outcomes: list[Outcome] = []
-    try:
-        for job in jobs:
-            if job.error is not None or upscaler is None:
-                outcome = Outcome(job.input, error=job.error)
-            else:
-                outcome = _guarded(job, request, upscaler, report, overwrite)
-            report.end(outcome)
-            outcomes.append(outcome)
-    except KeyboardInterrupt:
-        report.say(f"interrupted: {len(outcomes)} of {len(jobs)} files done")
-        raise typer.Exit(130) from None
-    report.close(outcomes)
-    return outcomes
-
-
-def _guarded(job: "Job", request: UpscaleRequest, upscaler: "Upscaler", report: "Report", overwrite: bool) -> "Outcome":
-    """The outcome of a job, whatever happens: one bad picture must not end a run."""
-    from enlarger.cli.report import Outcome
-
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            outcome = _enlarge(job, request, upscaler, report, overwrite)
-        said = tuple(str(warning.message) for warning in caught)
-        return replace(outcome, notes=tuple(dict.fromkeys(outcome.notes + said)))
-    except EnlargerError as error:
-        return Outcome(job.input, error=str(error))
-    except Exception as error:  # noqa: BLE001 - a fault of ours or of a library in one file; the others go on
-        return Outcome(job.input, error=unexpected(error))
-
-
-def _enlarge(job: "Job", request: UpscaleRequest, upscaler: "Upscaler", report: "Report", overwrite: bool) -> "Outcome":
-    from enlarger.cli.report import Outcome
-    from enlarger.images import save_image
 
     started = time.monotonic()
     result = upscaler(replace(request, image=job.input), watch=report.begin(job.input.name))
-    report.show(f"{job.input.name}: saving")
-    saved = [
-        save_image(image, path, overwrite=overwrite) for image, path in zip(result.images, job.outputs, strict=True)
-    ]
     return Outcome(
         job.input,
-        tuple(saved),
+        save_all(job, result.images, report, overwrite),
         result.images[0].size,
         round(time.monotonic() - started, 3),
         result.seeds[0],
@@ -131,10 +80,3 @@ def _enlarge(job: "Job", request: UpscaleRequest, upscaler: "Upscaler", report: 
         result.consistency,
         result.notes,
     )
-
-
-def unexpected(error: Exception) -> str:
-    """One line for an error that is not ours; its traceback goes to standard error if ENLARGER_DEBUG is set."""
-    if os.environ.get("ENLARGER_DEBUG"):
-        traceback.print_exception(error, file=sys.stderr)
-    return f"unexpected {type(error).__name__}: {error}; set ENLARGER_DEBUG=1 to see where it comes from"

@@ -35,6 +35,14 @@ def check_prompts(
         raise ArgumentError(f"`prompt_embeds` and `negative_prompt_embeds` must have the same shape, found {shapes}")
 
 
+def check_pooled(which: str, embeds: Tensor | None, pooled: Tensor | None) -> None:
+    """Token features and pooled ones come together."""
+    if (embeds is None) != (pooled is None):
+        have, lack = f"{which}prompt_embeds", f"{which.removesuffix('_')}{'_' if which else ''}pooled_prompt_embeds"
+        have, lack = (lack, have) if embeds is None else (have, lack)
+        raise ArgumentError(f"If `{have}` are provided, `{lack}` also have to be passed, of the same text encoder")
+
+
 def check_callback_steps(steps: Any) -> None:
     if not isinstance(steps, int) or steps <= 0:
         raise ArgumentError(f"`callback_steps` has to be a positive integer but is {steps} of type {type(steps)}")

@@ -15,7 +15,6 @@ from enlarger.errors import Unsupported
 from enlarger.tasks.parts import Progress, Watch
 
 Call = Callable[[int, Tensor, Tensor], Tensor]  # step, timestep, latents in; the latents to go on with out
-TENSOR_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
 
 class Interrupted(Exception):
@@ -96,9 +95,10 @@ def every(callback: Callable[[int, Any, Tensor], None], steps: int) -> Call:
 
 def on_step_end(pipe: Any, callback: Callable[..., Any], names: Sequence[str], embeds: dict[str, Any]) -> Call:
     """`callback(pipe, step, timestep, tensors)`, which returns a dictionary of tensors, or {}."""
-    odd = [name for name in names if name not in TENSOR_INPUTS]
+    known = ["latents", *embeds]
+    odd = [name for name in names if name not in known]
     if odd:
-        raise ArgumentError(f"`callback_on_step_end_tensor_inputs` has {odd}, expected some of {list(TENSOR_INPUTS)}")
+        raise ArgumentError(f"`callback_on_step_end_tensor_inputs` has {odd}, expected some of {known}")
 
     def call(index: int, time: Tensor, latents: Tensor) -> Tensor:
         given = {**embeds, "latents": latents}

@@ -14,20 +14,25 @@ from torch import Tensor
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusion.partial import heun_to_a_guess, plms_resumed, plms_resumed_second
 from enlarger.diffusion.sample import Solver
-from enlarger.diffusion.sampler import Course, Sampler
+from enlarger.diffusion.sampler import Course, Sampler, calls
 from enlarger.diffusion.solvers import SOLVERS, ddim
+from enlarger.diffusion.solvers.dpmpp import FEW
 from enlarger.errors import Unsupported
 
-DOUBLE = ("heun", "dpm2", "dpm2_ancestral")  # two calls per step
+DOUBLE = ("heun", "dpm2", "dpm2_ancestral", "dpmpp_sde")  # two calls per step
+UNSPLIT = (*DOUBLE[1:], "pndm")  # their lists hold levels between those of the ladder
+Stop = tuple[int, Tensor]  # the number and the training time under which a step is reported
 
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """A course, the solver that walks it, and how many calls of the network diffusers counts for it."""
+    """A course, the solver that walks it, how many calls of the network diffusers counts for it, and what it reports
+    after each step."""
 
     course: Course
     solver: Solver
     calls: int
+    stops: Sequence[Stop]
 
 
 def whole(
@@ -50,7 +55,7 @@ def solver_of(sampler: Sampler, eta: float = 0.0) -> Solver:
         raise Unsupported(
             f"eta is {eta:g}, but only DDIMScheduler has it; EulerAncestralDiscreteScheduler adds noise too"
         )
-    return partial(ddim, eta=eta) if eta else SOLVERS[sampler.solver]
+    return partial(ddim, eta=eta) if eta else sampler.method()
 
 
 def entries(sampler: Sampler, course: Course) -> Tensor:
@@ -60,23 +65,30 @@ def entries(sampler: Sampler, course: Course) -> Tensor:
         return torch.cat([times[:2], times[1:]])
     if sampler.solver == "heun":
         return torch.cat([times[:1], times[1:].repeat_interleave(2)])
-    if sampler.solver in DOUBLE:
-        raise Unsupported("a run of KDPM2 cannot be split by time; split it by noise level with enlarger.generate")
+    if sampler.solver in UNSPLIT:
+        raise Unsupported(
+            f"a run of {sampler.solver} cannot be split by time; split it by noise level with enlarger.generate"
+        )
     return times
 
 
-def by_strength(sampler: Sampler, course: Course, strength: float, eta: float = 0.0) -> Walk:
-    """The last `strength` of the steps."""
-    steps = min(int(course.steps * strength), course.steps)
-    if steps < 1:
+def by_strength(
+    sampler: Sampler, course: Course, strength: float, eta: float = 0.0, asked: int | None = None
+) -> Walk:  # fmt: skip
+    """The last `strength` of the steps; `asked` is how many were asked for, where the course may have fewer."""
+    listed = course.steps if asked is None else asked
+    steps = min(int(listed * strength), listed)
+    first = listed - steps
+    if steps < 1 or first >= course.steps:
         raise ArgumentError(
             f"After adjusting the num_inference_steps by strength parameter: {strength}, the number of pipeline steps "
             f"is {steps} which is < 1 and not appropriate for this pipeline."
         )
-    first = course.steps - steps
-    if sampler.solver in DOUBLE:
-        return Walk(course.part(first), solver_of(sampler, eta), 2 * steps - 1)
-    return from_entry(sampler, course, first, eta)
+    if sampler.solver in UNSPLIT:
+        part, solver = course.part(first), solver_of(sampler, eta)
+        seen = calls(solver, part.ladder)
+        return Walk(part, solver, 0 if seen is None else len(seen), _reported(sampler, part.times))
+    return from_entry(sampler, course, 2 * first if sampler.solver == "heun" else first, eta)
 
 
 def between(sampler: Sampler, course: Course, start: float | None, end: float | None, eta: float = 0.0) -> Walk:
@@ -97,23 +109,41 @@ def between(sampler: Sampler, course: Course, start: float | None, end: float | 
 
 def from_entry(sampler: Sampler, course: Course, first: int, eta: float = 0.0, stop: int | None = None) -> Walk:
     """From one entry of the list to before another."""
-    stop = len(entries(sampler, course)) if stop is None else stop
+    listed = entries(sampler, course)
+    stop = len(listed) if stop is None else stop
+    part, solver = course.part(first, stop) if len(listed) == course.steps else course, solver_of(sampler, eta)
     if sampler.solver == "heun":
-        return _heun_part(course, first, stop)
-    if sampler.solver != "plms" or (first == 0 and stop < 2):
-        return Walk(course.part(first, stop), solver_of(sampler, eta), stop - first)
-    levels = max(stop - 1, 1)  # the list has one entry more than there are levels
-    if first == 0:
-        return Walk(course.part(0, levels), solver_of(sampler, eta), stop)
-    if first == 1:
-        return Walk(course.part(1, levels), partial(plms_resumed_second, before=course.ladder[0]), stop - first)
-    return Walk(course.part(first - 1, levels), plms_resumed, stop - first)
+        part, solver = _heun_part(course, first, stop)
+    if sampler.solver == "plms":
+        part, solver = _plms_part(course, first, stop)
+    if sampler.options.get("eased") is not None and sampler.solver.startswith("dpmpp") and course.steps >= FEW:
+        solver = partial(solver, eased=None)  # whether the run is short was decided by its whole length
+    return Walk(part, solver, stop - first, _reported(sampler, listed[first:stop], len(listed) - course.steps))
 
 
-def _heun_part(course: Course, first: int, stop: int) -> Walk:
+def _heun_part(course: Course, first: int, stop: int) -> tuple[Course, Solver]:
     begin, halves = (first + 1) // 2, stop - first
     if stop == 2 * course.steps - 1:
-        return Walk(course.part(begin), SOLVERS["heun"], halves)
+        return course.part(begin), SOLVERS["heun"]
     if halves % 2 == 0:
-        return Walk(course.part(begin, begin + halves // 2), SOLVERS["heun"], halves)
-    return Walk(course.part(begin, begin + halves // 2 + 1), heun_to_a_guess, halves)
+        return course.part(begin, begin + halves // 2), SOLVERS["heun"]
+    return course.part(begin, begin + halves // 2 + 1), heun_to_a_guess
+
+
+def _plms_part(course: Course, first: int, stop: int) -> tuple[Course, Solver]:
+    level = min(first, max(first - 1, 1))  # the entries are those of the levels 0, 1, 1, 2, 3 ...
+    if stop - first == 1:
+        return course.part(level, level + 1), SOLVERS["euler"]
+    part = course.part(level, stop - 1)
+    if first == 0:
+        return part, SOLVERS["plms" if stop > 2 else "heun"]
+    return part, partial(plms_resumed_second, before=course.ladder[0]) if first == 1 else plms_resumed
+
+
+def _reported(sampler: Sampler, listed: Tensor, ahead: int = 0) -> list[Stop]:
+    """The step's number and time after each call that ends a step; the first `ahead` calls of PNDM end none."""
+    order = 2 if sampler.solver == "heun" else 1
+    ahead = 0 if order == 2 else ahead
+    times = listed.round().long() if sampler.preserving else listed.float()
+    last = len(times) - 1
+    return [(i // order, t) for i, t in enumerate(times) if i == last or (i >= ahead and (i + 1) % order == 0)]

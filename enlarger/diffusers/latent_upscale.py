@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from enlarger.diffusers.arguments import (
@@ -15,6 +14,7 @@ from enlarger.diffusers.arguments import (
     check_callback_steps,
     check_latents,
     check_output_type,
+    check_pooled,
     check_prompts,
     negatives_for,
     noise_for,
@@ -23,17 +23,15 @@ from enlarger.diffusers.callbacks import Reporter, every
 from enlarger.diffusers.pictures import LATENT_CHANNELS, preprocess
 from enlarger.diffusers.pipeline import Pipeline, output
 from enlarger.diffusers.schedulers import Scheduler
+from enlarger.diffusers.text_pipeline import PooledEmbeds, text_of
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.solvers import SOLVERS
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
-from enlarger.tasks.parts import Text
 from enlarger.tasks.upscale_latent import LatentUpscale, LatentUpscaleJob
-from enlarger.text.encode import Encoded, encode
+from enlarger.text.encode import encode
 from enlarger.text.tokenize import Tokenizer
-
-Embeds = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 
 
 class StableDiffusionLatentUpscalePipeline(Pipeline):
@@ -81,8 +79,8 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         Guidance at or below 1 runs the prompt alone, at 0 the empty prompt. Arguments that cannot be raise ValueError.
         """
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        _check_pooled("", prompt_embeds, pooled_prompt_embeds)
-        _check_pooled("negative_", negative_prompt_embeds, negative_pooled_prompt_embeds)
+        check_pooled("", prompt_embeds, pooled_prompt_embeds)
+        check_pooled("negative_", negative_prompt_embeds, negative_pooled_prompt_embeds)
         check_callback_steps(callback_steps)
         check_output_type(output_type)
         count = batch_of(prompt, prompt_embeds)
@@ -98,7 +96,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         )  # fmt: skip
         guidance = Guidance(guidance_scale if guided else 1.0)
         job = LatentUpscaleJob(
-            low, _text(embeds), course, SOLVERS[sampler.solver], noise, guidance, initial=latents
+            low, text_of(embeds), course, SOLVERS[sampler.solver], noise, guidance, initial=latents
         )  # fmt: skip
         task = LatentUpscale(self.tokenizer, self.text_encoder, self.unet, self.vae, sampler, self._runtime)
         calls = [] if callback is None else [every(callback, callback_steps)]
@@ -117,7 +115,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         negative_prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
-    ) -> Embeds:
+    ) -> PooledEmbeds:
         """(prompt, negative prompt, pooled prompt, pooled negative prompt) as features; those given are kept."""
         count = batch_of(prompt, prompt_embeds)
         if prompt_embeds is None or pooled_prompt_embeds is None:
@@ -153,21 +151,3 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
     def _latent_size(self, low: Tensor) -> tuple[int, int]:
         factor = 1 if low.shape[1] == LATENT_CHANNELS else self.vae.factor
         return low.shape[2] // factor, low.shape[3] // factor
-
-
-def _check_pooled(which: str, embeds: Tensor | None, pooled: Tensor | None) -> None:
-    """Token features and pooled ones come together."""
-    if (embeds is None) != (pooled is None):
-        have, lack = f"{which}prompt_embeds", f"{which.removesuffix('_')}{'_' if which else ''}pooled_prompt_embeds"
-        have, lack = (lack, have) if embeds is None else (have, lack)
-        raise ArgumentError(f"If `{have}` are provided, `{lack}` also have to be passed, of the same text encoder")
-
-
-def _text(embeds: Embeds) -> Text:
-    tokens, negative, pooled, negative_pooled = embeds
-    without = None if negative is None or negative_pooled is None else _encoded(negative, negative_pooled)
-    return Text(_encoded(tokens, pooled), without)
-
-
-def _encoded(tokens: Tensor, pooled: Tensor) -> Encoded:
-    return Encoded(tokens, pooled, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))

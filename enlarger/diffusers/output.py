@@ -7,25 +7,25 @@ from typing import Any
 
 @dataclass(frozen=True, eq=False)
 class PipelineOutput:
-    """The pictures. `nsfw_content_detected` is always None: nothing here judges pictures.
+    """The pictures, and which of them the safety checker flagged; None if it was not asked.
 
     Positions, keys and length count what is not None, as in diffusers.
     """
 
     images: Any  # list of PIL images, array (B, H, W, 3) or tensor (B, C, H, W)
-    nsfw_content_detected: None = None
+    nsfw_content_detected: list[bool] | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
-        return (self.images,)
+        return self.values()
 
     def keys(self) -> tuple[str, ...]:
-        return ("images",)
+        return ("images",) if self.nsfw_content_detected is None else ("images", "nsfw_content_detected")
 
     def values(self) -> tuple[Any, ...]:
-        return self.to_tuple()
+        return tuple(getattr(self, name) for name in self.keys())
 
     def items(self) -> tuple[tuple[str, Any], ...]:
-        return (("images", self.images),)
+        return tuple((name, getattr(self, name)) for name in self.keys())
 
     def __getitem__(self, key: int | slice | str) -> Any:
         return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
@@ -37,4 +37,4 @@ class PipelineOutput:
         return len(self.keys())
 
 
-ImagePipelineOutput = StableDiffusionPipelineOutput = PipelineOutput
+ImagePipelineOutput = StableDiffusionPipelineOutput = StableDiffusionXLPipelineOutput = PipelineOutput

@@ -1,8 +1,11 @@
 """What both pipelines share: their parts, reading and writing folders, devices, the progress bar, and decoding."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
+from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,6 +21,7 @@ from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.progress import Bar, BarSettings, bar_settings
 from enlarger.diffusers.schedulers import Scheduler, scheduler_of
 from enlarger.errors import CheckpointError, InputError, Unsupported
+from enlarger.jsonfile import read_json
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.runtime.runtime import PRECISIONS, Offload, Runtime
@@ -25,7 +29,7 @@ from enlarger.tasks.parts import decode
 from enlarger.text.tokenize import Tokenizer
 
 FIXED_LOADING = {"use_safetensors": True, "low_cpu_mem_usage": True}  # what loading always does
-STATE = ("_runtime", "_bar", "_sliced_vae", "_configs", "_interrupt")
+STATE = ("_runtime", "_bar", "_sliced_vae", "_configs", "_settings", "_source", "_interrupt", "_adapters")
 
 
 class Pipeline:
@@ -37,6 +41,8 @@ class Pipeline:
     """
 
     PARTS: ClassVar[Mapping[str, type[Any]]] = {}
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset()  # parts that may be None
+    SETTINGS: ClassVar[tuple[str, ...]] = ()  # arguments that are not parts; model_index.json keeps them
     UPCAST: ClassVar[bool] = False  # whether the autoencoder's `force_upcast` is heeded
     vae: AutoencoderKL
     text_encoder: ClipText
@@ -44,8 +50,10 @@ class Pipeline:
     unet: Any
     scheduler: Scheduler
 
-    def __init__(self, parts: Mapping[str, Any]) -> None:
+    def __init__(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
         self._configs: dict[str, Any] = {}  # of parts that were read, as they were stated
+        self._settings: dict[str, Any] = dict(settings or {})
+        self._source: tuple[Path, Mapping[str, Any]] | None = None  # the folder that was read, and its index
         for name, part in parts.items():
             setattr(self, name, part)
         self._runtime = Runtime(self.vae.decoder.conv_in.weight.device)
@@ -59,7 +67,8 @@ class Pipeline:
         if kind is None and name not in STATE:
             raise Unsupported(f"{name} cannot be set, nothing here reads it; the parts are {', '.join(self.PARTS)}")
         plain = getattr(value, "_orig_mod", value)  # what torch.compile wrapped
-        if kind is not None and not isinstance(plain, kind):
+        absent = value is None and name in self.OPTIONAL
+        if kind is not None and not absent and not isinstance(plain, kind):
             raise InputError(_wrong_part(name, value, kind))
         if name in self.PARTS:
             self._configs.pop(name, None)
@@ -77,7 +86,7 @@ class Pipeline:
         how it is done anyway. Any other raises Unsupported.
         """
         del local_files_only  # either value is honoured
-        given = {name: options.pop(name) for name in cls.PARTS if name in options}
+        given = {name: options.pop(name) for name in (*cls.PARTS, *cls.SETTINGS) if name in options}
         _check_loading(options)
         path = Path(pretrained_model_name_or_path)
         if not path.is_dir():
@@ -85,20 +94,34 @@ class Pipeline:
                 f"{path}: no such folder, and nothing is downloaded here; fetch the model once with "
                 f"`hf download {path} --local-dir FOLDER` and give that folder"
             )
-        wanted = [name for name, kind in cls.PARTS.items() if name not in given and kind is not type(None)]
+        wanted = [name for name in cls._wanted(path) if name not in given]
         bundle = read_folder(path, variant, _precision(torch_dtype if dtype is None else dtype), wanted)
         return cls._from_bundle(bundle, given)
 
     @classmethod
     def _from_bundle(cls, bundle: Bundle, given: Mapping[str, Any]) -> Self:
         """A pipeline of what was read and of the parts that were given instead."""
-        absent: dict[str, Any] = {name: None for name, kind in cls.PARTS.items() if kind is type(None)}
-        parts = absent | dict(bundle.components)
-        if "scheduler" in parts:
-            parts["scheduler"] = scheduler_of(parts["scheduler"])
-        made = cls(**(parts | dict(given)))
+        absent = {name: None for name, kind in cls.PARTS.items() if kind is type(None) or name in cls.OPTIONAL}
+        settings = {name: bundle.index[name] for name in cls.SETTINGS if name in bundle.index}
+        parts = {
+            name: scheduler_of(part) if issubclass(cls.PARTS.get(name, object), Scheduler) else part
+            for name, part in bundle.components.items()
+        }
+        made = cls(**(absent | parts | settings | dict(given)))
         made._configs.update({name: config for name, config in bundle.configs.items() if name not in given})
+        made._source = bundle.path, bundle.index
         return made
+
+    @classmethod
+    def _wanted(cls, path: Path) -> list[str]:
+        """The parts to read; optional ones only where the folder's index names them."""
+        index = read_json(path / INDEX) if (path / INDEX).is_file() else {}
+        stated = {name for name, value in index.items() if isinstance(value, list) and value != [None, None]}
+        return [
+            name
+            for name, kind in cls.PARTS.items()
+            if kind is not type(None) and (name not in cls.OPTIONAL or name in stated)
+        ]
 
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None,
@@ -107,18 +130,45 @@ class Pipeline:
         """Write a folder that diffusers and `from_pretrained` read. An existing one is not written over."""
         if not safe_serialization or push_to_hub:
             raise Unsupported("weights are written as safetensors to a local folder; leave out the other options")
-        parts = {name: part for name, part in self.components.items() if part is not None}
         index: dict[str, Any] = {"_class_name": type(self).__name__, **{name: [None, None] for name in self.PARTS}}
+        index |= self._settings
         if "safety_checker" in self.PARTS:
             index["requires_safety_checker"] = False
-        components = parts | {"scheduler": self.scheduler.json()}
-        bundle = Bundle(Path(save_directory), index, components, self._configs)
+        parts = {name: part for name, part in self.components.items() if part is not None}
+        components = {
+            name: part.json() if isinstance(part, Scheduler) else part
+            for name, part in parts.items()
+            if isinstance(part, nn.Module | Tokenizer | Scheduler)
+        }
+        path, stated = (Path(save_directory), {}) if self._source is None else self._source
+        copied = [name for name in parts if name not in components]  # networks of other packages
+        copied += ["feature_extractor"] if copied else []
+        index |= {name: stated[name] for name in copied if name in stated}
+        missing = [name for name in copied if name not in stated]
+        if missing:
+            warnings.warn(f"{', '.join(missing)} cannot be saved: only what lies in a folder is copied", stacklevel=2)
+        bundle = Bundle(path, index, components, self._configs, tuple(copied))
         save_folder(bundle, save_directory, max_shard_bytes=_shard_bytes(max_shard_size), variant=variant)
+
+    @classmethod
+    def from_pipe(cls, pipeline: "Pipeline", **parts: Any) -> Self:
+        """A pipeline of another one's parts, which both share; `parts` replaces some or adds what is missing."""
+        shared = {name: part for name, part in pipeline.components.items() if name in cls.PARTS}
+        settings = {name: value for name, value in pipeline.config.items() if name in cls.SETTINGS}
+        absent = {name: None for name, kind in cls.PARTS.items() if kind is type(None) or name in cls.OPTIONAL}
+        made = cls(**(absent | shared | settings | parts))
+        made._configs.update({name: config for name, config in pipeline._configs.items() if name not in parts})
+        return made
 
     @property
     def components(self) -> dict[str, Any]:
         """The parts, to make other pipelines of: `Other(**pipe.components)` shares the weights."""
         return {name: getattr(self, name) for name in self.PARTS}
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The settings that are not parts, as model_index.json keeps them."""
+        return MappingProxyType(self._settings)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -213,6 +263,18 @@ class Pipeline:
         """Arrays in 0..1 to PIL images."""
         return pictures.numpy_to_pil(images)
 
+    def _scaled(self, kwargs: Mapping[str, Any] | None) -> Self:
+        """The same pipeline with its adapters' scale changed for one call."""
+        unknown = sorted(set(kwargs or {}) - {"scale"})
+        if unknown:
+            raise Unsupported(f"cross_attention_kwargs has {', '.join(unknown)}; it takes `scale` of loaded adapters")
+        if not kwargs:
+            return self
+        other = copy(self)
+        for name, network in other._with_lora_scale(float(kwargs["scale"])).items():
+            object.__setattr__(other, name, network)
+        return other
+
     def _networks(self) -> list[nn.Module]:
         return [part for part in self.components.values() if isinstance(part, nn.Module)]
 
@@ -245,14 +307,14 @@ def output(images: Any, return_dict: bool, as_tuple: tuple[Any, ...]) -> Any:
     return PipelineOutput(images) if return_dict else as_tuple
 
 
-def warn_skipped_checker(index: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Say that a folder's safety checker is left out, unless that was asked for."""
-    stated: Any = index.get("safety_checker") or (None, None)
-    if stated[1] is not None and "safety_checker" not in given:
-        warnings.warn(
-            f"the safety checker that {INDEX} lists is not run: enlarger has none; safety_checker=None silences this",
-            stacklevel=4,
-        )
+def scaled(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a pipeline's call take the adapters' scale, `cross_attention_kwargs={"scale": 0.5}`."""
+
+    @wraps(call)
+    def run(self: Any, *args: Any, cross_attention_kwargs: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+        return call(self._scaled(cross_attention_kwargs), *args, **kwargs)
+
+    return run
 
 
 def _wrong_part(name: str, value: Any, kind: type[Any]) -> str:

@@ -1,18 +1,25 @@
 """Schedulers by diffusers' names: each is a value, a class name and a config, that selects one of our samplers."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
-from enlarger.checkpoint.configs import schedule_config
 from enlarger.checkpoint.folder import SCHEDULER
+from enlarger.checkpoint.schedulers import schedule_config
 from enlarger.diffusion.sampler import Sampler
 from enlarger.errors import CheckpointError, Unsupported
 from enlarger.jsonfile import read_json
 
+Defaults = Mapping[str, Any]
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+STABLE = BETAS | {"beta_start": 0.00085, "beta_end": 0.012}
 CURVES = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+FLOW = {"use_flow_sigmas": False, "flow_shift": 1.0}
+SHIFT = {"use_dynamic_shifting": False, "time_shift_type": "exponential"}
+SPACING = {"timestep_spacing": "linspace", "steps_offset": 0}
 
 
 class SchedulerConfig(Mapping[str, Any]):
@@ -42,14 +49,14 @@ class SchedulerConfig(Mapping[str, Any]):
 
 
 class Scheduler:
-    """The base of the five classes, which differ in their defaults alone.
+    """The base of the classes, which differ in their defaults alone.
 
     A base class and not a table of functions, so that `isinstance`, `type(pipe.scheduler).from_config` and the class
     name in saved files mean what people expect. There is no `set_timesteps` or `step`: solvers are in
     `enlarger.diffusion.solvers`.
     """
 
-    DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    DEFAULTS: ClassVar[Defaults] = {}
 
     def __init__(self, *values: Any, **settings: Any) -> None:
         named = dict(zip(self.DEFAULTS, values, strict=False)) | settings
@@ -93,8 +100,6 @@ class Scheduler:
         name = type(self).__name__
         if self.config.get("clip_sample"):
             raise Unsupported(f"{name}: clip_sample is not available, latents are not bounded; set clip_sample=False")
-        if self.config.get("skip_prk_steps") is False and "skip_prk_steps" in self.DEFAULTS:
-            raise Unsupported(f"{name}: the Runge-Kutta start is not available; set skip_prk_steps=True")
         return schedule_config({key: self.config[key] for key in self.DEFAULTS} | {"_class_name": name})
 
     def __repr__(self) -> str:
@@ -104,7 +109,7 @@ class Scheduler:
 class EulerDiscreteScheduler(Scheduler):
     """`euler`; the x2 upscaler's file names it."""
 
-    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+    DEFAULTS: ClassVar[Defaults] = {
         **BETAS,
         "trained_betas": None,
         "prediction_type": "epsilon",
@@ -123,7 +128,7 @@ class EulerDiscreteScheduler(Scheduler):
 class EulerAncestralDiscreteScheduler(Scheduler):
     """`euler_ancestral`: fresh noise at each step."""
 
-    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+    DEFAULTS: ClassVar[Defaults] = {
         **BETAS,
         "trained_betas": None,
         "prediction_type": "epsilon",
@@ -136,7 +141,7 @@ class EulerAncestralDiscreteScheduler(Scheduler):
 class HeunDiscreteScheduler(Scheduler):
     """`heun`: two calls of the network per step."""
 
-    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+    DEFAULTS: ClassVar[Defaults] = {
         **BETAS,
         "beta_start": 0.00085,
         "beta_end": 0.012,
@@ -153,7 +158,7 @@ class HeunDiscreteScheduler(Scheduler):
 class DDIMScheduler(Scheduler):
     """`ddim`, the one with `eta`. Each step ends where the next one starts, also for "linspace" and "trailing"."""
 
-    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+    DEFAULTS: ClassVar[Defaults] = {
         **BETAS,
         "trained_betas": None,
         "clip_sample": True,
@@ -169,13 +174,33 @@ class DDIMScheduler(Scheduler):
     }
 
 
-class PNDMScheduler(Scheduler):
-    """`plms`: as SD1's and SD2's files have it, without the Runge-Kutta start.
+class DDPMScheduler(Scheduler):
+    """`ddpm`, with the posterior's variance ("fixed_small")."""
 
-    It mixes noise estimates; diffusers mixes raw outputs, which differs for "v_prediction" (no official file has that).
+    DEFAULTS: ClassVar[Defaults] = {
+        **BETAS,
+        "trained_betas": None,
+        "variance_type": "fixed_small",
+        "clip_sample": True,
+        "prediction_type": "epsilon",
+        "thresholding": False,
+        "dynamic_thresholding_ratio": 0.995,
+        "clip_sample_range": 1.0,
+        "sample_max_value": 1.0,
+        "timestep_spacing": "leading",
+        "steps_offset": 0,
+        "rescale_betas_zero_snr": False,
+    }
+
+
+class PNDMScheduler(Scheduler):
+    """`plms`, as SD1's and SD2's files have it; without `skip_prk_steps` `pndm`, which starts with Runge-Kutta.
+
+    They mix noise estimates; diffusers mixes raw outputs, which differs for "v_prediction" (no official file has that).
+    Each step ends where the next one starts, also for "linspace" and "trailing".
     """
 
-    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+    DEFAULTS: ClassVar[Defaults] = {
         **BETAS,
         "trained_betas": None,
         "skip_prk_steps": False,
@@ -186,6 +211,119 @@ class PNDMScheduler(Scheduler):
     }
 
 
+class LMSDiscreteScheduler(Scheduler):
+    """`lms`, of order 4."""
+
+    DEFAULTS: ClassVar[Defaults] = {
+        **BETAS,
+        "trained_betas": None,
+        **CURVES,
+        "prediction_type": "epsilon",
+        **SPACING,
+    }
+
+
+class KDPM2DiscreteScheduler(Scheduler):
+    """`dpm2`: two calls of the network per step."""
+
+    DEFAULTS: ClassVar[Defaults] = {**STABLE, "trained_betas": None, **CURVES, "prediction_type": "epsilon", **SPACING}
+
+
+class KDPM2AncestralDiscreteScheduler(Scheduler):
+    """`dpm2_ancestral`: two calls of the network and fresh noise per step."""
+
+    DEFAULTS: ClassVar[Defaults] = KDPM2DiscreteScheduler.DEFAULTS
+
+
+class DPMSolverSDEScheduler(Scheduler):
+    """`dpmpp_sde`: two calls of the network per step, and fresh noise before each of them.
+
+    The noise comes from the generators of the run; diffusers draws it from a Brownian tree of its own, so that single
+    pictures differ. `noise_sampler_seed` therefore stays None.
+    """
+
+    DEFAULTS: ClassVar[Defaults] = {
+        **STABLE,
+        "trained_betas": None,
+        "prediction_type": "epsilon",
+        **CURVES,
+        "noise_sampler_seed": None,
+        **SPACING,
+    }
+
+
+class DPMSolverMultistepScheduler(Scheduler):
+    """`dpmpp_2m`; `dpmpp_2m_sde` for "sde-dpmsolver++"; order 1 `euler` or `euler_ancestral`; order 3 as well."""
+
+    DEFAULTS: ClassVar[Defaults] = {
+        **BETAS,
+        "trained_betas": None,
+        "solver_order": 2,
+        "prediction_type": "epsilon",
+        **THRESHOLD,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "euler_at_final": False,
+        **CURVES,
+        "use_lu_lambdas": False,
+        **FLOW,
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf,
+        "variance_type": None,
+        **SPACING,
+        "rescale_betas_zero_snr": False,
+        **SHIFT,
+    }
+
+
+class DPMSolverSinglestepScheduler(Scheduler):
+    """`dpmpp_singlestep`: groups of steps, each from the start of its group."""
+
+    DEFAULTS: ClassVar[Defaults] = {
+        **BETAS,
+        "trained_betas": None,
+        "solver_order": 2,
+        "prediction_type": "epsilon",
+        **THRESHOLD,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "lower_order_final": False,
+        **CURVES,
+        **FLOW,
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf,
+        "variance_type": None,
+        **SHIFT,
+    }
+
+
+class UniPCMultistepScheduler(Scheduler):
+    """`unipc`, of order 1 to 3, "bh1" or "bh2", with the corrector at every step."""
+
+    DEFAULTS: ClassVar[Defaults] = {
+        **BETAS,
+        "trained_betas": None,
+        "solver_order": 2,
+        "prediction_type": "epsilon",
+        **THRESHOLD,
+        "predict_x0": True,
+        "solver_type": "bh2",
+        "lower_order_final": True,
+        "disable_corrector": [],
+        "solver_p": None,
+        **CURVES,
+        **FLOW,
+        **SPACING,
+        "final_sigmas_type": "zero",
+        "rescale_betas_zero_snr": False,
+        **SHIFT,
+        "sigma_min": None,
+        "sigma_max": None,
+        "shift_terminal": None,
+    }
+
+
 CLASSES: Mapping[str, type[Scheduler]] = {
     kind.__name__: kind
     for kind in (
@@ -193,7 +331,15 @@ CLASSES: Mapping[str, type[Scheduler]] = {
         EulerAncestralDiscreteScheduler,
         HeunDiscreteScheduler,
         DDIMScheduler,
+        DDPMScheduler,
         PNDMScheduler,
+        LMSDiscreteScheduler,
+        KDPM2DiscreteScheduler,
+        KDPM2AncestralDiscreteScheduler,
+        DPMSolverSDEScheduler,
+        DPMSolverMultistepScheduler,
+        DPMSolverSinglestepScheduler,
+        UniPCMultistepScheduler,
     )
 }
 

@@ -16,7 +16,7 @@ from enlarger.diffusers.arguments import (
     refuse,
 )
 from enlarger.diffusers.courses import solver_of, whole
-from enlarger.diffusers.pipeline import output
+from enlarger.diffusers.pipeline import scaled
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import NOT_HERE, TextPipeline, settled, told
 from enlarger.diffusion.guidance import Guidance
@@ -25,6 +25,7 @@ from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
 from enlarger.tasks.denoise import Method
+from enlarger.tasks.safety import SafetyChecker
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
 from enlarger.text.tokenize import Tokenizer
 
@@ -34,7 +35,7 @@ class StableDiffusionPipeline(TextPipeline):
 
     def __init__(
         self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet, scheduler: Scheduler,
-        safety_checker: None = None, feature_extractor: None = None, image_encoder: None = None,
+        safety_checker: SafetyChecker | None = None, feature_extractor: None = None, image_encoder: None = None,
         requires_safety_checker: bool = False,
     ) -> None:  # fmt: skip
         del requires_safety_checker  # only decides whether diffusers warns that there is none
@@ -47,6 +48,7 @@ class StableDiffusionPipeline(TextPipeline):
                 "this is not a text-to-image checkpoint"
             )
 
+    @scaled
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -80,14 +82,8 @@ class StableDiffusionPipeline(TextPipeline):
         are steps and mostly ends at 0. `eta` is DDIM's alone. Guidance at or below 1 runs the prompt alone. Arguments
         that cannot be raise ValueError.
         """
-        refuse(
-            {
-                "ip_adapter_image": ip_adapter_image,
-                "ip_adapter_image_embeds": ip_adapter_image_embeds,
-                "cross_attention_kwargs": cross_attention_kwargs,
-            },
-            NOT_HERE,
-        )
+        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
+        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
         height, width = self._size(height, width)
@@ -108,5 +104,4 @@ class StableDiffusionPipeline(TextPipeline):
         job = TextToImageJob(told(embeds, guidance), size, method, latents)
         networks = self._networks_for(sampler)
         made = self._run(sampler, course, calls, lambda watch: text_to_image(networks, job, watch))
-        images = self._package(made, str(output_type))
-        return output(images, return_dict, (images, None))
+        return self._output(made, str(output_type), return_dict)

@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,10 +17,12 @@ from enlarger.diffusers.arguments import (
     batch_of,
     check_callback_steps,
     negatives_for,
-    refuse,
 )
 from enlarger.diffusers.callbacks import Call, Interrupted, Reporter, every, on_step_end
-from enlarger.diffusers.pipeline import Pipeline, warn_skipped_checker
+from enlarger.diffusers.lora import LoraMethods
+from enlarger.diffusers.output import PipelineOutput
+from enlarger.diffusers.pictures import postprocess
+from enlarger.diffusers.pipeline import Pipeline
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.sampler import Course, Sampler
@@ -28,22 +32,27 @@ from enlarger.nn.unet import UNet
 from enlarger.tasks.denoise import Told
 from enlarger.tasks.networks import Networks
 from enlarger.tasks.parts import Text, Watch
+from enlarger.tasks.safety import SafetyChecker, note_without_checker
 from enlarger.tasks.told import told_tokens
 from enlarger.text.encode import Encoded, encode
 from enlarger.text.tokenize import Tokenizer
 
 Embeds = tuple[Tensor, Tensor | None]
+PooledEmbeds = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 
 NOT_HERE = {
     "ip_adapter_image": "there are no IP adapters",
     "ip_adapter_image_embeds": "there are no IP adapters",
-    "cross_attention_kwargs": "merge adapters into the weights first",
 }
+FLAGGED = "the safety checker flagged a picture, which is black now; try another prompt or seed"
 
 
-class TextPipeline(Pipeline):
-    """The base of the Stable Diffusion 1 and 2 pipelines. As in diffusers, a scheduler file from before `steps_offset`
-    and `clip_sample` were settled is corrected (1 and False) when the pipeline is made."""
+class TextPipeline(LoraMethods, Pipeline):
+    """The base of the Stable Diffusion 1 and 2 pipelines.
+
+    A folder's safety checker is read where transformers is installed, and blackens what it flags as diffusers' does;
+    `feature_extractor`, a part of it here, is None.
+    """
 
     PARTS: ClassVar[Mapping[str, type[Any]]] = {
         "vae": AutoencoderKL,
@@ -51,15 +60,22 @@ class TextPipeline(Pipeline):
         "tokenizer": Tokenizer,
         "unet": UNet,
         "scheduler": Scheduler,
-        "safety_checker": type(None),
+        "safety_checker": SafetyChecker,
         "feature_extractor": type(None),
         "image_encoder": type(None),
     }
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"safety_checker"})
     unet: UNet
 
     @classmethod
+    def _wanted(cls, path: Path) -> list[str]:
+        return [name for name in super()._wanted(path) if name != "safety_checker"]
+
+    @classmethod
     def _from_bundle(cls, bundle: Bundle, given: Mapping[str, Any]) -> Self:
-        warn_skipped_checker(bundle.index, given)
+        stated: Any = bundle.index.get("safety_checker") or (None, None)
+        if "safety_checker" in cls.PARTS and stated[1] is not None and "safety_checker" not in given:
+            given = {**given, "safety_checker": _checker(bundle.path)}
         return super()._from_bundle(bundle, given)
 
     def encode_prompt(
@@ -78,7 +94,11 @@ class TextPipeline(Pipeline):
 
         `clip_skip` acts on the prompts alone, as in diffusers.
         """
-        refuse({"lora_scale": lora_scale}, {"lora_scale": "merge adapters into the weights first"})
+        if lora_scale is not None:
+            return self._scaled({"scale": lora_scale}).encode_prompt(
+                prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt, prompt_embeds,
+                negative_prompt_embeds, clip_skip=clip_skip,
+            )  # fmt: skip
         count = batch_of(prompt, prompt_embeds)
         if prompt_embeds is None:
             assert prompt is not None, "either a prompt or its embeddings"
@@ -131,6 +151,20 @@ class TextPipeline(Pipeline):
         callback = older.get("callback")
         return calls if callback is None else [*calls, every(callback, 1 if steps is None else steps)]
 
+    def _output(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
+        """The latents, or their pictures, blackened where the safety checker flags them."""
+        checker: SafetyChecker | None = getattr(self, "safety_checker", None)
+        if output_type == "latent" or checker is None:
+            images, flags = self._package(latents, output_type), None
+        else:
+            made = self._decode(latents)
+            flags = list(replace(checker, runtime=self._runtime)(made))
+            if any(flags):
+                warnings.warn(FLAGGED, stacklevel=3)
+            made[torch.tensor(flags)] = -1
+            images = postprocess(made.to(self.dtype) if output_type == "pt" else made, output_type)
+        return PipelineOutput(images, flags) if return_dict else (images, flags)
+
     def _networks_for(self, sampler: Sampler) -> Networks:
         upcast = self.UPCAST and self.vae.config.force_upcast
         return Networks(self.unet, self.vae, sampler.precondition(), self._runtime, upcast)
@@ -153,6 +187,26 @@ def told(embeds: Embeds, guidance: Guidance) -> Told:
     first, second = (None if e is None else Encoded(e, e[:, 0], torch.ones(e.shape[:2]).bool()) for e in embeds)
     assert first is not None
     return told_tokens(Text(first, second), guidance)
+
+
+def text_of(embeds: PooledEmbeds) -> Text:
+    """Features that were made or given, with pooled ones: (prompt, negative prompt, and those of each pooled)."""
+    tokens, negative, pooled, negative_pooled = embeds
+    without = None if negative is None or negative_pooled is None else _encoded(negative, negative_pooled)
+    return Text(_encoded(tokens, pooled), without)
+
+
+def _encoded(tokens: Tensor, pooled: Tensor) -> Encoded:
+    return Encoded(tokens, pooled, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+
+
+def _checker(path: Path) -> SafetyChecker | None:
+    """The folder's safety checker, or None and a line that says why not."""
+    note = note_without_checker(path)
+    if note is not None:
+        warnings.warn(f"{note}; safety_checker=None silences this", stacklevel=5)
+        return None
+    return SafetyChecker.from_folder(path)
 
 
 def settled(scheduler: Scheduler) -> Scheduler:

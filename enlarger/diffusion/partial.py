@@ -32,8 +32,8 @@ def plms_resumed(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> I
     clean = denoise(guess, sigmas[1])
     both = (slope + (guess - clean) / sigmas[1]) / 2
     reached = x + both * (sigmas[1] - sigmas[0])
-    start = _taken_for(reached, sigmas[1], sigmas[2]) if len(sigmas) > 2 else reached
-    yield Step(start, clean, sigmas[min(2, len(sigmas) - 1)])
+    start = _taken_for(reached, sigmas[1], sigmas[2])
+    yield Step(start, clean, sigmas[2])
     yield from _multistep(denoise, start, sigmas[2:], slope)
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from enlarger.diffusion.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,20 +18,26 @@ class Scales:
     time: Tensor  # what the network is told of the noise level
 
 
+class Timed(Protocol):
+    """What knows the training time of a noise level: `NoiseSchedule`, or `Clock` on a certain ladder."""
+
+    def time(self, sigma: Tensor) -> Tensor: ...
+
+
 Precondition = Callable[[Tensor], Scales]  # from a scalar sigma
 
 
-def epsilon(schedule: NoiseSchedule) -> Precondition:
+def epsilon(schedule: Timed) -> Precondition:
     """The network predicts the noise of a variance-preserving latent (SD1, SD2-base, SDXL)."""
     return lambda sigma: Scales(1.0, -sigma, _shrink(sigma), schedule.time(sigma))
 
 
-def velocity(schedule: NoiseSchedule) -> Precondition:
+def velocity(schedule: Timed) -> Precondition:
     """The network predicts v = sqrt(a) noise - sqrt(1 - a) clean (SD2 768, x4; Salimans and Ho 2022)."""
     return lambda sigma: Scales(1 / (sigma**2 + 1), -sigma * _shrink(sigma), _shrink(sigma), schedule.time(sigma))
 
 
-def sample(schedule: NoiseSchedule) -> Precondition:
+def sample(schedule: Timed) -> Precondition:
     """The network predicts the clean latent itself."""
     return lambda sigma: Scales(0.0, 1.0, _shrink(sigma), schedule.time(sigma))
 

@@ -1,7 +1,7 @@
 """The noise levels a network was trained on, and the ladders down which solvers walk."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -11,6 +11,10 @@ from enlarger.errors import InputError, Unsupported
 
 Spacing = Literal["leading", "linspace", "trailing", "log_linear"]
 Curve = Literal["karras", "exponential"]
+Grid = Literal["fractional", "whole", "one_more"]
+"""Where training times may lie: anywhere, at whole numbers, or as if for one step more, of which the last is left out
+(DPM-Solver++ and UniPC in diffusers)."""
+Rounding = Literal["none", "nearest", "down"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,31 +39,71 @@ class NoiseSchedule:
         """The fractional time of a noise level, the inverse of `sigma`; levels outside give the nearest end."""
         return _interpolate(sigma.double(), self.sigmas, torch.arange(self.count, dtype=torch.float64))
 
-    def times(self, steps: int, spacing: Spacing, offset: int = 0) -> Tensor:
+    def log_time(self, sigma: Tensor) -> Tensor:
+        """The same, linear between the logarithms of the training sigmas, in float32 as diffusers keeps them.
+
+        Where diffusers cuts times down to whole ones, the last digit decides whether the first one is 999 or 998.
+        """
+        knots = self.sigmas.float().log().double()
+        return _interpolate(sigma.float().double().log(), knots, torch.arange(self.count, dtype=torch.float64))
+
+    def middle(self, sigma: Tensor, lower: Tensor) -> Tensor:
+        """The noise level halfway in time, rounded to a whole time."""
+        return self.sigma(((self.time(sigma) + self.time(lower)) / 2).round())
+
+    def times(self, steps: int, spacing: Spacing, offset: int = 0, grid: Grid = "fractional") -> Tensor:
         """The falling training times that `steps` steps visit, by diffusers' three rules."""
         if not 1 <= steps <= self.count:
             raise InputError(f"steps is {steps}, expected 1 to {self.count}")
+        points = steps + 1 if grid == "one_more" else steps
         if spacing == "leading":
-            return (torch.arange(steps, dtype=torch.float64) * (self.count // steps)).flip(0) + offset
-        if spacing == "trailing":
-            return (self.count - torch.arange(steps, dtype=torch.float64) * self.count / steps).round() - 1
-        return torch.linspace(self.count - 1, 0, steps, dtype=torch.float64)
+            times = (torch.arange(points, dtype=torch.float64) * (self.count // points)).flip(0) + offset
+        elif spacing == "trailing":
+            times = (self.count - torch.arange(steps, dtype=torch.float64) * self.count / steps).round() - 1
+        else:
+            times = torch.linspace(self.count - 1, 0, points, dtype=torch.float64)
+            times = times if grid == "fractional" else times.round()
+        return times[:steps]
 
     def ladder(
-        self, steps: int, spacing: Spacing = "linspace", offset: int = 0, last: float = 0.0, curve: Curve | None = None
+        self, steps: int, spacing: Spacing = "linspace", offset: int = 0, last: float = 0.0, curve: Curve | None = None,
+        grid: Grid = "fractional",
     ) -> Tensor:  # fmt: skip
         """`steps` + 1 falling noise levels as a float64 CPU tensor, `last` at its end; levels not above it are cut.
 
-        A `curve` spaces the levels anew between the first and the last that `spacing` visits. "log_linear" is the x2
-        upscaler's: it ends at the smallest training sigma, and `last` is ignored.
+        A `curve` spaces the levels anew between the first and the last that `spacing` visits, on the grid "one_more"
+        between the ends of the training sigmas. "log_linear" is the x2 upscaler's: it ends at the smallest training
+        sigma, and `last` is ignored.
         """
         if spacing == "log_linear":
             return _geometric(float(self.sigmas[-1]), float(self.sigmas[0]), steps + 1)
-        levels = self.sigma(self.times(steps, spacing, offset))
+        levels = self.sigma(self.times(steps, spacing, offset, grid))
         if curve is not None:
-            most, least = float(levels[0]), float(levels[-1])
+            ends = self.sigmas.flip(0) if grid == "one_more" else levels
+            most, least = float(ends[0]), float(ends[-1])
             levels = karras(least, most, steps) if curve == "karras" else _geometric(most, least, steps)
         return torch.cat([levels[levels > last], torch.tensor([last], dtype=torch.float64)])
+
+
+@dataclass(frozen=True, eq=False)
+class Clock:
+    """What a network is told of a noise level: at a ladder's levels the times listed, elsewhere interpolated ones."""
+
+    schedule: NoiseSchedule
+    levels: Tensor = field(default_factory=lambda: torch.empty(0))
+    times: Tensor = field(default_factory=lambda: torch.empty(0))
+    rounding: Rounding = "none"  # of the interpolated ones
+
+    def time(self, sigma: Tensor) -> Tensor:
+        listed = (self.levels / sigma - 1).abs() < 1e-9
+        if bool(listed.any()):
+            return self.times[listed][0]
+        return rounded(self.schedule.log_time(sigma), self.rounding)
+
+
+def rounded(times: Tensor, rounding: Rounding) -> Tensor:
+    """Times as whole numbers, or as they are."""
+    return {"none": times, "nearest": times.round(), "down": times.floor()}[rounding]
 
 
 def scaled_linear(start: float, end: float, count: int = 1000, zero_terminal: bool = False) -> NoiseSchedule:

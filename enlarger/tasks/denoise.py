@@ -89,10 +89,11 @@ def denoise(
 def _relay(experts: Sequence[Expert], runtime: Runtime, held: ExitStack) -> Denoise:
     """One denoiser of several; only the expert at work is held."""
     denoisers = [expert.denoiser() for expert in experts]
+    untils = [expert.until for expert in experts]
     at_work: list[int] = []
 
     def estimate(x: Tensor, sigma: Tensor) -> Tensor:
-        turn = expert_at(experts, float(sigma))
+        turn = expert_at(untils, float(sigma))
         if at_work != [turn]:
             held.close()
             held.enter_context(runtime.hold(experts[turn].network))
@@ -102,9 +103,9 @@ def _relay(experts: Sequence[Expert], runtime: Runtime, held: ExitStack) -> Deno
     return estimate
 
 
-def expert_at(experts: Sequence[Expert], sigma: float) -> int:
-    """Which expert works at a noise level; the last one at all that are left."""
-    return next((i for i, expert in enumerate(experts[:-1]) if sigma >= expert.until), len(experts) - 1)
+def expert_at(untils: Sequence[float], sigma: float) -> int:
+    """Which expert works at a noise level: the first whose `until` is not above it, the last at all that are left."""
+    return next((i for i, until in enumerate(untils[:-1]) if sigma >= until), len(untils) - 1)
 
 
 def _keeping(solver: Solver, keep: Keep, end: float) -> Solver:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from enlarger.checkpoint.configs import schedule_config
 from enlarger.checkpoint.folder import Bundle, read_folder
+from enlarger.checkpoint.schedulers import schedule_config
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import Noise, from_seeds
 from enlarger.diffusion.sample import Solver

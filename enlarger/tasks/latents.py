@@ -1,8 +1,10 @@
 """Latents that know whose they are, so that those of one family are never decoded or enlarged as another's."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from enlarger.errors import InputError
@@ -30,22 +32,58 @@ class Latents:
     sigma: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.values.ndim != 4:
-            raise InputError(f"latents have shape {tuple(self.values.shape)}, expected (B, C, h, w)")
+        if self.values.ndim != 4 or not self.values.is_floating_point():
+            found = f"{tuple(self.values.shape)} of {self.values.dtype}"
+            raise InputError(f"latents have shape {found}, expected floats (B, C, h, w)")
         if self.space not in TAKERS:
             raise InputError(f"latents are of space {self.space!r}, expected one of {', '.join(TAKERS)}")
+        if not self.sigma >= 0:
+            raise InputError(f"latents have noise of level {self.sigma}, expected 0 or above")
+
+    @property
+    def scale(self) -> float:
+        """What their autoencoder multiplied them by."""
+        return next(scale for scale, space in SCALES.items() if space == self.space)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, part: int | slice) -> "Latents":
+        """One picture's, or several pictures', in the same four dimensions."""
+        rows = self.values[part]
+        return replace(self, values=rows if rows.ndim == 4 else rows[None])
 
     def values_for(self, autoencoder: AutoencoderKL, what: str, noisy: bool = False) -> Tensor:
         """The values, for `what`, if it has the same space; InputError, naming who takes them, if not."""
-        space = space_of(autoencoder.config)
-        if self.space != space:
-            raise InputError(
-                f"found latents of {self.space} for {what}, which takes those of {space}; give them to "
-                f"{TAKERS[self.space]}, or decode them and give the picture"
-            )
+        check_space(self.space, autoencoder.config, what)
+        channels = autoencoder.config.latent_channels
+        if self.values.shape[1] != channels:
+            raise InputError(f"found latents with {self.values.shape[1]} channels for {what}, expected {channels}")
         if self.sigma and not noisy:
-            raise InputError(f"found latents with noise of level {self.sigma:.4g} for {what}, expected finished ones")
+            raise InputError(
+                f"found latents with noise of level {self.sigma:.4g} for {what}, expected finished ones; run their own "
+                "checkpoint to the end of its noise levels first"
+            )
         return self.values
+
+
+def joined(several: Sequence[Latents | None]) -> Latents | None:
+    """Pictures' latents in one batch; None if some are absent, of other sizes or of other spaces."""
+    found = [one for one in several if one is not None]
+    kinds = {(tuple(one.values.shape[1:]), one.space, one.sigma) for one in found}
+    if len(found) < len(several) or len(kinds) != 1:
+        return None
+    return replace(found[0], values=torch.cat([one.values for one in found]))
+
+
+def check_space(found: Space, config: AutoencoderConfig, what: str) -> None:
+    """InputError, naming who takes such latents, if they are not of the space that `what` works in."""
+    space = space_of(config)
+    if found != space:
+        raise InputError(
+            f"found latents of {found} for {what}, which takes those of {space}; give them to "
+            f"{TAKERS[found]}, or decode them and give the picture"
+        )
 
 
 def space_of(config: AutoencoderConfig) -> Space:

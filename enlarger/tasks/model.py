@@ -1,19 +1,18 @@
 """A checkpoint of the Stable Diffusion family, read once for many requests."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from enlarger.checkpoint.folder import Bundle, read_folder
-from enlarger.checkpoint.configs import schedule_config
+from enlarger.checkpoint.schedulers import schedule_config
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import from_seeds
-from enlarger.diffusion.sampler import Sampler
+from enlarger.diffusion.sampler import Course, Sampler
 from enlarger.diffusion.schedule import NoiseSchedule
-from enlarger.diffusion.solvers import SOLVERS
 from enlarger.errors import Unsupported
 from enlarger.nn.clip_text import ClipText
 from enlarger.runtime.runtime import Offload, Runtime, pick_device, pick_precision
@@ -26,6 +25,25 @@ from enlarger.text.encode import Encoded
 from enlarger.text.tokenize import Tokenizer
 
 SIDE = 64  # latents along a side where the UNet's file does not say
+NAMES = {"generate": "text-to-image", "refine": "refiner", "upscale": "x4 upscaling"}  # others are called by their verb
+
+
+@dataclass(frozen=True)
+class Words:
+    """What one picture's networks are told in words, and how strongly."""
+
+    prompt: str
+    negative: str
+    guidance: Guidance
+    scores: tuple[float | None, float | None] = (None, None)  # aesthetic, and of the negative branch
+    long: bool = False
+
+
+def words_of(options: Mapping[str, Any]) -> Words:
+    """Those of a request for one picture, with its defaults filled in."""
+    guidance = Guidance(options["guidance"], options.get("rescale", 0.0))
+    scores = (options.get("score"), options.get("negative_score"))
+    return Words(options["prompt"], options["negative"], guidance, scores, options["long_prompt"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +82,35 @@ class Model:
         """Pixels that sides must be multiples of: the network halves the latents between its stages."""
         return self.networks.vae.factor * 2 ** (len(self.networks.unet.config.stages) - 1)
 
+    @property
+    def task(self) -> str:
+        """The verb that the checkpoint was trained for; SDXL's refiner and base, and SD's, can do "refine" too."""
+        latent = self.networks.vae.config.latent_channels
+        if self.low_res is not None:
+            return "upscale"
+        extra = self.networks.unet.config.in_channels - latent
+        return {0: "refine" if self.scored else "generate", 1: "depth", latent + 1: "inpaint"}.get(extra, "nothing")
+
+    def for_task(self, *tasks: str) -> "Model":
+        """The model itself, if it was trained for one of `tasks`; Unsupported, naming the right verb, if not."""
+        if self.task not in tasks:
+            found = NAMES.get(self.task, self.task)
+            advice = "check its files" if self.task == "nothing" else f"use enlarger.{self.task}"
+            raise Unsupported(f"{self.name}: holds a {self.kind}, a checkpoint for {found}; {advice}")
+        return self
+
+    def on(self, course: Course) -> Networks:
+        """The networks, told the times that a course lists, if it runs over the noise levels they were trained on."""
+        own = course.clock.schedule.sigmas.equal(self.sampler.schedule.sigmas)
+        return replace(self.networks, precondition=self.sampler.precondition(course if own else None))
+
+    def tell_one(self, words: Words, size: tuple[int, int]) -> Told:
+        """What the network is told of one picture of `size` (height, width)."""
+        negatives = [words.negative] if words.guidance.scale != 1 else None
+        scores = words.scores if self.scored else (None, None)
+        sizes, negative_sizes = (Sizes(size, (0, 0), size, score) for score in scores)
+        return self.tell([words.prompt], negatives, words.guidance, sizes, negative_sizes, long=words.long)
+
     def tell(
         self, prompts: Sequence[str], negatives: Sequence[str] | None, guidance: Guidance,
         sizes: Sizes | None = None, negative_sizes: Sizes | None = None, *, long: bool = False,
@@ -95,7 +142,7 @@ class Model:
     def method(self, steps: int, solver: str | None, seeds: Sequence[int]) -> Method:
         """A whole course of `steps` with a generator per image."""
         sampler = self.sampler_with(solver)
-        return Method(sampler.course(steps), SOLVERS[sampler.solver], from_seeds(seeds))
+        return Method(sampler.course(steps), sampler.method(), from_seeds(seeds))
 
 
 def zeroed(text: Text) -> Text:

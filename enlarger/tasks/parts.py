@@ -14,6 +14,7 @@ from enlarger.errors import NonFinite
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.runtime.runtime import Runtime
+from enlarger.tasks.latents import Latents
 from enlarger.text.encode import Encoded, Layer, encode
 from enlarger.text.pair import encode_pair
 from enlarger.text.tokenize import Tokenizer
@@ -56,7 +57,8 @@ class Result:
     seeds: tuple[int, ...]
     model: str
     notes: tuple[str, ...] = ()
-    consistency: float | None = None  # largest difference of the half-size copy to the input, in 8-bit steps
+    consistency: float | None = None  # largest difference of the reduced copy to the input, in 8-bit steps
+    latents: Latents | None = None  # of the pictures in order; None where they differ in size, or were never latents
 
     @property
     def image(self) -> Image.Image:

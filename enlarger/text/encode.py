@@ -1,7 +1,7 @@
 """Prompts to the features that the networks attend to."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -59,8 +59,8 @@ def pieces(tokenizer: Tokenizer, texts: Sequence[str], long: bool, weighted: boo
         return (tokenizer(texts, weighted),)
     found = [tokenizer.chunks(text, weighted) for text in texts]
     longest = max(len(chunks.ids) for chunks in found)
-    whole = [_stacked((chunks, _empty(tokenizer, longest - len(chunks.ids)))) for chunks in found]
-    return tuple(_picked(whole, k) for k in range(longest))
+    whole = [_joined((chunks, _empty(tokenizer, longest - len(chunks.ids))), torch.cat) for chunks in found]
+    return tuple(_joined(whole, lambda rows, k=k: torch.stack([row[k] for row in rows])) for k in range(longest))
 
 
 def filled(tokenizer: Tokenizer, rows: Sequence[Tokens], count: int) -> tuple[Tokens, ...]:
@@ -97,16 +97,10 @@ def _empty(tokenizer: Tokenizer, count: int) -> Tokens:
     return replace(rows, mask=torch.zeros_like(rows.mask))
 
 
-def _stacked(found: Sequence[Tokens]) -> Tokens:
-    """Rows below rows."""
-    ids, mask, weights = (torch.cat([getattr(one, name) for one in found]) for name in ("ids", "mask", "weights"))
-    return Tokens(ids, mask, tuple(part for one in found for part in one.cut), weights)
-
-
-def _picked(found: Sequence[Tokens], k: int) -> Tokens:
-    """Row k of each."""
-    ids, mask, weights = (torch.stack([getattr(one, name)[k] for one in found]) for name in ("ids", "mask", "weights"))
-    return Tokens(ids, mask, ("",) * len(found), weights)
+def _joined(found: Sequence[Tokens], join: Callable[[list[Tensor]], Tensor]) -> Tokens:
+    """One `Tokens` of several that lost nothing."""
+    ids, mask, weights = (join([getattr(one, name) for one in found]) for name in ("ids", "mask", "weights"))
+    return Tokens(ids, mask, ("",) * len(ids), weights)
 
 
 def _states(encoder: ClipText, found: ClipFeatures, layer: Layer, clip_skip: int) -> Tensor:

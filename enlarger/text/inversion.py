@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from enlarger.errors import CheckpointError, InputError
@@ -28,22 +28,20 @@ class Inversion:
 
 
 def read_inversion(
-    source: str | Path | Mapping[str, Any], token: str | None = None, *, allow_pickle: bool = False
+    source: str | Path | Mapping[str, Any] | Tensor, token: str | None = None, *, allow_pickle: bool = False
 ) -> Inversion:
-    """Read a file, a diffusers folder, or what such a file contains.
+    """Read a file, a diffusers folder, or take what such a file contains, bare vectors too.
 
     Known are diffusers' layout ({token: vectors}), AUTOMATIC1111's (`emb_params`, `string_to_param`) and the one for
     SDXL's two encoders (`clip_l` with `clip_g`). `token` renames it; in a file of several tokens it picks one. A file
     that names none gets its own name. Pickles (.pt, .bin) are refused unless `allow_pickle`, and then opened as
     tensors only, so that no code in them runs. Raises CheckpointError, naming what was found.
     """
-    path = None if isinstance(source, Mapping) else _find(Path(source), allow_pickle)
-    data = dict(source) if isinstance(source, Mapping) else _load(Path(source) if path is None else path)
-    where = "the inversion" if path is None else str(path)
-    name, vectors = _recognise(data, token, where)
-    name = token or name or (None if path is None else path.stem)
-    if name is None or not name.strip():
-        raise InputError(f"{where}: says no token; give one with token='<name>'.")
+    where, data, own = _open(source, allow_pickle)
+    named, vectors = _recognise(data, token, where)
+    name = next((given for given in (token, named, own) if given is not None), "")
+    if not name.strip():
+        raise InputError(f"{where}: the token is empty or missing; give one with token='<name>'.")
     checked = {key: _vectors(value, f"{where}: {key or name}") for key, value in vectors.items()}
     if len({len(value) for value in checked.values()}) > 1:
         counts = ", ".join(f"{len(value)} for {key}" for key, value in checked.items())
@@ -75,6 +73,18 @@ def add_inversion(
     return grown, _with_table(encoder, table, tokenizer.end)
 
 
+def _open(
+    source: str | Path | Mapping[str, Any] | Tensor, allow_pickle: bool
+) -> tuple[str, Mapping[str, Any], str | None]:
+    """What errors call it, what it contains, and the name of its file."""
+    if isinstance(source, Tensor):
+        return "the inversion", {"emb_params": source}, None
+    if isinstance(source, Mapping):
+        return "the inversion", source, None
+    path = _find(Path(source), allow_pickle)
+    return str(path), _load(path), path.stem
+
+
 def _find(path: Path, allow_pickle: bool) -> Path:
     """The file itself, or the one that diffusers puts into a folder."""
     if path.is_dir():
@@ -98,7 +108,7 @@ def _find(path: Path, allow_pickle: bool) -> Path:
 def _load(path: Path) -> dict[str, Any]:
     try:
         if path.suffix.lower() not in PICKLES:
-            return dict(load_file(path))
+            return dict(safetensors.torch.load_file(path))
         data: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, pickle and zip files each raise kinds of their own
         raise CheckpointError(f"{path}: cannot be read as a textual inversion ({_short(error)}).") from error
@@ -112,7 +122,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _recognise(data: Mapping[str, Any], token: str | None, where: str) -> tuple[str | None, dict[str, Any]]:
     """The token, where the file says it, and its vectors by text encoder; "" where the file names none."""
     if data and data.keys() <= PARTS.keys():
-        return None, {PARTS[key]: value for key, value in data.items()}
+        return None, {part: data[key] for key, part in PARTS.items() if key in data}
     if "string_to_param" in data:
         params: Any = data["string_to_param"]
         if not isinstance(params, Mapping) or "*" not in params:
@@ -148,16 +158,18 @@ def _vectors(value: Any, where: str) -> Tensor:
 
 def _fitting(inversion: Inversion, width: int, part: str | None) -> Tensor:
     """The vectors for an encoder of that width."""
-    if part is not None and part in PARTS and part not in inversion.vectors:
-        pass  # a file for one encoder need not name it: its width decides
-    elif part is not None and part not in inversion.vectors:
-        raise InputError(f"part is {part!r}, expected one of {', '.join(inversion.vectors)}.")
-    named = inversion.vectors if part is None or part not in inversion.vectors else {part: inversion.vectors[part]}
+    named = inversion.vectors
+    if part is not None and part not in PARTS.values():
+        raise InputError(f"part is {part!r}, expected clip_l or clip_g.")
+    if part is not None and named.keys() & PARTS.keys():  # where the file names no part, the width decides
+        named = {key: value for key, value in named.items() if key == part}
+        if not named:
+            raise InputError(f"{inversion.token!r} has vectors for {' and '.join(inversion.vectors)}, none for {part}.")
     fitting = {key: value for key, value in named.items() if value.shape[1] == width}
     if len(fitting) > 1:
         raise InputError(f"{' and '.join(fitting)} of {inversion.token!r} are both {width} wide; say which with part=.")
-    for value in fitting.values():
-        return value
+    if fitting:
+        return next(iter(fitting.values()))
     found = " and ".join(_described(value.shape[1]) for value in named.values())
     raise InputError(
         f"the vectors of {inversion.token!r} are {found}, the text encoder is {_described(width)}; "
@@ -173,7 +185,8 @@ def _grown(tokenizer: Tokenizer, names: list[str]) -> Tokenizer:
     """The tokenizer with these tokens; they neither exist, in any case, nor join or lengthen another inversion."""
     added = {token.content.lower() for token in tokenizer.backend.get_added_tokens_decoder().values()}
     for name in names:
-        if tokenizer.backend.token_to_id(name) is not None or name.lower() in added:
+        known = any(tokenizer.backend.token_to_id(typed) is not None for typed in (name, name.lower()))
+        if known or name.lower() in added:
             raise InputError(f"the tokenizer already knows {name!r}; choose another name with token=.")
     grown = tokenizer.with_tokens(names)
     changed = [group for first, group in grown.groups.items() if tokenizer.groups.get(first) != group]

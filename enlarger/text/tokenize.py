@@ -60,7 +60,8 @@ class Tokenizer:
     pad: int
     length: int = LENGTH
     original: bool = False
-    groups: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])  # see `_groups`
+    # Ids that stand for several, as `_groups` finds them in the backend.
+    groups: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]], compare=False)
 
     @classmethod
     def from_folder(cls, path: str | Path, *, original: bool = False) -> "Tokenizer":

@@ -1,13 +1,14 @@
 """Schedulers by diffusers' names: the same defaults, and the same rules of what a config carries over."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 
-import enlarger.diffusers as ours_room
+import enlarger.diffusers.schedulers as ours_room
 from enlarger.diffusers.schedulers import CLASSES
 from enlarger.errors import CheckpointError, Unsupported
 from tests.support import tiny
@@ -76,6 +77,14 @@ def test_settings_by_position_name_and_change() -> None:
         ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),
         ("HeunDiscreteScheduler", {}),
         ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}),
+        ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min", "timestep_spacing": "trailing"}),
+        ("LMSDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "leading"}),
+        ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+        ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
+        ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+        ("UniPCMultistepScheduler", {"use_exponential_sigmas": True}),
+        ("UniPCMultistepScheduler", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),
+        ("DPMSolverSinglestepScheduler", {}),
     ],
 )
 def test_ladders_are_diffusers(name: str, settings: dict[str, Any]) -> None:
@@ -84,16 +93,37 @@ def test_ladders_are_diffusers(name: str, settings: dict[str, Any]) -> None:
     course = getattr(ours_room, name)(**settings).sampler().course(7)
     levels = theirs.sigmas.unique().flip(0) if "Heun" in name else theirs.sigmas
     assert_close(course.ladder.float(), levels[: len(course.ladder)], 2e-5 * float(levels[0]))
-    assert course.start == pytest.approx(float(theirs.init_noise_sigma), rel=1e-5)
+    scale = 1 if not course.preserving else float(course.ladder[0] ** 2 + 1) ** 0.5  # theirs has unit variance then
+    assert course.start == pytest.approx(float(theirs.init_noise_sigma) * scale, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_files_are_read_by_diffusers(name: str, tmp_path: Path) -> None:
+    changes = {"beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "use_karras_sigmas": True}
+    made = CLASSES[name](**{key: value for key, value in changes.items() if key in CLASSES[name].DEFAULTS})
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(made.json()))
+    theirs = getattr(diffusers, name).from_pretrained(tmp_path)
+    for key in made.DEFAULTS:
+        assert theirs.config[key] == made.config[key], key
+    assert CLASSES[name].from_pretrained(tmp_path).json() == made.json()
+    saved = tmp_path / "theirs"
+    theirs.save_pretrained(saved)  # all settings, an infinite one among them
+    assert dict(CLASSES[name].from_pretrained(saved).config) == {**made.config, **_extra(saved, made.config)}
+
+
+def _extra(folder: Path, known: Any) -> dict[str, Any]:
+    """What a file of diffusers has beyond the settings."""
+    found = json.loads((folder / "scheduler_config.json").read_text())
+    return {key: value for key, value in found.items() if key not in known and not key.startswith("_")}
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
         ("DDIMScheduler", {}, r"clip_sample is not available, latents are not bounded; set clip_sample=False"),
-        ("PNDMScheduler", {}, r"the Runge-Kutta start is not available; set skip_prk_steps=True"),
+        ("DDPMScheduler", {}, r"clip_sample is not available, latents are not bounded; set clip_sample=False"),
         ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas is True"),
-        ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}, "final_sigmas_type is 'sigma_min'"),
+        ("LMSDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas is True"),
         ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type is 'continuous'"),
         ("DDIMScheduler", {"clip_sample": False, "thresholding": True}, "thresholding is True"),
         (

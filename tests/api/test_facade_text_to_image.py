@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from enlarger.diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMSchedu
 from enlarger.errors import InputError, Unsupported
 from tests.support import tiny
 from tests.support.close import assert_close
+from tests.support.tiny_vision import clip_processor, safety_network, save_beside
 
 one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 
@@ -43,23 +45,73 @@ def test_call_signature_is_diffusers() -> None:
     assert names == [name for name, _ in listed(theirs.__init__)]
 
 
-def test_the_safety_checker_is_left_out_aloud(tmp_path: Path) -> None:
-    folder = tmp_path / "sd1"
+def folder_with_checker(place: Path, above: float) -> tuple[Path, Any]:
+    """The tiny model with a checker that flags, if `above` is positive, what `run` makes; and diffusers' checker."""
+    folder, network = place / "sd1", safety_network()
     shutil.copytree(tiny.sd1_folder(), folder)
+    made = StableDiffusionPipeline.from_pretrained(folder)
+    made.set_progress_bar_config(disable=True)
+    seen = clip_processor()(made("a cat", num_inference_steps=2, generator=torch.manual_seed(0)).images[0])
+    inputs = torch.from_numpy(np.stack(seen["pixel_values"]))
+    with torch.inference_mode():
+        shown = torch.nn.functional.normalize(network.visual_projection(network.vision_model(inputs)[1]))
+    network.concept_embeds[4], network.concept_embeds_weights[4] = 3 * shown[0], 1 - above
+    save_beside(folder, "safety_checker", network, clip_processor())
     index = json.loads((folder / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
     (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.warns(
-        UserWarning, match=r"the safety checker that model_index.json lists is not run: enlarger has none"
-    ):
+    return folder, network
+
+
+def test_the_safety_checker_blackens_what_it_flags(tmp_path: Path) -> None:
+    folder, network = folder_with_checker(tmp_path, above=0.05)
+    ours = StableDiffusionPipeline.from_pretrained(folder)
+    ours.set_progress_bar_config(disable=True)
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=network, feature_extractor=clip_processor()
+    )
+    theirs.set_progress_bar_config(disable=True)
+    with pytest.warns(UserWarning, match="the safety checker flagged a picture, which is black now"):
+        images, flags = ours("a cat", num_inference_steps=2, generator=torch.manual_seed(0), return_dict=False)
+    wanted = theirs("a cat", num_inference_steps=2, generator=torch.manual_seed(0))
+    assert flags == wanted.nsfw_content_detected == [True]
+    assert images[0].getextrema() == wanted.images[0].getextrema() == ((0, 0),) * 3
+    silent = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    silent.set_progress_bar_config(disable=True)
+    assert silent("a cat", num_inference_steps=1).nsfw_content_detected is None
+
+
+def test_the_safety_checker_leaves_the_rest(tmp_path: Path) -> None:
+    ours = StableDiffusionPipeline.from_pretrained(folder_with_checker(tmp_path, above=-0.05)[0])
+    ours.set_progress_bar_config(disable=True)
+    found = ours("a cat", num_inference_steps=2, generator=torch.manual_seed(0), output_type="pt")
+    assert found.nsfw_content_detected == [False] and found[1] == [False] and len(found) == 2
+    assert found.images.std() > 0.05
+    assert ours("a cat", num_inference_steps=1, output_type="latent").nsfw_content_detected is None
+
+
+def test_the_safety_checker_is_saved_too(tmp_path: Path) -> None:
+    ours = StableDiffusionPipeline.from_pretrained(folder_with_checker(tmp_path, above=0.05)[0])
+    ours.save_pretrained(tmp_path / "saved")
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
+    again.set_progress_bar_config(disable=True)
+    with pytest.warns(UserWarning, match="flagged"):
+        assert again("a cat", num_inference_steps=2, generator=torch.manual_seed(0))[1] == [True]
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
+    assert theirs.safety_checker is not None and theirs.feature_extractor is not None
+    with pytest.warns(UserWarning, match="safety_checker, feature_extractor cannot be saved: only what lies in"):
+        StableDiffusionPipeline(**ours.components).save_pretrained(tmp_path / "parts")
+
+
+def test_a_missing_safety_checker_is_said(tmp_path: Path) -> None:
+    folder, _ = folder_with_checker(tmp_path, above=0.05)
+    shutil.rmtree(folder / "safety_checker")
+    with pytest.warns(UserWarning, match=r"has no safety_checker; safety_checker=None silences this"):
         pipe = StableDiffusionPipeline.from_pretrained(folder)
     assert pipe.safety_checker is None and pipe.components["feature_extractor"] is None
-    silent = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    with pytest.raises(
-        InputError, match=r"safety_checker is a builtins.object, expected None: enlarger has no such part"
-    ):
-        silent.safety_checker = object()
+    with pytest.raises(InputError, match=r"safety_checker is a builtins.object, expected enlarger.tasks.safety"):
+        pipe.safety_checker = object()
 
 
 def test_written_folder_reads_back_in_diffusers(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
@@ -84,7 +136,7 @@ def test_tuple_and_parts(pipe: StableDiffusionPipeline) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"ip_adapter_image": 1}, "ip_adapter_image is not available here; there are no IP adapters"),
-    ({"cross_attention_kwargs": {"scale": 1}}, "merge adapters into the weights first"),
+    ({"cross_attention_kwargs": {"gligen": 1}}, "cross_attention_kwargs has gligen; it takes `scale` of loaded"),
     ({"eta": 0.5}, "eta is 0.5, but only DDIMScheduler has it"),
     ({"callback_on_step_end": lambda *a: {"prompt_embeds": torch.zeros(1)}}, "prompts are fixed for a run here"),
 ]

@@ -16,7 +16,7 @@ from enlarger.diffusion.denoiser import Denoiser
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import Noise, PerImage, Shared, from_seeds
 from enlarger.diffusion.sample import Solver, Step, sample
-from enlarger.diffusion.sampler import Sampler
+from enlarger.diffusion.sampler import Sampler, calls
 from enlarger.diffusion.schedule import check_ladder, karras, scaled_linear
 from enlarger.diffusion.solvers import SOLVERS, Control
 from enlarger.errors import Cancelled, InputError, NonFinite, Unsupported
@@ -25,18 +25,51 @@ from tests.support.random_weights import normal, randomise
 
 MEAN, SPREAD = 0.4, 0.7  # of the data
 MOST, LEAST = 10.0, 0.1
-DETERMINISTIC = {
-    "euler": (solvers.euler, 1.0),
-    "ddim": (solvers.ddim, 1.0),
-    "heun": (solvers.heun, 2.0),
-    "plms": (solvers.plms, 2.0),
-    "dpmpp_2m": (solvers.dpmpp_2m, 2.0),
-    "dpmpp_2m_sde at eta 0": (partial(solvers.dpmpp_2m_sde, eta=0.0), 2.0),
-    "euler_ancestral at eta 0": (partial(solvers.euler_ancestral, eta=0.0), 1.0),
+USUAL = (64, 128, 256)
+DETERMINISTIC: dict[str, tuple[Solver, float, tuple[int, ...]]] = {  # with the order and the steps that show it
+    "euler": (solvers.euler, 1, USUAL),
+    "ddim": (solvers.ddim, 1, USUAL),
+    "heun": (solvers.heun, 2, USUAL),
+    "plms": (solvers.plms, 2, USUAL),
+    "pndm": (solvers.pndm, 2, USUAL),
+    "lms": (solvers.lms, 2, (512, 1024, 2048)),  # its first step is Euler's
+    "dpm2": (solvers.dpm2, 2, USUAL),
+    "dpm_fast": (solvers.dpm_fast, 3, (47, 95, 191)),  # lengths after which the last step is of second order
+    "dpmpp_singlestep of order 1": (partial(solvers.dpmpp_singlestep, order=1), 1, USUAL),
+    "dpmpp_singlestep": (solvers.dpmpp_singlestep, 2, USUAL),
+    "dpmpp_singlestep of order 3": (
+        partial(solvers.dpmpp_singlestep, order=3, lower_final=False),
+        3,
+        (48, 96, 192),
+    ),
+    "dpmpp_singlestep of order 3, heun": (
+        partial(solvers.dpmpp_singlestep, order=3, heun=True, lower_final=False),
+        3,
+        (48, 96, 192),
+    ),
+    "dpmpp_2m": (solvers.dpmpp_2m, 2, USUAL),
+    "dpmpp_2m, heun": (partial(solvers.dpmpp_2m, heun=True), 2, USUAL),
+    "unipc of order 1": (partial(solvers.unipc, order=1), 2, USUAL),  # the corrector adds one
+    "unipc": (solvers.unipc, 3, USUAL),
+    "unipc, bh1": (partial(solvers.unipc, bh1=True), 3, USUAL),
+    "unipc of order 3": (partial(solvers.unipc, order=3), 4, USUAL),
+    "euler_ancestral at eta 0": (partial(solvers.euler_ancestral, eta=0.0), 1, USUAL),
+    "dpm2_ancestral at eta 0": (partial(solvers.dpm2_ancestral, eta=0.0), 2, USUAL),
+    "dpmpp_2s_ancestral at eta 0": (partial(solvers.dpmpp_2s_ancestral, eta=0.0), 2, USUAL),
+    "dpmpp_sde at eta 0": (partial(solvers.dpmpp_sde, eta=0.0), 2, USUAL),
+    "dpmpp_2m_sde at eta 0": (partial(solvers.dpmpp_2m_sde, eta=0.0), 2, USUAL),
+    "dpmpp_3m_sde at eta 0": (partial(solvers.dpmpp_3m_sde, eta=0.0), 2, USUAL),  # its quadratic term is halved
 }
 STOCHASTIC: dict[str, Solver] = {
     "euler_ancestral": solvers.euler_ancestral,
     "ddim at eta half": partial(solvers.ddim, eta=0.5),
+    "ddpm": solvers.ddpm,
+    "dpm2_ancestral": solvers.dpm2_ancestral,
+    "dpmpp_2s_ancestral": solvers.dpmpp_2s_ancestral,
+    "dpmpp_sde": solvers.dpmpp_sde,
+    "dpmpp_3m_sde": solvers.dpmpp_3m_sde,
+    "dpmpp_singlestep at eta 1": partial(solvers.dpmpp_singlestep, eta=1.0),
+    "dpm_fast at eta 1": partial(solvers.dpm_fast, eta=1.0),
     "dpmpp_2m_sde": solvers.dpmpp_2m_sde,
     "dpm_adaptive at eta 1": partial(solvers.dpm_adaptive, eta=1.0, control=Control(0.01, 0.001)),
 }
@@ -46,6 +79,9 @@ LADDERS = {
     "one step": torch.tensor([MOST, 0.0], dtype=torch.float64),
     "one step above 0": torch.tensor([MOST, 0.5], dtype=torch.float64),
 }
+
+
+MIXING = ("plms", "pndm", "lms")  # of several slopes also on the step to 0
 
 
 def gaussian(x: Tensor, sigma: Tensor) -> Tensor:
@@ -74,8 +110,8 @@ def error(solver: Solver, steps: int) -> float:
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_halving_the_steps_divides_the_error_by_the_order(name: str) -> None:
-    solver, order = DETERMINISTIC[name]
-    errors = [error(solver, steps) for steps in (64, 128, 256)]
+    solver, order, counts = DETERMINISTIC[name]
+    errors = [error(solver, steps) for steps in counts]
     measured = [math.log2(a / b) for a, b in pairwise(errors)]
     assert measured[-1] == pytest.approx(order, abs=0.12), measured
     assert errors[-1] < (0.02 if order == 1 else 5e-4)
@@ -94,7 +130,14 @@ def test_stochastic_solvers_reproduce_mean_and_spread(name: str) -> None:
     found = sample(STOCHASTIC[name], gaussian, x, ladder, noise(1))
     assert abs(float(found.mean()) - MEAN) < 0.02
     assert abs(float(found.std()) - SPREAD) < 0.02  # 0.0035 of it is chance
-    if name in ("euler_ancestral", "dpmpp_2m_sde"):  # eta 1 reverses the noising: as much of the start is remembered
+    if name in (
+        "euler_ancestral",
+        "ddpm",
+        "dpm2_ancestral",
+        "dpmpp_2s_ancestral",
+        "dpmpp_sde",
+        "dpmpp_2m_sde",
+    ):  # eta 1 reverses the noising: as much of the start is remembered
         memory = float(torch.corrcoef(torch.stack([x.flatten(), found.flatten()]))[0, 1])
         assert abs(memory - SPREAD / math.sqrt(SPREAD**2 + MOST**2)) < 0.03
 
@@ -107,9 +150,9 @@ def test_every_ladder_is_walked_to_its_end(name: str, ladder: str) -> None:
     assert abs(float(steps[-1].sigma) - float(sigmas[-1])) < 1e-5
     assert steps[-1].x.shape == x.shape and steps[-1].x.dtype == torch.float32
     assert torch.isfinite(steps[-1].x).all()
-    if sigmas[-1] == 0 and name != "plms":  # which mixes several estimates
+    if sigmas[-1] == 0 and name not in MIXING:
         assert_close(steps[-1].x, steps[-1].clean, 1e-5)  # the last step jumps to the clean estimate
-    if name != "dpm_adaptive":
+    if name not in ("dpm_adaptive", "dpm_fast"):
         assert [float(step.sigma) for step in steps] == [float(sigma) for sigma in sigmas[1:]]
     if ladder == "long" and name in ("heun", "dpm_adaptive"):
         assert_close(steps[-1].x, exact(x, MOST, 0.0), 0.15)
@@ -138,6 +181,42 @@ def test_two_interleaved_samplings_equal_two_separate_ones(name: str) -> None:
         found[index] += [step.x for step in [next(running[index], None)] if step is not None]
     for ours, theirs in zip(found, separate, strict=True):
         assert len(ours) == len(theirs) and all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
+
+
+CALLS = {  # of the network: for the first step, for each further one, and for one to 0
+    "plms": (2, 1, 1),
+    "heun": (2, 2, 1),
+    "dpm2": (2, 2, 1),
+    "dpm2_ancestral": (2, 2, 1),
+    "dpmpp_2s_ancestral": (2, 2, 1),
+    "dpmpp_sde": (2, 2, 1),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("ladder", LADDERS)
+def test_calls_are_known_beforehand(name: str, ladder: str) -> None:
+    sigmas, seen, x = LADDERS[ladder], list[float](), start()
+
+    def counted(x: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(float(sigma))
+        return gaussian(x, sigma)
+
+    list(SOLVERS[name](counted, x, sigmas, noise()))
+    said = calls(SOLVERS[name], sigmas)
+    if name == "dpm_adaptive":
+        assert said is None and calls(partial(solvers.dpm_adaptive, eta=1.0), sigmas) is None
+        return
+    assert said == pytest.approx(seen) and said[0] == pytest.approx(MOST) and min(said) > 0
+    count, to_zero = len(sigmas) - 1, bool(sigmas[-1] == 0)
+    first, further, last = CALLS.get(name, (1, 1, 1))
+    if name == "pndm":
+        wanted = count + 3 * min(count - to_zero, 3)
+    elif count == 1:
+        wanted = 1 if to_zero or name == "plms" else first
+    else:
+        wanted = first + further * (count - 1 - to_zero) + last * to_zero
+    assert len(said) == wanted
 
 
 class Toy(nn.Module):

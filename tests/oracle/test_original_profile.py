@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from enlarger.checkpoint.configs import schedule_config
+from enlarger.checkpoint.schedulers import schedule_config
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import Shared
 from enlarger.diffusion.solvers import Control, dpm_adaptive, euler

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from enlarger.checkpoint.configs import schedule_config
+from enlarger.checkpoint.schedulers import schedule_config
 from enlarger.diffusion import precondition
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.denoiser import Denoiser

@@ -9,19 +9,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.configs import schedule_config
+from enlarger.checkpoint.schedulers import schedule_config
 from enlarger.diffusion import solvers
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.denoiser import Denoiser
 from enlarger.diffusion.noise import Shared
 from enlarger.diffusion.sample import Solver, sample
-from enlarger.diffusion.schedule import karras
+from enlarger.diffusion.schedule import karras, scaled_linear
 from tests.support import k_diffusion
 from tests.support.close import assert_close
 from tests.support.random_weights import normal
 
 LADDER = torch.cat([karras(0.03, 10.0, 10), torch.zeros(1, dtype=torch.float64)])
 NONZERO = karras(0.03, 10.0, 11)  # ends above 0
+TRAINED = scaled_linear(0.00085, 0.012)
+LADDERS = {
+    "karras": LADDER,
+    "above 0": NONZERO,
+    "linspace": TRAINED.ladder(10),
+    "leading": TRAINED.ladder(10, "leading", 1),
+}
 START = normal(2, 3, 4, 4) * 10
 
 
@@ -51,17 +58,35 @@ PAIRS: dict[str, tuple[Solver, str, dict[str, Any]]] = {
     "ddim": (solvers.ddim, "sample_euler_ancestral", {"eta": 0.0}),
     "ddim eta": (partial(solvers.ddim, eta=0.5), "sample_euler_ancestral", {"eta": 0.5}),
     "heun": (solvers.heun, "sample_heun", {}),
+    "lms": (solvers.lms, "sample_lms", {}),
+    "lms order 2": (partial(solvers.lms, order=2), "sample_lms", {"order": 2}),
+    "dpm2": (solvers.dpm2, "sample_dpm_2", {}),
+    "dpm2_ancestral": (solvers.dpm2_ancestral, "sample_dpm_2_ancestral", {}),
+    "dpm2_ancestral eta half": (partial(solvers.dpm2_ancestral, eta=0.5), "sample_dpm_2_ancestral", {"eta": 0.5}),
+    "dpmpp_2s_ancestral": (solvers.dpmpp_2s_ancestral, "sample_dpmpp_2s_ancestral", {}),
+    "dpmpp_2s_ancestral eta 0": (
+        partial(solvers.dpmpp_2s_ancestral, eta=0.0),
+        "sample_dpmpp_2s_ancestral",
+        {"eta": 0.0},
+    ),
+    "dpmpp_sde": (solvers.dpmpp_sde, "sample_dpmpp_sde", {}),
+    "dpmpp_sde eta half": (partial(solvers.dpmpp_sde, eta=0.5), "sample_dpmpp_sde", {"eta": 0.5}),
     "dpmpp_2m": (solvers.dpmpp_2m, "sample_dpmpp_2m", {}),
     "dpmpp_2m_sde": (solvers.dpmpp_2m_sde, "sample_dpmpp_2m_sde", {}),
     "dpmpp_2m_sde eta 0": (partial(solvers.dpmpp_2m_sde, eta=0.0), "sample_dpmpp_2m_sde", {"eta": 0.0}),
     "dpmpp_2m_sde eta half": (partial(solvers.dpmpp_2m_sde, eta=0.5), "sample_dpmpp_2m_sde", {"eta": 0.5}),
+    "dpmpp_2m_sde heun": (partial(solvers.dpmpp_2m_sde, heun=True), "sample_dpmpp_2m_sde", {"solver_type": "heun"}),
+    "dpmpp_3m_sde": (solvers.dpmpp_3m_sde, "sample_dpmpp_3m_sde", {}),
+    "dpmpp_3m_sde eta 0": (partial(solvers.dpmpp_3m_sde, eta=0.0), "sample_dpmpp_3m_sde", {"eta": 0.0}),
+    "dpmpp_3m_sde eta half": (partial(solvers.dpmpp_3m_sde, eta=0.5), "sample_dpmpp_3m_sde", {"eta": 0.5}),
 }
 
 
 @pytest.mark.parametrize("name", PAIRS)
-@pytest.mark.parametrize("ladder", [LADDER, NONZERO], ids=["to 0", "above 0"])
-def test_k_diffusion(theirs: ModuleType, name: str, ladder: Tensor) -> None:
+@pytest.mark.parametrize("kind", LADDERS)
+def test_k_diffusion(theirs: ModuleType, name: str, kind: str) -> None:
     ours, function, options = PAIRS[name]
+    ladder = LADDERS[kind]
     seen: list[Tensor] = []
     if "ancestral" in function or "sde" in function:
         options = options | {"noise_sampler": noise_sampler()}
@@ -81,6 +106,18 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("calls", [1, 2, 3, 4, 6, 10, 11])
+def test_k_diffusion_fast(theirs: ModuleType, calls: int, eta: float) -> None:
+    start = START.double()
+    wanted = theirs.sample_dpm_fast(
+        denoise, start, 0.03, 10.0, calls, disable=True, eta=eta, noise_sampler=noise_sampler(start)
+    )
+    found = list(solvers.dpm_fast(denoise, start, karras(0.03, 10.0, calls + 1), Shared(generator()), eta))
+    assert_close(found[-1].x, wanted, 1e-8)
 
 
 @pytest.mark.usefixtures("double")

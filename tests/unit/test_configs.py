@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from enlarger.checkpoint import configs
+from enlarger.checkpoint import configs, schedulers
+from enlarger.diffusion.sampler import Sampler
 from enlarger.errors import CheckpointError, EnlargerError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderConfig
 from enlarger.nn.clip_text import ClipTextConfig
@@ -65,7 +66,7 @@ def test_text_encoders_come_back_equal(path: Path) -> None:
 @pytest.mark.parametrize("path", files("*/*scheduler.json"), ids=identify)
 def test_schedules_are_read(path: Path) -> None:
     config = json.loads(path.read_text())
-    found = configs.schedule_config(config)
+    found = schedulers.schedule_config(config)
     assert found.offset == config.get("steps_offset", 0)
     top = 36.9119239 if config["beta_end"] == 0.02 else 14.6146466
     assert abs(float(found.schedule.sigmas[-1]) - top) < 1e-5
@@ -98,12 +99,72 @@ def test_what_the_configs_mean() -> None:
 
 
 def test_what_the_schedulers_mean() -> None:
-    x2 = configs.schedule_config(load("sd-x2-latent-upscaler/scheduler.json"))
+    x2 = schedulers.schedule_config(load("sd-x2-latent-upscaler/scheduler.json"))
     assert (x2.solver, x2.prediction, x2.spacing, x2.preserving) == ("euler", "sample", "log_linear", False)
-    sd2 = configs.schedule_config(load("stable-diffusion-2/scheduler.json"))
+    sd2 = schedulers.schedule_config(load("stable-diffusion-2/scheduler.json"))
     assert (sd2.solver, sd2.prediction, sd2.spacing, sd2.preserving) == ("ddim", "v_prediction", "leading", True)
-    silent = configs.schedule_config({"_class_name": "EulerDiscreteScheduler"})
+    silent = schedulers.schedule_config({"_class_name": "EulerDiscreteScheduler"})
     assert silent.spacing == "linspace" and silent.prediction == "epsilon"
+
+
+def scheduler(name: str, **settings: Any) -> Sampler:
+    return schedulers.schedule_config({"_class_name": name, **settings})
+
+
+def test_which_solver_stands_for_a_class() -> None:
+    multistep, least = "DPMSolverMultistepScheduler", 0.0100005
+    assert scheduler("PNDMScheduler").solver == "pndm"
+    assert scheduler("PNDMScheduler", skip_prk_steps=True).solver == "plms"
+    assert scheduler(multistep).options == {"heun": False, "eased": 0.0} and scheduler(multistep).preserving
+    assert scheduler(multistep, lower_order_final=False).options["eased"] is None
+    assert scheduler(multistep, final_sigmas_type="sigma_min").options["eased"] == pytest.approx(least, abs=1e-6)
+    assert scheduler(multistep, algorithm_type="sde-dpmsolver++").solver == "dpmpp_2m_sde"
+    assert scheduler(multistep, algorithm_type="sde-dpmsolver++", solver_order=1).solver == "euler_ancestral"
+    third = scheduler(multistep, solver_order=3, solver_type="heun")
+    assert third.solver == "dpmpp_3m_sde" and third.options == {"eta": 0.0, "heun": True, "eased": 0.0}
+    single = scheduler("DPMSolverSinglestepScheduler", timestep_spacing="leading")
+    assert single.spacing == "linspace" and single.options["lower_final"] is False
+    assert scheduler("UniPCMultistepScheduler", solver_type="bh1").options["bh1"]
+    stale = scheduler("UniPCMultistepScheduler", solver_type="midpoint")  # kept from DPM-Solver's file
+    assert stale.options["bh1"] is False
+    assert scheduler("KDPM2DiscreteScheduler").schedule.sigmas[-1] < 20 < scheduler(multistep).schedule.sigmas[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("DDPMScheduler", {"variance_type": "fixed_large"}, "variance_type is 'fixed_large'; supported: 'fixed_small'"),
+        ("DPMSolverMultistepScheduler", {"solver_order": 4}, "solver_order is 4; supported: 2, 1, 3"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}, "algorithm_type is 'dpmsolver'; supported:"),
+        (
+            "DPMSolverMultistepScheduler",
+            {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+            "the wrong sign in diffusers; set solver_order=2, or name the solver dpmpp_3m_sde",
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            {"final_sigmas_type": "sigma_min", "euler_at_final": True},
+            "euler_at_final is True; set final_sigmas_type='zero', which does the same",
+        ),
+        (
+            "UniPCMultistepScheduler",
+            {"final_sigmas_type": "sigma_min", "use_karras_sigmas": True},
+            "repeats the last level of Karras or exponential sigmas; set final_sigmas_type='zero'",
+        ),
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}, "use_flow_sigmas is True; supported: False"),
+        ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1}, "lambda_min_clipped is -5.1; supported: -inf"),
+        ("UniPCMultistepScheduler", {"disable_corrector": [0]}, r"disable_corrector is \[0\]; supported: \[\]"),
+        ("UniPCMultistepScheduler", {"predict_x0": False}, "predict_x0 is False; supported: True"),
+        (
+            "DPMSolverSDEScheduler",
+            {"noise_sampler_seed": 0},
+            "noise_sampler_seed is 0, but noise comes from the generators of the run; give those a seed",
+        ),
+    ],
+)
+def test_what_no_solver_does(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(Unsupported, match=f"{name}: {message}"):
+        scheduler(name, **settings)
 
 
 def test_zero_terminal_schedules_equal_diffusers() -> None:
@@ -111,7 +172,7 @@ def test_zero_terminal_schedules_equal_diffusers() -> None:
     config = load("stable-diffusion-xl-base-1.0/scheduler.json") | {"rescale_betas_zero_snr": True}
     theirs = diffusers.EulerDiscreteScheduler.from_config(config)
     expected = theirs.alphas_cumprod.double()
-    found = 1 / (configs.schedule_config(config).schedule.sigmas ** 2 + 1)
+    found = 1 / (schedulers.schedule_config(config).schedule.sigmas ** 2 + 1)
     assert_close(found, expected, 1e-6)
 
 
@@ -156,9 +217,9 @@ def test_other_refusals() -> None:
     with pytest.raises(Unsupported, match="CLIPTextModel: hidden_act is 'relu'; supported: 'quick_gelu', 'gelu'"):
         configs.clip_text_config(load("stable-diffusion-2/text_encoder.json") | {"hidden_act": "relu"})
     with pytest.raises(Unsupported, match="scheduler LCMScheduler: no solver here stands for it; expected one of DDIM"):
-        configs.schedule_config({"_class_name": "LCMScheduler"})
+        schedulers.schedule_config({"_class_name": "LCMScheduler"})
     with pytest.raises(Unsupported, match="trained_betas"):
-        configs.schedule_config({"_class_name": "DDIMScheduler", "trained_betas": [0.1]})
+        schedulers.schedule_config({"_class_name": "DDIMScheduler", "trained_betas": [0.1]})
     with pytest.raises(Unsupported, match="the middle block differs from the last level"):
         stages = (Stage(32, 1, 1, 4), Stage(32, 1, 2, 4))
         configs.unet_json(UNetConfig(4, 4, stages, 1, 4, 32, False))
@@ -194,7 +255,7 @@ def test_wrong_types_are_our_errors(value: Any) -> None:
         "sd-x2-latent-upscaler/unet": configs.unet_config,
         "stable-diffusion-x4-upscaler/vae": configs.autoencoder_config,
         "stable-diffusion-xl-base-1.0/text_encoder_2": configs.clip_projection_config,
-        "stable-diffusion-xl-base-1.0/scheduler": configs.schedule_config,
+        "stable-diffusion-xl-base-1.0/scheduler": schedulers.schedule_config,
     }
     for name, read in readers.items():
         config = load(f"{name}.json") | ({"latents_mean": None} if "vae" in name else {})
@@ -204,4 +265,4 @@ def test_wrong_types_are_our_errors(value: Any) -> None:
 
 
 def test_default_types_survive() -> None:
-    assert configs.schedule_config({"_class_name": "DDIMScheduler"}).schedule.sigmas.dtype == torch.float64
+    assert schedulers.schedule_config({"_class_name": "DDIMScheduler"}).schedule.sigmas.dtype == torch.float64

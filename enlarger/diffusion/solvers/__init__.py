@@ -18,7 +18,7 @@ from enlarger.diffusion.solvers.dpmpp import (
 )
 from enlarger.diffusion.solvers.euler import ddim, ddpm, euler, euler_ancestral, heun
 from enlarger.diffusion.solvers.levels import halfway, split_level, split_time
-from enlarger.diffusion.solvers.multistep import lms, plms, pndm
+from enlarger.diffusion.solvers.multistep import adams_bashforth, lms, plms, pndm
 from enlarger.diffusion.solvers.unipc import unipc
 
 SOLVERS: Mapping[str, Solver] = {
@@ -47,6 +47,7 @@ SOLVERS: Mapping[str, Solver] = {
 __all__ = [
     "SOLVERS",
     "Control",
+    "adams_bashforth",
     "ddim",
     "ddpm",
     "dpm2",

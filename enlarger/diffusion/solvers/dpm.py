@@ -47,12 +47,13 @@ def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: flo
     end = lowest(sigmas)
     calls = len(sigmas) - (1 if sigmas[-1] > 0 else 2)
     orders = _orders(calls)
-    stops = torch.linspace(-math.log(sigmas[0]), -math.log(end), len(orders) + 1, dtype=torch.float64).tolist()
+    first, last = -math.log(sigmas[0]), -math.log(end)
+    stops = [first + (last - first) * i / len(orders) for i in range(len(orders))] + [last]
     for order, (t, goal) in zip(orders, pairwise(stops), strict=True):
-        down, up = split_time(t, goal, stops[-1], eta)
+        down, up = split_time(t, goal, last, eta)
         x, clean = _dpm_step(denoise, x, t, down, order)
         x = x + noise(x) * up if eta else x
-        yield Step(x, clean, sigmas[-1] if goal == stops[-1] and sigmas[-1] > 0 else _level(goal))
+        yield Step(x, clean, _level(goal) if goal < last else torch.tensor(end, dtype=torch.float64))
     if sigmas[-1] == 0:
         clean = denoise(x, sigmas[-2])
         yield Step(clean, clean, sigmas[-1])

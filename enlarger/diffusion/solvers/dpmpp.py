@@ -33,7 +33,7 @@ def dpmpp_3m_sde(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 1.0, heun: bool = True,
     eased: float | None = None,
 ) -> Iterator[Step]:  # fmt: skip
-    """The same with three estimates. Independent noise at each step.
+    """The same with three estimates, of which the quadratic term has half its weight, as in the authors' code.
 
     Where two are there, `heun` weighs their difference as the exponential integral says, else as the midpoint rule. A
     step to 0 is always of first order; a ladder of fewer than 15 steps that ends at `eased` or below also has an order
@@ -104,17 +104,19 @@ def _multistep(
         clean = denoise(x, sigma)
         past = [(sigma, clean), *past][:order]
         used = past[: count - i] if low_end else past
-        x = _across(x, used if lower > 0 else used[:1], lower, eta, heun)
+        x = _across(x, used if lower > 0 else used[:1], lower, eta, heun, quadratic=0.5)
         if eta and lower > 0:
             x = x + noise(x) * _fresh(sigma, lower, eta)
         yield Step(x, clean, lower)
 
 
-def _across(x: Tensor, known: Sequence[tuple[Tensor, Tensor]], lower: Tensor, eta: float, heun: bool) -> Tensor:
+def _across(
+    x: Tensor, known: Sequence[tuple[Tensor, Tensor]], lower: Tensor, eta: float, heun: bool, quadratic: float = 1.0
+) -> Tensor:  # fmt: skip
     """x at the first level known carried to `lower` by the polynomial through up to three clean estimates.
 
-    The polynomial is clean + first * u + second * u^2 / 2 over u, the share of the way over log(sigma); each power has
-    its exponential integral.
+    The polynomial is over u, the share of the way over log(sigma); each power of u has its exponential integral, but
+    the midpoint rule stands for that of the first where two are known and not `heun`.
     """
     (sigma, clean), *more = known
     h = sigma.log() - lower.log()
@@ -128,7 +130,7 @@ def _across(x: Tensor, known: Sequence[tuple[Tensor, Tensor]], lower: Tensor, et
     if len(rates) == 2:
         near, far = (_share(sigma, level, h) for level, _ in more)
         second = (rates[0] - rates[1]) / (near - far)
-        x = x + bend * (rates[0] - near * second) + (1 - 2 * bend / long) * second
+        x = x + bend * (rates[0] - near * second) + quadratic * (1 - 2 * bend / long) * second
     return x
 
 

@@ -20,7 +20,7 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[
     for sigma, lower in pairwise(sigmas):
         clean = denoise(x, sigma)
         slopes = [(x - clean) / sigma, *slopes[:3]]
-        slope = _adams_bashforth(slopes)
+        slope = adams_bashforth(slopes)
         if len(slopes) == 1 and len(sigmas) > 2:
             guess = x + slope * (lower - sigma)
             slope = (slope + (guess - denoise(guess, lower)) / lower) / 2
@@ -42,7 +42,7 @@ def pndm(
         if len(slopes) < 4 and lower > 0:
             slope = _runge_kutta(denoise, x, slopes[0], sigma, middle(sigma, lower), lower)
         else:
-            slope = _adams_bashforth(slopes)
+            slope = adams_bashforth(slopes)
         x = x + slope * (lower - sigma)
         yield Step(x, clean, lower)
 
@@ -70,7 +70,7 @@ def _runge_kutta(denoise: Denoise, x: Tensor, slope: Tensor, sigma: Tensor, half
     return total / 6
 
 
-def _adams_bashforth(slopes: Sequence[Tensor]) -> Tensor:
+def adams_bashforth(slopes: Sequence[Tensor]) -> Tensor:
     """The slope of the next step from up to four past ones, newest first."""
     weights = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
     mixed = slopes[0] * weights[len(slopes)][0]

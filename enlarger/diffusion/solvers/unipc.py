@@ -64,4 +64,4 @@ def _weights(shares: Tensor, h: Tensor, scale: Tensor) -> Tensor:
         wanted.append(phi * factorial / scale)
         phi = phi / -h - 1 / (factorial * (k + 1))
     powers = torch.stack([shares**k for k in range(count)])
-    return torch.linalg.solve(powers, torch.stack(wanted))
+    return torch.inverse(powers) @ torch.stack(wanted)

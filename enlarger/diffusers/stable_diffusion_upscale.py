@@ -1,0 +1,143 @@
+"""`StableDiffusionUpscalePipeline`: the x4 upscaler under diffusers' name and keywords."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from enlarger.checkpoint.schedulers import schedule_config
+from enlarger.diffusers.arguments import (
+    ArgumentError,
+    Generators,
+    Prompt,
+    batch_of,
+    check_callback_steps,
+    check_latents,
+    check_output_type,
+    check_prompts,
+    noise_for,
+)
+from enlarger.diffusers.callbacks import every
+from enlarger.diffusers.courses import solver_of, whole
+from enlarger.diffusers.pictures import preprocess
+from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.schedulers import Scheduler
+from enlarger.diffusers.text_pipeline import TextPipeline, told
+from enlarger.diffusion.guidance import Guidance
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.clip_text import ClipText
+from enlarger.nn.unet import UNet
+from enlarger.tasks.denoise import Method
+from enlarger.tasks.upscale_pixel import PixelUpscaleJob, upscale_pixel
+from enlarger.text.tokenize import Tokenizer
+
+
+class StableDiffusionUpscalePipeline(TextPipeline):
+    """Pictures to pictures of four times the size.
+
+    With several pictures and several results of each, prompts and pictures are paired a, a, b, b; diffusers pairs the
+    pictures a, b, a, b there. There is no watermarker: that part is None.
+    """
+
+    PARTS: ClassVar[Mapping[str, type[Any]]] = {
+        "vae": AutoencoderKL,
+        "text_encoder": ClipText,
+        "tokenizer": Tokenizer,
+        "unet": UNet,
+        "low_res_scheduler": Scheduler,
+        "scheduler": Scheduler,
+        "safety_checker": TextPipeline.PARTS["safety_checker"],
+        "feature_extractor": TextPipeline.PARTS["feature_extractor"],
+        "watermarker": type(None),
+    }
+    SETTINGS: ClassVar[tuple[str, ...]] = ("max_noise_level",)
+    UPCAST: ClassVar[bool] = True
+    low_res_scheduler: Scheduler
+
+    def __init__(
+        self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet,
+        low_res_scheduler: Scheduler, scheduler: Scheduler, safety_checker: Any = None, feature_extractor: Any = None,
+        watermarker: None = None, max_noise_level: int = 350,
+    ) -> None:  # fmt: skip
+        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+        schedulers = {"low_res_scheduler": low_res_scheduler, "scheduler": scheduler}
+        absent = {
+            "safety_checker": safety_checker, "feature_extractor": feature_extractor, "watermarker": watermarker
+        }  # fmt: skip
+        super().__init__(given | schedulers | absent, {"max_noise_level": max_noise_level})
+
+    @scaled
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        image: Any = None,
+        num_inference_steps: int = 75,
+        guidance_scale: float = 9.0,
+        noise_level: int = 20,
+        negative_prompt: Prompt | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        callback: Callable[[int, Any, Tensor], None] | None = None,
+        callback_steps: int = 1,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        clip_skip: int | None = None,
+    ) -> Any:
+        """Upscale by four. `noise_level`, 0 to 350, is the step of the low-resolution schedule whose noise the picture
+        gets: more lets the network invent more. Arguments that cannot be raise ValueError."""
+        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
+        check_callback_steps(callback_steps)
+        check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        check_output_type(output_type)
+        self._check_level(noise_level)
+        each = 1 if num_images_per_prompt is None else num_images_per_prompt
+        prompts = batch_of(prompt, prompt_embeds)
+        low, count = self._low(image, prompts), prompts * each
+        check_latents(latents, (count, self.vae.config.latent_channels, *low.shape[2:]))
+        sampler, guided = self.scheduler.sampler(), guidance_scale > 1
+        embeds = self.encode_prompt(
+            prompt, self.device, each, guided, negative_prompt, prompt_embeds, negative_prompt_embeds,
+            clip_skip=clip_skip,
+        )  # fmt: skip
+        method = Method(whole(sampler, num_inference_steps), solver_of(sampler, eta), noise_for(generator, count))
+        guidance = Guidance(guidance_scale if guided else 1.0)
+        schedule = schedule_config(self.low_res_scheduler.json()).schedule
+        job = PixelUpscaleJob(told(embeds, guidance), low, method, noise_level, schedule, latents)
+        calls = [] if callback is None else [every(callback, callback_steps)]
+        made = self._run(
+            sampler, method.course, calls, lambda watch: upscale_pixel(self._networks_for(sampler), job, watch)
+        )
+        return self._output(made, str(output_type), return_dict)
+
+    def _check_level(self, level: int) -> None:
+        most = self.config["max_noise_level"]
+        if level > most:
+            raise ArgumentError(f"`noise_level` has to be <= {most} but is {level}")
+        if level < 0:
+            raise ArgumentError(f"`noise_level` has to be 0 or above but is {level}")
+
+    def _low(self, image: Any, prompts: int) -> Tensor:
+        """The pictures, in -1..1, one or as many as there are prompts."""
+        if image is None:
+            raise ArgumentError("`image` is missing; give a picture, see help(pipe.__call__)")
+        low = preprocess(image, self.vae.factor)
+        if low.shape[1] != 3:
+            raise ArgumentError(
+                f"`image` has {low.shape[1]} channels, expected 3: the x4 upscaler takes pictures; for latents use "
+                "StableDiffusionLatentUpscalePipeline"
+            )
+        if len(low) not in (1, prompts):
+            raise ArgumentError(
+                f"`prompt` has batch size {prompts} and `image` has batch size {len(low)}; give as many"
+            )
+        if self.unet.config.in_channels != self.vae.config.latent_channels + 3:
+            raise ArgumentError(
+                f"the UNet takes {self.unet.config.in_channels} channels, expected "
+                f"{self.vae.config.latent_channels + 3} of the x4 upscaler"
+            )
+        return low
