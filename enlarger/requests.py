@@ -40,6 +40,7 @@ COUNT = "pictures to make from each input"
 SOLVER = "name of the solver"
 SCORE = "aesthetic score that the SDXL refiner aims at"
 NEGATIVE_SCORE = "aesthetic score that it keeps away from"
+EXPAND_MOST = 8192  # pixels on one side
 LONG = "encode prompts over 75 tokens in chunks instead of cutting them"
 
 
@@ -159,8 +160,8 @@ class InpaintRequest:
     crop: int | None = option(
         None, "work on the mask's surroundings alone, with that many pixels of margin", least=0, most=8192, whole=True
     )
-    expand: str | Sequence[int] = option("", "pixels to add around: 64, or left,top,right,bottom as 0,0,256,0")
-    fill: str = option("original", "what lies under the mask at first", choices=("original", "noise", "blur", "patch"))
+    expand: str | int | Sequence[int] = option("", "pixels to add around: 64, or left,top,right,bottom as 0,0,256,0")
+    fill: str | None = option(None, "what lies under the mask at first", choices=("original", "noise", "blur", "patch"))
     steps: int | None = option(None, STEPS, least=1, most=1000, whole=True)
     guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
     rescale: float = option(0.0, RESCALE, least=0, most=1)
@@ -171,6 +172,25 @@ class InpaintRequest:
 
     def __post_init__(self) -> None:
         check(self)
+        _ = self.sides
+
+    @property
+    def sides(self) -> tuple[int, int, int, int]:
+        """What `expand` adds, in pixels: left, top, right, bottom. Raises InputError if it is something else."""
+        given = [part.strip() for part in self.expand.split(",")] if isinstance(self.expand, str) else self.expand
+        numbers: list[Any] = list(given) if isinstance(given, Sequence) else [given]
+        if numbers == [""]:
+            return (0, 0, 0, 0)
+        if isinstance(self.expand, str):
+            numbers = [int(part) if part.isdecimal() else None for part in numbers]
+        fits = all(isinstance(n, Integral) and not isinstance(n, bool) and 0 <= n <= EXPAND_MOST for n in numbers)
+        if len(numbers) not in (1, 4) or not fits:
+            raise InputError(
+                f"expand is {self.expand!r}, expected one whole number of 0 to {EXPAND_MOST}, or four: "
+                "left,top,right,bottom"
+            )
+        left, top, right, bottom = (int(n) for n in (numbers * 4 if len(numbers) == 1 else numbers))
+        return left, top, right, bottom
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -183,7 +203,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "refine": {"steps": 50, "guidance": 7.5},
     "refine/xl": {"steps": 50, "guidance": 5.0},
     "depth": {"steps": 50, "guidance": 7.5},
-    "inpaint": {"steps": 50, "guidance": 7.5},
+    "inpaint": {"steps": 50, "guidance": 7.5, "fill": "original"},
+    "inpaint/expand": {"fill": "patch"},
 }
 """What None stands for, by task and model or profile."""
 

@@ -202,7 +202,7 @@ def _update(source: str, spelling: str, pieces: Mapping[str, Tensor], stated: Ca
     down, up, mid, alpha = (pieces.get(piece) for piece in ("down", "up", "mid", "alpha"))
     assert down is not None and up is not None
     rank = down.shape[0] if down.dim() > 1 else 0
-    whole = rank > 0 and up.dim() > 1 and (mid is None or (mid.dim() == 4 and mid.shape[:2] == (rank, down.shape[1])))
+    whole = rank > 0 and up.dim() > 1 and (mid is None or (mid.dim() == 4 and mid.shape[:2] == (rank, rank)))
     if not whole or (alpha is not None and alpha.numel() != 1):
         shapes = ", ".join(f"{piece} {tuple(tensor.shape)}" for piece, tensor in pieces.items())
         raise CheckpointError(f"{source}: {spelling} is no product of low rank: {shapes}; fetch the file again.")
@@ -290,7 +290,11 @@ def _advice(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) ->
 
 def _made_for(shapes: Mapping[str, Shape]) -> str:
     """The family of a LoRA: the width of what its factors read tells."""
-    lower = {found[1]: shapes[name] for name in shapes if (found := PIECE.fullmatch(name)) and len(shapes[name]) > 1}
+    lower: dict[str, Shape] = {}
+    for name, shape in shapes.items():
+        found = PIECE.fullmatch(name)
+        if found is not None and len(shape) > 1 and not {"B", "up", "mid"} & set(found.groups()[1:]):
+            lower[found[1]] = shape
     for name, shape in lower.items():
         if TRANSFORMER.search(name):
             return "a transformer (SD3, Flux or later), which this package does not run"

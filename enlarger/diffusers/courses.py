@@ -76,6 +76,42 @@ def by_strength(
     sampler: Sampler, course: Course, strength: float, eta: float = 0.0, asked: int | None = None
 ) -> Walk:  # fmt: skip
     """The last `strength` of the steps; `asked` is how many were asked for, where the course may have fewer."""
+    first = _skipped(course, strength, asked)
+    if sampler.solver in UNSPLIT:
+        part, solver = course.part(first), solver_of(sampler, eta)
+        seen = calls(solver, part.ladder)
+        return Walk(part, solver, 0 if seen is None else len(seen), _reported(sampler, part.times))
+    return from_entry(sampler, course, 2 * first if sampler.solver == "heun" else first, eta)
+
+
+def between(
+    sampler: Sampler, course: Course, start: float | None, end: float | None, eta: float = 0.0, strength: float = 1.0,
+    asked: int | None = None,
+) -> Walk:  # fmt: skip
+    """The steps from the share `start` of the training time to the share `end`.
+
+    None: from the last `strength` of the steps, and to the end.
+    """
+    if start is None and end is None:
+        return by_strength(sampler, course, strength, eta, asked)
+    listed = entries(sampler, course)
+    first = _skipped(course, strength, asked) * (2 if sampler.solver == "heun" else 1)
+    if start is not None:
+        first = _before(sampler, listed, start, "denoising_start")
+        if sampler.solver == "heun" and (len(listed) - first) % 2 == 0:
+            first -= 1  # not between the halves of a step
+    stop = len(listed) if end is None else _before(sampler, listed, end, "denoising_end")
+    if start is not None and end is not None and start >= end:
+        raise ArgumentError(f"`denoising_start`: {start} cannot be larger than or equal to `denoising_end`: {end}")
+    if not first < stop:
+        raise ArgumentError(
+            f"no steps are left between denoising_start {start} and denoising_end {end}; use more steps"
+        )
+    return from_entry(sampler, course, first, eta, stop)
+
+
+def _skipped(course: Course, strength: float, asked: int | None) -> int:
+    """How many steps a strength leaves out."""
     listed = course.steps if asked is None else asked
     steps = min(int(listed * strength), listed)
     first = listed - steps
@@ -84,27 +120,15 @@ def by_strength(
             f"After adjusting the num_inference_steps by strength parameter: {strength}, the number of pipeline steps "
             f"is {steps} which is < 1 and not appropriate for this pipeline."
         )
-    if sampler.solver in UNSPLIT:
-        part, solver = course.part(first), solver_of(sampler, eta)
-        seen = calls(solver, part.ladder)
-        return Walk(part, solver, 0 if seen is None else len(seen), _reported(sampler, part.times))
-    return from_entry(sampler, course, 2 * first if sampler.solver == "heun" else first, eta)
+    return first
 
 
-def between(sampler: Sampler, course: Course, start: float | None, end: float | None, eta: float = 0.0) -> Walk:
-    """The steps from the share `start` of the training time to the share `end`, None: from and to the ends."""
-    listed, count = entries(sampler, course), sampler.schedule.count
-    first = 0
-    if start is not None:
-        first = int((listed >= round(count - start * count)).sum())
-        if sampler.solver == "heun" and (len(listed) - first) % 2 == 0:
-            first -= 1  # not between the halves of a step
-    stop = len(listed)
-    if end is not None:
-        stop = int((listed >= round(count - end * count)).sum())
-    if not first < stop:
-        raise ArgumentError(f"no steps are left between denoising_start {start} and denoising_end {end}")
-    return from_entry(sampler, course, first, eta, stop)
+def _before(sampler: Sampler, listed: Tensor, share: float, name: str) -> int:
+    """How many calls come before a share of the training time has passed."""
+    if not 0 < share < 1:
+        raise ArgumentError(f"`{name}` is {share}, expected a number between 0 and 1, or None for the whole run")
+    count = sampler.schedule.count
+    return int((listed >= round(count - share * count)).sum())
 
 
 def from_entry(sampler: Sampler, course: Course, first: int, eta: float = 0.0, stop: int | None = None) -> Walk:

@@ -136,7 +136,7 @@ class LoraMethods:
         active = {part: tuple(n for n in before if n not in names) for part, before in state.active.items()}
         for part in [part for part, before in state.active.items() if before and not active[part]]:
             active[part] = tuple(name for name, lora in loras.items() if part in lora.parts)[:1]
-        if chosen := sorted({name for part, left in active.items() for name in left} - set(self.get_active_adapters())):
+        if chosen := sorted({name for left in active.values() for name in left} - set(self.get_active_adapters())):
             warnings.warn(f"the active adapters were deleted; now {', '.join(chosen)} is active", stacklevel=2)
         self._show(replace(state, loras=loras, active=active))
 

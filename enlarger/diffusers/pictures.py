@@ -11,25 +11,29 @@ from torch import Tensor
 from enlarger.diffusers.arguments import ArgumentError
 
 LATENT_CHANNELS = 4
+Size = tuple[int, int]  # height, width
 
 
-def preprocess(image: Any, factor: int) -> Tensor:
+def preprocess(
+    image: Any, factor: int, resample: Image.Resampling = Image.Resampling.BICUBIC, size: Size | None = None
+) -> Tensor:  # fmt: skip
     """PIL images, arrays or tensors, one or a list, to (B, 3, H, W) in -1..1, or latents (B, 4, h, w) as they are.
 
-    Sides are lowered to multiples of `factor`: PIL by bicubic to the first one's size, arrays and tensors by nearest
-    neighbour. Arrays (H, W, 3) and tensors (3, H, W) whose least value is below 0 are taken as -1..1, others as 0..1.
-    PIL images of other modes are converted to RGB (diffusers takes RGBA for latents); arrays of 4 channels raise.
+    All are resized to `size` (height, width), or to the first one's with its sides lowered to multiples of `factor`:
+    PIL by `resample`, arrays and tensors by nearest neighbour. Arrays (H, W, 3) and tensors (3, H, W) whose least value
+    is below 0 are taken as -1..1, others as 0..1. PIL images of other modes are converted to RGB (diffusers takes RGBA
+    for latents); arrays of 4 channels raise.
     """
     images: list[Any] = list(image) if isinstance(image, list | tuple) else [image]  # pyright: ignore[reportUnknownArgumentType] - anything
     if not images:
         raise ArgumentError("`image` is an empty list, expected at least one picture")
     if all(isinstance(one, Image.Image) for one in images):
-        return _scale(_from_pil(images, factor))
+        return _scale(_from_pil(images, resample, size or _lowered(images[0].height, images[0].width, factor)))
     if all(isinstance(one, np.ndarray) for one in images):
-        return _scale(_lower(_from_arrays(images), factor))
+        return _scale(_nearest(_from_arrays(images), factor, size))
     if all(isinstance(one, Tensor) for one in images):
         batch = torch.cat([one if one.ndim == 4 else one[None] for one in images])
-        return batch if batch.shape[1] == LATENT_CHANNELS else _scale(_lower(batch, factor))
+        return batch if batch.shape[1] == LATENT_CHANNELS else _scale(_nearest(batch, factor, size))
     kinds = sorted({type(one).__name__ for one in images})
     raise ArgumentError(
         f"`image` holds {', '.join(kinds)}; expected PIL images, numpy arrays or tensors, all of a kind"
@@ -52,10 +56,8 @@ def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
     return [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in eight_bit]
 
 
-def _from_pil(images: list[Image.Image], factor: int) -> Tensor:
-    width, height = (side - side % factor for side in images[0].size)
-    _check_sides(images[0].height, images[0].width, factor)
-    resized = [one.convert("RGB").resize((width, height), Image.Resampling.BICUBIC) for one in images]
+def _from_pil(images: list[Image.Image], resample: Image.Resampling, size: Size) -> Tensor:
+    resized = [one.convert("RGB").resize((size[1], size[0]), resample) for one in images]
     return torch.from_numpy(np.stack([np.array(one, np.float32) for one in resized]) / 255).permute(0, 3, 1, 2)
 
 
@@ -66,16 +68,16 @@ def _from_arrays(images: list[np.ndarray[Any, Any]]) -> Tensor:
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
-def _lower(batch: Tensor, factor: int) -> Tensor:
+def _nearest(batch: Tensor, factor: int, size: Size | None) -> Tensor:
     height, width = batch.shape[-2:]
-    _check_sides(height, width, factor)
-    size = [side - side % factor for side in (height, width)]
-    return batch if size == [height, width] else F.interpolate(batch, size)
+    size = size or _lowered(height, width, factor)
+    return batch if size == (height, width) else F.interpolate(batch, size)
 
 
-def _check_sides(height: int, width: int, factor: int) -> None:
+def _lowered(height: int, width: int, factor: int) -> Size:
     if min(height, width) < factor:
         raise ArgumentError(f"`image` is {width} x {height} pixels, expected at least {factor} x {factor}")
+    return height - height % factor, width - width % factor
 
 
 def _scale(batch: Tensor) -> Tensor:

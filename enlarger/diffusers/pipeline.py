@@ -70,7 +70,7 @@ class Pipeline:
         absent = value is None and name in self.OPTIONAL
         if kind is not None and not absent and not isinstance(plain, kind):
             raise InputError(_wrong_part(name, value, kind))
-        if name in self.PARTS:
+        if name in self.PARTS and plain is not getattr(self, name, None):
             self._configs.pop(name, None)
         object.__setattr__(self, name, value)
 
@@ -107,7 +107,8 @@ class Pipeline:
             name: scheduler_of(part) if issubclass(cls.PARTS.get(name, object), Scheduler) else part
             for name, part in bundle.components.items()
         }
-        made = cls(**(absent | parts | settings | dict(given)))
+        arguments: dict[str, Any] = {**absent, **parts, **settings, **given}
+        made = cls(**arguments)
         made._configs.update({name: config for name, config in bundle.configs.items() if name not in given})
         made._source = bundle.path, bundle.index
         return made
@@ -140,7 +141,8 @@ class Pipeline:
             for name, part in parts.items()
             if isinstance(part, nn.Module | Tokenizer | Scheduler)
         }
-        path, stated = (Path(save_directory), {}) if self._source is None else self._source
+        nowhere: tuple[Path, Mapping[str, Any]] = (Path(save_directory), {})
+        path, stated = nowhere if self._source is None else self._source
         copied = [name for name in parts if name not in components]  # networks of other packages
         copied += ["feature_extractor"] if copied else []
         index |= {name: stated[name] for name in copied if name in stated}
@@ -156,7 +158,8 @@ class Pipeline:
         shared = {name: part for name, part in pipeline.components.items() if name in cls.PARTS}
         settings = {name: value for name, value in pipeline.config.items() if name in cls.SETTINGS}
         absent = {name: None for name, kind in cls.PARTS.items() if kind is type(None) or name in cls.OPTIONAL}
-        made = cls(**(absent | shared | settings | parts))
+        arguments: dict[str, Any] = {**absent, **shared, **settings, **parts}
+        made = cls(**arguments)
         made._configs.update({name: config for name, config in pipeline._configs.items() if name not in parts})
         return made
 
@@ -270,7 +273,7 @@ class Pipeline:
             raise Unsupported(f"cross_attention_kwargs has {', '.join(unknown)}; it takes `scale` of loaded adapters")
         if not kwargs:
             return self
-        other = copy(self)
+        other: Any = copy(self)
         for name, network in other._with_lora_scale(float(kwargs["scale"])).items():
             object.__setattr__(other, name, network)
         return other

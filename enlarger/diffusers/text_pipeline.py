@@ -138,15 +138,20 @@ class TextPipeline(LoraMethods, Pipeline):
         self, on_end: Callable[..., Any] | None, names: Sequence[str], embeds: tuple[Tensor, Tensor | None],
         older: Mapping[str, Any],
     ) -> list[Call]:  # fmt: skip
+        prompt, negative = embeds
+        seen = prompt if negative is None else torch.cat([negative, prompt])
+        return self._listen(on_end, names, {"prompt_embeds": seen, "negative_prompt_embeds": negative}, older)
+
+    def _listen(
+        self, on_end: Callable[..., Any] | None, names: Sequence[str], tensors: dict[str, Any], older: Mapping[str, Any]
+    ) -> list[Call]:
+        """The callbacks of a call, the new one, which may see `tensors`, and the older one."""
         unknown = sorted(set(older) - {"callback", "callback_steps"})
         if unknown:
             raise TypeError(f"{type(self).__name__} got unexpected arguments {', '.join(unknown)}")
         steps = older.get("callback_steps")
         if steps is not None:
             check_callback_steps(steps)
-        prompt, negative = embeds
-        seen = prompt if negative is None else torch.cat([negative, prompt])
-        tensors = {"prompt_embeds": seen, "negative_prompt_embeds": negative}
         calls = [] if on_end is None else [on_step_end(self, on_end, names, tensors)]
         callback = older.get("callback")
         return calls if callback is None else [*calls, every(callback, 1 if steps is None else steps)]
@@ -165,9 +170,9 @@ class TextPipeline(LoraMethods, Pipeline):
             images = postprocess(made.to(self.dtype) if output_type == "pt" else made, output_type)
         return PipelineOutput(images, flags) if return_dict else (images, flags)
 
-    def _networks_for(self, sampler: Sampler) -> Networks:
+    def _networks_for(self, sampler: Sampler, course: Course | None = None) -> Networks:
         upcast = self.UPCAST and self.vae.config.force_upcast
-        return Networks(self.unet, self.vae, sampler.precondition(), self._runtime, upcast)
+        return Networks(self.unet, self.vae, sampler.precondition(course), self._runtime, upcast)
 
     def _run(
         self, sampler: Sampler, course: Course, calls: Sequence[Call], task: Callable[[Watch], Tensor]

@@ -1,7 +1,8 @@
 """What the SDXL pipelines share: two text encoders or one, sizes and scores beside the prompt, and the run."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,41 +11,34 @@ from torch import Tensor
 
 from enlarger.diffusers.arguments import (
     ArgumentError,
-    Generators,
     Prompt,
     as_list,
     batch_of,
     check_pooled,
     check_prompts,
     negatives_for,
-    noise_for,
 )
-from enlarger.diffusers.callbacks import Call
-from enlarger.diffusers.courses import Walk
+from enlarger.diffusers.image_pipeline import ImagePipeline
 from enlarger.diffusers.pipeline import output
 from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import PooledEmbeds, TextPipeline, text_of
+from enlarger.diffusers.text_pipeline import PooledEmbeds, text_of
 from enlarger.diffusion.guidance import Guidance
-from enlarger.diffusion.sampler import Sampler
 from enlarger.errors import InputError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.denoise import Method, Told
-from enlarger.tasks.networks import Networks
-from enlarger.tasks.parts import Watch
+from enlarger.tasks.denoise import Told
 from enlarger.tasks.told import Size, Sizes, told_sizes
 from enlarger.text.pair import encode_pair
 from enlarger.text.tokenize import Tokenizer
 
 Pair = tuple[int, int]
-Task = Callable[[Networks, Method, Watch], Tensor]
 SCORES = (6.0, 2.5)  # diffusers' aesthetic scores of the prompt and the negative prompt
 
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """What a call says of its prompts; `each` pictures are made of one."""
+    """What a call says of its prompts."""
 
     prompt: Prompt | None
     prompt_2: Prompt | None
@@ -54,14 +48,22 @@ class Words:
     negative_embeds: Tensor | None
     pooled: Tensor | None
     negative_pooled: Tensor | None
-    each: int
+    per_prompt: int | None
     clip_skip: int | None
+
+    @property
+    def each(self) -> int:
+        """Pictures per prompt."""
+        return 1 if self.per_prompt is None else self.per_prompt
 
     def count(self) -> int:
         """How many pictures there will be; ArgumentError for prompts that cannot be."""
         check_prompts(self.prompt, self.negative, self.embeds, self.negative_embeds)
-        for which, text, embeds in (("", self.prompt_2, self.embeds), ("negative_", self.negative_2, self.negative_embeds)):
-            if text is not None and not isinstance(text, str | list):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+        for which, text, embeds in (
+            ("", self.prompt_2, self.embeds),
+            ("negative_", self.negative_2, self.negative_embeds),
+        ):
+            if text is not None and not isinstance(text, str | list):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
                 raise ArgumentError(f"`{which}prompt_2` has to be of type `str` or `list` but is {type(text)}")
             if text is not None and embeds is not None:
                 raise ArgumentError(f"found both `{which}prompt_2` and `{which}prompt_embeds`, expected one of them")
@@ -86,7 +88,7 @@ class Stated:
 
     def whole(self, size: Size) -> tuple[Sizes, Sizes]:
         """Text-to-image: sizes of the negative prompt are its own only if both of them are given, as in diffusers."""
-        own = Sizes(self.original or size, self.crop, self.target or size)
+        own = Sizes(_given(self.original, size), self.crop, _given(self.target, size))
         if self.negative_original is not None and self.negative_target is not None:
             return own, Sizes(self.negative_original, self.negative_crop, self.negative_target)
         given = {"negative_original_size": self.negative_original, "negative_target_size": self.negative_target}
@@ -99,8 +101,8 @@ class Stated:
     def parted(self, size: Size, scored: bool) -> tuple[Sizes, Sizes]:
         """From a picture: each size of the negative prompt stands for itself, but without scores its crop is the
         prompt's, as in diffusers."""
-        original, target = self.original or size, self.target or size
-        negative = self.negative_original or original, self.negative_target or target
+        original, target = _given(self.original, size), _given(self.target, size)
+        negative = _given(self.negative_original, original), _given(self.negative_target, target)
         if scored:
             return (
                 Sizes(original, self.crop, target, self.scores[0]),
@@ -113,7 +115,7 @@ class Stated:
         return Sizes(original, self.crop, target), Sizes(negative[0], self.crop, negative[1])
 
 
-class XLPipeline(TextPipeline):
+class XLPipeline(ImagePipeline):
     """The base of the SDXL pipelines. Without the first text encoder it is the refiner's."""
 
     PARTS: ClassVar[Mapping[str, type[Any]]] = {
@@ -222,12 +224,67 @@ class XLPipeline(TextPipeline):
         if len(found) == 1 and second != texts:
             _note("prompt_2 is not used: this pipeline has one text encoder, which reads the prompt")
         tokenizers, encoders = zip(*found, strict=True)
-        held = [self._runtime.hold(encoder) for encoder in encoders]
-        for one in held:
-            one.__enter__()
-        try:
+        with ExitStack() as held:
+            for encoder in encoders:
+                held.enter_context(self._runtime.hold(encoder))
             made = encode_pair(tokenizers, encoders, both, clip_skip=0 if clip_skip is None else clip_skip)
-        finally:
-            for one in held:
-                one.__exit__(None, None, None)
         return made.tokens, made.pooled
+
+    def _tell(self, words: Words, guidance: Guidance, sizes: tuple[Sizes, Sizes]) -> tuple[Told, dict[str, Any]]:
+        """What the network is told, and the tensors that callbacks may see of that."""
+        guided, (row, negative_row) = guidance.scale != 1, (one.row() for one in sizes)
+        embeds = self.encode_prompt(
+            words.prompt, words.prompt_2, self.device, words.each, guided, words.negative, words.negative_2,
+            words.embeds, words.negative_embeds, words.pooled, words.negative_pooled, clip_skip=words.clip_skip,
+        )  # fmt: skip
+        self._check_vector(row.shape[1], embeds[2].shape[1])
+        tokens, negative, pooled, negative_pooled = embeds
+        seen = {"prompt_embeds": tokens, "add_text_embeds": pooled, "add_time_ids": row.expand(len(tokens), -1)}
+        if negative is not None and negative_pooled is not None:
+            others = (negative, negative_pooled, negative_row.expand(len(tokens), -1))
+            seen = {name: torch.cat([other, own]) for (name, own), other in zip(seen.items(), others, strict=True)}
+        return told_sizes(text_of(embeds), guidance, row, negative_row, self.unet.config.scalar_channels or 0), seen
+
+    def _check_vector(self, numbers: int, pooled: int) -> None:
+        """Refuse sizes and scores that the UNet was not made for, with advice (diffusers' is the wrong way round)."""
+        config = self.unet.config
+        channels, expected = config.scalar_channels or 0, config.vector_channels or 0
+        found = numbers * channels + pooled
+        if found == expected:
+            return
+        advice = "check the UNet's config and the projection of `text_encoder_2`"
+        if abs(found - expected) == channels:
+            wanted = found > expected
+            advice = (
+                f"this UNet was trained {'with' if wanted else 'without'} aesthetic scores: "
+                f"`pipe.register_to_config(requires_aesthetics_score={wanted})`"
+            )
+            if "requires_aesthetics_score" not in self._settings:
+                advice = "this is a refiner's UNet, read it with StableDiffusionXLImg2ImgPipeline"
+        raise ArgumentError(
+            f"Model expects an added time embedding vector of length {expected}, but a vector of {found} was created; "
+            f"{advice}"
+        )
+
+    def _finish(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
+        images = self._package(latents, output_type)
+        return output(images, return_dict, (images,))
+
+
+def guidance_of(scale: float, rescale: float) -> Guidance:
+    """At or below 1 the prompt runs alone."""
+    return Guidance(scale, rescale) if scale > 1 else Guidance()
+
+
+def share(denoising_end: float | None) -> float | None:
+    """Where a run ends; 1 is its end anyway."""
+    return None if denoising_end == 1 else denoising_end
+
+
+def _note(text: str) -> None:
+    """Say what a call gave in vain."""
+    warnings.warn(text, UserWarning, stacklevel=5)
+
+
+def _given(value: Pair | None, other: Pair) -> Pair:
+    return other if value is None else value

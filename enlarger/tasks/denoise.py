@@ -112,8 +112,11 @@ def _keeping(solver: Solver, keep: Keep, end: float) -> Solver:
     """The solver with the kept latents put back after each step, and under what the network sees in between."""
 
     def solve(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+        first = True
+
         def seen(x: Tensor, sigma: Tensor) -> Tensor:
-            inside = sigma < sigmas[0]  # the first latents are the caller's
+            nonlocal first
+            inside, first = not first, False  # the first latents are the caller's
             return denoise(torch.where(keep.mask > 0, x, keep.image + sigma * keep.noise) if inside else x, sigma)
 
         for step in solver(seen, x, sigmas, noise):

@@ -1,13 +1,12 @@
 """Pictures in, larger pictures out: what every upscaler needs around its network."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from enlarger.checkpoint.folder import Bundle, read_folder
@@ -15,105 +14,138 @@ from enlarger.checkpoint.schedulers import schedule_config
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import Noise, from_seeds
 from enlarger.diffusion.sample import Solver
+from enlarger.diffusion.sampler import Course
 from enlarger.diffusion.solvers import SOLVERS, Control, dpm_adaptive
-from enlarger.errors import InputError, Unsupported
+from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.fidelity import reduce, stay_true
 from enlarger.images import Picture, read_picture, to_pil
-from enlarger.requests import UpscaleRequest, filled, one_per, seeds_for
+from enlarger.requests import X2_NOISE, UpscaleRequest, filled, request_of
 from enlarger.resize import resize
 from enlarger.runtime.runtime import Offload, Runtime, pick_device, pick_precision
+from enlarger.tasks.denoise import Method
+from enlarger.tasks.experts import Turn, turns_of
+from enlarger.tasks.fill import spread_colour
+from enlarger.tasks.latents import Latents
+from enlarger.tasks.model import Model, model_of, words_of
 from enlarger.tasks.parts import Result, Text, Watch, decode, encode_text, pad_to, quiet
+from enlarger.tasks.sources import each_source, like
 from enlarger.tasks.upscale_compact import CompactUpscale
 from enlarger.tasks.upscale_latent import LatentUpscale, LatentUpscaleJob
+from enlarger.tasks.upscale_pixel import PixelUpscaleJob, upscale_pixel
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
 GRANULARITY, LEAST = 32, 64  # pixels: the doubled latent halves three times, and reflects at its edges
+LARGE = 512 * 512  # pixels into the x4 upscaler, above which its memory is worth a note
 
-Double = Callable[[Tensor, Noise], Tensor]  # (1, 3, H, W) in -1..1, or latents, to (1, 3, 2H, 2W)
+Larger = Callable[[Tensor, Noise], Tensor]  # (1, 3, H, W) in -1..1, or latents, to (1, 3, 2H, 2W), or 4H and 4W for x4
 
 
 @dataclass(frozen=True, eq=False)
 class Upscaler:
     """A loaded model; calling it with a request enlarges the request's pictures one after another."""
 
-    task: LatentUpscale | CompactUpscale
+    task: LatentUpscale | CompactUpscale | Model
     name: str
 
+    @property
+    def factor(self) -> int:
+        """How many times wider and higher one pass makes a picture."""
+        return self.task.networks.vae.factor if isinstance(self.task, Model) else 2
+
     def __call__(self, request: UpscaleRequest, watch: Watch = quiet) -> Result:
-        """Each input gives `count` pictures of exactly `by` times its size, in order."""
-        sources = _sources(request.image)
-        prompts = one_per(request.prompt, len(sources), "prompt")
-        negatives = one_per(request.negative, len(sources), "negative")
-        seeds = seeds_for(request.seed, len(sources) * request.count)
-        results = [
-            self._enlarge(source, replace(request, prompt=prompt, negative=negative), seeds[i * request.count :], watch)
-            for i, (source, prompt, negative) in enumerate(zip(sources, prompts, negatives, strict=True))
-        ]
-        worst = [r.consistency for r in results if r.consistency is not None]
-        return Result(
-            tuple(image for r in results for image in r.images),
-            tuple(seeds),
-            self.name,
-            tuple(dict.fromkeys(note for r in results for note in r.notes)),
-            max(worst, default=None),
-        )
+        """Each input gives `count` pictures of exactly `by` times its size, in order.
 
-    def _enlarge(self, source: Any, request: UpscaleRequest, seeds: Sequence[int], watch: Watch) -> Result:
-        """`count` pictures of one input, each computed alone, so that none depends on the others in its last bit."""
-        seeds = tuple(seeds[: request.count])
-        double, consistent = _prepare(self.task, request, watch)
-        if isinstance(source, Tensor) and source.ndim > 2 and source.shape[-3] == 4:
-            low = self._check_latents(source, request)
-            made = [double(low, from_seeds([seed])).float().cpu()[0] for seed in seeds]
+        One picture is computed at a time. The x4 upscaler takes it whole, without tiles, so that its memory grows with
+        the picture. Latents are enlarged by 2, without a picture in between.
+        """
+        return each_source(request, partial(self._enlarge, watch))
+
+    def turns(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[Turn, ...]:
+        """The calls of the diffusion network that enlarge a picture of `size`, or its latents."""
+        if isinstance(self.task, CompactUpscale):
+            return ()  # the predictor is no diffusion network
+        solver, course = _way(self.task, request)
+        name = "x4" if isinstance(self.task, Model) else "x2"
+        return turns_of([name], [0.0], solver, course.ladder) * _passes(size, request.by, self.factor)
+
+    def _enlarge(self, watch: Watch, request: UpscaleRequest, seeds: tuple[int, ...]) -> Result:
+        larger, consistent = _prepare(self.task, request, watch)
+        if (latents := _latents_in(request.image)) is not None:
+            low = self._check_latents(latents, request)
+            made = [larger(low, from_seeds([seed])).float().cpu()[0] for seed in seeds]
             return Result(tuple(to_pil(Picture(one)) for one in made), seeds, self.name)
-        picture = read_picture(source)
-        colour = _spread_colour(picture)[None]
+        picture = read_picture(request.image)
+        colour = spread_colour(picture)[None]
         size = (round(picture.height * request.by), round(picture.width * request.by))
-        made = [_grow(colour, size, double, from_seeds([seed]), consistent) for seed in seeds]
-        images = tuple(to_pil(_like(picture, one[0])) for one in made)
-        return Result(images, seeds, self.name, picture.notes, max(_consistency(one, colour) for one in made))
+        made = [_grow(colour, size, larger, from_seeds([seed]), consistent) for seed in seeds]
+        images = tuple(to_pil(like(picture, one[0])) for one in made)
+        notes = picture.notes + self._notes(picture)
+        return Result(images, seeds, self.name, notes, max(_consistency(one, colour) for one in made))
 
-    def _check_latents(self, latents: Tensor, request: UpscaleRequest) -> Tensor:
+    def _notes(self, picture: Picture) -> tuple[str, ...]:
+        if isinstance(self.task, Model) and picture.height * picture.width > LARGE:
+            return ("the x4 upscaler took the picture whole, without tiles: its memory grows with the picture",)
+        return ()
+
+    def _check_latents(self, latents: Latents, request: UpscaleRequest) -> Tensor:
+        """(1, 4, h, w) that the model takes."""
         if isinstance(self.task, CompactUpscale):
             raise Unsupported(
                 "found latents with 4 channels; the bundled model takes pictures only, use an x2 checkpoint"
             )
+        if isinstance(self.task, Model):
+            raise Unsupported(
+                "found latents; the x4 upscaler takes pictures only: decode them, or use an x2 checkpoint"
+            )
         if request.by != 2:
             raise Unsupported(f"by is {request.by:g}; latents are enlarged by 2, pictures by any factor")
-        low = latents if latents.ndim == 4 else latents[None]
-        if len(low) != 1:
-            raise InputError(f"{len(low)} latents in one tensor of a list; pass each by itself")
-        return low
+        if len(latents) != 1:
+            raise InputError(f"{len(latents)} latents in one tensor of a list; pass each by itself")
+        return latents.values_for(self.task.vae, "the x2 latent upscaler")
 
 
 def upscale(
     image: Any, by: float = 2.0, *, model: str | Path | None = None, device: str = "auto", precision: str = "auto",
-    watch: Watch = quiet, **options: Any,
+    offload: Offload = "none", watch: Watch = quiet, **options: Any,
 ) -> Result:  # fmt: skip
-    """Enlarge one or several pictures: paths, PIL images, arrays, tensors in -1..1, or Stable Diffusion latents.
+    """Enlarge one or several pictures: paths, PIL images, arrays, tensors in -1..1, or `Latents`.
 
-    `model` is a folder of the x2 latent upscaler, None the bundled model; `options` are `UpscaleRequest`'s. Raises
-    InputError for pictures and options that cannot be used, CheckpointError for such models, and whatever `watch` does.
+    `model` is a folder of the x2 latent upscaler or of the x4 upscaler, None the bundled model; `options` are
+    `UpscaleRequest`'s. A tensor with 4 channels is taken for latents of Stable Diffusion 1 and 2. Raises InputError for
+    pictures and options that cannot be used, CheckpointError for such models, and whatever `watch` does.
     """
-    request = _request(UpscaleRequest, image=image, by=by, **options)
-    return load_upscaler(model, device, precision)(request, watch)
+    request = request_of(UpscaleRequest, image=image, by=by, **options)
+    return load_upscaler(model, device, precision, offload)(request, watch)
 
 
 def load_upscaler(
     model: str | Path | None = None, device: str = "auto", precision: str = "auto", offload: Offload = "none"
 ) -> Upscaler:
-    """Load an upscaler once for many pictures. None or "bundled" is the model that ships with the package."""
+    """Load an upscaler once for many pictures; `model_index.json` says of which kind it is.
+
+    None or "bundled" is the model that ships with the package.
+    """
     place = pick_device(device)
     runtime = Runtime(place, offload)
     if model is None or str(model) == "bundled":
-        return Upscaler(compact_task(read_folder(BUNDLED, dtype=torch.float32), runtime), "bundled")
+        return bundled(runtime)
     bundle = read_folder(model, dtype=pick_precision(precision, place))
     kind = str(bundle.index.get("_class_name"))
     if kind == "CompactUpscale":
         return Upscaler(compact_task(bundle, runtime), str(model))
-    if kind != "StableDiffusionLatentUpscalePipeline":
-        raise Unsupported(f"{model}: holds a {kind}, expected StableDiffusionLatentUpscalePipeline, the x2 upscaler")
-    return Upscaler(latent_task(bundle, runtime), str(model))
+    if kind == "StableDiffusionLatentUpscalePipeline":
+        return Upscaler(latent_task(bundle, runtime), str(model))
+    if kind == "StableDiffusionUpscalePipeline":
+        return Upscaler(_pixel_task(bundle, runtime, str(model)), str(model))
+    raise Unsupported(
+        f"{model}: holds a {kind}, expected StableDiffusionLatentUpscalePipeline, the x2 upscaler, or "
+        "StableDiffusionUpscalePipeline, the x4 upscaler"
+    )
+
+
+def bundled(runtime: Runtime) -> Upscaler:
+    """The model that ships with the package."""
+    return Upscaler(compact_task(read_folder(BUNDLED, dtype=torch.float32), runtime), "bundled")
 
 
 def latent_task(bundle: Bundle, runtime: Runtime) -> LatentUpscale:
@@ -129,35 +161,83 @@ def compact_task(bundle: Bundle, runtime: Runtime) -> CompactUpscale:
     return CompactUpscale(parts["predictor"], parts["autoencoder"], parts["unet"], runtime)
 
 
-def _prepare(task: LatentUpscale | CompactUpscale, request: UpscaleRequest, watch: Watch) -> tuple[Double, bool]:
-    """The request's options settled once: a function that doubles a batch, and whether to make it consistent."""
+def _pixel_task(bundle: Bundle, runtime: Runtime, name: str) -> Model:
+    """The x4 upscaler from a folder's parts."""
+    model = model_of(bundle, runtime, name)
+    found = model.networks.config.in_channels
+    expected = model.networks.vae.config.latent_channels + 3
+    if model.low_res is None:
+        raise CheckpointError(f"{name}: has no low_res_scheduler, the noise of its input; fetch the whole model")
+    if found != expected:
+        raise CheckpointError(f"{name}: the UNet takes {found} channels, expected {expected} of the x4 upscaler")
+    return model
+
+
+def _way(task: LatentUpscale | Model, request: UpscaleRequest) -> tuple[Solver, Course]:
+    """How the request's solver walks, and where."""
+    options = filled(request, "upscale/x4" if isinstance(task, Model) else f"upscale/{request.profile or 'diffusers'}")
+    sampler = task.sampler.using(options["solver"])
+    adaptive = request.profile == "original" and sampler.solver == "dpm_adaptive"
+    return ORIGINAL_ADAPTIVE if adaptive else sampler.method(), sampler.course(options["steps"])
+
+
+def _prepare(
+    task: LatentUpscale | CompactUpscale | Model, request: UpscaleRequest, watch: Watch
+) -> tuple[Larger, bool]:
+    """The request's options settled once: a function that enlarges, and whether to make the result consistent."""
     if isinstance(task, CompactUpscale):
         return _prepare_compact(task, request, watch)
-    options = filled(request, f"upscale/{request.profile or 'diffusers'}")
-    if options["detail"] is not None:
+    if request.detail is not None:
         raise Unsupported("detail is for the bundled model; this one takes steps, guidance and noise_level")
-    scale, masked = options["guidance"], request.profile == "original"
+    if isinstance(task, Model):
+        return _prepare_pixel(task, request, watch)
+    options, masked = filled(request, f"upscale/{request.profile or 'diffusers'}"), request.profile == "original"
+    scale, level = options["guidance"], options["noise_level"]
+    if level > X2_NOISE:
+        raise InputError(f"noise_level is {level:g}, expected 0 to {X2_NOISE:g} for the x2 latent upscaler")
     text = text_for(
         task, [str(request.prompt)], [str(request.negative)], scale, long=request.long_prompt, original=masked
     )
-    sampler = task.sampler.using(options["solver"])
-    solver = ORIGINAL_ADAPTIVE if masked and sampler.solver == "dpm_adaptive" else SOLVERS[sampler.solver]
+    solver, course = _way(task, request)
     guidance = Guidance(scale if masked or scale > 1 else 1.0)
-    course = sampler.course(options["steps"])
 
     def double(low: Tensor, noise: Noise) -> Tensor:
         unit = task.vae.factor if low.shape[1] == 4 else 1  # pixels per element of `low`
         padded = pad_to(low, GRANULARITY // unit, LEAST // unit)
-        job = LatentUpscaleJob(padded, text, course, solver, noise, guidance, request.noise_level, masked)
+        job = LatentUpscaleJob(padded, text, course, solver, noise, guidance, level, masked)
         picture = decode(task.vae, task(job, watch), task.runtime)
         return picture[..., : 2 * unit * low.shape[-2], : 2 * unit * low.shape[-1]]
 
     return double, bool(options["consistent"])
 
 
-def _prepare_compact(task: CompactUpscale, request: UpscaleRequest, watch: Watch) -> tuple[Double, bool]:
+def _prepare_pixel(model: Model, request: UpscaleRequest, watch: Watch) -> tuple[Larger, bool]:
+    """The x4 upscaler; its noise level is a step of its own schedule for the input."""
+    options, factor = filled(request, "upscale/x4"), model.networks.vae.factor
+    level, low_res = options["noise_level"], model.low_res
+    assert low_res is not None, "checked when the folder was read"
+    if level != int(level) or level > model.most_noise:
+        raise InputError(
+            f"noise_level is {level:g}, expected a whole number from 0 to {model.most_noise} for the x4 upscaler"
+        )
+    if request.profile is not None:
+        raise Unsupported(f"profile is {request.profile!r}; only the x2 latent upscaler has profiles, leave it")
+    solver, course = _way(model, request)
+    networks, words = model.on(course), words_of(options)
+
+    def quadruple(low: Tensor, noise: Noise) -> Tensor:
+        height, width = low.shape[-2:]
+        told = model.tell_one(words, (factor * height, factor * width))
+        padded = pad_to(low, model.granularity // factor)
+        job = PixelUpscaleJob(told, padded, Method(course, solver, noise), int(level), low_res)
+        return networks.decode(upscale_pixel(networks, job, watch))[..., : factor * height, : factor * width]
+
+    return quadruple, bool(options["consistent"])
+
+
+def _prepare_compact(task: CompactUpscale, request: UpscaleRequest, watch: Watch) -> tuple[Larger, bool]:
     options = filled(request, "upscale/bundled")
-    unused = {"prompt": "", "negative": "", "profile": None, "noise_level": 0.0, "guidance": None}
+    unused = {"prompt": "", "negative": "", "profile": None, "noise_level": None, "guidance": None}
     for name, default in unused.items():
         if getattr(request, name) != default:
             raise Unsupported(
@@ -188,55 +268,30 @@ ORIGINAL_ADAPTIVE: Solver = partial(
 """The original notebook's default sampler: tolerance scale 0.25, eta 1."""
 
 
-def _sources(image: Any) -> list[Any]:
-    if isinstance(image, list | tuple):
-        if not image:
-            raise InputError("an empty list of pictures, expected at least one")
-        return list(cast("Sequence[Any]", image))
-    if isinstance(image, Tensor) and image.ndim == 4:
-        return list(image)
-    return [image]
+def _latents_in(source: Any) -> Latents | None:
+    """Latents, where that is what was given; a bare tensor is taken for Stable Diffusion's."""
+    if isinstance(source, Latents):
+        return source
+    if not isinstance(source, Tensor) or source.ndim < 3 or source.shape[-3] != 4:
+        return None
+    return Latents(source if source.ndim == 4 else source[None], "sd")
 
 
-def _request(kind: Callable[..., UpscaleRequest], **options: Any) -> UpscaleRequest:
-    try:
-        return kind(**options)
-    except TypeError as error:
-        raise InputError(f"{error}; the options are those of UpscaleRequest") from error
+def _passes(size: tuple[int, int], by: float, factor: int) -> int:
+    """How often `_grow` enlarges."""
+    wanted, count = tuple(round(side * by) for side in size), 0
+    while any(side * factor**count < goal for side, goal in zip(size, wanted, strict=True)):
+        count += 1
+    return count
 
 
-def _grow(colour: Tensor, size: tuple[int, int], double: Double, noise: Noise, consistent: bool) -> Tensor:
-    """Doubled until at least `size`, brought to it exactly, and made consistent with the input."""
+def _grow(colour: Tensor, size: tuple[int, int], larger: Larger, noise: Noise, consistent: bool) -> Tensor:
+    """Enlarged until at least `size`, brought to it exactly, and made consistent with the input."""
     large = colour
     while large.shape[-2] < size[0] or large.shape[-1] < size[1]:
-        large = double(large, noise).float().cpu()
+        large = larger(large, noise).float().cpu()
     large = resize(large, size, "lanczos") if large.shape[-2:] != size else large
     return stay_true(large, colour) if consistent else large
-
-
-def _like(picture: Picture, colour: Tensor) -> Picture:
-    """The enlarged colour with the alpha enlarged beside it, and all else as in the input."""
-    size = (colour.shape[-2], colour.shape[-1])
-    alpha = None if picture.alpha is None else resize(picture.alpha, size, "lanczos").clamp(0, 1)
-    return replace(picture, colour=colour, alpha=alpha)
-
-
-def _spread_colour(picture: Picture) -> Tensor:
-    """The colour, with what nobody can see replaced by its visible surroundings, so that it cannot bleed in."""
-    if picture.alpha is None:
-        return picture.colour
-    return _fill(picture.colour[None], picture.alpha[None])[0]
-
-
-def _fill(colour: Tensor, weight: Tensor) -> Tensor:
-    """Pixels of weight 0 take the weighted mean of ever larger surroundings (pull-push, Gortler et al. 1996)."""
-    if bool((weight > 0).all()) or max(weight.shape[-2:]) == 1:
-        return colour
-    total = F.avg_pool2d(weight, 2, ceil_mode=True)
-    coarse = _fill(F.avg_pool2d(colour * weight, 2, ceil_mode=True) / total.clamp(min=1e-8), total)
-    return torch.where(
-        weight > 0, colour, F.interpolate(coarse, scale_factor=2)[..., : colour.shape[-2], : colour.shape[-1]]
-    )
 
 
 def _consistency(large: Tensor, small: Tensor) -> float:

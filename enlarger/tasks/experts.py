@@ -1,8 +1,8 @@
-"""Several networks as one denoiser, each at work on its noise levels (Balaji et al. 2022), and the plan of who does what."""
+"""Several networks as one denoiser, by noise level (Balaji et al. 2022), and the plan of who makes which calls."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from torch import Tensor
 
@@ -45,15 +45,15 @@ class Plan:
             step = turn.step or "adaptive"
             levels = f"{turn.start:.4f} -> {turn.stop:.4f}"
             lines.append(f"{step:>8}  {turn.who:<{wide}}  {levels:<18}  {'-' if turn.calls is None else turn.calls}")
-        each = f" for {self.pictures} pictures" if self.pictures > 1 else ""
-        lines.append("calls of the networks: " + ("the solver decides" if self.calls is None else f"{self.calls}{each}"))
+        total = "the solver decides" if self.calls is None else str(self.calls)
+        lines.append(f"calls of the networks for {self.pictures} picture{'s' * (self.pictures > 1)}: {total}")
         return "\n".join(lines)
 
 
 def untils_of(handoffs: Sequence[float]) -> tuple[float, ...]:
     """The level down to which each expert works; InputError unless the hand-offs fall."""
     untils = (*handoffs, 0.0)
-    if any(lower >= upper for upper, lower in zip(handoffs, handoffs[1:], strict=False)):
+    if any(lower >= upper for upper, lower in pairwise(handoffs)):
         shown = ", ".join(f"{level:g}" for level in handoffs)
         raise InputError(f"the hand-offs are at noise levels {shown}, expected falling ones, one per refiner")
     return untils
@@ -101,5 +101,3 @@ def _ranges(names: Sequence[str], untils: Sequence[float], first: float, last: f
     return tuple(
         Turn(0, name, start, stop, None) for name, start, stop in zip(names, starts, stops, strict=True) if start > stop
     )
-
-

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from enlarger.diffusion.noise import PerImage
 from enlarger.tasks.denoise import Method, Told
 from enlarger.tasks.networks import Networks, each
 from enlarger.tasks.parts import Watch, quiet
@@ -24,10 +25,14 @@ class ImageToImageJob:
 
 
 def image_to_image(networks: Networks, job: ImageToImageJob, watch: Watch = quiet) -> Tensor:
-    """Latents (B, C, h, w) in float32. Noise is drawn for the encoding, then for the start."""
-    tokens = job.told.positive.tokens
+    """Latents (B, C, h, w) in float32. Noise is drawn for the encoding, then for the start.
+
+    Results of one picture share its encoding's noise, unless each has a generator of its own.
+    """
+    tokens, noise = job.told.positive.tokens, job.method.noise
     assert tokens is not None, "Stable Diffusion is always told tokens"
-    start = each(networks.encode(job.image, job.method.noise), len(tokens))
+    image = each(job.image, len(tokens)) if isinstance(noise, PerImage) else job.image
+    start = each(networks.encode(image, noise), len(tokens))
     if not job.noisy:
-        start = start + job.method.course.ladder[0] * networks.draw(start.shape, job.method.noise)
+        start = start + job.method.course.ladder[0] * networks.draw(start.shape, noise)
     return networks.denoise(job.told, start, job.method, watch)

@@ -88,7 +88,7 @@ def check_space(found: Space, config: AutoencoderConfig, what: str) -> None:
 
 def space_of(config: AutoencoderConfig) -> Space:
     """Whose latents an autoencoder makes; its scale tells."""
-    found = next((space for scale, space in SCALES.items() if abs(config.scale - scale) < 1e-6), None)
+    found: Space | None = next((space for scale, space in SCALES.items() if abs(config.scale - scale) < 1e-6), None)
     if found is None:
         known = ", ".join(f"{scale:g} ({space})" for scale, space in SCALES.items())
         raise InputError(f"the autoencoder's scale is {config.scale:g}, expected {known}; check its config.json")

@@ -38,6 +38,12 @@ class Words:
     scores: tuple[float | None, float | None] = (None, None)  # aesthetic, and of the negative branch
     long: bool = False
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not heard, one line each."""
+        unheard = self.guidance.scale == 1 and self.negative
+        return ("the negative prompt is not used: at guidance 1 only the prompt is",) if unheard else ()
+
 
 def words_of(options: Mapping[str, Any]) -> Words:
     """Those of a request for one picture, with its defaults filled in."""
@@ -69,18 +75,19 @@ class Model:
     @property
     def sized(self) -> bool:
         """Whether it is told sizes, as SDXL is."""
-        return self.networks.unet.config.scalar_channels is not None
+        return self.networks.config.scalar_channels is not None
 
     @property
     def scored(self) -> bool:
         """Whether it is told an aesthetic score, as the refiner is: its vector has room for 5 numbers and not for 6."""
-        config, pooled = self.networks.unet.config, self.encoders[-1].config.projection
-        return self.sized and config.vector_channels == (pooled or 0) + 5 * config.scalar_channels
+        config, pooled = self.networks.config, self.encoders[-1].config.projection
+        scalars = config.scalar_channels
+        return scalars is not None and config.vector_channels == (pooled or 0) + 5 * scalars
 
     @property
     def granularity(self) -> int:
         """Pixels that sides must be multiples of: the network halves the latents between its stages."""
-        return self.networks.vae.factor * 2 ** (len(self.networks.unet.config.stages) - 1)
+        return self.networks.vae.factor * 2 ** (len(self.networks.config.stages) - 1)
 
     @property
     def task(self) -> str:
@@ -88,7 +95,7 @@ class Model:
         latent = self.networks.vae.config.latent_channels
         if self.low_res is not None:
             return "upscale"
-        extra = self.networks.unet.config.in_channels - latent
+        extra = self.networks.config.in_channels - latent
         return {0: "refine" if self.scored else "generate", 1: "depth", latent + 1: "inpaint"}.get(extra, "nothing")
 
     def for_task(self, *tasks: str) -> "Model":
@@ -119,7 +126,8 @@ class Model:
 
         Empty negative prompts are zeros where the checkpoint was trained so. SDXL needs `sizes`.
         """
-        if not self.sized:
+        channels = self.networks.config.scalar_channels
+        if channels is None:
             text = encode_text(
                 self.tokenizers[0], self.encoders[0], self.networks.runtime, prompts, negatives, "last_norm", long,
                 weighted=True,
@@ -132,7 +140,6 @@ class Model:
         if self.zero_empty and negatives is not None and not any(negatives):
             text = zeroed(text)
         rows: list[Tensor] = [sizes.row(), (negative_sizes or sizes).row()]
-        channels = self.networks.unet.config.scalar_channels
         return told_sizes(text, guidance, rows[0], rows[1], channels)
 
     def sampler_with(self, solver: str | None) -> Sampler:

@@ -1,6 +1,7 @@
 """The two networks that every task uses, with what all of them do: encode, draw, denoise, decode."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.precondition import Precondition
 from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.unet import UNetConfig
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.denoise import Expert, Keep, Method, Told, denoise
 from enlarger.tasks.parts import Watch, decode, in_float32, quiet
@@ -23,6 +25,12 @@ class Networks:
     precondition: Precondition
     runtime: Runtime = Runtime()
     upcast: bool = False
+
+    @property
+    def config(self) -> UNetConfig:
+        """The diffusion network's widths."""
+        found: Any = self.unet.config
+        return found
 
     @property
     def dtype(self) -> torch.dtype:

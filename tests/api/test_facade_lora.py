@@ -30,11 +30,6 @@ IDS = torch.tensor([[49406, 320, 2368, 49407, 49407]])
 BOTH = ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", "mid_block.resnets.0.conv1")
 TEXT = "encoder.layers.1.self_attn.v_proj"
 
-if issubclass(StableDiffusionPipeline, LoraMethods):
-    Pipe: Any = StableDiffusionPipeline
-else:
-    Pipe = type("Pipe", (LoraMethods, StableDiffusionPipeline), {})
-
 
 @pytest.fixture(autouse=True)
 def peft_may_warn() -> Iterator[None]:
@@ -46,7 +41,7 @@ def peft_may_warn() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def read() -> tuple[Any, Any]:
-    kinds = Pipe, diffusers.StableDiffusionPipeline
+    kinds = StableDiffusionPipeline, diffusers.StableDiffusionPipeline
     return tuple(kind.from_pretrained(tiny.sd1_folder()) for kind in kinds)
 
 
@@ -162,7 +157,7 @@ def test_unloading_is_exact(ours: Any) -> None:
 
 
 def test_moving_and_precision_reach_what_is_taken_back(ours: Any) -> None:
-    other = Pipe.from_pretrained(tiny.sd1_folder()).to(torch.bfloat16)
+    other = StableDiffusionPipeline.from_pretrained(tiny.sd1_folder()).to(torch.bfloat16)
     ours.load_lora_weights(lora(1))
     ours.to(torch.bfloat16)
     ours.unload_lora_weights()
@@ -173,7 +168,7 @@ def test_moving_and_precision_reach_what_is_taken_back(ours: Any) -> None:
 
 def test_a_replaced_part_is_the_new_base(ours: Any) -> None:
     ours.load_lora_weights(lora(1))
-    replaced = Pipe.from_pretrained(tiny.sd1_folder()).unet
+    replaced = StableDiffusionPipeline.from_pretrained(tiny.sd1_folder()).unet
     ours.unet = replaced
     ours.set_adapters("default_0", 0.5)
     assert ours.unet is not replaced
@@ -182,7 +177,7 @@ def test_a_replaced_part_is_the_new_base(ours: Any) -> None:
 
 
 def test_what_a_file_stated_stays_known() -> None:
-    ours = Pipe.from_pretrained(tiny.sd1_folder())
+    ours = StableDiffusionPipeline.from_pretrained(tiny.sd1_folder())
     ours.set_progress_bar_config(disable=True)
     ours.load_lora_weights(lora(1))
     images = ours("a cat", num_inference_steps=1, output_type="pt").images
@@ -196,8 +191,8 @@ def test_scale_of_one_call(ours: Any, theirs: Any) -> None:
     theirs.load_lora_weights(lora(1))
     ours.set_adapters("default_0", 0.8)
     theirs.set_adapters("default_0", 0.8 * 0.5)
-    parts = ours._with_lora_scale(0.5)
     shown = networks(ours)
+    parts = ours._with_lora_scale(0.5)
     assert set(parts) == {"unet", "text_encoder"} and ours._with_lora_scale(None)["unet"] is ours.unet
     x, time, tokens = normal(1, 4, 8, 8), torch.tensor([400.0]), normal(1, 7, 32, seed=2)
     found, (expected, _) = parts["unet"](x, time, tokens=tokens), networks(theirs)
@@ -287,8 +282,8 @@ def test_inversions_beside_adapters(ours: Any, theirs: Any) -> None:
     assert ours.tokenizer is not before[0]
     ours.unload_textual_inversion()
     assert ours.tokenizer is before[0]
-    assert_equal_text = apply_lora(before[1], ours._adapters.loras["default_0"].parts["text_encoder"])
-    assert same_weights(ours.text_encoder, assert_equal_text)
+    updates = ours._adapters.loras["default_0"].parts["text_encoder"]
+    assert same_weights(ours.text_encoder, apply_lora(before[1], updates))
     ours.unload_lora_weights()
     assert ours.text_encoder is before[1]
 

@@ -229,7 +229,7 @@ CASES: dict[str, tuple[str, Layout, str, float | None]] = {
     "processors": ("sd1", processors, ATTENTION, None),
     "kohya": ("sd1", kohya, LINEAR, 1.5),
     "kohya without alpha": ("sd1", kohya, LINEAR, None),
-    "locon": ("sd1", kohya, EVERYTHING, 2.0),
+    "locon": ("sd1", kohya, EVERYTHING, 1.0),
     "sdxl peft": ("sdxl", peft, LINEAR, None),
     "sdxl kohya": ("sdxl", kohya_xl, LINEAR, 1.5),
     "sdxl locon": ("sdxl", kohya_xl, rf"{LINEAR}|blocks.*(conv|time_emb_proj)", 1.0),

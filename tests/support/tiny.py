@@ -15,6 +15,7 @@ from PIL import Image
 from tests.support.clip_files import tokenizer_folder
 from tests.support.pictures import texture
 from tests.support.random_weights import normal, randomise
+from tests.support.tiny_vision import depth_network, depth_processor
 
 WIDTH = 32  # of the text features
 X2_SCHEDULER = {
@@ -50,12 +51,12 @@ def x2_parts() -> dict[str, Any]:
     return _shared_parts() | {"unet": randomise(unet, 2), "scheduler": EulerDiscreteScheduler(**X2_SCHEDULER)}
 
 
-def sd1_parts() -> dict[str, Any]:
-    """The parts of a Stable Diffusion 1 text-to-image model; the UNet has two levels."""
+def sd1_parts(channels: int = 4) -> dict[str, Any]:
+    """The parts of a Stable Diffusion 1 text-to-image model; the UNet has two levels and so many input channels."""
     from diffusers import PNDMScheduler, UNet2DConditionModel
 
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=4,
+        sample_size=8, in_channels=channels, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=4,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=WIDTH, norm_num_groups=8,
     )  # fmt: skip
@@ -78,6 +79,26 @@ def sd1_folder() -> Path:
     from diffusers import StableDiffusionPipeline
 
     return _saved(StableDiffusionPipeline(**sd1_parts(), requires_safety_checker=False), "sd1", SD1_SCHEDULER)
+
+
+@cache
+def inpaint_folder() -> Path:
+    """A model with an inpainting UNet of 9 channels; one for all tests, not to be changed."""
+    from diffusers import StableDiffusionInpaintPipeline
+
+    parts = sd1_parts(channels=9)
+    return _saved(StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False), "inpaint", SD1_SCHEDULER)
+
+
+@cache
+def depth_folder() -> Path:
+    """A depth-to-image model with a UNet of 5 channels and a DPT; one for all tests, not to be changed."""
+    from diffusers import StableDiffusionDepth2ImgPipeline
+
+    parts = sd1_parts(channels=5)
+    del parts["safety_checker"], parts["image_encoder"]
+    parts |= {"depth_estimator": depth_network(), "feature_extractor": depth_processor()}
+    return _saved(StableDiffusionDepth2ImgPipeline(**parts), "depth", SD1_SCHEDULER)
 
 
 def picture(width: int = 64, height: int = 96, seed: int = 0) -> Image.Image:

@@ -1,10 +1,16 @@
 """Tiny random SDXL models in diffusers' folder layout: base, refiner, and a base with an inpainting UNet."""
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from enlarger.diffusers import schedulers
 from tests.support import tiny
 from tests.support.clip_files import tokenizer_folder
 from tests.support.random_weights import randomise
@@ -125,3 +131,47 @@ def _saved(pipe: Any, name: str) -> Path:
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({"_class_name": "EulerDiscreteScheduler", **SCHEDULER}))
     return folder
+
+
+def both(theirs: Any, ours: Any, folder: Path) -> tuple[Any, Any]:
+    """Our pipeline and diffusers', quiet, of one folder."""
+    made = ours.from_pretrained(folder), theirs.from_pretrained(folder, add_watermarker=False)
+    for pipe in made:
+        pipe.set_progress_bar_config(disable=True)
+    return made
+
+
+def generators(seed: int | list[int]) -> Any:
+    """A generator, or a list of them."""
+    many = [torch.Generator().manual_seed(one) for one in ([seed] if isinstance(seed, int) else seed)]
+    return many[0] if isinstance(seed, int) else many
+
+
+@contextmanager
+def scheduled(pipes: Sequence[Any], name: str, **changes: Any) -> Iterator[None]:
+    """Both, ours then diffusers', with another scheduler for the length of the block."""
+    import diffusers
+
+    before = [pipe.scheduler for pipe in pipes]
+    for pipe, room, old in zip(pipes, (schedulers, diffusers), before, strict=True):
+        pipe.scheduler = getattr(room, name).from_config(old.config, **changes)
+    try:
+        yield
+    finally:
+        for pipe, old in zip(pipes, before, strict=True):
+            pipe.scheduler = old
+
+
+@contextmanager
+def statistics(pipes: Sequence[Any]) -> Iterator[None]:
+    """Both with an autoencoder that states the latents' mean and deviation."""
+    ours, theirs = pipes
+    stated = {"latents_mean": (-1.6, 1.1, 3.1, -1.4), "latents_std": (8.4, 5.9, 6.8, 5.2)}
+    before, plain = ours.vae.config, dict(theirs.vae.config)
+    ours.vae.config = replace(before, **stated)
+    theirs.vae.register_to_config(**{name: list(values) for name, values in stated.items()})
+    try:
+        yield
+    finally:
+        ours.vae.config = before
+        theirs.vae.register_to_config(**{name: plain[name] for name in stated})

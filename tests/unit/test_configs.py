@@ -127,7 +127,7 @@ def test_which_solver_stands_for_a_class() -> None:
     assert scheduler("UniPCMultistepScheduler", solver_type="bh1").options["bh1"]
     stale = scheduler("UniPCMultistepScheduler", solver_type="midpoint")  # kept from DPM-Solver's file
     assert stale.options["bh1"] is False
-    assert scheduler("KDPM2DiscreteScheduler").schedule.sigmas[-1] < 20 < scheduler(multistep).schedule.sigmas[-1]
+    assert scheduler("KDPM2DiscreteScheduler").schedule.sigmas[-1] < 30 < scheduler(multistep).schedule.sigmas[-1]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_which_solver_stands_for_a_class() -> None:
         (
             "DPMSolverMultistepScheduler",
             {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
-            "the wrong sign in diffusers; set solver_order=2, or name the solver dpmpp_3m_sde",
+            ".*the wrong sign in diffusers; set solver_order=2, or name the solver dpmpp_3m_sde",
         ),
         (
             "DPMSolverMultistepScheduler",
@@ -149,7 +149,7 @@ def test_which_solver_stands_for_a_class() -> None:
         (
             "UniPCMultistepScheduler",
             {"final_sigmas_type": "sigma_min", "use_karras_sigmas": True},
-            "repeats the last level of Karras or exponential sigmas; set final_sigmas_type='zero'",
+            ".*repeats the last level of Karras or exponential sigmas; set final_sigmas_type='zero'",
         ),
         ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}, "use_flow_sigmas is True; supported: False"),
         ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1}, "lambda_min_clipped is -5.1; supported: -inf"),

@@ -1,0 +1,93 @@
+"""What the pipelines that start from pictures share: the pictures, the last part of the steps, and its callbacks."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from enlarger.diffusers.arguments import ArgumentError
+from enlarger.diffusers.callbacks import Call
+from enlarger.diffusers.courses import Stop, Walk, by_strength, whole
+from enlarger.diffusers.pictures import Size, preprocess
+from enlarger.diffusers.text_pipeline import Embeds, TextPipeline
+from enlarger.diffusion.sampler import Sampler
+from enlarger.errors import InputError
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.unet import UNet
+from enlarger.tasks.parts import Watch
+
+Listed = tuple[int | None, Sequence[float] | None, Sequence[float] | None]  # steps, timesteps, sigmas
+
+
+class ImagePipeline(TextPipeline):
+    """The base of the Stable Diffusion 1 and 2 pipelines that take a picture and a strength.
+
+    Pictures and prompts are paired a, a, b, b where there are several of both and several results of each; diffusers
+    pairs the pictures a, b, a, b there, with other prompts than their own.
+    """
+
+    def _pictures(self, image: Any, count: int, size: Size | None = None) -> Tensor:
+        """(N, 3, H, W) in -1..1, or latents as they are; N divides the number of results."""
+        if image is None:
+            raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
+        pictures = preprocess(image, self.vae.factor, Image.Resampling.LANCZOS, size)
+        if pictures.shape[1] not in (3, self.vae.config.latent_channels):
+            raise ArgumentError(f"`image` has {pictures.shape[1]} channels, expected 3 of a picture or 4 of latents")
+        check_copies("image", len(pictures), count)
+        return pictures
+
+    def _part(self, sampler: Sampler, listed: Listed, strength: float, eta: float | None) -> Walk:
+        """The last `strength` of so many steps, or of the caller's own timesteps or sigmas."""
+        steps, timesteps, sigmas = listed
+        own = timesteps is not None or sigmas is not None
+        if steps is None and not own:
+            raise ArgumentError("`num_inference_steps` is None, expected how many steps there are")
+        course = whole(sampler, steps or 1, timesteps, sigmas)
+        return by_strength(sampler, course, strength, eta or 0.0, None if own else steps)
+
+    def _walk(
+        self, sampler: Sampler, walk: Walk, calls: Sequence[Call], task: Callable[[Watch], Tensor]
+    ) -> Tensor:  # fmt: skip
+        """Run a task on part of a course, reported step by step as diffusers reports it."""
+        shown = walk.course.part(walk.course.steps - len(walk.stops))  # as many steps as are reported
+        return self._run(sampler, shown, [_timed(call, walk.stops) for call in calls], task)
+
+
+def check_strength(strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise ArgumentError(f"The value of strength should in [0.0, 1.0] but is {strength}")
+
+
+def check_copies(name: str, found: int, count: int) -> None:
+    """Each of the things given is for as many results as any other."""
+    if count % found:
+        raise ArgumentError(f"Cannot duplicate `{name}` of batch size {found} to {count} results; give one per prompt")
+
+
+def check_channels(unet: UNet, vae: AutoencoderKL, extra: Sequence[int], kind: str) -> None:
+    """The UNet takes the latents and so many channels more."""
+    found, expected = unet.config.in_channels, [vae.config.latent_channels + more for more in extra]
+    if found not in expected:
+        known = " or ".join(map(str, expected))
+        raise InputError(f"the UNet takes {found} channels, expected {known}: this is not {kind} checkpoint")
+
+
+def shown(embeds: Embeds, **more: Tensor | None) -> dict[str, Any]:
+    """What callbacks may see: with guidance what the network is told is there twice, for the negative prompts first."""
+    prompt, negative = embeds
+    told = prompt if negative is None else torch.cat([negative, prompt])
+    both = {n: v if v is None or negative is None else torch.cat([v, v]) for n, v in more.items()}
+    return {"prompt_embeds": told, "negative_prompt_embeds": negative, **both}
+
+
+def _timed(call: Call, stops: Sequence[Stop]) -> Call:
+    """The call with the numbers and times of these stops, one after the other."""
+    left = iter(stops)
+
+    def told(index: int, time: Tensor, latents: Tensor) -> Tensor:
+        index, time = next(left)
+        return call(index, time.to(latents.device), latents)
+
+    return told

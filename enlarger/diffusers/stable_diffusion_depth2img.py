@@ -1,0 +1,143 @@
+"""`StableDiffusionDepth2ImgPipeline`: pictures to pictures of the same depth with SD2's depth checkpoint."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from enlarger.checkpoint.folder import Bundle
+from enlarger.diffusers.arguments import (
+    ArgumentError,
+    Generators,
+    Prompt,
+    batch_of,
+    check_output_type,
+    check_prompts,
+    noise_for,
+)
+from enlarger.diffusers.image_pipeline import ImagePipeline, check_channels, check_copies, check_strength, shown
+from enlarger.diffusers.output import PipelineOutput
+from enlarger.diffusers.pictures import preprocess
+from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.schedulers import Scheduler
+from enlarger.diffusers.text_pipeline import TextPipeline, settled, told
+from enlarger.diffusion.guidance import Guidance
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.clip_text import ClipText
+from enlarger.nn.unet import UNet
+from enlarger.tasks.denoise import Method
+from enlarger.tasks.depth_estimator import DepthEstimator, normalise_depth, read_depth
+from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
+from enlarger.tasks.networks import each as copies
+from enlarger.text.tokenize import Tokenizer
+
+
+class StableDiffusionDepth2ImgPipeline(ImagePipeline):
+    """Pictures to pictures like them, whose depth the network is told.
+
+    The folder's depth estimator is read where transformers is installed; `feature_extractor`, a part of it here, is
+    None. Arrays keep their height and width, which diffusers swaps; a map without near and far is told as zeros, where
+    diffusers divides by zero.
+    """
+
+    PARTS: ClassVar[Mapping[str, type[Any]]] = {
+        **{name: TextPipeline.PARTS[name] for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")},
+        "depth_estimator": DepthEstimator,
+        "feature_extractor": type(None),
+    }
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"depth_estimator"})
+    depth_estimator: DepthEstimator | None
+
+    def __init__(
+        self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet, scheduler: Scheduler,
+        depth_estimator: DepthEstimator | None, feature_extractor: None,
+    ) -> None:  # fmt: skip
+        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+        depth = {"depth_estimator": depth_estimator, "feature_extractor": feature_extractor}
+        super().__init__(given | depth | {"scheduler": settled(scheduler)})
+        check_channels(unet, vae, (1,), "a depth")
+
+    @classmethod
+    def _wanted(cls, path: Path) -> list[str]:
+        return [name for name in super()._wanted(path) if name != "depth_estimator"]
+
+    @classmethod
+    def _from_bundle(cls, bundle: Bundle, given: Mapping[str, Any]) -> Self:
+        stated: Any = bundle.index.get("depth_estimator") or (None, None)
+        if stated[1] is not None and "depth_estimator" not in given:
+            given = {**given, "depth_estimator": DepthEstimator.from_folder(bundle.path)}
+        return super()._from_bundle(bundle, given)
+
+    @scaled
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        image: Any = None,
+        depth_map: Tensor | None = None,
+        strength: float = 0.8,
+        num_inference_steps: int | None = 50,
+        guidance_scale: float | None = 7.5,
+        negative_prompt: Prompt | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float | None = 0.0,
+        generator: Generators | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **kwargs: Any,
+    ) -> Any:
+        """Remake pictures with their depth kept. `kwargs` are the older `callback` and `callback_steps`.
+
+        `depth_map` (N, H, W), near is large, in any unit and at any size, replaces the estimator, which latents as
+        `image` (B, 4, h, w) need. For pictures see `pictures.preprocess`. Guidance at or below 1 runs the prompt alone.
+        Arguments that cannot be raise ValueError.
+        """
+        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
+        check_strength(strength)
+        check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        check_output_type(output_type)
+        each = 1 if num_images_per_prompt is None else num_images_per_prompt
+        count = batch_of(prompt, prompt_embeds) * each
+        pictures = self._pictures(image, count)
+        sampler = self.scheduler.sampler()
+        walk = self._part(sampler, (num_inference_steps, None, None), strength, eta)
+        method = Method(walk.course, walk.solver, noise_for(generator, count))
+        scale = 1.0 if guidance_scale is None else max(guidance_scale, 1.0)
+        embeds = self.encode_prompt(
+            prompt, self.device, each, scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
+            clip_skip=clip_skip,
+        )  # fmt: skip
+        depth = self._depth(image, depth_map, pictures, count).to(self._runtime.device, self.dtype)
+        tensors = shown(embeds, depth_mask=depth)
+        calls = self._listen(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
+        job = ImageToImageJob(told(embeds, Guidance(scale)).beside(concat=depth), pictures, method)
+        networks = self._networks_for(sampler, walk.course)
+        made = self._walk(sampler, walk, calls, lambda watch: image_to_image(networks, job, watch))
+        images = self._package(made, str(output_type))
+        return PipelineOutput(images) if return_dict else (images,)
+
+    def _depth(self, image: Any, given: Any, pictures: Tensor, count: int) -> Tensor:
+        """What the network is told of depth, (count, 1, h, w) in -1..1."""
+        latent = pictures.shape[1] == self.vae.config.latent_channels
+        factor = 1 if latent else self.vae.factor
+        if given is None and latent:
+            raise ArgumentError("`image` is latents, whose depth cannot be seen; give `depth_map`")
+        found = self._estimated(image) if given is None else read_depth(given)
+        check_copies("depth_map", len(found), count)
+        return copies(normalise_depth(found, (pictures.shape[2] // factor, pictures.shape[3] // factor)), count)
+
+    def _estimated(self, image: Any) -> Tensor:
+        """The depth of each picture at its own size, (N, 1, h, w)."""
+        if self.depth_estimator is None:
+            raise ArgumentError("`depth_map` is missing, and this pipeline has no depth estimator; give a map")
+        estimator = replace(self.depth_estimator, runtime=self._runtime)
+        images: list[Any] = list(image) if isinstance(image, list | tuple) else [image]  # pyright: ignore[reportUnknownArgumentType] - anything
+        return torch.cat([estimator(preprocess(one, 1)) for one in images])

@@ -1,0 +1,96 @@
+"""`StableDiffusionImg2ImgPipeline`: pictures to pictures like them with SD1 and SD2."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from enlarger.diffusers.arguments import (
+    Generators,
+    Prompt,
+    batch_of,
+    check_output_type,
+    check_prompts,
+    noise_for,
+    refuse,
+)
+from enlarger.diffusers.image_pipeline import ImagePipeline, check_channels, check_strength
+from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.schedulers import Scheduler
+from enlarger.diffusers.text_pipeline import NOT_HERE, settled, told
+from enlarger.diffusion.guidance import Guidance
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.clip_text import ClipText
+from enlarger.nn.unet import UNet
+from enlarger.tasks.denoise import Method
+from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
+from enlarger.tasks.safety import SafetyChecker
+from enlarger.text.tokenize import Tokenizer
+
+
+class StableDiffusionImg2ImgPipeline(ImagePipeline):
+    """Pictures, with noise, to pictures like them."""
+
+    def __init__(
+        self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet, scheduler: Scheduler,
+        safety_checker: SafetyChecker | None = None, feature_extractor: None = None, image_encoder: None = None,
+        requires_safety_checker: bool = False,
+    ) -> None:  # fmt: skip
+        del requires_safety_checker  # only decides whether diffusers warns that there is none
+        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+        absent = {"safety_checker": safety_checker, "feature_extractor": feature_extractor}
+        super().__init__(given | absent | {"scheduler": settled(scheduler), "image_encoder": image_encoder})
+        check_channels(unet, vae, (0,), "an image-to-image")
+
+    @scaled
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        image: Any = None,
+        strength: float = 0.8,
+        num_inference_steps: int | None = 50,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float | None = 7.5,
+        negative_prompt: Prompt | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float | None = 0.0,
+        generator: Generators | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **kwargs: Any,
+    ) -> Any:
+        """Remake pictures, or latents (B, 4, h, w). `kwargs` are the older `callback` and `callback_steps`.
+
+        The last `strength` of the steps are made, of those that `timesteps` or `sigmas` list too. For pictures see
+        `pictures.preprocess`. Guidance at or below 1 runs the prompt alone. Arguments that cannot be raise ValueError.
+        """
+        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
+        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        check_strength(strength)
+        check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        check_output_type(output_type)
+        each = 1 if num_images_per_prompt is None else num_images_per_prompt
+        count = batch_of(prompt, prompt_embeds) * each
+        pictures = self._pictures(image, count)
+        sampler = self.scheduler.sampler()
+        walk = self._part(sampler, (num_inference_steps, timesteps, sigmas), strength, eta)
+        method = Method(walk.course, walk.solver, noise_for(generator, count))
+        scale = 1.0 if guidance_scale is None else max(guidance_scale, 1.0)
+        embeds = self.encode_prompt(
+            prompt, self.device, each, scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
+            clip_skip=clip_skip,
+        )  # fmt: skip
+        calls = self._calls(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
+        job = ImageToImageJob(told(embeds, Guidance(scale)), pictures, method)
+        networks = self._networks_for(sampler, walk.course)
+        made = self._walk(sampler, walk, calls, lambda watch: image_to_image(networks, job, watch))
+        return self._output(made, str(output_type), return_dict)

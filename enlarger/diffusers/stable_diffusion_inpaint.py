@@ -1,0 +1,173 @@
+"""`StableDiffusionInpaintPipeline`: repainting a part of pictures with SD1 and SD2."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from enlarger.diffusers.arguments import (
+    ArgumentError,
+    Generators,
+    Prompt,
+    batch_of,
+    check_latents,
+    check_output_type,
+    check_prompts,
+    noise_for,
+    refuse,
+)
+from enlarger.diffusers.image_pipeline import ImagePipeline, check_channels, check_copies, check_strength, shown
+from enlarger.diffusers.masks import Box, crop_box, fitted, pasted, read_mask
+from enlarger.diffusers.output import PipelineOutput
+from enlarger.diffusers.pictures import Size
+from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.schedulers import Scheduler
+from enlarger.diffusers.text_pipeline import NOT_HERE, settled, told
+from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.noise import Noise, PerImage
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.clip_text import ClipText
+from enlarger.nn.unet import UNet
+from enlarger.tasks.denoise import Method
+from enlarger.tasks.inpaint import InpaintJob, prepare
+from enlarger.tasks.safety import SafetyChecker
+from enlarger.text.tokenize import Tokenizer
+
+
+class StableDiffusionInpaintPipeline(ImagePipeline):
+    """Pictures to pictures that are repainted where a mask is white, with a UNet of 9 channels or of 4.
+
+    What the mask leaves black is kept in latents only, and changes a little in pixels; `padding_mask_crop` pastes the
+    result back through the mask.
+    """
+
+    def __init__(
+        self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet, scheduler: Scheduler,
+        safety_checker: SafetyChecker | None = None, feature_extractor: None = None, image_encoder: None = None,
+        requires_safety_checker: bool = False,
+    ) -> None:  # fmt: skip
+        del requires_safety_checker  # only decides whether diffusers warns that there is none
+        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+        absent = {"safety_checker": safety_checker, "feature_extractor": feature_extractor}
+        super().__init__(given | absent | {"scheduler": settled(scheduler), "image_encoder": image_encoder})
+        check_channels(unet, vae, (0, vae.config.latent_channels + 1), "an inpainting")
+
+    @scaled
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        masked_image_latents: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        padding_mask_crop: int | None = None,
+        strength: float = 1.0,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: Prompt | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **kwargs: Any,
+    ) -> Any:
+        """Repaint pictures, or latents (B, 4, h, w). `kwargs` are the older `callback` and `callback_steps`.
+
+        The picture is resized to `height` and `width`, by default the checkpoint's own. For masks see
+        `masks.read_mask`: each pixel is repainted or kept. `padding_mask_crop` repaints only the masked part with so
+        many pixels around it, at full size, and pastes it back through the mask, which may be soft there. The last
+        `strength` of the steps are made; below 1 the picture with noise is where they start, unless `latents` are
+        given: those are the noise, and the start. Guidance at or below 1 runs the prompt alone. Arguments that cannot
+        be raise ValueError.
+        """
+        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
+        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        size = self._size(height, width)
+        check_strength(strength)
+        check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        check_output_type(output_type)
+        crop = None if padding_mask_crop is None else _crop(image, mask_image, size, padding_mask_crop, output_type)
+        each = 1 if num_images_per_prompt is None else num_images_per_prompt
+        count = batch_of(prompt, prompt_embeds) * each
+        pictures, mask = self._covered(image, mask_image, crop, size, count)
+        inner = (size[0] // self.vae.factor, size[1] // self.vae.factor)
+        check_latents(latents, (count, self.vae.config.latent_channels, *inner))
+        sampler = self.scheduler.sampler()
+        walk = self._part(sampler, (num_inference_steps, timesteps, sigmas), strength, eta)
+        method = Method(walk.course, walk.solver, _each_or_first(noise_for(generator, count)))
+        guidance = Guidance(max(guidance_scale, 1.0))
+        embeds = self.encode_prompt(
+            prompt, self.device, each, guidance_scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
+            clip_skip=clip_skip,
+        )  # fmt: skip
+        names = callback_on_step_end_tensor_inputs
+        job = InpaintJob(
+            told(embeds, guidance), pictures, mask, method, masked_image_latents,
+            blank=strength == 1 or latents is not None, initial=latents, reveal="masked_image_latents" in names,
+        )  # fmt: skip
+        networks = self._networks_for(sampler, walk.course)
+        ready = prepare(networks, job)
+        tensors = shown(embeds, mask=ready.mask, masked_image_latents=ready.masked)
+        calls = self._listen(callback_on_step_end, names, tensors, kwargs)
+        made = self._walk(sampler, walk, calls, lambda watch: ready.run(networks, method, watch))
+        result = self._output(made, str(output_type), True)
+        images = result.images if crop is None else [pasted(one, image, mask_image, crop) for one in result.images]
+        flags = result.nsfw_content_detected
+        return PipelineOutput(images, flags) if return_dict else (images, flags)
+
+    def _covered(
+        self, image: Any, mask: Any, crop: Box | None, size: Size, count: int
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The pictures in -1..1 and their masks, 0 or 1, both of `size`."""
+        if mask is None:
+            raise ArgumentError("`mask_image` is missing; give a mask, white where the picture is repainted")
+        if crop is not None:
+            image, mask = (fitted(one.crop(crop), size) for one in (image, mask))
+        pictures, masks = self._pictures(image, count, size), read_mask(mask, size)
+        check_copies("mask_image", len(masks), count)
+        inner = tuple(side // self.vae.factor for side in size)
+        if pictures.shape[1] != 3 and tuple(pictures.shape[2:]) != inner:
+            raise ArgumentError(f"`image` is latents {tuple(pictures.shape)}, expected {inner} of height and width")
+        return pictures, masks
+
+
+@dataclass(frozen=True, eq=False)
+class _EachOrFirst:
+    """One generator per result; for fewer pictures than results the first ones, as diffusers encodes them."""
+
+    noise: PerImage
+
+    def __call__(self, like: Tensor) -> Tensor:
+        return PerImage(self.noise.generators[: len(like)])(like)
+
+
+def _each_or_first(noise: Noise) -> Noise:
+    return _EachOrFirst(noise) if isinstance(noise, PerImage) else noise
+
+
+def _crop(image: Any, mask: Any, size: Size, pad: int, output_type: str | None) -> Box:
+    """The part of the picture to repaint, or what cannot be cropped."""
+    for what, value in (("image", image), ("mask image", mask)):
+        if not isinstance(value, Image.Image):
+            kind = type(value)
+            raise ArgumentError(f"The {what} should be a PIL image when inpainting mask crop, but is of type {kind}.")
+    if output_type != "pil":
+        raise ArgumentError(f"The output type should be PIL when inpainting mask crop, but is {output_type}.")
+    if image.size != mask.size:
+        raise ArgumentError(f"`mask_image` is {mask.size}, expected the picture's {image.size} to crop both")
+    return crop_box(mask, size, pad)

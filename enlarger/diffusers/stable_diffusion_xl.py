@@ -1,0 +1,114 @@
+"""`StableDiffusionXLPipeline`: text to pictures with SDXL under diffusers' name and keywords."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from enlarger.diffusers.arguments import Generators, Prompt, check_latents, check_output_type, noise_for, refuse
+from enlarger.diffusers.courses import between, whole
+from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.schedulers import Scheduler
+from enlarger.diffusers.text_pipeline import NOT_HERE
+from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLPipeline, guidance_of, share
+from enlarger.errors import InputError
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.clip_text import ClipText
+from enlarger.nn.unet import UNet
+from enlarger.tasks.denoise import Method
+from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
+from enlarger.text.tokenize import Tokenizer
+
+
+class StableDiffusionXLPipeline(XLPipeline):
+    """Text to pictures, or to latents that the refiner takes over from.
+
+    In a batch the sizes of the negative prompt are told to its own branch; diffusers mixes both up there.
+    """
+
+    def __init__(
+        self, vae: AutoencoderKL, text_encoder: ClipText | None, text_encoder_2: ClipText | None,
+        tokenizer: Tokenizer | None, tokenizer_2: Tokenizer | None, unet: UNet, scheduler: Scheduler,
+        image_encoder: None = None, feature_extractor: None = None, force_zeros_for_empty_prompt: bool = True,
+        add_watermarker: bool | None = None,
+    ) -> None:  # fmt: skip
+        given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "tokenizer": tokenizer}
+        given |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
+        given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
+        super().__init__(given, {"force_zeros_for_empty_prompt": force_zeros_for_empty_prompt}, add_watermarker)
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise InputError(
+                f"the UNet takes {unet.config.in_channels} channels, expected {vae.config.latent_channels}: "
+                "this is not a text-to-image checkpoint"
+            )
+
+    @scaled
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        prompt_2: Prompt | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        denoising_end: float | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: Prompt | None = None,
+        negative_prompt_2: Prompt | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: Pair | None = None,
+        crops_coords_top_left: Pair = (0, 0),
+        target_size: Pair | None = None,
+        negative_original_size: Pair | None = None,
+        negative_crops_coords_top_left: Pair = (0, 0),
+        negative_target_size: Pair | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **kwargs: Any,
+    ) -> Any:
+        """Make pictures. `kwargs` are the older `callback` and `callback_steps`.
+
+        Sizes are (height, width) in pixels: of the picture that the network shall think of as the original, where it
+        was cropped, and its target. `denoising_end` stops after that share of the training time, with noise left in
+        the latents. The rest is as in `StableDiffusionPipeline`.
+        """
+        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
+        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        check_output_type(output_type)
+        words = Words(
+            prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
+            pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
+        )  # fmt: skip
+        stated = Stated(
+            original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
+            negative_target_size,
+        )  # fmt: skip
+        count = words.count()
+        height, width = self._size(height, width)
+        size = (height // self.vae.factor, width // self.vae.factor)
+        check_latents(latents, (count, self.vae.config.latent_channels, *size))
+        sampler = self.scheduler.sampler()
+        course = whole(sampler, num_inference_steps, timesteps, sigmas)
+        walk = between(sampler, course, None, share(denoising_end), eta)
+        guidance = guidance_of(guidance_scale, guidance_rescale)
+        told, tensors = self._tell(words, guidance, stated.whole((height, width)))
+        calls = self._listen(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
+        job = TextToImageJob(told, size, Method(walk.course, walk.solver, noise_for(generator, count)), latents)
+        networks = self._networks_for(sampler, walk.course)
+        made = self._walk(sampler, walk, calls, lambda watch: text_to_image(networks, job, watch))
+        return self._finish(made, str(output_type), return_dict)
