@@ -4,39 +4,71 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from enlarger.errors import Cancelled, CheckpointError, EnlargerError, InputError, NonFinite, Unsupported
-from enlarger.requests import GenerateRequest, UpscaleRequest
+from enlarger.requests import DepthRequest, GenerateRequest, InpaintRequest, RefineRequest, UpscaleRequest
 
 if TYPE_CHECKING:
+    from enlarger.tasks.depth import DepthToImage, depth, load_depth
     from enlarger.tasks.enlarge import Upscaler, load_upscaler, upscale
+    from enlarger.tasks.experts import Plan
+    from enlarger.tasks.generate import Generator, generate, load_generator
+    from enlarger.tasks.latents import Latents
     from enlarger.tasks.parts import Progress, Result
-    from enlarger.tasks.generate import generate
+    from enlarger.tasks.refine import Refiner, load_refiner, refine
+    from enlarger.tasks.repair import inpaint, load_inpainter
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Cancelled",
     "CheckpointError",
+    "DepthRequest",
+    "DepthToImage",
     "EnlargerError",
     "GenerateRequest",
+    "Generator",
+    "InpaintRequest",
     "InputError",
+    "Latents",
     "NonFinite",
+    "Plan",
     "Progress",
+    "RefineRequest",
+    "Refiner",
     "Result",
     "Unsupported",
     "UpscaleRequest",
     "Upscaler",
     "__version__",
+    "depth",
     "generate",
+    "inpaint",
+    "load_depth",
+    "load_generator",
+    "load_inpainter",
+    "load_refiner",
     "load_upscaler",
+    "refine",
     "upscale",
 ]
 
 _LATER = {
+    "DepthToImage": "enlarger.tasks.depth",
+    "Generator": "enlarger.tasks.generate",
+    "Latents": "enlarger.tasks.latents",
+    "Plan": "enlarger.tasks.experts",
     "Progress": "enlarger.tasks.parts",
+    "Refiner": "enlarger.tasks.refine",
     "Result": "enlarger.tasks.parts",
     "Upscaler": "enlarger.tasks.enlarge",
+    "depth": "enlarger.tasks.depth",
     "generate": "enlarger.tasks.generate",
+    "load_depth": "enlarger.tasks.depth",
+    "load_generator": "enlarger.tasks.generate",
+    "load_refiner": "enlarger.tasks.refine",
+    "inpaint": "enlarger.tasks.repair",
+    "load_inpainter": "enlarger.tasks.repair",
     "load_upscaler": "enlarger.tasks.enlarge",
+    "refine": "enlarger.tasks.refine",
     "upscale": "enlarger.tasks.enlarge",
 }
 

@@ -84,7 +84,7 @@ class GenerateRequest:
     count: int = option(1, "pictures to make from each prompt", least=1, most=64, whole=True)
     solver: str | None = option(None, SOLVER)
     handoff: float | Sequence[float] | None = option(
-        None, "noise level below which the refiner works", least=0, most=1000
+        None, "noise level below which the refiner works; by default that of diffusers' 0.8", least=0, most=1000
     )  # one per refiner
     score: float = option(6.0, SCORE, least=0, most=10)
     negative_score: float = option(2.5, NEGATIVE_SCORE, least=0, most=10)
@@ -177,19 +177,16 @@ class InpaintRequest:
     @property
     def sides(self) -> tuple[int, int, int, int]:
         """What `expand` adds, in pixels: left, top, right, bottom. Raises InputError if it is something else."""
-        given = [part.strip() for part in self.expand.split(",")] if isinstance(self.expand, str) else self.expand
-        numbers: list[Any] = list(given) if isinstance(given, Sequence) else [given]
-        if numbers == [""]:
+        if self.expand == "":
             return (0, 0, 0, 0)
-        if isinstance(self.expand, str):
-            numbers = [int(part) if part.isdecimal() else None for part in numbers]
-        fits = all(isinstance(n, Integral) and not isinstance(n, bool) and 0 <= n <= EXPAND_MOST for n in numbers)
-        if len(numbers) not in (1, 4) or not fits:
+        parts = self.expand.split(",") if isinstance(self.expand, str) else _several(self.expand)
+        numbers = [int(part) if str(part).strip().isdecimal() else -1 for part in parts]
+        if len(numbers) not in (1, 4) or not all(0 <= number <= EXPAND_MOST for number in numbers):
             raise InputError(
                 f"expand is {self.expand!r}, expected one whole number of 0 to {EXPAND_MOST}, or four: "
                 "left,top,right,bottom"
             )
-        left, top, right, bottom = (int(n) for n in (numbers * 4 if len(numbers) == 1 else numbers))
+        left, top, right, bottom = numbers * 4 if len(numbers) == 1 else numbers
         return left, top, right, bottom
 
 

@@ -73,7 +73,7 @@ def schedule_config(config: Json) -> Sampler:
     schedule, curve = _schedule(found, kind), _curve(found)
     spacing = _spacing(found, kind, curve)
     last = _last(found, schedule, curve)
-    solver, options = _solver(found, kind, schedule, last)
+    solver, options = _solver(found, kind, last)
     return Sampler(
         schedule, solver, _prediction(found), spacing, found.number("steps_offset", 0), kind.preserving, curve, last,
         kind.grid, _rounding(found, kind, curve), options,
@@ -142,10 +142,10 @@ def _rounding(found: Settings, kind: Kind, curve: Curve | None) -> Rounding:
     return "down" if curve is not None and whole else "none"
 
 
-def _solver(found: Settings, kind: Kind, schedule: NoiseSchedule, last: float) -> tuple[str, dict[str, Any]]:
+def _solver(found: Settings, kind: Kind, last: float) -> tuple[str, dict[str, Any]]:
     """The solver's name and its own arguments."""
     if kind.solver == "pndm":
-        return ("plms", {}) if found.flag("skip_prk_steps") else ("pndm", {"middle": schedule.middle})
+        return ("plms" if found.flag("skip_prk_steps") else "pndm"), {}
     if kind.solver == "ddpm":
         found.choice("variance_type", "fixed_small")
     if kind.solver == "dpmpp_sde" and found.get("noise_sampler_seed") is not None:

@@ -67,7 +67,7 @@ def plan(inputs: Sequence[Path], names: Naming, *, recursive: bool = False, over
     results = {out.resolve() for files in outputs.values() for out in files}
     entries = [entry for entry in found.values() if entry.named or entry.path.resolve() not in results]
     taken = {entry.path.resolve(): f"is the input {entry.path}" for entry in entries}
-    return [_job(entry, outputs[entry], taken, overwrite) for entry in entries]
+    return [claim(entry, outputs[entry], taken, overwrite) for entry in entries]
 
 
 def _outputs(entries: Iterable["Found"], names: Naming) -> dict["Found", tuple[Path, ...]]:
@@ -108,7 +108,7 @@ def _pictures(path: Path, recursive: bool) -> Iterator[Found]:
         yield Found(path, named=True, error=f"no pictures in this folder{advice}")
 
 
-def _job(entry: Found, outputs: tuple[Path, ...], taken: dict[Path, str], overwrite: bool) -> Job:
+def claim(entry: Found, outputs: tuple[Path, ...], taken: dict[Path, str], overwrite: bool) -> Job:
     """Check an entry and claim its outputs in `taken`."""
     if entry.error is not None:
         return Job(entry.path, error=entry.error)

@@ -9,7 +9,11 @@ from typing import Annotated
 import typer
 
 from enlarger import __version__
+from enlarger.cli.depth import depth
 from enlarger.cli.evaluate import evaluate
+from enlarger.cli.generate import generate
+from enlarger.cli.inpaint import inpaint
+from enlarger.cli.refine import refine
 from enlarger.cli.runs import unexpected
 from enlarger.cli.train import train
 from enlarger.cli.upscale import upscale
@@ -19,6 +23,10 @@ app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 app.command()(upscale)
+app.command()(inpaint)
+app.command()(generate)
+app.command()(refine)
+app.command()(depth)
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 

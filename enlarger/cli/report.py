@@ -27,6 +27,10 @@ class Outcome:
     consistency: float | None = None  # largest 8-bit difference of the halved result to the input
     notes: tuple[str, ...] = ()
     error: str | None = None
+    prompt: str | None = None  # where that is the input
+    changed: int | None = None  # pixels of the first picture that differ from the input
+    box: tuple[int, int, int, int] | None = None  # left, top, right, bottom of these
+    coverage: float | None = None  # of the mask, in percent
 
     def json(self) -> str:
         """One line of JSON; what is not known is left out."""
@@ -97,7 +101,7 @@ class Report:
             self.say(f"error: {_about(outcome)}")
         elif outcome.size is not None:
             width, height = outcome.size
-            self.say(f"{outcome.input}: {width} x {height} in {outcome.seconds:.1f} s")
+            self.say(f"{outcome.input}: {width} x {height} in {outcome.seconds:.1f} s{_changed(outcome)}")
         lines = [outcome.json()] if self.json_lines else [str(path) for path in outcome.outputs]
         for line in lines:
             print(line, flush=True)
@@ -110,6 +114,14 @@ class Report:
             self.say(f"{len(failed)} of {len(outcomes)} files failed:")
             for outcome in failed:
                 self.say(f"- {_about(outcome)}")
+
+
+def _changed(outcome: Outcome) -> str:
+    """How much of a picture was changed, where that is known."""
+    if outcome.changed is None:
+        return ""
+    where = "" if outcome.box is None else f" within {','.join(map(str, outcome.box))}"
+    return f"; the mask covers {outcome.coverage:g} %, {outcome.changed} pixels changed{where}"
 
 
 def _about(outcome: Outcome) -> str:

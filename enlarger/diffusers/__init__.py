@@ -4,25 +4,70 @@ A class here is a signature, a translation into one job, and the packaging of th
 cannot be done raises `enlarger.errors.Unsupported` and names our way of doing it.
 """
 
+from enlarger.diffusers.auto import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+)
 from enlarger.diffusers.latent_upscale import StableDiffusionLatentUpscalePipeline
-from enlarger.diffusers.output import ImagePipelineOutput, StableDiffusionPipelineOutput
+from enlarger.diffusers.output import (
+    ImagePipelineOutput,
+    StableDiffusionPipelineOutput,
+    StableDiffusionXLPipelineOutput,
+)
 from enlarger.diffusers.schedulers import (
     DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSDEScheduler,
+    DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 from enlarger.diffusers.stable_diffusion import StableDiffusionPipeline
+from enlarger.diffusers.stable_diffusion_depth2img import StableDiffusionDepth2ImgPipeline
+from enlarger.diffusers.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
+from enlarger.diffusers.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
+from enlarger.diffusers.stable_diffusion_upscale import StableDiffusionUpscalePipeline
+from enlarger.diffusers.stable_diffusion_xl import StableDiffusionXLPipeline
+from enlarger.diffusers.stable_diffusion_xl_img2img import StableDiffusionXLImg2ImgPipeline
+from enlarger.diffusers.stable_diffusion_xl_inpaint import StableDiffusionXLInpaintPipeline
 
 __all__ = [
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
     "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DiffusionPipeline",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
     "ImagePipelineOutput",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
     "PNDMScheduler",
+    "StableDiffusionDepth2ImgPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
     "StableDiffusionLatentUpscalePipeline",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",
+    "StableDiffusionUpscalePipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLPipelineOutput",
+    "UniPCMultistepScheduler",
 ]

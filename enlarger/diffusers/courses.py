@@ -95,8 +95,9 @@ def between(
     if start is None and end is None:
         return by_strength(sampler, course, strength, eta, asked)
     listed = entries(sampler, course)
-    first = _skipped(course, strength, asked) * (2 if sampler.solver == "heun" else 1)
-    if start is not None:
+    if start is None:
+        first = _skipped(course, strength, asked) * (2 if sampler.solver == "heun" else 1)
+    else:
         first = _before(sampler, listed, start, "denoising_start")
         if sampler.solver == "heun" and (len(listed) - first) % 2 == 0:
             first -= 1  # not between the halves of a step

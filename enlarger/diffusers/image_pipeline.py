@@ -1,6 +1,7 @@
 """What the pipelines that start from pictures share: the pictures, the last part of the steps, and its callbacks."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusers.callbacks import Call
 from enlarger.diffusers.courses import Stop, Walk, by_strength, whole
+from enlarger.diffusers.masks import Box, crop_box, fitted, read_mask
 from enlarger.diffusers.pictures import Size, preprocess
 from enlarger.diffusers.text_pipeline import Embeds, TextPipeline
+from enlarger.diffusion.noise import Noise, PerImage
 from enlarger.diffusion.sampler import Sampler
 from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
@@ -54,6 +57,21 @@ class ImagePipeline(TextPipeline):
         shown = walk.course.part(walk.course.steps - len(walk.stops))  # as many steps as are reported
         return self._run(sampler, shown, [_timed(call, walk.stops) for call in calls], task)
 
+    def _covered(
+        self, image: Any, mask: Any, crop: Box | None, size: Size, count: int
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The pictures in -1..1 and their masks, 0 or 1, both of `size`."""
+        if mask is None:
+            raise ArgumentError("`mask_image` is missing; give a mask, white where the picture is repainted")
+        if crop is not None:
+            image, mask = (fitted(one.crop(crop), size) for one in (image, mask))
+        pictures, masks = self._pictures(image, count, size), read_mask(mask, size)
+        check_copies("mask_image", len(masks), count)
+        inner = tuple(side // self.vae.factor for side in size)
+        if pictures.shape[1] != 3 and tuple(pictures.shape[2:]) != inner:
+            raise ArgumentError(f"`image` is latents {tuple(pictures.shape)}, expected {inner} of height and width")
+        return pictures, masks
+
 
 def check_strength(strength: float) -> None:
     if not 0 <= strength <= 1:
@@ -91,3 +109,31 @@ def _timed(call: Call, stops: Sequence[Stop]) -> Call:
         return call(index, time.to(latents.device), latents)
 
     return told
+
+
+@dataclass(frozen=True, eq=False)
+class _EachOrFirst:
+    """One generator per result; for fewer pictures than results the first ones, as diffusers encodes them."""
+
+    noise: PerImage
+
+    def __call__(self, like: Tensor) -> Tensor:
+        return PerImage(self.noise.generators[: len(like)])(like)
+
+
+def each_or_first(noise: Noise) -> Noise:
+    """The noise of a run whose pictures may be fewer than its results."""
+    return _EachOrFirst(noise) if isinstance(noise, PerImage) else noise
+
+
+def crop_of(image: Any, mask: Any, size: Size, pad: int, output_type: str | None) -> Box:
+    """The part of the picture to repaint, or what cannot be cropped."""
+    for what, value in (("image", image), ("mask image", mask)):
+        if not isinstance(value, Image.Image):
+            kind: Any = type(value)
+            raise ArgumentError(f"The {what} should be a PIL image when inpainting mask crop, but is of type {kind}.")
+    if output_type != "pil":
+        raise ArgumentError(f"The output type should be PIL when inpainting mask crop, but is {output_type}.")
+    if image.size != mask.size:
+        raise ArgumentError(f"`mask_image` is {mask.size}, expected the picture's {image.size} to crop both")
+    return crop_box(mask, size, pad)

@@ -25,7 +25,6 @@ from enlarger.diffusers.pipeline import Pipeline, output
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import PooledEmbeds, text_of
 from enlarger.diffusion.guidance import Guidance
-from enlarger.diffusion.solvers import SOLVERS
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
@@ -96,7 +95,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         )  # fmt: skip
         guidance = Guidance(guidance_scale if guided else 1.0)
         job = LatentUpscaleJob(
-            low, text_of(embeds), course, SOLVERS[sampler.solver], noise, guidance, initial=latents
+            low, text_of(embeds), course, sampler.method(), noise, guidance, initial=latents
         )  # fmt: skip
         task = LatentUpscale(self.tokenizer, self.text_encoder, self.unet, self.vae, sampler, self._runtime)
         calls = [] if callback is None else [every(callback, callback_steps)]

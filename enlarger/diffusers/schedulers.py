@@ -156,7 +156,11 @@ class HeunDiscreteScheduler(Scheduler):
 
 
 class DDIMScheduler(Scheduler):
-    """`ddim`, the one with `eta`. Each step ends where the next one starts, also for "linspace" and "trailing"."""
+    """`ddim`, the one with `eta`. Each step ends where the next one starts.
+
+    In diffusers it ends a whole stride of times lower, which is another place for "linspace", and for "trailing" where
+    the number of steps does not divide that of the training times.
+    """
 
     DEFAULTS: ClassVar[Defaults] = {
         **BETAS,
@@ -197,7 +201,7 @@ class PNDMScheduler(Scheduler):
     """`plms`, as SD1's and SD2's files have it; without `skip_prk_steps` `pndm`, which starts with Runge-Kutta.
 
     They mix noise estimates; diffusers mixes raw outputs, which differs for "v_prediction" (no official file has that).
-    Each step ends where the next one starts, also for "linspace" and "trailing".
+    Each step ends where the next one starts, see `DDIMScheduler`.
     """
 
     DEFAULTS: ClassVar[Defaults] = {
@@ -230,7 +234,10 @@ class KDPM2DiscreteScheduler(Scheduler):
 
 
 class KDPM2AncestralDiscreteScheduler(Scheduler):
-    """`dpm2_ancestral`: two calls of the network and fresh noise per step."""
+    """`dpm2_ancestral`: two calls of the network and fresh noise per step.
+
+    With Karras sigmas the second call is told the rounded time of its level; in diffusers the one before rounding.
+    """
 
     DEFAULTS: ClassVar[Defaults] = KDPM2DiscreteScheduler.DEFAULTS
 

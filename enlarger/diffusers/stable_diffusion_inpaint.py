@@ -1,14 +1,11 @@
 """`StableDiffusionInpaintPipeline`: repainting a part of pictures with SD1 and SD2."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusers.arguments import (
-    ArgumentError,
     Generators,
     Prompt,
     batch_of,
@@ -18,15 +15,20 @@ from enlarger.diffusers.arguments import (
     noise_for,
     refuse,
 )
-from enlarger.diffusers.image_pipeline import ImagePipeline, check_channels, check_copies, check_strength, shown
-from enlarger.diffusers.masks import Box, crop_box, fitted, pasted, read_mask
+from enlarger.diffusers.image_pipeline import (
+    ImagePipeline,
+    check_channels,
+    check_strength,
+    crop_of,
+    each_or_first,
+    shown,
+)
+from enlarger.diffusers.masks import pasted
 from enlarger.diffusers.output import PipelineOutput
-from enlarger.diffusers.pictures import Size
 from enlarger.diffusers.pipeline import scaled
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import NOT_HERE, settled, told
 from enlarger.diffusion.guidance import Guidance
-from enlarger.diffusion.noise import Noise, PerImage
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
@@ -101,7 +103,7 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         check_strength(strength)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
-        crop = None if padding_mask_crop is None else _crop(image, mask_image, size, padding_mask_crop, output_type)
+        crop = None if padding_mask_crop is None else crop_of(image, mask_image, size, padding_mask_crop, output_type)
         each = 1 if num_images_per_prompt is None else num_images_per_prompt
         count = batch_of(prompt, prompt_embeds) * each
         pictures, mask = self._covered(image, mask_image, crop, size, count)
@@ -109,7 +111,7 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         check_latents(latents, (count, self.vae.config.latent_channels, *inner))
         sampler = self.scheduler.sampler()
         walk = self._part(sampler, (num_inference_steps, timesteps, sigmas), strength, eta)
-        method = Method(walk.course, walk.solver, _each_or_first(noise_for(generator, count)))
+        method = Method(walk.course, walk.solver, each_or_first(noise_for(generator, count)))
         guidance = Guidance(max(guidance_scale, 1.0))
         embeds = self.encode_prompt(
             prompt, self.device, each, guidance_scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
@@ -129,45 +131,3 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         images = result.images if crop is None else [pasted(one, image, mask_image, crop) for one in result.images]
         flags = result.nsfw_content_detected
         return PipelineOutput(images, flags) if return_dict else (images, flags)
-
-    def _covered(
-        self, image: Any, mask: Any, crop: Box | None, size: Size, count: int
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The pictures in -1..1 and their masks, 0 or 1, both of `size`."""
-        if mask is None:
-            raise ArgumentError("`mask_image` is missing; give a mask, white where the picture is repainted")
-        if crop is not None:
-            image, mask = (fitted(one.crop(crop), size) for one in (image, mask))
-        pictures, masks = self._pictures(image, count, size), read_mask(mask, size)
-        check_copies("mask_image", len(masks), count)
-        inner = tuple(side // self.vae.factor for side in size)
-        if pictures.shape[1] != 3 and tuple(pictures.shape[2:]) != inner:
-            raise ArgumentError(f"`image` is latents {tuple(pictures.shape)}, expected {inner} of height and width")
-        return pictures, masks
-
-
-@dataclass(frozen=True, eq=False)
-class _EachOrFirst:
-    """One generator per result; for fewer pictures than results the first ones, as diffusers encodes them."""
-
-    noise: PerImage
-
-    def __call__(self, like: Tensor) -> Tensor:
-        return PerImage(self.noise.generators[: len(like)])(like)
-
-
-def _each_or_first(noise: Noise) -> Noise:
-    return _EachOrFirst(noise) if isinstance(noise, PerImage) else noise
-
-
-def _crop(image: Any, mask: Any, size: Size, pad: int, output_type: str | None) -> Box:
-    """The part of the picture to repaint, or what cannot be cropped."""
-    for what, value in (("image", image), ("mask image", mask)):
-        if not isinstance(value, Image.Image):
-            kind = type(value)
-            raise ArgumentError(f"The {what} should be a PIL image when inpainting mask crop, but is of type {kind}.")
-    if output_type != "pil":
-        raise ArgumentError(f"The output type should be PIL when inpainting mask crop, but is {output_type}.")
-    if image.size != mask.size:
-        raise ArgumentError(f"`mask_image` is {mask.size}, expected the picture's {image.size} to crop both")
-    return crop_box(mask, size, pad)

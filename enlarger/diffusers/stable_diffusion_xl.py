@@ -6,11 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from enlarger.diffusers.arguments import Generators, Prompt, check_latents, check_output_type, noise_for, refuse
-from enlarger.diffusers.courses import between, whole
 from enlarger.diffusers.pipeline import scaled
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import NOT_HERE
-from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLPipeline, guidance_of, share
+from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLPipeline, guidance_of
 from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
@@ -103,8 +102,7 @@ class StableDiffusionXLPipeline(XLPipeline):
         size = (height // self.vae.factor, width // self.vae.factor)
         check_latents(latents, (count, self.vae.config.latent_channels, *size))
         sampler = self.scheduler.sampler()
-        course = whole(sampler, num_inference_steps, timesteps, sigmas)
-        walk = between(sampler, course, None, share(denoising_end), eta)
+        walk = self._between(sampler, (num_inference_steps, timesteps, sigmas), 1.0, (None, denoising_end), eta)
         guidance = guidance_of(guidance_scale, guidance_rescale)
         told, tensors = self._tell(words, guidance, stated.whole((height, width)))
         calls = self._listen(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)

@@ -18,11 +18,13 @@ from enlarger.diffusers.arguments import (
     check_prompts,
     negatives_for,
 )
-from enlarger.diffusers.image_pipeline import ImagePipeline
+from enlarger.diffusers.courses import Walk, between, whole
+from enlarger.diffusers.image_pipeline import ImagePipeline, Listed, check_strength
 from enlarger.diffusers.pipeline import output
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import PooledEmbeds, text_of
 from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.sampler import Course, Sampler
 from enlarger.errors import InputError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
@@ -266,6 +268,19 @@ class XLPipeline(ImagePipeline):
             f"{advice}"
         )
 
+    def _between(
+        self, sampler: Sampler, listed: Listed, strength: float, ends: tuple[float | None, float | None], eta: float
+    ) -> Walk:
+        """The steps from a share of the training time, or else the last `strength` of them, to another share."""
+        steps, timesteps, sigmas = listed
+        own = timesteps is not None or sigmas is not None
+        if not own and (not isinstance(steps, int) or steps < 1):
+            raise ArgumentError(f"`num_inference_steps` is {steps}, expected how many steps there are, 1 or more")
+        check_strength(strength)
+        start, end = ends
+        course = whole(sampler, steps or 1, timesteps, sigmas)
+        return between(sampler, course, start, None if end == 1 else end, eta, strength, None if own else steps)
+
     def _finish(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
         images = self._package(latents, output_type)
         return output(images, return_dict, (images,))
@@ -276,9 +291,9 @@ def guidance_of(scale: float, rescale: float) -> Guidance:
     return Guidance(scale, rescale) if scale > 1 else Guidance()
 
 
-def share(denoising_end: float | None) -> float | None:
-    """Where a run ends; 1 is its end anyway."""
-    return None if denoising_end == 1 else denoising_end
+def entering(course: Course) -> float:
+    """What turns latents that another pipeline left with noise in them into the first ones of a run."""
+    return (float(course.ladder[0]) ** 2 + 1) ** 0.5 if course.preserving else 1.0
 
 
 def _note(text: str) -> None:

@@ -113,7 +113,8 @@ class Sampler:
 
     def method(self) -> Solver:
         """The solver with its options."""
-        return partial(SOLVERS[self.solver], **self.options) if self.options else SOLVERS[self.solver]
+        options = {"middle": self.schedule.middle} if self.solver == "pndm" else self.options
+        return partial(SOLVERS[self.solver], **options) if options else SOLVERS[self.solver]
 
     def using(self, solver: str | None) -> "Sampler":
         """The same checkpoint's sampler with another solver by name; None changes nothing."""

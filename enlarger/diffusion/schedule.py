@@ -48,8 +48,9 @@ class NoiseSchedule:
         return _interpolate(sigma.float().double().log(), knots, torch.arange(self.count, dtype=torch.float64))
 
     def middle(self, sigma: Tensor, lower: Tensor) -> Tensor:
-        """The noise level halfway in time, rounded to a whole time."""
-        return self.sigma(((self.time(sigma) + self.time(lower)) / 2).round())
+        """The noise level halfway in time, rounded to a whole time; halfway over log(sigma) where none is between."""
+        found = self.sigma(((self.time(sigma) + self.time(lower)) / 2).round())
+        return found if lower < found < sigma else (sigma * lower).sqrt()
 
     def times(self, steps: int, spacing: Spacing, offset: int = 0, grid: Grid = "fractional") -> Tensor:
         """The falling training times that `steps` steps visit, by diffusers' three rules."""

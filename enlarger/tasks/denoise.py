@@ -112,17 +112,18 @@ def _keeping(solver: Solver, keep: Keep, end: float) -> Solver:
     """The solver with the kept latents put back after each step, and under what the network sees in between."""
 
     def solve(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-        first = True
+        inside = False  # a step, past its first call, whose latents are the caller's or put back already
 
         def seen(x: Tensor, sigma: Tensor) -> Tensor:
-            nonlocal first
-            inside, first = not first, False  # the first latents are the caller's
-            return denoise(torch.where(keep.mask > 0, x, keep.image + sigma * keep.noise) if inside else x, sigma)
+            nonlocal inside
+            guess, inside = inside, True
+            return denoise(torch.where(keep.mask > 0, x, keep.image + sigma * keep.noise) if guess else x, sigma)
 
         for step in solver(seen, x, sigmas, noise):
             last = bool(step.sigma == sigmas[-1])
             known = keep.image / end if last else keep.image + step.sigma * keep.noise
             step.x.copy_(torch.lerp(known.float(), step.x, keep.mask.expand_as(step.x)))
+            inside = False
             yield step
 
     return solve

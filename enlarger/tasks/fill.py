@@ -1,4 +1,4 @@
-"""What lies under a mask, or where a picture cannot be seen, before a network works there: made from the surroundings."""
+"""What lies under a mask, or where a picture cannot be seen, at first: made from the surroundings."""
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,6 @@ from enlarger.images import Picture
 SWEEPS = 6  # of smoothing at each size
 COARSE = 48  # cells along the longer side at which patches are compared
 RADIUS = 2  # of a patch, in cells
-ROUNDS = 4  # of finding the nearest patches anew
-GUESSED = 0.25  # weight of cells that are themselves made up, where patches are compared
 
 
 def fill_under(colour: Tensor, mask: Tensor, mode: str, generator: torch.Generator) -> Tensor:
@@ -62,39 +60,39 @@ def _blur(colour: Tensor, visible: Tensor, generator: torch.Generator) -> Tensor
 
 
 def _patches(colour: Tensor, visible: Tensor, generator: torch.Generator) -> Tensor:
-    """Exemplars: each hidden cell of a coarse grid takes the pixels of the visible cell whose patch is nearest to its.
+    """Exemplars (after Efros and Leung 1999): what is hidden is copied from what is visible, from the edge inwards.
 
-    As PatchMatch (Barnes et al. 2009) finds, but by comparing all patches, which a grid this coarse allows. Where too
-    little is visible for a patch, the smooth fill.
+    On a coarse grid each hidden cell takes the pixels of the visible cell whose surroundings are most like its own.
+    Where too little is visible for that, the smooth fill.
     """
-    smooth = _blur(colour, visible, generator)
     height, width = colour.shape[-2:]
     unit = -(-max(height, width) // COARSE)  # pixels along a cell
     edges = (0, -width % unit, 0, -height % unit)
-    seen = F.pad(visible, edges)  # cells that reach over the edge are no sources
-    fine = F.pad(torch.where(visible > 0, colour, smooth)[None], edges, mode="replicate")[0]
-    cells, whole = F.avg_pool2d(fine, unit), F.avg_pool2d(seen, unit)[0] == 1
-    source = _nearest(cells, whole)
+    whole = F.avg_pool2d(F.pad(visible, edges), unit)[0] == 1  # cells that reach over the edge are no sources
+    fine = F.pad(colour[None], edges, mode="replicate")[0]
+    source = _nearest(F.avg_pool2d(fine, unit), whole)
     if source is None:
-        return smooth
+        return _blur(colour, visible, generator)
     blocks = F.unfold(fine[None], unit, stride=unit)[0]  # (3 unit^2, cells)
-    copied = F.fold(blocks[:, source][None], fine.shape[-2:], unit, stride=unit)[0]
+    copied = F.fold(blocks[:, source.flatten()][None], fine.shape[-2:], unit, stride=unit)[0]
     return torch.where(visible > 0, colour, copied[:, :height, :width])
 
 
 def _nearest(cells: Tensor, whole: Tensor) -> Tensor | None:
-    """For each cell of (3, h, w) the number of the whole cell to copy, itself where it is whole; None: no patch is."""
-    size = 2 * RADIUS + 1
-    entire = F.avg_pool2d(whole[None].to(cells), size, stride=1, padding=RADIUS)[0].flatten() == 1
+    """For each cell of (3, h, w) the number of the whole cell to copy, itself where it is whole; None if none fits."""
+    size, numbers = 2 * RADIUS + 1, torch.arange(whole.numel()).view_as(whole)
+    entire = F.avg_pool2d(whole[None].float(), size, stride=1, padding=RADIUS)[0] == 1
     if not bool(entire.any()):
         return None
-    known, order = whole.flatten(), torch.arange(whole.numel())
-    trust = _windows(torch.where(whole, 1.0, GUESSED)[None])[~known].repeat(1, len(cells))
-    exemplars, source = _windows(cells)[entire], order.clone()
-    for _ in range(ROUNDS):
-        wanted = _windows(cells.flatten(1)[:, source].view_as(cells))[~known]
+    exemplars, choice = _windows(cells)[entire.flatten()], numbers[entire]
+    source, known = numbers.clone(), whole
+    while not bool(known.all()):
+        ring = (F.max_pool2d(known[None].float(), 3, stride=1, padding=1)[0] > 0) & ~known
+        trust = _windows(known[None].float())[ring.flatten()].repeat(1, len(cells))  # only what is known is compared
+        wanted = _windows(cells.flatten(1)[:, source])[ring.flatten()]
         apart = trust @ (exemplars**2).T - 2 * (trust * wanted) @ exemplars.T  # squared distance, less a constant
-        source[~known] = order[entire][apart.argmin(1)]
+        source[ring] = choice[apart.argmin(1)]
+        known = known | ring
     return source
 
 

@@ -45,6 +45,9 @@ class Latents:
         """What their autoencoder multiplied them by."""
         return next(scale for scale, space in SCALES.items() if space == self.space)
 
+    def __repr__(self) -> str:
+        return f"Latents({tuple(self.values.shape)}, {self.space!r}, sigma={self.sigma:g})"
+
     def __len__(self) -> int:
         return len(self.values)
 

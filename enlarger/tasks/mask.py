@@ -121,9 +121,8 @@ def _from_tensor(mask: Tensor) -> tuple[Tensor, tuple[str, ...]]:
 
 
 def _from_picture(source: Any, mode: str) -> tuple[Tensor, tuple[str, ...]]:
-    if isinstance(source, np.ndarray) and source.dtype == np.bool_:
-        source = source.astype(np.uint8) * np.uint8(255)
-    picture = read_picture(source)
+    given: Any = source.astype(np.uint8) * 255 if getattr(source, "dtype", None) == np.bool_ else source
+    picture = read_picture(given)
     alpha, notes = picture.alpha, [f"mask: {note}" for note in picture.notes]
     if mode == "auto":
         varies = alpha is not None and bool((alpha != alpha.flatten()[0]).any())
@@ -156,5 +155,3 @@ def _is_jpeg(source: Any) -> bool:
         with Image.open(source) as image:
             return image.format == "JPEG"
     return isinstance(source, Image.Image) and source.format == "JPEG"
-
-

@@ -1,11 +1,11 @@
-"""New colours into an input's own numbers, so that what is not repainted keeps every bit and the kind stays the same."""
+"""New colours into an input's own numbers, so that what is not repainted keeps every bit, and the kind stays."""
 
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,14 @@ from enlarger.tasks.fill import spread_colour
 
 PLAIN = {"RGB", "RGBA", "L", "LA"}
 DEEP = {"I": 65535, "I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "F": 1}  # their white
-NEAREST = {"1": "L", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "P": "RGB", "PA": "RGBA"}  # the same colours, each its own
+NEAREST = {
+    "1": "L",
+    "La": "LA",
+    "RGBa": "RGBA",
+    "RGBX": "RGB",
+    "P": "RGB",
+    "PA": "RGBA",
+}  # the same colours, each its own
 WHOLE = torch.int32  # stands for whole numbers of any width
 Sides = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -60,7 +67,7 @@ def read_original(source: Any) -> Original:
     picture = read_picture(source)
     picture = replace(picture, colour=spread_colour(picture))
     if isinstance(source, np.ndarray):
-        return _of_array(source, picture)
+        return _of_array(cast("np.ndarray[Any, Any]", source), picture)
     if isinstance(source, Tensor):
         values = source.detach().cpu().to(torch.promote_types(source.dtype, torch.float32))
         back = partial(_to_tensor, dtype=source.dtype, device=source.device)
@@ -164,9 +171,9 @@ def _in_profile(colour: Tensor, profile: bytes) -> Tensor:
     shown = ((colour.clamp(-1, 1) / 2 + 0.5) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
     try:
         mode = {b"RGB ": "RGB", b"GRAY": "L"}[profile[16:20]]  # the header's colour space
-        pair = (ImageCms.ImageCmsProfile(io.BytesIO(data)) for data in (srgb_profile(), profile))
+        srgb, own = (ImageCms.ImageCmsProfile(io.BytesIO(data)) for data in (srgb_profile(), profile))
         intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
-        transform = ImageCms.buildTransform(*pair, "RGB", mode, intent, flags)
+        transform = ImageCms.buildTransform(srgb, own, "RGB", mode, intent, flags)
         there = ImageCms.applyTransform(Image.fromarray(shown.numpy()), transform)
     except Exception:  # noqa: BLE001 - damaged profiles raise anything
         return colour

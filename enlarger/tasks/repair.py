@@ -154,9 +154,7 @@ class Repairer:
         course = last_share(method.course, strength)
         told = self.model.tell_one(words_of(options), (height, width))
         image, mask = (pad_to(x, self.model.granularity) for x in (image, mask))
-        job = InpaintJob(
-            told, image, mask, Method(course, method.solver, method.noise), blank=strength == 1, soft=True
-        )
+        job = InpaintJob(told, image, mask, Method(course, method.solver, method.noise), blank=strength == 1, soft=True)
         networks = self.model.on(course)
         made = networks.decode(inpaint_latents(networks, job, watch))
         return made[..., :height, :width].cpu()

@@ -170,6 +170,18 @@ def test_euler_is_ddim_at_eta_0() -> None:
         assert_close(found, sample(solvers.euler, gaussian, start(), ladder, noise()), 1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name != "dpm_adaptive"])  # which reads the error
+def test_levels_stay_on_the_cpu(name: str) -> None:
+    x = torch.empty(1, 1, 4, 4, device="meta")
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        assert sigma.device.type == "cpu" and sigma.dtype == torch.float64
+        return x / (sigma + 1)
+
+    steps = list(SOLVERS[name](denoise, x, LADDERS["long"], torch.empty_like))  # pyright: ignore[reportArgumentType]
+    assert steps[-1].x.device.type == "meta" and steps[-1].x.dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_two_interleaved_samplings_equal_two_separate_ones(name: str) -> None:
     solver, ladder = SOLVERS[name], LADDERS["long"]

@@ -90,11 +90,15 @@ def test_options_are_the_solvers_own() -> None:
     assert sampler.method().keywords == sampler.options  # pyright: ignore[reportFunctionMemberAccess]
     assert sampler.using("dpmpp_2m").method() is solvers.dpmpp_2m
     assert sampler.using("unipc").options == sampler.options
+    assert sampler.using("pndm").method().keywords == {"middle": sampler.schedule.middle}  # pyright: ignore
 
 
 def test_halfway_in_time() -> None:
     sigma, lower = SCHEDULE.sigmas[801], SCHEDULE.sigmas[601]
     assert SCHEDULE.middle(sigma, lower) == SCHEDULE.sigmas[701]
+    for most, least in ((30.0, 20.0), (0.02, 0.01), (0.031, 0.030)):  # no whole time between
+        ends = torch.tensor([most, least], dtype=torch.float64)
+        assert float(SCHEDULE.middle(ends[0], ends[1])) == pytest.approx((most * least) ** 0.5)
 
 
 def test_the_grids() -> None:

@@ -1,0 +1,73 @@
+"""`enlarger depth`: pictures in, other pictures of the same depth out."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, Recursive, request_options
+from enlarger.cli.pictures import Files, Folder, Inputs, Offload, asked, remake
+from enlarger.errors import InputError
+from enlarger.requests import DepthRequest
+
+if TYPE_CHECKING:
+    from enlarger.cli.files import Job
+    from enlarger.tasks.depth import DepthToImage
+
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="folder, or file if there is one input", show_default="name-depth.png beside the input"
+    ),
+]
+Maps = Annotated[
+    Path | None,
+    typer.Option(
+        "--depth",
+        help="grey picture of the depth, near is bright, or a folder of them named like the inputs",
+        show_default="estimated by the model",
+    ),
+]
+
+
+@request_options(DepthRequest, "depth")
+def depth(
+    inputs: Inputs,
+    options: Options,
+    model: Folder,
+    maps: Maps = None,
+    output: Output = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    offload: Offload = "none",
+    overwrite: Overwrite = False,
+    recursive: Recursive = False,
+    json_lines: JsonLines = False,
+) -> None:
+    """Remake pictures with their depth kept, with the depth model of Stable Diffusion 2.
+
+    Results have the size of their inputs. Writes PNG unless --output names another kind of file, and prints the names
+    of the files written. A file that fails is reported, the others go on, and the exit status is 1.
+    """
+
+    def load() -> "DepthToImage":
+        from enlarger.tasks.depth import load_depth
+
+        return load_depth(model, device, precision, offload, estimator=maps is None)
+
+    def ask(request: DepthRequest, job: "Job") -> Any:
+        return replace(request, image=job.input, depth=None if maps is None else _map_for(job.input, maps))
+
+    request = asked(DepthRequest, image=None, **options)
+    remake(Files(inputs, output, "depth", overwrite, recursive, json_lines), request, load, ask)
+
+
+def _map_for(picture: Path, maps: Path) -> Path:
+    """The map itself, or the file in a folder of maps that is named like the picture; InputError where none is."""
+    if not maps.is_dir():
+        return maps
+    found = sorted(path for path in maps.iterdir() if path.stem == picture.stem and path.is_file())
+    if len(found) != 1:
+        raise InputError(f"found {len(found)} files named {picture.stem} in {maps}, expected one depth map")
+    return found[0]

@@ -1,0 +1,140 @@
+"""`enlarger generate`: prompts in, pictures out."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, request_options
+from enlarger.cli.pictures import Folder, Offload, asked, done
+from enlarger.cli.runs import run_jobs
+from enlarger.requests import GenerateRequest, seeds_for
+
+if TYPE_CHECKING:  # torch comes with these
+    from enlarger.cli.files import Job
+    from enlarger.cli.report import Outcome, Report
+    from enlarger.tasks.generate import Generator
+
+Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="what the pictures show")]
+File = Annotated[
+    Path | None, typer.Option("--prompts", help="text file with a prompt in each line", show_default=False)
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="folder, or file if there is one prompt", show_default="prompt-seed.png here"),
+]
+RefinerFolder = Annotated[
+    str | None, typer.Option("--refiner", help="folder of the model that finishes pictures", show_default="none")
+]
+UpscalerFolder = Annotated[
+    str | None,
+    typer.Option("--upscaler", help="folder of the model for --upscale", show_default="the bundled model"),
+]
+Explain = Annotated[bool, typer.Option("--explain", help="print which network would run which step, and end")]
+
+
+@request_options(GenerateRequest, "generate")
+def generate(
+    options: Options,
+    model: Folder,
+    prompts: Prompts = None,
+    file: File = None,
+    refiner: RefinerFolder = None,
+    upscaler: UpscalerFolder = None,
+    output: Output = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    offload: Offload = "none",
+    overwrite: Overwrite = False,
+    json_lines: JsonLines = False,
+    explain: Explain = False,
+) -> None:
+    """Make pictures from text.
+
+    Writes PNG unless --output names another kind of file, and prints the names of the files written. A prompt that
+    fails is reported, the others go on, and the exit status is 1.
+    """
+    texts = _texts(prompts or [], file)
+    request: GenerateRequest = asked(GenerateRequest, prompt=texts, **options)
+    if upscaler is not None and request.upscale == 1:
+        raise typer.BadParameter("--upscaler is given, but not --upscale; give both, or neither")
+
+    def load() -> "Generator":
+        from enlarger.tasks.generate import load_generator
+
+        return load_generator(model, device, precision, offload, refiner, upscaler)
+
+    if explain:
+        plan = load().explain(request)
+        print(json.dumps(asdict(plan) | {"calls": plan.calls}) if json_lines else plan)
+        return
+    from enlarger.cli.report import Report
+
+    requests = _requests(request, texts)
+    jobs = _jobs(requests, output, overwrite)
+    with Report(len(jobs), json_lines=json_lines) as report:
+        work = None
+        if any(job.error is None for job in jobs):
+            report.show("loading the model")
+            asks = dict(zip(jobs, requests, strict=True))
+            work = partial(_work, load(), asks, report, overwrite)
+        run_jobs(jobs, work, report)
+
+
+def _work(
+    generator: "Generator", asks: "dict[Job, GenerateRequest]", report: "Report", overwrite: bool, job: "Job"
+) -> "Outcome":
+    request = asks[job]
+    outcome = done(generator, lambda request, _: request, request, report, overwrite, job)
+    return replace(outcome, prompt=str(request.prompt))
+
+
+def _texts(prompts: Sequence[str], file: Path | None) -> list[str]:
+    """The prompts of the command line, then those of a file; blank lines are none."""
+    lines: list[str] = []
+    if file is not None:
+        try:
+            lines = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(f"--prompts {file} cannot be read ({error}); give a text file") from error
+    if not (texts := [*prompts, *lines]):
+        raise typer.BadParameter("found no prompt; give one, or --prompts FILE")
+    return texts
+
+
+def _requests(request: GenerateRequest, texts: Sequence[str]) -> list[GenerateRequest]:
+    """A request per prompt; seeds count on from prompt to prompt, as in the library."""
+    seeds = seeds_for(request.seed, len(texts) * request.count)
+    return [replace(request, prompt=text, seed=seeds[i * request.count]) for i, text in enumerate(texts)]
+
+
+def _jobs(requests: Sequence[GenerateRequest], output: Path | None, overwrite: bool) -> "list[Job]":
+    """A job per prompt, its files named after prompt and seed."""
+    from enlarger.cli.files import Found, claim
+    from enlarger.images import SUFFIXES
+
+    place = Path() if output is None else output
+    to_file = output is not None and bool(output.suffix) and not output.is_dir()
+    if to_file and len(requests) > 1 and place.suffix.lower() in SUFFIXES:
+        raise typer.BadParameter(f"--output {output} names one file, but there are several prompts; give a folder")
+    taken: dict[Path, str] = {}
+    jobs: list[Job] = []
+    for request in requests:
+        seeds = seeds_for(request.seed, request.count)
+        name = slug(str(request.prompt))
+        outputs = tuple(place / f"{name}-{seed}.png" for seed in seeds)
+        if to_file and len(requests) == 1:
+            several = [place.with_name(f"{place.stem}-{k}{place.suffix}") for k in range(1, request.count + 1)]
+            outputs = (place,) if request.count == 1 else tuple(several)
+        jobs.append(claim(Found(Path(name), named=True), outputs, taken, overwrite))
+    return jobs
+
+
+def slug(prompt: str) -> str:
+    """A prompt as the beginning of a file's name."""
+    return re.sub(r"\W+", "-", prompt.lower()).strip("-_")[:40].strip("-_") or "picture"

@@ -1,0 +1,48 @@
+"""`enlarger refine`: pictures in, the same pictures made anew out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, Recursive, request_options
+from enlarger.cli.pictures import Files, Folder, Inputs, Offload, asked, remake
+from enlarger.requests import RefineRequest
+
+if TYPE_CHECKING:
+    from enlarger.tasks.refine import Refiner
+
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="folder, or file if there is one input", show_default="name-refined.png beside the input"
+    ),
+]
+
+
+@request_options(RefineRequest, "refine")
+def refine(
+    inputs: Inputs,
+    options: Options,
+    model: Folder,
+    output: Output = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    offload: Offload = "none",
+    overwrite: Overwrite = False,
+    recursive: Recursive = False,
+    json_lines: JsonLines = False,
+) -> None:
+    """Remake pictures from noisy copies of themselves, with Stable Diffusion 1 or 2 or SDXL, base or refiner.
+
+    Results have the size of their inputs. Writes PNG unless --output names another kind of file, and prints the names
+    of the files written. A file that fails is reported, the others go on, and the exit status is 1.
+    """
+
+    def load() -> "Refiner":
+        from enlarger.tasks.refine import load_refiner
+
+        return load_refiner(model, device, precision, offload)
+
+    request = asked(RefineRequest, image=None, **options)
+    remake(Files(inputs, output, "refined", overwrite, recursive, json_lines), request, load)

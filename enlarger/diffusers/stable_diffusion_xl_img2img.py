@@ -1,0 +1,146 @@
+"""`StableDiffusionXLImg2ImgPipeline`: pictures to pictures like them with SDXL, base or refiner."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from enlarger.diffusers.arguments import (
+    ArgumentError,
+    Generators,
+    Prompt,
+    check_latents,
+    check_output_type,
+    noise_for,
+    refuse,
+)
+from enlarger.diffusers.image_pipeline import check_channels
+from enlarger.diffusers.pictures import Size
+from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.schedulers import Scheduler
+from enlarger.diffusers.text_pipeline import NOT_HERE
+from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLPipeline, entering, guidance_of
+from enlarger.diffusion.noise import PerImage
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.clip_text import ClipText
+from enlarger.nn.unet import UNet
+from enlarger.tasks.denoise import Method
+from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
+from enlarger.tasks.networks import Networks
+from enlarger.tasks.networks import each as copies
+from enlarger.text.tokenize import Tokenizer
+
+
+class StableDiffusionXLImg2ImgPipeline(XLPipeline):
+    """Pictures, with noise, to pictures like them; or the rest of the way for latents that another pipeline left."""
+
+    SETTINGS: ClassVar[tuple[str, ...]] = (*XLPipeline.SETTINGS, "requires_aesthetics_score")
+
+    def __init__(
+        self, vae: AutoencoderKL, text_encoder: ClipText | None, text_encoder_2: ClipText | None,
+        tokenizer: Tokenizer | None, tokenizer_2: Tokenizer | None, unet: UNet, scheduler: Scheduler,
+        image_encoder: None = None, feature_extractor: None = None, requires_aesthetics_score: bool = False,
+        force_zeros_for_empty_prompt: bool = True, add_watermarker: bool | None = None,
+    ) -> None:  # fmt: skip
+        given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "tokenizer": tokenizer}
+        given |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
+        given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
+        settings = {"requires_aesthetics_score": requires_aesthetics_score}
+        settings["force_zeros_for_empty_prompt"] = force_zeros_for_empty_prompt
+        super().__init__(given, settings, add_watermarker)
+        check_channels(unet, vae, (0,), "an image-to-image")
+
+    @scaled
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        prompt_2: Prompt | None = None,
+        image: Any = None,
+        strength: float = 0.3,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+        guidance_scale: float = 5.0,
+        negative_prompt: Prompt | None = None,
+        negative_prompt_2: Prompt | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: Pair | None = None,
+        crops_coords_top_left: Pair = (0, 0),
+        target_size: Pair | None = None,
+        negative_original_size: Pair | None = None,
+        negative_crops_coords_top_left: Pair = (0, 0),
+        negative_target_size: Pair | None = None,
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **kwargs: Any,
+    ) -> Any:
+        """Remake pictures, or latents (B, 4, h, w). `kwargs` are the older `callback` and `callback_steps`.
+
+        The last `strength` of the steps are made; with `denoising_start` instead those after that share of the training
+        time, and no noise is added: `image` then is latents that another pipeline left there. `latents`, which have
+        their noise already too, stand in for `image`. The refiner is told `aesthetic_score` in place of `target_size`.
+        The rest is as in `StableDiffusionXLPipeline`.
+        """
+        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
+        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        check_output_type(output_type)
+        words = Words(
+            prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
+            pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
+        )  # fmt: skip
+        stated = Stated(
+            original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
+            negative_target_size, (aesthetic_score, negative_aesthetic_score),
+        )  # fmt: skip
+        count = words.count()
+        pictures = self._pictures(image, count) if latents is None else self._left(latents, count)
+        sampler = self.scheduler.sampler()
+        ends = (denoising_start, denoising_end)
+        walk = self._between(sampler, (num_inference_steps, timesteps, sigmas), strength, ends, eta)
+        method = Method(walk.course, walk.solver, noise_for(generator, count))
+        networks = self._networks_for(sampler, walk.course)
+        guidance = guidance_of(guidance_scale, guidance_rescale)
+        sizes = stated.parted(self._sides(pictures), bool(self.config["requires_aesthetics_score"]))
+        told, tensors = self._tell(words, guidance, sizes)
+        calls = self._listen(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
+        noisy = latents is not None or denoising_start is not None
+        start = _handed_over(networks, pictures, method, count) if noisy else pictures
+        job = ImageToImageJob(told, start, method, noisy)
+        made = self._walk(sampler, walk, calls, lambda watch: image_to_image(networks, job, watch))
+        return self._finish(made, str(output_type), return_dict)
+
+    def _left(self, latents: Tensor, count: int) -> Tensor:
+        """Latents for each result."""
+        if latents.ndim != 4:
+            raise ArgumentError(f"`latents` has shape {tuple(latents.shape)}, expected (B, C, h, w)")
+        check_latents(latents, (count, self.vae.config.latent_channels, *latents.shape[2:]))
+        return latents
+
+    def _sides(self, pictures: Tensor) -> Size:
+        """Height and width in pixels of pictures or latents."""
+        factor = 1 if pictures.shape[1] == 3 else self.vae.factor
+        return pictures.shape[2] * factor, pictures.shape[3] * factor
+
+
+def _handed_over(networks: Networks, pictures: Tensor, method: Method, count: int) -> Tensor:
+    """Latents in which the noise of the first level is taken to be."""
+    each = copies(pictures, count) if isinstance(method.noise, PerImage) else pictures
+    return networks.encode(each, method.noise) * entering(method.course)

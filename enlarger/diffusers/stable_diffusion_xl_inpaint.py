@@ -1,0 +1,157 @@
+"""`StableDiffusionXLInpaintPipeline`: repainting a part of pictures with SDXL."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from enlarger.diffusers.arguments import (
+    ArgumentError,
+    Generators,
+    Prompt,
+    check_latents,
+    check_output_type,
+    noise_for,
+    refuse,
+)
+from enlarger.diffusers.image_pipeline import check_channels, crop_of, each_or_first
+from enlarger.diffusers.masks import pasted
+from enlarger.diffusers.pipeline import output, scaled
+from enlarger.diffusers.schedulers import Scheduler
+from enlarger.diffusers.text_pipeline import NOT_HERE
+from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLPipeline, entering, guidance_of
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.clip_text import ClipText
+from enlarger.nn.unet import UNet
+from enlarger.tasks.denoise import Method
+from enlarger.tasks.inpaint import InpaintJob, InpaintStart, prepare
+from enlarger.tasks.networks import Networks
+from enlarger.text.tokenize import Tokenizer
+
+
+class StableDiffusionXLInpaintPipeline(XLPipeline):
+    """Pictures to pictures that are repainted where a mask is white, with a UNet of 9 channels or of 4.
+
+    What the mask leaves black is kept in latents only; `padding_mask_crop` pastes the result back through the mask. An
+    autoencoder's own mean and deviation of latents are heeded in the encoding too, unlike in diffusers.
+    """
+
+    SETTINGS: ClassVar[tuple[str, ...]] = (*XLPipeline.SETTINGS, "requires_aesthetics_score")
+
+    def __init__(
+        self, vae: AutoencoderKL, text_encoder: ClipText | None, text_encoder_2: ClipText | None,
+        tokenizer: Tokenizer | None, tokenizer_2: Tokenizer | None, unet: UNet, scheduler: Scheduler,
+        image_encoder: None = None, feature_extractor: None = None, requires_aesthetics_score: bool = False,
+        force_zeros_for_empty_prompt: bool = True, add_watermarker: bool | None = None,
+    ) -> None:  # fmt: skip
+        given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "tokenizer": tokenizer}
+        given |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
+        given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
+        settings = {"requires_aesthetics_score": requires_aesthetics_score}
+        settings["force_zeros_for_empty_prompt"] = force_zeros_for_empty_prompt
+        super().__init__(given, settings, add_watermarker)
+        check_channels(unet, vae, (0, vae.config.latent_channels + 1), "an inpainting")
+
+    @scaled
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        prompt_2: Prompt | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        masked_image_latents: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        padding_mask_crop: int | None = None,
+        strength: float = 0.9999,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: Prompt | None = None,
+        negative_prompt_2: Prompt | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generators | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Any = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        original_size: Pair | None = None,
+        crops_coords_top_left: Pair = (0, 0),
+        target_size: Pair | None = None,
+        negative_original_size: Pair | None = None,
+        negative_crops_coords_top_left: Pair = (0, 0),
+        negative_target_size: Pair | None = None,
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **kwargs: Any,
+    ) -> Any:
+        """Repaint pictures, or latents (B, 4, h, w). `kwargs` are the older `callback` and `callback_steps`.
+
+        The picture is resized to `height` and `width`, by default the checkpoint's own. Sizes that the network is told
+        are as in `StableDiffusionXLImg2ImgPipeline`, so are `strength`, `denoising_start` and `denoising_end`; at
+        strength 1 the start is pure noise. For masks, crops and `latents` see `StableDiffusionInpaintPipeline`.
+        """
+        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
+        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        check_output_type(output_type)
+        if latents is not None and denoising_start is not None:
+            raise ArgumentError("found `latents` and `denoising_start`; give what the run starts from as `image` alone")
+        size = self._size(height, width)
+        crop = None if padding_mask_crop is None else crop_of(image, mask_image, size, padding_mask_crop, output_type)
+        words = Words(
+            prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
+            pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
+        )  # fmt: skip
+        stated = Stated(
+            original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
+            negative_target_size, (aesthetic_score, negative_aesthetic_score),
+        )  # fmt: skip
+        count = words.count()
+        pictures, mask = self._covered(image, mask_image, crop, size, count)
+        inner = (size[0] // self.vae.factor, size[1] // self.vae.factor)
+        check_latents(latents, (count, self.vae.config.latent_channels, *inner))
+        sampler = self.scheduler.sampler()
+        ends = (denoising_start, denoising_end)
+        walk = self._between(sampler, (num_inference_steps, timesteps, sigmas), strength, ends, eta)
+        method = Method(walk.course, walk.solver, each_or_first(noise_for(generator, count)))
+        guidance = guidance_of(guidance_scale, guidance_rescale)
+        scored = bool(self.config["requires_aesthetics_score"])
+        told, tensors = self._tell(words, guidance, stated.parted(size, scored))
+        names, noisy = callback_on_step_end_tensor_inputs, denoising_start is not None
+        job = InpaintJob(
+            told, pictures, mask, method, masked_image_latents, initial=latents, noisy=noisy,
+            blank=not noisy and (strength == 1 or latents is not None), reveal="masked_image_latents" in names,
+        )  # fmt: skip
+        networks = self._networks_for(sampler, walk.course)
+        ready = _prepared(networks, job)
+        seen = {"mask": ready.mask, "masked_image_latents": ready.masked}
+        both = {n: torch.cat([v, v]) if v is not None and guidance.scale != 1 else v for n, v in seen.items()}
+        calls = self._listen(callback_on_step_end, names, tensors | both, kwargs)
+        made = self._walk(sampler, walk, calls, lambda watch: ready.run(networks, method, watch))
+        images = self._package(made, str(output_type))
+        images = images if crop is None else [pasted(one, image, mask_image, crop) for one in images]
+        return output(images, return_dict, (images,))
+
+
+def _prepared(networks: Networks, job: InpaintJob) -> InpaintStart:
+    """The job made ready; latents that another pipeline left are also what is kept, as they are."""
+    if job.image.shape[1] != 3 and job.masked is None and networks.unet.config.in_channels == job.image.shape[1]:
+        return replace(_prepared(networks, replace(job, masked=job.image, reveal=False)), masked=None)
+    ready = prepare(networks, job)
+    return replace(ready, latents=ready.latents * entering(job.method.course)) if job.noisy else ready
