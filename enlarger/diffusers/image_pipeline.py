@@ -130,7 +130,7 @@ def crop_of(image: Any, mask: Any, size: Size, pad: int, output_type: str | None
     """The part of the picture to repaint, or what cannot be cropped."""
     for what, value in (("image", image), ("mask image", mask)):
         if not isinstance(value, Image.Image):
-            kind: Any = type(value)
+            kind = value.__class__
             raise ArgumentError(f"The {what} should be a PIL image when inpainting mask crop, but is of type {kind}.")
     if output_type != "pil":
         raise ArgumentError(f"The output type should be PIL when inpainting mask crop, but is {output_type}.")

@@ -77,15 +77,16 @@ class Pipeline:
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, torch_dtype: torch.dtype | str | None = None,
-        dtype: torch.dtype | str | None = None, variant: str | None = None, local_files_only: bool = True,
+        dtype: torch.dtype | str | None = None, variant: str | None = None, revision: str | None = None,
+        local_files_only: bool = True,
         **options: Any,
     ) -> Self:  # fmt: skip
         """Read a local folder in diffusers' layout; nothing is downloaded. Precision is float32 unless stated.
 
         `options` may be parts, which then are not read, and `use_safetensors=True`, `low_cpu_mem_usage=True`, which is
-        how it is done anyway. Any other raises Unsupported.
+        how it is done anyway. `revision` chooses what is downloaded, so a folder has but one. Others raise Unsupported.
         """
-        del local_files_only  # either value is honoured
+        del local_files_only, revision  # any value is honoured
         given = {name: options.pop(name) for name in (*cls.PARTS, *cls.SETTINGS) if name in options}
         _check_loading(options)
         path = Path(pretrained_model_name_or_path)
@@ -135,7 +136,8 @@ class Pipeline:
         index |= self._settings
         if "safety_checker" in self.PARTS:
             index["requires_safety_checker"] = False
-        parts = {name: part for name, part in self.components.items() if part is not None}
+        plain = {name: getattr(part, "_orig_mod", part) for name, part in self.components.items()}
+        parts = {name: part for name, part in plain.items() if part is not None}
         components = {
             name: part.json() if isinstance(part, Scheduler) else part
             for name, part in parts.items()

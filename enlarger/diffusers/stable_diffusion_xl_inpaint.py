@@ -151,7 +151,7 @@ class StableDiffusionXLInpaintPipeline(XLPipeline):
 
 def _prepared(networks: Networks, job: InpaintJob) -> InpaintStart:
     """The job made ready; latents that another pipeline left are also what is kept, as they are."""
-    if job.image.shape[1] != 3 and job.masked is None and networks.unet.config.in_channels == job.image.shape[1]:
+    if job.image.shape[1] != 3 and job.masked is None and networks.config.in_channels == job.image.shape[1]:
         return replace(_prepared(networks, replace(job, masked=job.image, reveal=False)), masked=None)
     ready = prepare(networks, job)
     return replace(ready, latents=ready.latents * entering(job.method.course)) if job.noisy else ready

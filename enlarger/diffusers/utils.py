@@ -1,5 +1,7 @@
 """`load_image` and `make_image_grid`, as diffusers.utils has them."""
 
+import io
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,19 +10,33 @@ from PIL import Image, ImageOps
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.images import read_picture, to_pil
 
+MOST_BYTES, SECONDS = 64 * 2**20, 30.0  # of a picture that is fetched
+
 
 def load_image(
     image: str | Path | Image.Image, convert_method: Callable[[Image.Image], Image.Image] | None = None
 ) -> Image.Image:
-    """A local picture, upright, in sRGB and in mode RGB; `convert_method` makes another mode. Nothing is downloaded."""
-    if isinstance(image, str | Path):
-        if str(image).startswith(("http://", "https://")):
-            raise ArgumentError(
-                f"{image} is an address; nothing is downloaded here, save the picture and give its path"
-            )
+    """A picture from a file, or from an address that begins with http:// or https://, upright and in RGB.
+
+    `convert_method` replaces the conversion to RGB. Files are brought to sRGB.
+    """
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        image = Image.open(io.BytesIO(_fetch(image)))
+    elif isinstance(image, str | Path):
         image = to_pil(read_picture(image))
     upright = ImageOps.exif_transpose(image)
     return upright.convert("RGB") if convert_method is None else convert_method(upright)
+
+
+def _fetch(address: str) -> bytes:
+    try:
+        with urllib.request.urlopen(address, timeout=SECONDS) as reply:  # the caller names the address
+            found: bytes = reply.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ArgumentError(f"{address}: cannot be fetched ({error}); save the picture and give its path") from error
+    if len(found) > MOST_BYTES:
+        raise ArgumentError(f"{address}: has over {MOST_BYTES >> 20} MiB; save the picture and give its path")
+    return found
 
 
 def make_image_grid(images: list[Image.Image], rows: int, cols: int, resize: int | None = None) -> Image.Image:

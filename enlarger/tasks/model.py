@@ -14,7 +14,9 @@ from enlarger.diffusion.noise import from_seeds
 from enlarger.diffusion.sampler import Course, Sampler
 from enlarger.diffusion.schedule import NoiseSchedule
 from enlarger.errors import Unsupported
+from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
+from enlarger.nn.unet import UNet
 from enlarger.runtime.runtime import Offload, Runtime, pick_device, pick_precision
 from enlarger.tasks.denoise import Method, Told
 from enlarger.tasks.latents import Space, space_of
@@ -174,8 +176,10 @@ def model_of(bundle: Bundle, runtime: Runtime, name: str) -> Model:
     parts, kind = bundle.components, str(bundle.index.get("_class_name"))
     encoders = [part for part in ("text_encoder", "text_encoder_2") if part in parts]
     missing = [part for part in ("unet", "vae", "scheduler") if part not in parts]
-    if missing or not encoders or not hasattr(parts["unet"].config, "stages") or not hasattr(parts["vae"], "factor"):
-        raise Unsupported(f"{name}: holds a {kind}, expected a checkpoint of the Stable Diffusion family")
+    ours = isinstance(parts.get("unet"), UNet) and isinstance(parts.get("vae"), AutoencoderKL)
+    if missing or not encoders or not ours:
+        advice = "; use enlarger.upscale" if "Upscale" in kind else ""
+        raise Unsupported(f"{name}: holds a {kind}, expected a checkpoint of the Stable Diffusion family{advice}")
     sampler = schedule_config(parts["scheduler"])
     sized = getattr(parts["unet"].config, "scalar_channels", None) is not None
     low_res = schedule_config(parts["low_res_scheduler"]).schedule if "low_res_scheduler" in parts else None

@@ -153,7 +153,8 @@ class Repairer:
         method, strength = self.model.method(options["steps"], options["solver"], [seed]), options["strength"]
         course = last_share(method.course, strength)
         told = self.model.tell_one(words_of(options), (height, width))
-        image, mask = (pad_to(x, self.model.granularity) for x in (image, mask))
+        multiple = self.model.granularity
+        image, mask = (pad_to(x, multiple, 2 * multiple) for x in (image, mask))  # a lone latent has no statistics
         job = InpaintJob(told, image, mask, Method(course, method.solver, method.noise), blank=strength == 1, soft=True)
         networks = self.model.on(course)
         made = networks.decode(inpaint_latents(networks, job, watch))

@@ -1,6 +1,7 @@
 """Experts split by noise level: with one set of weights they are the unsplit run, and the plan is what happens."""
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -75,7 +76,7 @@ def test_the_same_weights_in_both_stages_are_the_unsplit_run(name: str, spacing:
         if name == "dpm_adaptive":
             assert plan.calls is None and [turn.who for turn in plan.turns] == ["base", "refiner"]
             continue
-        counted = Counter({who: 0 for who in ("base", "refiner")})
+        counted = Counter(dict.fromkeys(("base", "refiner"), 0))
         for turn in plan.turns:
             counted[turn.who] += turn.calls or 0
         assert counted == {"base": base.calls, "refiner": refiner.calls}
@@ -110,7 +111,7 @@ def test_the_plan_lists_all_calls_of_every_step(name: str) -> None:
     assert levels is not None and sum(turn.calls or 0 for turn in turns) == len(levels)
     assert [turn.step for turn in turns] == list(range(1, len(turns) + 1))
     assert turns[0].start == float(ladder[0]) and turns[-1].stop == 0
-    assert all(before.stop == after.start for before, after in zip(turns, turns[1:], strict=False))
+    assert all(before.stop == after.start for before, after in pairwise(turns))
 
 
 def test_a_call_belongs_to_the_expert_of_its_own_level() -> None:
@@ -152,5 +153,7 @@ def test_an_expert_without_levels_has_no_turn() -> None:
 
 def test_handoffs_fall() -> None:
     assert untils_of([]) == (0.0,) and untils_of([3.0, 0.5]) == (3.0, 0.5, 0.0)
-    with pytest.raises(InputError, match="the hand-offs are at noise levels 0.5, 3, expected falling ones, one per re"):
+    with pytest.raises(
+        InputError, match=r"the hand-offs are at noise levels 0.5, 3, expected falling ones, one per re"
+    ):
         untils_of([0.5, 3.0])

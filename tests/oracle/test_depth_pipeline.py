@@ -104,7 +104,7 @@ def test_kinds_of_pictures_keep_their_sides(pipes: Any) -> None:
         expected = both(ours, image=picture, num_inference_steps=2, **call)[0]
         assert expected.shape == (1, 48, 72, 3)
         for image in (array, array[None], [array], tensor, tensor[None], [tensor]):
-            assert_close(both(ours, image=image, num_inference_steps=2, **call)[0], expected, 1e-5)
+            assert_close(both(ours, image=image, num_inference_steps=2, **call)[0], expected, ATOL)
     compare(pipes, image=tensor, num_inference_steps=2)
 
 

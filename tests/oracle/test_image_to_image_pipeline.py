@@ -41,8 +41,7 @@ one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 
 @pytest.fixture(scope="module")
 def pipes() -> tuple[Any, Any]:
-    made = pair(StableDiffusionImg2ImgPipeline, "StableDiffusionImg2ImgPipeline", tiny.sd1_folder())
-    return made
+    return pair(StableDiffusionImg2ImgPipeline, "StableDiffusionImg2ImgPipeline", tiny.sd1_folder())
 
 
 @pytest.fixture

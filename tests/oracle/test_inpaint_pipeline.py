@@ -103,7 +103,16 @@ def test_kinds_of_masks(pipes: Any) -> None:
     array = np.asarray(mask(blur=4), np.float32) / 255
     one = torch.from_numpy(array)
     small = torch.from_numpy(np.asarray(mask(48, 24), np.float32) / 255)
-    for kind in (array, array[None], array[None, ..., None], one, one[None], one[None, None], small, mask().convert("1")):
+    for kind in (
+        array,
+        array[None],
+        array[None, ..., None],
+        one,
+        one[None],
+        one[None, None],
+        small,
+        mask().convert("1"),
+    ):
         compare(pipes, mask_image=kind, num_inference_steps=2)
 
 
@@ -154,7 +163,9 @@ def test_pictures_and_prompts_keep_together(pipes: Any) -> None:
 
 
 @pytest.mark.parametrize("pad", [0, 7, 32])
-@pytest.mark.parametrize(("place", "size"), [((40, 30, 70, 44), (40, 64)), ((0, 50, 12, 99), (64, 64)), ((2, 3, 95, 20), (64, 40))])
+@pytest.mark.parametrize(
+    ("place", "size"), [((40, 30, 70, 44), (40, 64)), ((0, 50, 12, 99), (64, 64)), ((2, 3, 95, 20), (64, 40))]
+)
 def test_crop_around_the_mask(pipes: Any, pad: int, place: tuple[int, ...], size: tuple[int, int]) -> None:
     """The crop grows to the proportions of the result, as far as the picture reaches; the result is pasted back."""
     covered = Image.new("L", (96, 100))
