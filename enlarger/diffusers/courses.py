@@ -5,7 +5,7 @@ A run that starts or stops inside such a list does what `enlarger.diffusion.part
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -136,14 +136,19 @@ def from_entry(sampler: Sampler, course: Course, first: int, eta: float = 0.0, s
     """From one entry of the list to before another."""
     listed = entries(sampler, course)
     stop = len(listed) if stop is None else stop
-    part, solver = course.part(first, stop) if len(listed) == course.steps else course, solver_of(sampler, eta)
     if sampler.solver == "heun":
         part, solver = _heun_part(course, first, stop)
-    if sampler.solver == "plms":
+    elif sampler.solver == "plms":
         part, solver = _plms_part(course, first, stop)
-    if sampler.options.get("eased") is not None and sampler.solver.startswith("dpmpp") and course.steps >= FEW:
-        solver = partial(solver, eased=None)  # whether the run is short was decided by its whole length
+    else:
+        part, solver = course.part(first, stop), solver_of(_of_length(sampler, course.steps), eta)
     return Walk(part, solver, stop - first, _reported(sampler, listed[first:stop], len(listed) - course.steps))
+
+
+def _of_length(sampler: Sampler, steps: int) -> Sampler:
+    """Whether DPM-Solver++ ends a part with lower orders is decided by the length of the whole run."""
+    eased = sampler.options.get("eased") is not None and sampler.solver.startswith("dpmpp")
+    return replace(sampler, options={**sampler.options, "eased": None}) if eased and steps >= FEW else sampler
 
 
 def _heun_part(course: Course, first: int, stop: int) -> tuple[Course, Solver]:

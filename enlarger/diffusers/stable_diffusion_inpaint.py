@@ -1,5 +1,6 @@
 """`StableDiffusionInpaintPipeline`: repainting a part of pictures with SD1 and SD2."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
     """Pictures to pictures that are repainted where a mask is white, with a UNet of 9 channels or of 4.
 
     What the mask leaves black is kept in latents only, and changes a little in pixels; `padding_mask_crop` pastes the
-    result back through the mask.
+    result back through the mask. As in diffusers, PNDM leaves out its Runge-Kutta start here.
     """
 
     def __init__(
@@ -53,7 +54,8 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         del requires_safety_checker  # only decides whether diffusers warns that there is none
         given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
         absent = {"safety_checker": safety_checker, "feature_extractor": feature_extractor}
-        super().__init__(given | absent | {"scheduler": settled(scheduler), "image_encoder": image_encoder})
+        scheduler = _started_plainly(settled(scheduler))
+        super().__init__(given | absent | {"scheduler": scheduler, "image_encoder": image_encoder})
         check_channels(unet, vae, (0, vae.config.latent_channels + 1), "an inpainting")
 
     @scaled
@@ -131,3 +133,10 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         images = result.images if crop is None else [pasted(one, image, mask_image, crop) for one in result.images]
         flags = result.nsfw_content_detected
         return PipelineOutput(images, flags) if return_dict else (images, flags)
+
+
+def _started_plainly(scheduler: Scheduler) -> Scheduler:
+    if not isinstance(scheduler, Scheduler) or scheduler.config.get("skip_prk_steps") is not False:  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+        return scheduler
+    warnings.warn(f"{scheduler}: outdated for inpainting; uses skip_prk_steps=True", stacklevel=3)
+    return scheduler.changed(skip_prk_steps=True)

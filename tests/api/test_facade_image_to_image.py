@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from enlarger.diffusers.pipeline import Pipeline
-from enlarger.diffusers.schedulers import EulerDiscreteScheduler
+from enlarger.diffusers.schedulers import EulerDiscreteScheduler, PNDMScheduler
 from enlarger.diffusers.stable_diffusion_depth2img import StableDiffusionDepth2ImgPipeline
 from enlarger.diffusers.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
 from enlarger.diffusers.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
@@ -116,6 +116,13 @@ def test_offload_and_swapped_schedulers() -> None:
     assert_close(run(pipe), expected, 0)
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     assert np.abs(run(pipe) - expected).max() > 1e-3
+
+
+def test_pndm_starts_without_runge_kutta_in_inpainting(pipes: dict[str, Any]) -> None:
+    old = PNDMScheduler.from_config(pipes["inpaint"].scheduler.config, skip_prk_steps=False)
+    with pytest.warns(UserWarning, match="outdated for inpainting; uses skip_prk_steps=True"):
+        made = StableDiffusionInpaintPipeline(**pipes["inpaint"].components | {"scheduler": old})
+    assert made.scheduler.config.skip_prk_steps is True
 
 
 def test_strength_zero_is_no_step(pipe: Any) -> None:

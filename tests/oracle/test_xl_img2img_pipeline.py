@@ -59,8 +59,7 @@ def compare(pipes: tuple[Any, Any], atol: float = ATOL, seed: int | list[int] = 
 @pytest.mark.parametrize("name", FIRST + SECOND)
 def test_strength(refiners: tuple[Any, Any], name: str, strength: float) -> None:
     with tiny_xl.scheduled(refiners, name):
-        compare(refiners, strength=strength)
-        compare(refiners, strength=strength, num_inference_steps=10, guidance_scale=1)
+        compare(refiners, strength=strength, num_inference_steps=10 if strength == 0.3 else 6)
 
 
 @pytest.mark.parametrize(
@@ -129,20 +128,19 @@ def test_pictures_and_prompts_pair(refiners: tuple[Any, Any]) -> None:
 def test_base_then_refiner(bases: tuple[Any, Any], refiners: tuple[Any, Any], name: str, share: float) -> None:
     """Each side's latents go into its own refiner."""
     with tiny_xl.scheduled(bases, name), tiny_xl.scheduled(refiners, name):
-        for steps in (7, 10):
-            call: dict[str, Any] = {"num_inference_steps": steps, "negative_prompt": "grey"}
-            made = [
-                second(
-                    "a cat", denoising_start=share, output_type="pt", generator=torch.manual_seed(1), **call,
-                    image=first(
-                        "a cat", denoising_end=share, output_type="latent", generator=torch.manual_seed(0), height=48,
-                        width=64, **call,
-                    ).images,
-                ).images
-                for first, second in zip(bases, refiners, strict=True)
-            ]  # fmt: skip
-            assert made[1].std() > 0.05
-            assert_close(made[0], made[1], ATOL)
+        call: dict[str, Any] = {"num_inference_steps": 7, "negative_prompt": "grey"}
+        made = [
+            second(
+                "a cat", denoising_start=share, output_type="pt", generator=torch.manual_seed(1), **call,
+                image=first(
+                    "a cat", denoising_end=share, output_type="latent", generator=torch.manual_seed(0), height=48,
+                    width=64, **call,
+                ).images,
+            ).images
+            for first, second in zip(bases, refiners, strict=True)
+        ]  # fmt: skip
+        assert made[1].std() > 0.05
+        assert_close(made[0], made[1], ATOL)
 
 
 @pytest.mark.parametrize("ends", [(0.2, 0.6), (0.5, 0.9), (None, 0.5), (0.5, 1.0)], ids=str)
