@@ -1,7 +1,7 @@
 """`StableDiffusionXLImg2ImgPipeline`: pictures to pictures like them with SDXL, base or refiner."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -14,41 +14,19 @@ from enlarger.diffusers.arguments import (
     noise_for,
     refuse,
 )
-from enlarger.diffusers.image_pipeline import check_channels
 from enlarger.diffusers.pictures import Size
 from enlarger.diffusers.pipeline import scaled
-from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import NOT_HERE
-from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLPipeline, entering, guidance_of
+from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLImagePipeline, entering, guidance_of
 from enlarger.diffusion.noise import PerImage
-from enlarger.nn.autoencoder import AutoencoderKL
-from enlarger.nn.clip_text import ClipText
-from enlarger.nn.unet import UNet
 from enlarger.tasks.denoise import Method
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
 from enlarger.tasks.networks import Networks
 from enlarger.tasks.networks import each as copies
-from enlarger.text.tokenize import Tokenizer
 
 
-class StableDiffusionXLImg2ImgPipeline(XLPipeline):
+class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
     """Pictures, with noise, to pictures like them; or the rest of the way for latents that another pipeline left."""
-
-    SETTINGS: ClassVar[tuple[str, ...]] = (*XLPipeline.SETTINGS, "requires_aesthetics_score")
-
-    def __init__(
-        self, vae: AutoencoderKL, text_encoder: ClipText | None, text_encoder_2: ClipText | None,
-        tokenizer: Tokenizer | None, tokenizer_2: Tokenizer | None, unet: UNet, scheduler: Scheduler,
-        image_encoder: None = None, feature_extractor: None = None, requires_aesthetics_score: bool = False,
-        force_zeros_for_empty_prompt: bool = True, add_watermarker: bool | None = None,
-    ) -> None:  # fmt: skip
-        given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "tokenizer": tokenizer}
-        given |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
-        given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
-        settings = {"requires_aesthetics_score": requires_aesthetics_score}
-        settings["force_zeros_for_empty_prompt"] = force_zeros_for_empty_prompt
-        super().__init__(given, settings, add_watermarker)
-        check_channels(unet, vae, (0,), "an image-to-image")
 
     @scaled
     def __call__(

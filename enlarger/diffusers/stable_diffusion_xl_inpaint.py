@@ -16,43 +16,24 @@ from enlarger.diffusers.arguments import (
     noise_for,
     refuse,
 )
-from enlarger.diffusers.image_pipeline import check_channels, crop_of, each_or_first
+from enlarger.diffusers.image_pipeline import crop_of, each_or_first
 from enlarger.diffusers.masks import pasted
 from enlarger.diffusers.pipeline import output, scaled
-from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import NOT_HERE
-from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLPipeline, entering, guidance_of
-from enlarger.nn.autoencoder import AutoencoderKL
-from enlarger.nn.clip_text import ClipText
-from enlarger.nn.unet import UNet
+from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLImagePipeline, entering, guidance_of
 from enlarger.tasks.denoise import Method
 from enlarger.tasks.inpaint import InpaintJob, InpaintStart, prepare
 from enlarger.tasks.networks import Networks
-from enlarger.text.tokenize import Tokenizer
 
 
-class StableDiffusionXLInpaintPipeline(XLPipeline):
+class StableDiffusionXLInpaintPipeline(XLImagePipeline):
     """Pictures to pictures that are repainted where a mask is white, with a UNet of 9 channels or of 4.
 
     What the mask leaves black is kept in latents only; `padding_mask_crop` pastes the result back through the mask. An
     autoencoder's own mean and deviation of latents are heeded in the encoding too, unlike in diffusers.
     """
 
-    SETTINGS: ClassVar[tuple[str, ...]] = (*XLPipeline.SETTINGS, "requires_aesthetics_score")
-
-    def __init__(
-        self, vae: AutoencoderKL, text_encoder: ClipText | None, text_encoder_2: ClipText | None,
-        tokenizer: Tokenizer | None, tokenizer_2: Tokenizer | None, unet: UNet, scheduler: Scheduler,
-        image_encoder: None = None, feature_extractor: None = None, requires_aesthetics_score: bool = False,
-        force_zeros_for_empty_prompt: bool = True, add_watermarker: bool | None = None,
-    ) -> None:  # fmt: skip
-        given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "tokenizer": tokenizer}
-        given |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
-        given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
-        settings = {"requires_aesthetics_score": requires_aesthetics_score}
-        settings["force_zeros_for_empty_prompt"] = force_zeros_for_empty_prompt
-        super().__init__(given, settings, add_watermarker)
-        check_channels(unet, vae, (0, vae.config.latent_channels + 1), "an inpainting")
+    EXTRA: ClassVar[tuple[int, ...]] = (0, 5)
 
     @scaled
     def __call__(

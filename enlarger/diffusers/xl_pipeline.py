@@ -19,7 +19,7 @@ from enlarger.diffusers.arguments import (
     negatives_for,
 )
 from enlarger.diffusers.courses import Walk, between, whole
-from enlarger.diffusers.image_pipeline import ImagePipeline, Listed, check_strength
+from enlarger.diffusers.image_pipeline import ImagePipeline, Listed, check_channels, check_strength
 from enlarger.diffusers.pipeline import output
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import PooledEmbeds, text_of
@@ -284,6 +284,27 @@ class XLPipeline(ImagePipeline):
     def _finish(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
         images = self._package(latents, output_type)
         return output(images, return_dict, (images,))
+
+
+class XLImagePipeline(XLPipeline):
+    """The base of those that start from pictures: base model or refiner."""
+
+    SETTINGS: ClassVar[tuple[str, ...]] = (*XLPipeline.SETTINGS, "requires_aesthetics_score")
+    EXTRA: ClassVar[tuple[int, ...]] = (0,)  # channels that the UNet may take beside the latents
+
+    def __init__(
+        self, vae: AutoencoderKL, text_encoder: ClipText | None, text_encoder_2: ClipText | None,
+        tokenizer: Tokenizer | None, tokenizer_2: Tokenizer | None, unet: UNet, scheduler: Scheduler,
+        image_encoder: None = None, feature_extractor: None = None, requires_aesthetics_score: bool = False,
+        force_zeros_for_empty_prompt: bool = True, add_watermarker: bool | None = None,
+    ) -> None:  # fmt: skip
+        given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "tokenizer": tokenizer}
+        given |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
+        given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
+        settings = {"requires_aesthetics_score": requires_aesthetics_score}
+        settings["force_zeros_for_empty_prompt"] = force_zeros_for_empty_prompt
+        super().__init__(given, settings, add_watermarker)
+        check_channels(unet, vae, self.EXTRA, "a fitting")
 
 
 def guidance_of(scale: float, rescale: float) -> Guidance:

@@ -79,13 +79,15 @@ class Upscaler:
         size = (round(picture.height * request.by), round(picture.width * request.by))
         made = [_grow(colour, size, larger, from_seeds([seed]), consistent) for seed in seeds]
         images = tuple(to_pil(like(picture, one[0])) for one in made)
-        notes = picture.notes + self._notes(picture)
+        notes = picture.notes + self._notes(request, picture)
         return Result(images, seeds, self.name, notes, max(_consistency(one, colour) for one in made))
 
-    def _notes(self, picture: Picture) -> tuple[str, ...]:
-        if isinstance(self.task, Model) and picture.height * picture.width > LARGE:
-            return ("the x4 upscaler took the picture whole, without tiles: its memory grows with the picture",)
-        return ()
+    def _notes(self, request: UpscaleRequest, picture: Picture) -> tuple[str, ...]:
+        if not isinstance(self.task, Model):
+            return ()
+        large = picture.height * picture.width > LARGE
+        whole = ("the x4 upscaler took the picture whole, without tiles: its memory grows with the picture",)
+        return words_of(filled(request, "upscale/x4")).notes + (whole if large else ())
 
     def _check_latents(self, latents: Latents, request: UpscaleRequest) -> Tensor:
         """(1, 4, h, w) that the model takes."""

@@ -1,7 +1,7 @@
 """Pictures in, the same pictures made anew from noisy copies of them out (SDEdit, Meng et al. 2022)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,13 @@ def last_share(course: Course, strength: float) -> Course:
 
 def _unchanged(model: Model, opened: Opened, seeds: Sequence[int]) -> Result:
     note = "strength is 0: the picture is the input, no network has changed it"
-    if opened.picture is not None:
-        image, latents = to_pil(opened.picture), None
+    latents = None
+    if opened.picture is None:
+        image = opened.close(model.networks.decode(opened.image))
+        latents = Latents(opened.image.float().repeat(len(seeds), 1, 1, 1), model.space)
     else:
-        image, latents = opened.close(model.networks.decode(opened.image)), Latents(opened.image.float(), model.space)
-    many = latents and replace(latents, values=latents.values.repeat(len(seeds), 1, 1, 1))
-    return Result(tuple(image.copy() for _ in seeds), tuple(seeds), model.name, (*opened.notes, note), latents=many)
+        image = to_pil(opened.picture)
+    return Result(tuple(image.copy() for _ in seeds), tuple(seeds), model.name, (*opened.notes, note), latents=latents)
 
 
 def refine(

@@ -17,6 +17,7 @@ from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Pr
 from enlarger.nn.compact_unet import CompactUNet, CompactUNetConfig
 from enlarger.requests import UpscaleRequest
 from enlarger.tasks.enlarge import Upscaler, load_upscaler
+from enlarger.tasks.latents import Latents
 from enlarger.tasks.parts import Progress, Result, encode_text
 from enlarger.tasks.upscale_compact import CompactUpscale
 from enlarger.tasks.upscale_latent import LatentUpscale, LatentUpscaleJob
@@ -182,3 +183,14 @@ def test_the_bundled_kind_refuses_prompts_and_latents() -> None:
             bundled(UpscaleRequest(tiny.picture(16, 16), **{name: value}))
     with pytest.raises(Unsupported, match="found latents with 4 channels; the bundled model takes pictures only"):
         bundled(UpscaleRequest(tiny.latents(1, 8, 8)[0]))
+
+
+def test_latents_that_say_whose_they_are(upscaler: Upscaler) -> None:
+    values = tiny.latents(2, 8, 8)
+    typed, bare = (enlarge(upscaler, image, seed=3) for image in (Latents(values, "sd"), values))
+    for found, expected in zip(typed.images, bare.images, strict=True):
+        assert (pixels(found) == pixels(expected)).all()
+    with pytest.raises(InputError, match="found latents of sdxl for the x2 latent upscaler, which takes those of sd"):
+        enlarge(upscaler, Latents(values, "sdxl"))
+    with pytest.raises(InputError, match=r"found latents with noise of level 0.5 for the x2 latent upscaler, expected"):
+        enlarge(upscaler, Latents(values, "sd", 0.5))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from enlarger import CheckpointError, InputError, Latents, Result, Unsupported, UpscaleRequest, Upscaler, load_upscaler
+from enlarger import CheckpointError, InputError, Latents, Result, Unsupported, Upscaler, UpscaleRequest, load_upscaler
 from enlarger.tasks import enlarge as enlarge_room
 from tests.support import tiny, tiny_x4
 from tests.support.close import assert_close

@@ -47,6 +47,11 @@ def pipes(request: pytest.FixtureRequest, made: dict[int, tuple[Any, Any]]) -> t
 
 
 @pytest.fixture
+def nine(made: dict[int, tuple[Any, Any]]) -> tuple[Any, Any]:
+    return made[9]
+
+
+@pytest.fixture
 def swapped(pipes: tuple[Any, Any]) -> Any:
     yield from swapping(pipes)
 
@@ -99,7 +104,7 @@ def test_soft_masks(pipes: Any, blur: float) -> None:
     compare(pipes, mask_image=mask(70, 90, blur).convert("RGB"), num_inference_steps=3)
 
 
-def test_kinds_of_masks(pipes: Any) -> None:
+def test_kinds_of_masks(nine: Any) -> None:
     array = np.asarray(mask(blur=4), np.float32) / 255
     one = torch.from_numpy(array)
     small = torch.from_numpy(np.asarray(mask(48, 24), np.float32) / 255)
@@ -113,7 +118,7 @@ def test_kinds_of_masks(pipes: Any) -> None:
         small,
         mask().convert("1"),
     ):
-        compare(pipes, mask_image=kind, num_inference_steps=2)
+        compare(nine, mask_image=kind, num_inference_steps=2)
 
 
 def test_sizes(pipes: Any) -> None:
@@ -166,7 +171,7 @@ def test_pictures_and_prompts_keep_together(pipes: Any) -> None:
 @pytest.mark.parametrize(
     ("place", "size"), [((40, 30, 70, 44), (40, 64)), ((0, 50, 12, 99), (64, 64)), ((2, 3, 95, 20), (64, 40))]
 )
-def test_crop_around_the_mask(pipes: Any, pad: int, place: tuple[int, ...], size: tuple[int, int]) -> None:
+def test_crop_around_the_mask(nine: Any, pad: int, place: tuple[int, ...], size: tuple[int, int]) -> None:
     """The crop grows to the proportions of the result, as far as the picture reaches; the result is pasted back."""
     covered = Image.new("L", (96, 100))
     ImageDraw.Draw(covered).rectangle(place, fill=255)
@@ -176,8 +181,8 @@ def test_crop_around_the_mask(pipes: Any, pad: int, place: tuple[int, ...], size
         "image": whole, "mask_image": covered, "padding_mask_crop": pad, "output_type": "pil",
         "height": size[0], "width": size[1], "num_inference_steps": 2,
     }  # fmt: skip
-    compare(pipes, **call)
-    image = both(pipes, **call)[0][0]
+    compare(nine, **call)
+    image = both(nine, **call)[0][0]
     far = np.asarray(covered) == 0
     assert image.size == whole.size and max_difference(np.asarray(image)[far], np.asarray(whole)[far]) == 0
 
@@ -203,9 +208,9 @@ def test_latents_given(pipes: Any) -> None:
     compare(pipes, output_type="pt", num_inference_steps=2)
 
 
-def test_embeddings_given(pipes: Any) -> None:
+def test_embeddings_given(nine: Any) -> None:
     given = {"prompt_embeds": normal(2, 77, tiny.WIDTH, seed=2)}
-    compare(pipes, **given, negative_prompt_embeds=normal(2, 77, tiny.WIDTH, seed=3), num_inference_steps=3)
+    compare(nine, **given, negative_prompt_embeds=normal(2, 77, tiny.WIDTH, seed=3), num_inference_steps=3)
 
 
 @pytest.mark.parametrize("own", [{"timesteps": [900, 500, 77, 30]}, {"sigmas": [12.0, 3.0, 0.7, 0.3, 0.0]}], ids=str)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from enlarger.errors import InputError
-from enlarger.requests import DEFAULTS, GenerateRequest, UpscaleRequest, filled, one_per, seeds_for
+from enlarger.requests import DEFAULTS, GenerateRequest, UpscaleRequest, filled, one_per, request_of, seeds_for
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from enlarger.requests import DEFAULTS, GenerateRequest, UpscaleRequest, filled,
         ({"seed": -1}, "seed is -1, expected 0 to 9.22337e+18"),
         ({"seed": [1, -1]}, "seed is -1, expected 0 to 9.22337e+18"),
         ({"seed": [1.5]}, "seed is 1.5, expected a whole number"),
-        ({"noise_level": -0.1}, "noise_level is -0.1, expected 0 to 10"),
+        ({"noise_level": -0.1}, "noise_level is -0.1, expected 0 to 1000"),
         ({"detail": 1.01}, "detail is 1.01, expected 0 to 1"),
         ({"profile": "ours"}, "profile is 'ours', expected one of diffusers, original"),
     ],
@@ -43,6 +43,10 @@ def test_limits_of_generation() -> None:
         ({"width": 4}, "width is 4, expected 8 to 8192"),
         ({"height": 64.0}, "height is 64.0, expected a whole number"),
         ({"rescale": 1.5}, "rescale is 1.5, expected 0 to 1"),
+        ({"handoff": [2, -1]}, "handoff is -1, expected 0 to 1000"),
+        ({"upscale": 0.5}, "upscale is 0.5, expected 1 to 16"),
+        ({"score": 11}, "score is 11, expected 0 to 10"),
+        ({"upscale_steps": 3}, "upscale_steps is 3, but upscale is 1; give upscale, or leave both"),
     ):
         with pytest.raises(InputError, match=f"^{message}$"):
             GenerateRequest("a boat", **change)
@@ -66,7 +70,8 @@ def test_zero_is_a_value_and_none_means_the_default() -> None:
 
 
 def test_the_model_cards_default_solvers() -> None:
-    assert DEFAULTS["upscale/diffusers"] == {"steps": 75, "guidance": 9.0, "solver": "euler"}
+    assert DEFAULTS["upscale/diffusers"] == {"steps": 75, "guidance": 9.0, "solver": "euler", "noise_level": 0}
+    assert DEFAULTS["upscale/x4"] == {"steps": 75, "guidance": 9.0, "noise_level": 20}
     assert DEFAULTS["upscale/original"]["solver"] == "dpm_adaptive"
 
 
@@ -93,3 +98,9 @@ def test_seeds_count_on() -> None:
     assert seeds_for([5, 5], 2) == [5, 5]
     with pytest.raises(InputError, match=r"^1 seeds for 2 images; give one seed, or one per image$"):
         seeds_for([5], 2)
+
+
+def test_requests_from_options_by_name() -> None:
+    assert request_of(GenerateRequest, prompt="a boat", steps=3) == GenerateRequest("a boat", steps=3)
+    with pytest.raises(InputError, match="argument 'stepz'; the options are those of GenerateRequest"):
+        request_of(GenerateRequest, prompt="a boat", stepz=3)

@@ -1,0 +1,271 @@
+"""The verbs generate, refine and depth: with tiny models, and with stand-ins for names, streams and exit statuses."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from enlarger import DepthRequest, GenerateRequest, InputError, RefineRequest
+from enlarger.cli.generate import slug
+from enlarger.cli.main import run
+from enlarger.images import read_picture, to_pil
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.tasks.experts import Plan, Turn
+from enlarger.tasks.parts import Progress, Result, Watch
+from tests.support import tiny, tiny_depth, tiny_xl
+from tests.support.pictures import texture
+
+one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
+
+
+class Fake:
+    """Gives grey pictures, or back what it got, and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[Any, ...]] = []
+        self.requests: list[Any] = []
+        self.before: Callable[[Any], None] = lambda request: None
+
+    def load(self, *arguments: Any, **more: Any) -> "Fake":
+        self.loaded.append((*arguments, *more.values()))
+        return self
+
+    def explain(self, request: GenerateRequest) -> Plan:
+        return Plan((Turn(1, "base", 3.0, 0.0, 1),), len(request.prompt))
+
+    def __call__(self, request: Any, watch: Watch) -> Result:
+        self.requests.append(request)
+        self.before(request)
+        watch(Progress("denoise", 1, 1))
+        image = getattr(request, "image", None)
+        made = Image.new("RGB", (12, 9), "grey") if image is None else to_pil(read_picture(image))
+        return Result((made,) * request.count, tuple(range(request.seed, request.seed + request.count)), "fake")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    made = Fake()
+    for name, loader in (("generate", "generator"), ("refine", "refiner"), ("depth", "depth")):
+        monkeypatch.setattr(f"enlarger.tasks.{name}.load_{loader}", made.load)
+    return made
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """Run the command in an empty folder; gives exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["enlarger", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            run()
+        said = capsys.readouterr()
+        if isinstance(exit.value.code, str):  # what the interpreter does with a text
+            return 1, said.out, f"{said.err}{exit.value.code}\n"
+        return exit.value.code or 0, said.out, said.err
+
+    return call
+
+
+def photo(path: str, width: int = 24, height: int = 16) -> Path:
+    made = Path(path)
+    made.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(texture(width, height)).save(made)
+    return made
+
+
+def files() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*") if path.is_file())
+
+
+def size(path: str) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_text_to_a_picture_of_twice_the_size_without_pixels_between(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process, one command: the latents go into the x2 upscaler, and one picture is decoded."""
+    decoded: list[int] = []
+    decode = AutoencoderKL.decode
+    monkeypatch.setattr(AutoencoderKL, "decode", lambda self, x: decoded.append(x.shape[-1]) or decode(self, x))
+    status, out, err = call(
+        "generate", "a boat", "--model", tiny.sd1_folder(), "--upscale", "2", "--upscaler", tiny.x2_folder(), "-o",
+        "boat.png", "--steps", "2", "--upscale-steps", "2", "--device", "cpu",
+    )  # fmt: skip
+    assert (status, out) == (0, "boat.png\n"), err
+    assert size("boat.png") == (128, 128) and decoded == [16]
+    assert "a-boat: denoise\n" in err and "a-boat: enlarge: denoise\n" in err and "128 x 128 in" in err
+
+
+def test_base_and_refiner_and_their_plan(call: Any) -> None:
+    models = ("--model", tiny_xl.base_folder(), "--refiner", tiny_xl.refiner_folder(), "--device", "cpu")
+    status, out, err = call("generate", "a boat", *models, "--steps", "3", "--handoff", "0.5", "--explain")
+    assert (status, files()) == (0, []), err
+    assert [line.split()[1] for line in out.splitlines()[1:-1]] == ["base", "base", "refiner"]
+    assert out.splitlines()[-1] == "calls of the networks for 1 picture: 3"
+    status, out, err = call("generate", "a boat", *models, "--steps", "3", "--handoff", "0.5")
+    assert (status, out, size("a-boat-0.png")) == (0, "a-boat-0.png\n", (64, 64)), err
+    status, out, err = call("generate", "a", "--model", tiny_xl.base_folder(), "--upscale", "2", "--upscaler",
+                            tiny.x2_folder(), "--device", "cpu")  # fmt: skip
+    assert (status, out) == (1, "") and "found latents of sdxl for the upscaler" in err
+
+
+def test_refine_and_depth_with_models(call: Any) -> None:
+    photo("a.png")
+    Image.fromarray(np.arange(35, dtype=np.uint8).reshape(5, 7)).save("map.png")
+    common = ("--steps", "3", "--device", "cpu", "--strength", "0.8", "--prompt", "a cat")
+    assert call("refine", "a.png", "--model", tiny.sd1_folder(), *common)[:2] == (0, "a-refined.png\n")
+    depth = ("depth", "a.png", "--model", tiny_depth.depth_folder(), *common)
+    assert call(*depth, "--depth", "map.png")[:2] == (0, "a-depth.png\n")
+    assert call(*depth, "-o", "out/b.jpg")[:2] == (0, "out/b.jpg\n")
+    assert {size(name) for name in ("a-refined.png", "a-depth.png", "out/b.jpg")} == {(24, 16)}
+    status, _, err = call("refine", "a.png", "--model", tiny_depth.depth_folder(), "--overwrite", *common)
+    assert status == 1 and err.endswith("a checkpoint for depth; use enlarger.depth\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        (["a boat"], ["a-boat-0.png"]),
+        (["a boat", "--seed", "7", "--count", "2"], ["a-boat-7.png", "a-boat-8.png"]),
+        (["a boat", "a boat", "--count", "2"], [f"a-boat-{k}.png" for k in range(4)]),
+        (["a", "b", "-o", "out"], ["out/a-0.png", "out/b-1.png"]),
+        (["a", "-o", "b.webp", "--count", "2"], ["b-1.webp", "b-2.webp"]),
+        (["a", "-o", "deep/b.jpg"], ["deep/b.jpg"]),
+        (["--", "-a/../b"], ["a-b-0.png"]),
+        ([""], ["picture-0.png"]),
+    ],
+)
+def test_names_of_pictures(call: Any, fake: Fake, arguments: list[str], written: list[str]) -> None:
+    status, out, err = call("generate", "--model", "m", *arguments)
+    assert (status, out.splitlines(), files()) == (0, written, sorted(written)), err
+
+
+def test_slugs() -> None:
+    assert slug("A (red:1.2) Boat, 4k!") == "a-red-1-2-boat-4k" and slug("../..") == "picture"
+    assert len(slug("word " * 99)) <= 40 and not slug("word " * 99).endswith("-")
+    assert slug("Ein schönes Haus") == "ein-schönes-haus"
+
+
+def test_prompts_of_a_file(call: Any, fake: Fake) -> None:
+    Path("prompts.txt").write_text("a boat\n\n  two dogs \n", "utf-8")
+    status, out, err = call("generate", "first", "--prompts", "prompts.txt", "--model", "m", "--seed", "5", "--json")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert status == 0, err
+    assert [(one["prompt"], one["seed"], one["outputs"]) for one in found] == [
+        ("first", 5, ["first-5.png"]), ("a boat", 6, ["a-boat-6.png"]), ("two dogs", 7, ["two-dogs-7.png"]),
+    ]  # fmt: skip
+    assert len(fake.loaded) == 1
+
+
+def test_options_reach_the_requests(call: Any, fake: Fake) -> None:
+    """Every field of a request is an option with its name."""
+    given: dict[str, Any] = {
+        "negative": "dog", "width": 64, "height": 32, "steps": 4, "guidance": 0.0, "rescale": 0.5, "seed": 7,
+        "count": 2, "solver": "heun", "handoff": 1.5, "score": 7.0, "negative_score": 1.0, "upscale": 3.0,
+        "upscale_steps": 5, "strength": 0.25, "prompt": "cat",
+    }  # fmt: skip
+    photo("a.png")
+    for verb, kind, word in (("generate", GenerateRequest, "cat"), ("refine", RefineRequest, "a.png"),
+                             ("depth", DepthRequest, "a.png")):  # fmt: skip
+        asked = {item.name: given[item.name] for item in fields(kind) if item.name in given}
+        options = [f"--{n.replace('_', '-')}={v}" for n, v in asked.items() if (verb, n) != ("generate", "prompt")]
+        status, _, err = call(verb, word, "--model", "m", "--long-prompt", "-o", verb, *options)
+        assert status == 0, err
+        request = fake.requests[-1]
+        assert {name: getattr(request, name) for name in asked} == asked and request.long_prompt
+        assert {item.name for item in fields(kind)} - set(asked) <= {"image", "depth", "long_prompt"}
+
+
+def test_models_reach_the_loaders(call: Any, fake: Fake) -> None:
+    photo("a.png")
+    photo("maps/a.png")
+    common = ("--device", "cpu", "--precision", "float32", "--offload", "model")
+    call("generate", "a", "--model", "m", "--refiner", "r", "--upscaler", "u", "--upscale", "2", *common)
+    call("refine", "a.png", "--model", "m", *common)
+    call("depth", "a.png", "--model", "m", "--depth", "maps", *common)
+    call("depth", "a.png", "--model", "m", "--overwrite", *common)
+    place = ("m", "cpu", "float32", "model")
+    assert fake.loaded == [(*place, "r", "u"), place, (*place, False), (*place, True)]
+    assert [getattr(request, "depth", None) for request in fake.requests] == [None, None, Path("maps/a.png"), None]
+
+
+def test_nothing_is_overwritten_unasked_and_nothing_loaded_for_it(call: Any, fake: Fake) -> None:
+    photo("a-boat-0.png")
+    before = Path("a-boat-0.png").read_bytes()
+    status, out, err = call("generate", "a boat", "--model", "m")
+    assert (status, out, fake.loaded) == (1, "", []) and Path("a-boat-0.png").read_bytes() == before
+    assert (
+        err == "error: a-boat: a-boat-0.png exists already; choose another --output, or replace it with --overwrite\n"
+    )
+    assert call("generate", "a boat", "--model", "m", "--overwrite")[:2] == (0, "a-boat-0.png\n")
+    status, _, err = call("refine", "a-boat-0.png", "--model", "m", "-o", "a-boat-0.png", "--overwrite")
+    assert status == 1 and "is the input a-boat-0.png; choose another --output" in err
+
+
+def test_what_fails_is_a_line_and_the_others_go_on(call: Any, fake: Fake) -> None:
+    def before(request: GenerateRequest) -> None:
+        if request.prompt == "bad":
+            raise InputError("no such thing")
+        if request.prompt == "odd":
+            raise RuntimeError("broken")
+
+    fake.before = before
+    status, out, err = call("generate", "bad", "odd", "good", "--model", "m")
+    assert (status, out) == (1, "good-2.png\n")
+    assert "error: bad: no such thing\n" in err and "error: odd: unexpected RuntimeError: broken; set" in err
+    assert "2 of 3 files failed:" in err and "Traceback" not in err
+    photo("a.png")
+    photo("b.png")
+    status, out, err = call("depth", "a.png", "b.png", "--model", "m", "--depth", ".")
+    assert (status, out) == (0, "a-depth.png\nb-depth.png\n"), err
+    photo("maps/b.png")
+    status, out, err = call("depth", "a.png", "b.png", "--model", "m", "--depth", "maps", "--overwrite")
+    assert (status, out) == (1, "b-depth.png\n") and "found 0 files named a in maps, expected one depth map" in err
+
+
+def test_ctrl_c_keeps_the_finished_and_ends_with_130(call: Any, fake: Fake) -> None:
+    def before(request: GenerateRequest) -> None:
+        if request.prompt == "b":
+            raise KeyboardInterrupt
+
+    fake.before = before
+    status, out, err = call("generate", "a", "b", "c", "--model", "m")
+    assert (status, out, files()) == (130, "a-0.png\n", ["a-0.png"]) and "interrupted: 1 of 3 files done" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["generate", "--model", "m"], "found no prompt; give one, or --prompts FILE"),
+        (["generate", "a"], "Missing option '--model'"),
+        (["generate", "a", "--model", "m", "--upscaler", "u"], "--upscaler is given, but not --upscale"),
+        (["generate", "a", "--model", "m", "--upscale-steps", "4"], "upscale_steps is 4, but upscale is 1"),
+        (["generate", "a", "b", "--model", "m", "-o", "c.png"], "names one file, but there are several prompts"),
+        (["generate", "--model", "m", "--prompts", "no.txt"], "--prompts no.txt cannot be read"),
+        (["generate", "a", "--model", "m", "--width", "7"], "Invalid value for '--width'"),
+        (["refine", "a.png", "--model", "m", "--strength", "2"], "Invalid value for '--strength'"),
+        (["depth", "--model", "m"], "Missing argument 'INPUT...'"),
+    ],
+)
+def test_wrong_usage_exits_2(
+    call: Any, fake: Fake, monkeypatch: pytest.MonkeyPatch, arguments: list[str], error: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, err = call(*arguments)
+    assert (status, out, fake.loaded) == (2, "", []) and error in err
+
+
+def test_explaining_computes_nothing(call: Any, fake: Fake) -> None:
+    status, out, _ = call("generate", "a", "b", "--model", "m", "--explain")
+    assert (status, fake.requests, files()) == (0, [], [])
+    assert out.splitlines()[-1] == "calls of the networks for 2 pictures: 2"
+    _, out, _ = call("generate", "a", "--model", "m", "--explain", "--json")
+    turn = {"step": 1, "who": "base", "start": 3.0, "stop": 0.0, "calls": 1}
+    assert json.loads(out) == {"turns": [turn], "pictures": 1, "calls": 1}
