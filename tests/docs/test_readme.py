@@ -1,7 +1,7 @@
 """What the documents say is so: Python blocks run, commands and files exist, links lead somewhere.
 
-Every Python block runs, each in a process of its own, in an empty folder that has `examples`, with a tiny checkpoint
-for "path/to/sd-x2-latent-upscaler". One that cannot has `<!-- not run: REASON -->` on the line before it.
+Every Python block runs, each in a process of its own, in an empty folder that has `examples` and a `mask.png`, with
+tiny checkpoints for "path/to/...". One that cannot has `<!-- not run: REASON -->` on the line before it.
 """
 
 import os
@@ -13,13 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.main import get_command
 
 from enlarger.cli.main import app
 from tests.support import tiny
 
 ROOT = Path(__file__).parents[2]
-CHECKPOINT = "path/to/sd-x2-latent-upscaler"
+CHECKPOINTS = {
+    "path/to/sd-x2-latent-upscaler": tiny.x2_folder,
+    "path/to/stable-diffusion": tiny.sd1_folder,
+    "path/to/sd2-inpainting": tiny.inpaint_folder,
+}
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(
     r"^(?P<skip><!-- not run: (?P<reason>\S.*?) -->\s*\n+)?```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```\s*$",
@@ -89,8 +94,13 @@ def test_python_block_runs(block: Block, tmp_path: Path) -> None:
         (tmp_path / "examples").symlink_to(ROOT / "examples", target_is_directory=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     code = block.code
-    if CHECKPOINT in code:
-        code = code.replace(CHECKPOINT, str(tiny.x2_folder()))
+    for name, folder in CHECKPOINTS.items():
+        code = code.replace(name, str(folder())) if name in code else code
+    if "mask.png" in code:
+        with Image.open(ROOT / "examples" / "bridge.jpg") as bridge:
+            mask = Image.new("L", bridge.size)
+        mask.paste(255, (20, 20, 60, 50))
+        mask.save(tmp_path / "mask.png")
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
     )
