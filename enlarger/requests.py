@@ -36,7 +36,7 @@ STEPS = "denoising steps"
 GUIDANCE = "classifier-free guidance scale"
 RESCALE = "share of the conditional branch's contrast to restore"
 SEED = "seed of the first picture; the others count on"
-COUNT = "pictures to make from each input"
+COUNT = "pictures to make of each input or prompt"
 SOLVER = "name of the solver"
 SCORE = "aesthetic score that the SDXL refiner aims at"
 NEGATIVE_SCORE = "aesthetic score that it keeps away from"
@@ -69,20 +69,30 @@ class UpscaleRequest:
         check(self)
 
 
-@dataclass(frozen=True)
-class GenerateRequest:
-    """Make pictures from text. None means the model's own default (`DEFAULTS`)."""
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What every request has that makes pictures of prompts; fields, and nothing else, are inherited."""
 
-    prompt: str | Sequence[str]
     negative: str | Sequence[str] = option("", NEGATIVE)
-    width: int | None = option(None, "pixels", least=8, most=8192, whole=True)
-    height: int | None = option(None, "pixels", least=8, most=8192, whole=True)
     steps: int | None = option(None, STEPS, least=1, most=1000, whole=True)
     guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
     rescale: float = option(0.0, RESCALE, least=0, most=1)
     seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
-    count: int = option(1, "pictures to make from each prompt", least=1, most=64, whole=True)
+    count: int = option(1, COUNT, least=1, most=64, whole=True)
     solver: str | None = option(None, SOLVER)
+    long_prompt: bool = option(False, LONG)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class GenerateRequest(Sampling):
+    """Make pictures from text. None means the model's own default (`DEFAULTS`)."""
+
+    prompt: str | Sequence[str]
+    width: int | None = option(None, "pixels", least=8, most=8192, whole=True)
+    height: int | None = option(None, "pixels", least=8, most=8192, whole=True)
     handoff: float | Sequence[float] | None = option(
         None, "noise level below which the refiner works; by default that of diffusers' 0.8", least=0, most=1000
     )  # one per refiner
@@ -90,65 +100,41 @@ class GenerateRequest:
     negative_score: float = option(2.5, NEGATIVE_SCORE, least=0, most=10)
     upscale: float = option(1.0, "how many times larger to enlarge the picture; 1 leaves it", least=1, most=16)
     upscale_steps: int | None = option(None, "denoising steps of the enlarging", least=1, most=1000, whole=True)
-    long_prompt: bool = option(False, LONG)
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.upscale == 1 and self.upscale_steps is not None:
             raise InputError(f"upscale_steps is {self.upscale_steps}, but upscale is 1; give upscale, or leave both")
 
 
 @dataclass(frozen=True)
-class RefineRequest:
+class RefineRequest(Sampling):
     """Remake pictures from noisy copies of themselves. None means the model's own default (`DEFAULTS`)."""
 
     image: Any  # what `images.read_picture` takes, or `Latents`; one or several
     prompt: str | Sequence[str] = option("", PROMPT)
-    negative: str | Sequence[str] = option("", NEGATIVE)
     strength: float = option(0.3, "share of the way back to noise: 0 keeps the picture, 1 forgets it", least=0, most=1)
-    steps: int | None = option(None, STEPS, least=1, most=1000, whole=True)
-    guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
-    rescale: float = option(0.0, RESCALE, least=0, most=1)
     score: float = option(6.0, SCORE, least=0, most=10)
     negative_score: float = option(2.5, NEGATIVE_SCORE, least=0, most=10)
-    seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
-    count: int = option(1, COUNT, least=1, most=64, whole=True)
-    solver: str | None = option(None, SOLVER)
-    long_prompt: bool = option(False, LONG)
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)
-class DepthRequest:
+class DepthRequest(Sampling):
     """Remake pictures with their depth kept. None means the model's own default (`DEFAULTS`)."""
 
     image: Any  # what `images.read_picture` takes; one or several
     prompt: str | Sequence[str] = option("", PROMPT)
     depth: Any = None  # one map per picture, near is large, any scale; None: the checkpoint's own estimator
-    negative: str | Sequence[str] = option("", NEGATIVE)
     strength: float = option(0.8, "share of the way back to noise: 0 keeps the picture, 1 forgets it", least=0, most=1)
-    steps: int | None = option(None, STEPS, least=1, most=1000, whole=True)
-    guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
-    rescale: float = option(0.0, RESCALE, least=0, most=1)
-    seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
-    count: int = option(1, COUNT, least=1, most=64, whole=True)
-    solver: str | None = option(None, SOLVER)
-    long_prompt: bool = option(False, LONG)
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)
-class InpaintRequest:
+class InpaintRequest(Sampling):
     """Repaint what a mask covers. None means the model's own default (`DEFAULTS`)."""
 
     image: Any  # what `images.read_picture` takes; one or several
     mask: Any = None  # likewise, of the picture's size; None: only what `expand` adds
     prompt: str | Sequence[str] = option("", PROMPT)
-    negative: str | Sequence[str] = option("", NEGATIVE)
     strength: float = option(1.0, "share of the way back to noise under the mask", least=0, most=1)
     mask_mode: str = option(
         "auto", "what is repainted: white, transparent (alpha), or told by the mask", choices=("white", "alpha", "auto")
@@ -162,17 +148,10 @@ class InpaintRequest:
     )
     expand: str | int | Sequence[int] = option("", "pixels to add around: 64, or left,top,right,bottom as 0,0,256,0")
     fill: str | None = option(None, "what lies under the mask at first", choices=("original", "noise", "blur", "patch"))
-    steps: int | None = option(None, STEPS, least=1, most=1000, whole=True)
-    guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
-    rescale: float = option(0.0, RESCALE, least=0, most=1)
-    seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
-    count: int = option(1, COUNT, least=1, most=64, whole=True)
-    solver: str | None = option(None, SOLVER)
-    long_prompt: bool = option(False, LONG)
 
     def __post_init__(self) -> None:
-        check(self)
-        _ = self.sides
+        super().__post_init__()
+        _ = self.sides  # raises for what it cannot read
 
     @property
     def sides(self) -> tuple[int, int, int, int]:

@@ -28,12 +28,14 @@ Recursive = Annotated[
 def request_options(request: type, task: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb one option per field of `request`; it receives their values as the mapping `options`.
 
-    `task` is the first part of the names in `DEFAULTS` that stand for None.
+    Its own come before those that all requests have. `task` is the first part of the names in `DEFAULTS` that stand for
+    None.
     """
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(request)
-        made = [_parameter(item, hints[item.name], task) for item in fields(request) if "limits" in item.metadata]
+        listed = sorted(fields(request), key=lambda item: item.name not in vars(request)["__annotations__"])
+        made = [_parameter(item, hints[item.name], task) for item in listed if "limits" in item.metadata]
 
         @wraps(verb)
         def with_options(**given: Any) -> None:

@@ -77,6 +77,11 @@ def by_strength(
 ) -> Walk:  # fmt: skip
     """The last `strength` of the steps; `asked` is how many were asked for, where the course may have fewer."""
     first = _skipped(course, strength, asked)
+    if sampler.solver == "pndm" and first:
+        raise Unsupported(
+            f"strength {strength:g} cannot start inside PNDM's Runge-Kutta start; set skip_prk_steps=True, as the "
+            "official files do"
+        )
     if sampler.solver in UNSPLIT:
         part, solver = course.part(first), solver_of(sampler, eta)
         seen = calls(solver, part.ladder)

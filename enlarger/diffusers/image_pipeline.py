@@ -16,9 +16,6 @@ from enlarger.diffusers.pictures import Size, preprocess
 from enlarger.diffusers.text_pipeline import Embeds, TextPipeline
 from enlarger.diffusion.noise import Noise, PerImage
 from enlarger.diffusion.sampler import Sampler
-from enlarger.errors import InputError
-from enlarger.nn.autoencoder import AutoencoderKL
-from enlarger.nn.unet import UNet
 from enlarger.tasks.parts import Watch
 
 Listed = tuple[int | None, Sequence[float] | None, Sequence[float] | None]  # steps, timesteps, sigmas
@@ -82,14 +79,6 @@ def check_copies(name: str, found: int, count: int) -> None:
     """Each of the things given is for as many results as any other."""
     if count % found:
         raise ArgumentError(f"Cannot duplicate `{name}` of batch size {found} to {count} results; give one per prompt")
-
-
-def check_channels(unet: UNet, vae: AutoencoderKL, extra: Sequence[int], kind: str) -> None:
-    """The UNet takes the latents and so many channels more."""
-    found, expected = unet.config.in_channels, [vae.config.latent_channels + more for more in extra]
-    if found not in expected:
-        known = " or ".join(map(str, expected))
-        raise InputError(f"the UNet takes {found} channels, expected {known}: this is not {kind} checkpoint")
 
 
 def shown(embeds: Embeds, **more: Tensor | None) -> dict[str, Any]:

@@ -17,36 +17,14 @@ from enlarger.diffusers.arguments import (
 )
 from enlarger.diffusers.courses import solver_of, whole
 from enlarger.diffusers.pipeline import scaled
-from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import NOT_HERE, TextPipeline, settled, told
+from enlarger.diffusers.text_pipeline import NOT_HERE, TextPipeline, told
 from enlarger.diffusion.guidance import Guidance
-from enlarger.errors import InputError
-from enlarger.nn.autoencoder import AutoencoderKL
-from enlarger.nn.clip_text import ClipText
-from enlarger.nn.unet import UNet
 from enlarger.tasks.denoise import Method
-from enlarger.tasks.safety import SafetyChecker
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
-from enlarger.text.tokenize import Tokenizer
 
 
 class StableDiffusionPipeline(TextPipeline):
     """Text to pictures."""
-
-    def __init__(
-        self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet, scheduler: Scheduler,
-        safety_checker: SafetyChecker | None = None, feature_extractor: None = None, image_encoder: None = None,
-        requires_safety_checker: bool = False,
-    ) -> None:  # fmt: skip
-        del requires_safety_checker  # only decides whether diffusers warns that there is none
-        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
-        absent = {"safety_checker": safety_checker, "feature_extractor": feature_extractor}
-        super().__init__(given | absent | {"scheduler": settled(scheduler), "image_encoder": image_encoder})
-        if unet.config.in_channels != vae.config.latent_channels:
-            raise InputError(
-                f"the UNet takes {unet.config.in_channels} channels, expected {vae.config.latent_channels}: "
-                "this is not a text-to-image checkpoint"
-            )
 
     @scaled
     def __call__(

@@ -18,7 +18,7 @@ from enlarger.diffusers.arguments import (
     check_prompts,
     noise_for,
 )
-from enlarger.diffusers.image_pipeline import ImagePipeline, check_channels, check_copies, check_strength, shown
+from enlarger.diffusers.image_pipeline import ImagePipeline, check_copies, check_strength, shown
 from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.pictures import preprocess
 from enlarger.diffusers.pipeline import scaled
@@ -49,6 +49,8 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         "feature_extractor": type(None),
     }
     OPTIONAL: ClassVar[frozenset[str]] = frozenset({"depth_estimator"})
+    KIND: ClassVar[str] = "a depth"
+    EXTRA: ClassVar[tuple[int, ...]] = (1,)
     depth_estimator: DepthEstimator | None
 
     def __init__(
@@ -57,8 +59,7 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
     ) -> None:  # fmt: skip
         given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
         depth = {"depth_estimator": depth_estimator, "feature_extractor": feature_extractor}
-        super().__init__(given | depth | {"scheduler": settled(scheduler)})
-        check_channels(unet, vae, (1,), "a depth")
+        self._hold(given | depth | {"scheduler": settled(scheduler)})
 
     @classmethod
     def _wanted(cls, path: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """`StableDiffusionImg2ImgPipeline`: pictures to pictures like them with SD1 and SD2."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -14,33 +14,18 @@ from enlarger.diffusers.arguments import (
     noise_for,
     refuse,
 )
-from enlarger.diffusers.image_pipeline import ImagePipeline, check_channels, check_strength
+from enlarger.diffusers.image_pipeline import ImagePipeline, check_strength
 from enlarger.diffusers.pipeline import scaled
-from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import NOT_HERE, settled, told
+from enlarger.diffusers.text_pipeline import NOT_HERE, told
 from enlarger.diffusion.guidance import Guidance
-from enlarger.nn.autoencoder import AutoencoderKL
-from enlarger.nn.clip_text import ClipText
-from enlarger.nn.unet import UNet
 from enlarger.tasks.denoise import Method
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
-from enlarger.tasks.safety import SafetyChecker
-from enlarger.text.tokenize import Tokenizer
 
 
 class StableDiffusionImg2ImgPipeline(ImagePipeline):
     """Pictures, with noise, to pictures like them."""
 
-    def __init__(
-        self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet, scheduler: Scheduler,
-        safety_checker: SafetyChecker | None = None, feature_extractor: None = None, image_encoder: None = None,
-        requires_safety_checker: bool = False,
-    ) -> None:  # fmt: skip
-        del requires_safety_checker  # only decides whether diffusers warns that there is none
-        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
-        absent = {"safety_checker": safety_checker, "feature_extractor": feature_extractor}
-        super().__init__(given | absent | {"scheduler": settled(scheduler), "image_encoder": image_encoder})
-        check_channels(unet, vae, (0,), "an image-to-image")
+    KIND: ClassVar[str] = "an image-to-image"
 
     @scaled
     def __call__(

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,7 +18,6 @@ from enlarger.diffusers.arguments import (
 )
 from enlarger.diffusers.image_pipeline import (
     ImagePipeline,
-    check_channels,
     check_strength,
     crop_of,
     each_or_first,
@@ -28,15 +27,10 @@ from enlarger.diffusers.masks import pasted
 from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.pipeline import scaled
 from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import NOT_HERE, settled, told
+from enlarger.diffusers.text_pipeline import NOT_HERE, told
 from enlarger.diffusion.guidance import Guidance
-from enlarger.nn.autoencoder import AutoencoderKL
-from enlarger.nn.clip_text import ClipText
-from enlarger.nn.unet import UNet
 from enlarger.tasks.denoise import Method
 from enlarger.tasks.inpaint import InpaintJob, prepare
-from enlarger.tasks.safety import SafetyChecker
-from enlarger.text.tokenize import Tokenizer
 
 
 class StableDiffusionInpaintPipeline(ImagePipeline):
@@ -46,17 +40,11 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
     result back through the mask. As in diffusers, PNDM leaves out its Runge-Kutta start here.
     """
 
-    def __init__(
-        self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet, scheduler: Scheduler,
-        safety_checker: SafetyChecker | None = None, feature_extractor: None = None, image_encoder: None = None,
-        requires_safety_checker: bool = False,
-    ) -> None:  # fmt: skip
-        del requires_safety_checker  # only decides whether diffusers warns that there is none
-        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
-        absent = {"safety_checker": safety_checker, "feature_extractor": feature_extractor}
-        scheduler = _started_plainly(settled(scheduler))
-        super().__init__(given | absent | {"scheduler": scheduler, "image_encoder": image_encoder})
-        check_channels(unet, vae, (0, vae.config.latent_channels + 1), "an inpainting")
+    KIND: ClassVar[str] = "an inpainting"
+    EXTRA: ClassVar[tuple[int, ...]] = (0, 5)
+
+    def _hold(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+        super()._hold({**parts, "scheduler": _started_plainly(parts["scheduler"])}, settings)
 
     @scaled
     def __call__(

@@ -52,6 +52,8 @@ class StableDiffusionUpscalePipeline(TextPipeline):
     }
     SETTINGS: ClassVar[tuple[str, ...]] = ("max_noise_level",)
     UPCAST: ClassVar[bool] = True
+    KIND: ClassVar[str] = "an x4 upscaler's"
+    EXTRA: ClassVar[tuple[int, ...]] = (3,)
     low_res_scheduler: Scheduler
 
     def __init__(
@@ -64,7 +66,7 @@ class StableDiffusionUpscalePipeline(TextPipeline):
         absent = {
             "safety_checker": safety_checker, "feature_extractor": feature_extractor, "watermarker": watermarker
         }  # fmt: skip
-        super().__init__(given | schedulers | absent, {"max_noise_level": max_noise_level})
+        self._hold(given | schedulers | absent, {"max_noise_level": max_noise_level})
 
     @scaled
     def __call__(
@@ -134,10 +136,5 @@ class StableDiffusionUpscalePipeline(TextPipeline):
         if len(low) not in (1, prompts):
             raise ArgumentError(
                 f"`prompt` has batch size {prompts} and `image` has batch size {len(low)}; give as many"
-            )
-        if self.unet.config.in_channels != self.vae.config.latent_channels + 3:
-            raise ArgumentError(
-                f"the UNet takes {self.unet.config.in_channels} channels, expected "
-                f"{self.vae.config.latent_channels + 3} of the x4 upscaler"
             )
         return low

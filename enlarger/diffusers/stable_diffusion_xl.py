@@ -10,7 +10,6 @@ from enlarger.diffusers.pipeline import scaled
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import NOT_HERE
 from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLPipeline, guidance_of
-from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
@@ -34,12 +33,8 @@ class StableDiffusionXLPipeline(XLPipeline):
         given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "tokenizer": tokenizer}
         given |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
         given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
-        super().__init__(given, {"force_zeros_for_empty_prompt": force_zeros_for_empty_prompt}, add_watermarker)
-        if unet.config.in_channels != vae.config.latent_channels:
-            raise InputError(
-                f"the UNet takes {unet.config.in_channels} channels, expected {vae.config.latent_channels}: "
-                "this is not a text-to-image checkpoint"
-            )
+        settings = {"force_zeros_for_empty_prompt": force_zeros_for_empty_prompt, "add_watermarker": add_watermarker}
+        self._hold(given, settings)
 
     @scaled
     def __call__(

@@ -26,6 +26,7 @@ from enlarger.diffusers.pipeline import Pipeline
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.sampler import Course, Sampler
+from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
@@ -65,7 +66,27 @@ class TextPipeline(LoraMethods, Pipeline):
         "image_encoder": type(None),
     }
     OPTIONAL: ClassVar[frozenset[str]] = frozenset({"safety_checker"})
+    KIND: ClassVar[str] = "a text-to-image"
+    EXTRA: ClassVar[tuple[int, ...]] = (0,)  # channels that the UNet may take beside the latents
     unet: UNet
+
+    def __init__(
+        self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet, scheduler: Scheduler,
+        safety_checker: SafetyChecker | None = None, feature_extractor: None = None, image_encoder: None = None,
+        requires_safety_checker: bool = False,
+    ) -> None:  # fmt: skip
+        del requires_safety_checker  # only decides whether diffusers warns that there is none
+        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+        optional = {"safety_checker": safety_checker, "feature_extractor": feature_extractor}
+        self._hold(given | optional | {"scheduler": settled(scheduler), "image_encoder": image_encoder})
+
+    def _hold(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+        """Take the parts, if the UNet is one for this pipeline."""
+        super().__init__(parts, settings)
+        found, latents = self.unet.config.in_channels, self.vae.config.latent_channels
+        if found not in {latents + extra for extra in self.EXTRA}:
+            known = " or ".join(str(latents + extra) for extra in self.EXTRA)
+            raise InputError(f"the UNet takes {found} channels, expected {known}: this is not {self.KIND} checkpoint")
 
     @classmethod
     def _wanted(cls, path: Path) -> list[str]:

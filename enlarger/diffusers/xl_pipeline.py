@@ -19,7 +19,7 @@ from enlarger.diffusers.arguments import (
     negatives_for,
 )
 from enlarger.diffusers.courses import Walk, between, whole
-from enlarger.diffusers.image_pipeline import ImagePipeline, Listed, check_channels, check_strength
+from enlarger.diffusers.image_pipeline import ImagePipeline, Listed, check_strength
 from enlarger.diffusers.pipeline import output
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import PooledEmbeds, text_of
@@ -135,15 +135,14 @@ class XLPipeline(ImagePipeline):
     SETTINGS: ClassVar[tuple[str, ...]] = ("force_zeros_for_empty_prompt", "add_watermarker")
     UPCAST: ClassVar[bool] = True
 
-    def __init__(
-        self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None, add_watermarker: bool | None = None
-    ) -> None:  # fmt: skip
-        if add_watermarker:
+    def _hold(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+        kept = dict(settings or {})
+        if kept.pop("add_watermarker", None):
             raise Unsupported(
                 "add_watermarker=True is not available: the watermark needs a package of its own and changes every "
                 "picture; leave it out, and mark the finished pictures if that is wanted"
             )
-        super().__init__(parts, settings)
+        super()._hold(parts, kept)
         if self.unet.config.scalar_channels is None:
             raise InputError("the UNet takes no sizes, expected one of SDXL with addition_embed_type 'text_time'")
 
@@ -290,7 +289,7 @@ class XLImagePipeline(XLPipeline):
     """The base of those that start from pictures: base model or refiner."""
 
     SETTINGS: ClassVar[tuple[str, ...]] = (*XLPipeline.SETTINGS, "requires_aesthetics_score")
-    EXTRA: ClassVar[tuple[int, ...]] = (0,)  # channels that the UNet may take beside the latents
+    KIND: ClassVar[str] = "a fitting"
 
     def __init__(
         self, vae: AutoencoderKL, text_encoder: ClipText | None, text_encoder_2: ClipText | None,
@@ -303,8 +302,7 @@ class XLImagePipeline(XLPipeline):
         given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
         settings = {"requires_aesthetics_score": requires_aesthetics_score}
         settings["force_zeros_for_empty_prompt"] = force_zeros_for_empty_prompt
-        super().__init__(given, settings, add_watermarker)
-        check_channels(unet, vae, self.EXTRA, "a fitting")
+        self._hold(given, settings | {"add_watermarker": add_watermarker})
 
 
 def guidance_of(scale: float, rescale: float) -> Guidance:

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from enlarger.errors import InputError
-from enlarger.images import Picture, to_pil
+from enlarger.images import Picture, read_picture, to_pil
 from enlarger.requests import HANDOFF, GenerateRequest, UpscaleRequest, filled, one_per, request_of, seeds_for
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.denoise import Expert, Method, denoise
@@ -100,7 +100,8 @@ class Generator:
         start = networks.draw(networks.shape(1, latent_size(model, *size)), method.noise) * method.course.start
         latents = Latents(denoise(experts, start, method, networks.runtime, watch).cpu(), model.space)
         image, notes = self._picture(latents, size, request, seed, watch)
-        return Result((image,), (seed,), model.name, words.notes + notes, latents=latents)
+        flagged, said = model.judge([read_picture(image).colour])
+        return Result((image,), (seed,), model.name, words.notes + notes + said, latents=latents, flagged=flagged)
 
     def _picture(
         self, latents: Latents, size: tuple[int, int], request: GenerateRequest, seed: int, watch: Watch

@@ -22,6 +22,7 @@ from enlarger.tasks.denoise import Method, Told
 from enlarger.tasks.latents import Space, space_of
 from enlarger.tasks.networks import Networks
 from enlarger.tasks.parts import Text, encode_text, encode_texts
+from enlarger.tasks.safety import SafetyChecker, note_without_checker
 from enlarger.tasks.told import Sizes, told_sizes, told_tokens
 from enlarger.text.encode import Encoded
 from enlarger.text.tokenize import Tokenizer
@@ -68,6 +69,18 @@ class Model:
     zero_empty: bool = False  # an absent negative prompt is zeros (SDXL base)
     low_res: NoiseSchedule | None = None  # the x4 upscaler's schedule for its input
     most_noise: int = 350  # of that schedule
+    checker: SafetyChecker | None = None
+    unchecked: str | None = None  # why there is no checker though the checkpoint names one
+
+    def judge(self, pictures: Sequence[Tensor]) -> tuple[tuple[bool, ...] | None, tuple[str, ...]]:
+        """What the safety checker flags among pictures (3, H, W) in -1..1, and what is to be said of that.
+
+        Nothing happens to a flagged picture: what to do with it is the caller's.
+        """
+        if self.checker is None:
+            return None, () if self.unchecked is None else (self.unchecked,)
+        flags = tuple(self.checker(picture[None].clamp(-1, 1))[0] for picture in pictures)
+        return flags, (("the safety checker flags this; see `flagged`",) if any(flags) else ())
 
     @property
     def space(self) -> Space:
@@ -192,5 +205,14 @@ def model_of(bundle: Bundle, runtime: Runtime, name: str) -> Model:
         tuple(parts[encoder] for encoder in encoders),
         stated if isinstance(stated, int) else SIDE,
         bool(bundle.index.get("force_zeros_for_empty_prompt", False)),
-        low_res, int(bundle.index.get("max_noise_level", 350)),
+        low_res, int(bundle.index.get("max_noise_level", 350)), *_checker(bundle, runtime),
     )  # fmt: skip
+
+
+def _checker(bundle: Bundle, runtime: Runtime) -> tuple[SafetyChecker | None, str | None]:
+    """The checker that the folder names, or why it cannot be used."""
+    stated: Any = bundle.index.get("safety_checker") or (None, None)
+    note = None if stated[1] is None else note_without_checker(bundle.path)
+    if stated[1] is None or note is not None:
+        return None, note
+    return SafetyChecker.from_folder(bundle.path, runtime=runtime), None

@@ -59,6 +59,7 @@ class Result:
     notes: tuple[str, ...] = ()
     consistency: float | None = None  # largest difference of the reduced copy to the input, in 8-bit steps
     latents: Latents | None = None  # of the pictures in order; None where they differ in size, or were never latents
+    flagged: tuple[bool, ...] | None = None  # by the checkpoint's safety checker; None: it has none, see `notes`
 
     @property
     def image(self) -> Image.Image:

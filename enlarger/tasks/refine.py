@@ -61,12 +61,15 @@ def remake(
         image_to_image(networks, ImageToImageJob(told, opened.image, Method(course, whole.solver, noise)), watch)
         for noise in (from_seeds([seed]) for seed in seeds)
     ]
+    made = [networks.decode(one) for one in latents]
+    flagged, said = model.judge([one[0] for one in made])
     return Result(
-        tuple(opened.close(networks.decode(one)) for one in latents),
+        tuple(opened.close(one) for one in made),
         tuple(seeds),
         model.name,
-        opened.notes + words.notes,
+        opened.notes + words.notes + said,
         latents=Latents(torch.cat(latents).cpu(), model.space),
+        flagged=flagged,
     )
 
 

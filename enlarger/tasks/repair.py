@@ -24,7 +24,7 @@ from enlarger.tasks.model import Model, load_model, words_of
 from enlarger.tasks.parts import Watch, pad_to, quiet
 from enlarger.tasks.paste import Original, expanded, pasted, read_original
 from enlarger.tasks.refine import last_share
-from enlarger.tasks.sources import sources_of
+from enlarger.tasks.sources import joined_flags, sources_of
 
 LITTLE, MUCH = 0.1, 99.9  # percent of coverage beyond which the mask's sense is doubtful
 LARGE = 4  # times the pixels that the model was trained on
@@ -52,6 +52,7 @@ class Repair:
     changed: tuple[Changed, ...]
     coverage: tuple[float, ...]
     masks: tuple[Image.Image, ...]
+    flagged: tuple[bool, ...] | None = None  # by the checkpoint's safety checker; None: it has none, see `notes`
 
     @property
     def image(self) -> Any:
@@ -116,21 +117,31 @@ class Repairer:
             tuple(changed for one in done for changed in one.changed),
             tuple(coverage for one in done for coverage in one.coverage),
             tuple(mask for one in done for mask in one.masks),
+            joined_flags([one.flagged for one in done]),
         )
 
     def _repair(self, request: InpaintRequest, seeds: Sequence[int], watch: Watch) -> Repair:
         """All results of one input."""
         options = filled(request, "inpaint") | {"fill": request.fill}  # None differs for mask and border
         sheet = lay_out(request)
+        flagged, said = None, ()
         if bool((sheet.weights > 0).any()):
-            made = [sheet.finish(self._paint(sheet, options, seed, watch)) for seed in seeds]
+            painted = [self._paint(sheet, options, seed, watch) for seed in seeds]
+            flagged, said = self.model.judge(painted)
+            made = [sheet.finish(colour) for colour in painted]
         else:
             made = [(sheet.original.same, Changed(0, None)) for _ in seeds]
-        notes = (*sheet.original.notes, *sheet.mask.notes, *words_of(options).notes, *self._notes(request, sheet))
+        notes = (
+            *sheet.original.notes,
+            *sheet.mask.notes,
+            *words_of(options).notes,
+            *self._notes(request, sheet),
+            *said,
+        )
         images, changed = (tuple(column) for column in zip(*made, strict=True))
         many = len(seeds)
         masks, coverage = (sheet.mask.image(),) * many, (sheet.mask.coverage,) * many
-        return Repair(images, tuple(seeds), self.model.name, notes, changed, coverage, masks)
+        return Repair(images, tuple(seeds), self.model.name, notes, changed, coverage, masks, flagged)
 
     def _paint(self, sheet: Sheet, options: Mapping[str, Any], seed: int, watch: Watch) -> Tensor:
         """The canvas (3, H, W) with the box remade."""

@@ -49,7 +49,14 @@ def joined_results(results: Sequence[Result]) -> Result:
         tuple(dict.fromkeys(note for result in results for note in result.notes)),
         max(worst, default=None),
         joined([result.latents for result in results]),
+        joined_flags([result.flagged for result in results]),
     )
+
+
+def joined_flags(flags: Sequence[tuple[bool, ...] | None]) -> tuple[bool, ...] | None:
+    """What a safety checker said of all pictures; None if it was not asked of some."""
+    known = [each for each in flags if each is not None]
+    return tuple(flag for each in known for flag in each) if len(known) == len(flags) else None
 
 
 def sources_of(image: Any) -> list[Any]:

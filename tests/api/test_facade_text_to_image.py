@@ -1,13 +1,11 @@
 """The text-to-image pipeline under diffusers' name: signatures, the absent safety checker, and what it refuses."""
 
 import inspect
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +14,8 @@ from enlarger.diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMSchedu
 from enlarger.errors import InputError, Unsupported
 from tests.support import tiny
 from tests.support.close import assert_close
-from tests.support.tiny_vision import clip_processor, safety_network, save_beside
+from tests.support.tiny_checked import folder_with_checker
+from tests.support.tiny_vision import clip_processor
 
 one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 
@@ -43,25 +42,6 @@ def test_call_signature_is_diffusers() -> None:
         assert listed(getattr(StableDiffusionPipeline, name)) == listed(getattr(theirs, name))
     names = [name for name, _ in listed(StableDiffusionPipeline.__init__)]
     assert names == [name for name, _ in listed(theirs.__init__)]
-
-
-def folder_with_checker(place: Path, above: float) -> tuple[Path, Any]:
-    """The tiny model with a checker that flags, if `above` is positive, what `run` makes; and diffusers' checker."""
-    folder, network = place / "sd1", safety_network()
-    shutil.copytree(tiny.sd1_folder(), folder)
-    made = StableDiffusionPipeline.from_pretrained(folder)
-    made.set_progress_bar_config(disable=True)
-    seen = clip_processor()(made("a cat", num_inference_steps=2, generator=torch.manual_seed(0)).images[0])
-    inputs = torch.from_numpy(np.stack(seen["pixel_values"]))
-    with torch.inference_mode():
-        shown = torch.nn.functional.normalize(network.visual_projection(network.vision_model(inputs)[1]))
-    network.concept_embeds[4], network.concept_embeds_weights[4] = 3 * shown[0], 1 - above
-    save_beside(folder, "safety_checker", network, clip_processor())
-    index = json.loads((folder / "model_index.json").read_text())
-    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
-    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder, network
 
 
 def test_the_safety_checker_blackens_what_it_flags(tmp_path: Path) -> None:
