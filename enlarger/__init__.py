@@ -12,14 +12,17 @@ if TYPE_CHECKING:
     from enlarger.tasks.experts import Plan
     from enlarger.tasks.generate import Generator, generate, load_generator
     from enlarger.tasks.latents import Latents
+    from enlarger.tasks.load import load
     from enlarger.tasks.parts import Progress, Result
+    from enlarger.tasks.reading import Checkpoint
     from enlarger.tasks.refine import Refiner, load_refiner, refine
-    from enlarger.tasks.repair import inpaint, load_inpainter
+    from enlarger.tasks.repair import Repair, Repairer, inpaint, load_inpainter
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Cancelled",
+    "Checkpoint",
     "CheckpointError",
     "DepthRequest",
     "DepthToImage",
@@ -34,6 +37,8 @@ __all__ = [
     "Progress",
     "RefineRequest",
     "Refiner",
+    "Repair",
+    "Repairer",
     "Result",
     "Unsupported",
     "UpscaleRequest",
@@ -42,6 +47,7 @@ __all__ = [
     "depth",
     "generate",
     "inpaint",
+    "load",
     "load_depth",
     "load_generator",
     "load_inpainter",
@@ -52,21 +58,25 @@ __all__ = [
 ]
 
 _LATER = {
+    "Checkpoint": "enlarger.tasks.reading",
     "DepthToImage": "enlarger.tasks.depth",
     "Generator": "enlarger.tasks.generate",
     "Latents": "enlarger.tasks.latents",
     "Plan": "enlarger.tasks.experts",
     "Progress": "enlarger.tasks.parts",
     "Refiner": "enlarger.tasks.refine",
+    "Repair": "enlarger.tasks.repair",
+    "Repairer": "enlarger.tasks.repair",
     "Result": "enlarger.tasks.parts",
     "Upscaler": "enlarger.tasks.enlarge",
     "depth": "enlarger.tasks.depth",
     "generate": "enlarger.tasks.generate",
+    "inpaint": "enlarger.tasks.repair",
+    "load": "enlarger.tasks.load",
     "load_depth": "enlarger.tasks.depth",
     "load_generator": "enlarger.tasks.generate",
-    "load_refiner": "enlarger.tasks.refine",
-    "inpaint": "enlarger.tasks.repair",
     "load_inpainter": "enlarger.tasks.repair",
+    "load_refiner": "enlarger.tasks.refine",
     "load_upscaler": "enlarger.tasks.enlarge",
     "refine": "enlarger.tasks.refine",
     "upscale": "enlarger.tasks.enlarge",

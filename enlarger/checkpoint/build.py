@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enlarger.checkpoint.files import Weights
-from enlarger.errors import CheckpointError
+from enlarger.checkpoint.families import FAMILIES, unet_family
+from enlarger.checkpoint.files import Tensors
+from enlarger.errors import CheckpointError, Unsupported
 
 SHOWN = 10  # differences that an error lists
 # Attention names in autoencoders saved before diffusers renamed them (facts of the official SD1 and SD2 files).
@@ -33,7 +34,7 @@ def current_name(name: str) -> str | None:
 
 def build(
     factory: Callable[[], nn.Module],
-    weights: Weights,
+    weights: Tensors,
     rename: Rename = current_name,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
@@ -42,8 +43,11 @@ def build(
     `dtype` converts floating weights while they are read; None keeps the file's types. The weights are in memory
     once. Raises `CheckpointError` naming missing, unexpected and misshapen weights.
     """
-    with torch.device("meta"):
-        module = factory()
+    try:
+        with torch.device("meta"):
+            module = factory()
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(f"{weights.path}: the config beside it describes no network ({error}).") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     sources = _sources(weights, rename)
     problem = difference(shapes, {name: weights.shape(source) for name, source in sources.items()})
@@ -56,7 +60,7 @@ def build(
     return module.eval().requires_grad_(False)
 
 
-def _sources(weights: Weights, rename: Rename) -> dict[str, str]:
+def _sources(weights: Tensors, rename: Rename) -> dict[str, str]:
     """For each of our names the name in the file."""
     sources: dict[str, str] = {}
     for source in weights.names():
@@ -86,9 +90,19 @@ def difference(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str
     looks, wanted = family(found), family(expected)
     advice = f"The file looks like {looks}, its config like {wanted}"
     advice += (
-        "; it is incomplete or changed." if looks == wanted else "; bring config and weights of one model together."
+        "; it is incomplete or changed."
+        if looks == wanted
+        else f"; bring config and weights of one model together.{_use(found)}"
     )
     return f"{'; '.join(parts)}. {advice}"
+
+
+def _use(shapes: Mapping[str, Shape]) -> str:
+    """What a UNet of these shapes is for."""
+    try:
+        return f" These weights are for {FAMILIES[unet_family(shapes)].task}."
+    except (Unsupported, KeyError):
+        return ""
 
 
 def _more(names: list[str]) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from enlarger.checkpoint import configs
 from enlarger.checkpoint.build import build
-from enlarger.checkpoint.files import Weights, open_weights, weight_names
+from enlarger.checkpoint.files import Weights, open_file, open_weights, weight_names
 from enlarger.checkpoint.preview import tiny_config, tiny_json
 from enlarger.checkpoint.settings import Json
 from enlarger.errors import CheckpointError, EnlargerError, InputError
@@ -28,6 +28,7 @@ from enlarger.text.tokenize import Tokenizer
 INDEX = "model_index.json"
 CONFIG = "config.json"
 SCHEDULER = "scheduler_config.json"
+FREQUENCIES = "low_res_noise_embed.safetensors"  # of the original x2 upscaler; diffusers' folders lack it
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 
@@ -116,6 +117,8 @@ def read_folder(
             components[name] = read_json(_folder(path / name) / SCHEDULER)
     skipped = tuple(name for name in wanted if name not in components)
     ordered = {name: components[name] for name in wanted if name in components}
+    if only is None and (path / FREQUENCIES).is_file():
+        ordered["noise_frequencies"] = open_file(path / FREQUENCIES).read("weight", torch.float32)
     return Bundle(path, index, ordered, {name: config for name, (_, config) in read.items()}, skipped)
 
 

@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from enlarger.checkpoint.build import SHOWN, TEXT, UNETS, Shape, family
-from enlarger.checkpoint.files import PICKLES, open_file
+from enlarger.checkpoint.files import open_file
 from enlarger.checkpoint.lora_names import KOHYA, spellings
 from enlarger.errors import CheckpointError, InputError, Unsupported
 
@@ -75,11 +73,9 @@ def read_lora(path: str | Path, networks: Mapping[str, nn.Module], allow_pickle:
     Raises CheckpointError where a name or shape fits none of the networks, and Unsupported for kinds other than LoRA.
     """
     path = Path(path)
-    if path.suffix in PICKLES:
-        return make_lora(_read_pickle(path, allow_pickle), networks, source=str(path))
-    weights = open_file(path)
+    weights = open_file(path, allow_pickle=allow_pickle)
     tensors = {name: weights.read(name) for name in weights.names()}
-    return make_lora(tensors, networks, _settings(path), str(path))
+    return make_lora(tensors, networks, _settings(path, weights.metadata), str(path))
 
 
 def make_lora(
@@ -236,11 +232,8 @@ def _stated_scale(source: str, settings: Mapping[str, Any], layer: _Layer) -> Ca
     return lambda rank: 1.0 if math.isnan(alpha) else alpha / (math.sqrt(rank) if root else rank)
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     """PEFT's settings in a file's header, where diffusers wrote it."""
-    opened: Any = safe_open(path, "pt")
-    with opened as file:
-        header: dict[str, str] = file.metadata() or {}
     try:
         found = json.loads(header.get(SETTINGS, "{}"))
     except (ValueError, RecursionError) as error:
@@ -248,22 +241,6 @@ def _settings(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: its {SETTINGS} is a JSON {type(found).__name__}, expected an object.")
     return cast("dict[str, Any]", found)
-
-
-def _read_pickle(path: Path, allowed: bool) -> dict[str, Tensor]:
-    if not allowed:
-        raise CheckpointError(
-            f"{path}: such files are programs that run when opened, so only safetensors are read. Convert it, or allow "
-            "a pickle that holds nothing but tensors with allow_pickle=True."
-        )
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError) as error:
-        raise CheckpointError(f"{path}: holds more than tensors, or is damaged ({error}).") from error
-    held = cast("dict[Any, Any]", found) if isinstance(found, dict) else {}
-    if not held or not all(isinstance(value, Tensor) for value in held.values()):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors and nothing else.")
-    return held
 
 
 def _refuse_other_kinds(source: str, names: Iterable[str]) -> None:

@@ -119,11 +119,11 @@ def original_k_levels(names: Collection[str]) -> tuple[Level, ...]:
     """The levels of k-diffusion's layout: each numbers its blocks and attentions in one row, after the resampling."""
 
     def level(i: int) -> Level:
-        inside = [name for name in names if name.startswith(f"d_blocks.{i}.")]
+        inside = [name for name in names if name.startswith(f"u_net.d_blocks.{i}.")]
         attends, itself = (any(part in name for name in inside) for part in (".norm_enc.", ".norm_in."))
         return Level(sum(name.endswith(".main.2.weight") for name in inside), attends, itself)
 
-    return tuple(level(i) for i in range(_count(names, "d_blocks.{}.1.main.2.weight")))
+    return tuple(level(i) for i in range(_count(names, "u_net.d_blocks.{}.1.main.2.weight")))
 
 
 def our_k_levels(names: Collection[str]) -> tuple[Level, ...]:

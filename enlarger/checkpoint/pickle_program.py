@@ -1,17 +1,18 @@
 """The program in a pickled checkpoint, walked through without running it: only what makes tensors may stand there."""
 
 import math
-import pickletools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pickletools import opcodes
+from struct import Struct
 from typing import Any, cast
 
 import torch
 
 from enlarger.checkpoint.pickle_zip import Refused
 
-MOST_STEPS = 1_000_000
+MOST_STEPS = 500_000  # that of a whole training checkpoint has 100,000 or so
 MOST_AXES = 64
 ORDERED = "collections.OrderedDict"
 TENSOR = "torch._utils._rebuild_tensor_v2"
@@ -29,11 +30,24 @@ STORAGES = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
-# What Lightning's checkpoints carry beside weights (a callback's name, its best score): made into things without effect.
+# What Lightning's checkpoints carry beside weights (a callback's name, its best score): made into inert things.
 CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
-NUMBERS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
-ALLOWED = {ORDERED, TENSOR, PARAMETER, ENCODE, *STORAGES, CALLBACK, *NUMBERS}
+SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+ALLOWED = {ORDERED, TENSOR, PARAMETER, ENCODE, *STORAGES, CALLBACK, *SCALARS}
 
+NUMBERS = {  # how the steps' own numbers are written
+    code: Struct(form)
+    for form, codes in {
+        "<B": ("PROTO", "BININT1", "BINPUT", "BINGET", "LONG1"),
+        "<H": ("BININT2",),
+        "<i": ("BININT",),
+        "<I": ("LONG_BINPUT", "LONG_BINGET", "BINUNICODE"),
+        ">d": ("BINFLOAT",),
+    }.items()
+    for code in codes
+}
+CODES = {ord(each.code): each.name for each in opcodes}
+LONGEST_NAME = 1000  # bytes of a module and its member
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 PLAIN = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -115,30 +129,52 @@ class Walk:
 
 
 def check_program(program: bytes, sizes: Mapping[str, int]) -> frozenset[str]:
-    """What a program names, all of it allowed. Raises `Refused` for anything that a dictionary of tensors does not need.
+    """What a program names, all of it allowed. Raises `Refused` for anything that tensors by name do not need.
 
     `sizes` are the bytes of each storage; tensors must lie inside theirs.
     """
     walk, end = Walk(sizes), 0
-    for count, (code, argument, position) in enumerate(pickletools.genops(program)):
-        if count == 0 and (code.name, argument) != ("PROTO", 2):
-            raise Refused(f"its program begins with {code.name} {argument}, expected pickle protocol 2 as torch.save's")
+    for count, (code, argument, position) in enumerate(_read_steps(program)):
+        if count == 0 and (code, argument) != ("PROTO", 2):
+            raise Refused(f"its program begins with {code} {argument}, expected pickle protocol 2 as torch.save's")
         if count > MOST_STEPS:
             raise Refused(f"its program has more than {MOST_STEPS:,} steps")
-        if code.name == "STOP":
-            end = (position or 0) + 1
-        elif count > 0:
-            walk.step(code.name, argument)
+        if code == "STOP":
+            end = position
+            break
+        if count > 0:
+            walk.step(code, argument)
     if end != len(program):
-        raise Refused("something follows its program")
+        raise Refused("something follows its program, or it has no end")
     if walk.marks or len(walk.stack) != 1 or not isinstance(walk.stack[0], Table):
         raise Refused("it holds something else than a dictionary of tensors")
     return frozenset(walk.named)
 
 
+def _read_steps(program: bytes) -> Iterator[tuple[str, Any, int]]:
+    """Each step's name, its argument, and where the next begins; read as torch's own reader reads them."""
+    at = 0
+    while at < len(program):
+        code, at = CODES.get(program[at], f"{program[at]:#x}"), at + 1
+        argument: Any = None
+        if code in NUMBERS:
+            (argument,) = NUMBERS[code].unpack_from(program, at)
+            at += NUMBERS[code].size
+        if code in ("BINUNICODE", "LONG1"):  # the number is their length
+            found, at = program[at : at + argument], at + argument
+            text = code == "BINUNICODE"
+            argument = str(found, "utf-8", "surrogatepass") if text else int.from_bytes(found, "little", signed=True)
+        elif code == "GLOBAL":
+            module, member, _ = program[at : at + LONGEST_NAME].split(b"\n", 2)
+            argument, at = f"{module.decode()}.{member.decode()}", at + len(module) + len(member) + 2
+        yield code, argument, at
+    if at > len(program):
+        raise Refused("its program is cut short")
+
+
 def _global(walk: Walk, argument: Any) -> None:
-    name = str(argument).replace(" ", ".")
-    if str(argument).count(" ") != 1 or name not in ALLOWED:
+    name = str(argument)
+    if name not in ALLOWED:
         raise Refused(f"its program names {name[:120]!r}, which no tensor needs")
     walk.named.add(name)
     walk.stack.append(Named(name))
@@ -167,7 +203,7 @@ def _made(name: str, arguments: tuple[Any, ...]) -> Any:
     if name == ENCODE:
         fits = len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] == "latin1"
         return Kind.THING if fits else None
-    return Kind.THING if name in NUMBERS else None
+    return Kind.THING if name in SCALARS else None
 
 
 def _is_tensor(arguments: tuple[Any, ...]) -> bool:
@@ -237,7 +273,7 @@ def _get(walk: Walk, argument: Any) -> None:
     walk.stack.append(walk.memo[argument])
 
 
-STEPS = {
+STEPS: dict[str, Callable[[Walk, Any], None]] = {
     "MARK": lambda walk, _: walk.marks.append(len(walk.stack)),
     "EMPTY_LIST": lambda walk, _: walk.stack.append(Kind.LIST),
     "EMPTY_DICT": lambda walk, _: walk.stack.append(Table()),

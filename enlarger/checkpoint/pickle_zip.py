@@ -118,7 +118,9 @@ def _list(data: bytes) -> Iterator[_Listed]:
         if mark != b"PK\1\2" or comment or disk or flags & ~FLAGS:
             raise Refused(f"the zip entry of {name[:80]!r} is damaged or encrypted (flags {flags:#x})")
         if method or packed != size:
-            raise Refused(f"{name[:80]!r} is compressed, {packed:,} bytes to {size:,}; torch.save stores bytes as they are")
+            raise Refused(
+                f"{name[:80]!r} is compressed, {packed:,} bytes to {size:,}; torch.save stores bytes as they are"
+            )
         yield _Listed(name, flags, header, size, checksum)
 
 

@@ -7,7 +7,7 @@ own restricted reader (`weights_only`), which then reads the tensors. Whatever f
 
 import struct
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.pickle_program import CALLBACK, NUMBERS, check_program
+from enlarger.checkpoint.pickle_program import CALLBACK, SCALARS, check_program
 from enlarger.checkpoint.pickle_zip import STORED, Refused, read_content, read_records
 from enlarger.errors import CheckpointError, Unsupported
 
@@ -52,7 +52,7 @@ class PickledWeights:
     """
 
     path: Path
-    tensors: Mapping[str, Tensor]  # views of the mapped file
+    tensors: Mapping[str, Tensor] = field(repr=False)  # views of the mapped file
     size: int
     notes: tuple[str, ...] = ()  # what else the file held
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])  # pickles have none
@@ -87,8 +87,8 @@ class PickledWeights:
             raise CheckpointError(f"{self.path}: {name} cannot be read ({error.strerror or error}).") from error
         if size != self.size:
             raise CheckpointError(
-                f"{self.path}: {name} cannot be read: found {size:,} bytes, expected {self.size:,} as when the file was "
-                "opened; open it again."
+                f"{self.path}: {name} cannot be read: found {size:,} bytes, expected {self.size:,} as before; the file "
+                "was changed after it was opened: open it again."
             )
         return self.tensors[name]
 
@@ -102,6 +102,10 @@ def open_pickle(path: Path) -> PickledWeights:
     whose restricted reader is unsafe.
     """
     _check_torch(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected a pickled checkpoint.")
+    if path.name.endswith(".safetensors"):  # torch.load would go by the name
+        raise CheckpointError(f"{path}: a pickle under the name of safetensors; where you trust it, name it .ckpt.")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -135,14 +139,14 @@ def _check_torch(path: Path) -> None:
 def _load(path: Path, named: Collection[str]) -> dict[Any, Any]:
     """The second gate. The tensors are views of the mapped file."""
     inert: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
-    inert = [(Inert, name) for name in (CALLBACK, *NUMBERS) if name in named]
+    inert = [(Inert, name) for name in (CALLBACK, *SCALARS) if name in named]
     try:
         with _LOADING, torch.serialization.safe_globals(inert):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (
         UnpicklingError, RuntimeError, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, TypeError
     ) as error:  # fmt: skip
-        raise Refused(f"torch does not read it ({str(error).strip().partition(chr(10))[0][:200]})") from error
+        raise Refused(f"torch's restricted reader does not take it ({type(error).__name__})") from error
 
 
 def _flatten(root: Mapping[Any, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -153,13 +157,19 @@ def _flatten(root: Mapping[Any, Any]) -> tuple[dict[str, Tensor], tuple[str, ...
 
     def walk(table: dict[Any, Any], prefix: str, depth: int) -> None:
         opened.add(id(table))
-        for key, value in dict.items(table):  # its own attribute of that name may come from the file
+        # the class's method, since an attribute of that name may come from the file
+        for key, value in cast("Iterable[tuple[Any, Any]]", dict.items(table)):
             name = f"{prefix}{key}" if isinstance(key, str) else f"{prefix}[{type(key).__name__}]"
             if isinstance(key, str) and isinstance(value, Tensor):
                 if name in tensors or not name.isprintable():
                     raise Refused(f"the name {name[:80]!r} is there twice or is no plain text")
                 tensors[name] = value.detach()
-            elif isinstance(key, str) and isinstance(value, dict) and depth < DEEPEST and id(value) not in opened:
+            elif (
+                isinstance(key, str)
+                and isinstance(value, dict)
+                and depth < DEEPEST
+                and id(cast("Any", value)) not in opened
+            ):
                 inner = cast("dict[Any, Any]", value)
                 walk(inner, prefix if not prefix and key == OPENED else f"{name}.", depth + 1)
             else:
@@ -168,6 +178,10 @@ def _flatten(root: Mapping[Any, Any]) -> tuple[dict[str, Tensor], tuple[str, ...
     walk(cast("dict[Any, Any]", root), "", 0)
     if not tensors:
         raise Refused("it holds no tensors in dictionaries")
+    return tensors, (_note(dropped),) if dropped else ()
+
+
+def _note(dropped: Sequence[str]) -> str:
+    shown = ", ".join(name[:80] if name.isprintable() else ascii(name[:80]) for name in dropped[:SHOWN])
     more = f" and {len(dropped) - SHOWN} more" if len(dropped) > SHOWN else ""
-    note = f"{len(dropped)} entries that are no weights were left out: {', '.join(dropped[:SHOWN])}{more}"
-    return tensors, (note,) if dropped else ()
+    return f"left out {len(dropped)} entries that are no named tensors: {shown}{more}"

@@ -12,7 +12,8 @@ from typing import Any
 from enlarger.checkpoint.settings import Json, Settings
 from enlarger.diffusion.sampler import Prediction, Sampler
 from enlarger.diffusion.schedule import Curve, Grid, NoiseSchedule, Rounding, Spacing, cosine, linear, scaled_linear
-from enlarger.errors import Unsupported
+from enlarger.errors import CheckpointError, Unsupported
+from enlarger.jsonfile import shown_name
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ def schedule_config(config: Json) -> Sampler:
     """A scheduler file's noise schedule, solver, prediction and spacing, with its class's defaults where silent."""
     name = str(config.get("_class_name"))
     if name not in SCHEDULERS:
-        raise Unsupported(f"scheduler {name}: no solver here stands for it; expected one of {', '.join(SCHEDULERS)}.")
+        raise Unsupported(
+            f"scheduler {shown_name(name)}: no solver here stands for it; expected one of {', '.join(SCHEDULERS)}."
+        )
     kind, found = SCHEDULERS[name], Settings(name, config).same(NOWHERE)
     schedule, curve = _schedule(found, kind), _curve(found)
     spacing = _spacing(found, kind, curve)
@@ -83,6 +86,10 @@ def schedule_config(config: Json) -> Sampler:
 def _schedule(found: Settings, kind: Kind) -> NoiseSchedule:
     curve = found.choice("beta_schedule", "linear", "scaled_linear", "squaredcos_cap_v2")
     start, end = (found.real(name, value) for name, value in zip(("beta_start", "beta_end"), kind.betas, strict=True))
+    if not 0 < start <= end < 1:
+        raise CheckpointError(
+            f"{found.what}: beta_start and beta_end are {start} and {end}, expected 0 < start <= end < 1."
+        )
     count, zero_terminal = found.number("num_train_timesteps", 1000), found.flag("rescale_betas_zero_snr")
     if curve == "squaredcos_cap_v2":
         return cosine(count, zero_terminal)

@@ -1,7 +1,6 @@
 """Writing a model in diffusers' folder layout, so that diffusers and transformers read it too."""
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
@@ -12,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enlarger.checkpoint.files import DTYPES, weight_names
-from enlarger.checkpoint.folder import COMPONENTS, CONFIG, INDEX, SCHEDULER, Bundle, Component
+from enlarger.checkpoint.files import weight_names
+from enlarger.checkpoint.folder import COMPONENTS, CONFIG, FREQUENCIES, INDEX, SCHEDULER, Bundle, Component
 from enlarger.checkpoint.settings import Json
+from enlarger.checkpoint.tensorfile import save_tensors
 from enlarger.errors import InputError
 from enlarger.text.tokenize import Tokenizer
 
 SAVED_BY = "0.30.0"  # `_diffusers_version`: the release whose layout this is
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 OFFICIAL = {"ClipText": "CLIPTextModel", "UNet": "UNet2DConditionModel", "KUNet": "UNet2DConditionModel"}
 PLACES = ("_name_or_path", "_commit_hash")  # where a config came from; of no use to who reads the copy
 
@@ -47,6 +46,8 @@ def save_folder(
             if isinstance(part, nn.Module):
                 kind = index[name][1]
                 _write_network(folder / name, kind, part, bundle.configs.get(name, {}), dtype, max_shard_bytes, variant)
+            elif isinstance(part, Tensor):
+                save_tensors(folder / FREQUENCIES, {"weight": part})
             else:
                 _write_part(folder / name, part)
         for name in bundle.skipped:
@@ -77,28 +78,6 @@ def whole_folder(path: Path) -> Generator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def save_weights(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write one safetensors file tensor by tensor, the widest types first so that all are aligned."""
-    kinds = {name: _saved_type(tensor, dtype) for name, tensor in tensors.items()}
-    order = sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in order:
-        start, end = end, end + tensors[name].numel() * kinds[name].itemsize
-        shape = list(tensors[name].shape)
-        header[name] = {"dtype": NAMES[kinds[name]], "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            flat = tensors[name].detach().to("cpu", kinds[name]).contiguous().reshape(-1)
-            if flat.numel():
-                file.write(flat.view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _saved_type(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     if tensor.is_meta:
         raise InputError("a weight without memory (device meta) cannot be saved; load the weights first.")
@@ -115,12 +94,12 @@ def _write_network(
     single, index = weight_names(part.stem, variant)
     groups = _shards(tensors, dtype, limit)
     if len(groups) == 1:
-        save_weights(folder / single, tensors, dtype)
+        save_tensors(folder / single, tensors, dtype)
         return
     whole = single.removesuffix(".safetensors")
     files = [f"{whole}-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
     for file, names in zip(files, groups, strict=True):
-        save_weights(folder / file, {name: tensors[name] for name in names}, dtype)
+        save_tensors(folder / file, {name: tensors[name] for name in names}, dtype)
     total = sum(tensor.numel() * _saved_type(tensor, dtype).itemsize for tensor in tensors.values())
     places = {name: file for file, names in zip(files, groups, strict=True) for name in names}
     _write_json(folder / index, {"metadata": {"total_size": total}, "weight_map": places})
@@ -144,6 +123,8 @@ def _index(bundle: Bundle) -> Json:
         if isinstance(value, list) and len(value) == 2 and name not in kept:  # pyright: ignore[reportUnknownArgumentType] - JSON
             index[name] = [None, None]
     for name, part in bundle.components.items():
+        if isinstance(part, Tensor):
+            continue  # beside the index, since no class stands for it
         kind = _class_name(part, index.get(name))
         library = "transformers" if isinstance(part, Tokenizer) else "diffusers"
         index[name] = [COMPONENTS[kind].library if kind in COMPONENTS else library, kind]

@@ -9,10 +9,14 @@ from typing import Annotated
 import typer
 
 from enlarger import __version__
+from enlarger.cli.convert import convert
 from enlarger.cli.depth import depth
+from enlarger.cli.doctor import doctor
 from enlarger.cli.evaluate import evaluate
 from enlarger.cli.generate import generate
 from enlarger.cli.inpaint import inpaint
+from enlarger.cli.inspect import inspect
+from enlarger.cli.pull import pull
 from enlarger.cli.refine import refine
 from enlarger.cli.runs import unexpected
 from enlarger.cli.train import train
@@ -22,11 +26,8 @@ from enlarger.errors import EnlargerError
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
-app.command()(upscale)
-app.command()(inpaint)
-app.command()(generate)
-app.command()(refine)
-app.command()(depth)
+for verb in (upscale, generate, refine, inpaint, depth, inspect, convert, pull, doctor):
+    app.command()(verb)
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 

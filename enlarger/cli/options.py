@@ -25,8 +25,22 @@ Recursive = Annotated[
 ]
 
 
+READING: dict[str, Any] = {  # what a checkpoint's path cannot say, by the fields of `Checkpoint`
+    "variant": Annotated[str | None, typer.Option(help="which of a folder's weight files, such as fp16")],
+    "prediction": Annotated[
+        Literal["epsilon", "v_prediction"] | None,
+        typer.Option(help="what a single file of Stable Diffusion 2 predicts: epsilon (512) or v_prediction (768)"),
+    ],
+    "allow_pickle": Annotated[
+        bool | None, typer.Option("--allow-pickle", help="read .ckpt and .pth files, through an allow-list")
+    ],
+}
+
+
 def request_options(request: type, task: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb one option per field of `request`; it receives their values as the mapping `options`.
+
+    Options on how to read its `model` make that a `Checkpoint`.
 
     Its own come before those that all requests have. `task` is the first part of the names in `DEFAULTS` that stand for
     None.
@@ -40,15 +54,23 @@ def request_options(request: type, task: str) -> Callable[[Callable[..., None]],
         @wraps(verb)
         def with_options(**given: Any) -> None:
             options = {parameter.name: given.pop(parameter.name) for parameter in made}
+            reading = {name: value for name in READING if (value := given.pop(name)) is not None}
+            if reading:
+                from enlarger.tasks.reading import Checkpoint  # torch comes with it
+
+                given["model"] = Checkpoint(given["model"], **reading)
             verb(**given, options=options)
 
         own = [parameter for parameter in signature(verb).parameters.values() if parameter.name != "options"]
         described: Any = with_options
-        described.__signature__ = Signature([*own, *made])
-        described.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *made)}
+        described.__signature__ = Signature([*own, *READ, *made])
+        described.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *READ, *made)}
         return with_options
 
     return decorate
+
+
+READ = [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in READING.items()]
 
 
 def _parameter(item: "Field[Any]", hint: Any, task: str) -> Parameter:

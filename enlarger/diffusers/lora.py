@@ -296,9 +296,7 @@ def _place(source: Source, options: Mapping[str, Any]) -> tuple[Path | Mapping[s
         return source, False
     path = Path(source, *(str(options[key]) for key in ("subfolder", "weight_name") if options.get(key) is not None))
     if not path.exists():
-        raise CheckpointError(
-            f"{path}: no such file, and nothing is downloaded here; fetch it once with `hf download` and give its path"
-        )
+        raise CheckpointError(f"{path}: no such file, and nothing is downloaded here; fetch it first and give its path")
     return path, options.get("use_safetensors") is False
 
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from enlarger.checkpoint.folder import INDEX, Bundle, read_folder
+from enlarger.checkpoint.single import read_single_file
 from enlarger.checkpoint.write import save_folder
 from enlarger.diffusers import pictures
 from enlarger.diffusers.arguments import ArgumentError, refuse
@@ -93,11 +95,40 @@ class Pipeline:
         if not path.is_dir():
             raise CheckpointError(
                 f"{path}: no such folder, and nothing is downloaded here; fetch the model once with "
-                f"`hf download {path} --local-dir FOLDER` and give that folder"
+                f"`enlarger pull {path} --to FOLDER` and give that folder"
             )
         wanted = [name for name in cls._wanted(path) if name not in given]
         bundle = read_folder(path, variant, _precision(torch_dtype if dtype is None else dtype), wanted)
         return cls._from_bundle(bundle, given)
+
+    @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path: str | Path, *, torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None, config: str | Path | None = None, prediction_type: str | None = None,
+        allow_pickle: bool = False, local_files_only: bool = True, **options: Any,
+    ) -> Self:  # fmt: skip
+        """Read a local file in the layout of the original code, of the family that this pipeline is for.
+
+        `prediction_type` must be given for Stable Diffusion 2, whose files do not tell; `config` is a folder in
+        diffusers' layout whose JSON files replace the bundled ones. Nothing is downloaded. `options` as in
+        `from_pretrained`, `vae` and `text_encoder` may stand in for parts that the file lacks.
+        """
+        del local_files_only  # any value is honoured
+        given = {name: options.pop(name) for name in (*cls.PARTS, *cls.SETTINGS) if name in options}
+        _check_loading(options)
+        path = Path(pretrained_model_link_or_path)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file, and nothing is downloaded here; give a local file")
+        bundle = read_single_file(
+            path, dtype=_precision(torch_dtype if dtype is None else dtype), prediction=prediction_type, config=config,
+            allow_pickle=allow_pickle, vae=given.get("vae"), text_encoder=given.get("text_encoder"),
+        )  # fmt: skip
+        made = {name: part for name, part in bundle.components.items() if name in cls.PARTS}
+        lacking = [n for n, kind in cls.PARTS.items() if not (n in made or n in cls.OPTIONAL or kind is type(None))]
+        if lacking:
+            found = bundle.index.get("_class_name")
+            raise CheckpointError(f"{path}: has no {', '.join(lacking)} for {cls.__name__}; it is for a {found}")
+        return cls._from_bundle(replace(bundle, components=made), given)
 
     @classmethod
     def _from_bundle(cls, bundle: Bundle, given: Mapping[str, Any]) -> Self:

@@ -14,8 +14,9 @@ from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.precondition import Precondition
 from enlarger.diffusion.sample import Solver, Step, sample
 from enlarger.diffusion.sampler import Course
+from enlarger.errors import NonFinite
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.parts import Watch, quiet, watch_steps
+from enlarger.tasks.parts import Watch, blamed, quiet, watch_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,10 @@ def denoise(
     solver = method.solver if keep is None else _keeping(method.solver, keep, course.end)
     with ExitStack() as held:
         seen = watch_steps(watch, len(course.ladder) - 1)
-        x = sample(solver, _relay(experts, runtime, held), start.float(), course.ladder, method.noise, seen)
+        try:
+            x = sample(solver, _relay(experts, runtime, held), start.float(), course.ladder, method.noise, seen)
+        except NonFinite as error:
+            raise blamed(error, *(expert.network for expert in experts)) from error
     return x * course.end
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from enlarger.tasks.depth_estimator import DepthEstimator, normalise_depth, read
 from enlarger.tasks.latents import Latents
 from enlarger.tasks.model import Model, load_model
 from enlarger.tasks.parts import Result, Watch, pad_to, quiet
+from enlarger.tasks.reading import Location
 from enlarger.tasks.refine import remake
 from enlarger.tasks.sources import Opened, each_source, open_picture, sources_of
 
@@ -70,7 +70,7 @@ def _maps_of(depth: Any) -> list[Any]:
 
 
 def depth(
-    image: Any, prompt: Any = "", *, model: str | Path, depth: Any = None, device: str = "auto",
+    image: Any, prompt: Any = "", *, model: Location, depth: Any = None, device: str = "auto",
     precision: str = "auto", offload: Offload = "none", watch: Watch = quiet, **options: Any,
 ) -> Result:  # fmt: skip
     """Remake one or several pictures with their depth kept: paths, PIL images, arrays or tensors in -1..1.
@@ -85,10 +85,15 @@ def depth(
 
 
 def load_depth(
-    model: str | Path, device: str = "auto", precision: str = "auto", offload: Offload = "none", estimator: bool = True
+    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none", estimator: bool = True
 ) -> DepthToImage:
     """Load a depth checkpoint once for many requests; `estimator` loads the network that estimates depth too."""
     found = load_model(model, device, precision, offload).for_task("depth")
-    networks = found.networks
-    made = DepthEstimator.from_folder(model, networks.dtype, networks.runtime) if estimator else None
-    return DepthToImage(found, made)
+    return DepthToImage(found, estimator_of(found) if estimator else None)
+
+
+def estimator_of(model: Model) -> DepthEstimator | None:
+    """The network beside the checkpoint that estimates depth; None where there is none, as with single files."""
+    if not (model.path / "depth_estimator").is_dir():
+        return None
+    return DepthEstimator.from_folder(model.path, model.networks.dtype, model.networks.runtime)

@@ -28,6 +28,7 @@ from enlarger.tasks.fill import spread_colour
 from enlarger.tasks.latents import Latents
 from enlarger.tasks.model import Model, model_of, words_of
 from enlarger.tasks.parts import Result, Text, Watch, decode, encode_text, pad_to, quiet
+from enlarger.tasks.reading import Location, checkpoint_at
 from enlarger.tasks.sources import each_source, like
 from enlarger.tasks.upscale_compact import CompactUpscale
 from enlarger.tasks.upscale_latent import LatentUpscale, LatentUpscaleJob
@@ -107,7 +108,7 @@ class Upscaler:
 
 
 def upscale(
-    image: Any, by: float = 2.0, *, model: str | Path | None = None, device: str = "auto", precision: str = "auto",
+    image: Any, by: float = 2.0, *, model: Location | None = None, device: str = "auto", precision: str = "auto",
     offload: Offload = "none", watch: Watch = quiet, **options: Any,
 ) -> Result:  # fmt: skip
     """Enlarge one or several pictures: paths, PIL images, arrays, tensors in -1..1, or `Latents`.
@@ -121,7 +122,7 @@ def upscale(
 
 
 def load_upscaler(
-    model: str | Path | None = None, device: str = "auto", precision: str = "auto", offload: Offload = "none"
+    model: Location | None = None, device: str = "auto", precision: str = "auto", offload: Offload = "none"
 ) -> Upscaler:
     """Load an upscaler once for many pictures; `model_index.json` says of which kind it is.
 
@@ -131,18 +132,26 @@ def load_upscaler(
     runtime = Runtime(place, offload)
     if model is None or str(model) == "bundled":
         return bundled(runtime)
-    bundle = read_folder(model, dtype=pick_precision(precision, place))
+    bundle = checkpoint_at(model).open(pick_precision(precision, place))
+    made = upscaler_of(bundle, runtime, str(model))
+    if made is None:
+        raise Unsupported(
+            f"{model}: holds a {bundle.index.get('_class_name')}, expected StableDiffusionLatentUpscalePipeline, the "
+            "x2 upscaler, or StableDiffusionUpscalePipeline, the x4 upscaler"
+        )
+    return made
+
+
+def upscaler_of(bundle: Bundle, runtime: Runtime, name: str) -> Upscaler | None:
+    """The parts of an upscaler put in their places; None if they are of something else."""
     kind = str(bundle.index.get("_class_name"))
     if kind == "CompactUpscale":
-        return Upscaler(compact_task(bundle, runtime), str(model))
+        return Upscaler(compact_task(bundle, runtime), name)
     if kind == "StableDiffusionLatentUpscalePipeline":
-        return Upscaler(latent_task(bundle, runtime), str(model))
+        return Upscaler(latent_task(bundle, runtime), name)
     if kind == "StableDiffusionUpscalePipeline":
-        return Upscaler(_pixel_task(bundle, runtime, str(model)), str(model))
-    raise Unsupported(
-        f"{model}: holds a {kind}, expected StableDiffusionLatentUpscalePipeline, the x2 upscaler, or "
-        "StableDiffusionUpscalePipeline, the x4 upscaler"
-    )
+        return Upscaler(_pixel_task(bundle, runtime, name), name)
+    return None
 
 
 def bundled(runtime: Runtime) -> Upscaler:
@@ -154,7 +163,10 @@ def latent_task(bundle: Bundle, runtime: Runtime) -> LatentUpscale:
     """The x2 latent upscaler from a folder's parts."""
     parts = bundle.components
     sampler = schedule_config(parts["scheduler"])
-    return LatentUpscale(parts["tokenizer"], parts["text_encoder"], parts["unet"], parts["vae"], sampler, runtime)
+    return LatentUpscale(
+        parts["tokenizer"], parts["text_encoder"], parts["unet"], parts["vae"], sampler, runtime,
+        parts.get("noise_frequencies"),
+    )  # fmt: skip
 
 
 def compact_task(bundle: Bundle, runtime: Runtime) -> CompactUpscale:

@@ -17,11 +17,12 @@ from enlarger.tasks.experts import Plan, turns_of, untils_of
 from enlarger.tasks.latents import Latents, check_space
 from enlarger.tasks.model import Model, load_model, words_of
 from enlarger.tasks.parts import Progress, Result, Watch, quiet
+from enlarger.tasks.reading import Checkpoint, Location
 from enlarger.tasks.sources import joined_results
 from enlarger.tasks.upscale_compact import CompactUpscale
 from enlarger.tasks.upscale_latent import LatentUpscale
 
-Folders = str | Path | Sequence[str | Path] | None
+Locations = Location | Sequence[Location] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +153,7 @@ def latent_size(model: Model, height: int, width: int) -> tuple[int, int]:
 
 
 def generate(
-    prompt: Any, *, model: str | Path, refiner: Folders = None, upscaler: str | Path | None = None,
+    prompt: Any, *, model: Location, refiner: Locations = None, upscaler: Location | None = None,
     device: str = "auto", precision: str = "auto", offload: Offload = "none", watch: Watch = quiet, **options: Any,
 ) -> Result:  # fmt: skip
     """Make pictures from text with the Stable Diffusion checkpoint in a folder; `options` are `GenerateRequest`'s.
@@ -169,11 +170,11 @@ def generate(
 
 
 def load_generator(
-    model: str | Path, device: str = "auto", precision: str = "auto", offload: Offload = "none",
-    refiner: Folders = None, upscaler: str | Path | None = None,
+    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none",
+    refiner: Locations = None, upscaler: Location | None = None,
 ) -> Generator:  # fmt: skip
     """Load a text-to-image checkpoint, and what works on its latents after it, once for many requests."""
-    folders = [] if refiner is None else [refiner] if isinstance(refiner, str | Path) else list(refiner)
+    folders = [] if refiner is None else [refiner] if isinstance(refiner, str | Path | Checkpoint) else list(refiner)
     place = (device, precision, offload)
     return Generator(
         load_model(model, *place).for_task("generate"),

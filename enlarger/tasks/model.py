@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from enlarger.checkpoint.folder import Bundle, read_folder
+from enlarger.checkpoint.folder import Bundle
 from enlarger.checkpoint.schedulers import schedule_config
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import from_seeds
@@ -22,6 +22,7 @@ from enlarger.tasks.denoise import Method, Told
 from enlarger.tasks.latents import Space, space_of
 from enlarger.tasks.networks import Networks
 from enlarger.tasks.parts import Text, encode_text, encode_texts
+from enlarger.tasks.reading import Location, checkpoint_at
 from enlarger.tasks.safety import SafetyChecker, note_without_checker
 from enlarger.tasks.told import Sizes, told_sizes, told_tokens
 from enlarger.text.encode import Encoded
@@ -60,6 +61,7 @@ class Model:
     """The parts of one checkpoint. Lists of text encoders run from the first; SDXL's refiner has only the second."""
 
     name: str
+    path: Path  # where it was read
     kind: str  # the pipeline class that model_index.json names
     networks: Networks
     sampler: Sampler
@@ -175,12 +177,11 @@ def zeroed(text: Text) -> Text:
 
 
 def load_model(
-    model: str | Path, device: str = "auto", precision: str = "auto", offload: Offload = "none",
-    variant: str | None = None,
+    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none"
 ) -> Model:  # fmt: skip
-    """Read a folder in diffusers' layout."""
+    """Read a folder in diffusers' layout, a single file, or the copy of a name in the cache."""
     place = pick_device(device)
-    bundle = read_folder(model, variant, pick_precision(precision, place))
+    bundle = checkpoint_at(model).open(pick_precision(precision, place))
     return model_of(bundle, Runtime(place, offload), str(model))
 
 
@@ -200,7 +201,7 @@ def model_of(bundle: Bundle, runtime: Runtime, name: str) -> Model:
     networks = Networks(parts["unet"], parts["vae"], sampler.precondition(), runtime, upcast)
     stated: Any = bundle.configs.get("unet", {}).get("sample_size")
     return Model(
-        name, kind, networks, sampler,
+        name, bundle.path, kind, networks, sampler,
         tuple(parts[encoder.replace("text_encoder", "tokenizer")] for encoder in encoders),
         tuple(parts[encoder] for encoder in encoders),
         stated if isinstance(stated, int) else SIDE,

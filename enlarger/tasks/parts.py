@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from enlarger.checkpoint.verify import first_non_finite
 from enlarger.diffusion.sample import Step
 from enlarger.errors import NonFinite
 from enlarger.nn.autoencoder import AutoencoderKL
@@ -139,5 +140,12 @@ def decode(autoencoder: AutoencoderKL, latents: Tensor, runtime: Runtime, upcast
             with in_float32(autoencoder):
                 picture = autoencoder.decode(latents.to(runtime.device).float())
     if not torch.isfinite(picture).all():
-        raise NonFinite("the decoded picture is not finite; the latents or the autoencoder's weights are damaged")
+        error = NonFinite("the decoded picture is not finite; the latents or the autoencoder's weights are damaged")
+        raise blamed(error, autoencoder)
     return picture
+
+
+def blamed(error: NonFinite, *networks: nn.Module) -> NonFinite:
+    """The error; or, if a network has a weight that is no number, one that names it."""
+    name = next((name for network in networks if (name := first_non_finite(network)) is not None), None)
+    return error if name is None else NonFinite(f"the weight {name} holds NaN or infinity; fetch the file again")

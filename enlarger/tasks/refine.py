@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
 from enlarger.tasks.latents import Latents
 from enlarger.tasks.model import Model, load_model, words_of
 from enlarger.tasks.parts import Result, Watch, quiet
+from enlarger.tasks.reading import Location
 from enlarger.tasks.sources import Opened, each_source, open_picture
 
 
@@ -96,7 +96,7 @@ def _unchanged(model: Model, opened: Opened, seeds: Sequence[int]) -> Result:
 
 
 def refine(
-    image: Any, prompt: Any = "", *, model: str | Path, device: str = "auto", precision: str = "auto",
+    image: Any, prompt: Any = "", *, model: Location, device: str = "auto", precision: str = "auto",
     offload: Offload = "none", watch: Watch = quiet, **options: Any,
 ) -> Result:  # fmt: skip
     """Remake one or several pictures: paths, PIL images, arrays, tensors in -1..1, or `Latents` of the model's space.
@@ -109,7 +109,7 @@ def refine(
 
 
 def load_refiner(
-    model: str | Path, device: str = "auto", precision: str = "auto", offload: Offload = "none"
+    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none"
 ) -> Refiner:  # fmt: skip
     """Load a checkpoint once for many requests."""
     return Refiner(load_model(model, device, precision, offload).for_task("generate", "refine"))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from enlarger.tasks.mask import Box, Mask, box_of, feathered, grown, read_mask
 from enlarger.tasks.model import Model, load_model, words_of
 from enlarger.tasks.parts import Watch, pad_to, quiet
 from enlarger.tasks.paste import Original, expanded, pasted, read_original
+from enlarger.tasks.reading import Location
 from enlarger.tasks.refine import last_share
 from enlarger.tasks.sources import joined_flags, sources_of
 
@@ -242,7 +242,7 @@ def _started(sheet: Sheet, fill: str | None, seed: int) -> Tensor:
 
 
 def inpaint(
-    image: Any, mask: Any = None, *, model: str | Path, device: str = "auto", precision: str = "auto",
+    image: Any, mask: Any = None, *, model: Location, device: str = "auto", precision: str = "auto",
     offload: Offload = "none", watch: Watch = quiet, **options: Any,
 ) -> Repair:  # fmt: skip
     """Repaint what a mask covers of one or several pictures: paths, PIL images, arrays, or tensors in -1..1.
@@ -256,7 +256,7 @@ def inpaint(
 
 
 def load_inpainter(
-    model: str | Path, device: str = "auto", precision: str = "auto", offload: Offload = "none"
+    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none"
 ) -> Repairer:
     """Load a checkpoint once for many requests."""
     return Repairer(load_model(model, device, precision, offload).for_task("inpaint", "generate"))

@@ -40,7 +40,7 @@ def test_equals_diffusers(task: DepthToImage, given: bool) -> None:
         "a cat", picture, depth, 0.8, num_inference_steps=5, negative_prompt="ugly",
         generator=torch.Generator().manual_seed(3), output_type="np",
     ).images[0]  # fmt: skip
-    found = task(DepthRequest(picture, "a cat", depth, "ugly", steps=5, seed=3)).image
+    found = task(DepthRequest(picture, "a cat", depth, negative="ugly", steps=5, seed=3)).image
     assert_close(np.array(found) / 255, expected, 0.5 / 255 + 1e-4)
 
 

@@ -224,7 +224,7 @@ def test_parts_must_be_ours(pipe: Upscaler) -> None:
 
 def test_loading_refuses() -> None:
     with pytest.raises(
-        CheckpointError, match=r"no such folder, and nothing is downloaded.*`hf download stabilityai/x2"
+        CheckpointError, match=r"no such folder, and nothing is downloaded.*`enlarger pull stabilityai/x2"
     ):
         Upscaler.from_pretrained("stabilityai/x2")
     with pytest.raises(Unsupported, match=r"from_pretrained has no device_map='auto'.*For a device use .to"):

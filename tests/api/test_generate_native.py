@@ -71,12 +71,12 @@ def test_the_models_own_size_is_the_default(sd: Generator, xl: Generator) -> Non
 
 @pytest.mark.parametrize("solver", ["plms", "euler_ancestral"])
 def test_one_of_several_is_the_same_alone(sd: Generator, solver: str) -> None:
-    request = GenerateRequest(["a cat", "two dogs"], ["", "ugly"], steps=3, count=2, seed=5, solver=solver)
+    request = GenerateRequest(["a cat", "two dogs"], negative=["", "ugly"], steps=3, count=2, seed=5, solver=solver)
     together = sd(request)
     assert together.seeds == (5, 6, 7, 8) and together.latents is not None and len(together.latents) == 4
     for k, seed in enumerate(together.seeds):
-        words = ("a cat", "") if k < 2 else ("two dogs", "ugly")
-        alone = sd(replace(request, prompt=words[0], negative=words[1], count=1, seed=seed))
+        prompt, negative = ("a cat", "") if k < 2 else ("two dogs", "ugly")
+        alone = sd(replace(request, prompt=prompt, negative=negative, count=1, seed=seed))
         assert (pixels(alone.image) == pixels(together.images[k])).all()
         assert alone.latents is not None
         assert_close(together.latents[k].values, alone.latents.values, 0)
@@ -91,9 +91,9 @@ def test_prompts_carry_weights(sd: Generator) -> None:
 
 
 def test_zero_is_a_value_and_the_unheard_is_told(sd: Generator) -> None:
-    at_zero, other = (sd(GenerateRequest(prompt, "a cat", guidance=0, steps=2)).image for prompt in ("a", "b"))
+    at_zero, other = (sd(GenerateRequest(prompt, negative="a cat", guidance=0, steps=2)).image for prompt in ("a", "b"))
     assert (pixels(at_zero) == pixels(other)).all()
-    found = sd(GenerateRequest("a", "a cat", guidance=1, steps=2))
+    found = sd(GenerateRequest("a", negative="a cat", guidance=1, steps=2))
     assert found.notes == ("the negative prompt is not used: at guidance 1 only the prompt is",)
 
 

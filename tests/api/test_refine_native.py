@@ -54,7 +54,15 @@ def test_equals_diffusers(folder: Callable[[], Path], strength: float) -> None:
         output_type="latent",
     ).images  # fmt: skip
     request = RefineRequest(
-        picture, "a cat", "ugly", strength, steps=7, guidance=4.0, score=7.0, negative_score=3.0, seed=3
+        picture,
+        "a cat",
+        negative="ugly",
+        strength=strength,
+        steps=7,
+        guidance=4.0,
+        score=7.0,
+        negative_score=3.0,
+        seed=3,
     )
     found = xl(request).latents
     assert found is not None and found.space == "sdxl"
@@ -169,7 +177,7 @@ def test_refusals(sd: Refiner) -> None:
         sd(RefineRequest(tiny.picture(16, 16), solver="magic"))
     with pytest.raises(InputError, match="an empty list of pictures"):
         sd(RefineRequest([]))
-    found = sd(RefineRequest(tiny.picture(16, 16), "a", "b", steps=2, strength=0.5, guidance=1))
+    found = sd(RefineRequest(tiny.picture(16, 16), "a", negative="b", steps=2, strength=0.5, guidance=1))
     assert found.notes == ("the negative prompt is not used: at guidance 1 only the prompt is",)
 
 

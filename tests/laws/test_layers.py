@@ -11,7 +11,7 @@ PACKAGE = ROOT / "enlarger"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 BOTTOM = "bottom"  # the modules that lie beside the rooms: errors, images, requests, ...
-TASKS = {"nn", "diffusion", "text", "checkpoint", "runtime", "tasks"}
+TASKS = {"nn", "diffusion", "text", "checkpoint", "runtime", "hub", "tasks"}
 MAY_IMPORT = {  # each room, itself and the bottom aside
     BOTTOM: set(),
     "nn": set(),
@@ -19,6 +19,7 @@ MAY_IMPORT = {  # each room, itself and the bottom aside
     "text": {"nn", "diffusion"},
     "checkpoint": {"nn", "diffusion", "text"},
     "runtime": set(),
+    "hub": {"checkpoint"},
     "tasks": TASKS,
     "train": TASKS,
     "evaluate": TASKS,
@@ -27,8 +28,20 @@ MAY_IMPORT = {  # each room, itself and the bottom aside
     "cli": TASKS | {"train", "evaluate"},  # its verbs are the doors of the two workshops
 }
 DOORS = {"enlarger", "enlarger.__main__"}  # they only pass on what others hold
-FOREIGN = {"diffusers", "transformers", "k_diffusion", "scipy", "torchvision", "tests"}  # what the tests compare with
-EXTRAS = {"enlarger.tasks.depth_estimator": {"transformers"}, "enlarger.tasks.safety": {"transformers"}}
+FOREIGN = {
+    "diffusers",
+    "transformers",
+    "k_diffusion",
+    "scipy",
+    "torchvision",
+    "tests",
+    "huggingface_hub",
+}  # what the tests compare with
+EXTRAS = {
+    "enlarger.tasks.depth_estimator": {"transformers"},
+    "enlarger.tasks.safety": {"transformers"},
+    "enlarger.hub.listing": {"huggingface_hub"},
+}
 
 
 def module_name(path: Path) -> str:

@@ -52,7 +52,7 @@ def run(pipe: Any, **call: Any) -> Tensor:
         {"output_type": "latent"},
         {"generator": [torch.Generator().manual_seed(4)], "latents": tiny.latents(1, 32, 24)},
     ],
-    ids=str,
+    ids=lambda call: ",".join(call) + str(call.get("noise_level", "")),
 )
 def test_equal_to_diffusers(pipes: tuple[Any, Any], call: dict[str, Any]) -> None:
     theirs, ours = pipes

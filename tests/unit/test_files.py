@@ -1,6 +1,7 @@
-"""safetensors files read by name: types, blocks, shards, and every kind of damage as one named error."""
+"""Files of weights read by name: types, blocks, shards, and every kind of damage as one named error."""
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from enlarger.checkpoint import files
 from enlarger.checkpoint.files import DTYPES, open_file, open_weights
-from enlarger.checkpoint.write import save_weights
+from enlarger.checkpoint.tensorfile import save_tensors
 from enlarger.errors import CheckpointError
 
 TENSORS = {
@@ -48,19 +49,19 @@ def test_reads_what_safetensors_writes(tmp_path: Path) -> None:
 
 
 def test_writes_what_safetensors_reads(tmp_path: Path) -> None:
-    save_weights(tmp_path / "a.safetensors", TENSORS)
+    save_tensors(tmp_path / "a.safetensors", TENSORS)
     found = load_file(tmp_path / "a.safetensors")
     assert set(found) == set(TENSORS) and all(found[name].equal(tensor) for name, tensor in TENSORS.items())
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    save_weights(tmp_path / "b.safetensors", {"t": TENSORS["wide.weight"].transpose(0, 2)}, torch.float16)
+    save_tensors(tmp_path / "b.safetensors", {"t": TENSORS["wide.weight"].transpose(0, 2)}, torch.float16)
     assert load_file(tmp_path / "b.safetensors")["t"].equal(TENSORS["wide.weight"].transpose(0, 2).half())
 
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_every_type_round_trips(tmp_path: Path, name: str) -> None:
     tensor = torch.tensor([0, 1, 1, 0, 1]).to(DTYPES[name])
-    save_weights(tmp_path / "a.safetensors", {"t": tensor})
+    save_tensors(tmp_path / "a.safetensors", {"t": tensor})
     found = open_file(tmp_path / "a.safetensors").read("t")
     assert found.dtype == tensor.dtype and found.float().equal(tensor.float())
 
@@ -84,20 +85,42 @@ def test_conversion_in_blocks_equals_conversion(tmp_path: Path, monkeypatch: pyt
         (struct.pack("<Q", 2) + b"[]", "damaged safetensors header"),
         (struct.pack("<Q", 2) + b"{x", "damaged safetensors header"),
         (struct.pack("<Q", 2) + b"\xff\xff", "damaged safetensors header"),
-        (header({"a": []}), "damaged safetensors header"),
-        (header({"a": {"dtype": "F32"}}), "damaged safetensors header"),
-        (header({"a": entry("Q4")}, b"1234"), "a has type Q4, expected one of F64"),
+        (struct.pack("<Q", 12) + b'{"a":1,"a":1}'[:12], "damaged safetensors header"),
+        (struct.pack("<Q", 13) + b'{"a":1,"a":1}', "header .*an object where 'a' is there twice"),
+        (struct.pack("<Q", 25) + b'{"a": {"shape":1,"shape":1}}'[:25], "damaged safetensors header"),
+        (
+            struct.pack("<Q", 28) + b'{"a": {"shape":1,"shape":1}}',
+            "a is described by .* 'shape' is there twice, expected",
+        ),
+        (struct.pack("<Q", 4) + "{}".encode("utf-16-le"), "damaged safetensors header"),
+        (header({"__metadata__": {"a": 1}}), "other things than texts in __metadata__"),
+        (header({"__metadata__": []}), "other things than texts in __metadata__"),
+        (header({"a": []}), r"a is described by \[\], expected data_offsets, dtype, shape"),
+        (header({"a": {"dtype": "F32"}}), "a is described by {'dtype': 'F32'}, expected"),
+        (header({"a": entry() | {"more": 1}}, b"1234"), "a is described by .*more.*, expected"),
+        (header({"a\nb": entry()}, b"1234"), r"found the name 'a\\nb', expected at most 1000 plain characters"),
+        (header({"\ud800": entry()}, b"1234"), r"found the name '\\ud800'"),
+        (header({"x" * 1001: entry()}, b"1234"), r"found the name 'xxx.*\.\.\..*x'"),
+        (header({"a": entry([])}, b"1234"), r"a has type \[\], expected"),
+        (header({"a": entry("Q4")}, b"1234"), "a has type 'Q4', expected one of F64"),
+        (header({"a": entry(shape=(1.0,))}, b"1234"), r"a has shape \[1.0\] .*expected lists of whole numbers"),
+        (header({"a": entry(shape=(True,))}, b"1234"), r"a has shape \[True\]"),
+        (header({"a": entry(shape=(1e400,))}, b"1234"), r"a has shape \[inf\]"),
+        (header({"a": entry(shape=(2**60,))}, b"1234"), r"a has shape"),
+        (header({"a": entry(shape=[1] * 65)}, b"1234"), r"a has shape \[1, 1"),
+        (header({"a": entry(shape=(0, 2**40, 2**40), offsets=(0, 0))}), r"a of shape \(0, .*does not fill its 0 bytes"),
+        (header({"a": entry(offsets=(0, 4, 4))}, b"1234"), r"a has .* bytes \[0, 4, 4\]"),
         (header({"a": entry()}, b"123"), "cut short: 72 bytes, its header promises 73"),
         (header({"a": entry()}, b"12345"), "too long: 74 bytes, its header promises 73"),
         (header({"a": entry(shape=(2,))}, b"1234"), r"a of shape \(2,\) does not fill its 4 bytes"),
-        (header({"a": entry(shape=(-1, -1))}, b"1234"), "does not fill its 4 bytes"),
+        (header({"a": entry(shape=(-1, -1))}, b"1234"), r"a has shape \[-1, -1\]"),
         (header({"a": entry(offsets=(4, 8))}, b"12345678"), "a begins at byte .*expected"),
         (header({"a": entry(), "b": entry()}, b"1234"), "b begins at byte .*expected"),
-        (header({"a": entry(offsets=(-4, 0))}, b"1234"), "does not fill"),
-        (header({"a": entry("F4")}, b"1234"), "a has type F4"),
+        (header({"a": entry(offsets=(-4, 0))}, b"1234"), r"a has shape \[1\] and bytes \[-4, 0\]"),
+        (header({"a": entry("F4")}, b"1234"), "a has type 'F4'"),
         (b"[" * 200_000, "no whole safetensors file"),
         (struct.pack("<Q", 200_000) + b"[" * 200_000, "damaged safetensors header"),
-        (b"PK\x03\x04" + b"\0" * 40, "damaged safetensors header|no whole safetensors file"),
+        (b"PK\x03\x04" + b"\0" * 40, "not opened, since it is a pickle.*allow_pickle=True"),
     ],
 )
 def test_damage_is_one_named_error(tmp_path: Path, data: bytes, message: str) -> None:
@@ -134,6 +157,66 @@ def test_a_file_cut_after_opening(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(CheckpointError, match="ids cannot be read"):
         weights.read("ids")
+
+
+def test_only_ordinary_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(CheckpointError, match=r"pipe.safetensors: found a pipe or device, expected a file of weights"):
+        open_file(tmp_path / "pipe.safetensors")
+    with pytest.raises(CheckpointError, match=f"{tmp_path.name}: found a folder, expected a file of weights"):
+        open_file(tmp_path)
+    with pytest.raises(CheckpointError, match=r"absent: cannot be read .No such file"):
+        open_file(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match=r"a\\x00b': not the name of a file"):
+        open_file(tmp_path / "a\0b")
+
+
+def test_content_decides_what_a_file_is(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "a.ckpt")
+    assert set(open_file(tmp_path / "a.ckpt").names()) == set(TENSORS)
+    torch.save(TENSORS, tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match=r"b\.safetensors: not opened, since it is a pickle"):
+        open_file(tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match=r"b\.safetensors: a pickle under the name of safetensors; .* name it"):
+        open_file(tmp_path / "b.safetensors", allow_pickle=True)
+    path = (tmp_path / "b.safetensors").rename(tmp_path / "b")
+    assert set(open_file(path, allow_pickle=True).names()) == set(TENSORS)
+
+
+def test_metadata_are_the_files_own_words(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "a.safetensors", {"format": "pt", "title": "ä"})
+    assert open_file(tmp_path / "a.safetensors").metadata == {"format": "pt", "title": "ä"}
+    for name in ("model-1", "model-2"):
+        save_file({name: torch.ones(1)}, tmp_path / f"{name}.safetensors", {"format": "pt", "part": name})
+    places = {name: f"{name}.safetensors" for name in ("model-1", "model-2")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert open_weights(tmp_path).metadata == {"format": "pt"}  # what the shards agree about
+
+
+def test_a_weight_in_two_shards_is_refused(tmp_path: Path) -> None:
+    folder = sharded(tmp_path, {"a": "model-1.safetensors", "b": "model-2.safetensors"})
+    save_file({"a": torch.zeros(1), "b": torch.ones(2)}, folder / "model-2.safetensors")
+    with pytest.raises(CheckpointError, match="the index and the shards disagree about a"):
+        open_weights(folder)
+
+
+def test_blocks_are_the_whole_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BLOCK", 16)
+    save_file(TENSORS, tmp_path / "a.safetensors")
+    weights = open_file(tmp_path / "a.safetensors")
+    for name, tensor in TENSORS.items():
+        assert torch.cat(
+            [torch.zeros(0, dtype=tensor.dtype), *(block.clone() for block in weights.blocks(name))]
+        ).equal(tensor.reshape(-1))
+
+
+def test_old_pickled_weights_are_found_where_they_are_allowed(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"found only pytorch_model.bin, pickles.*allow_pickle=True.*convert"):
+        open_weights(tmp_path)
+    assert open_weights(tmp_path, "model", allow_pickle=True).read("a").equal(torch.ones(2))
+    with pytest.raises(CheckpointError, match=r"no weights of variant 'fp16'; found only .*pytorch_model.fp16.bin"):
+        open_weights(tmp_path, "model", "fp16", allow_pickle=True)
 
 
 def sharded(folder: Path, places: dict[str, Any]) -> Path:

@@ -28,7 +28,7 @@ def with_alpha(colour: Any, alpha: Any) -> Image.Image:
         Image.fromarray(DEEP), LEVELS / 255, (LEVELS / 255).astype(np.float32), WEIGHTS[0], WEIGHTS, WEIGHTS.double(),
         with_alpha(LEVELS, LEVELS * 0 + 255), with_alpha(LEVELS * 0 + 255, LEVELS),
     ],
-    ids=lambda source: f"{type(source).__name__} {getattr(source, 'mode', getattr(source, 'dtype', ''))}",
+    ids=lambda source: f"{type(source).__name__} {getattr(source, 'dtype', getattr(source, 'mode', ''))}",
 )  # fmt: skip
 def test_every_kind_of_mask_is_read_in_the_white_sense(source: Any) -> None:
     assert_close(read_mask(source, (2, 3), "white").weights, WEIGHTS, 1e-6)

@@ -1,0 +1,87 @@
+"""`enlarger convert`: a checkpoint from one layout to the other, or a file of weights to safetensors."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from enlarger.cli.options import Overwrite
+from enlarger.errors import InputError
+
+if TYPE_CHECKING:
+    from enlarger.tasks.reading import Checkpoint
+
+SUFFIX = ".safetensors"
+Format = Literal["float32", "float16", "bfloat16"]
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="single file, folder, or name in the cache")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help=f"a folder, or a file that ends in {SUFFIX}")],
+    dtype: Annotated[Format | None, typer.Option(help="number format to write", show_default="as it is")] = None,
+    variant: Annotated[str | None, typer.Option(help="which of a folder's weight files, such as fp16")] = None,
+    prediction: Annotated[
+        Literal["epsilon", "v_prediction"] | None,
+        typer.Option(help="what a single file of Stable Diffusion 2 predicts: epsilon (512) or v_prediction (768)"),
+    ] = None,
+    vae: Annotated[Path | None, typer.Option(help="folder or file of the autoencoder to take instead")] = None,
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="folder or file of the text encoder to take instead")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="read .ckpt and .pth files, through an allow-list")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a checkpoint as a folder in diffusers' layout, or as one file in the original code's.
+
+    A file that is no whole model (an autoencoder, a LoRA) is written as it is, in safetensors.
+    """
+    from enlarger.hub.cache import resolve  # torch comes with what follows
+    from enlarger.tasks.reading import Checkpoint
+
+    path = resolve(source)
+    single = target.suffix == SUFFIX
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: already exists; choose another place or allow overwriting")
+    if not path.is_dir() and single and not _is_model(path, allow_pickle):
+        _copy_weights(path, target, dtype, allow_pickle)
+    else:
+        checkpoint = Checkpoint(path, variant, prediction, allow_pickle, vae, text_encoder)
+        _write(checkpoint, target, dtype, single, overwrite)
+    print(target)
+
+
+def _is_model(path: Path, allow_pickle: bool) -> bool:
+    from enlarger.checkpoint.detect import detect
+    from enlarger.checkpoint.files import open_file
+    from enlarger.errors import CheckpointError
+
+    tensors = open_file(path, allow_pickle=allow_pickle)
+    try:
+        return detect({name: tensors.shape(name) for name in tensors.names()}, path).kind == "model"
+    except CheckpointError:
+        return False
+
+
+def _copy_weights(path: Path, target: Path, dtype: Format | None, allow_pickle: bool) -> None:
+    from enlarger.checkpoint.files import open_file
+    from enlarger.checkpoint.tensorfile import save_tensors
+    from enlarger.runtime.runtime import PRECISIONS
+
+    tensors = open_file(path, allow_pickle=allow_pickle)
+    read = {name: tensors.read(name) for name in tensors.names()}
+    save_tensors(target, read, None if dtype is None else PRECISIONS[dtype], tensors.metadata)
+
+
+def _write(checkpoint: "Checkpoint", target: Path, dtype: Format | None, single: bool, overwrite: bool) -> None:
+    from enlarger.checkpoint.save_single import save_single_file
+    from enlarger.checkpoint.write import save_folder
+    from enlarger.runtime.runtime import PRECISIONS
+
+    kind = None if dtype is None else PRECISIONS[dtype]
+    bundle = checkpoint.open(kind)
+    if single:
+        save_single_file(bundle, target, kind, overwrite=overwrite)
+    else:
+        save_folder(bundle, target, kind, overwrite=overwrite)

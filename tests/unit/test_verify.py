@@ -1,0 +1,122 @@
+"""Weights that are no numbers are found, block by block, and named."""
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from enlarger.checkpoint import files
+from enlarger.checkpoint.files import DTYPES, Weights, open_file
+from enlarger.checkpoint.verify import first_non_finite, non_finite, verify
+from enlarger.errors import CheckpointError
+
+FLOATS = [dtype for dtype in DTYPES.values() if dtype.is_floating_point]
+BAD = (float("nan"), float("inf"), -float("inf"))
+
+
+def with_bad(bad: float, dtype: torch.dtype = torch.float32, size: int = 100, place: int = -1) -> Tensor:
+    found = torch.linspace(-1, 1, size)
+    found[place] = bad
+    return found.to(dtype)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("bad", BAD)
+def test_the_weight_is_named(tmp_path: Path, bad: float, pickled: bool) -> None:
+    tensors = {
+        "a": torch.ones(3),
+        "b.weight": with_bad(bad).reshape(4, 25),
+        "c": torch.arange(3),
+        "d": torch.zeros(0, 2),
+    }
+    path = tmp_path / "model"
+    torch.save(tensors, path) if pickled else save_file(tensors, path)
+    weights = open_file(path, allow_pickle=pickled)
+    assert non_finite(weights) == ("b.weight",)
+    with pytest.raises(CheckpointError, match=r"model: NaN or infinity in 1 weights: b.weight; expected numbers"):
+        verify(weights)
+
+
+def test_whole_weights_pass(tmp_path: Path) -> None:
+    largest = {str(dtype): torch.full((9,), torch.finfo(dtype).max, dtype=dtype) for dtype in FLOATS}
+    save_file(largest | {"ids": torch.arange(3), "empty": torch.zeros(0)}, tmp_path / "a.safetensors")
+    weights = open_file(tmp_path / "a.safetensors")
+    verify(weights)
+    assert non_finite(weights) == ()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_nan_is_found_in_every_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({"a": with_bad(float("nan"), dtype), "b": torch.ones(2, dtype=dtype)}, tmp_path / "a.safetensors")
+    assert non_finite(open_file(tmp_path / "a.safetensors")) == ("a",)
+
+
+@pytest.mark.parametrize("place", [0, 3, 4, 15, 16, 98, 99])
+def test_every_place_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    monkeypatch.setattr(files, "BLOCK", 16)
+    save_file({"a": with_bad(float("inf"), place=place)}, tmp_path / "a.safetensors")
+    assert non_finite(open_file(tmp_path / "a.safetensors")) == ("a",)
+
+
+def test_many_weights_are_counted(tmp_path: Path) -> None:
+    save_file({f"w{count:02}": torch.tensor([float("nan")]) for count in range(12)}, tmp_path / "a.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"NaN or infinity in 12 weights: w00, .*, w09 and 2 more; expected numbers"
+    ):
+        verify(open_file(tmp_path / "a.safetensors"))
+
+
+def test_other_holders_of_tensors_are_read_whole(tmp_path: Path) -> None:
+    save_file({"a": with_bad(float("nan"))}, tmp_path / "a.safetensors")
+
+    class Renamed:
+        def __init__(self, weights: Weights) -> None:
+            self.weights, self.path = weights, weights.path
+
+        def names(self) -> tuple[str, ...]:
+            return ("ours",)
+
+        def shape(self, name: str) -> tuple[int, ...]:
+            return self.weights.shape("a")
+
+        def dtype(self, name: str) -> torch.dtype:
+            return self.weights.dtype("a")
+
+        def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+            return self.weights.read("a", dtype)
+
+    assert non_finite(Renamed(open_file(tmp_path / "a.safetensors"))) == ("ours",)
+
+
+def test_a_block_of_a_large_weight_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(1 << 22)}, path)
+    made: list[int] = []
+    empty = torch.empty
+    monkeypatch.setattr(
+        torch, "empty", lambda *size, **how: made.append(empty(*size, **how).nbytes) or empty(*size, **how)
+    )
+    tracemalloc.start()
+    assert non_finite(open_file(path)) == ()
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20 and made == [files.BLOCK]
+    tracemalloc.stop()
+
+
+def test_the_first_bad_weight_of_a_network_is_named() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    assert first_non_finite(network) is None
+    with torch.no_grad():
+        network[2].weight[1, 1] = float("nan")
+        network[1].running_mean[0] = float("inf")
+    assert first_non_finite(network) == "2.weight"  # parameters before buffers
+    with torch.no_grad():
+        network[2].weight.zero_()
+    assert first_non_finite(network.half()) == "1.running_mean"
+
+
+def test_a_network_without_memory_has_no_bad_weights() -> None:
+    with torch.device("meta"):
+        assert first_non_finite(nn.Linear(2, 2)) is None
