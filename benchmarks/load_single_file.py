@@ -86,11 +86,12 @@ def make_small(folder: Path) -> None:
     """The same of the tests' tiny model."""
     import torch
 
+    from enlarger.checkpoint.folder import read_folder
     from enlarger.checkpoint.save_single import save_single_file
     from enlarger.checkpoint.write import save_folder
-    from tests.support.single import tiny_single
+    from tests.support.tiny_xl import base_folder
 
-    bundle = tiny_single("sdxl")
+    bundle = read_folder(base_folder())
     save_folder(bundle, config_folder(folder), torch.float16)
     save_single_file(bundle, model_file(folder), torch.float16)
 
