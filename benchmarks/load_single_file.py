@@ -132,7 +132,7 @@ def measure(reader: str, folder: Path) -> dict:
     """Load, then touch every page; bytes over those that the process held and had read before."""
     load = prepare(reader, folder)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
-    before, read = held("VmRSS"), from_disk()
+    before, mapped, read = held("VmRSS"), held("RssFile"), from_disk()
     started = time.perf_counter()
     parts = load()
     loaded = time.perf_counter()
@@ -142,7 +142,7 @@ def measure(reader: str, folder: Path) -> dict:
         "seconds": done - started,
         "touching": done - loaded,
         "peak": held("VmHWM") - before,
-        "mapped": held("RssFile"),
+        "mapped": held("RssFile") - mapped,
         "disk": from_disk() - read,
         "checksum": checksum,
     }

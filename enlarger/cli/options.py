@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
@@ -34,6 +35,12 @@ READING: dict[str, Any] = {  # what a checkpoint's path cannot say, by the field
     "allow_pickle": Annotated[
         bool | None, typer.Option("--allow-pickle", help="read .ckpt and .pth files, through an allow-list")
     ],
+    "loras": Annotated[
+        list[str] | None, typer.Option("--lora", help="LoRA file, or FILE:SCALE; may be repeated", show_default=False)
+    ],
+    "inversions": Annotated[
+        list[Path] | None, typer.Option("--inversion", help="file of a textual inversion; may be repeated")
+    ],
 }
 
 
@@ -58,6 +65,10 @@ def request_options(request: type, task: str) -> Callable[[Callable[..., None]],
             if reading:
                 from enlarger.tasks.reading import Checkpoint  # torch comes with it
 
+                if given["model"] is None:
+                    raise typer.BadParameter(f"--model is missing; {', '.join(sorted(reading))} say how to read it")
+                if "loras" in reading:
+                    reading["loras"] = [_scaled(words) for words in reading["loras"]]
                 given["model"] = Checkpoint(given["model"], **reading)
             verb(**given, options=options)
 
@@ -71,6 +82,15 @@ def request_options(request: type, task: str) -> Callable[[Callable[..., None]],
 
 
 READ = [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in READING.items()]
+
+
+def _scaled(words: str) -> tuple[str, float]:
+    """FILE or FILE:SCALE."""
+    file, colon, scale = words.rpartition(":")
+    try:
+        return (file, float(scale)) if colon else (words, 1.0)
+    except ValueError:
+        return words, 1.0  # the colon is a part of the name
 
 
 def _parameter(item: "Field[Any]", hint: Any, task: str) -> Parameter:

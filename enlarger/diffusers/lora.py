@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from enlarger.checkpoint.lora import PARTS, Lora, Update, apply_loras, make_lora, read_lora
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.errors import CheckpointError, InputError, Unsupported
+from enlarger.tasks.reading import TOKENIZERS, clip_part, encoders_for
 from enlarger.text.inversion import Inversion, add_inversion, read_inversion
 
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-CLIP = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # the encoders in the files of inversions
 USUAL_NAME = "pytorch_lora_weights.safetensors"
 FIXED_LOADING = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": True}  # how it is done anyway
 
@@ -51,7 +50,7 @@ class Adapters:
         made = dict(self.base)
         for part, inversion in self.inversions:
             pair = made[TOKENIZERS[part]], made[part]
-            made[TOKENIZERS[part]], made[part] = add_inversion(*pair, inversion, part=_clip_part(part, inversion))
+            made[TOKENIZERS[part]], made[part] = add_inversion(*pair, inversion, part=clip_part(part, inversion))
         for part in self.networks() if self.enabled else ():
             if weighted := self._fused(part) + self._active(part, scale):
                 made[part] = apply_loras(made[part], weighted)
@@ -207,7 +206,7 @@ class LoraMethods:
         for source, said in zip(sources, tokens, strict=True):
             place, pickle = _place(source, kwargs)
             inversion = read_inversion(place, said, allow_pickle=pickle)
-            added += [(part, inversion) for part in ([chosen] if chosen else _encoders_for(state, inversion))]
+            added += [(part, inversion) for part in ([chosen] if chosen else encoders_for(state.base, inversion))]
         self._show(replace(state, inversions=(*state.inversions, *added)))
 
     def unload_textual_inversion(
@@ -317,18 +316,6 @@ def _following(base: Any, shown: Any) -> Any:
             if weight is not now[name]:
                 weight.data = weight.data.to(now[name].device, now[name].dtype)
     return base
-
-
-def _encoders_for(state: Adapters, inversion: Inversion) -> list[str]:
-    """The text encoders that the file has vectors for; the first, which then complains, where there are none."""
-    widths = {vectors.shape[1] for vectors in inversion.vectors.values()}
-    present = [part for part in TOKENIZERS if part in state.base]
-    fitting = [part for part in present if state.base[part].config.width in widths]
-    return fitting or present[:1]
-
-
-def _clip_part(part: str, inversion: Inversion) -> str | None:
-    return CLIP[part] if CLIP[part] in inversion.vectors else None
 
 
 def _listed(names: Names) -> list[str]:

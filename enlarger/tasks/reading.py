@@ -1,15 +1,22 @@
 """Which checkpoint to read, and how: a folder, a single file, or a name in the cache."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from enlarger.checkpoint.elsewhere import Source
 from enlarger.checkpoint.folder import Bundle, read_folder
+from enlarger.checkpoint.lora import PARTS, Update, apply_loras, read_lora
 from enlarger.checkpoint.single import read_single_file
 from enlarger.errors import InputError
 from enlarger.hub.cache import only_variant, resolve
+from enlarger.text.inversion import Inversion, add_inversion, read_inversion
+
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+CLIP = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # the encoders in the files of inversions
 
 
 @dataclass(frozen=True)
@@ -28,15 +35,22 @@ class Checkpoint:
     vae: Source | None = None
     text_encoder: Source | None = None
     config: str | Path | None = None
+    loras: Sequence[tuple[str | Path, float]] = ()  # files, each with its scale
+    inversions: Sequence[str | Path] = ()  # files of textual inversions
 
     def __str__(self) -> str:
         return str(self.path)
 
     def open(self, dtype: torch.dtype | None = None) -> Bundle:
-        """Its parts; `dtype` converts floating weights while reading. Nothing is downloaded.
+        """Its parts, with what is added to them; `dtype` converts floating weights while reading.
 
-        Raises CheckpointError naming the file for all that is missing, damaged or unknown.
+        Nothing is downloaded. Raises CheckpointError naming the file for all that is missing, damaged or unknown.
         """
+        bundle = self._read(dtype)
+        parts = _with_inversions(_with_loras(bundle.components, self.loras), self.inversions)
+        return replace(bundle, components=parts)
+
+    def _read(self, dtype: torch.dtype | None) -> Bundle:
         path = resolve(self.path)
         if not path.is_dir():
             if self.variant is not None:
@@ -52,6 +66,39 @@ class Checkpoint:
             named = ", ".join(unused or ["allow_pickle"])
             raise InputError(f"{named}: for single files only, and {path} is a folder; leave it out")
         return read_folder(path, only_variant(path) if self.variant is None else self.variant, dtype)
+
+
+def _with_loras(parts: Mapping[str, Any], loras: Sequence[tuple[str | Path, float]]) -> dict[str, Any]:
+    """The parts with networks that the files change."""
+    networks = {name: parts[name] for name in PARTS if name in parts}
+    added: dict[str, list[tuple[Mapping[str, Update], float]]] = {}
+    for path, scale in loras:
+        for name, updates in read_lora(path, networks).parts.items():
+            added.setdefault(name, []).append((updates, scale))
+    return dict(parts) | {name: apply_loras(networks[name], weighted) for name, weighted in added.items()}
+
+
+def _with_inversions(parts: Mapping[str, Any], paths: Sequence[str | Path]) -> dict[str, Any]:
+    """The parts with tokenizers and text encoders that know more tokens."""
+    made = dict(parts)
+    for path in paths:
+        inversion = read_inversion(path)
+        for name in encoders_for(made, inversion):
+            pair = made[TOKENIZERS[name]], made[name]
+            made[TOKENIZERS[name]], made[name] = add_inversion(*pair, inversion, part=clip_part(name, inversion))
+    return made
+
+
+def encoders_for(parts: Mapping[str, Any], inversion: Inversion) -> list[str]:
+    """The text encoders that the file has vectors for; the first, which then complains, where there are none."""
+    widths = {vectors.shape[1] for vectors in inversion.vectors.values()}
+    present = [name for name in TOKENIZERS if name in parts]
+    return [name for name in present if parts[name].config.width in widths] or present[:1]
+
+
+def clip_part(name: str, inversion: Inversion) -> str | None:
+    """Which of the file's vectors are for a text encoder; None where the file does not say."""
+    return CLIP[name] if CLIP[name] in inversion.vectors else None
 
 
 Location = str | Path | Checkpoint

@@ -211,7 +211,7 @@ def test_files_and_folders(ours: Any, tmp_path: Path) -> None:
     save_file(lora(3), tmp_path / "sub" / "pytorch_lora_weights.safetensors")
     ours.load_lora_weights(tmp_path / "sub", adapter_name="usual")
     assert ours.get_list_adapters() == {part: ["default_0", "default_1", "usual"] for part in ("unet", "text_encoder")}
-    with pytest.raises(CheckpointError, match="no such file, and nothing is downloaded here; fetch it once"):
+    with pytest.raises(CheckpointError, match="no such file, and nothing is downloaded here; fetch it first"):
         ours.load_lora_weights("someone/some-lora")
     torch.save(lora(1), tmp_path / "a.bin")
     with pytest.raises(CheckpointError, match="programs that run when opened"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -187,3 +188,29 @@ def test_the_verbs_read_files(tmp_path: Path) -> None:
     assert call(*words)[0] == 0 and out.is_file()
     status, said = call("generate", "a cat", "--model", str(file), "--variant", "fp16", "-o", str(tmp_path / "b.png"))
     assert status == 1 and "variant is 'fp16', but" in said
+
+
+def test_adapters_and_inversions_are_added_while_reading(tmp_path: Path) -> None:
+    folder, generator = tiny.sd1_folder(), torch.Generator().manual_seed(8)
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    down, up = (torch.randn(size, generator=generator) for size in ((2, 32), (32, 2)))
+    save_file({f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}, tmp_path / "style.safetensors")
+    save_file({"<cat>": torch.randn(2, tiny.WIDTH, generator=generator)}, tmp_path / "cat.safetensors")
+    request = GenerateRequest("a <cat>", steps=2, width=64, height=64)
+
+    def made(**options: Any) -> bytes:
+        return enlarger.load(Checkpoint(folder, **options), "cpu")(request).image.tobytes()
+
+    plain, style = made(), tmp_path / "style.safetensors"
+    assert made(loras=[(style, 0.0)]) == plain
+    assert made(loras=[(style, 0.5)]) != plain
+    assert made(inversions=[tmp_path / "cat.safetensors"]) != plain
+    for words, expected in (([f"{style}:0.5", f"{style}:0"], made(loras=[(style, 0.5)])), ([f"{style}:0"], plain)):
+        out = tmp_path / f"{len(words)}.png"
+        options = [word for lora in words for word in ("--lora", lora)]
+        size = ("--width", "64", "--height", "64", "--steps", "2")
+        assert call("generate", "a <cat>", "--model", str(folder), *options, *size, "-o", str(out))[0] == 0
+        with Image.open(out) as picture:
+            assert picture.tobytes() == expected
+    status, said = call("upscale", "examples/bread.jpg", "--lora", str(style))
+    assert status == 2 and "--model is missing" in said
