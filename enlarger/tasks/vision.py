@@ -94,7 +94,7 @@ def preprocess_config(config: Json, silent: Preprocess) -> Preprocess:
     if len(mean) != 3 or len(std) != 3:
         raise CheckpointError(f"{found.what}: image_mean and image_std are {mean} and {std}, expected 3 numbers each.")
     try:
-        resample = Image.Resampling(found.number("resample", silent.resample))
+        resample = Image.Resampling(found.number("resample", int(silent.resample)))
     except ValueError as error:
         raise CheckpointError(f"{found.what}: resample is {config['resample']}, expected 0 to 5.") from error
     made = replace(
