@@ -53,7 +53,7 @@ def build(
     problem = difference(shapes, {name: weights.shape(source) for name, source in sources.items()})
     if problem is not None:
         raise CheckpointError(f"{weights.path}: {problem}")
-    tensors: dict[str, Tensor] = {name: weights.read(sources[name], dtype) for name in shapes}
+    tensors: dict[str, Tensor] = {name: weights.read(source, dtype) for name, source in sources.items()}
     module.load_state_dict(tensors, assign=True)
     held: Any = chain(module.named_parameters(), module.named_buffers())
     assert not any(tensor.is_meta for _, tensor in held), "a buffer that no file fills must be computed in forward"

@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from enlarger.nn.attention import attend
 
 
+def table(rows: int, channels: int) -> nn.Embedding:
+    """An embedding whose numbers come from a file: torch's own start costs seconds on the meta device."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, channels), freeze=False)
+
+
 def sinusoid(values: Tensor, channels: int) -> Tensor:
     """Sinusoidal embedding of numbers (Vaswani et al. 2017), the cosine half first, longest period 10000.
 

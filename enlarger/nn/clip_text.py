@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from enlarger.errors import InputError
 from enlarger.nn.attention import attend
+from enlarger.nn.blocks import table
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: ClipTextConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
-        self.position_embedding = nn.Embedding(config.positions, config.width)
+        self.token_embedding = table(config.vocabulary, config.width)
+        self.position_embedding = table(config.positions, config.width)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.token_embedding(ids) + self.position_embedding(torch.arange(ids.shape[1], device=ids.device))

@@ -9,7 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from enlarger.errors import InputError
-from enlarger.nn.blocks import Attention, Downsample, ResnetBlock, TimeEmbedding, Upsample, sinusoid, to_map, to_tokens
+from enlarger.nn.blocks import (
+    Attention,
+    Downsample,
+    ResnetBlock,
+    TimeEmbedding,
+    Upsample,
+    sinusoid,
+    table,
+    to_map,
+    to_tokens,
+)
 
 EPS = 1e-5
 
@@ -195,7 +205,7 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
         self.time_embedding = TimeEmbedding(first, 4 * first)
         if config.labels is not None:
-            self.class_embedding = nn.Embedding(config.labels, 4 * first)
+            self.class_embedding = table(config.labels, 4 * first)
         if config.vector_channels is not None:
             self.add_embedding = TimeEmbedding(config.vector_channels, 4 * first)
         self.down_blocks = self._down()
