@@ -24,7 +24,7 @@ def save_tensors(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write tensor by tensor, the widest types first so that all are aligned; `dtype` converts floating ones."""
-    kinds = {name: _kind(name, tensor, dtype) for name, tensor in tensors.items()}
+    kinds = {name: saved_type(name, tensor, dtype) for name, tensor in tensors.items()}
     order = sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"} | dict(metadata or {})}
     end = 0
@@ -60,7 +60,8 @@ def whole_file(path: Path) -> Generator[BinaryIO]:
         made.unlink(missing_ok=True)
 
 
-def _kind(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+def saved_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The type that a tensor is written in. Raises InputError for one without memory."""
     if tensor.is_meta:
         raise InputError(f"{name} is without memory (device meta) and cannot be saved; load the weights first.")
     return tensor.dtype if dtype is None or not tensor.dtype.is_floating_point else dtype

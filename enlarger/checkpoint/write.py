@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from enlarger.checkpoint.files import weight_names
 from enlarger.checkpoint.folder import COMPONENTS, CONFIG, FREQUENCIES, INDEX, SCHEDULER, Bundle, Component
 from enlarger.checkpoint.settings import Json
-from enlarger.checkpoint.tensorfile import save_tensors
+from enlarger.checkpoint.tensorfile import save_tensors, saved_type
 from enlarger.errors import InputError
 from enlarger.text.tokenize import Tokenizer
 
@@ -78,12 +78,6 @@ def whole_folder(path: Path) -> Generator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _saved_type(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    if tensor.is_meta:
-        raise InputError("a weight without memory (device meta) cannot be saved; load the weights first.")
-    return tensor.dtype if dtype is None or not tensor.dtype.is_floating_point else dtype
-
-
 def _write_network(
     folder: Path, kind: str, module: nn.Module, raw: Json, dtype: torch.dtype | None, limit: int, variant: str | None
 ) -> None:
@@ -100,7 +94,7 @@ def _write_network(
     files = [f"{whole}-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
     for file, names in zip(files, groups, strict=True):
         save_tensors(folder / file, {name: tensors[name] for name in names}, dtype)
-    total = sum(tensor.numel() * _saved_type(tensor, dtype).itemsize for tensor in tensors.values())
+    total = sum(tensor.numel() * saved_type(name, tensor, dtype).itemsize for name, tensor in tensors.items())
     places = {name: file for file, names in zip(files, groups, strict=True) for name in names}
     _write_json(folder / index, {"metadata": {"total_size": total}, "weight_map": places})
 
@@ -153,7 +147,7 @@ def _config(
     """The config as it was read, brought up to date with the module; our own files name their class too."""
     config = {name: value for name, value in raw.items() if name not in PLACES} | part.write(module.config)
     if part.library == "transformers":
-        first = next(_saved_type(tensor, dtype) for tensor in tensors.values())
+        first = next(saved_type(name, tensor, dtype) for name, tensor in tensors.items())
         return config | {"torch_dtype": str(first).removeprefix("torch.")}
     return {"_class_name": kind, "_diffusers_version": SAVED_BY} | config
 
@@ -168,7 +162,7 @@ def _shards(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int
     groups: list[list[str]] = [[]]
     filled = 0
     for name, tensor in tensors.items():
-        size = tensor.numel() * _saved_type(tensor, dtype).itemsize
+        size = tensor.numel() * saved_type(name, tensor, dtype).itemsize
         if groups[-1] and filled + size > limit:
             groups.append([])
             filled = 0
