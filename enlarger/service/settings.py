@@ -1,0 +1,175 @@
+"""What can be configured of the service: one schema for the file, the environment and the command line's flags."""
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from enlarger.errors import InputError
+
+MIB, GIB = 1 << 20, 1 << 30
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_KEY = re.compile(r"sha256:[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+
+
+class Strict(BaseModel):
+    """A part of the settings: names that it does not have are errors, and nothing changes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Strict):
+    """One model that can be asked for."""
+
+    name: str = Field(description="what requests call it")
+    path: str = Field(description="a folder, a single file, a name in the cache, or 'bundled'")
+    aliases: tuple[str, ...] = Field((), description="other names, such as dall-e-2")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    offload: Literal["none", "model", "sequential"] = "none"
+    variant: str | None = None
+    prediction: Literal["epsilon", "v_prediction"] | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+    keep: bool = Field(False, description="load at the start, and never unload")
+    refiner: str | None = Field(None, description="the model that finishes what this one begins, where a request asks")
+    preview: str | None = Field(None, description="a TAESD file or folder for previews; without it they are coarse")
+
+    @field_validator("name", "aliases")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        for name in (value,) if isinstance(value, str) else value:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name; expected letters, digits and . _ : / - only")
+        return value
+
+
+class Bounds(Strict):
+    """How much one request may be. Bytes, pixels, seconds."""
+
+    body: int = Field(64 * MIB, gt=0, description="bytes of a request with pictures")
+    json_body: int = Field(1 * MIB, gt=0, description="bytes of a request of text alone")
+    image: int = Field(50 * MIB, gt=0, description="bytes of one picture file")
+    mask: int = Field(50 * MIB, gt=0, description="bytes of a mask file")
+    pixels: int = Field(50_000_000, gt=0, description="pixels of a picture that is given")
+    upscale_pixels: int = Field(4096 * 4096, gt=0, description="pixels of a picture to enlarge")
+    output_pixels: int = Field(8192 * 8192, gt=0, description="pixels of a result")
+    form_fields: int = Field(30, gt=0)
+    prompt: int = Field(32_000, gt=0, description="characters")
+    count: int = Field(10, gt=0, description="pictures of one request")
+    steps: int = Field(150, gt=0)
+    header_seconds: float = Field(10, gt=0, description="for a request's headers to arrive")
+    idle_seconds: float = Field(15, gt=0, description="between two pieces of a body")
+    body_seconds: float = Field(120, gt=0, description="for a whole body")
+    decode_seconds: float = Field(10, gt=0, description="for decoding one picture")
+    per_key: int = Field(4, gt=0, description="jobs of one key at a time")
+
+
+class Settings(BaseSettings):
+    """The whole configuration. Flags win over `ENLARGER_...` variables, these over the file, that over the defaults."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ENLARGER_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8997, ge=0, le=65535, description="0 picks a free one")
+    data: Path = Field(Path("~/.local/share/enlarger/service"), description="folder of the queue and of results")
+    devices: tuple[str, ...] = Field(("auto",), description="a worker process for each: auto, cpu, cuda:0 ...")
+    models: tuple[ModelSettings, ...] = ()
+    memory: float | None = Field(None, gt=0, description="GiB of weights that a worker keeps loaded; none: no bound")
+    queue: int = Field(16, ge=1, description="jobs that may wait")
+    batch: int | None = Field(None, ge=1, le=16, description="jobs that may run together; by default 4, 1 on a CPU")
+    job_minutes: float = Field(60, gt=0, description="how long results are kept")
+    disk: float = Field(2, gt=0, description="GiB that jobs may take")
+    drain_seconds: float = Field(30, ge=0, description="for running jobs to end after SIGTERM")
+    wait_seconds: float = Field(600, gt=0, description="the longest expected wait that a request is admitted with")
+    keys: tuple[str, ...] = Field((), description="sha256:... of each key; `enlarger key` makes one")
+    insecure_no_auth: bool = Field(False, description="serve a public address without keys")
+    hosts: tuple[str, ...] = Field((), description="further names in Host that requests may come to")
+    origins: tuple[str, ...] = Field((), description="web pages of other origins that may use the API")
+    fetch: bool = Field(False, description="fetch pictures from URLs that requests name")
+    fetch_networks: tuple[str, ...] = Field((), description="private networks that may be fetched from, as 10.0.0.0/8")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    bounds: Bounds = Bounds()
+
+    @field_validator("data")
+    @classmethod
+    def _home(cls, value: Path) -> Path:
+        return value.expanduser()
+
+    @field_validator("keys")
+    @classmethod
+    def _hashed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_KEY.fullmatch(key) for key in value):
+            raise ValueError("expected sha256: and 64 hexadecimal digits; `enlarger key` makes a key and its hash")
+        return value
+
+    @field_validator("fetch_networks")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ipaddress.ip_network(network)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [name for model in self.known_models for name in (model.name, *model.aliases)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"several models are called {', '.join(twice)}; give each name once")
+        for model in self.models:
+            if model.refiner is not None and model.refiner not in names:
+                raise ValueError(
+                    f"the refiner {model.refiner!r} of {model.name} is no model; there are {', '.join(names)}"
+                )
+        if not is_loopback(self.host) and not self.keys and not self.insecure_no_auth:
+            raise ValueError(
+                f"{self.host} can be reached from other machines, and there is no key; make one with `enlarger key` "
+                "and put its hash into keys, or say insecure_no_auth"
+            )
+        return self
+
+    @property
+    def known_models(self) -> tuple[ModelSettings, ...]:
+        """The models that can be asked for; the bundled one is always there."""
+        if any(model.path == "bundled" for model in self.models):
+            return self.models
+        return (*self.models, ModelSettings(name="bundled", path="bundled"))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get("ENLARGER_CONFIG")
+        toml = () if file is None else (TomlConfigSettingsSource(settings_cls, Path(file)),)
+        return (init_settings, env_settings, *toml)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def read_settings(**flags: Any) -> Settings:
+    """The settings of flags, environment and file; a flag of None was not given. Raises InputError, naming faults."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()]
+        raise InputError("; ".join(faults)) from error
+    except (OSError, ValueError) as error:  # the file
+        raise InputError(f"the configuration cannot be read: {error}") from error
