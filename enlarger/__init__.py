@@ -3,10 +3,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from enlarger.errors import Cancelled, CheckpointError, EnlargerError, InputError, NonFinite, Unsupported
+from enlarger.errors import (
+    Cancelled,
+    CheckpointError,
+    EnlargerError,
+    InputError,
+    NonFinite,
+    ServiceError,
+    Unsupported,
+)
 from enlarger.requests import DepthRequest, GenerateRequest, InpaintRequest, RefineRequest, UpscaleRequest
 
 if TYPE_CHECKING:
+    from enlarger.client.client import AsyncClient, Client
     from enlarger.tasks.depth import DepthToImage, depth, load_depth
     from enlarger.tasks.enlarge import Upscaler, load_upscaler, upscale
     from enlarger.tasks.experts import Plan
@@ -21,9 +30,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClient",
     "Cancelled",
     "Checkpoint",
     "CheckpointError",
+    "Client",
     "DepthRequest",
     "DepthToImage",
     "EnlargerError",
@@ -40,6 +51,7 @@ __all__ = [
     "Repair",
     "Repairer",
     "Result",
+    "ServiceError",
     "Unsupported",
     "UpscaleRequest",
     "Upscaler",
@@ -58,7 +70,9 @@ __all__ = [
 ]
 
 _LATER = {
+    "AsyncClient": "enlarger.client.client",
     "Checkpoint": "enlarger.tasks.reading",
+    "Client": "enlarger.client.client",
     "DepthToImage": "enlarger.tasks.depth",
     "Generator": "enlarger.tasks.generate",
     "Latents": "enlarger.tasks.latents",

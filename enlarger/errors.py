@@ -21,5 +21,14 @@ class Cancelled(EnlargerError):
     """Raised by a watcher to stop a run; it passes through to the caller unchanged."""
 
 
+class ServiceError(EnlargerError):
+    """A service that cannot be reached, or that refused or failed: its HTTP status and code, where it gave them."""
+
+    def __init__(self, message: str, status: int | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
 class NonFinite(EnlargerError):
     """A network produced NaN or infinity; no picture is made of it."""

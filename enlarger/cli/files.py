@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enlarger.errors import InputError
-from enlarger.images import SUFFIXES, check_output
+from enlarger.saving import SUFFIXES, check_output
 
 PICTURES = frozenset({*SUFFIXES, ".gif"})  # what is taken from a folder; a file named by the user may be anything
 

@@ -116,7 +116,7 @@ def _requests(request: GenerateRequest, texts: Sequence[str]) -> list[GenerateRe
 def _jobs(requests: Sequence[GenerateRequest], output: Path | None, overwrite: bool) -> "list[Job]":
     """A job per prompt, its files named after prompt and seed."""
     from enlarger.cli.files import Found, claim
-    from enlarger.images import SUFFIXES
+    from enlarger.saving import SUFFIXES
 
     place = Path() if output is None else output
     to_file = output is not None and bool(output.suffix) and not output.is_dir()

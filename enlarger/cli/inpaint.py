@@ -64,7 +64,7 @@ def inpaint(
 
 def _checked(job: "Job", request: InpaintRequest, overwrite: bool) -> "Job":
     """The job, with an error if its files do not fit together."""
-    from enlarger.images import check_output
+    from enlarger.saving import check_output
     from enlarger.tasks.repair import lay_out
 
     if job.error is not None:
@@ -82,7 +82,7 @@ def _checked(job: "Job", request: InpaintRequest, overwrite: bool) -> "Job":
 
 def _work(request: InpaintRequest, repairer: "Repairer", report: "Report", overwrite: bool, job: "Job") -> "Outcome":
     from enlarger.cli.report import Outcome
-    from enlarger.images import SUFFIXES
+    from enlarger.saving import SUFFIXES
 
     started = time.monotonic()
     result = repairer(replace(request, image=job.input), watch=report.begin(job.input.name))

@@ -19,6 +19,7 @@ from enlarger.cli.inspect import inspect
 from enlarger.cli.pull import pull
 from enlarger.cli.refine import refine
 from enlarger.cli.runs import unexpected
+from enlarger.cli.serve import key, serve
 from enlarger.cli.train import train
 from enlarger.cli.upscale import upscale
 from enlarger.errors import EnlargerError
@@ -26,8 +27,9 @@ from enlarger.errors import EnlargerError
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
-for verb in (upscale, generate, refine, inpaint, depth, inspect, convert, pull, doctor):
+for verb in (upscale, generate, refine, inpaint, depth, inspect, convert, pull, doctor, key):
     app.command()(verb)
+app.command(add_help_option=False)(serve)  # it has its own, with the settings' words
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 

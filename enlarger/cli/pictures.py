@@ -56,16 +56,20 @@ def asked(kind: Callable[..., Any], **options: Any) -> Any:
 
 
 def remake(
-    files: Files, request: Any, load: Callable[[], Task], ask: Callable[[Any, "Job"], Any] | None = None
+    files: Files,
+    request: Any,
+    load: Callable[[], Task],
+    ask: Callable[[Any, "Job"], Any] | None = None,
+    first: str = "loading the model",
 ) -> None:
-    """Load a model and run its task on each input; `ask` makes the request for a job."""
+    """Load a model and run its task on each input; `ask` makes the request for a job, `first` is what is said first."""
     from enlarger.cli.report import Report
 
     jobs = files.jobs(request.count)
     with Report(len(jobs), json_lines=files.json_lines) as report:
         work = None
         if any(job.error is None for job in jobs):
-            report.show("loading the model")
+            report.show(first)
             work = partial(done, load(), ask or _of_input, request, report, files.overwrite)
         run_jobs(jobs, work, report)
 

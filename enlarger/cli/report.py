@@ -2,16 +2,28 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from enlarger.images import one_line
-from enlarger.tasks.parts import Progress, Watch
+from enlarger.opening import one_line
+
+
+class Stage(Protocol):
+    """What of progress is shown; here or at a service, where torch is not needed."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -72,13 +84,13 @@ class Report:
         """One line on standard error, above the bar."""
         self.console.print(one_line(text))
 
-    def begin(self, name: str) -> Watch:
+    def begin(self, name: str) -> Callable[[Stage], None]:
         """Start on a file; what is returned watches its progress."""
         self.begun += 1
         where = f"{one_line(name)} ({self.begun}/{self.total})" if self.total > 1 else one_line(name)
         shown = ""
 
-        def watch(progress: Progress) -> None:
+        def watch(progress: Stage) -> None:
             nonlocal shown
             if progress.stage != shown:
                 shown = progress.stage

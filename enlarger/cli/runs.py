@@ -46,7 +46,7 @@ def run_jobs(jobs: Sequence["Job"], work: Work | None, report: "Report") -> list
 
 def save_all(job: "Job", images: Sequence["Image.Image"], report: "Report", overwrite: bool) -> tuple[Path, ...]:
     """Write a job's pictures to its files."""
-    from enlarger.images import save_image
+    from enlarger.saving import save_image
 
     report.show(f"{job.input.name}: saving")
     return tuple(save_image(image, path, overwrite=overwrite) for image, path in zip(images, job.outputs, strict=True))

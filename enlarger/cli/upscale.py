@@ -7,6 +7,7 @@ import typer
 
 from enlarger.cli.options import Device, JsonLines, Model, Options, Overwrite, Precision, Recursive, request_options
 from enlarger.cli.pictures import Files, Inputs, Offload, asked, remake
+from enlarger.cli.remote import Key, Server, check_elsewhere, upscaler_at
 from enlarger.requests import UpscaleRequest
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def upscale(
     overwrite: Overwrite = False,
     recursive: Recursive = False,
     json_lines: JsonLines = False,
+    server: Server = None,
+    key: Key = None,
 ) -> None:
     """Enlarge pictures.
 
@@ -45,4 +48,10 @@ def upscale(
         return load_upscaler(model, device, precision, offload)
 
     request: UpscaleRequest = asked(UpscaleRequest, image=None, **options)
-    remake(Files(inputs, output, f"x{request.by:g}", overwrite, recursive, json_lines), request, load)
+    files = Files(inputs, output, f"x{request.by:g}", overwrite, recursive, json_lines)
+    if server is None:
+        remake(files, request, load)
+        return
+    check_elsewhere(model, {"device": device, "precision": precision, "offload": offload})
+    with upscaler_at(server, key, model) as there:
+        remake(files, request, lambda: there, first=f"asking {server}")

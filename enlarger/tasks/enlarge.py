@@ -1,6 +1,6 @@
 """Pictures in, larger pictures out: what every upscaler needs around its network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from enlarger.diffusion.solvers import SOLVERS, Control, dpm_adaptive
 from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.fidelity import reduce, stay_true
 from enlarger.images import Picture, read_picture, to_pil
-from enlarger.requests import X2_NOISE, UpscaleRequest, filled, request_of
+from enlarger.requests import X2_NOISE, UpscaleRequest, filled, request_of, seeds_for
 from enlarger.resize import resize
 from enlarger.runtime.runtime import Offload, Runtime, pick_device, pick_precision
 from enlarger.tasks.denoise import Method
@@ -70,15 +70,33 @@ class Upscaler:
         return turns_of([name], [0.0], solver, course.ladder) * _passes(size, request.by, self.factor)
 
     def _enlarge(self, watch: Watch, request: UpscaleRequest, seeds: tuple[int, ...]) -> Result:
-        larger, consistent = _prepare(self.task, request, watch)
+        larger, consistent = _prepare(self.task, [request], watch)
         if (latents := _latents_in(request.image)) is not None:
             low = self._check_latents(latents, request)
             made = [larger(low, from_seeds([seed])).float().cpu()[0] for seed in seeds]
             return Result(tuple(to_pil(Picture(one)) for one in made), seeds, self.name)
         picture = read_picture(request.image)
         colour = spread_colour(picture)[None]
-        size = (round(picture.height * request.by), round(picture.width * request.by))
-        made = [_grow(colour, size, larger, from_seeds([seed]), consistent) for seed in seeds]
+        made = [_grow(colour, request.by, larger, from_seeds([seed]), consistent) for seed in seeds]
+        return self._finish(request, picture, colour, made, seeds)
+
+    def several(self, requests: Sequence[UpscaleRequest], watch: Watch = quiet) -> list[Result]:
+        """One enlargement for each request, in one batch. They differ in prompts, seed and picture, but not in the
+        picture's size, see `together`."""
+        larger, consistent = _prepare(self.task, requests, watch)
+        pictures = [read_picture(request.image) for request in requests]
+        seeds = [seeds_for(request.seed, 1)[0] for request in requests]
+        colour = torch.stack([spread_colour(picture) for picture in pictures])
+        made = _rows(_grow(colour, requests[0].by, larger, from_seeds(seeds), consistent))
+        return [
+            self._finish(request, picture, small, [large], (seed,))
+            for request, picture, small, large, seed in zip(requests, pictures, _rows(colour), made, seeds, strict=True)
+        ]
+
+    def _finish(
+        self, request: UpscaleRequest, picture: Picture, colour: Tensor, made: Sequence[Tensor], seeds: tuple[int, ...]
+    ) -> Result:
+        """The enlarged colours, each (1, 3, H, W), of one picture as pictures like it."""
         images = tuple(to_pil(like(picture, one[0])) for one in made)
         notes = picture.notes + self._notes(request, picture)
         return Result(images, seeds, self.name, notes, max(_consistency(one, colour) for one in made))
@@ -196,9 +214,13 @@ def _way(task: LatentUpscale | Model, request: UpscaleRequest) -> tuple[Solver, 
 
 
 def _prepare(
-    task: LatentUpscale | CompactUpscale | Model, request: UpscaleRequest, watch: Watch
+    task: LatentUpscale | CompactUpscale | Model, requests: Sequence[UpscaleRequest], watch: Watch
 ) -> tuple[Larger, bool]:
-    """The request's options settled once: a function that enlarges, and whether to make the result consistent."""
+    """The requests' options settled once: a function that enlarges, and whether to make the result consistent.
+
+    They differ in prompts at most; only the x2 upscaler may be told several.
+    """
+    request = requests[0]
     if isinstance(task, CompactUpscale):
         return _prepare_compact(task, request, watch)
     if request.detail is not None:
@@ -209,9 +231,8 @@ def _prepare(
     scale, level = options["guidance"], options["noise_level"]
     if level > X2_NOISE:
         raise InputError(f"noise_level is {level:g}, expected 0 to {X2_NOISE:g} for the x2 latent upscaler")
-    text = text_for(
-        task, [str(request.prompt)], [str(request.negative)], scale, long=request.long_prompt, original=masked
-    )
+    prompts, negatives = [str(one.prompt) for one in requests], [str(one.negative) for one in requests]
+    text = text_for(task, prompts, negatives, scale, long=request.long_prompt, original=masked)
     solver, course = _way(task, request)
     guidance = Guidance(scale if masked or scale > 1 else 1.0)
 
@@ -219,7 +240,7 @@ def _prepare(
         unit = task.vae.factor if low.shape[1] == 4 else 1  # pixels per element of `low`
         padded = pad_to(low, GRANULARITY // unit, LEAST // unit)
         job = LatentUpscaleJob(padded, text, course, solver, noise, guidance, level, masked)
-        picture = decode(task.vae, task(job, watch), task.runtime)
+        picture = torch.cat([decode(task.vae, one, task.runtime) for one in _rows(task(job, watch))])
         return picture[..., : 2 * unit * low.shape[-2], : 2 * unit * low.shape[-1]]
 
     return double, bool(options["consistent"])
@@ -282,6 +303,11 @@ ORIGINAL_ADAPTIVE: Solver = partial(
 """The original notebook's default sampler: tolerance scale 0.25, eta 1."""
 
 
+def _rows(x: Tensor) -> list[Tensor]:
+    """Each picture of a batch as a batch of its own."""
+    return [x[i : i + 1] for i in range(len(x))]
+
+
 def _latents_in(source: Any) -> Latents | None:
     """Latents, where that is what was given; a bare tensor is taken for Stable Diffusion's."""
     if isinstance(source, Latents):
@@ -299,9 +325,9 @@ def _passes(size: tuple[int, int], by: float, factor: int) -> int:
     return count
 
 
-def _grow(colour: Tensor, size: tuple[int, int], larger: Larger, noise: Noise, consistent: bool) -> Tensor:
-    """Enlarged until at least `size`, brought to it exactly, and made consistent with the input."""
-    large = colour
+def _grow(colour: Tensor, by: float, larger: Larger, noise: Noise, consistent: bool) -> Tensor:
+    """Enlarged until at least `by` times as large, brought to that size exactly, and made consistent with the input."""
+    large, size = colour, (round(colour.shape[-2] * by), round(colour.shape[-1] * by))
     while large.shape[-2] < size[0] or large.shape[-1] < size[1]:
         large = larger(large, noise).float().cpu()
     large = resize(large, size, "lanczos") if large.shape[-2:] != size else large

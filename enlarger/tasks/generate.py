@@ -11,7 +11,7 @@ from enlarger.errors import InputError
 from enlarger.images import Picture, read_picture, to_pil
 from enlarger.requests import HANDOFF, GenerateRequest, UpscaleRequest, filled, one_per, request_of, seeds_for
 from enlarger.runtime.runtime import Offload
-from enlarger.tasks.denoise import Expert, Method, denoise
+from enlarger.tasks.denoise import Expert, denoise
 from enlarger.tasks.enlarge import Upscaler, bundled, load_upscaler
 from enlarger.tasks.experts import Plan, turns_of, untils_of
 from enlarger.tasks.latents import Latents, check_space
@@ -52,12 +52,16 @@ class Generator:
         """
         prompts, negatives = _pairs(request)
         seeds = seeds_for(request.seed, len(prompts))
-        alone = [replace(request, prompt=p, negative=n) for p, n in zip(prompts, negatives, strict=True)]
-        return joined_results([self._one(one, seed, watch) for one, seed in zip(alone, seeds, strict=True)])
+        alone = [
+            replace(request, prompt=prompt, negative=negative, seed=seed, count=1)
+            for prompt, negative, seed in zip(prompts, negatives, seeds, strict=True)
+        ]
+        return joined_results([self.several([one], watch)[0] for one in alone])
 
     def explain(self, request: GenerateRequest) -> Plan:
         """Who would run which step, and how many calls that makes; nothing is computed."""
-        options, method = self._method(request, 0)
+        options = self._options(request)
+        method = self.model.method(options["steps"], options["solver"], [0])
         names = ["base", *("refiner" if i == 1 else f"refiner {i}" for i in range(1, len(self.refiners) + 1))]
         turns = turns_of(names, self._untils(request), method.solver, method.course.ladder)
         if request.upscale > 1:
@@ -68,10 +72,9 @@ class Generator:
     def _upscaler(self) -> Upscaler:
         return bundled(self.model.networks.runtime) if self.upscaler is None else self.upscaler
 
-    def _method(self, request: GenerateRequest, seed: int) -> tuple[dict[str, Any], Method]:
-        """The options with their defaults, and how the latents are solved for."""
-        options = filled(request, "generate/xl" if self.model.sized else "generate")
-        return options, self.model.method(options["steps"], options["solver"], [seed])
+    def _options(self, request: GenerateRequest) -> dict[str, Any]:
+        """The options with their defaults."""
+        return filled(request, "generate/xl" if self.model.sized else "generate")
 
     def _size(self, options: dict[str, Any]) -> tuple[int, int]:
         """Height and width in pixels."""
@@ -90,19 +93,32 @@ class Generator:
             raise InputError(f"found {len(levels)} hand-offs for {len(self.refiners)} refiners; give one for each")
         return untils_of(levels)
 
-    def _one(self, request: GenerateRequest, seed: int, watch: Watch) -> Result:
-        options, method = self._method(request, seed)
-        model, words, size = self.model, words_of(options), self._size(options)
+    def several(self, requests: Sequence[GenerateRequest], watch: Watch = quiet) -> list[Result]:
+        """One picture of each request, in one batch. They differ in prompts and seed alone, see `together`."""
+        seeds = [seeds_for(request.seed, 1)[0] for request in requests]
+        words = [words_of(self._options(request)) for request in requests]
+        model, options = self.model, self._options(requests[0])
+        size, method = self._size(options), model.method(options["steps"], options["solver"], seeds)
         experts = [
-            Expert(one.networks.unet, one.on(method.course).precondition, one.tell_one(words, size), until)
-            for one, until in zip((model, *self.refiners), self._untils(request), strict=True)
+            Expert(one.networks.unet, one.on(method.course).precondition, one.tell_several(words, size), until)
+            for one, until in zip((model, *self.refiners), self._untils(requests[0]), strict=True)
         ]
         networks = model.networks
-        start = networks.draw(networks.shape(1, latent_size(model, *size)), method.noise) * method.course.start
-        latents = Latents(denoise(experts, start, method, networks.runtime, watch).cpu(), model.space)
+        start = networks.draw(networks.shape(len(seeds), latent_size(model, *size)), method.noise)
+        values = denoise(experts, start * method.course.start, method, networks.runtime, watch).cpu()
+        made = [
+            self._finish(Latents(values[i : i + 1], model.space), size, request, seeds[i], watch)
+            for i, request in enumerate(requests)
+        ]
+        return [replace(one, notes=told.notes + one.notes) for one, told in zip(made, words, strict=True)]
+
+    def _finish(
+        self, latents: Latents, size: tuple[int, int], request: GenerateRequest, seed: int, watch: Watch
+    ) -> Result:
+        """One picture's latents made a picture, and judged."""
         image, notes = self._picture(latents, size, request, seed, watch)
-        flagged, said = model.judge([] if model.checker is None else [read_picture(image).colour])
-        return Result((image,), (seed,), model.name, words.notes + notes + said, latents=latents, flagged=flagged)
+        flagged, said = self.model.judge([] if self.model.checker is None else [read_picture(image).colour])
+        return Result((image,), (seed,), self.model.name, notes + said, latents=latents, flagged=flagged)
 
     def _picture(
         self, latents: Latents, size: tuple[int, int], request: GenerateRequest, seed: int, watch: Watch

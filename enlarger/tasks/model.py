@@ -16,7 +16,7 @@ from enlarger.diffusion.schedule import NoiseSchedule
 from enlarger.errors import Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
-from enlarger.nn.unet import UNet
+from enlarger.nn.unet import UNet, UNetConfig
 from enlarger.runtime.runtime import Offload, Runtime, pick_device, pick_precision
 from enlarger.tasks.denoise import Method, Told
 from enlarger.tasks.latents import Space, space_of
@@ -96,10 +96,8 @@ class Model:
 
     @property
     def scored(self) -> bool:
-        """Whether it is told an aesthetic score, as the refiner is: its vector has room for 5 numbers and not for 6."""
-        config, pooled = self.networks.config, self.encoders[-1].config.projection
-        scalars = config.scalar_channels
-        return scalars is not None and config.vector_channels == (pooled or 0) + 5 * scalars
+        """Whether it is told an aesthetic score, as the refiner is."""
+        return is_scored(self.networks.config, self.encoders[-1].config.projection)
 
     @property
     def granularity(self) -> int:
@@ -109,11 +107,9 @@ class Model:
     @property
     def task(self) -> str:
         """The verb that the checkpoint was trained for; SDXL's refiner and base, and SD's, can do "refine" too."""
-        latent = self.networks.vae.config.latent_channels
         if self.low_res is not None:
             return "upscale"
-        extra = self.networks.config.in_channels - latent
-        return {0: "refine" if self.scored else "generate", 1: "depth", latent + 1: "inpaint"}.get(extra, "nothing")
+        return verb_of(self.networks.config, self.networks.vae.config.latent_channels, self.scored)
 
     def for_task(self, *tasks: str) -> "Model":
         """The model itself, if it was trained for one of `tasks`; Unsupported, naming the right verb, if not."""
@@ -130,10 +126,16 @@ class Model:
 
     def tell_one(self, words: Words, size: tuple[int, int]) -> Told:
         """What the network is told of one picture of `size` (height, width)."""
-        negatives = [words.negative] if words.guidance.scale != 1 else None
+        return self.tell_several([words], size)
+
+    def tell_several(self, several: Sequence[Words], size: tuple[int, int]) -> Told:
+        """The same of a batch whose words differ in the prompts alone, and those not in length."""
+        words = several[0]
+        negatives = [one.negative for one in several] if words.guidance.scale != 1 else None
         scores = words.scores if self.scored else (None, None)
         sizes, negative_sizes = (Sizes(size, (0, 0), size, score) for score in scores)
-        return self.tell([words.prompt], negatives, words.guidance, sizes, negative_sizes, long=words.long)
+        prompts = [one.prompt for one in several]
+        return self.tell(prompts, negatives, words.guidance, sizes, negative_sizes, long=words.long)
 
     def tell(
         self, prompts: Sequence[str], negatives: Sequence[str] | None, guidance: Guidance,
@@ -167,6 +169,18 @@ class Model:
         """A whole course of `steps` with a generator per image."""
         sampler = self.sampler_with(solver)
         return Method(sampler.course(steps), sampler.method(), from_seeds(seeds))
+
+
+def is_scored(unet: UNetConfig, pooled: int | None) -> bool:
+    """Whether a UNet is told an aesthetic score: beside the pooled text its vector holds 5 numbers, not 6."""
+    scalars = unet.scalar_channels
+    return scalars is not None and unet.vector_channels == (pooled or 0) + 5 * scalars
+
+
+def verb_of(unet: UNetConfig, latent: int, scored: bool) -> str:
+    """What a UNet on latents of so many channels was trained for; its further input channels tell."""
+    extra = unet.in_channels - latent
+    return {0: "refine" if scored else "generate", 1: "depth", latent + 1: "inpaint"}.get(extra, "nothing")
 
 
 def zeroed(text: Text) -> Text:

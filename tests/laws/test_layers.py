@@ -24,8 +24,9 @@ MAY_IMPORT = {  # each room, itself and the bottom aside
     "train": TASKS,
     "evaluate": TASKS,
     "diffusers": TASKS,
-    "service": TASKS,
-    "cli": TASKS | {"train", "evaluate"},  # its verbs are the doors of the two workshops
+    "client": set(),
+    "service": TASKS,  # its worker alone, see `test_the_server_does_not_compute`
+    "cli": TASKS | {"train", "evaluate", "client", "service"},  # its verbs are the doors of the workshops
 }
 DOORS = {"enlarger", "enlarger.__main__"}  # they only pass on what others hold
 FOREIGN = {
@@ -97,6 +98,26 @@ def test_imports_go_down(path: Path) -> None:
     module = module_name(path)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     assert upward(module, path.read_text(), package) == []
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if room(module_name(path)) in ("client", "service")], ids=module_name
+)
+def test_the_server_does_not_compute(path: Path) -> None:
+    """Only the worker's process has torch in it, and what needs torch."""
+    module = module_name(path)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    if module.startswith("enlarger.service.worker."):
+        return
+    found = [name for name in imports(ast.parse(path.read_text()), package) if heavy(name)]
+    assert found == []
+
+
+def heavy(name: str) -> bool:
+    """Whether an absolute name is torch, or imports it."""
+    if name.split(".")[0] == "torch" or name.startswith("enlarger.images"):
+        return True
+    return name.startswith("enlarger.") and room(name) in TASKS - {"hub"}
 
 
 def test_every_room_has_its_place() -> None:

@@ -15,7 +15,8 @@ import torch
 from PIL import Image, ImageCms
 
 from enlarger.errors import InputError, NonFinite
-from enlarger.images import FORMATS, Picture, check_output, read_picture, resize, resize_matrix, save_image, to_pil
+from enlarger.images import Picture, check_output, read_picture, resize, resize_matrix, save_image, to_pil
+from enlarger.saving import FORMATS
 from tests.support.close import assert_close, max_difference
 from tests.support.pictures import gamma_profile, texture
 

@@ -1,0 +1,45 @@
+"""`--server`: a task like the library's own, with a service computing; torch is not needed for it."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Annotated, Any
+
+import typer
+
+from enlarger.requests import UpscaleRequest
+
+Server = Annotated[
+    str | None,
+    typer.Option(
+        help="address of a service that computes instead, as http://127.0.0.1:8997; --model is then a name there",
+        show_default=False,
+    ),
+]
+Key = Annotated[str | None, typer.Option(help="key of the service", envvar="ENLARGER_KEY", show_default=False)]
+HERE = {"device": "auto", "precision": "auto", "offload": "none"}  # what is settled where the computing is
+
+
+def check_elsewhere(model: Any, places: dict[str, str]) -> None:
+    """Raise BadParameter for options that a service has its own of."""
+    given = [f"--{name}" for name, value in places.items() if value != HERE[name]]
+    if not (model is None or isinstance(model, str)):
+        given.append("options on how to read a model")
+    if given:
+        raise typer.BadParameter(f"{', '.join(given)} cannot be given with --server: the service has its own")
+
+
+@contextmanager
+def upscaler_at(server: str, key: str | None, model: str | None) -> Generator[Any]:
+    """The task of a service, after a look whether it is there. Raises ServiceError if it is not."""
+    from enlarger.client.client import Client
+    from enlarger.client.replies import Result
+
+    with Client(server, key, timeout=None) as client:
+        client.health()
+
+        def enlarge(request: UpscaleRequest, watch: Any) -> Result:
+            options = {item.name: getattr(request, item.name) for item in fields(request) if item.name != "image"}
+            return client.upscale(request.image, model=model, watch=watch, **options)
+
+        yield enlarge

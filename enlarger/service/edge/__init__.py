@@ -1,0 +1,1 @@
+"""Between the network and the routes: who may ask, how much, and how long it may take to say it."""

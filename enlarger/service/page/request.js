@@ -1,0 +1,43 @@
+/** What is sent for a task, said once: the page sends it, and the code it shows is written from it. */
+
+const NAMES = {
+  model: 'model', prompt: 'prompt', negative: 'negative_prompt', factor: 'scale', detail: 'detail', strength: 'strength',
+  noise: 'noise_level', steps: 'num_inference_steps', guidance: 'guidance_scale', seed: 'seed', count: 'n',
+  format: 'output_format', quality: 'output_compression', width: 'size',
+};
+const ROUTES = { upscale: ['upscale', 'image'], inpaint: ['edits', 'image', 'mask'], refine: ['edits', 'image'], generate: ['generations'] };
+
+/** Which options a task has, by the kind of its model and the file format. */
+export function optionsFor(task, kind, format) {
+  const own = { upscale: ['factor'], inpaint: ['strength'], refine: ['strength'], generate: ['width', 'height'] }[task];
+  const told = kind === 'bundled' ? ['detail'] : ['prompt', 'negative', 'steps', 'guidance'];
+  const noise = task === 'upscale' && kind !== 'bundled' ? ['noise'] : [];
+  return ['model', ...own, ...told, ...noise, 'seed', 'count', 'format', ...(format === 'png' ? [] : ['quality'])];
+}
+
+/** The option that a field of the service's answer is about. */
+export const optionOf = param => Object.keys(NAMES).find(name => NAMES[name] === param);
+
+/** Path, fields and files of a request. Empty options are left out: the model's own then hold. */
+export function requestOf(task, kind, values) {
+  const shown = optionsFor(task, kind, values.format);
+  const fields = task === 'upscale' ? { response_format: 'b64_json' } : { prompt: '' };
+  for (const [option, name] of Object.entries(NAMES)) {
+    if (shown.includes(option) && values[option] !== null && values[option] !== '') fields[name] = values[option];
+  }
+  if (fields.size) fields.size = `${values.width}x${values.height}`;
+  if (task === 'inpaint') fields.mask_mode = 'luminance';
+  const [route, ...files] = ROUTES[task];
+  return { task, kind, path: `v1/images/${route}`, fields, files };
+}
+
+/** The body and headers to send a request with; `live` asks for previews. */
+export function bodyOf({ fields, files }, pictures) {
+  if (files.length === 0) {
+    return { body: JSON.stringify({ ...fields, live: true }), headers: { 'Content-Type': 'application/json' } };
+  }
+  const body = new FormData();
+  for (const name of files) body.append(name, pictures[name], pictures[name].name);
+  for (const [name, value] of Object.entries({ ...fields, live: true })) body.append(name, value);
+  return { body, headers: {} };
+}

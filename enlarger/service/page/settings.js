@@ -1,0 +1,157 @@
+/** The form: which options a task and model have, what is in them, what is wrong with it. */
+import { $, all, make, put } from './dom.js';
+import { optionOf, optionsFor } from './request.js';
+import { number, say } from './text.js';
+
+const TASKS = ['upscale', 'inpaint', 'refine', 'generate'];
+const NUMBERS = ['factor', 'detail', 'strength', 'width', 'height', 'count', 'steps', 'guidance', 'noise', 'quality', 'seed'];
+const TEXTS = ['prompt', 'negative', 'model', 'format'];
+const STRENGTHS = { inpaint: 1, refine: 0.5 };
+
+let models = [], told = () => {};
+const chosen = {}; // task -> model
+
+export let task = 'upscale';
+const modelNow = () => models.find(model => model.id === $('model').value)?.enlarger;
+export const kindNow = () => modelNow()?.kind ?? 'bundled';
+const able = () => models.filter(model => model.enlarger.tasks.includes(task));
+
+/** Whether a model for the task is there. */
+export const possible = () => able().length > 0;
+
+/** Listen to the form; `changed` is called after each change. */
+export function setUp(changed) {
+  told = changed;
+  $('settings').addEventListener('input', ({ target }) => {
+    if (target.name === 'times') showFactor(target.value);
+    if (target.id === 'model') chosen[task] = target.value;
+    if (target.id === 'strength') STRENGTHS[task] = target.value;
+    clearError(target);
+    refresh();
+  });
+  $('dice').onclick = () => {
+    [$('seed').value] = crypto.getRandomValues(new Uint32Array(1));
+    clearError($('seed'));
+    refresh();
+  };
+  for (const name of TASKS) {
+    const tab = make('button', { id: `tab-${name}`, role: 'tab', 'aria-controls': 'settings' }, say(name));
+    tab.onclick = () => chooseTask(name);
+    $('tabs').append(tab);
+  }
+  $('tabs').onkeydown = event => {
+    const at = TASKS.indexOf(task), last = TASKS.length - 1;
+    const to = { ArrowRight: at === last ? 0 : at + 1, ArrowLeft: at === 0 ? last : at - 1, Home: 0, End: last }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    chooseTask(TASKS[to]);
+    $(`tab-${task}`).focus();
+  };
+  chooseTask(task);
+}
+
+/** Take over the service's list of models. */
+export function setModels(list) {
+  models = list;
+  chooseTask(task);
+}
+
+export function chooseTask(name) {
+  task = name;
+  for (const tab of $('tabs').children) {
+    const on = tab.id === `tab-${name}`;
+    tab.setAttribute('aria-selected', on);
+    tab.tabIndex = on ? 0 : -1;
+  }
+  $('settings').setAttribute('aria-labelledby', `tab-${name}`);
+  const some = able();
+  const wanted = some.find(({ id }) => id === chosen[name]) ?? some.find(({ enlarger }) => !enlarger.error) ?? some[0];
+  $('model').replaceChildren(...some.map(({ id }) => make('option', { value: id }, id)));
+  if (wanted) $('model').value = wanted.id;
+  if (name in STRENGTHS) $('strength').value = STRENGTHS[name];
+  refresh();
+}
+
+function showFactor(times) {
+  $('factor').hidden = times !== 'other';
+  if (times !== 'other') $('factor').value = times;
+}
+
+function refresh() {
+  const shown = optionsFor(task, kindNow(), $('format').value);
+  for (const field of all('[data-option]')) field.hidden = !shown.includes(field.dataset.option);
+  Object.assign($('noise'), kindNow() === 'x4' ? { max: 350, step: 1 } : { max: 10, step: 'any' });
+  for (const id of ['detail', 'strength']) put($(`${id}-now`), number(Number($(id).value), 2));
+  $('missing').hidden = possible() || models.length === 0;
+  $('options').hidden = !$('missing').hidden;
+  put($('missing-text'), say('missing', { task: say(task) }));
+  const model = modelNow();
+  put($('model-help'), model ? model.error ?? say(model.loaded_bytes === null ? 'unloaded' : 'loaded') : '');
+  told();
+}
+
+/** The values by option; empty is null for numbers and '' for texts. */
+export function read() {
+  const values = {};
+  for (const name of TEXTS) values[name] = $(name).value.trim();
+  for (const name of NUMBERS) values[name] = $(name).value === '' ? null : Number($(name).value);
+  return values;
+}
+
+/** Say what is wrong, at the field it is wrong in; true if nothing is. */
+export function check() {
+  const wrong = [...all('#options .field:not([hidden]) :is(input, textarea)')].filter(input => !input.validity.valid);
+  for (const input of wrong) showError(input, say(input.step === 'any' ? 'range' : 'whole', input));
+  const { width, height } = read();
+  if (task === 'generate' && !wrong.length && (width === null) !== (height === null)) {
+    wrong.push($(width === null ? 'width' : 'height'));
+    showError(wrong[0], say('both'));
+  }
+  wrong[0]?.focus();
+  return wrong.length === 0;
+}
+
+function showError(input, words) {
+  clearError(input);
+  input.closest('.field').append(make('p', { id: `${input.id}-error`, class: 'error' }, words));
+  input.setAttribute('aria-invalid', 'true');
+  input.setAttribute('aria-describedby', `${input.id}-error`);
+  input.closest('details')?.setAttribute('open', '');
+}
+
+function clearError(input) {
+  $(`${input.id}-error`)?.remove();
+  input.removeAttribute('aria-invalid');
+  input.removeAttribute('aria-describedby');
+}
+
+/** Show the service's complaint at the field it names, if it is one of these. */
+export function complain(param, words) {
+  const input = $(optionOf(param) ?? '');
+  if (input && !input.closest('[hidden]')) showError(input, words);
+}
+
+/** Put a recipe's settings into the form; what could not be honoured is returned in words. */
+export function restore(settings) {
+  const notes = [];
+  if (TASKS.includes(settings.task)) {
+    chosen[settings.task] = settings.model;
+    chooseTask(settings.task);
+  }
+  const instead = $('model').value;
+  if (instead && instead !== settings.model) notes.push(say('foundModel', { model: settings.model, instead }));
+  if (settings.seed > Number.MAX_SAFE_INTEGER) {
+    notes.push(say('foundSeed'));
+    settings.seed = '';
+  }
+  for (const name of [...NUMBERS, 'prompt', 'negative']) {
+    if (name in settings) $(name).value = settings[name];
+    clearError($(name));
+  }
+  if (settings.strength !== undefined) STRENGTHS[task] = settings.strength;
+  const radio = [...all('[name=times]')].find(({ value }) => value === $('factor').value) ?? document.querySelector('[value=other]');
+  radio.checked = true;
+  showFactor(radio.value);
+  refresh();
+  return notes;
+}

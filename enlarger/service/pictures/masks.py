@@ -1,0 +1,143 @@
+"""What of a mask picture is repainted: two conventions, told apart by one rule; and how pictures get their size."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from enlarger.colour import to_srgb
+from enlarger.service.faults import refuse
+
+Mode = Literal["auto", "alpha", "luminance", "inverted"]
+MODES: tuple[str, ...] = get_args(Mode)
+LOSSY = 8  # steps that a JPEG's black and white may be off
+LANCZOS = Image.Resampling.LANCZOS
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A size that a picture is brought to, and how.
+
+    "stretch" changes its shape; "crop" fills the size and cuts what hangs over, the middle stays; "pad" goes into the
+    size whole, and repeats the pixels of its edges around it.
+    """
+
+    width: int
+    height: int
+    mode: Literal["stretch", "crop", "pad"] = "stretch"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Fit":
+        return cls(**found)
+
+
+def fitted(image: Image.Image, fit: Fit) -> Image.Image:
+    """A picture brought to a size by Lanczos; colour is weighed by alpha, so that what is transparent lends none."""
+    size, (width, height) = (fit.width, fit.height), image.size
+    if image.size == size:
+        return image
+    if fit.mode == "stretch":
+        return image.resize(size, LANCZOS)
+    if fit.mode == "crop":
+        scale = min(width / fit.width, height / fit.height)
+        left, top = (width - fit.width * scale) / 2, (height - fit.height * scale) / 2
+        box = (max(left, 0), max(top, 0), min(width - left, width), min(height - top, height))
+        return image.resize(size, LANCZOS, box=box)
+    scale = min(fit.width / width, fit.height / height)
+    whole = (max(round(width * scale), 1), max(round(height * scale), 1))
+    return _padded(image if whole == image.size else image.resize(whole, LANCZOS), size)
+
+
+def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    left, top = (size[0] - image.width) // 2, (size[1] - image.height) // 2
+    sides = ((top, size[1] - image.height - top), (left, size[0] - image.width - left))
+    values = np.asarray(image)
+    return Image.fromarray(np.pad(values, (*sides, *((0, 0),) * (values.ndim - 2)), mode="edge"))
+
+
+def read_mask(
+    image: Image.Image, mode: str, notes: list[str], *, lossy: bool = False, param: str = "mask"
+) -> Image.Image:
+    """A mask in grey, white is repainted, of a loaded and upright picture of any mode.
+
+    "alpha": what is transparent is repainted; "luminance": what is white; "inverted": what is black; in these two only
+    where the mask is opaque. "auto" takes alpha if any of it is not opaque, else luminance if that varies at all.
+    `lossy` takes what is nearly black or white as such. Raises Refused: `empty_mask`, `invalid_image_mode`.
+    """
+    if mode not in MODES:
+        raise refuse(400, "invalid_value", f"found mask_mode {mode!r}, expected one of {', '.join(MODES)}", "mask_mode")
+    light, alpha = _planes(image, notes, lossy)
+    if mode == "auto":
+        mode = _guessed(light, alpha, param)
+        sense = "what is transparent is repainted" if mode == "alpha" else "what is white is repainted"
+        notes.append(f"mask_mode auto took the mask as {mode!r}: {sense}")
+    if mode == "alpha":
+        if alpha is None:
+            text = f"{param}: has no alpha channel, expected one for mask_mode 'alpha'; send a PNG with transparency"
+            raise refuse(400, "invalid_image_mode", text, param)
+        edit = 255 - alpha
+    else:
+        edit = _times(light if mode == "luminance" else 255 - light, alpha)
+    if not edit.any():
+        raise refuse(400, "empty_mask", f"{param}: repaints nothing as {mode!r}; mark what is to be repainted", param)
+    return Image.fromarray(edit)
+
+
+def mask_of_picture(image: Image.Image, param: str = "image") -> Image.Image:
+    """The transparent part of a picture as the mask of what is repainted. Raises Refused if all is opaque."""
+    if image.has_transparency_data:
+        edit = 255 - np.asarray(to_srgb(image, [])[0].getchannel("A"))
+        if edit.any():
+            return Image.fromarray(edit)
+    text = (
+        f"{param}: nothing of it is transparent, and there is no mask; send a mask, or a picture with transparent parts"
+    )
+    raise refuse(400, "empty_mask", text, param)
+
+
+def resized_mask(
+    mask: Image.Image, size: tuple[int, int], resize: bool, notes: list[str], param: str = "mask"
+) -> Image.Image:
+    """The mask in the size of its picture. Raises Refused if it has another and may not be resized."""
+    if mask.size == size:
+        return mask
+    sizes = f"{mask.width} x {mask.height} pixels and the picture {size[0]} x {size[1]}"
+    if not resize:
+        text = f"{param}: is {sizes}; make them equal, or send mask_resize=true"
+        raise refuse(400, "mask_size_mismatch", text, param)
+    notes.append(f"the mask was {sizes}: resized to the picture")
+    return mask.resize(size, Image.Resampling.BILINEAR)
+
+
+def _planes(image: Image.Image, notes: list[str], lossy: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Luminance and alpha, uint8 (H, W)."""
+    plain, _ = to_srgb(image, notes)
+    alpha = np.asarray(plain.getchannel("A")) if plain.mode in ("LA", "RGBA") else None
+    light = np.array(plain.convert("L"))
+    if lossy:
+        light[light <= LOSSY] = 0
+        light[light >= 255 - LOSSY] = 255
+        notes.append(f"the mask is a JPEG: what is within {LOSSY} steps of black or white was taken as such")
+    return light, alpha
+
+
+def _guessed(light: np.ndarray, alpha: np.ndarray | None, param: str) -> str:
+    if alpha is not None and alpha.min() < 255:
+        return "alpha"
+    if light.min() < light.max():
+        return "luminance"
+    colour = {0: "black", 255: "white"}.get(int(light.min()), "grey")
+    whole = "" if colour == "black" else "; to repaint the whole picture, send mask_mode=luminance"
+    text = f"{param}: is opaque and {colour} all over, so nothing in it tells what to repaint; mark a part of it{whole}"
+    raise refuse(400, "empty_mask", text, param)
+
+
+def _times(light: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    if alpha is None:
+        return light
+    return ((light.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)

@@ -1,0 +1,101 @@
+"""Queues with fake workers, for tests."""
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from enlarger.service.jobs import Ask, Job, folder_of, new_id
+from enlarger.service.queue.queue import Queue
+from enlarger.service.settings import ModelSettings, Settings
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+SD = ModelSettings(name="sd", path="tiny", aliases=("dall-e-2",))
+
+
+class Counted:
+    """Metrics that only remember."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *values: self.calls.append((name, values))
+
+    def of(self, name: str) -> list[tuple[Any, ...]]:
+        return [values for called, values in self.calls if called == name]
+
+    def total(self, name: str) -> Counter[Any]:
+        """How often each first value came."""
+        return Counter(values[0] if values else None for values in self.of(name))
+
+
+def settings(data: Path, **values: Any) -> Settings:
+    return Settings(**{"data": data, "models": (SD,), "devices": ("cpu",), "drain_seconds": 5} | values)
+
+
+def queue_of(data: Path, *flags: str, metrics: Any = None, **values: Any) -> Queue:
+    """A queue that is not started; `flags` are those of the fake worker."""
+    return Queue(settings(data, **values), Counted() if metrics is None else metrics, (*FAKE, *flags))
+
+
+@asynccontextmanager
+async def running(data: Path, *flags: str, metrics: Any = None, **values: Any) -> AsyncGenerator[Queue]:
+    """A queue whose workers are ready; drained at the end."""
+    queue = queue_of(data, *flags, metrics=metrics, **values)
+    await queue.start()
+    try:
+        await until(lambda: queue.ready)
+        yield queue
+    finally:
+        await queue.drain()
+
+
+def ask(fake: Mapping[str, Any] | None = None, **values: Any) -> Ask:
+    """A picture to generate; `fake`: what the fake worker does."""
+    options = {"prompt": "a lighthouse", "seed": 0, "fake": dict(fake or {})} | values.pop("options", {})
+    return Ask(**{"task": "generate", "model": "sd", "options": options, "size": (64, 48)} | values)
+
+
+async def give(queue: Queue, fake: Mapping[str, Any] | None = None, **values: Any) -> Job:
+    """Submit a job; `values` are of `submit` and of the Ask."""
+    named = {key: values.pop(key) for key in ("owner", "attached", "key") if key in values}
+    return await queue.submit(ask(fake, **values), id=prepared(queue), **named)
+
+
+def prepared(queue: Queue) -> str:
+    """The id of a job whose folder is there, as the routes make it."""
+    id = new_id()
+    folder_of(data_of(queue), id).mkdir(parents=True)
+    return id
+
+
+def data_of(queue: Queue) -> Path:
+    return queue._settings.data
+
+
+def runs(queue: Queue, id: str) -> list[str]:
+    """What the workers noted of a job: begin, end, again."""
+    path = folder_of(data_of(queue), id) / "runs"
+    return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+async def until(true: Callable[[], Any], seconds: float = 20) -> None:
+    """Wait until something is true."""
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+def looped(test: Callable[..., Any]) -> Callable[..., None]:
+    """Run an asynchronous test in a loop of its own."""
+
+    @wraps(test)
+    def run(*args: Any, **named: Any) -> None:
+        asyncio.run(test(*args, **named))
+
+    return run

@@ -1,0 +1,321 @@
+"""The pool of decoder processes: what it writes equals what was sent, and it outlives whatever happens to a child."""
+
+import asyncio
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from enlarger.images import read_picture, to_pil
+from enlarger.opening import UPRIGHT, open_upright
+from enlarger.service.faults import Refused
+from enlarger.service.pictures import decode
+from enlarger.service.pictures.decode import Decoded, Decoder
+from enlarger.service.pictures.masks import Fit
+from enlarger.service.settings import Bounds, Settings
+from tests.support.pictures import gamma_profile, odd_files, texture
+
+MOST = 1_000_000
+
+
+@dataclass
+class Pool:
+    """A started decoder and the loop it lives on."""
+
+    decoder: Decoder
+    runner: asyncio.Runner
+
+    def picture(self, source: Path, out: Path, **more) -> Decoded:
+        return self.runner.run(self.decoder.picture(source, out, **({"most": MOST} | more)))
+
+    def mask(self, source: Path, out: Path, **more) -> Decoded:
+        return self.runner.run(self.decoder.mask(source, out, **more))
+
+    def pids(self) -> set[int]:
+        return {child.process.pid for child in self.decoder._children}
+
+
+def started(**bounds) -> Iterator[Pool]:
+    with asyncio.Runner() as runner:
+        decoder = Decoder(Settings(bounds=Bounds(**bounds)))
+        runner.run(decoder.start())
+        try:
+            yield Pool(decoder, runner)
+        finally:
+            runner.run(decoder.stop())
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    yield from started(image=8 << 20, mask=1000)
+
+
+@pytest.fixture
+def own_pool() -> Iterator[Pool]:
+    yield from started(decode_seconds=0.3)
+
+
+def saved(path: Path, image: Image.Image, **options) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def refused(call, *arguments, **more) -> tuple[str, str]:
+    with pytest.raises(Refused) as caught:
+        call(*arguments, **more)
+    fault = caught.value.fault
+    assert fault.status == 400
+    return fault.code, fault.message
+
+
+def test_the_decoder_imports_no_torch() -> None:
+    code = (
+        "import sys; import enlarger.service.pictures.decoder; print([m for m in ('torch', 'fastapi', 'pydantic', "
+        "'asyncio', 'ssl') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_reading_what_was_written_equals_reading_what_was_sent(pool: Pool, tmp_path: Path) -> None:
+    for case in odd_files(tmp_path):
+        out = tmp_path / "out.png"
+        found = pool.picture(case.path, out)
+        before, after = read_picture(case.path), read_picture(out)
+        assert (found.width, found.height) == found.original == (before.width, before.height), case.path.name
+        assert np.array_equal(np.asarray(to_pil(before)), np.asarray(to_pil(after))), case.path.name
+        assert (before.grey, before.depth) == (after.grey, after.depth), case.path.name
+        assert {*before.notes} == {*found.notes, *after.notes}, case.path.name
+        assert not {*found.notes} & {*after.notes}, f"{case.path.name}: said twice"
+        assert found.sha256 == hashlib.sha256(case.path.read_bytes()).hexdigest()
+
+
+def test_pixels_that_png_holds_are_not_converted(pool: Pool, tmp_path: Path) -> None:
+    image, out = Image.fromarray(texture(20, 14, 4)), tmp_path / "out.png"
+    source = saved(tmp_path / "a.png", image, icc_profile=gamma_profile(), pnginfo=None)
+    found = pool.picture(source, out)
+    with Image.open(out) as written:
+        assert np.array_equal(np.asarray(written), np.asarray(image)) and written.mode == found.mode == "RGBA"
+        assert written.info["icc_profile"] == gamma_profile()
+    assert found.format == "PNG" and found.transparent and found.notes == ()
+
+
+def test_nothing_but_pixels_and_profile_is_written(pool: Pool, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 3, "a secret place"
+    source = saved(tmp_path / "a.jpg", Image.fromarray(texture(20, 14)), exif=exif, comment="a secret")
+    pool.picture(source, tmp_path / "out.png")
+    assert b"secret" in source.read_bytes() and b"secret" not in (tmp_path / "out.png").read_bytes()
+    with Image.open(tmp_path / "out.png") as written:
+        assert written.info == {} and not written.getexif()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_pictures_come_upright(pool: Pool, tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif, image = Image.Exif(), Image.fromarray(texture(23, 14))
+    exif[0x0112] = orientation
+    plain, source = saved(tmp_path / f"b.{suffix}", image), saved(tmp_path / f"a.{suffix}", image, exif=exif)
+    found = pool.picture(source, tmp_path / "out.png")
+    with Image.open(plain) as lying, Image.open(tmp_path / "out.png") as written:
+        upright = lying.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else lying
+        assert np.array_equal(np.asarray(written), np.asarray(upright))
+    assert (found.width, found.height) == ((23, 14) if orientation < 5 else (14, 23))
+
+
+def test_floats_keep_sixteen_bits_and_others_are_refused(pool: Pool, tmp_path: Path) -> None:
+    ramp, out = np.linspace(0, 1, 280, dtype=np.float32).reshape(14, 20), tmp_path / "out.png"
+    found = pool.picture(saved(tmp_path / "a.tif", Image.fromarray(ramp)), out)
+    assert found.mode == "I;16" and found.notes == ("floating-point grey: kept with 16 bits",)
+    assert np.abs(np.asarray(open_upright(out)) / 65535 - ramp).max() < 1e-5
+    for values in (ramp * 200, ramp - 1, ramp * np.nan):
+        source = saved(tmp_path / "b.tif", Image.fromarray(values.astype(np.float32)))
+        code, text = refused(pool.picture, source, out)
+        assert code == "invalid_image_mode" and "expected 0..1 in mode F; scale or clip the values first" in text
+
+
+def test_a_profile_too_large_for_a_png_is_converted(pool: Pool, tmp_path: Path) -> None:
+    out, large = tmp_path / "out.png", 5 << 20
+    for profile, note in ((gamma_profile(), "converted to sRGB from"), (b"", "the colour profile cannot be used")):
+        source = saved(tmp_path / "a.tif", Image.fromarray(texture(20, 14)), icc_profile=profile + bytes(large))
+        found = pool.picture(source, out)
+        assert len(found.notes) == 1 and note in found.notes[0]
+        before, after = read_picture(source), read_picture(out)
+        assert np.array_equal(np.asarray(to_pil(before)), np.asarray(to_pil(after))) and after.notes == ()
+
+
+def test_a_fit_is_applied_to_the_picture_and_to_its_mask(pool: Pool, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    picture = saved(tmp_path / "a.png", Image.fromarray(texture(20, 10)))
+    mask = saved(tmp_path / "m.png", Image.fromarray(np.repeat([[0, 255]], 10, 1).repeat(10, 0).astype(np.uint8)))
+    found = pool.picture(picture, out, fit=Fit(10, 10, "crop"))
+    assert (found.width, found.height, found.original) == (10, 10, (20, 10))
+    found = pool.mask(mask, out, size=found.original, mode="auto", fit=Fit(10, 10, "crop"))
+    assert (found.width, found.height, found.mode) == (10, 10, "L")
+    values = np.asarray(open_upright(out))
+    assert (values[:, :5] == 0).all() and (values[:, 5:] == 255).all()
+
+
+def test_masks_of_every_kind(pool: Pool, tmp_path: Path) -> None:
+    out, ramp = tmp_path / "out.png", np.arange(100, dtype=np.uint16).reshape(10, 10) * 655
+    deep = saved(tmp_path / "deep.png", Image.fromarray(ramp))
+    assert pool.mask(deep, out, size=(10, 10)).format == "PNG"
+    assert np.array_equal(np.asarray(open_upright(out)), (ramp.astype(int) + 128) // 257)
+    jpeg = saved(tmp_path / "m.jpg", Image.fromarray(((ramp > 20_000) * 255).astype(np.uint8)))
+    assert "is a JPEG" in pool.mask(jpeg, out, size=(10, 10)).notes[0]
+    code, text = refused(pool.mask, deep, out, size=(10, 20), mode="luminance")
+    assert code == "mask_size_mismatch" and "is 10 x 10 pixels and the picture 10 x 20" in text
+    assert pool.mask(deep, out, size=(10, 20), resize=True).height == 20
+    source = saved(tmp_path / "a.png", Image.new("RGBA", (4, 3), (9, 9, 9, 0)))
+    assert pool.runner.run(pool.decoder.mask_of_picture(source, out)).mode == "L"
+    assert set(np.asarray(open_upright(out)).flat) == {255}
+
+
+def test_files_are_refused_with_the_code_of_their_fault(pool: Pool, tmp_path: Path) -> None:
+    source, out = tmp_path / "upload", tmp_path / "out.png"
+    whole = io.BytesIO()
+    Image.fromarray(texture(30, 20)).save(whole, "PNG")
+    cases = {
+        b"": ("empty_image_file", "photo: the file is empty (0 bytes); copy or download it again"),
+        b"text" * 9: ("invalid_image_format", "photo: is not a picture, expected one of PNG, JPEG"),
+        b"%PDF-1.7 ": ("unsupported_image_media_type", "photo: is a PDF, expected one of PNG, JPEG"),
+        b"\0\0\0\x18ftypheic" + bytes(20): ("unsupported_image_media_type", "photo: is a HEIC photo, expected one"),
+        b"  <SVG width='9'>": ("unsupported_image_media_type", "photo: is an SVG drawing, expected one of"),
+        whole.getvalue()[:300]: ("image_parse_error", "photo: the file is cut short; copy or download it again"),
+        bytes((8 << 20) + 1): ("image_file_too_large", "photo: is 8,388,609 bytes, at most 8,388,608 are read"),
+    }
+    for data, (code, text) in cases.items():
+        source.write_bytes(data)
+        found = refused(pool.picture, source, out, param="photo")
+        assert found[0] == code and found[1].startswith(text), found
+        assert str(tmp_path) not in found[1] and not out.exists()
+    source.write_bytes(whole.getvalue())
+    found = refused(pool.picture, source, out, most=599)
+    assert found == ("image_too_large", "image: 30 x 20: has 600 pixels, at most 599 are read; shrink or crop it first")
+    source.write_bytes(bytes(1001))
+    assert refused(pool.mask, source, out, size=(1, 1))[0] == "image_file_too_large"
+
+
+def test_a_file_that_cannot_be_written_is_no_fault_of_the_picture(pool: Pool, tmp_path: Path) -> None:
+    source = saved(tmp_path / "a.png", Image.fromarray(texture(30, 20)))
+    with pytest.raises(Refused, match=r"the service cannot write its files \(No such file or directory\)") as caught:
+        pool.picture(source, tmp_path / "missing" / "out.png")
+    assert (caught.value.fault.status, caught.value.fault.code) == (500, "storage_failed")
+
+
+def test_many_pictures_at_once_each_get_their_own_answer(pool: Pool, tmp_path: Path) -> None:
+    sizes = [(k + 3, 20 - k) for k in range(16)]
+    sources = [saved(tmp_path / f"{k}.png", Image.new("L", size)) for k, size in enumerate(sizes)]
+
+    async def all_of_them() -> list[Decoded]:
+        outs = (path.with_suffix(".out") for path in sources)
+        work = (pool.decoder.picture(s, o, most=MOST) for s, o in zip(sources, outs, strict=True))
+        return await asyncio.gather(*work)
+
+    assert [found.original for found in pool.runner.run(all_of_them())] == sizes
+
+
+def test_a_child_that_hangs_costs_its_picture_and_is_replaced(own_pool: Pool, tmp_path: Path) -> None:
+    source, before = saved(tmp_path / "a.png", Image.new("L", (4, 4))), own_pool.pids()
+    for pid in before:
+        os.kill(pid, signal.SIGSTOP)
+    code, text = refused(own_pool.picture, source, tmp_path / "out.png")
+    assert code == "image_parse_error" and text.startswith("image: took longer than 0.3 seconds to decode; shrink it")
+    for _ in range(len(before) - 1):
+        assert refused(own_pool.picture, source, tmp_path / "out.png")[0] == "image_parse_error"
+    assert own_pool.picture(source, tmp_path / "out.png").width == 4
+    own_pool.runner.run(settled(own_pool.decoder))
+    assert not before & own_pool.pids() and len(own_pool.pids()) == len(before)
+
+
+async def settled(decoder: Decoder) -> None:
+    await asyncio.gather(*decoder._tasks)
+
+
+def test_a_child_that_dies_costs_at_most_its_picture(own_pool: Pool, tmp_path: Path) -> None:
+    source, out = saved(tmp_path / "a.png", Image.new("L", (4, 4))), tmp_path / "out.png"
+    for pid in own_pool.pids():
+        os.kill(pid, signal.SIGKILL)
+    served = 0
+    for _ in range(4):
+        try:
+            served += own_pool.picture(source, out).width == 4
+        except Refused as error:
+            assert error.fault.code == "image_parse_error" and "the decoder failed on it" in error.fault.message
+    assert served >= 2 and own_pool.picture(source, out).width == 4
+
+
+def test_a_request_that_goes_away_leaves_the_pool_whole(own_pool: Pool, tmp_path: Path) -> None:
+    source, out = saved(tmp_path / "a.png", Image.fromarray(texture(900, 900))), tmp_path / "out.png"
+
+    async def left() -> None:
+        for _ in range(4):
+            task = asyncio.create_task(own_pool.decoder.picture(source, out, most=MOST))
+            await asyncio.sleep(0.002)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    own_pool.runner.run(left())
+    small = saved(tmp_path / "b.png", Image.new("L", (4, 4)))
+    assert own_pool.picture(small, out).width == 4
+
+
+def test_children_are_replaced_after_some_pictures(own_pool: Pool, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(decode, "MOST_PICTURES", 2)
+    source, before = saved(tmp_path / "a.png", Image.new("L", (4, 4))), own_pool.pids()
+    for _ in range(4):
+        assert own_pool.picture(source, tmp_path / "out.png").width == 4
+    own_pool.runner.run(settled(own_pool.decoder))
+    assert not before & own_pool.pids() and len(own_pool.pids()) == len(before)
+
+
+def test_stopping_ends_the_children(tmp_path: Path) -> None:
+    pools = started()
+    pool = next(pools)
+    pids = pool.pids()
+    assert len(pids) == min(2, os.cpu_count() or 1)
+    pools.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_decoder_that_cannot_start_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    with asyncio.Runner() as runner, pytest.raises(decode.Died, match="it ended without an answer"):
+        runner.run(Decoder(Settings()).start())
+
+
+def test_a_decoder_that_cannot_be_replaced_is_a_fault_of_ours(own_pool: Pool, tmp_path: Path, monkeypatch) -> None:
+    source, out = saved(tmp_path / "a.png", Image.new("L", (4, 4))), tmp_path / "out.png"
+    monkeypatch.setattr(decode, "MOST_PICTURES", 0)
+    with monkeypatch.context() as broken:
+        broken.setattr(sys, "executable", "/bin/true")
+        for _ in own_pool.pids():
+            assert own_pool.picture(source, out).width == 4
+        with pytest.raises(Refused, match="the service cannot start its decoder; its log says why") as caught:
+            own_pool.picture(source, out)
+        assert caught.value.fault.status == 500
+        own_pool.runner.run(settled(own_pool.decoder))
+    assert own_pool.picture(source, out).width == 4
+
+
+def test_lab_and_cmyk_come_as_the_colours_they_are(pool: Pool, tmp_path: Path) -> None:
+    colour = Image.fromarray(texture(20, 14))
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    image = ImageCms.profileToProfile(colour, srgb, lab, outputMode="LAB")
+    assert image is not None
+    found = pool.picture(saved(tmp_path / "a.tif", image), tmp_path / "out.png")
+    assert found.mode == "RGB"
+    off = np.asarray(open_upright(tmp_path / "out.png")).astype(int) - np.asarray(colour)
+    assert np.abs(off).mean() < 3
