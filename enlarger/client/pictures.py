@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from enlarger.errors import InputError
-from enlarger.opening import ORIENTATION, UPRIGHT
+from enlarger.opening import ORIENTATION, UPRIGHT, undecodable
 
 Source = str | Path | bytes | Image.Image | np.ndarray[Any, Any]
 AS_PNG = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # what PNG holds as it is
@@ -58,6 +58,10 @@ def has_holes(data: bytes) -> bool:
 def _written(image: Image.Image) -> bytes:
     """The image as a file, upright, with its profile and nothing else of its metadata."""
     stream = io.BytesIO()
+    try:
+        image.load()  # a TIFF file's orientation is applied by this
+    except Exception as error:  # decoders raise anything on damaged files
+        raise undecodable("image", error) from error
     orientation = image.getexif().get(ORIENTATION, 1)
     upright = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
     options: dict[str, Any] = {"icc_profile": image.info.get("icc_profile"), "exif": Image.Exif()}

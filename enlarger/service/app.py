@@ -15,8 +15,6 @@ from enlarger.service.routes import replies, routers
 from enlarger.service.settings import Settings
 
 ABOUT = "Enlarge, repair and refine pictures with latent diffusion. OpenAI's images API, and `/v1/images/upscale`."
-FORM_TEXT = 128 << 10  # bytes of one form field: a prompt of 32,000 characters in any script
-FORM_FILES = 17  # pictures and a mask; more than one picture is refused by the route, with words
 
 
 def make_app(settings: Settings) -> FastAPI:
@@ -41,12 +39,8 @@ def make_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # they load scripts from other hosts
         redoc_url=None,
+        redirect_slashes=False,
         max_body_size=settings.bounds.body,
-        form_limits={
-            "max_files": FORM_FILES,
-            "max_fields": settings.bounds.form_fields,
-            "max_part_size": FORM_TEXT,
-        },
     )
     app.state.service = service
     for router in routers():

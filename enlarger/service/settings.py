@@ -28,15 +28,23 @@ class ModelSettings(Strict):
 
     name: str = Field(description="what requests call it")
     path: str = Field(description="a folder, a single file, a name in the cache, or 'bundled'")
-    aliases: tuple[str, ...] = Field((), description="other names, such as dall-e-2")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    offload: Literal["none", "model", "sequential"] = "none"
-    variant: str | None = None
-    prediction: Literal["epsilon", "v_prediction"] | None = None
-    loras: tuple[tuple[str, float], ...] = ()
-    keep: bool = Field(False, description="load at the start, and never unload")
-    refiner: str | None = Field(None, description="the model that finishes what this one begins, where a request asks")
-    preview: str | None = Field(None, description="a TAESD file or folder for previews; without it they are coarse")
+    aliases: tuple[str, ...] = Field(default=(), description="other names, such as dall-e-2")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="number format")
+    offload: Literal["none", "model", "sequential"] = Field(
+        default="none", description="keep a network off the device while it is not at work"
+    )
+    variant: str | None = Field(default=None, description="which of a folder's weight files, such as fp16")
+    prediction: Literal["epsilon", "v_prediction"] | None = Field(
+        default=None, description="what a single file of Stable Diffusion 2 predicts"
+    )
+    loras: tuple[tuple[str, float], ...] = Field(default=(), description="LoRA files, each with its scale")
+    keep: bool = Field(default=False, description="load at the start, and never unload")
+    refiner: str | None = Field(
+        default=None, description="the model that finishes what this one begins, where a request asks"
+    )
+    preview: str | None = Field(
+        default=None, description="a TAESD file or folder for previews; without it they are coarse"
+    )
 
     @field_validator("name", "aliases")
     @classmethod
@@ -50,22 +58,22 @@ class ModelSettings(Strict):
 class Bounds(Strict):
     """How much one request may be. Bytes, pixels, seconds."""
 
-    body: int = Field(64 * MIB, gt=0, description="bytes of a request with pictures")
-    json_body: int = Field(1 * MIB, gt=0, description="bytes of a request of text alone")
-    image: int = Field(50 * MIB, gt=0, description="bytes of one picture file")
-    mask: int = Field(50 * MIB, gt=0, description="bytes of a mask file")
-    pixels: int = Field(50_000_000, gt=0, description="pixels of a picture that is given")
-    upscale_pixels: int = Field(4096 * 4096, gt=0, description="pixels of a picture to enlarge")
-    output_pixels: int = Field(8192 * 8192, gt=0, description="pixels of a result")
-    form_fields: int = Field(30, gt=0)
-    prompt: int = Field(32_000, gt=0, description="characters")
-    count: int = Field(10, gt=0, description="pictures of one request")
-    steps: int = Field(150, gt=0)
-    header_seconds: float = Field(10, gt=0, description="for a request's headers to arrive")
-    idle_seconds: float = Field(15, gt=0, description="between two pieces of a body")
-    body_seconds: float = Field(120, gt=0, description="for a whole body")
-    decode_seconds: float = Field(10, gt=0, description="for decoding one picture")
-    per_key: int = Field(4, gt=0, description="jobs of one key at a time")
+    body: int = Field(default=64 * MIB, gt=0, description="bytes of a request with pictures")
+    json_body: int = Field(default=1 * MIB, gt=0, description="bytes of a request of text alone")
+    image: int = Field(default=50 * MIB, gt=0, description="bytes of one picture file")
+    mask: int = Field(default=50 * MIB, gt=0, description="bytes of a mask file")
+    pixels: int = Field(default=50_000_000, gt=0, description="pixels of a picture that is given")
+    upscale_pixels: int = Field(default=4096 * 4096, gt=0, description="pixels of a picture to enlarge")
+    output_pixels: int = Field(default=8192 * 8192, gt=0, description="pixels of a result")
+    form_fields: int = Field(default=30, gt=0, description="text fields of a form")
+    prompt: int = Field(default=32_000, gt=0, description="characters of a prompt")
+    count: int = Field(default=10, gt=0, description="pictures of one request")
+    steps: int = Field(default=150, gt=0, description="denoising steps of one request")
+    header_seconds: float = Field(default=10, gt=0, description="for a request's headers to arrive")
+    idle_seconds: float = Field(default=15, gt=0, description="between two pieces of a body")
+    body_seconds: float = Field(default=120, gt=0, description="for a whole body")
+    decode_seconds: float = Field(default=10, gt=0, description="for decoding one picture")
+    per_key: int = Field(default=4, gt=0, description="jobs of one key at a time")
 
 
 class Settings(BaseSettings):
@@ -75,26 +83,38 @@ class Settings(BaseSettings):
         env_prefix="ENLARGER_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
     )
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8997, ge=0, le=65535, description="0 picks a free one")
-    data: Path = Field(Path("~/.local/share/enlarger/service"), description="folder of the queue and of results")
-    devices: tuple[str, ...] = Field(("auto",), description="a worker process for each: auto, cpu, cuda:0 ...")
-    models: tuple[ModelSettings, ...] = ()
-    memory: float | None = Field(None, gt=0, description="GiB of weights that a worker keeps loaded; none: no bound")
-    queue: int = Field(16, ge=1, description="jobs that may wait")
-    batch: int | None = Field(None, ge=1, le=16, description="jobs that may run together; by default 4, 1 on a CPU")
-    job_minutes: float = Field(60, gt=0, description="how long results are kept")
-    disk: float = Field(2, gt=0, description="GiB that jobs may take")
-    drain_seconds: float = Field(30, ge=0, description="for running jobs to end after SIGTERM")
-    wait_seconds: float = Field(600, gt=0, description="the longest expected wait that a request is admitted with")
-    keys: tuple[str, ...] = Field((), description="sha256:... of each key; `enlarger key` makes one")
-    insecure_no_auth: bool = Field(False, description="serve a public address without keys")
-    hosts: tuple[str, ...] = Field((), description="further names in Host that requests may come to")
-    origins: tuple[str, ...] = Field((), description="web pages of other origins that may use the API")
-    fetch: bool = Field(False, description="fetch pictures from URLs that requests name")
-    fetch_networks: tuple[str, ...] = Field((), description="private networks that may be fetched from, as 10.0.0.0/8")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    bounds: Bounds = Bounds()
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8997, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    data: Path = Field(
+        default=Path("~/.local/share/enlarger/service"), description="folder of the queue and of results"
+    )
+    devices: tuple[str, ...] = Field(default=("auto",), description="a worker process for each: auto, cpu, cuda:0 ...")
+    models: tuple[ModelSettings, ...] = Field(default=(), description="models beside the bundled one, see below")
+    memory: float | None = Field(
+        default=None, gt=0, description="GiB of weights that a worker keeps loaded; none: no bound"
+    )
+    queue: int = Field(default=16, ge=1, description="jobs that may wait")
+    batch: int | None = Field(
+        default=None, ge=1, le=16, description="jobs that may run together; by default 4, 1 on a CPU"
+    )
+    job_minutes: float = Field(default=60, gt=0, description="how long results are kept")
+    disk: float = Field(default=2, gt=0, description="GiB that jobs may take")
+    drain_seconds: float = Field(default=30, ge=0, description="for running jobs to end after SIGTERM")
+    wait_seconds: float = Field(
+        default=600, gt=0, description="the longest expected wait that a request is admitted with"
+    )
+    keys: tuple[str, ...] = Field(default=(), description="sha256:... of each key; `enlarger key` makes one")
+    insecure_no_auth: bool = Field(default=False, description="serve a public address without keys")
+    hosts: tuple[str, ...] = Field(default=(), description="further names in Host that requests may come to")
+    origins: tuple[str, ...] = Field(default=(), description="web pages of other origins that may use the API")
+    fetch: bool = Field(default=False, description="fetch pictures from URLs that requests name")
+    fetch_networks: tuple[str, ...] = Field(
+        default=(), description="private networks that may be fetched from, as 10.0.0.0/8"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="the least that is logged"
+    )
+    bounds: Bounds = Field(default=Bounds(), description="how much one request may be, see below")
 
     @field_validator("data")
     @classmethod

@@ -1,4 +1,4 @@
-"""Requests that differ in little, computed in one batch: the same pictures up to rounding, in less time on a GPU."""
+"""Requests that differ in little, computed in one batch: the same pictures, up to rounding."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace

@@ -520,7 +520,7 @@ def test_importing_the_package_imports_no_torch(tmp_path: Path) -> None:
     """
     done = process(code, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("module 'enlarger' has no attribute 'enlarge'; it has Cancelled, ")
+    assert done.stdout.startswith("module 'enlarger' has no attribute 'enlarge'; it has AsyncClient, ")
 
 
 def test_input_error_is_the_requests_own() -> None:

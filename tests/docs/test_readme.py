@@ -1,7 +1,8 @@
 """What the documents say is so: Python blocks run, commands and files exist, links lead somewhere.
 
 Every Python block runs, each in a process of its own, in an empty folder that has `examples` and a `mask.png`, with
-tiny checkpoints for "path/to/...". One that cannot has `<!-- not run: REASON -->` on the line before it.
+tiny checkpoints for "path/to/...", and a service where the address of one is in it. One that cannot has
+`<!-- not run: REASON -->` on the line before it.
 """
 
 import os
@@ -9,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from typer.main import get_command
 
 from enlarger.cli.main import app
 from tests.support import tiny
+from tests.support.service import running
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINTS = {
@@ -25,13 +28,29 @@ CHECKPOINTS = {
     "path/to/stable-diffusion": tiny.sd1_folder,
     "path/to/sd2-inpainting": tiny.inpaint_folder,
 }
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "deploy" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+SERVICE = "http://127.0.0.1:8997"
 FENCE = re.compile(
     r"^(?P<skip><!-- not run: (?P<reason>\S.*?) -->\s*\n+)?```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```\s*$",
     re.M | re.S,
 )
 SHELL = {"bash", "sh", "shell", "console"}
-OURS = ("examples/", "scripts/", "docs/", "tests/", "benchmarks/", "enlarger/", "constraints.txt", "pyproject.toml")
+OURS = (
+    "examples/",
+    "scripts/",
+    "docs/",
+    "deploy/",
+    "tests/",
+    "benchmarks/",
+    "enlarger/",
+    "constraints.txt",
+    "pyproject.toml",
+)
 
 
 @dataclass(frozen=True)
@@ -84,9 +103,16 @@ def unknown_pieces(command: list[str]) -> list[str]:
     return missing
 
 
+@pytest.fixture(scope="module")
+def service() -> Iterator[str]:
+    """The address of a service with tiny models."""
+    with running(models=("tiny-sd", "tiny-inpaint")) as served:
+        yield served.url
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language in ("python", "py")], ids=str)
-def test_python_block_runs(block: Block, tmp_path: Path) -> None:
+def test_python_block_runs(block: Block, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if block.skip is not None:
         compile(block.code, str(block), "exec")
         pytest.skip(block.skip)
@@ -96,6 +122,8 @@ def test_python_block_runs(block: Block, tmp_path: Path) -> None:
     code = block.code
     for name, folder in CHECKPOINTS.items():
         code = code.replace(name, str(folder())) if name in code else code
+    if SERVICE in code:
+        code = code.replace(SERVICE, request.getfixturevalue("service"))
     if "mask.png" in code:
         with Image.open(ROOT / "examples" / "bridge.jpg") as bridge:
             mask = Image.new("L", bridge.size)

@@ -61,8 +61,8 @@ SEVERAL = {"fetch": True, "batch": 4}
 
 FAULTS: dict[str, Drill | Alone] = {
     "fuzz": Drill(fuzz.fuzz, 300, 5000, "calls", FUZZED, HASTY),
-    "uploads": Drill(uploads, 50, 300, "files", ROOM),
-    "bodies": Drill(bodies, 200, 200, "MiB in each body", ROOM),
+    "uploads": Drill(uploads, 80, 300, "files", ROOM),
+    "bodies": Drill(bodies, 200, 200, "MiB in each body", ROOM, HASTY),
     "load": Drill(load, 60, 200, "requests", ROOM),
     "slow": Drill(slow, 50, 300, "slow senders", ROOM, HASTY),
     "stops": Alone(stops, 3, 50, "stops"),

@@ -18,7 +18,7 @@ def disconnects(served: Served, times: int, seed: int = 0) -> list[Figure]:
     """Hang up so often at random moments, every tenth time with a stopwatch."""
     chance = random.Random(seed)
     workers = pids(served.process.pid, "worker")
-    asyncio.run(some(served, max(6, times // 10), chance))  # warm up: code, connections, weights
+    asyncio.run(some(served, max(15, times // 10), chance))  # warm up: code, connections, weights
     settle(served)
     before = standing(served)
     freed = [place_freed(served) for _ in range(max(3, times // 20))]
@@ -36,7 +36,7 @@ def disconnects(served: Served, times: int, seed: int = 0) -> list[Figure]:
         Figure("growth of the server's open files", after["files"] - before["files"], most=2),
         Figure("growth of the server's threads", after["threads"] - before["threads"], most=2),
         mebibytes("growth of the server's memory", after["server"] - before["server"], most=4 * 2**20),
-        mebibytes("growth of the worker's memory", after["worker"] - before["worker"], most=16 * 2**20),
+        mebibytes("growth of the worker's memory", after["worker"] - before["worker"], most=32 * 2**20),
     ]
 
 

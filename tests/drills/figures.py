@@ -58,13 +58,13 @@ def seconds(what: str, value: float, most: float | None = None) -> Figure:
 
 
 def millis(what: str, value: float, most: float | None = None) -> Figure:
-    """A time given in seconds, told in milliseconds."""
-    return Figure(what, value * 1e3, "ms", most=most, clock=True)
+    """A time and its bar, given in seconds, told in milliseconds."""
+    return Figure(what, value * 1e3, "ms", most=None if most is None else most * 1e3, clock=True)
 
 
 def mebibytes(what: str, value: float, most: float | None = None) -> Figure:
-    """An amount given in bytes."""
-    return Figure(what, value / 2**20, "MiB", most=most)
+    """An amount and its bar, given in bytes."""
+    return Figure(what, value / 2**20, "MiB", most=None if most is None else most / 2**20)
 
 
 def quantile(values: Sequence[float], part: float) -> float:

@@ -62,7 +62,7 @@ def inference(served: Served, seconds: float) -> list[Figure]:
     end, picture = time.monotonic() + seconds, wire.png(512, 512)
     with probing(served.url) as health:
         while time.monotonic() < end:
-            jobs.wait_for(served, [jobs.upscale_later(served, picture)["id"] for _ in range(2)])
+            jobs.wait_for(served, [jobs.upscale_later(served, picture)["id"]])
     return [
         Figure("questions about health while pictures of 512 x 512 are enlarged", len(health)),
         millis("their answers, p99", quantile(health, 0.99), most=MOMENT),
@@ -72,7 +72,7 @@ def inference(served: Served, seconds: float) -> list[Figure]:
 
 def expected_times(served: Served, count: int = 8) -> list[Figure]:
     """How far the stated waiting times of queued jobs are from what comes."""
-    picture = wire.png(2 * SIDE, 2 * SIDE)
+    picture = wire.png(SIDE, SIDE)
     jobs.wait_for(served, [jobs.upscale_later(served, picture)["id"] for _ in range(3)])
     made = [jobs.upscale_later(served, picture)["id"] for _ in range(count)]
     asked = {id: (jobs.now(), jobs.job(served, id)) for id in made}

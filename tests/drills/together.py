@@ -19,7 +19,7 @@ def together(served: Served, count: int) -> list[Figure]:
     return [*compared(served, "generated", count, lambda k: jobs.generate_later(
         served, prompt=f"picture {k}", seed=100 + k, num_inference_steps=6
     )), *compared(served, "enlarged", count, lambda k: jobs.upscale_later(
-        served, wire.png(48, 32, seed=k), seed=str(k), detail="1"
+        served, wire.png(48, 32, seed=k), seed=str(k), detail="0"
     ))]  # fmt: skip
 
 

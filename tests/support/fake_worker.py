@@ -119,6 +119,8 @@ def denoise(data: Path, jobs: list[dict[str, Any]], plan: dict[str, Any], cancel
         for job in [job for job in left if job["id"] in canceled]:
             left.remove(job)
             say(event="canceled", id=job["id"])
+        if not left:
+            break
         for job in left:
             say(event="progress", id=job["id"], stage="denoise", done=i + 1, total=steps)
             if plan.get("preview"):

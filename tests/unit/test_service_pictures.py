@@ -61,7 +61,7 @@ def pool() -> Iterator[Pool]:
 
 @pytest.fixture
 def own_pool() -> Iterator[Pool]:
-    yield from started(decode_seconds=0.3)
+    yield from started(decode_seconds=0.5)
 
 
 def saved(path: Path, image: Image.Image, **options) -> Path:
@@ -230,7 +230,7 @@ def test_a_child_that_hangs_costs_its_picture_and_is_replaced(own_pool: Pool, tm
     for pid in before:
         os.kill(pid, signal.SIGSTOP)
     code, text = refused(own_pool.picture, source, tmp_path / "out.png")
-    assert code == "image_parse_error" and text.startswith("image: took longer than 0.3 seconds to decode; shrink it")
+    assert code == "image_parse_error" and text.startswith("image: took longer than 0.5 seconds to decode; shrink it")
     for _ in range(len(before) - 1):
         assert refused(own_pool.picture, source, tmp_path / "out.png")[0] == "image_parse_error"
     assert own_pool.picture(source, tmp_path / "out.png").width == 4

@@ -26,7 +26,7 @@ from enlarger.service.settings import Settings
 Room = Callable[[str, float | None], None]  # owner, seconds that the client waits; raises Refused where there is none
 
 HEAD_BYTES = 32 << 10
-OPEN = frozenset({"/", "/favicon.ico", "/healthz", "/readyz", "/health", "/v1", "/v1/"})  # to be read without a key
+OPEN = frozenset({"/", "/favicon.ico", "/healthz", "/readyz", "/health", "/v1/"})  # to be read without a key
 PROBES = frozenset({"/healthz", "/readyz", "/health", "/metrics"})  # asked every few seconds
 REJECTIONS = frozenset({401, 403, 408, 413, 415, 429, 431, 503})  # statuses of what is refused to protect the service
 FULL = (errno.ENOSPC, errno.EDQUOT)

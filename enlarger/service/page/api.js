@@ -46,18 +46,18 @@ export async function follow(id, changed, lost, signal) {
     seen.over ||= over(data);
     changed(data, kind);
   };
-  for (let failures = 0; !seen.over; failures++) {
+  for (let failures = 0; ; failures++) {
     const before = seen.number;
     try {
-      if (failures < 3) await stream(id, seen, hear, signal);
-      if (seen.over) return;
       hear(await askJson(`v1/jobs/${id}`, { signal }));
+      if (!seen.over && failures < 3) await stream(id, seen, hear, signal);
+      if (seen.over) return;
     } catch (problem) {
       if (signal.aborted || (problem.status >= 400 && !problem.wait && problem.status < 500)) throw problem;
       lost(true);
     }
     if (seen.number !== before) failures = 0;
-    if (!seen.over) await pause(1000, signal);
+    await pause(1000, signal);
   }
 }
 

@@ -1,7 +1,7 @@
 /** The page: what is shown for the chosen card, and what its buttons do. */
 import { askJson, key } from './api.js';
 import * as compare from './compare.js';
-import { $, all, announce, fill, icon, isJson, label, make, pause, put, save, setSource, stem } from './dom.js';
+import { $, all, announce, fill, isJson, label, make, pause, put, save, setSource, stem } from './dom.js';
 import { draw as drawGallery } from './gallery.js';
 import { addPicture, busy, cancel, cards, finished, newCard, percentOf, recall, remove, resultsOf, setUp, start } from './jobs.js';
 import * as mask from './mask.js';
@@ -52,7 +52,10 @@ function drawViewer(card) {
   if (!result) return compare.show(card.url, card.size, card.name);
   const size = [result.width, result.height];
   compare.show(result.address, size, card.name, card.url);
-  drawVariants(results.length);
+  const choice = $('variants');
+  choice.hidden = results.length < 2;
+  if (choice.length !== results.length) choice.replaceChildren(...results.map((_, i) => make('option', {}, number(i + 1))));
+  choice.selectedIndex = variant;
   put($('facts'), say('facts', { size: sizeText(size), seed: result.seed }));
   $('again').hidden = !card.file && card.task !== 'generate';
   return Object.assign($('download'), { href: result.address, download: nameOf(card, result) });
@@ -60,18 +63,6 @@ function drawViewer(card) {
 
 const nameOf = (card, { width, height, format }) => (
   `${stem(card.name)}-${width}x${height}${variant ? `-${variant + 1}` : ''}.${format.replace('jpeg', 'jpg')}`);
-
-function drawVariants(count) {
-  const box = $('variants');
-  box.hidden = count < 2;
-  if (box.children.length === count + 1) return;
-  box.replaceChildren(box.firstChild, ...Array.from({ length: count }, (_, i) => {
-    const radio = make('input', { type: 'radio', name: 'variant' });
-    radio.checked = i === variant;
-    radio.onchange = () => { variant = i; draw(); };
-    return make('label', {}, radio, make('span', {}, number(i + 1)));
-  }));
-}
 
 function drawWorking(card) {
   const { job, state, message } = card;
@@ -107,9 +98,9 @@ function drawForm() {
   const size = selected && !busy(selected) && factor <= 16 ? selected.size : null;
   put($('factor-help'), size ? say('becomes', { from: sizeText(size), to: sizeText(size.map(side => Math.round(side * factor))) }) : '');
   if (!$('code').open) return;
-  put($('code-client'), clientOf(task));
+  put($('client'), clientOf(task));
   const request = requestOf(task, settings.kindNow(), settings.read());
-  put($('snippet'), snippetOf(document.querySelector('[name=code]:checked').value, request, selected?.name ?? 'photo.png'));
+  put($('snippet'), snippetOf($('language').selectedIndex, request, selected?.name ?? 'photo.png'));
 }
 
 // What is done
@@ -244,7 +235,6 @@ const theme = () => localStorage.getItem('enlarger.theme') ?? 'auto';
 function setTheme(name) {
   localStorage.setItem('enlarger.theme', name);
   document.documentElement.dataset.theme = name;
-  $('theme').replaceChildren(icon(name));
   label($('theme'), say(name));
 }
 
@@ -286,6 +276,7 @@ function listen() {
   document.forms[1].onsubmit = giveKey;
   $('file').onchange = () => { take([...$('file').files]); $('file').value = ''; };
   $('code').ontoggle = drawForm;
+  $('variants').onchange = () => { variant = $('variants').selectedIndex; draw(); };
   document.onkeydown = event => {
     if (event.key === 'Escape' && !$('ask-key').open && selected && busy(selected)) cancel(selected);
   };

@@ -1,5 +1,5 @@
 /** The cards: pictures that wait to be sent, and jobs of this browser with what became of them. */
-import { address, ask, askJson, follow, over } from './api.js';
+import { address, ask, follow, over } from './api.js';
 import { announce, make, pause } from './dom.js';
 import { dropPicture, keepPicture, pictureOf, remember, remembered } from './keep.js';
 import { bodyOf } from './request.js';
@@ -42,7 +42,7 @@ export function newCard(fields) {
 export async function addPicture(file) {
   const card = newCard({ name: file.name || 'picture.png', file, url: URL.createObjectURL(file) });
   Object.assign(card, await looked(file));
-  keepPicture(card.key, file);
+  keepPicture(card);
   remember(cards);
   return card;
 }
@@ -115,12 +115,12 @@ async function watch(card) {
   let quarter = 0;
   const changed = (data, kind) => {
     card.job = { ...card.job, ...data };
-    if (over(card.job)) return;
+    if (over(card.job)) return told(); // the bar is full while the result is fetched
     const now = Math.floor(percentOf(card) / 25);
     if (now > quarter) announce(`${card.name}: ${25 * now} %`);
     quarter = now;
     if (card.job.preview_url && (kind === 'preview' || !card.preview)) showPreview(card, signal);
-    put(card, { state: card.job.status });
+    return put(card, { state: card.job.status });
   };
   try {
     await follow(card.id, changed, lost => { if (lost !== Boolean(card.lost)) put(card, { lost }); }, signal);
@@ -133,7 +133,7 @@ async function watch(card) {
 
 async function complete(card) {
   const { status, error } = card.job;
-  if (status === 'succeeded' && !(card.task === 'upscale' && card.thumb)) {
+  if (status === 'succeeded' && card.state !== status && !(card.task === 'upscale' && card.thumb)) {
     const picture = await (await ask(contentOf(card, 0))).blob();
     Object.assign(card, await looked(picture), { size: card.size });
   }
@@ -165,7 +165,7 @@ export function remove(card) {
   if (busy(card)) cancel(card);
   cards.splice(cards.indexOf(card), 1);
   remember(cards);
-  dropPicture(card.key);
+  dropPicture(card);
   if (card.url) URL.revokeObjectURL(card.url);
   told();
 }
@@ -173,24 +173,13 @@ export function remove(card) {
 /** The cards of earlier visits, and what became of their jobs. */
 export async function recall() {
   for (const card of remembered()) {
-    const file = await pictureOf(card.key);
+    const file = await pictureOf(card);
     if (file) Object.assign(card, { file, url: URL.createObjectURL(file) });
     if (!card.id && !finished(card)) card.state = 'ready';
     if (card.id || file) cards.push(card);
   }
   told();
-  for (const card of cards) if (card.id && (busy(card) || card.state === 'succeeded')) revisit(card);
-}
-
-async function revisit(card) {
-  try {
-    const job = await askJson(`v1/jobs/${card.id}`);
-    put(card, { job, state: job.status });
-    if (!over(job)) watch(card);
-  } catch (problem) {
-    if (problem.status === 404) put(card, { state: 'expired', job: null });
-    else if (problem.status === 401 && await needKey(false)) revisit(card);
-  }
+  for (const card of cards) if (card.id && (busy(card) || card.state === 'succeeded')) watch(card);
 }
 
 const contentOf = (card, variant) => address(`v1/images/${card.id}/content?variant=${variant}`);

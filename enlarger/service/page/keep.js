@@ -1,4 +1,4 @@
-/** What this browser remembers: the cards in localStorage, the pictures they were made from in IndexedDB. */
+/** What this browser remembers: the cards in localStorage, the pictures they were made from in a cache. */
 
 const CARDS = 'enlarger.cards';
 const MOST = 60; // cards
@@ -22,27 +22,19 @@ export function remember(cards) {
   }
 }
 
-const settled = request => new Promise((resolve, reject) => {
-  request.onsuccess = () => resolve(request.result);
-  request.onerror = () => reject(request.error);
-});
-
-let opened;
-
-/** Do one thing with the stored pictures; a browser that stores none answers undefined. */
-async function pictures(act) {
+/** Do something with the stored pictures; without secure contexts there are none. */
+const pictures = async act => {
   try {
-    if (!opened) {
-      const request = indexedDB.open('enlarger', 1);
-      request.onupgradeneeded = () => request.result.createObjectStore('pictures');
-      opened = settled(request);
-    }
-    return await settled(act((await opened).transaction('pictures', 'readwrite').objectStore('pictures')));
+    return await act(await caches.open('enlarger'));
   } catch {
     return undefined;
   }
-}
+};
 
-export const keepPicture = (key, file) => pictures(store => store.put(file, key));
-export const pictureOf = key => pictures(store => store.get(key));
-export const dropPicture = key => pictures(store => store.delete(key));
+export const keepPicture = ({ key, file }) => pictures(box => box.put(`/${key}`, new Response(file)));
+export const dropPicture = ({ key }) => pictures(box => box.delete(`/${key}`));
+
+export async function pictureOf({ key, name }) {
+  const found = await pictures(box => box.match(`/${key}`));
+  return found && new File([await found.blob()], name, { type: found.headers.get('Content-Type') ?? '' });
+}

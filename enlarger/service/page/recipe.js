@@ -3,8 +3,6 @@ import { isJson } from './dom.js';
 
 const SIGNATURE = '\x89PNG\r\n\x1a\n';
 const MOST = 1 << 20; // bytes of a recipe
-const OPTIONS = { by: 'factor', noise_level: 'noise' }; // those that the page calls otherwise
-const SAME = ['detail', 'prompt', 'negative', 'strength', 'steps', 'guidance', 'count', 'width', 'height', 'seed'];
 
 /** The recipe that a file carries, or null: a JSON file, or a PNG with an iTXt chunk called "enlarger". */
 export async function recipeIn(file) {
@@ -36,7 +34,7 @@ function textOf(chunk) {
 function parsed(text) {
   try {
     const recipe = JSON.parse(text);
-    return typeof recipe.task === 'string' && typeof recipe.options === 'object' ? recipe : null;
+    return typeof recipe.task === 'string' && recipe.options instanceof Object ? recipe : null;
   } catch {
     return null;
   }
@@ -44,11 +42,6 @@ function parsed(text) {
 
 /** The settings that a recipe stands for; what it does not say is left as it is. */
 export function settingsOf({ task, model, options, seeds }) {
-  const settings = {};
-  const given = { ...options, seed: seeds?.[0] ?? options.seed };
-  for (const name of [...SAME, ...Object.keys(OPTIONS)]) {
-    const value = given[name] === null ? '' : given[name];
-    if (typeof value === 'string' || typeof value === 'number') settings[OPTIONS[name] ?? name] = value;
-  }
-  return { ...settings, task: String(task), model: String(model) };
+  const { by, noise_level: noise, seed } = options;
+  return { ...options, factor: by, noise, seed: seeds?.[0] ?? seed, task, model };
 }

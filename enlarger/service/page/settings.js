@@ -40,11 +40,11 @@ export function setUp(changed) {
     $('tabs').append(tab);
   }
   $('tabs').onkeydown = event => {
-    const at = TASKS.indexOf(task), last = TASKS.length - 1;
-    const to = { ArrowRight: at === last ? 0 : at + 1, ArrowLeft: at === 0 ? last : at - 1, Home: 0, End: last }[event.key];
+    const at = TASKS.indexOf(task);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: -1 }[event.key];
     if (to === undefined) return;
     event.preventDefault();
-    chooseTask(TASKS[to]);
+    chooseTask(TASKS.at(to % TASKS.length));
     $(`tab-${task}`).focus();
   };
   chooseTask(task);
@@ -100,7 +100,7 @@ export function read() {
 
 /** Say what is wrong, at the field it is wrong in; true if nothing is. */
 export function check() {
-  const wrong = [...all('#options .field:not([hidden]) :is(input, textarea)')].filter(input => !input.validity.valid);
+  const wrong = [...all('[data-option]:not([hidden]) :is(input, textarea)')].filter(input => !input.validity.valid);
   for (const input of wrong) showError(input, say(input.step === 'any' ? 'range' : 'whole', input));
   const { width, height } = read();
   if (task === 'generate' && !wrong.length && (width === null) !== (height === null)) {
@@ -113,7 +113,7 @@ export function check() {
 
 function showError(input, words) {
   clearError(input);
-  input.closest('.field').append(make('p', { id: `${input.id}-error`, class: 'error' }, words));
+  input.closest('[data-option]').append(make('p', { id: `${input.id}-error`, class: 'error' }, words));
   input.setAttribute('aria-invalid', 'true');
   input.setAttribute('aria-describedby', `${input.id}-error`);
   input.closest('details')?.setAttribute('open', '');
@@ -145,7 +145,7 @@ export function restore(settings) {
     settings.seed = '';
   }
   for (const name of [...NUMBERS, 'prompt', 'negative']) {
-    if (name in settings) $(name).value = settings[name];
+    if (settings[name] !== undefined) $(name).value = settings[name] ?? '';
     clearError($(name));
   }
   if (settings.strength !== undefined) STRENGTHS[task] = settings.strength;

@@ -19,7 +19,6 @@ from enlarger.service.settings import Settings
 MOST_CHILDREN = 2
 MOST_PICTURES = 200  # that a child decodes before a new one takes its place
 START_SECONDS = 60  # for a child to import what it needs
-END_SECONDS = 2  # for a child to end by itself
 LINE = 4 << 20  # bytes of a message; notes may be long
 log = logging.getLogger("enlarger.service.decoder")
 
@@ -47,6 +46,21 @@ class Died(Exception):
     """A child that ended, or that said nothing in time."""
 
 
+async def _process(pixels: int, cpu_seconds: int) -> Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "enlarger.service.pictures.decoder",
+        str(pixels),
+        str(cpu_seconds),
+        stdin=PIPE,
+        stdout=PIPE,
+        limit=LINE,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        start_new_session=True,  # Ctrl-C is for the server
+    )
+
+
 class Child:
     """A decoder process, one picture at a time."""
 
@@ -57,19 +71,12 @@ class Child:
     @classmethod
     async def start(cls, pixels: int, seconds: float) -> "Child":
         """Start one and wait until it is ready. Raises Died."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "enlarger.service.pictures.decoder",
-            str(pixels),
-            str(int(seconds * MOST_PICTURES) + START_SECONDS),
-            stdin=PIPE,
-            stdout=PIPE,
-            limit=LINE,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C is for the server
-        )
-        child = cls(process)
+        starting = asyncio.create_task(_process(pixels, int(seconds * MOST_PICTURES) + START_SECONDS))
+        try:
+            child = cls(await asyncio.shield(starting))
+        except asyncio.CancelledError:  # between fork and here nobody would end it
+            await cls(await starting).end()
+            raise
         try:
             await child.read(START_SECONDS)
         except BaseException:
@@ -100,6 +107,8 @@ class Child:
         """Kill the process, if it still runs, and wait for it."""
         with suppress(ProcessLookupError):
             self.process.kill()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         await self.process.communicate()
 
 

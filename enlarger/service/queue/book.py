@@ -14,7 +14,7 @@ from enlarger.service.jobs import FINISHED, Job, folder_of
 from enlarger.service.queue.estimate import Costs
 from enlarger.service.queue.events import Boards, Kind
 from enlarger.service.queue.line import Line, Live, moved
-from enlarger.service.queue.state import Metrics
+from enlarger.service.queue.state import Metrics, Standing
 from enlarger.service.queue.store import Database, Store
 from enlarger.service.queue.sweep import read_done, remove_folder
 
@@ -137,8 +137,8 @@ class Book:
 
     async def forget(self, id: str) -> None:
         """Delete a job that has ended, and its files."""
-        status = await self.store.do(Database.remove, id)
-        self._unwritten.pop(id, None)
+        unwritten, status = self._unwritten.pop(id, None), await self.store.do(Database.remove, id)
+        status = status if unwritten is None else unwritten.status
         self.boards.forget(id)
         if status in FINISHED:
             self._ended[status] -= 1
@@ -153,14 +153,16 @@ class Book:
 
     def tell(self, live: Live, kind: Kind, more: Mapping[str, Any] | None = None) -> None:
         """Tell those who watch a job where it stands."""
-        standing = self.line.standing(live, self.workers)
+        self._publish(live, kind, self.line.standing(live, self.workers), more)
+
+    def _publish(self, live: Live, kind: Kind, standing: Standing, more: Mapping[str, Any] | None = None) -> None:
         data = {"status": live.job.status, **standing.to_json(), **(more or {})}
         self.boards.publish(live.job.id, kind, data)
 
     def changed(self) -> None:
         """The line has changed: positions are told, and counted."""
-        for live in moved(self.line):
-            self.tell(live, "queued")
+        for live, standing in list(moved(self.line, self.workers)):
+            self._publish(live, "queued", standing)
         self.metrics.queue(len(self.line.waiting), len(self.line.running))
         self.metrics.jobs(self.counts())
 
@@ -186,6 +188,7 @@ class Book:
         if not first:
             log.error("job %s had ended before", job.id)
             job = await self.store.do(Database.get, job.id) or job
+        assert job.status in ("succeeded", "failed", "canceled")
         live.job = job
         self._ended[job.status] += 1
         self.line.drop(live)

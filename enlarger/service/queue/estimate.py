@@ -60,6 +60,7 @@ class Pace:
     shared: int = 1  # jobs in its batch, itself included
     first: str | None = None  # stage
     stage: str | None = None
+    turn: int = 0  # which of its pictures
     done: int = 0
     total: int = 0
     best: float = 0.0  # progress never goes back
@@ -78,14 +79,17 @@ class Pace:
         return self.total > 0
 
     def see(self, stage: str, done: int, total: int, now: float) -> None:
-        """So much of a stage is done."""
+        """So much of a stage is done, counted over all pictures of the job."""
+        total = max(total, done, 1)
+        length = total / _count(self.ask)  # of the stage in one picture
+        turn = int(max(done - 1, 0) / length)
         if not self.moved:
             self.first, self.mark = stage, self.began
-        elif stage != self.stage or done < self.done:
+        elif (stage, turn) != (self.stage, self.turn) or done < self.done:
             self.passes.append(self.heard - self.mark)
             self.mark = self.heard
-        self.stage, self.done, self.total, self.heard = stage, done, max(total, done, 1), now
-        self.best = max(self.best, min(self._part(), 0.99))
+        self.stage, self.turn, self.done, self.total, self.heard = stage, turn, done, total, now
+        self.best = max(self.best, min(self._part((done - turn * length) / length), 0.99))
 
     def end(self, now: float) -> None:
         """The job has ended well: what it took is remembered."""
@@ -101,10 +105,9 @@ class Pace:
         known = self.heard - self.began
         return max(known / self.best - elapsed, 0.0)
 
-    def _part(self) -> float:
+    def _part(self, present: float) -> float:
         """The share of the work that is done, by the time that its passes are expected to take."""
-        present, plan = self.done / self.total, self.costs.passes(self.ask)
-        over = len(self.passes)
+        over, plan = len(self.passes), self.costs.passes(self.ask)
         if plan is None:
             return (over + present) / max(over + 1, self._usual())
         if over >= len(plan) - 1 or sum(plan) <= 0:
@@ -113,7 +116,7 @@ class Pace:
 
     def _usual(self) -> int:
         """How many passes a job has, as long as none of its kind has ended."""
-        followed = self.first in FOLLOWED and self.ask.options.get("detail") != 0
+        followed = self.first in FOLLOWED and self.ask.options.get("detail") not in (None, 0)
         return (2 if followed else 1) * _count(self.ask)
 
 
@@ -130,7 +133,8 @@ def _count(ask: Ask) -> int:
 
 def _kinds(ask: Ask) -> tuple[Hashable, ...]:
     """From the same kind to the most distant relative."""
-    return ((ask.task, ask.model, ask.options.get("steps")), (ask.task, ask.model), ask.task, "any")
+    same = (ask.task, ask.model, ask.options.get("steps"), ask.options.get("detail"))
+    return (same, (ask.task, ask.model), ask.task, "any")
 
 
 def _shape(ask: Ask) -> Hashable:

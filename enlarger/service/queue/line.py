@@ -3,12 +3,14 @@
 import asyncio
 import heapq
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from enlarger.service.jobs import Job
 from enlarger.service.queue.estimate import Costs, Pace
 from enlarger.service.queue.state import Standing
+
+NEAR = 64  # positions from the front at which each change is told
 
 
 @dataclass(eq=False)
@@ -117,9 +119,12 @@ def standing_after(job: Job) -> Standing:
     return Standing(None, 1.0 if job.status == "succeeded" else 0.0)
 
 
-def moved(line: Line) -> Sequence[Live]:
-    """The waiting jobs whose position is another than their watchers know."""
-    changed = [(live, i + 1) for i, live in enumerate(line.waiting.values()) if live.told != i + 1]
+def moved(line: Line, workers: int) -> Iterable[tuple[Live, Standing]]:
+    """Where those waiting jobs stand whose position is another than their watchers know; far back not each is told."""
+    changed = [
+        (live, i) for i, live in enumerate(line.waiting.values(), 1) if live.told != i and (i <= NEAR or not live.told)
+    ]
+    begins = line.begins(workers) if changed else {}
     for live, position in changed:
         live.told = position
-    return [live for live, _ in changed]
+        yield live, Standing(position, eta_seconds=begins[live.job.id] + line.costs.seconds(live.job.ask))

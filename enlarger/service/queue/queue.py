@@ -11,7 +11,7 @@ from enlarger.service.queue import lock
 from enlarger.service.queue.book import Book, Outcome, several
 from enlarger.service.queue.catalogue import Catalogue
 from enlarger.service.queue.line import Live, standing_after
-from enlarger.service.queue.runs import CANCELED, Runs
+from enlarger.service.queue.runs import CANCELED, NO_WORKER, Runs
 from enlarger.service.queue.state import Metrics, ModelState, Standing, State
 from enlarger.service.queue.store import Database
 from enlarger.service.queue.sweep import empty_spool, make_folders, over_quota, remove_folder, remove_orphans, sizes
@@ -106,7 +106,7 @@ class Queue:
         if self._drain is not None:
             raise Refused(DRAINING)
         if self._runs.hopeless:
-            raise refuse(503, "no_worker", "no worker process can be started; the log of the service says why")
+            raise Refused(NO_WORKER)
         if not self._catalogue.known:
             raise refuse(503, "model_loading", "the models are being read; ask again in a moment", retry_after=2)
         self._check_key(owner)
@@ -167,6 +167,7 @@ class Queue:
             self._adding.remove(job.owner)
         if self._drain is not None:
             self._dismiss()
+        self._runs.give_up()
         return kept
 
     async def _abandon(self, task: "asyncio.Task[Job]") -> None:

@@ -18,6 +18,7 @@ from enlarger.service.settings import Settings
 
 log = logging.getLogger("enlarger.service.queue")
 CANCELED = Fault(499, "canceled", "the job was canceled")
+NO_WORKER = Fault(503, "no_worker", "no worker process can be started; the log of the service says why")
 GPU_BATCH = 4  # jobs that run together by default, except on a CPU
 PATIENCE = 1.0  # seconds until jobs are given out again that could not be marked as running
 
@@ -103,7 +104,10 @@ class Runs:
         elif kind == "loading":
             self._loading(worker)
         elif kind == "models":
+            self._loaded(worker)
             self._models(worker, message["loaded"])
+            for model, text in message.get("error", {}).items():
+                log.error("the worker of %s cannot load %s: %s", worker.asked, model, text)
         elif kind == "measured":
             measure(self.book.metrics, message)
         elif id not in worker.held:
@@ -125,12 +129,14 @@ class Runs:
         self._models(worker, {})
         if worker.state != "defunct" and not self.paused:
             self.book.metrics.worker_restart()
-        if self.hopeless:
-            fault = Fault(503, "no_worker", "no worker process can be started; the log of the service says why")
-            for live in several(self.book.line.waiting.values()):
-                if live.job.attached:
-                    self.book.settle(live, Outcome("failed", fault=fault))
+        self.give_up()
         self.dispatch()
+
+    def give_up(self) -> None:
+        """Where no worker can be started, tell those who wait on a connection; the others' jobs stay for later."""
+        for live in several(list(self.book.line.waiting.values())):
+            if self.hopeless and live.job.attached:
+                self.book.settle(live, Outcome("failed", fault=NO_WORKER))
 
     def _over(self, worker: Worker, id: str, message: Message) -> None:
         """A worker has let go of a job."""
@@ -183,6 +189,11 @@ class Runs:
             if live.pace is not None and not live.pace.moved:
                 live.pace.stage = "loading"
                 self.book.tell(live, "progress")
+
+    def _loaded(self, worker: Worker) -> None:
+        for live in several(map(self.book.line.lives.get, worker.held)):
+            if live.pace is not None and live.pace.stage == "loading":
+                live.pace.start(time.monotonic())
 
     def _models(self, worker: Worker, loaded: Mapping[str, int]) -> None:
         self.catalogue.load(worker, loaded)

@@ -67,11 +67,11 @@ MODEL: dict[str, Any] = {
     "owned_by": "enlarger",
     "enlarger": {"kind": "bundled", "tasks": ["upscale"], "aliases": [], "loaded_bytes": None, "error": None},
 }
-UPSCALE = {"image": "@photo.png", "prompt": "a lighthouse, highly detailed", "n": 1, "guidance_scale": 8.0}
+UPSCALE = {"prompt": "a lighthouse, highly detailed", "n": 1, "guidance_scale": 8.0}
 GENERATION = {"prompt": "a lighthouse at dusk, oil on canvas", "size": "512x512", "n": 1, "seed": 7}
-EDIT = {"image": "@photo.png", "mask": "@mask.png", "prompt": "a straw hat", "seed": 7}
+EDIT = {"prompt": "a straw hat", "seed": 7}
 EDIT_JSON = {"images": [{"image_url": PIXEL}], "prompt": "a straw hat", "seed": 7}
-VARIATION = {"image": "@photo.png", "n": 2}
+VARIATION = {"n": 2}
 GENERATION_STREAM = (
     ": started\n\nevent: image_generation.partial_image\n"
     'data: {"type":"image_generation.partial_image","b64_json":"...","partial_image_index":0}\n\n'

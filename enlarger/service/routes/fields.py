@@ -15,6 +15,8 @@ SCHEDULERS = (
 """The names of the solvers, here because this process does without torch."""
 
 SIZE = r"^(auto|[0-9]{1,5}x[0-9]{1,5})?$"
+SIDE = "([89]|[1-9][0-9]{1,2}|[1-7][0-9]{3}|80[0-9]{2}|81[0-8][0-9]|819[0-2])"  # 8 to 8192, for the document
+EXACT = {"pattern": f"^(auto|{SIDE}x{SIDE})?$"}
 Resize = Literal["stretch", "crop", "pad"]
 Switch = bool | None
 
@@ -67,7 +69,9 @@ class UpscaleForm(Sampled):
     """The form of `/v1/images/upscale`, beside its picture."""
 
     prompt: str | None = say("what the picture shows; may be empty")
-    size: str | None = say("WxH: what the input is resized to, before it is enlarged", pattern=SIZE)
+    size: str | None = say(
+        "WxH: what the input is resized to, before it is enlarged", pattern=SIZE, json_schema_extra=EXACT
+    )
     resize_mode: Resize | None = say("how `size` is reached: stretch (if absent), crop or pad")
     scale: float | None = limited(
         UpscaleRequest, "by", allow_inf_nan=False, help="how many times wider and higher; 2 if absent"
@@ -80,17 +84,13 @@ class UpscaleForm(Sampled):
 class OpenAI(Sampled):
     """What generations and edits share."""
 
-    size: str | None = say("WxH, exact, or auto", pattern=SIZE, examples=["512x512"])
+    size: str | None = say("WxH, exact, or auto", pattern=SIZE, json_schema_extra=EXACT, examples=["512x512"])
     quality: Literal["low", "medium", "high", "xhigh", "max", "standard", "hd", "auto"] | None = say("changes nothing")
-    background: Literal["transparent", "opaque", "auto"] | None = say("transparent is refused")
+    background: str | None = say("the pictures are opaque", json_schema_extra={"enum": ["opaque", "auto", None]})
     moderation: Literal["low", "auto"] | None = say("changes nothing")
     safety_identifier: str | None = say("who the end user is; not looked at")
     stream: Switch = say("answer with server-sent events")
     partial_images: int | None = say("pictures on the way to send with `stream`", ge=0, le=3)
-    refiner: Switch = say("let the model's refiner finish the picture")
-    upscale: bool | float | None = say(
-        "enlarge the picture by 2 (true), or by a number of 1 to 16", json_schema_extra={"minimum": 1, "maximum": 16}
-    )
 
 
 class Generation(OpenAI):
@@ -98,6 +98,10 @@ class Generation(OpenAI):
 
     prompt: str = Field(description="what the picture shows", examples=["a lighthouse at dusk, oil on canvas"])
     style: Literal["vivid", "natural"] | None = say("changes nothing")
+    refiner: Switch = say("let the model's refiner finish the picture")
+    upscale: bool | float | None = say(
+        "enlarge the picture by 2 (true), or by a number of 1 to 16", json_schema_extra={"minimum": 1, "maximum": 16}
+    )
 
 
 class Edit(OpenAI):
@@ -113,26 +117,38 @@ class Edit(OpenAI):
     input_fidelity: Literal["high", "low"] | None = say("changes nothing; `strength` does")
 
 
+def _no_files(schema: dict[str, Any]) -> None:
+    """Files that are stored beforehand are known, to be refused with words; they are not offered."""
+    del schema["properties"]["file_id"]
+    schema["properties"]["image_url"] = {
+        "type": "string",
+        "description": schema["properties"]["image_url"]["description"],
+    }
+    schema["required"] = ["image_url"]
+
+
 class Reference(BaseModel):
     """A picture of a JSON body: an address or the picture itself as `data:` URL."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, json_schema_extra=_no_files)
 
-    image_url: str | None = say("data: URL, or an address where fetching is switched on")
-    file_id: str | None = say("refused: there are no stored files")
+    image_url: str | None = say(
+        "data: URL, or an address where fetching is switched on", examples=["data:image/png;base64,..."]
+    )
+    file_id: str | None = None
 
 
 class EditJson(Edit):
     """The JSON body of `/v1/images/edits`."""
 
-    images: list[Reference] = Field(description="one picture", min_length=1)
+    images: list[Reference] = Field(description="one picture", min_length=1, json_schema_extra={"maxItems": 1})
     mask: Reference | None = say("which part is repainted")
 
 
 class Variation(Sampled):
     """The form of `/v1/images/variations`, beside its picture."""
 
-    size: str | None = say("WxH; the picture's own if absent", pattern=SIZE)
+    size: str | None = say("WxH; the picture's own if absent", pattern=SIZE, json_schema_extra=EXACT)
     resize_mode: Resize | None = say("how another `size` is reached: crop (if absent), stretch or pad")
     strength: float | None = limited(RefineRequest, "strength", allow_inf_nan=False)
 
@@ -142,7 +158,7 @@ class Inpainting(Sampled):
 
     prompt: str = Field(description="what the repainted part shows", examples=["a straw hat"])
     steps: int | None = limited(GenerateRequest, "steps", help="denoising steps; 25 if absent")
-    size: str | None = say("WxH; the picture's own if absent", pattern=SIZE)
+    size: str | None = say("WxH; the picture's own if absent", pattern=SIZE, json_schema_extra=EXACT)
     resize_mode: Resize | None = say("how another `size` is reached: crop (if absent), stretch or pad")
     strength: float | None = limited(InpaintRequest, "strength", allow_inf_nan=False)
     mask_mode: Literal["auto", "alpha", "luminance", "inverted"] | None = say("what the mask means; white is repainted")

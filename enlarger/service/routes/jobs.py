@@ -1,14 +1,14 @@
 """Jobs: where they stand, their events, their end; and the pictures that they made."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from enlarger.service.core import Service, owner_of, service_of
 from enlarger.service.faults import refuse
-from enlarger.service.jobs import Job, Status, folder_of, is_id
+from enlarger.service.jobs import Event, Job, Status, folder_of, is_id
 from enlarger.service.routes import examples, openapi, replies
 from enlarger.service.routes.answers import Deleted, JobList, JobReply, QueueReply
 from enlarger.service.routes.incoming import printable
@@ -17,11 +17,13 @@ from enlarger.service.routes.stream import job_events, streamed
 
 router = APIRouter(tags=["jobs"])
 shared = APIRouter(tags=["jobs"])  # for whoever knows an address
+KINDS = get_args(Event.__annotations__["kind"])
 MOST_LISTED = 1000
 MOST_NUMBER = 2**53
+NUMBER = "^[0-9]{0,15}$"
 
 Id = Annotated[str, Path(description="the job's `id`", examples=[examples.ID])]
-ONE = {200: {"model": JobReply, "description": "the job", "content": {"application/json": {"example": examples.JOB}}}}
+ONE = {200: openapi.one(JobReply, "the job", examples.JOB)}
 REFUSALS = openapi.errors(400, *openapi.READING, 404)
 
 
@@ -52,7 +54,7 @@ async def get_job(request: Request, id: Id) -> Response:
     responses={
         200: {
             "description": "a stream that ends with the job",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": examples.EVENTS}},
+            "content": openapi.event_stream(examples.EVENTS, *KINDS),
         },
         **REFUSALS,
     },
@@ -61,12 +63,12 @@ async def events(
     request: Request,
     id: Id,
     after: Annotated[int, Query(ge=0, le=MOST_NUMBER, description="number of the last event that was seen")] = 0,
-    last: Annotated[str | None, Header(alias="Last-Event-ID", description="the same; it wins")] = None,
+    last: Annotated[str, Header(alias="Last-Event-ID", pattern=NUMBER, description="the same; it wins")] = "",
 ) -> Response:
     """Server-sent events, from the first that was not seen. Data are the fields of the job that changed; the last event
     (`succeeded`, `failed`, `canceled`) has the whole job."""
     service, job = service_of(request), await _own(request, id)
-    start = after if last is None or last == "" else _number(last)
+    start = int(last) if last else after
     return streamed(job_events(service, job, start, replies.base_of(request)))
 
 
@@ -188,10 +190,3 @@ async def _own(request: Request, id: str) -> Job:
 
 def _absent(id: str) -> Exception:
     return refuse(404, "job_not_found", f"there is no job {printable(id)!r}, or it has expired", "id")
-
-
-def _number(text: str) -> int:
-    """The number of an event. Raises Refused for what is none."""
-    if not (text.isascii() and text.isdecimal() and len(text) < 16):
-        raise refuse(400, "invalid_value", f"Last-Event-ID is {text[:80]!r}, expected a number", "Last-Event-ID")
-    return int(text)

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from enlarger.jsonfile import shown
 from enlarger.service.core import Service, service_of
 from enlarger.service.faults import refuse
 from enlarger.service.jobs import Ask, Job
@@ -30,7 +31,7 @@ Pictures = tuple[Source, Source | None]
     "/v1/images/generations",
     summary="Make pictures from text",
     response_model=None,
-    responses=openapi.making(Images, examples.IMAGES, examples.GENERATION_STREAM),
+    responses=openapi.making(Images, examples.IMAGES, examples.GENERATION_STREAM, "image_generation"),
     openapi_extra=openapi.body(openapi.json_body(Generation, examples.GENERATION)),
 )
 async def generations(request: Request) -> Response:
@@ -56,7 +57,7 @@ async def generations(request: Request) -> Response:
     "/v1/images/edits",
     summary="Repaint a part of a picture, or all of it",
     response_model=None,
-    responses=openapi.making(Images, examples.IMAGES, examples.EDIT_STREAM),
+    responses=openapi.making(Images, examples.IMAGES, examples.EDIT_STREAM, "image_edit"),
     openapi_extra=openapi.body(
         openapi.form(Edit, examples.EDIT, MASKED, ("image",)), openapi.json_body(EditJson, examples.EDIT_JSON)
     ),
@@ -164,11 +165,13 @@ def _check(body: OpenAI) -> None:
     if body.background == "transparent":
         message = "background is transparent, but the models here paint every pixel; expected opaque or auto"
         raise refuse(400, "unsupported", message, "background")
-    if isinstance(body, Edit):
-        for name, value in (("upscale", body.upscale), ("refiner", body.refiner)):
-            if (value is not None and value is not False and value != 1.0) or value is True:
-                message = f"{name} is for generations alone; send the result of an edit to /v1/images/upscale"
-                raise refuse(400, "unsupported", message, name)
+    if body.background not in (None, "opaque", "auto"):
+        message = f"background is {shown(body.background)}, expected opaque or auto"
+        raise refuse(400, "invalid_value", message, "background")
+    for name in ("upscale", "refiner"):
+        if (body.model_extra or {}).get(name) not in (None, False, "", "false"):
+            message = f"{name} is for generations alone; send the result of an edit to /v1/images/upscale"
+            raise refuse(400, "unsupported", message, name)
 
 
 def _refiner(service: Service, model: str) -> str:

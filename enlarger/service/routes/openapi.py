@@ -1,15 +1,13 @@
-"""The OpenAPI document: what FastAPI cannot know of bodies that are read by hand, and of errors."""
+"""What FastAPI cannot know of our routes: bodies that are read by hand, errors, streams, examples."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel
-from starlette.routing import BaseRoute
 
-from enlarger.service.routes.answers import Error, JobReply
+from enlarger.service.routes.answers import JobReply
 
 Responses = dict[int | str, dict[str, Any]]
 Schema = dict[str, Any]
@@ -71,21 +69,33 @@ ORDER: list[Schema] = [
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
     },
 ]
+SCHEMAS = "#/components/schemas"
+KEPT = "json:"
 READING = (400, 401, 403, 431, 500, 503)
 REFUSALS = (*READING, 408, 413)
 MAKING = (*REFUSALS, 404, 415, 429, 499)
 
 
+def kept(example: Any) -> str:
+    """An example as text: FastAPI drops the nulls of what is not."""
+    return KEPT + json.dumps(example)
+
+
+def one(kind: type[BaseModel], description: str, example: Any) -> dict[str, Any]:
+    """One documented success, with its example."""
+    content = {"application/json": {"example": kept(example)}}
+    return {"model": kind, "description": description, "headers": dict(HEADERS), "content": content}
+
+
 def error(status: int) -> dict[str, Any]:
     """One documented error."""
     type_, code, param, message = EXAMPLES[status]
-    example = {"error": {"message": message, "type": type_, "param": param, "code": code}}
+    example = kept({"error": {"message": message, "type": type_, "param": param, "code": code}})
     headers = {**HEADERS, **(RETRY if status in (429, 503) else {})}
     return {
-        "model": Error,
         "description": TEXTS[status],
         "headers": headers,
-        "content": {"application/json": {"example": example}},
+        "content": {"application/json": {"schema": {"$ref": f"{SCHEMAS}/Error"}, "example": example}},
     }
 
 
@@ -94,11 +104,22 @@ def errors(*statuses: int) -> Responses:
     return {status: error(status) for status in sorted(set(statuses))}
 
 
-def making(kind: type[BaseModel], example: Any, stream: str | None = None) -> Responses:
-    """What a route answers that makes pictures."""
-    content: dict[str, Any] = {"application/json": {"example": example}}
+def event_stream(example: str, *kinds: str) -> dict[str, Any]:
+    """The content of an answer that is server-sent events; the schema is that of one event."""
+    properties: Schema = {
+        "event": {"type": "string", "enum": list(kinds)},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+    }
+    schema = {"type": "object", "properties": properties, "required": ["event", "data"]}
+    return {"text/event-stream": {"schema": schema, "example": example}}
+
+
+def making(kind: type[BaseModel], example: Any, stream: str | None = None, events: str = "") -> Responses:
+    """What a route answers that makes pictures, and streams events of such names."""
+    content: dict[str, Any] = {"application/json": {"example": kept(example)}}
     if stream is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}, "example": stream}
+        content |= event_stream(stream, *(f"{events}.{name}" for name in ("partial_image", "completed")), "error")
     return {
         200: {"model": kind, "description": "the pictures", "headers": dict(HEADERS), "content": content},
         202: {
@@ -112,11 +133,11 @@ def making(kind: type[BaseModel], example: Any, stream: str | None = None) -> Re
 
 def form(kind: type[BaseModel], example: Any, files: Mapping[str, str], needed: tuple[str, ...]) -> Schema:
     """A multipart body: a model's fields, and files with what they are."""
-    schema = plain(kind)
+    schema = without_null(plain(kind))
     pictures = {name: FILE | {"description": help} for name, help in files.items()}
     schema["properties"] = pictures | schema["properties"]
     schema["required"] = [*needed, *schema.get("required", [])]
-    return {"multipart/form-data": {"schema": schema, "example": example}}
+    return {"multipart/form-data": {"schema": schema, "example": kept(example)}}
 
 
 def plain(kind: type[BaseModel]) -> Schema:
@@ -124,6 +145,22 @@ def plain(kind: type[BaseModel]) -> Schema:
     schema = kind.model_json_schema(ref_template="{model}")
     known = schema.pop("$defs", {})
     return _inlined(schema, known)
+
+
+def without_null(part: Any) -> Any:
+    """The schema of what is sent as text: what may be absent cannot be null."""
+    if isinstance(part, list):
+        items: list[Any] = part  # pyright: ignore[reportUnknownVariableType]  JSON
+        return [without_null(item) for item in items if item not in (None, {"type": "null"})]
+    if not isinstance(part, dict):
+        return part
+    found: dict[str, Any] = {**part}  # pyright: ignore[reportUnknownVariableType]  JSON
+    if found.get("default", 0) is None:
+        del found["default"]
+    found = {name: without_null(value) for name, value in found.items()}
+    if len(found.get("anyOf", ())) == 1:
+        found |= found.pop("anyOf")[0]
+    return found
 
 
 def _inlined(part: Any, known: Mapping[str, Any]) -> Any:
@@ -145,35 +182,9 @@ def body(*contents: Schema) -> Schema:
     return {"requestBody": {"required": True, "content": merged}, "parameters": ORDER}
 
 
-def describe(app: FastAPI) -> None:
-    """Let the application's document say what is true of ours: faults are 400, never FastAPI's 422."""
-    cache: dict[str, Any] = {}
-
-    def document() -> dict[str, Any]:
-        if not cache:
-            cache.update(_document(app, app.routes))
-        return cache
-
-    app.openapi = document
-
-
-def _document(app: FastAPI, routes: list[BaseRoute]) -> dict[str, Any]:
-    found = get_openapi(
-        title=app.title, version=app.version, description=app.description, routes=routes, tags=app.openapi_tags
-    )
-    for path in found["paths"].values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)
-            if "security" in operation:
-                operation["security"].append({})  # a service without keys asks for none
-    for name in ("HTTPValidationError", "ValidationError"):
-        found["components"]["schemas"].pop(name, None)
-    return found
-
-
 def json_body(kind: type[BaseModel], example: Any) -> Schema:
     """A JSON body."""
-    return {"application/json": {"schema": plain(kind), "example": example}}
+    return {"application/json": {"schema": plain(kind), "example": kept(example)}}
 
 
 def picture(*kinds: str) -> dict[str, Any]:

@@ -32,16 +32,15 @@ class Order:
 
 
 def order_of(request: Request, stream: bool = False) -> Order:
-    """The order of a request. Raises Refused for a key that is none."""
+    """The order of a request; one for a stream is answered as such, whatever it prefers. Raises Refused for a key that
+    is none."""
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
         expected = "expected 1 to 255 visible ASCII characters"
         raise refuse(400, "invalid_value", f"Idempotency-Key is {shown(key)}, {expected}", "Idempotency-Key")
     preferences = ",".join(request.headers.getlist("prefer")).split(",")
     later = any(one.partition(";")[0].strip().lower() == "respond-async" for one in preferences)
-    if later and stream:
-        raise refuse(400, "unsupported", "found stream and Prefer: respond-async; ask for one of the two", "stream")
-    return Order(owner_of(request), key, later, stream)
+    return Order(owner_of(request), key, later and not stream, stream)
 
 
 def check_same(job: Job, wishes: Sequence[Wish], seeded: bool) -> Job:

@@ -15,7 +15,7 @@ from starlette.routing import compile_path
 from enlarger.service.faults import Fault, Refused, refuse
 from enlarger.service.jobs import Job, folder_of
 from enlarger.service.queue.state import Standing
-from enlarger.service.routes import openapi
+from enlarger.service.routes.document import describe
 from enlarger.service.routes.incoming import fault_of_errors
 from enlarger.service.routes.pieces import slot
 
@@ -158,7 +158,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    openapi.describe(app)
+    describe(app)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -186,9 +186,9 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 def methods_at(request: Request) -> set[str]:
-    """The methods that a path takes, over all of its routes."""
-    found = set[str]()
+    """The methods that a path takes, over all routes of its template; of several templates the longest is meant."""
+    found: dict[str, set[str]] = {}
     for route in iter_route_contexts(request.app.routes):
         if route.path is not None and compile_path(route.path)[0].match(request.url.path):
-            found |= route.methods or set()
-    return found
+            found.setdefault(route.path, set()).update(route.methods or ())
+    return found[max(found, key=len)] if found else set()

@@ -23,9 +23,7 @@ RETRY_SECONDS = 5
 
 Name = Annotated[str, Path(description="a model's `id`, or one of its other names", examples=["bundled"])]
 REFUSALS = openapi.errors(*openapi.READING)
-ONE = {
-    200: {"model": ModelReply, "description": "the model", "content": {"application/json": {"example": examples.MODEL}}}
-}
+ONE = {200: openapi.one(ModelReply, "the model", examples.MODEL)}
 
 
 BEGUN = {202: ONE[200] | {"description": "the model as it is now; the workers have been told"}}
@@ -133,7 +131,7 @@ async def model(request: Request, id: Name) -> Response:
     responses={**BEGUN, **REFUSALS, **openapi.errors(404)},
 )
 async def load(request: Request, id: Name) -> Response:
-    """So that later requests do not wait for it; `loaded_bytes` shows when it is there. Others go if memory is short."""
+    """So that later requests do not wait for it; `loaded_bytes` shows when it is. Others go if memory is short."""
     service = service_of(request)
     name = _named(service, id).name
     await service.queue.load(name)

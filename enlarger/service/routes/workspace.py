@@ -83,8 +83,8 @@ async def workspace(service: Service) -> AsyncGenerator[Workspace]:
     except Exception:
         await asyncio.to_thread(_remove, room, True)
         raise
-    except BaseException:  # the handler itself is canceled: nothing can be waited for here
-        asyncio.get_running_loop().run_in_executor(None, _remove, room, True)
+    except BaseException:  # the handler is canceled, as the service stops: the folder may be the queue's already
+        asyncio.get_running_loop().run_in_executor(None, _remove, room, False)
         raise
     await asyncio.to_thread(_remove, room, False)
 

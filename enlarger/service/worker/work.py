@@ -135,7 +135,7 @@ class Bench:
 
     def _run_together(self, tools: Tools, pieces: Sequence[Piece], again: bool = False) -> None:
         """Compute and deliver one batch. What fails in a batch is tried one by one; what memory does not suffice for,
-        once more with all other models put away."""
+        once more with all other models put away. `again`: that has been done."""
         jobs = [piece.job for piece in pieces]
         with self._guarding(jobs):
             error = self._attempt(tools, pieces)
@@ -243,7 +243,7 @@ class Bench:
             fault = fault_for(error)
             if fault.status >= 500:
                 log("job failed", error)
-            for job in jobs:
+            for job in (job for job in jobs if not job.over):
                 clear(job.folder)
                 said = fault.message.replace(f"{job.folder}/", "")
                 said = said if len(said) <= MESSAGE else f"{said[:MESSAGE]} ..."

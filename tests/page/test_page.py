@@ -1,0 +1,541 @@
+"""The web page in a real Chromium against a real service: what a person does, by pointer and by keyboard."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from email.parser import BytesParser
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from tests.support.browser import Watched, chromium, photo, pixels, png, tab
+from tests.support.service import Served, running
+
+MOST_BYTES = 80 * 1000
+LOCAL = {"OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
+HOSTILE = (
+    "<script>hit=1</script>", "<img src=x onerror=hit=1>", '"><svg onload=hit=1>', "'><script>hit=1</script>",
+    "javascript:hit=1", "<iframe srcdoc='<script>parent.hit=1</script>'>", "</textarea><script>hit=1</script>",
+    "</title><script>hit=1</script>", "${hit=1}", "{{constructor.constructor('hit=1')()}}", "`${hit=1}`",
+    "<a href=javascript:hit=1 autofocus onfocus=hit=1>x</a>", "<details open ontoggle=hit=1>", "<body onload=hit=1>",
+    "<style>@import 'http://evil.example/x.css'</style>", "<link rel=stylesheet href=http://evil.example/x.css>",
+    "<img src=http://evil.example/x.png>", "<base href=http://evil.example/>", "<meta http-equiv=refresh content=0>",
+    "<object data=http://evil.example/>", "<form action=http://evil.example/><button>go", "&lt;script&gt;hit=1",
+    "\\u003cscript\\u003ehit=1", "%3Cscript%3Ehit=1%3C/script%3E", "<math><mi xlink:href=javascript:hit=1>x",
+    "<video><source onerror=hit=1>", "<input autofocus onfocus=hit=1>", "<marquee onstart=hit=1>", "'-hit=1-'", "\u202egnp.exe",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Served]:
+    with running(models=("tiny-sd",)) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: Any, service: Served) -> Iterator[Watched]:
+    """The page, loaded; afterwards nothing was complained of and no other host was asked."""
+    with tab(browser, service.url) as watched:
+        watched.open()
+        yield watched
+        assert watched.complaints == []
+        assert watched.strangers == []
+
+
+def enlarge(page: Watched, name: str = "photo.png", data: bytes | None = None) -> bytes:
+    """Drop a picture, enlarge it, wait for the result."""
+    data = photo() if data is None else data
+    page.drop({name: data})
+    page.wait_for_selector(".pick")
+    page.click("#go")
+    page.done()
+    return data
+
+
+def result(page: Watched) -> bytes:
+    """The file behind the download button."""
+    return httpx2.get(page.get_attribute("#download", "href"), timeout=30).content
+
+
+def clip(page: Watched) -> float:
+    """How many pixels of the view's left side the later picture leaves free."""
+    text = page.evaluate("getComputedStyle(document.querySelector('#layer-after')).clipPath")
+    return float(re.findall(r"([\d.]+)px\)$", text)[0])
+
+
+def slow(page: Watched) -> None:
+    """Start a job that takes longer than any test."""
+    page.click("#tab-generate")
+    page.fill("#prompt", "a slow one")
+    page.fill("#width", "512")
+    page.fill("#height", "512")
+    page.click("#more summary")
+    page.fill("#steps", "150")
+    page.fill("#count", "10")
+    page.click("#go")
+
+
+def test_the_page_is_small_and_asks_for_no_inline_code() -> None:
+    parts = {item.name: item.read_bytes() for item in (files("enlarger.service") / "page").iterdir() if item.is_file()}
+    assert sum(map(len, parts.values())) <= MOST_BYTES
+    for name, data in parts.items():
+        assert b"innerHTML" not in data and b"http://" not in data.replace(b"http://www.w3.org/2000/svg", b""), name
+        assert b"https://" not in data and b"eval(" not in data, name
+    assert not re.search(rb"<script>|<style|\sstyle=|\son\w+=", parts["index.html"])
+
+
+def test_a_dropped_photo_is_enlarged_while_progress_is_told(page: Watched) -> None:
+    page.evaluate(
+        """() => {
+          window.values = [];
+          window.said = [];
+          const note = () => window.values.push(document.querySelector('#progress').value);
+          new MutationObserver(note).observe(document.querySelector('#progress'), { attributes: true });
+          const hear = () => window.said.push(document.querySelector('#live').textContent);
+          new MutationObserver(hear).observe(document.querySelector('#live'), { childList: true });
+        }"""
+    )
+    data = enlarge(page)
+    values = page.evaluate("window.values")
+    assert values == sorted(values) and values[-1] == 100
+    said = page.evaluate("window.said")
+    assert said[-1].startswith("photo.png: Done") and len(said) < 10
+    assert "96 × 64" in page.inner_text("#facts") and page.inner_text(".state") == "Done"
+    made = pixels(result(page))
+    assert made.shape == (64, 96, 3)
+    assert np.abs(made[::2, ::2].astype(int) - pixels(data)).mean() < 12
+    assert page.evaluate("document.querySelector('#after').naturalWidth") == 96
+    assert page.violations() == []
+
+
+def test_the_line_between_before_and_after_obeys_the_keyboard(page: Watched) -> None:
+    enlarge(page)
+    middle = clip(page)
+    page.focus("#cut")
+    for _ in range(10):
+        page.keyboard.press("ArrowLeft")
+    left = clip(page)
+    page.keyboard.press("End")
+    assert left < middle < clip(page)
+    page.focus("#view")
+    fitted = page.inner_text("#zoom-now")
+    for _ in range(8):
+        page.keyboard.press("+")
+    assert page.inner_text("#zoom-now") != fitted
+    before = page.evaluate("document.querySelector('#after').style.transform")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.querySelector('#after').style.transform") != before
+    page.keyboard.press("0")
+    assert page.inner_text("#zoom-now") == fitted
+    page.click("#pixels")
+    assert page.evaluate("getComputedStyle(document.querySelector('#after')).imageRendering") == "pixelated"
+
+
+def test_the_pointer_moves_the_line_zooms_and_pans(page: Watched) -> None:
+    enlarge(page)
+    box = page.locator("#view").bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    start = clip(page)
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 60, middle[1], steps=4)
+    page.mouse.up()
+    assert clip(page) == pytest.approx(start + 60, abs=4)
+    fitted = page.inner_text("#zoom-now")
+    page.mouse.wheel(0, -600)
+    page.wait_for_function("text => document.querySelector('#zoom-now').textContent !== text", arg=fitted)
+    before = page.evaluate("document.querySelector('#after').style.transform")
+    page.mouse.move(box["x"] + 40, middle[1])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 10, middle[1] + 30, steps=4)
+    page.mouse.up()
+    assert page.evaluate("document.querySelector('#after').style.transform") != before
+
+
+def test_escape_cancels_a_long_job(page: Watched, service: Served) -> None:
+    slow(page)
+    page.wait_for_selector('li[data-state="running"]')
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#failed:visible")
+    assert "Canceled" in page.inner_text("#failed-title")
+    newest = httpx2.get(f"{service.url}/v1/jobs").json()["data"][0]
+    assert newest["status"] == "canceled"
+    assert page.is_visible("#retry")
+
+
+def test_the_queue_holds_several_pictures_and_one_can_be_dropped_from_it(page: Watched) -> None:
+    slow(page)
+    page.wait_for_selector('li[data-state="running"]')
+    page.click("#tab-upscale")
+    page.fill("#count", "1")
+    page.drop({f"{i}.png": photo(seed=i) for i in range(3)})
+    page.wait_for_selector("#cards li:nth-child(4)")
+    assert page.inner_text("#go") == "Enlarge 3 pictures"
+    page.click("#go")
+    page.wait_for_function("document.querySelectorAll('[data-state=queued]').length === 3")
+    assert page.violations() == []
+    page.click("#cards li:nth-child(1) .close")
+    page.click("li[data-state=running] .pick")
+    page.click("#cancel")
+    page.wait_for_function("document.querySelectorAll('[data-state=succeeded]').length === 2", timeout=60_000)
+    assert page.locator("#cards li").count() == 3
+
+
+def test_a_painted_mask_is_sent_and_what_is_not_painted_stays(page: Watched) -> None:
+    page.click("#tab-inpaint")
+    data = photo(96, 64)
+    page.drop({"photo.png": data})
+    page.wait_for_selector("#painter:visible")
+    page.click("#go")
+    assert page.inner_text("#trouble") == "Paint over what should change first."
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.5, steps=3)
+    page.mouse.up()
+    page.focus("#canvas")
+    assert page.is_visible("#brush-at")
+    for key in ("Shift+ArrowRight", "Shift+ArrowRight", "]", "Space"):
+        page.keyboard.press(key)
+    assert page.violations() == []
+    page.fill("#prompt", "a red door")
+    page.click("#more summary")
+    page.fill("#steps", "2")
+    with page.expect_request("**/v1/images/edits") as sent:
+        page.click("#go")
+    fields = form_of(sent.value)
+    mask = pixels(fields["mask"])
+    assert mask.shape[:2] == (64, 96) and fields["mask_mode"] == b"luminance" and fields["prompt"] == b"a red door"
+    grey = mask[..., 0] if mask.ndim == 3 else mask
+    assert grey[32, 24] == 255 and grey[2, 2] == 0 and 0.01 < (grey > 127).mean() < 0.4
+    page.done()
+    made = pixels(result(page))
+    assert np.array_equal(made[:4], pixels(data)[:4])
+
+
+def test_the_mask_can_be_undone_inverted_and_cleared(page: Watched) -> None:
+    page.click("#tab-inpaint")
+    page.drop({"photo.png": photo(64, 64)})
+    page.focus("#canvas")
+    share = """() => {
+      const { width, height } = document.querySelector('#canvas');
+      const { data } = document.querySelector('#canvas').getContext('2d').getImageData(0, 0, width, height);
+      return data.filter((value, i) => i % 4 === 3 && value > 127).length / (width * height);
+    }"""
+    page.keyboard.press("Space")
+    dab = page.evaluate(share)
+    assert 0 < dab < 0.2
+    page.click("#invert")
+    assert page.evaluate(share) == pytest.approx(1 - dab, abs=0.02)
+    page.focus("#canvas")
+    page.keyboard.press("Control+z")
+    assert page.evaluate(share) == pytest.approx(dab, abs=1e-6)
+    page.keyboard.press("e")
+    page.keyboard.press("Space")
+    assert page.evaluate(share) < 0.01
+    page.click("#invert")
+    page.click("#wipe")
+    assert page.evaluate(share) == 0
+
+
+def test_result_and_recipe_are_downloaded_and_the_recipe_is_put_back(page: Watched, tmp_path: Path) -> None:
+    page.click("#more summary")
+    page.fill("#seed", "41")
+    page.check("[name=times][value='3']")
+    page.evaluate("document.querySelector('#detail').value = 0.5")
+    page.dispatch_event("#detail", "input")
+    enlarge(page)
+    with page.expect_download() as coming:
+        page.click("#download")
+    assert coming.value.suggested_filename == "photo-144x96.png"
+    made = Path(coming.value.path()).read_bytes()
+    with page.expect_download() as coming:
+        page.click("#recipe")
+    assert coming.value.suggested_filename == "photo.recipe.json"
+    recipe = json.loads(Path(coming.value.path()).read_text())
+    assert recipe["seeds"] == [41] and recipe["options"]["by"] == 3 and recipe["options"]["detail"] == 0.5
+    with Image.open(io.BytesIO(made)) as image:
+        assert isinstance(image, PngImagePlugin.PngImageFile) and json.loads(image.text["enlarger"]) == recipe
+
+    def settings() -> list[str]:
+        return [page.input_value(f"#{name}") for name in ("seed", "factor", "detail")]
+
+    for name, data, type in (
+        ("made.png", made, "image/png"),
+        ("recipe.json", json.dumps(recipe).encode(), "application/json"),
+    ):
+        page.open()
+        assert settings() == ["", "2", "0"]
+        page.drop({name: data}, type)
+        page.wait_for_selector("#found:visible")
+        if type == "image/png":
+            page.click("#found-use")
+        assert settings() == ["41", "3", "0.5"] and page.is_checked("[name=times][value='3']")
+
+
+def test_the_code_shown_gives_the_same_picture(page: Watched, tmp_path: Path) -> None:
+    data = photo()
+    page.click("#more summary")
+    page.fill("#seed", "7")
+    page.check("[name=times][value=other]")
+    page.fill("#factor", "1.5")
+    enlarge(page, "it's a \"photo\".png", data)
+    expected = pixels(result(page))
+    (tmp_path / "it's a \"photo\".png").write_bytes(data)
+    page.click("#code summary")
+    environment = os.environ | LOCAL | {"PYTHONPATH": str(Path.cwd())}
+    runs = {"curl": ["bash", "-c"], "requests": [sys.executable, "-c"], "enlarger.Client": [sys.executable, "-c"]}
+    if not (shutil.which("curl") and shutil.which("jq")):
+        del runs["curl"]
+    for kind, command in runs.items():
+        page.select_option("#language", label=kind)
+        code = page.inner_text("#snippet")
+        done = subprocess.run([*command, code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{code}\n{done.stderr}"
+        made = tmp_path / "result.png"
+        assert np.array_equal(pixels(made.read_bytes()), expected), kind
+        made.unlink()
+
+
+def test_code_for_generating_gives_the_same_picture(page: Watched, tmp_path: Path) -> None:
+    page.click("#tab-generate")
+    page.fill("#prompt", "it's $HOME, a \"door\" \\ 100 % @file ünïcödé")
+    page.click("#more summary")
+    for name, value in {"steps": "2", "seed": "0", "width": "64", "height": "72"}.items():
+        page.fill(f"#{name}", value)
+    page.click("#go")
+    page.done()
+    expected = pixels(result(page))
+    assert expected.shape == (72, 64, 3)
+    page.click("#code summary")
+    environment = os.environ | LOCAL
+    for kind, command in {"curl": ["bash", "-c"], "requests": [sys.executable, "-c"], "openai": [sys.executable, "-c"]}.items():
+        if kind == "curl" and not (shutil.which("curl") and shutil.which("jq")):
+            continue
+        page.select_option("#language", label=kind)
+        code = page.inner_text("#snippet")
+        done = subprocess.run([*command, code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{code}\n{done.stderr}"
+        assert np.array_equal(pixels((tmp_path / "result.png").read_bytes()), expected), kind
+
+
+def test_hostile_names_prompts_and_recipes_are_text(page: Watched) -> None:
+    page.evaluate("() => { window.hit = undefined }")
+    page.drop({f"{name}.png": photo(8, 8) for name in HOSTILE})
+    page.wait_for_function(f"document.querySelectorAll('#cards li').length === {len(HOSTILE)}")
+    info = PngImagePlugin.PngInfo()
+    recipe = {"task": HOSTILE[1], "model": HOSTILE[0], "options": {"prompt": HOSTILE[2], "by": HOSTILE[1]}, "seeds": [HOSTILE[1]]}
+    info.add_itxt("enlarger", json.dumps(recipe))
+    page.drop({f"{HOSTILE[1]}.png": png(Image.new("RGB", (8, 8)), pnginfo=info)})
+    page.click("#found-use")
+    page.click("#tab-generate")
+    page.click("#code summary")
+    page.click("#more summary")
+    page.fill("#seed", "")
+    page.fill("#steps", "1")
+    page.fill("#width", "64")
+    page.fill("#height", "64")
+    for prompt in HOSTILE[:3]:
+        page.fill("#prompt", prompt)
+        page.click("#go")
+        page.done()
+        assert prompt in page.inner_text("#cards li:first-child")
+    for prompt in HOSTILE:
+        page.fill("#prompt", prompt)
+        for kind in ("curl", "requests", "openai"):
+            page.select_option("#language", label=kind)
+    assert page.evaluate("window.hit") is None
+    assert page.locator("#stage script, #cards script, main iframe, main [onerror], main a:not(#download)").count() == 0
+
+
+def test_what_is_wrong_is_said_at_its_field(page: Watched) -> None:
+    page.click("#tab-generate")
+    page.click("#more summary")
+    page.fill("#seed", "-1")
+    page.click("#go")
+    assert page.inner_text("#seed-error") == "Give a whole number from 0 to 9007199254740991."
+    assert page.get_attribute("#seed", "aria-describedby") == "seed-error"
+    assert page.evaluate("document.activeElement.id") == "seed"
+    assert page.violations() == []
+    page.fill("#seed", "1")
+    assert page.locator("#seed-error").count() == 0
+    page.fill("#width", "64")
+    page.click("#go")
+    assert page.inner_text("#height-error") == "Give both width and height, or neither."
+
+
+def test_a_file_that_is_no_picture_fails_in_words(page: Watched) -> None:
+    page.drop({"broken.png": b"\x89PNG\r\n\x1a\nnothing"})
+    page.wait_for_selector("#failed:visible")
+    assert "cannot show" in page.inner_text("#failed-text")
+    page.click("#go")
+    page.wait_for_selector('li[data-state="failed"]')
+    assert len(page.inner_text("#failed-text")) > 20
+    page.complaints.clear()  # Chromium notes each 4xx
+    page.drop({"notes.txt": b"hello"}, "text/plain")
+    assert "neither a picture nor a recipe" in page.inner_text("#found-text")
+
+
+def test_a_busy_service_is_asked_again_when_it_says_so(page: Watched) -> None:
+    answers = [429]
+
+    def busy(route: Any) -> None:
+        if not answers:
+            return route.continue_()
+        error = {"message": "16 jobs wait already.", "type": "rate_limit_error", "param": None, "code": "queue_full"}
+        return route.fulfill(status=answers.pop(), headers={"Retry-After": "2"}, json={"error": error})
+
+    page.route("**/v1/images/upscale", busy)
+    page.drop({"photo.png": photo()})
+    page.wait_for_selector(".pick")
+    page.click("#go")
+    page.wait_for_selector('li[data-state="waiting"]')
+    assert "16 jobs wait already. Trying again in" in page.inner_text("#doing-more")
+    page.done()
+    page.complaints.clear()
+
+
+def test_without_streams_the_job_is_asked_for(page: Watched) -> None:
+    page.route("**/events", lambda route: route.abort())
+    enlarge(page)
+    assert "96 × 64" in page.inner_text("#facts")
+    page.complaints.clear()
+
+
+def test_a_key_is_asked_for_and_sent(page: Watched) -> None:
+    seen: list[str | None] = []
+
+    def guarded(route: Any) -> None:
+        seen.append(route.request.headers.get("authorization"))
+        if seen[-1] == "Bearer right":
+            return route.continue_()
+        return route.fulfill(status=401, json={"error": {"message": "no key", "code": "invalid_api_key"}})
+
+    page.route("**/v1/models", guarded)
+    page.goto(page.url)
+    page.wait_for_selector("#ask-key:visible")
+    assert page.violations() == []
+    page.fill("#key", "wrong")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#key-error').textContent !== ''")
+    page.fill("#key", "right")
+    page.click("#key-use")
+    page.wait_for_function("document.querySelector('#model').options.length > 0")
+    assert seen[-1] == "Bearer right" and page.evaluate("localStorage.length") <= 2
+    assert page.evaluate("sessionStorage.getItem('enlarger.key')") == "right"
+    page.complaints.clear()
+
+
+def test_the_gallery_outlives_a_reload_and_says_what_has_expired(page: Watched, service: Served) -> None:
+    enlarge(page)
+    job = httpx2.get(f"{service.url}/v1/jobs").json()["data"][0]["id"]
+    page.open()
+    page.done()
+    assert page.is_visible("#divider") and page.locator(".thumb:visible").count() == 1
+    page.wait_for_function("document.querySelector('#before').naturalWidth === 48")
+    httpx2.delete(f"{service.url}/v1/jobs/{job}")
+    page.open()
+    page.wait_for_selector('li[data-state="expired"]')
+    page.complaints.clear()
+    assert "Expired" in page.inner_text("#failed-title")
+    page.click("#retry")
+    page.done()
+    page.click("#clear")
+    assert page.locator("#cards li").count() == 0
+    page.open()
+    assert page.is_visible("#empty")
+
+
+def test_the_result_goes_on_to_another_task(page: Watched) -> None:
+    enlarge(page)
+    page.click("#onward")
+    page.wait_for_selector('li[data-state="ready"]')
+    assert page.inner_text("#cards li:first-child .name") == "photo-96x64.png"
+    page.click("#tab-refine")
+    page.fill("#prompt", "finer")
+    page.click("#more summary")
+    page.fill("#steps", "4")
+    page.click("#go")
+    page.done()
+    assert "96 × 64" in page.inner_text("#facts")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1280, "dark")])
+def test_every_state_is_accessible_and_fits(browser: Any, service: Served, width: int, scheme: str) -> None:
+    with tab(browser, service.url, width, 740, color_scheme=scheme, reduced_motion="reduce") as page:
+        page.open()
+
+        def sound(state: str) -> None:
+            assert page.violations() == [], state
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), state
+
+        sound("empty")
+        page.click("#theme")
+        page.click("#theme")
+        page.click("#theme")
+        enlarge(page)
+        sound("compare")
+        page.click("#tab-inpaint")
+        page.drop({"mask.png": photo(64, 64)})
+        page.wait_for_selector("#painter:visible")
+        sound("mask")
+        slow(page)
+        page.wait_for_selector("#working:visible")
+        sound("working")
+        page.click("#cancel")
+        sound("canceled")
+        assert page.complaints == [] and page.strangers == []
+
+
+def test_a_task_without_a_model_says_how_to_add_one(page: Watched) -> None:
+    def bundled(route: Any) -> None:
+        found = route.fetch().json()
+        route.fulfill(json=found | {"data": [one for one in found["data"] if one["id"] == "bundled"]})
+
+    page.route("**/v1/models", bundled)
+    page.open()
+    page.click("#tab-inpaint")
+    assert "Repair needs a Stable Diffusion model" in page.inner_text("#missing")
+    assert "enlarger serve --model NAME=PATH" in page.inner_text("#missing")
+    assert page.is_disabled("#go") and page.violations() == []
+
+
+def test_everything_is_reached_by_the_tab_key(page: Watched) -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "skip"
+    reached: list[str] = []
+    for _ in range(14):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert {"theme", "tab-upscale", "choose", "model", "detail", "go"} <= set(reached)
+    page.focus("#tab-upscale")
+    page.keyboard.press("ArrowRight")
+    assert page.get_attribute("#tab-inpaint", "aria-selected") == "true"
+    page.keyboard.press("End")
+    assert page.evaluate("document.activeElement.id") == "tab-generate"
+
+
+def form_of(request: Any) -> dict[str, bytes]:
+    """The parts of a multipart request by name."""
+    head = f"Content-Type: {request.headers['content-type']}\r\n\r\n".encode()
+    message: Any = BytesParser().parsebytes(head + request.post_data_buffer)
+    return {
+        part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
+        for part in message.get_payload()
+    }

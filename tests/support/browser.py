@@ -1,0 +1,133 @@
+"""A real Chromium for tests of the web page: what it shows, what it complains of, and whom it asks."""
+
+import base64
+import io
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.pictures import texture
+
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+DROP = """([files, target]) => {
+  const data = new DataTransfer();
+  for (const { name, type, bytes } of files) {
+    data.items.add(new File([Uint8Array.from(atob(bytes), sign => sign.charCodeAt(0))], name, { type }));
+  }
+  for (const kind of ['dragenter', 'dragover', 'drop']) {
+    const event = new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true });
+    document.querySelector(target).dispatchEvent(event);
+  }
+}"""
+
+
+@dataclass
+class Watched:
+    """One tab, with everything that must not happen in it written down."""
+
+    page: Any  # playwright's
+    url: str
+    complaints: list[str] = field(default_factory=list[str])
+    strangers: list[str] = field(default_factory=list[str])  # addresses of other hosts that were asked for
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.page, name)
+
+    def open(self) -> None:
+        """Load the page, and wait until it knows the models."""
+        self.page.goto(self.url)
+        self.page.wait_for_function("document.querySelector('#model').options.length > 0")
+
+    def drop(self, files: Mapping[str, bytes], type: str = "image/png", target: str = "#stage") -> None:
+        """Drop files on the page as a person does."""
+        listed = [
+            {"name": name, "type": type, "bytes": base64.b64encode(data).decode()} for name, data in files.items()
+        ]
+        self.page.evaluate(DROP, [listed, target])
+
+    def done(self, seconds: float = 60) -> None:
+        """Wait until the chosen picture's result is shown."""
+        self.page.wait_for_selector("#after-bar:visible, #failed:visible", timeout=seconds * 1000)
+        assert self.page.is_visible("#after-bar"), self.page.inner_text("#failed")
+
+    def violations(self) -> list[str]:
+        """What axe has to say about the page as it is now."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        found = Axe().run(self.page).response["violations"]
+        return [f"{item['id']}: {node['html']} {node['failureSummary']}" for item in found for node in item["nodes"]]
+
+    def _note(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"{message.text} ({message.location.get('url', '')})")
+
+    def _ask(self, request: Any) -> None:
+        place = urlsplit(request.url)
+        if place.scheme not in ("blob", "data") and f"{place.scheme}://{place.netloc}" != self.url.rstrip("/"):
+            self.strangers.append(request.url)
+
+    def watch(self) -> None:
+        self.page.on("console", self._note)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
+        self.page.on("request", self._ask)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Debian's or another Chromium of this machine; skips where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def tab(browser: Any, url: str, width: int = 1280, height: int = 800, **options: Any) -> Iterator[Watched]:
+    """A tab with storage of its own."""
+    context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True, **options)
+    watched = Watched(context.new_page(), url if url.endswith("/") else url + "/")
+    watched.page.set_default_timeout(10_000)
+    watched.watch()
+    try:
+        yield watched
+    finally:
+        context.close()
+
+
+def photo(width: int = 48, height: int = 32, seed: int = 0) -> bytes:
+    """A picture as a PNG file."""
+    return png(Image.fromarray(texture(width, height, seed=seed)))
+
+
+def png(image: Image.Image, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", **options)
+    return stream.getvalue()
+
+
+def pixels(data: bytes) -> np.ndarray[Any, Any]:
+    """The values of a picture file."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image).copy()
