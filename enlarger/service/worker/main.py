@@ -85,7 +85,8 @@ class Inbox:
 
 def main() -> None:
     """Work until standard input closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the server decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # may reach the whole group; the server decides
+        signal.signal(number, signal.SIG_IGN)
     os.nice(POLITE)
     wire = Wire(os.dup(1))
     os.dup2(2, 1)  # whatever a library prints goes to the log
