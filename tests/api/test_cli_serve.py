@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -15,10 +17,11 @@ from PIL import Image
 import enlarger
 from enlarger.cli.main import run
 from enlarger.cli.serve import model_of
+from enlarger.client.replies import Result
 from enlarger.errors import InputError
 from enlarger.service.edge.keys import hash_of
 from enlarger.service.settings import Settings, read_settings
-from tests.support.service import Served, running
+from tests.support.service import Served, running, start, stop
 
 KEY = "a key for the tests"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ENLARGER_")} | {
@@ -252,3 +255,32 @@ def test_sigterm_ends_a_service_in_order(tmp_path: Path) -> None:
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(30) == 0
         assert "Traceback" not in served.said()
+
+
+def test_a_client_outlives_the_service(tmp_path: Path) -> None:
+    """The service is killed while it works, and started again: the client gets its picture all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    image = Image.effect_noise((320, 320), 60).convert("RGB")
+    working = threading.Event()
+    results: list[Result] = []
+
+    def ask() -> None:
+        with enlarger.Client(f"http://127.0.0.1:{port}") as client:
+            results.append(client.upscale(image, detail=1.0, watch=lambda progress: working.set()))
+
+    first = start(tmp_path, tmp_path / "data", (), {"port": port})
+    asking = threading.Thread(target=ask)
+    try:
+        first.wait_ready()
+        asking.start()
+        assert working.wait(30)
+    finally:
+        first.process.kill()
+        first.process.wait()
+    second = start(tmp_path, tmp_path / "data", (), {"port": port})
+    try:
+        asking.join(60)
+        assert [result.image.size for result in results] == [(640, 640)]
+    finally:
+        stop(second)
