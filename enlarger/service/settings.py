@@ -72,7 +72,7 @@ class Bounds(Strict):
     header_seconds: float = Field(default=10, gt=0, description="for a request's headers to arrive")
     idle_seconds: float = Field(default=15, gt=0, description="between two pieces of a body")
     body_seconds: float = Field(default=120, gt=0, description="for a whole body")
-    decode_seconds: float = Field(default=10, gt=0, description="for decoding one picture")
+    decode_seconds: float = Field(default=20, gt=0, description="for decoding one picture")
     per_key: int = Field(default=4, gt=0, description="jobs of one key at a time")
 
 

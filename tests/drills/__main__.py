@@ -25,7 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(DRILLS)}")
     parser.add_argument("--short", action="store_true", help="the sizes of continuous integration")
-    parser.add_argument("--size", type=int, help="another size: requests, kills, minutes ...")
+    parser.add_argument("--size", type=int, help="another size: requests, kills, seconds ...")
     parser.add_argument("--write", type=Path, metavar="FILE", help="the document whose tables to renew")
     arguments = parser.parse_args()
     unknown = sorted({*arguments.names} - {*DRILLS})

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from tests.drills import wire
+from tests.drills import jobs, wire
 from tests.drills.figures import Figure, mebibytes, seconds, share
 from tests.drills.processes import watched
 from tests.drills.uploads import good_picture
@@ -20,7 +20,7 @@ def bodies(served: Served, mebibytes_sent: int) -> list[Figure]:
     """Bodies of so many MiB, in every way to send them."""
     assert good_picture(served)
     found: dict[str, wire.Answer] = {}
-    host = ":".join(map(str, wire.address(served.url)))
+    host = jobs.host_of(served)
     with watched(served.process.pid) as peak:
         for name, make in WAYS.items():
             found[name] = wire.pour(served.url, make(host, mebibytes_sent), SECONDS)

@@ -76,5 +76,5 @@ FAULTS: dict[str, Drill | Alone] = {
     "together": Drill(together, 4, 4, "jobs", SEVERAL),
     "storage": Alone(storage, 2, 20, "rounds"),
 }
-SOAK = Drill(soak, 1, 20, "minutes", ROOM)
+SOAK = Drill(soak, 20, 1200, "seconds", ROOM)
 DRILLS: dict[str, Drill | Alone] = {**FAULTS, "soak": SOAK}

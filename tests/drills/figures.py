@@ -15,11 +15,11 @@ class Figure:
     unit: str = ""
     most: float | None = None
     least: float | None = None
-    clock: bool = False  # seconds on the wall: a busy machine may be given slack
+    loose: bool = False  # times, and what a short form is too short for: there the bar may be given slack
 
     def good(self, slack: float = 1.0) -> bool:
-        """Whether it keeps its bar; `slack` multiplies the bars of times."""
-        most = self.most if self.most is None or not self.clock else self.most * slack
+        """Whether it keeps its bar; `slack` multiplies loose ones."""
+        most = self.most if self.most is None or not self.loose else self.most * slack
         return (most is None or self.value <= most) and (self.least is None or self.value >= self.least)
 
     def __str__(self) -> str:
@@ -54,12 +54,12 @@ def none(what: str, found: int) -> Figure:
 
 
 def seconds(what: str, value: float, most: float | None = None) -> Figure:
-    return Figure(what, value, "s", most=most, clock=True)
+    return Figure(what, value, "s", most=most, loose=True)
 
 
 def millis(what: str, value: float, most: float | None = None) -> Figure:
     """A time and its bar, given in seconds, told in milliseconds."""
-    return Figure(what, value * 1e3, "ms", most=None if most is None else most * 1e3, clock=True)
+    return Figure(what, value * 1e3, "ms", most=None if most is None else most * 1e3, loose=True)
 
 
 def mebibytes(what: str, value: float, most: float | None = None) -> Figure:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tests.drills import jobs
 from tests.drills.figures import Figure, exactly, none
 from tests.support.service import Served
 
@@ -56,7 +57,7 @@ def said(found: Counter[str]) -> str:
 
 def one_round(served: Served, seed: int, wanted: int) -> dict[str, Any]:
     """One run of schemathesis; its report."""
-    operations = sum(len(path) for path in served.get("/openapi.json").json()["paths"].values())
+    operations = sum(len(path) for path in jobs.get(served, "/openapi.json").json()["paths"].values())
     each = max(3, math.ceil(1.3 * wanted / operations))
     phases = "examples,fuzzing" if wanted < 1000 else "examples,coverage,fuzzing,stateful"
     with TemporaryDirectory() as place:
@@ -83,6 +84,6 @@ def quiet() -> dict[str, str]:
 def answered(served: Served) -> Counter[str]:
     """Answers by status, as the service's metrics have them."""
     counts = Counter[str]()
-    for status, count in TOTAL.findall(served.get("/metrics").text):
+    for status, count in TOTAL.findall(jobs.get(served, "/metrics").text):
         counts[status] += round(float(count))
     return counts

@@ -17,23 +17,28 @@ from tests.support.service import Served, until
 
 OVER = ("succeeded", "failed", "canceled")
 DETACHED = {"Prefer": "respond-async"}
+HTTP = httpx2.Client(timeout=60, limits=httpx2.Limits(max_keepalive_connections=0))  # a new one would read certificates
 
 
 def host_of(served: Served) -> str:
     return ":".join(map(str, wire.address(served.url)))
 
 
+def get(served: Served, path: str) -> httpx2.Response:
+    return HTTP.get(served.url + path)
+
+
 def upscale_later(served: Served, picture: bytes, **fields: str) -> dict[str, Any]:
     """A detached job that enlarges a picture."""
-    return accepted(httpx2.post(
+    return accepted(HTTP.post(
         served.url + wire.UPSCALE, files={"image": ("a.png", picture, "image/png")},
-        data={"model": "bundled", **fields}, headers=DETACHED, timeout=60,
+        data={"model": "bundled", **fields}, headers=DETACHED,
     ))  # fmt: skip
 
 
 def generate_later(served: Served, **fields: Any) -> dict[str, Any]:
     """A detached job that makes a picture from text."""
-    return accepted(httpx2.post(served.url + wire.GENERATE, json=generation(**fields), headers=DETACHED, timeout=60))
+    return accepted(HTTP.post(served.url + wire.GENERATE, json=generation(**fields), headers=DETACHED))
 
 
 def generation(**fields: Any) -> dict[str, Any]:
@@ -48,7 +53,7 @@ def accepted(answer: httpx2.Response) -> dict[str, Any]:
 
 def job(served: Served, id: str) -> dict[str, Any]:
     """A job as the service tells it now."""
-    answer = served.get(f"/v1/jobs/{id}")
+    answer = get(served, f"/v1/jobs/{id}")
     assert answer.status_code == 200, f"job {id}: {answer.status_code} {answer.text[:300]}"
     return answer.json()
 
@@ -73,7 +78,7 @@ def wait_status(served: Served, id: str, *statuses: str, seconds: float = 30) ->
 
 def results(served: Served, done: dict[str, Any]) -> list[bytes]:
     """The files that a job made."""
-    return [served.get(each["url"].removeprefix(served.url)).content for each in done["result"]["data"]]
+    return [get(served, each["url"].removeprefix(served.url)).content for each in done["result"]["data"]]
 
 
 def log_lines(served: Served) -> Iterator[dict[str, Any]]:
@@ -85,7 +90,7 @@ def log_lines(served: Served) -> Iterator[dict[str, Any]]:
 
 def metric(served: Served, name: str) -> float:
     """The sum over all labels of one metric."""
-    lines = served.get("/metrics").text.splitlines()
+    lines = get(served, "/metrics").text.splitlines()
     found = [line.rpartition(" ")[2] for line in lines if line.startswith((f"{name} ", f"{name}{{"))]
     return sum(map(float, found))
 

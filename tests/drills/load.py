@@ -80,7 +80,7 @@ def expected_times(served: Served, count: int = 8) -> list[Figure]:
     errors = [error for id in made if (error := missed(*asked[id], done[id])) is not None]
     return [
         Figure("queued jobs with a stated time left", len(errors), least=count - 3),
-        Figure("error of the stated time, median", 100 * middle(errors), "%", most=25, clock=True),
+        Figure("error of the stated time, median", 100 * middle(errors), "%", most=25, loose=True),
         Figure("error of the stated time, largest", 100 * max(errors, default=0), "%"),
     ]
 

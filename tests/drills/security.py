@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 from PIL import Image
@@ -164,33 +165,21 @@ def said(answers: list[httpx2.Response]) -> str:
 
 def told(served: Served, payload: str) -> list[httpx2.Response]:
     """Everything that comes back for one payload."""
-    made = generated(served, payload)
-    larger = enlarged(served, payload)
-    get = {"timeout": 30}
-    found = [made, larger]
-    for answer in (made, larger):
-        id = answer.json()["id"]
+    found = [generated(served, payload), enlarged(served, payload)]
+    for id in [answer.json()["id"] for answer in found]:
         done = jobs.wait_for(served, [id])[id]
-        found += [httpx2.get(f"{served.url}/v1/jobs/{id}", **get)]
-        found += [
-            httpx2.get(served.url + each["url"].removeprefix(served.url), **get) for each in done["result"]["data"]
-        ]
-    found += [httpx2.post(served.url + wire.GENERATE, json=jobs.generation(model=payload), **get)]
-    found += [httpx2.post(served.url + wire.GENERATE, json={payload: payload}, **get)]
-    found += [
-        httpx2.get(
-            served.url + "/v1/models/" + payload.replace("/", "%2F").replace("#", "%23").replace("?", "%3F"), **get
-        )
-    ]
-    found += [httpx2.get(served.url + "/v1/jobs", params={"status": payload}, **get)]
-    found += [httpx2.get(served.url + "/nothing", params={"x": payload}, **get)]
-    found += [httpx2.get(served.url + "/v1/jobs", **get)]
-    return found
+        found += [jobs.get(served, f"/v1/jobs/{id}")]
+        found += [jobs.get(served, each["url"].removeprefix(served.url)) for each in done["result"]["data"]]
+    quoted = quote(payload, safe="")
+    paths = (f"/v1/models/{quoted}", f"/v1/jobs?status={quoted}", f"/nothing?x={quoted}", "/v1/jobs")
+    found += [jobs.get(served, path) for path in paths]
+    bodies: tuple[dict[str, Any], ...] = (jobs.generation(model=payload), {payload: payload})
+    return [*found, *(jobs.HTTP.post(served.url + wire.GENERATE, json=body) for body in bodies)]
 
 
 def generated(served: Served, payload: str) -> httpx2.Response:
     values = jobs.generation(prompt=payload, negative_prompt=payload, user=payload, num_inference_steps=1)
-    return httpx2.post(served.url + wire.GENERATE, json=values, headers=jobs.DETACHED, timeout=30)
+    return jobs.HTTP.post(served.url + wire.GENERATE, json=values, headers=jobs.DETACHED)
 
 
 def enlarged(served: Served, payload: str) -> httpx2.Response:
@@ -203,7 +192,7 @@ def enlarged(served: Served, payload: str) -> httpx2.Response:
         wire.Part("image", file.getvalue(), f"{NOT_ASKED[0]}{payload}.png")
     ])  # fmt: skip
     headers = {"Content-Type": kind, **jobs.DETACHED}
-    return httpx2.post(served.url + wire.UPSCALE, content=body, headers=headers, timeout=30)
+    return jobs.HTTP.post(served.url + wire.UPSCALE, content=body, headers=headers)
 
 
 def inert(answer: httpx2.Response) -> bool:

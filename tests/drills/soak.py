@@ -41,13 +41,13 @@ class Visitor:
     watch: Watch
 
 
-def soak(served: Served, minutes: float, seed: int = 0) -> list[Figure]:
-    """Work for so many minutes, then compare memory with what it was after warm-up."""
+def soak(served: Served, seconds: int, seed: int = 0) -> list[Figure]:
+    """Work for so many seconds, then compare memory with what it was after warm-up."""
     watch = Watch()
     workers = pids(served.process.pid, "worker")
-    asyncio.run(_soak(served, watch, minutes * 60, seed))
+    asyncio.run(_soak(served, watch, seconds, seed))
     lost = len(set(workers) - set(pids(served.process.pid, "worker")))
-    return report(watch, minutes * 60, lost)
+    return report(watch, seconds, lost)
 
 
 async def _soak(served: Served, watch: Watch, length: float, seed: int) -> None:
@@ -216,7 +216,7 @@ def report(watch: Watch, length: float, lost: int) -> list[Figure]:
             drift = 100 * (middle(late) / middle(warm) - 1)
             figures += [
                 Figure(f"{role}: memory after warm-up", middle(warm) / 2**20, "MiB"),
-                Figure(f"{role}: growth of the second half's median", drift, "%", most=DRIFT),
+                Figure(f"{role}: growth of the second half's median", drift, "%", most=DRIFT, loose=True),
                 Figure(f"{role}: most", max(held.get(role, 0) for _, held in watch.memory) / 2**20, "MiB"),
             ]
     files = watch.files[len(watch.files) // 4 :]

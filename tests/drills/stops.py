@@ -80,7 +80,7 @@ def wait_unready(served: Served, started: float) -> tuple[float, bool]:
     """Seconds until the service no longer says that it is ready, and whether it said so in an answer."""
     while served.process.poll() is None:
         try:
-            status = httpx2.get(f"{served.url}/readyz", timeout=5).status_code
+            status = jobs.HTTP.get(f"{served.url}/readyz").status_code
         except httpx2.HTTPError:
             return time.perf_counter() - started, False
         if status != 200:

@@ -17,7 +17,8 @@ from tests.drills.processes import pids
 from tests.support.service import Served, running
 
 SIZE = 24  # MiB of the disk
-LEFT = 40 * 1024  # bytes that are left of it
+LEFT = 300 * 1024  # bytes that are left of it
+LARGE, LITTLE = (1000, 600), (240, 160)  # pictures that do not fit, and whose results do not fit
 
 
 class NoDisk(Exception):
@@ -32,8 +33,8 @@ def storage(rounds: int) -> list[Figure]:
         full, health, again = [], 0, 0
         for _ in range(rounds):
             with filled(disk):
-                full += [send(served), send(served, jobs.DETACHED)]
-                health += served.get("/healthz").status_code == 200
+                full += [send(served), send(served, headers=jobs.DETACHED), send(served, LITTLE)]
+                health += jobs.get(served, "/healthz").status_code == 200
             again += send(served).status_code == 200
         errors = sum(answer.json()["error"]["code"] == "storage_full" for answer in full if answer.status_code == 500)
         left = list((served.data / "spool").iterdir())
@@ -52,11 +53,10 @@ def said(answers: list[httpx2.Response]) -> str:
     return f" (not: {', '.join(sorted(odd)[:3])})" if odd else ""
 
 
-def send(served: Served, headers: dict[str, str] | None = None) -> httpx2.Response:
-    """A picture larger than what is left."""
-    picture = wire.png(400, 300)
-    assert len(picture) > LEFT
-    return httpx2.post(
+def send(served: Served, size: tuple[int, int] = LARGE, headers: dict[str, str] | None = None) -> httpx2.Response:
+    """A picture of which there is no room for the upload, or only none for the result."""
+    picture = wire.png(*size)
+    return jobs.HTTP.post(
         served.url + wire.UPSCALE, files={"image": ("a.png", picture, "image/png")}, data={"model": "bundled"},
         headers=headers, timeout=60,
     )  # fmt: skip

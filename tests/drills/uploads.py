@@ -3,7 +3,7 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.drills import wire
+from tests.drills import jobs, wire
 from tests.drills.figures import Figure, millis, none, quantile, share
 from tests.drills.odd import Odd, odd_uploads, truncations
 from tests.drills.processes import pids
@@ -48,13 +48,13 @@ def named(answer: wire.Answer) -> bool:
 
 def send(served: Served, odd: Odd) -> wire.Answer:
     """One request to enlarge a file."""
-    host = ":".join(map(str, wire.address(served.url)))
+    host = jobs.host_of(served)
     part = wire.Part("image", odd.content, odd.name, "image/png")
     return wire.ask(served.url, wire.form(wire.UPSCALE, host, {"model": "bundled"}, [part]))
 
 
 def good_picture(served: Served) -> bool:
     """Whether the service is alive and enlarges."""
-    host = ":".join(map(str, wire.address(served.url)))
+    host = jobs.host_of(served)
     raw = wire.form(wire.UPSCALE, host, {"model": "bundled"}, [wire.Part("image", wire.png(16, 16))])
-    return served.get("/healthz").status_code == 200 and wire.ask(served.url, raw).status == 200
+    return jobs.get(served, "/healthz").status_code == 200 and wire.ask(served.url, raw).status == 200

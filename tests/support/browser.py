@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.support.pictures import texture
+from tests.support.service import until
 
 FLAGS = (
     "--no-sandbox",
@@ -51,7 +52,11 @@ class Watched:
     def open(self) -> None:
         """Load the page, and wait until it knows the models."""
         self.page.goto(self.url)
-        self.page.wait_for_function("document.querySelector('#model').options.length > 0")
+        self.until("document.querySelector('#model').options.length > 0")
+
+    def until(self, true: str, seconds: float = 20) -> None:
+        """Wait until an expression of JavaScript is true; playwright's own way needs eval, which the page forbids."""
+        until(lambda: self.page.evaluate(true), seconds, lambda: f"{true} is still false")
 
     def drop(self, files: Mapping[str, bytes], type: str = "image/png", target: str = "#stage") -> None:
         """Drop files on the page as a person does."""

@@ -1,9 +1,9 @@
 /** The page: what is shown for the chosen card, and what its buttons do. */
-import { askJson, key } from './api.js';
+import { ask, askJson, key } from './api.js';
 import * as compare from './compare.js';
 import { $, all, announce, fill, isJson, label, make, pause, put, save, setSource, stem } from './dom.js';
 import { draw as drawGallery } from './gallery.js';
-import { addPicture, busy, cancel, cards, finished, newCard, percentOf, recall, remove, resultsOf, setUp, start } from './jobs.js';
+import { addPicture, busy, cancel, cards, finished, newCard, percentOf, recall, remove, resultsOf, setUp, start, watch } from './jobs.js';
 import * as mask from './mask.js';
 import { recipeIn, settingsOf } from './recipe.js';
 import { requestOf } from './request.js';
@@ -49,7 +49,10 @@ function drawViewer(card) {
   $('after-bar').hidden = !result;
   $('notes').hidden = notes.length === 0;
   $('notes').replaceChildren(...notes.map(note => make('li', {}, note)));
-  if (!result) return compare.show(card.url, card.size, card.name);
+  if (!result) {
+    compare.show(card.url, card.size, card.name);
+    return;
+  }
   const size = [result.width, result.height];
   compare.show(result.address, size, card.name, card.url);
   const choice = $('variants');
@@ -57,8 +60,8 @@ function drawViewer(card) {
   if (choice.length !== results.length) choice.replaceChildren(...results.map((_, i) => make('option', {}, number(i + 1))));
   choice.selectedIndex = variant;
   put($('facts'), say('facts', { size: sizeText(size), seed: result.seed }));
-  $('again').hidden = !card.file && card.task !== 'generate';
-  return Object.assign($('download'), { href: result.address, download: nameOf(card, result) });
+  $('again').hidden = !card.file;
+  $('download').href = result.address;
 }
 
 const nameOf = (card, { width, height, format }) => (
@@ -69,10 +72,10 @@ function drawWorking(card) {
   setSource($('preview'), card.preview ?? card.url);
   $('preview').classList.toggle('dim', !card.preview);
   put($('doing'), `${card.name}: ${say(state)}`);
-  const ahead = state === 'queued' ? say('ahead', { n: Math.max(0, job.position - 1) }) : '';
-  const step = job?.steps ? say('step', job) : job?.stage ?? '';
-  put($('doing-more'), card.lost ? say('lost') : message || ahead || step);
-  put($('left'), state === 'running' && job.eta_seconds !== null ? leftOf(job.eta_seconds) : '');
+  const { position, steps, stage, eta_seconds: eta } = job ?? {};
+  const words = state === 'queued' && position ? say('ahead', { n: position - 1 }) : steps ? say('step', job) : stage;
+  put($('doing-more'), card.lost ? say('lost') : message || words || '');
+  put($('left'), state === 'running' && eta ? leftOf(eta) : '');
   if (state === 'running') $('progress').value = percentOf(card);
   else $('progress').removeAttribute('value');
 }
@@ -136,16 +139,16 @@ async function retry(card) {
 
 /** A new card of the same picture, to be sent with other settings. */
 async function again({ file, strokes = [] }) {
-  if (!file) return pick(null);
   const next = await addPicture(file);
   next.strokes = [...strokes];
-  return pick(next);
+  pick(next);
 }
 
-async function onward(card) {
-  const result = resultsOf(card)[variant];
-  const blob = await (await fetch(result.address)).blob();
-  await addPictures([new File([blob], nameOf(card, result), { type: blob.type })]);
+/** The shown result as a file; none if it has expired. */
+async function shownFile(use) {
+  const card = selected, result = resultsOf(card)[variant];
+  const answer = await ask(result.address).catch(() => watch(card));
+  if (answer) use(new File([await answer.blob()], nameOf(card, result), { type: answer.headers.get('Content-Type') }));
 }
 
 async function addPictures(files) {
@@ -262,10 +265,11 @@ function ended(card, problem) {
 
 const CLICKS = {
   choose: () => $('file').click(), add: () => $('file').click(), cancel: () => cancel(selected), retry: () => retry(selected),
-  remove: () => remove(selected), again: () => again(selected), onward: () => onward(selected),
+  remove: () => remove(selected), again: () => again(selected), onward: () => shownFile(file => addPictures([file])),
   clear: () => cards.filter(finished).forEach(remove), copy, 'found-use': () => useRecipe(found),
   'found-close': () => { $('found').hidden = true; },
-  recipe: () => save(JSON.stringify(selected.job.result.enlarger.recipe, null, 2), `${stem(selected.name)}.recipe.json`),
+  download: event => { event.preventDefault(); shownFile(save); },
+  recipe: () => save(new File([JSON.stringify(selected.job.result.enlarger.recipe, null, 2)], `${stem(selected.name)}.recipe.json`)),
   theme: () => setTheme(THEMES[(THEMES.indexOf(theme()) + 1) % 3]),
   'use-key': async () => { if (await needKey(false)) connect(true); }, 'key-close': () => $('ask-key').close(''),
 };
@@ -276,6 +280,7 @@ function listen() {
   document.forms[1].onsubmit = giveKey;
   $('file').onchange = () => { take([...$('file').files]); $('file').value = ''; };
   $('code').ontoggle = drawForm;
+  $('after').onerror = () => watch(selected);
   $('variants').onchange = () => { variant = $('variants').selectedIndex; draw(); };
   document.onkeydown = event => {
     if (event.key === 'Escape' && !$('ask-key').open && selected && busy(selected)) cancel(selected);

@@ -1,5 +1,5 @@
 /** The viewer: a picture, or two of the same scene with a line between them, with zoom. */
-import { $, put, setSource } from './dom.js';
+import { $, between, MOVES, put, setSource } from './dom.js';
 import { number } from './text.js';
 
 const MOST = 32; // screen pixels for one of the picture's
@@ -22,7 +22,6 @@ export function show(address, size, name, earlier = null) {
   draw();
 }
 
-const between = (value, least, most) => Math.min(Math.max(value, least), Math.max(least, most));
 const fit = () => Math.min(view.clientWidth / width, view.clientHeight / height, 4);
 
 /** A side of the picture stays in the view: centred if it is smaller, without gaps if larger. */
@@ -68,10 +67,7 @@ function pan(right, down) {
 }
 
 const bigger = () => zoomTo(scale * 1.25), smaller = () => zoomTo(scale / 1.25), whole = () => zoomTo(0);
-const KEYS = {
-  '+': bigger, '=': bigger, '-': smaller, 0: whole,
-  ArrowLeft: () => pan(PAN, 0), ArrowRight: () => pan(-PAN, 0), ArrowUp: () => pan(0, PAN), ArrowDown: () => pan(0, -PAN),
-};
+const KEYS = { '+': bigger, '=': bigger, '-': smaller, 0: whole };
 
 function placeOf(event) {
   const box = view.getBoundingClientRect();
@@ -123,10 +119,11 @@ export function setUp() {
   $('zoom-one').onclick = () => zoomTo(1 / devicePixelRatio);
   $('pixels').onclick = () => $('pixels').setAttribute('aria-pressed', view.classList.toggle('squares'));
   $('viewer').onkeydown = event => {
-    const act = KEYS[event.key];
-    if (!act || event.ctrlKey || event.metaKey || event.altKey || (event.target === cut && event.key.startsWith('Arrow'))) return;
+    const act = KEYS[event.key], move = event.target === view && MOVES[event.key];
+    if (!(act || move) || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
-    act();
+    if (act) act();
+    else pan(-PAN * move[0], -PAN * move[1]);
   };
   watchPointers();
   new ResizeObserver(draw).observe(view);

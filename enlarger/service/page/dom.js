@@ -66,12 +66,14 @@ export const pause = (milliseconds, signal) => new Promise((resolve, reject) => 
   signal?.addEventListener('abort', () => reject(signal.reason));
 });
 
-/** Save text as a file. */
-export function save(text, name) {
-  const link = make('a', { href: URL.createObjectURL(new Blob([text], { type: 'application/json' })), download: name });
+/** Let a person keep a file. */
+export function save(file) {
+  const link = make('a', { href: URL.createObjectURL(file), download: file.name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
 
+export const between = (value, least, most) => Math.min(Math.max(value, least), Math.max(least, most));
+export const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 export const stem = name => name.replace(/\.[^.]*$/, '') || 'picture';
 export const isJson = file => /json$/i.test(file.type || file.name);

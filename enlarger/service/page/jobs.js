@@ -104,12 +104,12 @@ async function waitFor(card, { wait, message }, signal) {
 
 function fail(card, problem, signal) {
   if (signal.aborted) return;
-  put(card, { state: problem.status === 404 ? 'expired' : 'failed', message: problem.message });
+  put(card, { state: problem.status === 404 && card.id ? 'expired' : 'failed', message: problem.message });
   ended(card, problem);
 }
 
-/** Follow a job until it is over. */
-async function watch(card) {
+/** Follow a job until it is over, or find that it has expired. */
+export async function watch(card) {
   card.controller ??= new AbortController();
   const { signal } = card.controller;
   let quarter = 0;
@@ -155,7 +155,7 @@ async function showPreview(card, signal) {
 
 /** Stop a job, or sending it. */
 export async function cancel(card) {
-  card.controller?.abort(new DOMException('canceled', 'AbortError'));
+  card.controller?.abort();
   put(card, { state: 'canceled', message: '', preview: null, controller: null });
   if (card.id) await ask(`v1/jobs/${card.id}/cancel`, { method: 'POST' }).catch(() => {});
 }

@@ -1,9 +1,8 @@
 /** Mask painting: strokes in the picture's own pixels, drawn small on the screen and whole in the file. */
-import { $, put } from './dom.js';
+import { $, between, MOVES, put } from './dom.js';
 
 const MOST = 1400; // pixels of the drawing on the screen
 const MIX = { paint: 'source-over', erase: 'destination-out', invert: 'source-out', wipe: 'destination-out' };
-const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 const canvas = $('canvas'), brush = $('brush'), pen = canvas.getContext('2d');
 let card = null, tool = 'paint', stroke = null, at = [0, 0], told = () => {};
@@ -82,7 +81,7 @@ function begin() {
 }
 
 function moveTo(point) {
-  at = point.map((value, axis) => Math.min(Math.max(value, 0), card.size[axis]));
+  at = point.map((value, axis) => between(value, 0, card.size[axis]));
   showBrush();
   stroke?.points.push(at);
   if (stroke) drawOne(pen, { ...stroke, points: stroke.points.slice(-2) }); // the last piece: a long one stays cheap

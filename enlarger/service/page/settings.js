@@ -145,7 +145,8 @@ export function restore(settings) {
     settings.seed = '';
   }
   for (const name of [...NUMBERS, 'prompt', 'negative']) {
-    if (settings[name] !== undefined) $(name).value = settings[name] ?? '';
+    const value = settings[name] ?? '';
+    if (settings[name] !== undefined) $(name).value = NUMBERS.includes(name) && isNaN(value) ? '' : value;
     clearError($(name));
   }
   if (settings.strength !== undefined) STRENGTHS[task] = settings.strength;

@@ -195,6 +195,16 @@ class Decoder:
         return Decoded.from_json(answer["ok"])
 
     async def _ask(self, message: dict[str, Any], param: str) -> dict[str, Any]:
+        """A child's reply. A picture over which two children were lost is refused: one may be an accident."""
+        for _ in range(2):
+            try:
+                return await self._ask_one(message, param)
+            except Died as error:
+                log.warning("a decoder was lost over a picture: %s", error)
+        text = f"{param}: cannot be decoded, the decoder failed on it; save it anew with another program"
+        raise refuse(400, "image_parse_error", text, param)
+
+    async def _ask_one(self, message: dict[str, Any], param: str) -> dict[str, Any]:
         """A child's reply. One that failed, or was left in the middle, is replaced."""
         child, whole = await self._idle.get(), False
         try:
@@ -206,10 +216,6 @@ class Decoder:
         except TimeoutError:
             text = f"{param}: took longer than {self._bounds.decode_seconds:g} seconds to decode"
             raise refuse(400, "image_parse_error", f"{text}; shrink it, or save it anew", param) from None
-        except Died as error:
-            log.warning("a decoder was lost over a picture: %s", error)
-            text = f"{param}: cannot be decoded, the decoder failed on it; save it anew with another program"
-            raise refuse(400, "image_parse_error", text, param) from None
         finally:
             if whole and child is not None and child.served < MOST_PICTURES:
                 self._idle.put_nowait(child)
@@ -224,8 +230,8 @@ class Decoder:
     async def _renewed(self, child: Child | None) -> Child:
         """A new child in the place of one that is of no use, or that could not be started. Raises Refused."""
         if child is not None:
-            self._children.discard(child)
             await child.end()
+            self._children.discard(child)  # not before: `stop` ends what is left of it
         try:
             return await self._new()
         except (Died, TimeoutError, OSError) as error:
