@@ -12,6 +12,7 @@ from tests.drills.figures import Figure, quantile, seconds, share
 from tests.support.service import Served
 
 ROUTES = (wire.UPSCALE, wire.GENERATE, wire.EDIT, "/v1/images/variations", "/v1/jobs/x/cancel")
+SPACING = 0.02  # seconds between two slow senders: in the end all of them are there at once
 
 
 def slow(served: Served, senders: int) -> list[Figure]:
@@ -25,7 +26,7 @@ async def _slow(served: Served, senders: int, bounds: Bounds) -> list[Figure]:
     makers = list(KINDS.items())
     kinds = [makers[number % len(makers)] for number in range(senders)]
     tasks = [
-        asyncio.create_task(held(served, make(host, ROUTES[number % len(ROUTES)]), most))
+        asyncio.create_task(held(served, make(host, ROUTES[number % len(ROUTES)]), number * SPACING, most))
         for number, (_, make) in enumerate(kinds)
     ]
     good = await good_client(served, tasks)
@@ -65,8 +66,9 @@ async def good_client(served: Served, others: list[asyncio.Task[float]]) -> list
 Sending = Callable[[asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
-async def held(served: Served, sending: Sending, most: float) -> float:
-    """How long the service keeps a connection on which somebody sends like this; infinity for too long."""
+async def held(served: Served, sending: Sending, later: float, most: float) -> float:
+    """How long the service keeps a connection, opened a little later, on which somebody sends like this."""
+    await asyncio.sleep(later)
     reader, writer = await asyncio.open_connection(*wire.address(served.url))
     started = time.perf_counter()
     task = asyncio.create_task(sending(writer))

@@ -17,8 +17,8 @@ from tests.drills.processes import pids
 from tests.support.service import Served, running
 
 SIZE = 24  # MiB of the disk
-LEFT = 300 * 1024  # bytes that are left of it
-LARGE, LITTLE = (1000, 600), (240, 160)  # pictures that do not fit, and whose results do not fit
+LEFT = 160 * 1024  # bytes that are left of it
+LARGE, LITTLE = (480, 320), (240, 160)  # pictures that do not fit, and whose results do not fit
 
 
 class NoDisk(Exception):

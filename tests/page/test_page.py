@@ -32,7 +32,8 @@ HOSTILE = (
     "<img src=http://evil.example/x.png>", "<base href=http://evil.example/>", "<meta http-equiv=refresh content=0>",
     "<object data=http://evil.example/>", "<form action=http://evil.example/><button>go", "&lt;script&gt;hit=1",
     "\\u003cscript\\u003ehit=1", "%3Cscript%3Ehit=1%3C/script%3E", "<math><mi xlink:href=javascript:hit=1>x",
-    "<video><source onerror=hit=1>", "<input autofocus onfocus=hit=1>", "<marquee onstart=hit=1>", "'-hit=1-'", "\u202egnp.exe",
+    "<video><source onerror=hit=1>", "<input autofocus onfocus=hit=1>", "<marquee onstart=hit=1>", "'-hit=1-'",
+    "\u202egnp.exe",
 )  # fmt: skip
 
 KEEP_FORM = """() => {
@@ -250,6 +251,7 @@ def test_a_painted_mask_is_sent_and_what_is_not_painted_stays(page: Watched) -> 
 def test_the_mask_can_be_undone_inverted_and_cleared(page: Watched) -> None:
     page.click("#tab-inpaint")
     page.drop({"photo.png": photo(64, 64)})
+    page.wait_for_selector("#painter:visible")
     page.focus("#canvas")
 
     def share() -> float:

@@ -78,8 +78,9 @@ class Watched:
         return [f"{item['id']}: {node['html']} {node['failureSummary']}" for item in found for node in item["nodes"]]
 
     def _note(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
-            self.complaints.append(f"{message.text} ({message.location.get('url', '')})")
+        place = message.location.get("url", "")
+        if message.type in ("error", "warning") and not place.endswith("/preview"):  # a job can end before it is asked
+            self.complaints.append(f"{message.text} ({place})")
 
     def _ask(self, request: Any) -> None:
         place = urlsplit(request.url)

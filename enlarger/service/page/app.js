@@ -18,6 +18,7 @@ let selected = null, variant = 0, found = null;
 function pick(card) {
   [selected, variant] = [card, 0];
   draw();
+  $('stage').scrollIntoView({ block: 'nearest' });
 }
 
 function draw() {
@@ -67,6 +68,8 @@ function drawViewer(card) {
 const nameOf = (card, { width, height, format }) => (
   `${stem(card.name)}-${width}x${height}${variant ? `-${variant + 1}` : ''}.${format.replace('jpeg', 'jpg')}`);
 
+const leftOf = seconds => (seconds > 90 ? say('minutes', { n: Math.round(seconds / 60) }) : say('seconds', { n: seconds }));
+
 function drawWorking(card) {
   const { job, state, message } = card;
   setSource($('preview'), card.preview ?? card.url);
@@ -75,20 +78,14 @@ function drawWorking(card) {
   const { position, steps, stage, eta_seconds: eta } = job ?? {};
   const words = state === 'queued' && position ? say('ahead', { n: position - 1 }) : steps ? say('step', job) : stage;
   put($('doing-more'), card.lost ? say('lost') : message || words || '');
-  put($('left'), state === 'running' && eta ? leftOf(eta) : '');
+  put($('left'), state === 'running' && eta ? leftOf(Math.ceil(eta)) : '');
   if (state === 'running') $('progress').value = percentOf(card);
   else $('progress').removeAttribute('value');
 }
 
-function leftOf(seconds) {
-  if (seconds < 4) return say('leftSoon');
-  if (seconds > 90) return say('leftMinutes', { n: Math.round(seconds / 60) });
-  return say('leftSeconds', { n: seconds < 20 ? Math.round(seconds) : 5 * Math.round(seconds / 5) });
-}
-
 function drawFailed({ name, state, message, file, files, request }) {
   const gone = !file && request?.files.length > 0;
-  const why = { ready: settings.task === 'inpaint' ? 'unpaintable' : 'unseen', expired: 'expiredWhy' }[state];
+  const why = { ready: 'unseen', expired: 'expiredWhy' }[state];
   put($('failed-title'), `${name}: ${say(state)}`);
   put($('failed-text'), `${why ? say(why) : message} ${gone ? say('gone') : ''}`);
   $('retry').hidden = state === 'ready' || gone;
@@ -280,7 +277,7 @@ function listen() {
   document.forms[1].onsubmit = giveKey;
   $('file').onchange = () => { take([...$('file').files]); $('file').value = ''; };
   $('code').ontoggle = drawForm;
-  $('after').onerror = () => watch(selected);
+  $('after').onerror = () => selected.id && watch(selected);
   $('variants').onchange = () => { variant = $('variants').selectedIndex; draw(); };
   document.onkeydown = event => {
     if (event.key === 'Escape' && !$('ask-key').open && selected && busy(selected)) cancel(selected);
@@ -304,4 +301,4 @@ compare.setUp();
 mask.setUp(drawForm);
 listen();
 connect();
-recall().then(() => pick(selected));
+recall().then(draw);

@@ -17,7 +17,7 @@ export function show(address, size, name, earlier = null) {
   setSource(after, address);
   before.alt = after.alt = name;
   for (const { style } of [before, after]) [style.width, style.height] = [`${width}px`, `${height}px`];
-  for (const id of ['divider', 'tag-before', 'tag-after', 'cut-box']) $(id).hidden = !both;
+  for (const id of ['divider', 'cut-box']) $(id).hidden = !both;
   if (!same) [cut.value, fitted] = [50, true];
   draw();
 }
@@ -44,8 +44,8 @@ function draw() {
   $('divider').style.left = `${line - 1}px`;
   $('tag-before').style.left = `${left + 8}px`;
   $('tag-after').style.right = `${view.clientWidth - right + 8}px`;
-  $('tag-before').classList.toggle('gone', line - left < 90);
-  $('tag-after').classList.toggle('gone', right - line < 90);
+  $('tag-before').hidden = !both || line - left < 90;
+  $('tag-after').hidden = !both || right - line < 90;
   view.classList.toggle('movable', !fitted);
   put($('zoom-now'), `${number(scale * devicePixelRatio * 100)} %`);
 }
@@ -80,30 +80,24 @@ function setLine([at]) {
   draw();
 }
 
-/** One pointer moves the line, near it or while all is in view, else the picture; two zoom. */
-function watchPointers() {
-  const down = new Map();
-  let line = false;
+/** The pointer moves the line, near it or while all is in view, else the picture. */
+function watchPointer() {
+  let last = null, line = false;
   view.onpointerdown = event => {
     if (event.button !== 0) return;
     view.setPointerCapture(event.pointerId);
-    const at = placeOf(event);
-    down.set(event.pointerId, at);
-    line = both && down.size === 1 && (fitted || Math.abs(at[0] - parseFloat($('divider').style.left)) < 24);
-    if (line) setLine(at);
+    last = placeOf(event);
+    line = both && (fitted || Math.abs(last[0] - parseFloat($('divider').style.left)) < 24);
+    if (line) setLine(last);
   };
   view.onpointermove = event => {
-    const old = down.get(event.pointerId);
-    if (!old) return;
+    if (!last) return;
     const now = placeOf(event);
-    const [, other] = [...down].find(([id]) => id !== event.pointerId) ?? [];
-    down.set(event.pointerId, now);
-    const apart = point => Math.hypot(point[0] - other[0], point[1] - other[1]);
-    if (other) zoomTo((scale * apart(now)) / Math.max(1, apart(old)), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
-    else if (line) setLine(now);
-    else pan(now[0] - old[0], now[1] - old[1]);
+    if (line) setLine(now);
+    else pan(now[0] - last[0], now[1] - last[1]);
+    last = now;
   };
-  view.onpointerup = view.onpointercancel = event => down.delete(event.pointerId);
+  view.onpointerup = view.onpointercancel = () => { last = null; };
   view.addEventListener('wheel', event => {
     if (event.deltaY > 0 && fitted) return; // nothing to zoom out of: the page scrolls
     event.preventDefault();
@@ -125,6 +119,6 @@ export function setUp() {
     if (act) act();
     else pan(-PAN * move[0], -PAN * move[1]);
   };
-  watchPointers();
+  watchPointer();
   new ResizeObserver(draw).observe(view);
 }

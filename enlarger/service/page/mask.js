@@ -141,12 +141,8 @@ export function setUp(changed) {
     begin();
   };
   canvas.onpointermove = event => moveTo(place(event));
-  canvas.onpointerup = canvas.onpointercancel = end;
+  canvas.onpointerup = canvas.onpointercancel = canvas.onblur = end;
   canvas.onkeyup = event => event.key === ' ' && end();
-  const seen = on => () => { $('brush-at').hidden = !on; };
-  canvas.onpointerenter = canvas.onfocus = seen(true);
-  canvas.onpointerleave = seen(false);
-  canvas.onblur = () => { end(); $('brush-at').hidden = true; };
   $('painter').onkeydown = onKey;
   brush.oninput = showBrush;
   for (const id of ['paint', 'erase']) $(id).onclick = () => use(id);
