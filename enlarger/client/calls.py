@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 from urllib.parse import quote
 
-from enlarger.client.pictures import Source, file_of, has_holes
+from enlarger.client.pictures import Source, file_of
 from enlarger.errors import InputError, Unsupported
 from enlarger.requests import GenerateRequest, InpaintRequest, RefineRequest, UpscaleRequest, request_of
 
@@ -60,12 +60,8 @@ def inpaint(image: Source, mask: Source, prompt: str, model: str | None, options
 
 def refine(image: Source, prompt: str, model: str | None, options: Mapping[str, Any]) -> Call:
     """Remake a whole picture."""
-    data = file_of(image)
-    if has_holes(data):
-        raise Unsupported("a service repaints only what is transparent of a picture; convert it to RGB, or use inpaint")
-    return _form(
-        "edits", said_of(request_of(RefineRequest, image=None, prompt=prompt, **options)), model, {"image": data}
-    )
+    said = said_of(request_of(RefineRequest, image=None, prompt=prompt, **options)) | {"mask_mode": "none"}
+    return _form("edits", said, model, {"image": file_of(image)})
 
 
 def later(call: Call, key: str) -> Call:

@@ -43,18 +43,6 @@ def picture_of(data: bytes) -> Image.Image:
     return image
 
 
-def has_holes(data: bytes) -> bool:
-    """Whether a file shows transparency anywhere; a file that is no picture does not."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if not image.has_transparency_data:
-                return False
-            least, _ = image.convert("RGBA").getchannel("A").getextrema()
-            return isinstance(least, int) and least < 255
-    except Exception:  # noqa: BLE001 - decoders raise anything; the service says what is wrong
-        return False
-
-
 def _written(image: Image.Image) -> bytes:
     """The image as a file, upright, with its profile and nothing else of its metadata."""
     stream = io.BytesIO()

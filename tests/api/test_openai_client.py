@@ -141,3 +141,23 @@ def test_a_url_gives_the_picture(client: openai.OpenAI, service: Served) -> None
     answer = httpx2.get(url)
     assert answer.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
+
+
+def test_mask_mode_none_remakes_what_is_transparent_too(client: openai.OpenAI) -> None:
+    image = tiny.picture(64, 64).convert("RGBA")
+    image.paste((0, 0, 0, 0), (0, 0, 32, 64))
+
+    def edited(**extra: str) -> np.ndarray:
+        few = {key: str(value) for key, value in FEW.items()} | {"strength": "1", **extra}
+        made = client.images.edit(model="tiny-sd", image=file_of(image), prompt="a hat", extra_body=few)
+        assert made.data is not None
+        return np.array(picture_of(made.data[0].b64_json))
+
+    right = np.array(image.convert("RGB"))[:, 32:]
+    assert (edited()[:, 32:] == right).all()
+    assert (edited(mask_mode="none")[:, 32:] != right).any()
+    mask = file_of(Image.new("L", (64, 64), 255), "mask.png")
+    with pytest.raises(openai.BadRequestError, match="mask_mode is none, but there is a mask"):
+        client.images.edit(
+            model="tiny-sd", image=file_of(image), mask=mask, prompt="a", extra_body={"mask_mode": "none"}
+        )

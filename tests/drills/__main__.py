@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ VERSIONS = ("torch", "fastapi", "starlette", "uvicorn", "h11", "pillow")
 
 def main() -> int:
     """Parse the command line and run."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # services are ended on the way out
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(DRILLS)}")
     parser.add_argument("--short", action="store_true", help="the sizes of continuous integration")
@@ -40,7 +42,8 @@ def main() -> int:
 def one(name: str, arguments: argparse.Namespace) -> int:
     """Run one drill, print and write its table; how many bars it missed."""
     drill = DRILLS[name]
-    size = arguments.size or (drill.short if arguments.short else drill.full)
+    usual = drill.short if arguments.short else drill.full
+    size = usual if arguments.size is None else arguments.size
     say(f"## {name}\n")
     started = time.monotonic()
     try:
@@ -81,7 +84,7 @@ def write(file: Path, name: str, text: str) -> None:
     _, end, after = rest.partition("<!-- end -->")
     if not start or not end:
         raise SystemExit(f"{file} has no marks <!-- drill: {name} --> and <!-- end -->")
-    file.write_text(f"{before}{start}{text}\n{end}{after}")
+    file.write_text(f"{before}{start}{text}\n\n{end}{after}")
 
 
 def say(text: str) -> None:

@@ -18,7 +18,7 @@ export function optionsFor(task, kind, format) {
 /** The option that a field of the service's answer is about. */
 export const optionOf = param => Object.keys(NAMES).find(name => NAMES[name] === param);
 
-/** Path, fields and files of a request. Empty options are left out: the model's own then hold. */
+/** Path, fields and files of a request. Empty options are left out. */
 export function requestOf(task, kind, values) {
   const shown = optionsFor(task, kind, values.format);
   const fields = task === 'upscale' ? { response_format: 'b64_json' } : { prompt: '' };
@@ -26,8 +26,8 @@ export function requestOf(task, kind, values) {
     if (shown.includes(option) && values[option] !== null && values[option] !== '') fields[name] = values[option];
   }
   if (fields.size) fields.size = `${values.width}x${values.height}`;
-  if (task === 'inpaint') fields.mask_mode = 'luminance';
   const [route, ...files] = ROUTES[task];
+  if (route === 'edits') fields.mask_mode = files[1] ? 'luminance' : 'none';
   return { task, kind, path: `v1/images/${route}`, fields, files };
 }
 

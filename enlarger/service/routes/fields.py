@@ -109,8 +109,9 @@ class Edit(OpenAI):
 
     prompt: str = Field(description="what the edited part, or the whole picture, shows", examples=["a straw hat"])
     strength: float | None = limited(InpaintRequest, "strength", allow_inf_nan=False)
-    mask_mode: Literal["auto", "alpha", "luminance", "inverted"] | None = say(
-        "what the mask means: auto takes transparency if it has any, else white is repainted"
+    mask_mode: Literal["auto", "alpha", "luminance", "inverted", "none"] | None = say(
+        "what the mask means: auto takes transparency if it has any, else white is repainted; none is for a picture "
+        "without a mask: all of it is remade, its transparent part too"
     )
     mask_resize: Switch = say("resize a mask of another size than the picture, instead of refusing it")
     resize_mode: Resize | None = say("how another `size` is reached: crop (if absent), stretch or pad")

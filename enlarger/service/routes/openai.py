@@ -137,6 +137,8 @@ async def _edited(service: Service, order: Order, body: Edit | Inpainting, pictu
 async def _edit_ask(room: Workspace, body: Edit | Inpainting, pictures: Pictures, masked: Wish, plain: Wish) -> Ask:
     """The ask, with picture and mask decoded."""
     image, mask = pictures
+    if mask is not None and body.mask_mode == "none":
+        raise refuse(400, "invalid_value", "mask_mode is none, but there is a mask; leave one of them out", "mask_mode")
     queue, bounds, fit = room.service.queue, room.service.settings.bounds, fit_of(masked)
     if mask is not None:
         queue.model_for("inpaint", body.model or None)  # before any work
@@ -145,7 +147,7 @@ async def _edit_ask(room: Workspace, body: Edit | Inpainting, pictures: Pictures
     if mask is not None:
         resize = body.mask_resize is True
         notes += (await room.mask(mask, picture, body.mask_mode or "auto", resize, fit)).notes
-    elif picture.transparent:
+    elif picture.transparent and body.mask_mode != "none":
         notes += (await room.mask_of_picture(fit)).notes
     else:
         wish = plain
