@@ -4,7 +4,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,9 +56,9 @@ class Ask:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Ask":
-        values = dict(found) | {"output": Output(**found["output"]), "notes": tuple(found["notes"])}
-        values["size"] = None if found["size"] is None else tuple(found["size"])
-        return cls(**values)
+        size = None if found["size"] is None else tuple(found["size"])
+        more: dict[str, Any] = {"output": Output(**found["output"]), "notes": tuple(found["notes"]), "size": size}
+        return cls(**{**found, **more})
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,6 @@ class Event:
     @property
     def last(self) -> bool:
         return self.kind in FINISHED
-
-
-JOB_FIELDS = tuple(item.name for item in fields(Job))
 
 
 def new_id() -> str:

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from enlarger.service.edge.guard import guarded
 from enlarger.service.edge.metrics import Metrics
 from enlarger.service.edge.server import bound, listening
+from enlarger.service.queue.claims import Claim, Claims
 from enlarger.service.settings import MIB, Bounds, Settings
 
 HEAD, IDLE, BODY, ANSWER = 0.4, 0.3, 1.0, 0.5  # seconds
@@ -39,8 +40,9 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         await JSONResponse({"got": got})(scope, receive, send)
 
 
-def roomy(owner: str, patience: float | None) -> None:
+def roomy(owner: str, patience: float | None) -> Claim:
     """There is always room."""
+    return Claims().take(owner)
 
 
 @pytest.fixture(scope="module")

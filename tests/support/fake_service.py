@@ -23,6 +23,7 @@ from enlarger.service.jobs import DONE, Ask, Job, Status, Task, folder_of
 from enlarger.service.pictures.decode import Decoded
 from enlarger.service.pictures.fetch import Fetcher
 from enlarger.service.pictures.masks import Fit, fitted, read_mask
+from enlarger.service.queue.claims import Claim, Claims
 from enlarger.service.queue.events import Boards
 from enlarger.service.queue.state import ModelState, Standing
 from enlarger.service.routes import replies, routers
@@ -67,9 +68,14 @@ class FakeQueue:
         if sum(not job.over for job in self.known.values()) >= self.settings.queue:
             raise refuse(429, "queue_full", "the queue is full", retry_after=2)
 
+    def claim(self, owner: str, patience: float | None = None) -> Claim:
+        self.check_room(owner, patience)
+        return Claims().take(owner)
+
     async def submit(
-        self, ask: Ask, *, id: str, owner: str = "", attached: bool = False, key: str | None = None
-    ) -> Job:
+        self, ask: Ask, *, id: str, owner: str = "", attached: bool = False, key: str | None = None,
+        claim: Claim | None = None,
+    ) -> Job:  # fmt: skip
         folder = folder_of(self.settings.data, id)
         assert folder.is_dir()
         earlier = None if key is None else await self.find_key(owner, key)

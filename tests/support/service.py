@@ -15,6 +15,7 @@ import httpx2
 
 from tests.support import tiny, tiny_xl
 
+HTTP = httpx2.Client(timeout=30)  # making one takes longer than a request
 READY = re.compile(r"(http://[\w.\[\]:]+)")
 FOLDERS = {
     "tiny-sd": tiny.sd1_folder,
@@ -37,7 +38,7 @@ class Served:
     config: Path
 
     def get(self, path: str) -> httpx2.Response:
-        return httpx2.get(self.url + path, timeout=30)
+        return HTTP.get(self.url + path)
 
     def ready(self) -> bool:
         try:

@@ -29,6 +29,7 @@ from enlarger.service.edge.metrics import Metrics
 from enlarger.service.edge.origins import Origins, plain
 from enlarger.service.edge.server import bound, url_of
 from enlarger.service.faults import refuse
+from enlarger.service.queue.claims import Claim, Claims
 from enlarger.service.settings import MIB, Bounds, Settings
 
 KEY, HASH = new_key()
@@ -60,8 +61,8 @@ class Seen:
     calls: int = 0
 
 
-def roomy(owner: str, patience: float | None) -> None:
-    pass
+def roomy(owner: str, patience: float | None) -> Claim:
+    return Claims().take(owner)
 
 
 def ask(
@@ -595,13 +596,15 @@ from enlarger.errors import InputError
 from enlarger.service.edge.metrics import Metrics
 from enlarger.service.edge.server import serve
 from enlarger.service.faults import refuse
+from enlarger.service.queue.claims import Claims
 from enlarger.service.settings import Settings
 
 class Queue:
     draining = False
-    def check_room(self, owner, patience=None):
+    def claim(self, owner, patience=None):
         if self.draining:
             raise refuse(503, "draining", "the service is stopping", retry_after=5)
+        return Claims().take(owner)
     async def drain(self):
         self.draining = True
         while (Path(sys.argv[1]) / "busy").exists():

@@ -17,6 +17,7 @@ from enlarger.service.jobs import Event, Job, folder_of, new_id
 from enlarger.service.queue import lock, workers
 from enlarger.service.queue import queue as queue_file
 from enlarger.service.queue.book import STARTS
+from enlarger.service.queue.claims import ARRIVING
 from enlarger.service.queue.estimate import UNKNOWN, Costs, Pace
 from enlarger.service.queue.events import ENDED, KEPT, Board, Boards
 from enlarger.service.queue.queue import Queue
@@ -385,6 +386,34 @@ async def test_simultaneous_jobs_never_exceed_the_queue(tmp_path: Path) -> None:
         await queue.cancel(first.id)
         assert [(await queue.wait(job.id)).status for job in taken] == ["succeeded"] * 4
         assert len(list((data_of(queue) / "jobs").iterdir())) == 5
+
+
+@looped
+async def test_a_claim_is_a_place_until_it_is_used_or_too_slow(tmp_path: Path) -> None:
+    async with running(tmp_path, queue=2) as queue:
+        first = await give(queue, SLOW)
+        kept, slow = queue.claim(""), queue.claim("")
+        assert refused(lambda: queue.claim("")).code == "queue_full"
+        kept.received()
+        await asyncio.sleep(ARRIVING + 0.05)
+        late = queue.claim("")  # the other body was too long on the way
+        assert not slow.release() and refused(lambda: queue.claim("")).code == "queue_full"
+        taken = await queue.submit(ask(QUICK), id=prepared(queue), claim=kept)
+        assert refused(lambda: queue.claim("")).code == "queue_full"
+        assert late.release()
+        queue.check_room("")
+        await queue.cancel(first.id)
+        assert (await queue.wait(taken.id)).status == "succeeded"
+
+
+@looped
+async def test_claims_of_a_key_count_among_its_jobs(tmp_path: Path) -> None:
+    async with running(tmp_path, bounds=Bounds(per_key=1)) as queue:
+        claim = queue.claim("a")
+        assert refused(lambda: queue.claim("a")).code == "rate_limit_exceeded"
+        queue.claim("b")
+        claim.release()
+        queue.claim("a")
 
 
 @looped

@@ -1,7 +1,7 @@
 """How much a request may send and how long it may take, decided as early as can be."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +61,15 @@ def _piles_up(head: Head) -> bool:
     return length is None or (length > HELD and head.kind != FORM)
 
 
+def _unheard() -> None:
+    """Nobody waits for the end of a body."""
+
+
 class Intake:
     """A body as it comes in, counted and timed. After a fault, which it raises and keeps, nothing more is read."""
 
-    def __init__(self, receive: Receive, plan: Plan) -> None:
-        self.receive, self.plan = receive, plan
+    def __init__(self, receive: Receive, plan: Plan, received: Callable[[], None] = _unheard) -> None:
+        self.receive, self.plan, self.received = receive, plan, received
         self.fault: Fault | None = None
         self.whole = False
         self._bytes = 0
@@ -81,6 +85,8 @@ class Intake:
         self.whole = message["type"] != "http.request" or not message.get("more_body", False)
         if self._bytes > self.plan.limit:
             raise self._failed(_too_large(self.plan.limit))
+        if self.whole:
+            self.received()
         return message
 
     async def _in_time(self) -> Message:
@@ -102,10 +108,12 @@ class Intake:
         return refused
 
 
-async def with_body(app: ASGIApp, plan: Plan, scope: Scope, receive: Receive, send: Send) -> None:
+async def with_body(
+    app: ASGIApp, plan: Plan, scope: Scope, receive: Receive, send: Send, received: Callable[[], None] = _unheard
+) -> None:
     """Run an application on a body that keeps to its plan. If the body does not, Refused says so, whatever the
-    application makes of the broken body."""
-    intake, started = Intake(receive, plan), False
+    application makes of the broken body. `received` is called when it has come whole."""
+    intake, started = Intake(receive, plan, received), False
 
     async def pass_on(message: Message) -> None:
         nonlocal started

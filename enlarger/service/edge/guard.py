@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,7 +23,17 @@ from enlarger.service.edge.origins import CONTENT, PREFLIGHT, SAFE, Origins, ask
 from enlarger.service.faults import Fault, Refused, fault_of, refuse
 from enlarger.service.settings import Settings
 
-Room = Callable[[str, float | None], None]  # owner, seconds that the client waits; raises Refused where there is none
+
+class Claim(Protocol):
+    """A place in the queue, held for a request."""
+
+    def received(self) -> None:
+        """Its body has come whole."""
+
+    def release(self) -> bool: ...
+
+
+Room = Callable[[str, float | None], Claim]  # owner, seconds that the client waits; raises Refused where there is none
 
 HEAD_BYTES = 32 << 10
 OPEN = frozenset({"/", "/favicon.ico", "/healthz", "/readyz", "/health", "/v1/"})  # to be read without a key
@@ -47,8 +57,8 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 def guarded(app: ASGIApp, settings: Settings, metrics: Metrics, room: Room) -> ASGIApp:
     """An application behind all checks, the cheapest first. `room(owner, patience)` refuses work before its body is
-    read. The routes find `owner` and `request_id` in the request's state. Raises InputError for settings that would
-    let anybody in."""
+    read, or holds a place for it. The routes find `owner`, `request_id` and that `claim` in the request's state. Raises
+    InputError for settings that would let anybody in."""
     check_host, origins = host_check(settings), Origins.of(settings)
 
     async def admit(scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,9 +73,15 @@ def guarded(app: ASGIApp, settings: Settings, metrics: Metrics, room: Room) -> A
         owner = "" if is_open(head) else owner_of_head(head, settings.keys)
         state_of(scope)["owner"] = owner
         plan = plan_of(head, settings)
-        if head.work:
-            room(owner, patience_of(head))
-        await with_body(app, plan, scope, receive, send)
+        if not head.work:
+            await with_body(app, plan, scope, receive, send)
+            return
+        claim = room(owner, patience_of(head))
+        state_of(scope)["claim"] = claim
+        try:
+            await with_body(app, plan, scope, receive, send, claim.received)
+        finally:
+            claim.release()
 
     return only_http(lingering(dressed(watched(answering(admit), metrics), origins)), app)
 

@@ -43,7 +43,7 @@ def serve(settings: Settings, app: FastAPI, on_ready: Callable[[str], None]) -> 
 async def _serve(settings: Settings, app: FastAPI, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
     """The application starts and stops here and not in uvicorn, which would make a traceback of an InputError."""
     service = app.state.service
-    outside = guarded(app, settings, service.metrics, service.queue.check_room)
+    outside = guarded(app, settings, service.metrics, service.queue.claim)
     stop = _stop_at_signals()
     async with app.router.lifespan_context(app), listening(outside, settings, listener):
         url = url_of(settings.host, listener)

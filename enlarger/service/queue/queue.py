@@ -10,6 +10,7 @@ from enlarger.service.jobs import Ask, Event, Job, Status, Task
 from enlarger.service.queue import lock
 from enlarger.service.queue.book import Book, Outcome, several
 from enlarger.service.queue.catalogue import Catalogue
+from enlarger.service.queue.claims import Claim, Claims
 from enlarger.service.queue.line import Live, standing_after
 from enlarger.service.queue.runs import CANCELED, NO_WORKER, Runs
 from enlarger.service.queue.state import Metrics, ModelState, Standing, State
@@ -35,6 +36,7 @@ class Queue:
         self._lock: lock.Lock | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._drain: asyncio.Task[None] | None = None
+        self._claims = Claims()
         self._adding: list[str] = []  # the owners of jobs that are being written down
 
     async def start(self) -> None:
@@ -98,6 +100,11 @@ class Queue:
         """How many jobs there are of each status."""
         return self._book.counts()
 
+    def claim(self, owner: str, patience: float | None = None) -> Claim:
+        """A place for a request whose body is still to come. Raises Refused as `check_room`."""
+        self.check_room(owner, patience)
+        return self._claims.take(owner)
+
     def check_room(self, owner: str, patience: float | None = None) -> None:
         """Raise Refused where a job of this owner would not be taken now; `patience`: seconds that it can wait.
 
@@ -109,9 +116,10 @@ class Queue:
             raise Refused(NO_WORKER)
         if not self._catalogue.known:
             raise refuse(503, "model_loading", "the models are being read; ask again in a moment", retry_after=2)
-        self._check_key(owner)
+        coming = [*self._adding, *self._claims.owners()]
+        self._check_key(owner, coming)
         wait, most = self.expected_wait, self._settings.queue
-        if len(self._book.line.waiting) + len(self._adding) >= most:
+        if len(self._book.line.waiting) + len(coming) >= most:
             text = f"{most} jobs wait already, which is all that may; ask again in {max(1, round(wait))} s"
             raise refuse(429, "queue_full", text, retry_after=wait)
         longest = min(patience, self._settings.wait_seconds) if patience is not None else self._settings.wait_seconds
@@ -121,23 +129,24 @@ class Queue:
             )
             raise refuse(429, "queue_full", text, retry_after=wait - longest)
 
-    def _check_key(self, owner: str) -> None:
+    def _check_key(self, owner: str, coming: Sequence[str]) -> None:
         own, most = self._book.line.owned(owner), self._settings.bounds.per_key
-        if owner and len(own) + self._adding.count(owner) >= most:
+        if owner and len(own) + coming.count(owner) >= most:
             first = min((self._standing(live).eta_seconds or 0.0 for live in own), default=1.0)
             text = f"{most} jobs of this key wait or run, which is all that may at a time; wait for one to end"
             raise refuse(429, "rate_limit_exceeded", text, retry_after=first)
 
     async def submit(
-        self, ask: Ask, *, id: str, owner: str = "", attached: bool = False, key: str | None = None
-    ) -> Job:
+        self, ask: Ask, *, id: str, owner: str = "", attached: bool = False, key: str | None = None,
+        claim: Claim | None = None,
+    ) -> Job:  # fmt: skip
         """Take a job whose files lie in its folder; the earlier one, if its owner has used `key` before.
 
-        The folder is deleted where the job is not taken. Raises Refused as `check_room`, and for the storage. If the
-        caller goes away meanwhile, an attached job is canceled.
+        A `claim` that still counts is its place. The folder is deleted where the job is not taken. Raises Refused as
+        `check_room`, and for the storage. If the caller goes away meanwhile, an attached job is canceled.
         """
         job = Job(id, ask, "queued", time.time(), owner, attached, key)
-        task = self._book.spawn(self._submit(job))
+        task = self._book.spawn(self._submit(job, claim))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -145,9 +154,9 @@ class Queue:
                 self._book.spawn(self._abandon(task))
             raise
 
-    async def _submit(self, job: Job) -> Job:
+    async def _submit(self, job: Job, claim: Claim | None) -> Job:
         try:
-            kept = await self._take(job)
+            kept = await self._take(job, claim)
         except BaseException:
             await asyncio.to_thread(remove_folder, self._settings.data, job.id)
             raise
@@ -156,10 +165,11 @@ class Queue:
         self._runs.dispatch()
         return kept
 
-    async def _take(self, job: Job) -> Job:
+    async def _take(self, job: Job, claim: Claim | None) -> Job:
         if job.key is not None and (earlier := await self.find_key(job.owner, job.key)) is not None:
             return earlier
-        self.check_room(job.owner)
+        if claim is None or not claim.release() or self._drain is not None:
+            self.check_room(job.owner)
         self._adding.append(job.owner)
         try:
             kept = await self._book.add(job)

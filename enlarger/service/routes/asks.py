@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from enlarger.errors import InputError
 from enlarger.jsonfile import shown
-from enlarger.requests import GenerateRequest, InpaintRequest, RefineRequest, UpscaleRequest
+from enlarger.requests import DEFAULTS, GenerateRequest, InpaintRequest, RefineRequest, UpscaleRequest
 from enlarger.service.faults import refuse
 from enlarger.service.jobs import Ask, Output, Task
 from enlarger.service.routes.fields import (
@@ -28,6 +28,7 @@ Size = tuple[int, int]  # width, height
 
 DRAWN_SEEDS = 2**32
 LEAST_SIDE, MOST_SIDE = 8, 8192
+MODEL_STEPS = max(defaults.get("steps", 0) for defaults in DEFAULTS.values())
 PREM_STEPS, PREM_GUIDANCE = 25, 7.5  # of the documented dialect, where the model takes steps at all
 EDIT_STRENGTH = 0.75  # without a mask: the prompt shows, and so does the picture
 VARIATION_STRENGTH = 0.6
@@ -57,7 +58,9 @@ def upscale_wish(body: UpscaleForm, bounds: Bounds, kind: str | None) -> Wish:
     """Of `/v1/images/upscale`. The documented dialect has defaults of its own, for models that take steps; with a
     `scale`, or without a `prompt`, it is LocalAI's: addresses are answered, and defaults are the model's."""
     documented = body.scale is None and body.prompt is not None
-    own = {"steps": PREM_STEPS, "guidance": PREM_GUIDANCE} if documented and kind != "bundled" else {}
+    own = (
+        {"steps": min(PREM_STEPS, bounds.steps), "guidance": PREM_GUIDANCE} if documented and kind != "bundled" else {}
+    )
     options = own | _common(body, bounds) | {"by": TWICE if body.scale is None else float(body.scale)}
     extras = {"detail": body.detail, "consistent": body.consistent, "noise_level": body.noise_level}
     url = body.response_format == "url" if body.response_format is not None else not documented
@@ -84,7 +87,7 @@ def edit_wish(body: Edit | Inpainting, bounds: Bounds, masked: bool) -> Wish:
     strength = body.strength if masked or body.strength is not None else EDIT_STRENGTH
     options = _common(body, bounds) | _prompt(body.prompt, bounds) | _given({"strength": strength})
     if isinstance(body, Inpainting):
-        steps = INPAINTING_STEPS if body.steps is None else body.steps
+        steps = min(INPAINTING_STEPS, bounds.steps) if body.steps is None else body.steps
         options = {"steps": _steps(steps, "steps", bounds)} | options
     more = _streamed(body) if isinstance(body, Edit) else {"url": body.response_format != "b64_json"}
     place = {"size": _size(body.size, bounds), "mode": body.resize_mode or "crop"}
@@ -148,10 +151,9 @@ def _common(body: Sampled, bounds: Bounds) -> dict[str, Any]:
         raise refuse(400, "invalid_value", f"scheduler is {shown(body.scheduler)}, {expected}", "scheduler")
     seed = secrets.randbelow(DRAWN_SEEDS) if body.seed is None else body.seed
     negative = None if body.negative_prompt is None else _checked(body.negative_prompt, "negative_prompt", bounds)
-    steps = None if body.num_inference_steps is None else body.num_inference_steps
     options = {
         "negative": negative,
-        "steps": None if steps is None else _steps(steps, "num_inference_steps", bounds),
+        "steps": _steps(body.num_inference_steps, "num_inference_steps", bounds),
         "guidance": body.guidance_scale,
         "solver": body.scheduler,
     }
@@ -163,7 +165,10 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _steps(steps: int, name: str, bounds: Bounds) -> int:
+def _steps(steps: int | None, name: str, bounds: Bounds) -> int | None:
+    """Those that were asked for; None stands for the model's own, unless these may be more than is allowed."""
+    if steps is None:
+        return None if bounds.steps >= MODEL_STEPS else bounds.steps
     if steps > bounds.steps:
         raise refuse(400, "invalid_value", f"{name} is {steps}, expected 1 to {bounds.steps}", name)
     return steps

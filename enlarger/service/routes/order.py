@@ -11,6 +11,7 @@ from enlarger.jsonfile import shown
 from enlarger.service.core import owner_of
 from enlarger.service.faults import refuse
 from enlarger.service.jobs import Job
+from enlarger.service.queue.claims import Claim
 from enlarger.service.routes.asks import Wish
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -24,6 +25,7 @@ class Order:
     key: str | None = None  # Idempotency-Key
     later: bool = False  # Prefer: respond-async
     stream: bool = False
+    claim: Claim | None = None  # the place in the queue that the guard took for it
 
     @property
     def attached(self) -> bool:
@@ -40,7 +42,8 @@ def order_of(request: Request, stream: bool = False) -> Order:
         raise refuse(400, "invalid_value", f"Idempotency-Key is {shown(key)}, {expected}", "Idempotency-Key")
     preferences = ",".join(request.headers.getlist("prefer")).split(",")
     later = any(one.partition(";")[0].strip().lower() == "respond-async" for one in preferences)
-    return Order(owner_of(request), key, later and not stream, stream)
+    claim = getattr(request.state, "claim", None)
+    return Order(owner_of(request), key, later and not stream, stream, claim)
 
 
 def check_same(job: Job, wishes: Sequence[Wish], seeded: bool) -> Job:

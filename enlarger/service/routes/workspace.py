@@ -69,7 +69,7 @@ class Workspace:
     async def submit(self, ask: Ask, order: Order) -> Job:
         """The job; with a key that was used before, that one's. From here on the folder is the queue's."""
         return await self.service.queue.submit(
-            ask, id=self.id, owner=order.owner, attached=order.attached, key=order.key
+            ask, id=self.id, owner=order.owner, attached=order.attached, key=order.key, claim=order.claim
         )
 
 

@@ -1,9 +1,9 @@
 """Finished pictures as files of a job's folder, each whole or not there, and what is said of them all, last."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -81,9 +81,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> int:
             size = stream.tell()
         os.replace(part, path)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
+        reason, full = error.strerror or type(error).__name__, error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise refuse(
-            500, "internal", f"the result cannot be stored ({reason}); the service needs a place to write to"
+            500,
+            "storage_full" if full else "storage_failed",
+            f"the result cannot be stored ({reason}); the service needs a place to write to",
         ) from error
     finally:
         part.unlink(missing_ok=True)
@@ -92,12 +94,9 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> int:
 
 def finish(folder: Path, done: Mapping[str, Any]) -> None:
     """Write DONE, with which the job is complete. One that is there already stays as it is."""
-    whole = folder / f".{DONE}.{os.getpid()}"
-    text = json.dumps(done, allow_nan=False).encode()
-    write_whole(whole, lambda stream: stream.write(text))
-    with suppress(FileExistsError):
-        os.link(whole, folder / DONE)
-    whole.unlink()
+    if not (folder / DONE).exists():  # only one worker at a time has a job
+        text = json.dumps(done, allow_nan=False).encode()
+        write_whole(folder / DONE, lambda stream: stream.write(text))
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)  # the names too are on the disk
