@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +267,8 @@ def log(event: str, error: BaseException) -> None:
     """One line of JSON on standard error: where it happened. What was said only where no prompt can be in it."""
     frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
     safe = isinstance(error, CheckpointError | Refused | OSError) or is_out_of_memory(error)
-    about = {"time": time.time(), "level": "error", "event": event, "error": type(error).__name__, "frames": frames}
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    about = {"time": now, "level": "error", "event": event, "error": type(error).__name__, "frames": frames}
     sys.stderr.write(json.dumps(about | ({"message": str(error)} if safe else {})) + "\n")
     sys.stderr.flush()
 
