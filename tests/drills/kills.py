@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from tests.drills import jobs, wire
-from tests.drills.figures import Figure, exactly, middle, none, seconds, share
+from tests.drills.figures import Figure, middle, none, seconds, share
 from tests.drills.processes import pids
 from tests.support.service import Served, start
 
@@ -117,7 +117,7 @@ def report(tally: Tally, served: Served, ended: dict[str, Any], stored: dict[str
     stored_so = sum(stored.get(id) == "succeeded" for id in tally.made)
     left = [file.name for folder in folders for file in folder.iterdir() if not FILES.fullmatch(file.name)]
     return [
-        exactly("kills", len(tally.worker) + len(tally.server), len(tally.worker) + len(tally.server)),
+        Figure("kills", len(tally.worker) + len(tally.server)),
         none("times that the queue's file did not open or was damaged", len(tally.damaged)),
         share("detached jobs that succeeded", succeeded, count),
         share("rows that say so in the queue's file", stored_so, count),

@@ -172,7 +172,7 @@ def watched(app: ASGIApp, metrics: Metrics) -> ASGIApp:
         try:
             await app(scope, listen, note)
         finally:
-            seconds = time.perf_counter() - begun
+            seconds = (seen.end or time.perf_counter()) - begun
             route, (status, code) = route_of(scope), seen.outcome()
             metrics.request(route, status, seconds, code)
             if status in REJECTIONS and route not in PROBES:
@@ -189,6 +189,7 @@ class Seen:
         self.status = 0
         self.code: str | None = None
         self.over = False
+        self.end: float | None = None  # when the answer was whole; what is read after it does not count
         self.gone = False
 
     def note(self, message: Message) -> None:
@@ -198,6 +199,7 @@ class Seen:
             if self.status >= 400 and self.code is None:
                 self.code = code_in(message.get("body", b""))
             self.over = not message.get("more_body", False)
+            self.end = time.perf_counter() if self.over else None
 
     def outcome(self) -> tuple[int, str | None]:
         """Status and code; 499 where the client did not wait for the end."""

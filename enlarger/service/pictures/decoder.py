@@ -4,6 +4,7 @@ One JSON object per line. In: {"source", "out", "most", "name", "seconds", "kind
 "size", "mode", "resize"}. Out: {"ready": true} once, then {"ok": {...}} or {"fault": {...}} for each.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -173,8 +174,9 @@ def _write(pixels: Pixels, out: Path) -> None:
         plain.save(part, format="PNG", compress_level=1, **options)
         part.replace(out)
     except OSError as error:
+        code = "storage_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "storage_failed"
         text = f"the service cannot write its files ({error.strerror}); its disk may be full"
-        raise refuse(500, "storage_failed", text) from error
+        raise refuse(500, code, text) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -208,6 +208,7 @@ def _prepare(path: Path, link: sqlite3.Connection) -> None:
     link.execute("PRAGMA journal_mode = WAL")
     link.execute("PRAGMA synchronous = NORMAL")
     link.execute("PRAGMA busy_timeout = 5000")
+    link.execute("PRAGMA cache_size = -256")  # KiB: the table is small, and read by its keys
     for i in range(version, len(MIGRATIONS)):
         marks = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {i + 1};"
         link.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[i]} {marks} COMMIT;")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -19,6 +20,8 @@ STOP_SECONDS = 5.0  # for a worker to end once its input is closed
 START_DEATHS = 5  # in a row, none more than START_SECONDS after the one before: it cannot be started
 START_SECONDS = 60.0
 LONGEST_PAUSE = 4.0  # seconds before a worker is started again
+KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
+"""How many compiled kernels PyTorch keeps on a CPU, one for each shape; by default 1,024, which take long to fill."""
 GARBLED = 5  # lines of one process that are reported
 
 log = logging.getLogger("enlarger.service.queue")
@@ -159,6 +162,7 @@ class Worker:
             stdout=asyncio.subprocess.PIPE,
             pass_fds=fds,
             limit=LINE,
+            env=KERNELS | os.environ,
         )
         self.tell(self._launch.first(self.asked))
         if self._closing.is_set():

@@ -15,7 +15,7 @@ from enlarger.errors import EnlargerError
 from enlarger.runtime.runtime import pick_device
 from enlarger.service.jobs import Ask, folder_of
 from enlarger.service.settings import ModelSettings
-from enlarger.service.worker.shelf import Shelf
+from enlarger.service.worker.shelf import Shelf, trim
 from enlarger.service.worker.watching import Running
 from enlarger.service.worker.work import Bench, fault_for, log
 
@@ -119,6 +119,7 @@ def _serve(inbox: Inbox, bench: Bench, data: Path) -> None:
                 bench.run(jobs)
                 inbox.forget(jobs)
                 wire.tell("idle")
+                trim()
             case "load":
                 error = _tried(lambda: shelf.take(message["model"]), "a model cannot be loaded")  # noqa: B023
                 if error is not None:

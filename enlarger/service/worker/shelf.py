@@ -1,5 +1,6 @@
 """The models of a worker: loaded when first needed, and the one unused for longest put away when memory runs short."""
 
+import ctypes
 import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from enlarger.tasks.preview import Previewer, read_preview
 from enlarger.tasks.reading import Checkpoint
 from enlarger.tasks.refine import Refiner
 from enlarger.tasks.repair import Repairer
+
+C = ctypes.CDLL(None)  # this process, with the C library in it
 
 
 class Tell(Protocol):
@@ -189,6 +192,13 @@ def size_of(value: Any) -> int:
         for tensor in (*module.parameters(), *module.buffers())
     }
     return sum(tensors.values())
+
+
+def trim() -> None:
+    """Give freed memory back to the system. glibc keeps it for pieces of the same size, which do not come: pictures of
+    many sizes would leave more and more of it."""
+    if hasattr(C, "malloc_trim"):
+        C.malloc_trim(0)
 
 
 def release(device: torch.device) -> None:
