@@ -253,7 +253,7 @@ def test_a_child_that_dies_costs_no_picture_but_one_it_dies_of(own_pool: Pool, t
     for _ in range(3):
         assert own_pool.picture(source, out).width == 4
     with pytest.MonkeyPatch.context() as deadly:
-        deadly.setattr(decoder_pool.DecoderProcess, "ask", die)
+        deadly.setattr(decoder_pool.DecoderProcess, "request", die)
         code, text = refused(own_pool.picture, source, out)
     assert (code, text) == (
         "image_parse_error",

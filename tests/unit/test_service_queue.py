@@ -464,13 +464,17 @@ async def test_nobody_is_admitted_to_wait_longer_than_wanted(tmp_path: Path) -> 
 @async_test
 async def test_the_same_key_gives_the_same_job(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
-        first, second = await asyncio.gather(*(submit_job(queue, QUICK, owner="a", key="k") for _ in range(2)))
+        first, second = await asyncio.gather(
+            *(submit_job(queue, QUICK, owner="a", idempotency_key="k") for _ in range(2))
+        )
         assert first.id == second.id
         over = await queue.wait(first.id)
         assert (
-            await submit_job(queue, QUICK, owner="a", key="k") == over == await queue.find_by_idempotency_key("a", "k")
+            await submit_job(queue, QUICK, owner="a", idempotency_key="k")
+            == over
+            == await queue.find_by_idempotency_key("a", "k")
         )
-        assert (await submit_job(queue, QUICK, owner="b", key="k")).id != first.id
+        assert (await submit_job(queue, QUICK, owner="b", idempotency_key="k")).id != first.id
         await until(lambda: len(list((data_of(queue) / "jobs").iterdir())) == 2)
 
 
@@ -524,10 +528,10 @@ def old(status="running", **values) -> Job:
 
 @async_test
 async def test_what_an_earlier_service_left_is_taken_up(tmp_path: Path) -> None:
-    complete, attached_complete = old(starts=1), old(starts=1, attached=True)
-    lost, worn = old(starts=3, crashes=1, started=5.0), old(starts=MAX_ATTEMPTS)
+    complete, attached_complete = old(attempts=1), old(attempts=1, attached=True)
+    lost, worn = old(attempts=3, crashes=1, started=5.0), old(attempts=MAX_ATTEMPTS)
     waiting, gone = old("queued"), old("queued")
-    attached = [old(starts=1, attached=True), old("queued", attached=True)]
+    attached = [old(attempts=1, attached=True), old("queued", attached=True)]
     await left(tmp_path, complete, attached_complete, done=True)
     await left(tmp_path, lost, worn, waiting, *attached, gone)
     job_folder(tmp_path, gone.id).rmdir()
