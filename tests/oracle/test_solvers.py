@@ -125,8 +125,6 @@ def test_k_diffusion_fast(theirs: ModuleType, calls: int, eta: float) -> None:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("control", [{}, {"rtol": 0.0125, "atol": 0.25 / 127.5, "pcoeff": 0.2, "icoeff": 0.4}])
 def test_k_diffusion_adaptive(theirs: ModuleType, eta: float, control: dict[str, float]) -> None:
-    names = {"relative": "rtol", "absolute": "atol", "proportional": "pcoeff", "integral": "icoeff"}
-    options = {names[name]: value for name, value in control.items()}
     start = START.double()
     wanted, info = theirs.sample_dpm_adaptive(
         denoise,
@@ -137,7 +135,7 @@ def test_k_diffusion_adaptive(theirs: ModuleType, eta: float, control: dict[str,
         eta=eta,
         noise_sampler=noise_sampler(start),
         return_info=True,
-        **options,
+        **control,
     )
     controller = solvers.PIDStepSizeController(**control)
     solver = partial(solvers.dpm_adaptive, eta=eta, step_size_controller=controller)
