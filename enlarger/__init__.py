@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from enlarger.tasks.experts import SamplingReport
     from enlarger.tasks.generate import Generator, generate, load_generator
     from enlarger.tasks.latents import Latents
-    from enlarger.tasks.load import load
-    from enlarger.tasks.loading import Checkpoint
+    from enlarger.tasks.loading import Checkpoint, load
     from enlarger.tasks.refine import Refiner, load_refiner, refine
     from enlarger.tasks.repair import Inpainter, InpaintResult, inpaint, load_inpainter
     from enlarger.tasks.result import Progress, Result
-    from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler, upscale
+    from enlarger.tasks.upscale.upscale import load_upscaler, upscale
+    from enlarger.tasks.upscale.upscaler import Upscaler
 
 __version__ = "0.1.0"
 
@@ -82,11 +82,11 @@ _LAZY_IMPORTS = {
     "Refiner": "enlarger.tasks.refine",
     "Result": "enlarger.tasks.result",
     "SamplingReport": "enlarger.tasks.experts",
-    "Upscaler": "enlarger.tasks.upscale.upscale",
+    "Upscaler": "enlarger.tasks.upscale.upscaler",
     "depth": "enlarger.tasks.depth",
     "generate": "enlarger.tasks.generate",
     "inpaint": "enlarger.tasks.repair",
-    "load": "enlarger.tasks.load",
+    "load": "enlarger.tasks.loading",
     "load_depth": "enlarger.tasks.depth",
     "load_generator": "enlarger.tasks.generate",
     "load_inpainter": "enlarger.tasks.repair",

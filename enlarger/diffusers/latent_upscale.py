@@ -103,10 +103,12 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
             guidance,
             initial_noise=latents,
         )
-        task = LatentUpscaler(self.tokenizer, self.text_encoder, self.unet, self.vae, sampler, self._runtime)
+        upscaler = LatentUpscaler(self.tokenizer, self.text_encoder, self.unet, self.vae, sampler, self._runtime)
         callbacks = [] if callback is None else [every_n_steps(callback, callback_steps)]
         with self.progress_bar(total=len(sigma_schedule.sigmas) - 1) as bar:
-            denoised = task(job, CallbackRunner(sampler, sigma_schedule, self.dtype, bar, callbacks).on_step())
+            denoised = upscaler.upscale_latents(
+                job, CallbackRunner(sampler, sigma_schedule, self.dtype, bar, callbacks).on_step()
+            )
         images = self._postprocess(denoised, str(output_type))
         return make_output(images, return_dict, (images,))
 

@@ -1,6 +1,6 @@
 """What users give, taken apart into single pictures, and the way from a network's pixels back to a picture like it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -19,26 +19,25 @@ R = TypeVar("R", UpscaleRequest, RefineRequest, DepthRequest)
 RunOne = Callable[[R, tuple[int, ...]], Result]  # a request for one picture, its prompts single, and its seeds
 
 
-def run_each_image(request: R, run_one: RunOne[R], **per_image: Sequence[Any]) -> Result:
-    """The results for the request's pictures, computed in turn and in order.
+def split_request(request: R, **per_image: Sequence[Any]) -> Iterator[tuple[R, tuple[int, ...]]]:
+    """A request for each picture in order, its prompts single, and its seeds, `count` of them.
 
-    A picture never shares a batch with another, so that it is the same to the last bit alone and among others. `per`
-    names fields of the request that have a value for each picture.
+    A picture never shares a batch with another, so that it is the same to the last bit alone and among others.
+    `per_image` names fields of the request that have a value for each picture.
     """
     sources = split_images(request.image)
     values_by_name = {
         name: one_per_image(getattr(request, name), len(sources), name) for name in ("prompt", "negative")
     } | per_image
     seeds, count = seeds_for(request.seed, len(sources) * request.count), request.count
-    return join_results(
-        [
-            run_one(
-                replace(request, image=source, **{name: values[i] for name, values in values_by_name.items()}),
-                tuple(seeds[i * count : (i + 1) * count]),
-            )
-            for i, source in enumerate(sources)
-        ]
-    )
+    for i, source in enumerate(sources):
+        values = {name: values[i] for name, values in values_by_name.items()}
+        yield replace(request, image=source, **values), tuple(seeds[i * count : (i + 1) * count])
+
+
+def run_each_image(request: R, run_one: RunOne[R], **per_image: Sequence[Any]) -> Result:
+    """The results for the request's pictures, computed in turn and in order."""
+    return join_results([run_one(one, seeds) for one, seeds in split_request(request, **per_image)])
 
 
 def join_results(results: Sequence[Result]) -> Result:
