@@ -4,9 +4,11 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
 
 from enlarger.service.problems import Problem
 
@@ -52,19 +54,6 @@ class JobSpec:
         shared = {key: value for key, value in self.options.items() if key not in per_job}
         return json.dumps([self.task, self.model, self.size, shared], sort_keys=True)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "JobSpec":
-        size = None if values["size"] is None else tuple(values["size"])
-        converted: dict[str, Any] = {
-            "output": OutputOptions(**values["output"]),
-            "notes": tuple(values["notes"]),
-            "size": size,
-        }
-        return cls(**{**values, **converted})
-
 
 @dataclass(frozen=True)
 class Job:
@@ -100,9 +89,6 @@ class JobProgress:
     steps: int | None = None
     eta_seconds: float | None = None  # until it ends, the wait included
     preview: str | None = None  # a file in the job's folder
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

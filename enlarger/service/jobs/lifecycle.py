@@ -5,7 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -160,7 +160,7 @@ class JobLifecycle:
     def _publish_progress(
         self, active: ActiveJob, kind: EventKind, progress: JobProgress, extra: Mapping[str, Any] | None = None
     ) -> None:
-        data = {"status": active.job.status, **progress.to_json(), **(extra or {})}
+        data = {"status": active.job.status, **asdict(progress), **(extra or {})}
         self.event_logs.publish(active.job.id, kind, data)
 
     def on_queue_changed(self) -> None:

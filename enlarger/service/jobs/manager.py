@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import asdict
 from typing import Literal
 
 from enlarger.service.jobs import lock
@@ -24,6 +25,7 @@ from enlarger.service.jobs.store import JobDatabase
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import CANCELED, DRAINING, MODELS_LOADING, NO_WORKER, ProblemError, problem_error
 from enlarger.service.settings import GIB, Settings
+from enlarger.service.workers.messages import Load, Unload
 from enlarger.service.workers.pool import WorkerPool
 from enlarger.service.workers.supervisor import WORKER_ARGV, WorkerCommand
 
@@ -63,8 +65,8 @@ class JobManager:
         except BaseException:
             await self._close()
             raise
-        models = [model.model_dump(mode="json") for model in self._settings.known_models]
-        self._pool.start(WorkerCommand(self._worker_argv, models, self._settings.memory, data, self._lock.workers_fd))
+        models, memory = self._settings.known_models, self._settings.memory
+        self._pool.start(WorkerCommand(self._worker_argv, models, memory, data, self._lock.workers_fd))
         self._cleanup_task = asyncio.create_task(self._cleanup_loop())
 
     async def drain(self) -> None:
@@ -235,7 +237,7 @@ class JobManager:
         if job is None:
             raise problem_error(404, "job_not_found", f"there is no job {id}; results are kept for a limited time")
         if job.status in ("succeeded", "failed", "canceled"):
-            yield JobEvent(after + 1, job.status, {"status": job.status, **self.progress(job).to_json()})
+            yield JobEvent(after + 1, job.status, {"status": job.status, **asdict(self.progress(job))})
 
     async def cancel(self, id: str, cause: str = "client") -> Job | None:
         """End a job that is not over, and stop its work; `cause` is counted. None if there is no such job."""
@@ -273,13 +275,13 @@ class JobManager:
 
     async def load_model(self, name: str) -> None:
         """Tell the workers to load a model; `models()` shows when they have."""
-        self._send_to_workers("load", name)
+        self._send_to_workers(Load, name)
 
     async def unload_model(self, name: str) -> None:
         """Tell the workers to let a model go."""
-        self._send_to_workers("unload", name)
+        self._send_to_workers(Unload, name)
 
-    def _send_to_workers(self, command: str, name: str) -> None:
+    def _send_to_workers(self, command: type[Load | Unload], name: str) -> None:
         model = self._registry.get(name)
         if self._drain_task is not None:
             raise ProblemError(DRAINING)
@@ -289,7 +291,7 @@ class JobManager:
         if not available:
             raise problem_error(503, "model_loading", "no worker is ready; ask again in a moment", retry_after=2)
         for worker in available:
-            worker.send({"do": command, "model": model.name})
+            worker.send(command(model=model.name))
 
     async def delete_expired(self) -> None:
         """Forget results that are old, and the oldest where all take too much of the disk."""

@@ -2,13 +2,10 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
 
 from enlarger.service.jobs.job import Task
 from enlarger.service.problems import MODELS_LOADING, ProblemError, problem_error
 from enlarger.service.settings import ModelSettings
-
-TASK_NAMES: frozenset[str] = frozenset(get_args(Task))
 
 
 @dataclass(frozen=True)
@@ -31,19 +28,9 @@ class ModelRegistry:
         self._loaded: dict[Hashable, Mapping[str, int]] = {}
         self.is_described = False
 
-    def register(self, descriptions: Sequence[Mapping[str, Any]]) -> None:
+    def register(self, models: Sequence[ModelState]) -> None:
         """A worker is ready, and says what its models are."""
-        for description in descriptions:
-            tasks: tuple[Task, ...] = tuple(task for task in description["tasks"] if task in TASK_NAMES)
-            state = ModelState(
-                description["name"],
-                description["kind"],
-                tasks,
-                tuple(description["aliases"]),
-                None,
-                description["error"],
-            )
-            self._states[state.name] = state
+        self._states |= {model.name: model for model in models}
         self.is_described = True
 
     def set_loaded(self, worker: Hashable, loaded: Mapping[str, int]) -> None:

@@ -14,9 +14,9 @@ from enlarger.service.jobs.job import Job, JobSpec, job_folder, new_job_id
 from enlarger.service.problems import problem_error
 from enlarger.service.routes.parsed_request import ParsedRequest
 from enlarger.service.routes.request_headers import RequestHeaders
-from enlarger.service.uploads.decoder_pool import DecodedImage
 from enlarger.service.uploads.fetch import write_data_url
 from enlarger.service.uploads.masks import Fit
+from enlarger.service.uploads.messages import DecodedImage
 
 IMAGE_NAME, MASK_NAME = "image.png", "mask.png"
 CHUNK_SIZE = 1 << 20

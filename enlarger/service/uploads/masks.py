@@ -1,8 +1,7 @@
 """What of a mask picture is repainted: two conventions, told apart by one rule; and how pictures get their size."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -27,13 +26,6 @@ class Fit:
     width: int
     height: int
     mode: Literal["stretch", "crop", "pad"] = "stretch"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Fit":
-        return cls(**data)
 
 
 def apply_fit(image: Image.Image, fit: Fit) -> Image.Image:

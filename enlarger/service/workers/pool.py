@@ -14,7 +14,31 @@ from enlarger.service.jobs.model_registry import ModelRegistry
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import CANCELED, NO_WORKER, Problem, ProblemError
 from enlarger.service.settings import Settings
-from enlarger.service.workers.supervisor import Message, WorkerCommand, WorkerSupervisor
+from enlarger.service.workers.messages import (
+    AssignedJob,
+    BatchSize,
+    Event,
+    Idle,
+    JobCanceled,
+    JobDone,
+    JobFailed,
+    JobFinished,
+    JobMessage,
+    JobPreviewed,
+    JobProgressed,
+    JobStarted,
+    Measured,
+    MemoryUse,
+    ModelLoading,
+    ModelLoadTime,
+    ModelsLoaded,
+    NonFiniteOutput,
+    OutOfMemory,
+    Ready,
+    StageTime,
+    StepTime,
+)
+from enlarger.service.workers.supervisor import WorkerCommand, WorkerSupervisor
 
 log = logging.getLogger("enlarger.service.jobs")
 DEFAULT_GPU_BATCH = 4  # jobs that run together by default, except on a CPU
@@ -80,7 +104,7 @@ class WorkerPool:
             worker.run(process_number, [])
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self.dispatch)
             return
-        if not worker.run(process_number, [(active.job.id, active.job.spec) for active in started]):
+        if not worker.run(process_number, [AssignedJob(id=active.job.id, spec=active.job.spec) for active in started]):
             await self._retry(started, False)
         if not started:
             self.dispatch()
@@ -92,28 +116,29 @@ class WorkerPool:
                 await self.lifecycle.retry(active, counts_as_crash)
         self.dispatch()
 
-    def on_message(self, worker: WorkerSupervisor, message: Message) -> None:
-        """A message of a worker's process."""
-        kind, id = message["event"], message.get("id")
-        if kind == "ready":
-            self.registry.register(message["models"])
-        elif kind == "idle":
-            self.dispatch()
-        elif kind == "loading":
-            self._on_model_loading(worker)
-        elif kind == "models":
-            self._on_models_loaded(worker)
-            self._update_loaded_models(worker, message["loaded"])
-            for model, text in message.get("error", {}).items():
-                log.error("the worker of %s cannot load %s: %s", worker.requested_device, model, text)
-        elif kind == "measured":
-            record_measurement(self.lifecycle.metrics, message)
-        elif id not in worker.assigned:
-            log.warning("the worker of %s said %r of a job that it does not have", worker.requested_device, kind)
-        elif kind in ("done", "failed", "canceled"):
-            self._on_job_finished(worker, id, message)
-        else:
-            self._on_job_progress(self.lifecycle.queue.active_jobs.get(id), message)
+    def on_event(self, worker: WorkerSupervisor, event: Event) -> None:
+        """What a worker's process says."""
+        match event:
+            case Ready():
+                self.registry.register(event.models)
+            case Idle():
+                self.dispatch()
+            case ModelLoading():
+                self._on_model_loading(worker)
+            case ModelsLoaded():
+                self._on_models_loaded(worker)
+                self._update_loaded_models(worker, event.loaded)
+                for model, text in event.errors.items():
+                    log.error("the worker of %s cannot load %s: %s", worker.requested_device, model, text)
+            case JobMessage() if event.id not in worker.assigned:
+                text = "the worker of %s said %r of a job that it does not have"
+                log.warning(text, worker.requested_device, event.event)
+            case JobDone() | JobFailed() | JobCanceled():
+                self._on_job_finished(worker, event)
+            case JobStarted() | JobProgressed() | JobPreviewed():
+                self._on_job_progress(event)
+            case _:
+                record_measurement(self.lifecycle.metrics, event)
 
     def on_jobs_lost(self, worker: WorkerSupervisor, ids: Sequence[str], counts_as_crash: bool) -> None:
         """Jobs that a worker holds no more, without a word of their end."""
@@ -138,19 +163,20 @@ class WorkerPool:
             if self.is_defunct and active.job.attached:
                 self.lifecycle.finish(active, Outcome("failed", problem=NO_WORKER))
 
-    def _on_job_finished(self, worker: WorkerSupervisor, id: str, message: Message) -> None:
+    def _on_job_finished(self, worker: WorkerSupervisor, event: JobFinished) -> None:
         """A worker has let go of a job."""
-        worker.release_job(id)
-        self._delete_pending(id)
-        active = self.lifecycle.queue.active_jobs.get(id)
+        worker.release_job(event.id)
+        self._delete_pending(event.id)
+        active = self.lifecycle.queue.active_jobs.get(event.id)
         if active is None or active.is_finishing:
             return
-        if message["event"] == "done":
-            self.lifecycle.spawn(self._complete(active, time.monotonic()))
-        elif message["event"] == "failed":
-            self.lifecycle.finish(active, Outcome("failed", problem=_problem_from_message(message)))
-        else:
-            self.lifecycle.finish(active, Outcome("canceled", problem=CANCELED))
+        match event:
+            case JobDone():
+                self.lifecycle.spawn(self._complete(active, time.monotonic()))
+            case JobFailed():
+                self.lifecycle.finish(active, Outcome("failed", problem=event.problem))
+            case JobCanceled():
+                self.lifecycle.finish(active, Outcome("canceled", problem=CANCELED))
 
     async def _complete(self, active: ActiveJob, now: float) -> None:
         """A worker says that a job is done: its file says what came of it."""
@@ -171,21 +197,20 @@ class WorkerPool:
         self.lifecycle.metrics.output_pixels.inc(pixels)
         self.lifecycle.finish(active, Outcome("succeeded", result))
 
-    def _on_job_progress(self, active: ActiveJob | None, message: Message) -> None:
-        """A worker tells how far a job has come."""
+    def _on_job_progress(self, event: JobStarted | JobProgressed | JobPreviewed) -> None:
+        """A worker says how far a job has come."""
+        active, now = self.lifecycle.queue.active_jobs.get(event.id), time.monotonic()
         if active is None or active.is_finishing or active.estimator is None:
             return
-        kind, now = message["event"], time.monotonic()
-        if kind == "started":
-            active.estimator.start(now)
-        elif kind == "progress":
-            active.estimator.update(str(message["stage"]), int(message["done"]), int(message["total"]), now)
-            self.lifecycle.publish(active, "progress")
-        elif kind == "preview":
-            active.preview = PurePath(message["file"]).name
-            self.lifecycle.publish(active, "preview", {"file": active.preview, "index": message.get("index")})
-        else:
-            log.warning("a worker said %r, which is not known", kind)
+        match event:
+            case JobStarted():
+                active.estimator.start(now)
+            case JobProgressed():
+                active.estimator.update(event.stage, event.done, event.total, now)
+                self.lifecycle.publish(active, "progress")
+            case JobPreviewed():
+                active.preview = PurePath(event.file).name
+                self.lifecycle.publish(active, "preview", {"file": active.preview, "index": event.index})
 
     def _on_model_loading(self, worker: WorkerSupervisor) -> None:
         for active in unfinished(map(self.lifecycle.queue.active_jobs.get, worker.assigned)):
@@ -209,30 +234,20 @@ class WorkerPool:
             self.lifecycle.spawn(asyncio.to_thread(remove_job_folder, self.lifecycle.data, id))
 
 
-def record_measurement(metrics: Metrics, measurement: Message) -> None:
+def record_measurement(metrics: Metrics, measured: Measured) -> None:
     """Pass on what a worker has measured."""
-    name = measurement["what"]
-    if name == "model_load":
-        metrics.model_load_seconds.observe(float(measurement["seconds"]))
-    elif name == "stage":
-        labels = (measurement["task"], measurement["model"], measurement["stage"])
-        metrics.inference_seconds.labels(*labels).observe(float(measurement["seconds"]))
-    elif name == "step":
-        metrics.step_seconds.labels(measurement["model"]).observe(float(measurement["seconds"]))
-    elif name == "oom":
-        metrics.oom.labels(measurement["fallback"]).inc()
-    elif name == "nonfinite":
-        metrics.nonfinite.labels(measurement["stage"]).inc()
-    elif name == "batch":
-        metrics.batch_size.observe(int(measurement["size"]))
-    elif name == "memory":
-        metrics.device_memory_bytes.labels(measurement["kind"]).set(int(measurement["bytes"]))
-    else:
-        log.warning("a worker measured %r, which is not known", name)
-
-
-def _problem_from_message(message: Message) -> Problem:
-    try:
-        return Problem.from_json(message["fault"])
-    except (KeyError, TypeError):
-        return Problem(500, "internal", "the worker failed without saying why; the log of the service may")
+    match measured:
+        case ModelLoadTime():
+            metrics.model_load_seconds.observe(measured.seconds)
+        case StageTime(task=task, model=model, stage=stage):
+            metrics.inference_seconds.labels(task, model, stage).observe(measured.seconds)
+        case StepTime():
+            metrics.step_seconds.labels(measured.model).observe(measured.seconds)
+        case OutOfMemory():
+            metrics.oom.labels(measured.fallback).inc()
+        case NonFiniteOutput():
+            metrics.nonfinite.labels(measured.stage).inc()
+        case BatchSize():
+            metrics.batch_size.observe(measured.size)
+        case MemoryUse():
+            metrics.device_memory_bytes.labels(measured.kind).set(measured.bytes)
