@@ -217,7 +217,7 @@ def write_result(spec: JobSpec, folder: Path) -> dict[str, Any]:
 
 
 def open_image(source: Path, param: str) -> Image.Image:
-    """A picture, in memory. Raises Refused."""
+    """A picture, in memory. Raises ProblemError."""
     try:
         with Image.open(source) as image:
             image.load()

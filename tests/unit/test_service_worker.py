@@ -1,6 +1,7 @@
 """The worker's parts: what models are, the shelf, requests, recipes, files, previews, and what becomes of faults."""
 
 import json
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -258,7 +259,7 @@ def test_a_recipe_comes_back_from_the_file(tmp_path: Path, format: Any, prompt: 
     fits = not (format == "jpeg" and len(prompt) == 32_000)
     assert found == (said if fits else None) and size == (24, 16) and about["seed"] == 7
     assert notes == (
-        () if fits else ("the recipe is too long for a JPEG file, and is in this reply only; PNG holds it",)
+        () if fits else ("the metadata is too long for a JPEG file, and is in this reply only; PNG holds it",)
     )
     assert [path.name for path in tmp_path.iterdir()] == [about["file"]]
 
@@ -292,13 +293,13 @@ def test_done_is_written_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [RESULT_FILE]
 
 
-def test_a_disk_that_takes_nothing_leaves_nothing(tmp_path: Path) -> None:
-    def full(stream: Any) -> None:
-        stream.write(b"half")
+def test_a_disk_that_takes_nothing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ProblemError, match=r"cannot be stored \(No space left on device\)"):
-        results.write_atomically(tmp_path / "a", full)
+        results.write_result_file(tmp_path, {"images": []})
     assert list(tmp_path.iterdir()) == []
 
 

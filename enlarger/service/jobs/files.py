@@ -65,7 +65,7 @@ def job_folder_bytes(data: Path) -> dict[str, int]:
 
 
 def over_quota(folder_bytes: Mapping[str, int], finished: Sequence[str], max_bytes: float) -> list[str]:
-    """Those jobs, the first to end first, whose files must go so that all take `most` bytes at the most."""
+    """Those jobs, the first to end first, whose files must go so that all take `max_bytes` at most."""
     total, to_delete = sum(folder_bytes.values()), list[str]()
     for id in finished:
         if total <= max_bytes:

@@ -1,4 +1,4 @@
-"""A job: what was asked, where it stands, and what came of it. All of it is JSON, so that it outlives the process."""
+"""A job: what is to be done, how far it is, and its result. All of it is JSON, so that it outlives the process."""
 
 import json
 import re
@@ -31,7 +31,7 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a job asks for. `options` are fields of the task's request (`requests.py`) except image and mask; those lie
+    """What is to be done. `options` are fields of the task's request (`requests.py`) except image and mask; those lie
     in the job's folder as PNG files that the decoder wrote, under the names here."""
 
     task: Task
@@ -70,7 +70,7 @@ class Job:
     finished: float | None = None
     crashes: int = 0  # workers that died over it
     attempts: int = 0
-    result: Mapping[str, Any] | None = None  # what the worker wrote as DONE
+    result: Mapping[str, Any] | None = None  # what the worker wrote as RESULT_FILE
     problem: Problem | None = None
 
     @property
@@ -80,7 +80,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """Where a job stands at this moment."""
+    """How far a job is at this moment."""
 
     position: int | None  # jobs before this one and itself; 0 while it runs, None afterwards
     progress: float = 0.0  # 0..1

@@ -1,4 +1,4 @@
-"""The queue of the service: jobs are given, watched, canceled and forgotten here."""
+"""The jobs of the service: submitted, followed, canceled and deleted here."""
 
 import asyncio
 import logging
@@ -72,7 +72,7 @@ class JobManager:
     async def drain(self) -> None:
         """Take no more jobs, let those that run end for `drain_seconds`, stop the workers, close the store.
 
-        Whoever waits on a connection is told that the service stops; other jobs wait for the next service.
+        Who waits on a connection gets the answer that the service stops; other jobs wait for the next service.
         """
         if self._drain_task is None:
             self._drain_task = asyncio.create_task(self._shut_down())
@@ -111,12 +111,12 @@ class JobManager:
         return self._lifecycle.counts()
 
     def reserve(self, owner: str, max_wait: float | None = None) -> Reservation:
-        """A place for a request whose body is still to come. Raises Refused as `check_room`."""
+        """A place for a request whose body is still to come. Raises ProblemError as `check_capacity`."""
         self.check_capacity(owner, max_wait)
         return self._reservations.reserve(owner)
 
     def check_capacity(self, owner: str, max_wait: float | None = None) -> None:
-        """Raise Refused where a job of this owner would not be taken now; `patience`: seconds that it can wait.
+        """Raise ProblemError where a job of this owner would not be taken now; `max_wait`: seconds that it can wait.
 
         429 `queue_full`, `rate_limit_exceeded`; 503 `draining`, `model_loading`, `no_worker`.
         """
@@ -151,10 +151,11 @@ class JobManager:
         self, spec: JobSpec, *, id: str, owner: str = "", attached: bool = False, idempotency_key: str | None = None,
         reservation: Reservation | None = None,
     ) -> Job:  # fmt: skip
-        """Take a job whose files lie in its folder; the earlier one, if its owner has used `key` before.
+        """Take a job whose files lie in its folder; the earlier one, if its owner has used the key before.
 
-        A `claim` that still counts is its place. The folder is deleted where the job is not taken. Raises Refused as
-        `check_room`, and for the storage. If the caller goes away meanwhile, an attached job is canceled.
+        A `reservation` that still counts is its place. The folder is deleted where the job is not taken. Raises
+        ProblemError as `check_capacity`, and for the storage. If the caller goes away meanwhile, an attached job is
+        canceled.
         """
         job = Job(id, spec, "queued", time.time(), owner, attached, idempotency_key)
         task = self._lifecycle.spawn(self._submit(job, reservation))
@@ -211,7 +212,7 @@ class JobManager:
         return [await self._lifecycle.get(job.id) or job for job in jobs]
 
     async def wait(self, id: str) -> Job:
-        """A job once it is over. Raises Refused: 404 `job_not_found`, 503 `draining` if the next service does it."""
+        """A job once it is over. Raises ProblemError: 404 `job_not_found`, 503 `draining` if the next service runs it."""
         active = self._lifecycle.queue.active_jobs.get(id)
         if active is not None:
             await active.finished_event.wait()
@@ -225,8 +226,8 @@ class JobManager:
     async def events(self, id: str, after: int = 0) -> AsyncGenerator[JobEvent]:
         """What happened to a job after the event of that number, and what happens until it is over.
 
-        `data` holds its status and all fields of Standing; those of a preview `file` and `index` besides. A job whose
-        events are gone answers with the last. Raises Refused: 404 `job_not_found`.
+        `data` has its status and all fields of JobProgress; those of a preview `file` and `index` besides. A job whose
+        events are gone answers with the last. Raises ProblemError: 404 `job_not_found`.
         """
         event_log = self._lifecycle.event_logs.find(id)
         if event_log is not None:
@@ -258,7 +259,7 @@ class JobManager:
         await self._lifecycle.delete(id)
 
     def progress(self, job: Job) -> JobProgress:
-        """Where a job stands now."""
+        """How far a job is now."""
         active = self._lifecycle.queue.active_jobs.get(job.id)
         return finished_progress(job) if active is None else self._progress(active)
 
@@ -270,15 +271,15 @@ class JobManager:
         return self._registry.states()
 
     def model_for(self, task: Task, name: str | None) -> ModelState:
-        """The model of a name or alias; the first that can, without one. Raises Refused, see `Catalogue.able`."""
+        """The model of a name or alias, else the first that can, see `ModelRegistry.get_for_task`."""
         return self._registry.get_for_task(task, name)
 
     async def load_model(self, name: str) -> None:
-        """Tell the workers to load a model; `models()` shows when they have."""
+        """Let the workers load a model; `models()` shows when they have."""
         self._send_to_workers(Load, name)
 
     async def unload_model(self, name: str) -> None:
-        """Tell the workers to let a model go."""
+        """Let the workers drop a model."""
         self._send_to_workers(Unload, name)
 
     def _send_to_workers(self, command: type[Load | Unload], name: str) -> None:
@@ -313,7 +314,7 @@ class JobManager:
                 log.error("old results could not be deleted: %s", error)
 
     def _cancel_attached(self) -> None:
-        """Tell those who wait on a connection that the service stops."""
+        """Cancel the waiting jobs of those who wait on a connection."""
         for active in unfinished(list(self._lifecycle.queue.waiting.values())):
             if active.job.attached:
                 self._metrics.cancelled.labels("draining").inc()

@@ -34,14 +34,14 @@ class ModelRegistry:
         self.is_described = True
 
     def set_loaded(self, worker: Hashable, loaded: Mapping[str, int]) -> None:
-        """A worker holds these, in bytes; empty when it has died."""
+        """A worker has these in memory, in bytes; empty when it has died."""
         self._loaded[worker] = dict(loaded)
 
     def states(self) -> list[ModelState]:
         return [self._with_loaded(state) for state in self._states.values()]
 
     def get(self, name: str) -> ModelState:
-        """A model by name or alias. Raises Refused 404 `model_not_found`."""
+        """A model by name or alias. Raises ProblemError 404 `model_not_found`."""
         for state in self._states.values():
             if name in (state.name, *state.aliases):
                 return self._with_loaded(state)
@@ -49,7 +49,7 @@ class ModelRegistry:
         raise problem_error(404, "model_not_found", f"there is no model {name!r}; there are {known}", "model")
 
     def get_for_task(self, task: Task, name: str | None) -> ModelState:
-        """The model for a task. Raises Refused: 503 `model_loading`, 404 `model_not_found`, 400 `unsupported`."""
+        """The model for a task. Raises ProblemError: 503 `model_loading`, 404 `model_not_found`, 400 `unsupported`."""
         if name is not None:
             model = self.get(name)  # a wrong name is wrong while the workers start, too
         if not self.is_described:

@@ -73,7 +73,7 @@ class JobDatabase:
         self.connection.close()
 
     def add(self, job: Job) -> Job:
-        """Keep a new job. Where its owner used its key before, the earlier job is the answer."""
+        """Store a new job. Where its owner used its key before, the earlier job is the answer."""
         values = _to_row(job)
         placeholders = ", ".join("?" * len(values))
         try:
@@ -185,14 +185,14 @@ class JobStore:
         self._database = await self._run_in_thread(JobDatabase.open, self.path)
 
     async def close(self) -> None:
-        """Close the file; what is asked afterwards is refused."""
+        """Close the file; calls afterwards are refused."""
         database, self._database = self._database, None
         if database is not None:
             await self._run_in_thread(database.close)
         self._executor.shutdown(wait=False)
 
     async def run(self, method: Callable[Concatenate[JobDatabase, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a method of Database. Raises Refused: `storage_full`, `storage_failed`; `draining` once it is closed."""
+        """Run a method of JobDatabase. Raises ProblemError `storage_full`, `storage_failed`; `draining` after `close`."""
         if self._database is None:
             raise ProblemError(DRAINING)
         try:

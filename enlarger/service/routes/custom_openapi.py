@@ -29,7 +29,7 @@ def install_openapi(app: FastAPI) -> None:
 
 
 def build_openapi(app: FastAPI) -> dict[str, Any]:
-    """The document of an application. Faults of values are 400 here, never FastAPI's 422."""
+    """The document of an application. Invalid values are 400 here, never FastAPI's 422."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     for path in document["paths"].values():
         for operation in path.values():
@@ -49,7 +49,7 @@ def _fix_operation(operation: Schema, bounds: Bounds) -> None:
     for content in operation.get("requestBody", {}).get("content", {}).values():
         _add_limits(content["schema"]["properties"], bounds)
     if "security" in operation:
-        operation["security"].append({})  # a service without keys asks for none
+        operation["security"].append({})  # a service without keys needs none
 
 
 def _add_limits(properties: Schema, bounds: Bounds) -> None:
@@ -62,7 +62,7 @@ def _add_limits(properties: Schema, bounds: Bounds) -> None:
 
 
 def _restore_examples(part: Any) -> Any:
-    """The document with the examples that were kept as text."""
+    """The document with the examples that were written as text."""
     if isinstance(part, dict):
         mapping: dict[str, Any] = part  # pyright: ignore[reportUnknownVariableType]  JSON
         return {name: _restore_examples(value) for name, value in mapping.items()}

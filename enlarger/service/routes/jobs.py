@@ -200,7 +200,7 @@ def _job_json(service: Service, job: Job, base_url: str) -> dict[str, Any]:
 
 
 async def _owned_job(request: Request, id: str) -> Job:
-    """A job of the one who asks. Raises Refused for others' as for those that are not there."""
+    """A job of the one who asks. Raises ProblemError for others' as for those that are not there."""
     job = await get_service(request).jobs.get(id) if is_job_id(id) else None
     if job is None or job.owner != get_owner(request):
         raise _job_not_found(id)

@@ -11,7 +11,7 @@ from enlarger.service.problems import CANCELED, Problem, ProblemError, problem_e
 from enlarger.service.routes.base64_stream import placeholder
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-TOKEN_SIDE = 16  # pixels: one image token for CELL x CELL
+TOKEN_SIDE = 16  # pixels: one image token for TOKEN_SIDE x TOKEN_SIDE
 
 
 def get_base_url(request: Request) -> str:
@@ -62,7 +62,7 @@ def problem_of_job(job: Job) -> Problem | None:
 
 
 def images_json(job: Job, base_url: str, nonce: str | None = None) -> dict[str, Any]:
-    """What a finished job made. With a mark the pictures are there, as slots to fill, instead of their addresses."""
+    """What a finished job made. With a nonce the pictures are there, as placeholders, instead of their addresses."""
     result = result_of_job(job)
     count = len(result["images"])
     sizes = {f"{image['width']}x{image['height']}" for image in result["images"]}
@@ -87,7 +87,7 @@ def images_json(job: Job, base_url: str, nonce: str | None = None) -> dict[str, 
 
 
 def result_of_job(job: Job) -> Mapping[str, Any]:
-    """What the worker wrote. Raises Refused for a job without it."""
+    """What the worker wrote. Raises ProblemError for a job without it."""
     problem = problem_of_job(job)
     if problem is not None:
         raise ProblemError(problem)
@@ -109,8 +109,8 @@ def _image_json(image: Mapping[str, Any]) -> dict[str, Any]:
 
 def usage_json(result: Mapping[str, Any]) -> dict[str, Any]:
     """Tokens of the prompt, of the input and of the results."""
-    recipe: Mapping[str, Any] | None = result.get("recipe")
-    input_size: Mapping[str, Any] | None = None if recipe is None else recipe.get("input")
+    metadata: Mapping[str, Any] | None = result.get("recipe")
+    input_size: Mapping[str, Any] | None = None if metadata is None else metadata.get("input")
     image, text = 0 if input_size is None else _image_tokens(input_size), int(result.get("tokens", 0))
     output_tokens = sum(_image_tokens(image) for image in result["images"])
     return {

@@ -144,7 +144,7 @@ def _is_high_bit_depth(image: Image.Image) -> bool:
 
 
 def _to_16_bit(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
-    """Grey of more than 8 bits as I;16. Raises Refused for values outside of what its mode may hold."""
+    """Grey of more than 8 bits as I;16. Raises ProblemError for values outside of what its mode may hold."""
     if image.info.get("transparency") is not None:
         notes.append("the transparent level of 16-bit grey is left out")
     max_value = 1 if image.mode == "F" else 65535

@@ -47,7 +47,7 @@ OUT_OF_MEMORY_MESSAGES = (
     "can't allocate memory",
     "out of memory",
     "not enough memory",
-)  # torch's words where it is a RuntimeError
+)  # torch's texts where it is a RuntimeError
 
 MAX_MESSAGE_CHARACTERS = 1000  # characters of an error that are passed on
 
@@ -57,7 +57,7 @@ class JobContext:
     """What the jobs of one run work with: the model, and the task that it does."""
 
     model: LoadedModel
-    task: Any  # a request and a watcher in, a `Result` or `Repair` out
+    task: Any  # a request and a watcher in, a `Result` out
     load_seconds: float  # that loading took
 
     def run(self, requests: Sequence[Any], watch: ProgressReporter) -> list[Any]:
@@ -104,7 +104,7 @@ class Executor:
             self.send(MemoryUse(kind=kind, bytes=size))
 
     def _start(self, job: RunningJob) -> bool:
-        """Tell that a job has started; one that was completed before its worker died is done at once."""
+        """Report that a job has started; one that was completed before its worker died is done at once."""
         job.send(JobStarted(id=job.id))
         if (job.folder / RESULT_FILE).exists():
             job.finish(JobDone(id=job.id))
@@ -120,12 +120,12 @@ class Executor:
                         PreparedJob(job, model_requests, _preview_writer(context.model, job, model_requests))
                     )
         batchable = [prepared for prepared in prepared_jobs if prepared.model_requests.is_batchable]
-        batch_indices = context.batches([piece.model_requests.requests[0] for piece in batchable]) if batchable else []
-        for indices in batch_indices:
+        first_requests = [prepared.model_requests.requests[0] for prepared in batchable]
+        for indices in context.batches(first_requests) if batchable else ():
             self._run_batch(context, [batchable[i] for i in indices])
-        for piece in prepared_jobs:
-            if piece not in batchable:
-                self._run_batch(context, [piece])
+        for prepared in prepared_jobs:
+            if prepared not in batchable:
+                self._run_batch(context, [prepared])
 
     def _load_context(self, job: RunningJob) -> JobContext:
         """The job's model, and what helps it, loaded."""
@@ -154,7 +154,7 @@ class Executor:
 
     def _run_batch(self, context: JobContext, prepared_jobs: Sequence[PreparedJob], is_retry: bool = False) -> None:
         """Compute and deliver one batch. What fails in a batch is tried one by one; what memory does not suffice for,
-        once more with all other models put away. `again`: that has been done."""
+        once more with all other models unloaded; `is_retry`: that has been done."""
         jobs = [prepared.job for prepared in prepared_jobs]
         with self._fail_jobs_on_error(jobs):
             error = self._try_batch(context, prepared_jobs)
@@ -167,9 +167,9 @@ class Executor:
             if is_single and (is_retry or not out_of_memory):
                 raise error
             del error
-            for piece in prepared_jobs:
-                piece.results.clear()
-                self._run_batch(context, [piece], is_retry=is_single or out_of_memory)
+            for prepared in prepared_jobs:
+                prepared.results.clear()
+                self._run_batch(context, [prepared], is_retry=is_single or out_of_memory)
 
     def _try_batch(self, context: JobContext, prepared_jobs: Sequence[PreparedJob]) -> Exception | None:
         """Compute and deliver; gives back what went wrong, without the frames that hold on to memory."""
@@ -204,15 +204,16 @@ class Executor:
     ) -> None:
         previews = [prepared.previews for prepared in prepared_jobs]
         reporter = ProgressReporter(
-            self.send, [piece.job for piece in prepared_jobs], previews, image_index, num_images
+            self.send, [prepared.job for prepared in prepared_jobs], previews, image_index, num_images
         )
         try:
-            results = context.run([piece.model_requests.requests[image_index] for piece in prepared_jobs], reporter)
+            requests = [prepared.model_requests.requests[image_index] for prepared in prepared_jobs]
+            results = context.run(requests, reporter)
         except NonFinite:
             self.send(NonFiniteOutput(stage=reporter.stage or "start"))
             raise
-        for piece, result in zip(prepared_jobs, results, strict=True):
-            piece.results.append(result)
+        for prepared, result in zip(prepared_jobs, results, strict=True):
+            prepared.results.append(result)
         self._send_stage_seconds(prepared_jobs[0].job, dict(reporter.finish()))
 
     def _send_stage_seconds(self, job: RunningJob, stages: dict[str, float]) -> None:
@@ -272,7 +273,7 @@ class Executor:
         job.finish(JobDone(id=job.id))
 
     def _free_memory(self, in_use: Sequence[str], fallback: str) -> None:
-        """Put away all models but some, after memory ran out."""
+        """Unload all models but some, after memory ran out."""
         self.send(OutOfMemory(fallback=fallback))
         self.model_cache.unload_others(*in_use)
         empty_cache(self.model_cache.device)
@@ -299,7 +300,7 @@ class Executor:
 
 
 def problem_for(error: BaseException) -> Problem:
-    """The fault of what a task raised; memory that ran out is known by torch's words too."""
+    """The problem of what a task raised; memory that ran out is known by torch's texts too."""
     return problem_from_exception(MemoryError() if is_out_of_memory(error) else error)
 
 
@@ -307,11 +308,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the machine had too little memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY_MESSAGES)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY_MESSAGES)
 
 
 def log_error(event: str, error: BaseException) -> None:
-    """One line of JSON on standard error: where it happened. What was said only where no prompt can be in it."""
+    """One line of JSON on standard error: where it happened. Its text only where no prompt can be in it."""
     frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
     is_message_safe = isinstance(error, CheckpointError | ProblemError | OSError) or is_out_of_memory(error)
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -341,7 +342,7 @@ def _preview_writer(model: LoadedModel, job: RunningJob, model_requests: ModelRe
 
 
 def _preview_sizes(model_requests: ModelRequests) -> tuple[Size | None, Size | None]:
-    """The size of the result, and that of what the network draws or begins with; None where latents tell."""
+    """The size of the result, and that of what the network draws or begins with; None where the latents decide."""
     request, image, scale = model_requests.requests[0], model_requests.image, 1.0
     if isinstance(request, GenerateRequest):
         network_size, scale = (

@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def _serve(reader: MessageReader, executor: Executor, data: Path) -> None:
-    """Do what is asked, in turn, for ever."""
+    """Do one command after another, for ever."""
     writer, model_cache = reader.writer, executor.model_cache
     writer.send(Idle())
     while True:

@@ -1,4 +1,4 @@
-"""The models of a worker: loaded when first needed, and the one unused for longest put away when memory runs short."""
+"""The models of a worker: loaded when first needed, and the one unused for longest dropped when memory runs short."""
 
 import ctypes
 import gc
@@ -93,7 +93,7 @@ class ModelCache:
     def get(self, *names: str) -> tuple[LoadedModel, ...]:
         """Models that work together, loaded where they are not.
 
-        Raises what loading raises, and Refused for those that are larger than the memory.
+        Raises what loading raises, and ProblemError for those that are larger than the memory.
         """
         for name in names:
             if name not in self._models:
@@ -102,14 +102,14 @@ class ModelCache:
         return tuple(self._models[name] for name in names)
 
     def unload(self, *names: str) -> None:
-        """Put models away; those that are not loaded are left."""
+        """Drop models; those that are not loaded are left."""
         unloaded = [name for name in names if self._models.pop(name, None) is not None]
         if unloaded:
             empty_cache(self.device)
             self._report()
 
     def unload_others(self, *in_use: str) -> None:
-        """Put away all but some, and those to be kept always."""
+        """Drop all but some, and those that are never unloaded."""
         self.unload(*(name for name, one in self._models.items() if name not in in_use and not _is_pinned(one)))
 
     def _load(self, name: str, in_use: Sequence[str]) -> None:
@@ -135,7 +135,7 @@ class ModelCache:
         self._report()
 
     def _evict_until_fits(self, name: str, size: int, in_use: Sequence[str]) -> None:
-        """Put away what has not been used for longest until `size` bytes more fit; never those that are at work."""
+        """Drop what has not been used for longest until `size` bytes more fit; never those that are at work."""
         if self.budget is None:
             return
         pinned = {one.name: one.num_bytes for one in self._models.values() if one.name in in_use or _is_pinned(one)}

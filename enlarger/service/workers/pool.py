@@ -1,4 +1,4 @@
-"""Giving jobs to workers, and hearing what becomes of them."""
+"""Giving jobs to workers, and following what becomes of them."""
 
 import asyncio
 import logging
@@ -53,7 +53,7 @@ class WorkerPool:
         self.workers: list[WorkerSupervisor] = []
         self.is_paused = False  # nothing new is begun
         self._settings = settings
-        self._pending_deletions: set[str] = set()  # forgotten while a worker still had their files
+        self._pending_deletions: set[str] = set()  # deleted while a worker still had their files
 
     def start(self, command: WorkerCommand) -> None:
         self.workers = [WorkerSupervisor(device, command, self) for device in self._settings.devices]
@@ -86,7 +86,7 @@ class WorkerPool:
             worker.cancel(id)
 
     def delete_later(self, id: str) -> None:
-        """Delete a forgotten job's files again once its worker has let go of them."""
+        """Delete a job's files again once its worker has let go of them."""
         if any(id in worker.assigned for worker in self.workers):
             self._pending_deletions.add(id)
 
@@ -158,7 +158,7 @@ class WorkerPool:
         self.dispatch()
 
     def fail_attached_if_defunct(self) -> None:
-        """Where no worker can be started, tell those who wait on a connection; the others' jobs stay for later."""
+        """Where no worker can be started, fail the jobs that a connection waits for; the others stay for later."""
         for active in unfinished(list(self.lifecycle.queue.waiting.values())):
             if self.is_defunct and active.job.attached:
                 self.lifecycle.finish(active, Outcome("failed", problem=NO_WORKER))

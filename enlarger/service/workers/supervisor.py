@@ -1,4 +1,4 @@
-"""The worker processes: started, told what to do, heard, and started again when they die."""
+"""The worker processes: started, given commands, listened to, and started again when they die."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ from enlarger.service.workers.messages import (
 )
 
 WORKER_ARGV = (sys.executable, "-m", "enlarger.service.worker.main")
-MAX_LINE_BYTES = 1 << 20  # bytes of the longest line that a worker may say
+MAX_LINE_BYTES = 1 << 20  # bytes of the longest message of a worker
 CANCEL_SECONDS = 60.0  # for a worker to let go of a canceled job; then it is killed
 STOP_SECONDS = 5.0  # for a worker to end once its input is closed
 MAX_START_FAILURES = 5  # in a row, none more than START_SECONDS after the one before: it cannot be started
@@ -63,11 +63,11 @@ class WorkerListener(Protocol):
         ...
 
     def on_jobs_lost(self, worker: "WorkerSupervisor", ids: Sequence[str], counts_as_crash: bool, /) -> None:
-        """It holds these jobs no more, and nothing was heard of their end; `blamed`: one of them may be why."""
+        """It holds these jobs no more, and said nothing of their end; with `counts_as_crash` one of them may be why."""
         ...
 
     def on_worker_exit(self, worker: "WorkerSupervisor", /) -> None:
-        """Its process has ended; `state` tells whether another comes."""
+        """Its process has ended; `state` says whether another comes."""
         ...
 
 
@@ -104,13 +104,13 @@ class WorkerSupervisor:
         return self.state in ("idle", "busy")
 
     def reserve(self) -> int:
-        """Keep an idle worker for jobs that are being made ready; the number of its process."""
+        """Hold an idle worker for jobs that are being made ready; the number of its process."""
         assert self.state == "idle"
         self.state, self._is_reserved = "busy", True
         return self._process_number
 
     def run(self, process_number: int, jobs: Sequence[AssignedJob]) -> bool:
-        """Give an engaged worker its jobs, or none after all; False if that process is gone."""
+        """Give a reserved worker its jobs, or none after all; False if that process is gone."""
         if process_number != self._process_number or not self.is_up:
             return False
         self._is_reserved = False
