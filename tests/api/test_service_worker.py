@@ -264,7 +264,7 @@ def test_loading_and_unloading(worker: Worker) -> None:
         loaded = worker.until("models")["loaded"]
     assert loaded["x2"] > 100_000 and "sd" not in loaded
     worker.send(command="load", model="broken")
-    assert "/nowhere/at all" in worker.until("models")["error"]["broken"]
+    assert "/nowhere/at all" in worker.until("models")["errors"]["broken"]
 
 
 def test_the_x2_upscaler(worker: Worker) -> None:

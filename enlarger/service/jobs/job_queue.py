@@ -128,7 +128,7 @@ def finished_progress(job: Job) -> JobProgress:
 
 
 def changed_positions(queue: JobQueue, workers: int) -> Iterable[tuple[ActiveJob, JobProgress]]:
-    """Those waiting jobs whose position is another than was published, and how far they are; far back not each change."""
+    """Those waiting jobs whose position is another than was published; far back not each change."""
     changed = [
         (active, i)
         for i, active in enumerate(queue.waiting.values(), 1)

@@ -212,7 +212,7 @@ class JobManager:
         return [await self._lifecycle.get(job.id) or job for job in jobs]
 
     async def wait(self, id: str) -> Job:
-        """A job once it is over. Raises ProblemError: 404 `job_not_found`, 503 `draining` if the next service runs it."""
+        """A job once it is over. Raises ProblemError: 404 `job_not_found`, 503 `draining` if it is left for later."""
         active = self._lifecycle.queue.active_jobs.get(id)
         if active is not None:
             await active.finished_event.wait()

@@ -192,7 +192,7 @@ class JobStore:
         self._executor.shutdown(wait=False)
 
     async def run(self, method: Callable[Concatenate[JobDatabase, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a method of JobDatabase. Raises ProblemError `storage_full`, `storage_failed`; `draining` after `close`."""
+        """Run a method of JobDatabase. Raises ProblemError `storage_full`, `storage_failed`; `draining` once closed."""
         if self._database is None:
             raise ProblemError(DRAINING)
         try:

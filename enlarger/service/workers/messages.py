@@ -3,12 +3,22 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from enlarger.service.jobs.job import JobSpec
 from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.problems import Problem
 from enlarger.service.settings import ModelSettings
+
+UNKNOWN_FAILURE = Problem(500, "internal", "the worker failed without saying why; the log of the service may")
 
 
 class Message(BaseModel):
@@ -134,7 +144,16 @@ class JobFailed(JobMessage):
     """It came to nothing."""
 
     event: Literal["failed"] = "failed"
-    problem: Problem = Problem(500, "internal", "the worker failed without saying why; the log of the service may")
+    problem: Problem = UNKNOWN_FAILURE
+
+    @field_validator("problem", mode="wrap")
+    @classmethod
+    def _or_unknown(cls, value: object, validate: ValidatorFunctionWrapHandler) -> Problem:
+        """The job has failed, whether or not it can be understood why."""
+        try:
+            return validate(value)
+        except ValidationError:
+            return UNKNOWN_FAILURE
 
 
 class JobCanceled(JobMessage):
