@@ -432,14 +432,14 @@ def faulty(monkeypatch: pytest.MonkeyPatch, errors: Sequence[Exception | None]) 
     """The computing raises these, one after another; gives the sizes of the batches that were tried."""
     before, left, tried = executor.run_in_batches, list(errors), list[int]()
 
-    def together(task: Any, requests: Any, watch: Any) -> Any:
+    def run_in_batches(task: Any, requests: Any, watch: Any) -> Any:
         tried.append(len(requests))
         error = left.pop(0) if left else None
         if error is not None:
             raise error
         return before(task, requests, watch)
 
-    monkeypatch.setattr(executor, "run_in_batches", together)
+    monkeypatch.setattr(executor, "run_in_batches", run_in_batches)
     return tried
 
 
