@@ -27,18 +27,7 @@ from enlarger.service.worker.model_requests import ModelRequests, build_requests
 from enlarger.service.worker.previews import PreviewSpec, PreviewWriter, Size, preview_decoder_for
 from enlarger.service.worker.progress_reporter import ProgressReporter, RunningJob
 from enlarger.service.worker.results import remove_images, resize_to, save_image, write_result_file
-from enlarger.service.workers.messages import (
-    BatchSize,
-    JobCanceled,
-    JobDone,
-    JobFailed,
-    JobPreviewed,
-    JobStarted,
-    MemoryUse,
-    NonFiniteOutput,
-    OutOfMemory,
-    StageTime,
-)
+from enlarger.service.workers import messages
 from enlarger.tasks.batching import group_into_batches, run_in_batches
 from enlarger.tasks.generate import Generator as TextToImage
 from enlarger.tasks.upscale.upscale import Upscaler
@@ -101,13 +90,13 @@ class Executor:
             with self._fail_jobs_on_error(group):
                 self._run_group(group)
         for kind, size in memory_usage(self.model_cache.device).items():
-            self.send(MemoryUse(kind=kind, bytes=size))
+            self.send(messages.MemoryUse(kind=kind, bytes=size))
 
     def _start(self, job: RunningJob) -> bool:
         """Report that a job has started; one that was completed before its worker died is done at once."""
-        job.send(JobStarted(id=job.id))
+        job.send(messages.JobStarted(id=job.id))
         if (job.folder / RESULT_FILE).exists():
-            job.finish(JobDone(id=job.id))
+            job.finish(messages.JobDone(id=job.id))
         return job.check_active()
 
     def _run_group(self, jobs: Sequence[RunningJob]) -> None:
@@ -191,7 +180,7 @@ class Executor:
 
     def _run_networks(self, context: JobContext, prepared_jobs: Sequence[PreparedJob]) -> tuple[str, ...]:
         """All pictures of one job, or the one picture of each of several; gives what was warned of."""
-        self.send(BatchSize(size=len(prepared_jobs)))
+        self.send(messages.BatchSize(size=len(prepared_jobs)))
         num_images = len(prepared_jobs[0].model_requests.requests)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -210,7 +199,7 @@ class Executor:
             requests = [prepared.model_requests.requests[image_index] for prepared in prepared_jobs]
             results = context.run(requests, reporter)
         except NonFinite:
-            self.send(NonFiniteOutput(stage=reporter.stage or "start"))
+            self.send(messages.NonFiniteOutput(stage=reporter.stage or "start"))
             raise
         for prepared, result in zip(prepared_jobs, results, strict=True):
             prepared.results.append(result)
@@ -218,7 +207,7 @@ class Executor:
 
     def _send_stage_seconds(self, job: RunningJob, stages: dict[str, float]) -> None:
         for stage, seconds in stages.items():
-            self.send(StageTime(task=job.spec.task, model=job.spec.model, stage=stage, seconds=seconds))
+            self.send(messages.StageTime(task=job.spec.task, model=job.spec.model, stage=stage, seconds=seconds))
 
     def _write_results(
         self, context: JobContext, prepared: PreparedJob, seconds: float, warning_messages: Sequence[str]
@@ -270,11 +259,11 @@ class Executor:
             },
         )
         self._send_stage_seconds(job, {"encode": encode})
-        job.finish(JobDone(id=job.id))
+        job.finish(messages.JobDone(id=job.id))
 
     def _free_memory(self, in_use: Sequence[str], fallback: str) -> None:
         """Unload all models but some, after memory ran out."""
-        self.send(OutOfMemory(fallback=fallback))
+        self.send(messages.OutOfMemory(fallback=fallback))
         self.model_cache.unload_others(*in_use)
         empty_cache(self.model_cache.device)
 
@@ -285,7 +274,7 @@ class Executor:
             yield
         except Cancelled:
             for job in jobs:
-                job.finish(JobCanceled(id=job.id))
+                job.finish(messages.JobCanceled(id=job.id))
         except Exception as error:  # noqa: BLE001 - one job must not cost the others
             problem = problem_for(error)
             if problem.status >= 500:
@@ -296,7 +285,7 @@ class Executor:
                 message = (
                     message if len(message) <= MAX_MESSAGE_CHARACTERS else f"{message[:MAX_MESSAGE_CHARACTERS]} ..."
                 )
-                job.finish(JobFailed(id=job.id, problem=replace(problem, message=message)))
+                job.finish(messages.JobFailed(id=job.id, problem=replace(problem, message=message)))
 
 
 def problem_for(error: BaseException) -> Problem:
@@ -334,7 +323,7 @@ def _preview_writer(model: LoadedModel, job: RunningJob, model_requests: ModelRe
     )
 
     def show(file: str, index: int | None) -> None:
-        job.send(JobPreviewed(id=job.id, file=file, index=index))
+        job.send(messages.JobPreviewed(id=job.id, file=file, index=index))
 
     return PreviewWriter(
         job.folder, spec, preview_decoder_for(model), show, lambda error: log_error("preview failed", error)

@@ -17,19 +17,7 @@ from enlarger.service.jobs.job import job_folder
 from enlarger.service.worker.executor import Executor, log_error, problem_for
 from enlarger.service.worker.model_cache import ModelCache, trim_heap
 from enlarger.service.worker.progress_reporter import RunningJob
-from enlarger.service.workers.messages import (
-    COMMANDS,
-    Cancel,
-    Command,
-    Event,
-    Idle,
-    Load,
-    ModelsLoaded,
-    Ready,
-    Run,
-    Start,
-    Unload,
-)
+from enlarger.service.workers import messages
 
 NICENESS = 5  # of `nice`: the server goes first
 
@@ -40,7 +28,7 @@ class MessageWriter:
     def __init__(self, fd: int) -> None:
         self._fd, self._lock = fd, threading.Lock()
 
-    def send(self, event: Event) -> None:
+    def send(self, event: messages.Event) -> None:
         unwritten = memoryview(event.encode())
         try:
             with self._lock:
@@ -55,7 +43,9 @@ class MessageReader:
 
     def __init__(self, writer: MessageWriter) -> None:
         self.writer = writer
-        self.commands: queue.SimpleQueue[Start | Run | Load | Unload] = queue.SimpleQueue()
+        self.commands: queue.SimpleQueue[messages.Start | messages.Run | messages.Load | messages.Unload] = (
+            queue.SimpleQueue()
+        )
         self._cancel_events: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
 
@@ -63,22 +53,22 @@ class MessageReader:
         """Read until the server closes its end, then end the process, whatever it is doing."""
         try:
             for line in lines:
-                self._handle(COMMANDS.validate_json(line))
+                self._handle(messages.COMMANDS.validate_json(line))
         finally:
             os._exit(0)
 
-    def _handle(self, command: Command) -> None:
+    def _handle(self, command: messages.Command) -> None:
         with self._lock:
-            if isinstance(command, Cancel):
+            if isinstance(command, messages.Cancel):
                 cancel_event = self._cancel_events.get(command.id)
                 if cancel_event is not None:  # else the job is over
                     cancel_event.set()
                 return
-            if isinstance(command, Run):
+            if isinstance(command, messages.Run):
                 self._cancel_events |= {job.id: threading.Event() for job in command.jobs}
         self.commands.put(command)
 
-    def running_jobs(self, command: Run, data: Path) -> list[RunningJob]:
+    def running_jobs(self, command: messages.Run, data: Path) -> list[RunningJob]:
         """The jobs of a run."""
         with self._lock:
             cancel_events = dict(self._cancel_events)
@@ -104,7 +94,7 @@ def main() -> None:
     reader = MessageReader(writer)
     threading.Thread(target=reader.listen, args=(sys.stdin.buffer,), daemon=True).start()
     start = reader.commands.get()
-    assert isinstance(start, Start), "the first command says what to work with"
+    assert isinstance(start, messages.Start), "the first command says what to work with"
     try:
         device = resolve_device(start.device)
     except EnlargerError as error:
@@ -113,29 +103,31 @@ def main() -> None:
     for settings in start.models:
         if settings.keep:
             _preload(model_cache, settings.name)
-    writer.send(Ready(device=str(device), models=tuple(one.state for one in model_cache.descriptions.values())))
+    writer.send(
+        messages.Ready(device=str(device), models=tuple(one.state for one in model_cache.descriptions.values()))
+    )
     _serve(reader, Executor(model_cache, writer.send), start.data)
 
 
 def _serve(reader: MessageReader, executor: Executor, data: Path) -> None:
     """Do one command after another, for ever."""
     writer, model_cache = reader.writer, executor.model_cache
-    writer.send(Idle())
+    writer.send(messages.Idle())
     while True:
         match reader.commands.get():
-            case Run() as command:
+            case messages.Run() as command:
                 jobs = reader.running_jobs(command, data)
                 executor.run(jobs)
                 reader.remove_jobs(jobs)
-                writer.send(Idle())
+                writer.send(messages.Idle())
                 trim_heap()
-            case Load(model=name):
+            case messages.Load(model=name):
                 error = _error_message_of(partial(model_cache.get, name), "a model cannot be loaded")
                 if error is not None:
-                    writer.send(ModelsLoaded(loaded=dict(model_cache.loaded_bytes), errors={name: error}))
-            case Unload(model=name):
+                    writer.send(messages.ModelsLoaded(loaded=dict(model_cache.loaded_bytes), errors={name: error}))
+            case messages.Unload(model=name):
                 model_cache.unload(name)
-            case Start():
+            case messages.Start():
                 raise AssertionError("a worker is started once")
 
 

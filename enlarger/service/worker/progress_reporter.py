@@ -10,14 +10,7 @@ from enlarger.errors import Cancelled
 from enlarger.service.jobs.job import JobSpec
 from enlarger.service.worker.model_cache import SendEvent
 from enlarger.service.worker.previews import PreviewWriter
-from enlarger.service.workers.messages import (
-    JobCanceled,
-    JobFinished,
-    JobPreviewed,
-    JobProgressed,
-    JobStarted,
-    StepTime,
-)
+from enlarger.service.workers import messages
 from enlarger.tasks.result import Progress
 
 REPORT_SECONDS = 0.1  # between two reports of progress, at least
@@ -30,18 +23,20 @@ class RunningJob:
         self.id, self.spec, self.folder, self.cancel_event = id, spec, folder, cancel_event
         self._send, self.is_finished = send, False
 
-    def send(self, event: JobStarted | JobProgressed | JobPreviewed | JobFinished) -> None:
+    def send(
+        self, event: messages.JobStarted | messages.JobProgressed | messages.JobPreviewed | messages.JobFinished
+    ) -> None:
         if not self.is_finished:
             self._send(event)
 
-    def finish(self, event: JobFinished) -> None:
+    def finish(self, event: messages.JobFinished) -> None:
         self.send(event)
         self.is_finished = True
 
     def check_active(self) -> bool:
         """Whether somebody still wants its result; the first time that nobody does, the server is told."""
         if self.cancel_event.is_set():
-            self.finish(JobCanceled(id=self.id))
+            self.finish(messages.JobCanceled(id=self.id))
         return not self.is_finished
 
 
@@ -87,12 +82,12 @@ class ProgressReporter:
         self.stage = progress.stage
 
     def _report(self, progress: Progress, now: float) -> None:
-        done = self.image_index * progress.total + progress.done
+        done, total = self.image_index * progress.total + progress.done, self.num_images * progress.total
         for job in self.jobs:
-            job.send(JobProgressed(id=job.id, stage=progress.stage, done=done, total=self.num_images * progress.total))
+            job.send(messages.JobProgressed(id=job.id, stage=progress.stage, done=done, total=total))
         if self._unreported_steps:
             seconds = (now - self._last_report_time) / self._unreported_steps
-            self.send(StepTime(model=self.jobs[0].spec.model, seconds=seconds))
+            self.send(messages.StepTime(model=self.jobs[0].spec.model, seconds=seconds))
         self._last_report_time, self._unreported_steps = now, 0
 
     def finish(self) -> Mapping[str, float]:

@@ -14,30 +14,7 @@ from enlarger.service.jobs.model_registry import ModelRegistry
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import CANCELED, NO_WORKER, Problem, ProblemError
 from enlarger.service.settings import Settings
-from enlarger.service.workers.messages import (
-    AssignedJob,
-    BatchSize,
-    Event,
-    Idle,
-    JobCanceled,
-    JobDone,
-    JobFailed,
-    JobFinished,
-    JobMessage,
-    JobPreviewed,
-    JobProgressed,
-    JobStarted,
-    Measured,
-    MemoryUse,
-    ModelLoading,
-    ModelLoadTime,
-    ModelsLoaded,
-    NonFiniteOutput,
-    OutOfMemory,
-    Ready,
-    StageTime,
-    StepTime,
-)
+from enlarger.service.workers import messages
 from enlarger.service.workers.supervisor import WorkerCommand, WorkerSupervisor
 
 log = logging.getLogger("enlarger.service.jobs")
@@ -104,7 +81,8 @@ class WorkerPool:
             worker.run(process_number, [])
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self.dispatch)
             return
-        if not worker.run(process_number, [AssignedJob(id=active.job.id, spec=active.job.spec) for active in started]):
+        jobs = [messages.AssignedJob(id=active.job.id, spec=active.job.spec) for active in started]
+        if not worker.run(process_number, jobs):
             await self._retry(started, False)
         if not started:
             self.dispatch()
@@ -116,26 +94,26 @@ class WorkerPool:
                 await self.lifecycle.retry(active, counts_as_crash)
         self.dispatch()
 
-    def on_event(self, worker: WorkerSupervisor, event: Event) -> None:
+    def on_event(self, worker: WorkerSupervisor, event: messages.Event) -> None:
         """What a worker's process says."""
         match event:
-            case Ready():
+            case messages.Ready():
                 self.registry.register(event.models)
-            case Idle():
+            case messages.Idle():
                 self.dispatch()
-            case ModelLoading():
+            case messages.ModelLoading():
                 self._on_model_loading(worker)
-            case ModelsLoaded():
+            case messages.ModelsLoaded():
                 self._on_models_loaded(worker)
                 self._update_loaded_models(worker, event.loaded)
                 for model, text in event.errors.items():
                     log.error("the worker of %s cannot load %s: %s", worker.requested_device, model, text)
-            case JobMessage() if event.id not in worker.assigned:
+            case messages.JobMessage() if event.id not in worker.assigned:
                 text = "the worker of %s said %r of a job that it does not have"
                 log.warning(text, worker.requested_device, event.event)
-            case JobDone() | JobFailed() | JobCanceled():
+            case messages.JobDone() | messages.JobFailed() | messages.JobCanceled():
                 self._on_job_finished(worker, event)
-            case JobStarted() | JobProgressed() | JobPreviewed():
+            case messages.JobStarted() | messages.JobProgressed() | messages.JobPreviewed():
                 self._on_job_progress(event)
             case _:
                 record_measurement(self.lifecycle.metrics, event)
@@ -163,7 +141,7 @@ class WorkerPool:
             if self.is_defunct and active.job.attached:
                 self.lifecycle.finish(active, Outcome("failed", problem=NO_WORKER))
 
-    def _on_job_finished(self, worker: WorkerSupervisor, event: JobFinished) -> None:
+    def _on_job_finished(self, worker: WorkerSupervisor, event: messages.JobFinished) -> None:
         """A worker has let go of a job."""
         worker.release_job(event.id)
         self._delete_pending(event.id)
@@ -171,11 +149,11 @@ class WorkerPool:
         if active is None or active.is_finishing:
             return
         match event:
-            case JobDone():
+            case messages.JobDone():
                 self.lifecycle.spawn(self._complete(active, time.monotonic()))
-            case JobFailed():
+            case messages.JobFailed():
                 self.lifecycle.finish(active, Outcome("failed", problem=event.problem))
-            case JobCanceled():
+            case messages.JobCanceled():
                 self.lifecycle.finish(active, Outcome("canceled", problem=CANCELED))
 
     async def _complete(self, active: ActiveJob, now: float) -> None:
@@ -197,18 +175,18 @@ class WorkerPool:
         self.lifecycle.metrics.output_pixels.inc(pixels)
         self.lifecycle.finish(active, Outcome("succeeded", result))
 
-    def _on_job_progress(self, event: JobStarted | JobProgressed | JobPreviewed) -> None:
+    def _on_job_progress(self, event: messages.JobStarted | messages.JobProgressed | messages.JobPreviewed) -> None:
         """A worker says how far a job has come."""
         active, now = self.lifecycle.queue.active_jobs.get(event.id), time.monotonic()
         if active is None or active.is_finishing or active.estimator is None:
             return
         match event:
-            case JobStarted():
+            case messages.JobStarted():
                 active.estimator.start(now)
-            case JobProgressed():
+            case messages.JobProgressed():
                 active.estimator.update(event.stage, event.done, event.total, now)
                 self.lifecycle.publish(active, "progress")
-            case JobPreviewed():
+            case messages.JobPreviewed():
                 active.preview = PurePath(event.file).name
                 self.lifecycle.publish(active, "preview", {"file": active.preview, "index": event.index})
 
@@ -234,20 +212,20 @@ class WorkerPool:
             self.lifecycle.spawn(asyncio.to_thread(remove_job_folder, self.lifecycle.data, id))
 
 
-def record_measurement(metrics: Metrics, measured: Measured) -> None:
+def record_measurement(metrics: Metrics, measured: messages.Measured) -> None:
     """Pass on what a worker has measured."""
     match measured:
-        case ModelLoadTime():
+        case messages.ModelLoadTime():
             metrics.model_load_seconds.observe(measured.seconds)
-        case StageTime(task=task, model=model, stage=stage):
+        case messages.StageTime(task=task, model=model, stage=stage):
             metrics.inference_seconds.labels(task, model, stage).observe(measured.seconds)
-        case StepTime():
+        case messages.StepTime():
             metrics.step_seconds.labels(measured.model).observe(measured.seconds)
-        case OutOfMemory():
+        case messages.OutOfMemory():
             metrics.oom.labels(measured.fallback).inc()
-        case NonFiniteOutput():
+        case messages.NonFiniteOutput():
             metrics.nonfinite.labels(measured.stage).inc()
-        case BatchSize():
+        case messages.BatchSize():
             metrics.batch_size.observe(measured.size)
-        case MemoryUse():
+        case messages.MemoryUse():
             metrics.device_memory_bytes.labels(measured.kind).set(measured.bytes)

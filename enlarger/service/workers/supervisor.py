@@ -13,18 +13,7 @@ from typing import Literal, Protocol
 from pydantic import ValidationError
 
 from enlarger.service.settings import ModelSettings
-from enlarger.service.workers.messages import (
-    EVENTS,
-    AssignedJob,
-    Cancel,
-    Command,
-    Event,
-    Idle,
-    JobStarted,
-    Ready,
-    Run,
-    Start,
-)
+from enlarger.service.workers import messages
 
 WORKER_ARGV = (sys.executable, "-m", "enlarger.service.worker.main")
 MAX_LINE_BYTES = 1 << 20  # bytes of the longest message of a worker
@@ -50,15 +39,15 @@ class WorkerCommand:
     data: Path
     lock_fd: int | None = None  # an open file that they inherit
 
-    def start_command(self, device: str) -> Start:
+    def start_command(self, device: str) -> messages.Start:
         """The first command of a process."""
-        return Start(models=tuple(self.models), device=device, memory=self.memory, data=self.data.absolute())
+        return messages.Start(models=tuple(self.models), device=device, memory=self.memory, data=self.data.absolute())
 
 
 class WorkerListener(Protocol):
     """Who hears of a worker."""
 
-    def on_event(self, worker: "WorkerSupervisor", event: Event, /) -> None:
+    def on_event(self, worker: "WorkerSupervisor", event: messages.Event, /) -> None:
         """Its process said something."""
         ...
 
@@ -109,14 +98,14 @@ class WorkerSupervisor:
         self.state, self._is_reserved = "busy", True
         return self._process_number
 
-    def run(self, process_number: int, jobs: Sequence[AssignedJob]) -> bool:
+    def run(self, process_number: int, jobs: Sequence[messages.AssignedJob]) -> bool:
         """Give a reserved worker its jobs, or none after all; False if that process is gone."""
         if process_number != self._process_number or not self.is_up:
             return False
         self._is_reserved = False
         self.assigned.update({job.id: None for job in jobs})
         if jobs:
-            self.send(Run(jobs=tuple(jobs)))
+            self.send(messages.Run(jobs=tuple(jobs)))
         else:
             self.state = "idle"
         return True
@@ -127,7 +116,7 @@ class WorkerSupervisor:
             self.assigned[id] = asyncio.get_running_loop().call_later(
                 CANCEL_SECONDS, self._kill_overdue, id, self._process
             )
-            self.send(Cancel(id=id))
+            self.send(messages.Cancel(id=id))
 
     def release_job(self, id: str) -> bool:
         """It has let go of a job; False if it did not hold that."""
@@ -140,7 +129,7 @@ class WorkerSupervisor:
         self._exits_without_result = 0
         return True
 
-    def send(self, command: Command) -> None:
+    def send(self, command: messages.Command) -> None:
         """Write a line to its process; nothing happens if there is none."""
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
             self._process.stdin.write(command.encode())
@@ -204,7 +193,7 @@ class WorkerSupervisor:
 
     def _handle_line(self, line: bytes) -> None:
         try:
-            self._handle_event(EVENTS.validate_json(line))
+            self._handle_event(messages.EVENTS.validate_json(line))
         except ValidationError as error:
             self._num_invalid_lines += 1
             if self._num_invalid_lines <= MAX_REPORTED_LINES:
@@ -214,13 +203,13 @@ class WorkerSupervisor:
         except Exception:
             log.exception("what the worker of %s said could not be followed", self.requested_device)
 
-    def _handle_event(self, event: Event) -> None:
-        if isinstance(event, Ready):
+    def _handle_event(self, event: messages.Event) -> None:
+        if isinstance(event, messages.Ready):
             self._is_ready = self.was_ever_ready = True
             self.device = event.device
-        elif isinstance(event, JobStarted) and event.id in self.assigned:
+        elif isinstance(event, messages.JobStarted) and event.id in self.assigned:
             self.started_ids.add(event.id)
-        elif isinstance(event, Idle) and self._is_ready:
+        elif isinstance(event, messages.Idle) and self._is_ready:
             self._on_idle()
         self._listener.on_event(self, event)
 
