@@ -143,7 +143,7 @@ def finish(data: Path, job: dict[str, Any], plan: dict[str, Any]) -> None:
     width, height = spec["size"] or (8, 8)
     image = {"file": "result-0.png", "width": width, "height": height, "seed": spec["options"].get("seed", 0)}
     done = {"images": [image | {"format": "png", "bytes": 3, "flagged": None}], "model": spec["model"], "notes": []}
-    done |= {"timings": {"load": 0.0, "inference": 0.01, "encode": 0.0}, "tokens": 0, "by": os.getpid()}
+    done |= {"timings": {"load": 0.0, "inference": 0.01, "encode": 0.0}, "tokens": os.getpid()}
     (folder / "result-0.png").write_bytes(b"png")
     part = folder / f".done-{os.getpid()}"
     part.write_text(json.dumps(done))

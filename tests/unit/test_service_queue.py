@@ -69,7 +69,7 @@ async def test_a_job_runs_to_its_end_and_everybody_is_told(tmp_path: Path) -> No
         assert (job.status, job.attached, queue.counts()["running"]) == ("queued", False, 1)
         over = await queue.wait(job.id)
         assert (over.status, over.attempts, over.crashes, over.problem) == ("succeeded", 1, 0, None)
-        assert over.result is not None and over.result["images"][0]["width"] == 64
+        assert over.result is not None and over.result.images[0].width == 64
         assert over.created <= (over.started or 0) <= (over.finished or 0)
         events = await seen(queue, job.id)
         kinds = [event.kind for event in events if event.data["stage"] != "loading"]
@@ -520,7 +520,7 @@ async def left(tmp_path: Path, *jobs: Job, done: bool = False) -> None:
         database.add(job)
         job_folder(tmp_path, job.id).mkdir()
         if done:
-            content = {"images": [{"width": 1, "height": 1}], "model": "sd"}
+            content = {"images": [{"file": "result-0.png", "width": 1, "height": 1}], "model": "sd"}
             (job_folder(tmp_path, job.id) / "done.json").write_text(json.dumps(content))
     database.close()
 

@@ -85,11 +85,11 @@ def test_a_file_of_the_first_version_is_brought_to_the_newest(path: Path) -> Non
 def test_a_job_ends_once(database: JobDatabase) -> None:
     kept = database.add(job())
     assert database.mark_running([kept.id, "nothing"], 5.0) == {kept.id}
-    assert database.finish(ended(kept, result={"images": [1]}))
+    assert database.finish(ended(kept, result={"images": [{"file": "a", "width": 1, "height": 1}]}))
     assert not database.finish(ended(kept, "failed", problem=FULL))
     assert not database.requeue(kept.id, 1) and database.mark_running([kept.id], 6.0) == set()
     found = database.get(kept.id)
-    assert found == ended(kept, result={"images": [1]}, started=5.0, attempts=1)
+    assert found == ended(kept, result={"images": [{"file": "a", "width": 1, "height": 1}]}, started=5.0, attempts=1)
 
 
 def test_a_job_that_waits_again_has_not_started(database: JobDatabase) -> None:

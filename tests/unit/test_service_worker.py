@@ -4,7 +4,7 @@ import json
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from enlarger.checkpoint.single_file.save import save_single_file
 from enlarger.diffusion.sample import Step
 from enlarger.errors import Cancelled, InputError, NonFinite
 from enlarger.nn.taesd import AutoencoderTiny, AutoencoderTinyConfig
-from enlarger.service.jobs.job import RESULT_FILE, JobSpec, OutputOptions, job_folder, new_job_id
+from enlarger.service.jobs.job import RESULT_FILE, JobResult, JobSpec, OutputOptions, job_folder, new_job_id
 from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.problems import ProblemError
 from enlarger.service.settings import GIB, ModelSettings
@@ -253,15 +253,15 @@ def test_other_programs_can_read_the_parameters() -> None:
 def test_a_recipe_comes_back_from_the_file(tmp_path: Path, format: Any, prompt: str) -> None:
     said = recipe(prompt=prompt, count=1)
     about, notes = results.save_image(tiny.picture(24, 16), 0, tmp_path, OutputOptions(format), said)
-    with Image.open(tmp_path / about["file"]) as image:
+    with Image.open(tmp_path / about.file) as image:
         found = generation_metadata.read_metadata(image)
         size = image.size
     fits = not (format == "jpeg" and len(prompt) == 32_000)
-    assert found == (said if fits else None) and size == (24, 16) and about["seed"] == 7
+    assert found == (said if fits else None) and size == (24, 16) and about.seed == 7
     assert notes == (
         () if fits else ("the metadata is too long for a JPEG file, and is in this reply only; PNG holds it",)
     )
-    assert [path.name for path in tmp_path.iterdir()] == [about["file"]]
+    assert [path.name for path in tmp_path.iterdir()] == [about.file]
 
 
 def test_a_file_without_a_recipe(tmp_path: Path) -> None:
@@ -280,16 +280,16 @@ def test_the_profile_is_kept_and_nothing_else(tmp_path: Path) -> None:
     image.info |= {"icc_profile": profile, "comment": b"mine", "parameters": "old"}
     for format in ("png", "jpeg", "webp"):
         about, _ = results.save_image(image, 0, tmp_path, OutputOptions(format), recipe())
-        with Image.open(tmp_path / about["file"]) as found:
+        with Image.open(tmp_path / about.file) as found:
             found.load()
             assert found.info["icc_profile"] == profile
             assert "comment" not in found.info and found.info.get("parameters") != "old"
 
 
 def test_done_is_written_once(tmp_path: Path) -> None:
-    results.write_result_file(tmp_path, {"images": []})
-    results.write_result_file(tmp_path, {"images": ["another"]})
-    assert json.loads((tmp_path / RESULT_FILE).read_text()) == {"images": []}
+    results.write_result_file(tmp_path, JobResult(()))
+    results.write_result_file(tmp_path, JobResult((), "another"))
+    assert json.loads((tmp_path / RESULT_FILE).read_text()) == asdict(JobResult(())) | {"images": [], "notes": []}
     assert [path.name for path in tmp_path.iterdir()] == [RESULT_FILE]
 
 
@@ -299,7 +299,7 @@ def test_a_disk_that_takes_nothing_leaves_nothing(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ProblemError, match=r"cannot be stored \(No space left on device\)"):
-        results.write_result_file(tmp_path, {"images": []})
+        results.write_result_file(tmp_path, JobResult(()))
     assert list(tmp_path.iterdir()) == []
 
 

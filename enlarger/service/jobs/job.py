@@ -56,6 +56,33 @@ class JobSpec:
 
 
 @dataclass(frozen=True)
+class ResultImage:
+    """A finished picture: a file of the job's folder."""
+
+    file: str
+    width: int
+    height: int
+    seed: int | None = None
+    format: Literal["png", "jpeg", "webp"] = "png"
+    bytes: int = 0
+    flagged: bool | None = None  # what a safety checker said, where there is one
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a worker made of a job, as it is in RESULT_FILE."""
+
+    images: tuple[ResultImage, ...]
+    model: str = ""
+    notes: tuple[str, ...] = ()
+    consistency: float | None = None  # the largest of its pictures
+    changed: tuple[Mapping[str, Any], ...] | None = None  # what inpainting changed, by picture
+    tokens: int = 0  # of the prompt
+    timings: Mapping[str, float] = field(default_factory=dict[str, float])  # seconds of each part
+    recipe: Mapping[str, Any] | None = None  # the generation metadata
+
+
+@dataclass(frozen=True)
 class Job:
     """A job as the store knows it. Times are seconds since 1970."""
 
@@ -70,7 +97,7 @@ class Job:
     finished: float | None = None
     crashes: int = 0  # workers that died over it
     attempts: int = 0
-    result: Mapping[str, Any] | None = None  # what the worker wrote as RESULT_FILE
+    result: JobResult | None = None
     problem: Problem | None = None
 
     @property

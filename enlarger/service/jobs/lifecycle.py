@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from enlarger.service.jobs.events import EventLogs
 from enlarger.service.jobs.files import read_result, remove_job_folder
-from enlarger.service.jobs.job import FINISHED_STATUSES, EventKind, Job, JobProgress, job_folder
+from enlarger.service.jobs.job import FINISHED_STATUSES, EventKind, Job, JobProgress, JobResult, job_folder
 from enlarger.service.jobs.job_queue import ActiveJob, JobQueue, changed_positions
 from enlarger.service.jobs.progress_estimator import DurationStats
 from enlarger.service.jobs.store import JobDatabase, JobStore
@@ -31,7 +31,7 @@ class Outcome:
     """How a job ends."""
 
     status: FinishedStatus
-    result: Mapping[str, Any] | None = None
+    result: JobResult | None = None
     problem: Problem | None = None
 
 

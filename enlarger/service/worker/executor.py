@@ -19,9 +19,9 @@ from PIL import Image
 from enlarger import __version__
 from enlarger.errors import Cancelled, CheckpointError, NonFinite
 from enlarger.requests import GenerateRequest, UpscaleRequest
-from enlarger.service.jobs.job import RESULT_FILE
+from enlarger.service.jobs.job import RESULT_FILE, JobResult, ResultImage
 from enlarger.service.problems import Problem, ProblemError, problem_from_exception
-from enlarger.service.worker.generation_metadata import generation_metadata, metadata_of_image
+from enlarger.service.worker.generation_metadata import Json, generation_metadata, metadata_of_image
 from enlarger.service.worker.model_cache import LoadedModel, ModelCache, SendEvent, empty_cache
 from enlarger.service.worker.model_requests import ModelRequests, build_requests, refiner_name
 from enlarger.service.worker.previews import PreviewSpec, PreviewWriter, Size, preview_decoder_for
@@ -230,13 +230,13 @@ class Executor:
             *warning_messages,
             *(note for result in prepared.results for note in result.notes),
         ]
-        files: list[dict[str, Any]] = []
+        files: list[ResultImage] = []
         for index, image in enumerate(images):
             resized, resize_notes = resize_to(image, job.spec.size)
             info, format_notes = save_image(
                 resized, index, job.folder, job.spec.output, metadata_of_image(metadata, index)
             )
-            files.append(info | {"flagged": flags[index]})
+            files.append(replace(info, flagged=flags[index]))
             notes += [*resize_notes, *format_notes]
         if not job.check_active():
             remove_images(job.folder)
@@ -245,19 +245,17 @@ class Executor:
             one for one in (getattr(result, "consistency", None) for result in prepared.results) if one is not None
         ]
         encode = time.monotonic() - start
-        write_result_file(
-            job.folder,
-            {
-                "images": files,
-                "model": job.spec.model,
-                "notes": list(dict.fromkeys(notes)),
-                "consistency": max(consistencies, default=None),
-                "changed": _changed_regions(prepared.results),
-                "tokens": model_requests.num_prompt_tokens,
-                "timings": {"load": context.load_seconds, "inference": seconds, "encode": encode},
-                "recipe": metadata,
-            },
+        result = JobResult(
+            tuple(files),
+            job.spec.model,
+            tuple(dict.fromkeys(notes)),
+            max(consistencies, default=None),
+            _changed_regions(prepared.results),
+            model_requests.num_prompt_tokens,
+            {"load": context.load_seconds, "inference": seconds, "encode": encode},
+            metadata,
         )
+        write_result_file(job.folder, result)
         self._send_stage_seconds(job, {"encode": encode})
         job.finish(messages.JobDone(id=job.id))
 
@@ -354,7 +352,7 @@ def memory_usage(device: torch.device) -> dict[str, int]:
     return usage
 
 
-def _changed_regions(results: Sequence[Any]) -> list[dict[str, Any]] | None:
+def _changed_regions(results: Sequence[Any]) -> tuple[Json, ...] | None:
     """What inpainting changed, by picture; None for other tasks."""
     regions = [one for result in results for one in getattr(result, "changed", ())]
-    return [{"pixels": one.pixels, "box": one.box} for one in regions] or None
+    return tuple({"pixels": one.pixels, "box": one.box} for one in regions) or None

@@ -3,10 +3,11 @@
 import errno
 import json
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -14,7 +15,7 @@ from enlarger.image.atomic_write import atomic_write
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import read_picture, to_pil
 from enlarger.image.resize import resize
-from enlarger.service.jobs.job import RESULT_FILE, OutputOptions
+from enlarger.service.jobs.job import RESULT_FILE, JobResult, OutputOptions, ResultImage
 from enlarger.service.problems import problem_error
 from enlarger.service.worker.generation_metadata import MAX_EXIF_BYTES, Json, exif_bytes, png_info
 from enlarger.tasks.inputs import match_input
@@ -36,7 +37,7 @@ def resize_to(image: Image.Image, size: tuple[int, int] | None) -> tuple[Image.I
 
 def save_image(
     image: Image.Image, index: int, folder: Path, output: OutputOptions, metadata: Json
-) -> tuple[Json, tuple[str, ...]]:
+) -> tuple[ResultImage, tuple[str, ...]]:
     """Write one result with its generation metadata in it. Gives what is said of the file, and notes."""
     name = f"result-{index}.{SUFFIXES[output.format]}"
     converted, notes = _convert_for_format(image, output.format)
@@ -57,8 +58,7 @@ def save_image(
         converted.save(stream, format=output.format.upper(), **options)
         num_bytes = stream.seek(0, os.SEEK_END)
     seed = metadata["seeds"][0]
-    info = {"file": name, "width": converted.width, "height": converted.height, "seed": seed, "format": output.format}
-    return info | {"bytes": num_bytes}, notes
+    return ResultImage(name, converted.width, converted.height, seed, output.format, num_bytes), notes
 
 
 def _convert_for_format(image: Image.Image, format: str) -> tuple[Image.Image, tuple[str, ...]]:
@@ -89,11 +89,11 @@ def _writing(path: Path) -> Generator[BinaryIO]:
         raise problem_error(500, code, text) from error
 
 
-def write_result_file(folder: Path, result: Mapping[str, Any]) -> None:
+def write_result_file(folder: Path, result: JobResult) -> None:
     """Write the result file, with which the job is complete. One that is there already stays as it is."""
     if not (folder / RESULT_FILE).exists():  # only one worker at a time has a job
         with _writing(folder / RESULT_FILE) as stream:
-            stream.write(json.dumps(result, allow_nan=False).encode())
+            stream.write(json.dumps(asdict(result), allow_nan=False).encode())
 
 
 def remove_images(folder: Path) -> None:

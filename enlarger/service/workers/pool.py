@@ -169,8 +169,8 @@ class WorkerPool:
             return
         if active.estimator is not None:
             active.estimator.finish(now)
-        spec, images = active.job.spec, result["images"]
-        pixels = sum(int(image["width"]) * int(image["height"]) for image in images)
+        spec, images = active.job.spec, result.images
+        pixels = sum(image.width * image.height for image in images)
         self.lifecycle.metrics.images.labels(spec.task, spec.model).inc(len(images))
         self.lifecycle.metrics.output_pixels.inc(pixels)
         self.lifecycle.finish(active, Outcome("succeeded", result))
