@@ -27,12 +27,16 @@ Json = dict[str, Any]
 
 def generation_metadata(
     version: str, task: str, model: str, options: Mapping[str, Any], seeds: Sequence[int], input_info: Any
-) -> Json:  # fmt: skip
+) -> Json:
     """All that a job's pictures depend on. `input_info` is what is known of the picture that was given."""
     return {
-        "enlarger": version, "task": task, "model": model, "options": dict(options), "seeds": list(seeds),
+        "enlarger": version,
+        "task": task,
+        "model": model,
+        "options": dict(options),
+        "seeds": list(seeds),
         "input": input_info,
-    }  # fmt: skip
+    }
 
 
 def metadata_of_image(metadata: Json, index: int) -> Json:
