@@ -53,7 +53,7 @@ class ModelKind:
 
 
 SD_LOADER = "enlarger.tasks.stable_diffusion:build_stable_diffusion"
-REFINE, INPAINT = "enlarger.tasks.refine:Refiner", "enlarger.tasks.repair:Inpainter"
+REFINE, INPAINT = "enlarger.tasks.image_to_image:Refiner", "enlarger.tasks.inpaint:Inpainter"
 SCORES = ("score", "negative_score")  # aesthetic scores, which only the SDXL refiner takes
 
 
@@ -63,7 +63,7 @@ def _text_to_image(label: str, layout: str, prediction_type: str | None, *, xl: 
         label, "text to image, enlarger.generate and enlarger.refine", "text-to-image", "sdxl" if xl else "sd",
         SD_LOADER,
         {
-            "generate": KindVerb(f"generate{suffix}", "enlarger.tasks.generate:Generator", is_batched=True),
+            "generate": KindVerb(f"generate{suffix}", "enlarger.tasks.text_to_image:Generator", is_batched=True),
             "refine": KindVerb(f"refine{suffix}", REFINE),
             "inpaint": KindVerb("inpaint", INPAINT),
         },

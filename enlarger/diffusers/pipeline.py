@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from enlarger.checkpoint.folder.load import MODEL_INDEX_NAME, PipelineComponents, read_folder
+from enlarger.checkpoint.components import MODEL_INDEX_NAME, PipelineComponents
+from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.folder.save import save_folder
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.diffusers import image_processor
@@ -27,7 +28,7 @@ from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.runtime.runtime import DTYPES, Offload, Runtime
 from enlarger.strict_json import read_json
-from enlarger.tasks.result import decode_latents
+from enlarger.tasks.latent_diffusion import decode_latents
 from enlarger.text.tokenize import Tokenizer
 
 FIXED_LOADING_OPTIONS = {"use_safetensors": True, "low_cpu_mem_usage": True}  # what loading always does

@@ -14,8 +14,9 @@ from enlarger.checkpoint.adapters.textual_inversion import (
     add_textual_inversion,
     read_textual_inversion,
 )
+from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.families import KINDS, ModelKind, kind_of_pipeline_class, kind_of_unet
-from enlarger.checkpoint.folder.load import PipelineComponents, read_folder
+from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.single_file.component_override import ComponentSource
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.errors import InputError, Unsupported
@@ -27,15 +28,19 @@ from enlarger.runtime.runtime import Offload, Runtime, resolve_device, resolve_d
 
 if TYPE_CHECKING:
     from enlarger.tasks.depth import DepthToImage
-    from enlarger.tasks.generate import Generator
-    from enlarger.tasks.refine import Refiner
-    from enlarger.tasks.repair import Inpainter
+    from enlarger.tasks.image_to_image import Refiner
+    from enlarger.tasks.inpaint import Inpainter
+    from enlarger.tasks.text_to_image import Generator
     from enlarger.tasks.upscale.upscaler import Upscaler
+
+    LoadedTask = Upscaler | Generator | Refiner | Inpainter | DepthToImage
 
 BUNDLED = "bundled"  # the name of the model that ships with the package
 BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 
 TOKENIZER_OF_ENCODER = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+
+
 INVERSION_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # the encoders in the files of inversions
 
 
@@ -158,9 +163,7 @@ def load_model(
     return LoadedModel(kind, loaded, tasks)
 
 
-def load(
-    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none"
-) -> "Upscaler | Generator | Refiner | Inpainter | DepthToImage":
+def load(model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none") -> "LoadedTask":
     """A folder in diffusers' layout, a single file, or a name in the cache, as a task that takes its verb's request.
 
     What a path cannot say (the prediction of a Stable Diffusion 2 file, leave to open a pickle) goes into a

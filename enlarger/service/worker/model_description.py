@@ -4,23 +4,26 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
+from enlarger.checkpoint.components import COMPONENT_CLASSES
 from enlarger.checkpoint.families import FAMILIES, KINDS, ModelKind
 from enlarger.checkpoint.folder.describe import component_class_names, folder_kind
-from enlarger.checkpoint.folder.load import COMPONENT_CLASSES
 from enlarger.checkpoint.single_file.detect import detect
+from enlarger.checkpoint.tensors.open import open_checkpoint, open_weights
 from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
-from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint, open_checkpoint, open_weights
+from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
 from enlarger.errors import CheckpointError, EnlargerError, InputError
 from enlarger.hub.cache import resolve, snapshot_variant
 from enlarger.runtime.runtime import resolve_dtype
+from enlarger.service.jobs.job import Task
+from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.settings import ModelSettings
 from enlarger.tasks.loading import BUNDLED, BUNDLED_FOLDER
 
-DEPTH_TASK = "refine"  # of jobs: what the service calls `enlarger.depth`
+DEPTH_TASK: Task = "refine"  # of jobs: what the service calls `enlarger.depth`
 EMA_PREFIX = "model_ema."  # a copy of the UNet in single files, which is not loaded
 
 
@@ -39,21 +42,20 @@ class ModelDescription:
         return "" if self.model_kind is None else self.model_kind.service_kind
 
     @property
-    def verbs(self) -> dict[str, str]:
+    def verbs(self) -> dict[Task, str]:
         """The tasks of jobs that it can do, and the verb of its kind that does each."""
         names = () if self.model_kind is None else self.model_kind.verbs
-        return {DEPTH_TASK if name == "depth" else name: name for name in names}
+        return {DEPTH_TASK if name == "depth" else cast("Task", name): name for name in names}
 
     @property
     def unused_options(self) -> tuple[str, ...]:
         """The options that it has no use for."""
         return () if self.model_kind is None else self.model_kind.unused_options
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.settings.name, "kind": self.kind, "tasks": list(self.verbs),
-            "aliases": list(self.settings.aliases), "error": self.error,
-        }  # fmt: skip
+    @property
+    def state(self) -> ModelState:
+        """What the server is told of it."""
+        return ModelState(self.settings.name, self.kind, tuple(self.verbs), self.settings.aliases, error=self.error)
 
 
 def describe_model(settings: ModelSettings, device: torch.device) -> ModelDescription:

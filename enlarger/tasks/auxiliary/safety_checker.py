@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from enlarger.checkpoint.load_module import load_module
-from enlarger.checkpoint.tensors.safetensors_file import open_weights
+from enlarger.checkpoint.tensors.open import open_weights
 from enlarger.errors import CheckpointError
 from enlarger.nn.safety_checker import SafetyCheckerNetwork
 from enlarger.runtime.runtime import Runtime
 from enlarger.strict_json import read_json
 from enlarger.tasks.auxiliary.vision import ImagePreprocessor, read_preprocessor, require_transformers
-from enlarger.tasks.result import in_float32
+from enlarger.tasks.latent_diffusion import in_float32
 
 FOLDER = "safety_checker"
 DEFAULT_PREPROCESSOR = ImagePreprocessor(

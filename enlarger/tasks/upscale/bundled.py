@@ -22,10 +22,10 @@ from enlarger.nn.compact_unet import CompactUNet, residual_scale
 from enlarger.requests import UpscaleRequest, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
-from enlarger.tasks.experts import NetworkCall
-from enlarger.tasks.inputs import join_results
+from enlarger.tasks.latent_diffusion import pad_to_multiple
 from enlarger.tasks.loading import BUNDLED, Checkpoint
-from enlarger.tasks.result import Progress, ProgressCallback, Result, no_progress, pad_to_multiple, report_steps
+from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.sampling import NetworkCall
 from enlarger.tasks.upscale.upscale import UpscaleBatch, single_batches, stack_requests, upscale_key
 
 TILE = 512  # input pixels: what bounds the memory

@@ -26,21 +26,11 @@ from enlarger.nn.k_unet import KUNet
 from enlarger.requests import X2_MAX_NOISE_LEVEL, UpscaleRequest, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.batching import is_batch_invariant
-from enlarger.tasks.experts import NetworkCall, trace_network_calls
-from enlarger.tasks.inputs import join_results
-from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.latents import LatentSpace, latent_space_of
-from enlarger.tasks.result import (
-    GuidedText,
-    ProgressCallback,
-    Result,
-    decode_latents,
-    encode_guided_prompts,
-    no_progress,
-    pad_to_multiple,
-    report_steps,
-)
-from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
+from enlarger.tasks.conditioning import GuidedConditioning, GuidedText, encode_guided_prompts
+from enlarger.tasks.inputs import LatentSpace, latent_space_of
+from enlarger.tasks.latent_diffusion import LatentDiffusion, decode_latents, pad_to_multiple
+from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
 from enlarger.tasks.upscale.upscale import (
     UpscaleBatch,
     num_passes,

@@ -16,17 +16,11 @@ from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.requests import UpscaleRequest, with_defaults
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.experts import NetworkCall, trace_network_calls
-from enlarger.tasks.inputs import join_results
-from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
-from enlarger.tasks.result import ProgressCallback, Result, no_progress, pad_to_multiple, report_steps
-from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
-from enlarger.tasks.stable_diffusion import (
-    PromptSpec,
-    StableDiffusion,
-    build_stable_diffusion,
-    prompt_spec_from_options,
-)
+from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
+from enlarger.tasks.latent_diffusion import LatentDiffusion, pad_to_multiple, repeat_each
+from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
+from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffusion
 from enlarger.tasks.upscale.upscale import UpscaleBatch, num_passes, refuse_detail, single_batches
 from enlarger.text.tokenize import Tokenizer
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import torch
 from PIL import Image
@@ -15,11 +15,10 @@ from enlarger.image.decode import open_upright
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import Picture, read_picture, to_pil
 from enlarger.image.resize import resize
-from enlarger.requests import UpscaleRequest, make_request, seeds_for
+from enlarger.requests import UpscaleOptions, UpscaleRequest, make_request, seeds_for
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.batching import prompt_key
-from enlarger.tasks.inputs import match_input, split_request
-from enlarger.tasks.latents import Latents
+from enlarger.tasks.inputs import Latents, match_input, split_request
 from enlarger.tasks.loading import BUNDLED, Location, load_model
 from enlarger.tasks.result import ProgressCallback, Result, no_progress
 from enlarger.tasks.upscale.upscaler import Upscaler
@@ -113,7 +112,7 @@ def refuse_detail(request: UpscaleRequest) -> None:
 
 def upscale(
     image: Any, by: float = 2.0, *, model: Location | None = None, device: str = "auto", precision: str = "auto",
-    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Any,
+    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Unpack[UpscaleOptions],
 ) -> Result:  # fmt: skip
     """Enlarge one or several pictures: paths, PIL images, arrays, tensors in -1..1, or `Latents`.
 

@@ -7,9 +7,9 @@ from enlarger.checkpoint.families import ModelKind
 from enlarger.diffusion.sampler import Sampler
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.experts import NetworkCall
-from enlarger.tasks.latents import LatentSpace
+from enlarger.tasks.inputs import LatentSpace
 from enlarger.tasks.result import ProgressCallback, Result, no_progress
+from enlarger.tasks.sampling import NetworkCall
 from enlarger.text.tokenize import Tokenizer
 
 
