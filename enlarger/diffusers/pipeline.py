@@ -28,7 +28,7 @@ from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.runtime.runtime import DTYPES, Offload, Runtime
 from enlarger.strict_json import read_json
-from enlarger.tasks.result import decode_latents
+from enlarger.tasks.latent_diffusion import decode_latents
 from enlarger.text.tokenize import Tokenizer
 
 FIXED_LOADING_OPTIONS = {"use_safetensors": True, "low_cpu_mem_usage": True}  # what loading always does

@@ -156,7 +156,12 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         }
         callbacks = self._step_callbacks(callback_on_step_end, tensor_inputs, tensors | doubled, kwargs)
         denoised = self._run_range(
-            sampler, denoising_range, callbacks, lambda on_step: start.run(latent_diffusion, plan, on_step)
+            sampler,
+            denoising_range,
+            callbacks,
+            lambda on_step: latent_diffusion.sample(
+                start.conditioning, start.latents, plan, on_step, start.known_region
+            ),
         )
         images = self._postprocess(denoised, str(output_type))
         images = images if crop_box is None else [apply_overlay(one, image, mask_image, crop_box) for one in images]

@@ -10,8 +10,8 @@ from PIL import Image
 from enlarger.diffusion.sampler import Sampler
 from enlarger.image.picture import open_upright
 from enlarger.requests import GenerateRequest, UpscaleRequest, with_defaults
-from enlarger.tasks.generate import Generator
 from enlarger.tasks.result import ProgressCallback, Result, no_progress
+from enlarger.tasks.text_to_image import Generator
 from enlarger.tasks.upscale.bundled import BundledUpscaler
 from enlarger.tasks.upscale.latent_x2 import LatentUpscaler
 from enlarger.tasks.upscale.upscale import Upscaler

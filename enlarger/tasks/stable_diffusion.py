@@ -1,6 +1,6 @@
 """A checkpoint of the Stable Diffusion family, read once for many requests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,20 @@ from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet, UNetConfig
 from enlarger.runtime.runtime import Offload, Runtime, resolve_device, resolve_dtype
 from enlarger.tasks.auxiliary.safety_checker import SafetyChecker, missing_checker_note
-from enlarger.tasks.conditioning import MicroConditioning, condition_on_tokens, condition_on_tokens_and_sizes
+from enlarger.tasks.conditioning import (
+    GuidedConditioning,
+    GuidedText,
+    MicroConditioning,
+    PromptSpec,
+    condition_on_tokens,
+    condition_on_tokens_and_sizes,
+    encode_guided_prompts,
+    encode_guided_prompts_xl,
+)
+from enlarger.tasks.inputs import LatentSpace, latent_space_of
 from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.latents import LatentSpace, latent_space_of
 from enlarger.tasks.loading import Location, as_checkpoint
-from enlarger.tasks.result import GuidedText, encode_guided_prompts, encode_guided_prompts_xl
-from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
+from enlarger.tasks.sampling import SamplingPlan
 from enlarger.text.encode import PromptEmbeds
 from enlarger.text.tokenize import Tokenizer
 
@@ -34,30 +42,6 @@ TASK_NAMES = {
     "refine": "refiner",
     "upscale": "x4 upscaling",
 }  # others are called by their verb
-
-
-@dataclass(frozen=True)
-class PromptSpec:
-    """What one picture's networks are told in words, and how strongly."""
-
-    prompt: str
-    negative: str
-    guidance: Guidance
-    aesthetic_scores: tuple[float | None, float | None] = (None, None)  # aesthetic, and of the negative branch
-    long_prompt: bool = False
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What is not heard, one line each."""
-        is_ignored = self.guidance.scale == 1 and self.negative
-        return ("the negative prompt is not used: at guidance 1 only the prompt is",) if is_ignored else ()
-
-
-def prompt_spec_from_options(options: Mapping[str, Any]) -> PromptSpec:
-    """Those of a request for one picture, with its defaults filled in."""
-    guidance = Guidance(options["guidance"], options.get("rescale", 0.0))
-    aesthetic_scores = (options.get("score"), options.get("negative_score"))
-    return PromptSpec(options["prompt"], options["negative"], guidance, aesthetic_scores, options["long_prompt"])
 
 
 @dataclass(frozen=True, eq=False)

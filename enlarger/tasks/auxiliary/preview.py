@@ -14,7 +14,7 @@ from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.image.picture import Picture, to_pil
 from enlarger.nn.taesd import AutoencoderTiny, DecoderTiny
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.latents import LatentSpace
+from enlarger.tasks.inputs import LatentSpace
 
 # Red, green and blue in -1..1 of each latent channel, fitted to decoded pictures by others: Stable Diffusion 1.4's at
 # discuss.huggingface.co/t/decoding-latents-to-rgb-without-upscaling/23204, SDXL's in invoke-ai/InvokeAI.
