@@ -64,7 +64,7 @@ def inpaint(
 def _check_job(job: "Job", request: InpaintRequest, overwrite: bool) -> "Job":
     """The job, with an error if its files do not fit together."""
     from enlarger.image.encode import check_output
-    from enlarger.tasks.inpaint import prepare_canvas
+    from enlarger.image.inpaint_canvas import prepare_canvas
 
     if job.error is not None:
         return job

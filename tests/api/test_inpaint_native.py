@@ -11,9 +11,10 @@ from torch import Tensor
 
 import enlarger
 from enlarger.errors import Cancelled, InputError, Unsupported
+from enlarger.image.inpaint_canvas import ChangedPixels
 from enlarger.requests import InpaintRequest
 from enlarger.tasks import inpaint
-from enlarger.tasks.inpaint import ChangedPixels, Inpainter, InpaintResult, load_inpainter
+from enlarger.tasks.inpaint import Inpainter, InpaintResult, load_inpainter
 from enlarger.tasks.result import Progress
 from tests.support import tiny
 from tests.support.close import assert_close
