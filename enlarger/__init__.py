@@ -1,5 +1,6 @@
 """Enlarge pictures with latent diffusion. The public names; each is imported when first used, and torch only then."""
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +97,14 @@ _LAZY_IMPORTS = {
 }
 
 RENAMED = {"Plan": "SamplingReport", "Repair": "InpaintResult", "Repairer": "Inpainter"}
-"""Names of version 0.1, which go with the next."""
+"""Names that were replaced, each with the one to use instead; they go with version 0.2."""
 
 
 def __getattr__(name: str) -> Any:
-    name = RENAMED.get(name, name)
+    if name in RENAMED:
+        message = f"enlarger.{name} is now called enlarger.{RENAMED[name]}; the old name goes with version 0.2"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        name = RENAMED[name]
     if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'enlarger' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_LAZY_IMPORTS[name]), name)

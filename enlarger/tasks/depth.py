@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from enlarger.errors import InputError
-from enlarger.requests import DepthRequest, make_request, one_per_image, with_defaults
+from enlarger.requests import DepthOptions, DepthRequest, make_request, one_per_image, with_defaults
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
 from enlarger.tasks.image_to_image import image_to_image, prepare_run
@@ -76,8 +76,9 @@ def _split_depth_maps(depth: Any) -> list[Any]:
 
 
 def depth(
-    image: Any, prompt: Any = "", *, model: Location, depth: Any = None, device: str = "auto",
-    precision: str = "auto", offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Any,
+    image: Any, prompt: str | Sequence[str] = "", *, model: Location, depth: Any = None, device: str = "auto",
+    precision: str = "auto", offload: Offload = "none", watch: ProgressCallback = no_progress,
+    **options: Unpack[DepthOptions],
 ) -> Result:  # fmt: skip
     """Remake one or several pictures with their depth kept: paths, PIL images, arrays or tensors in -1..1.
 

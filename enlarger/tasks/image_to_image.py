@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from enlarger.diffusion.sample import OnStep, unchanged
 from enlarger.diffusion.sampler import SigmaSchedule
 from enlarger.errors import InputError
 from enlarger.image.picture import to_pil
-from enlarger.requests import RefineRequest, make_request, with_defaults
+from enlarger.requests import RefineOptions, RefineRequest, make_request, with_defaults
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
 from enlarger.tasks.inputs import Latents, PreparedImage, prepare_picture, split_request
@@ -155,8 +155,8 @@ def _input_as_result(model: StableDiffusion, prepared: PreparedImage, seeds: Seq
 
 
 def refine(
-    image: Any, prompt: Any = "", *, model: Location, device: str = "auto", precision: str = "auto",
-    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Any,
+    image: Any, prompt: str | Sequence[str] = "", *, model: Location, device: str = "auto", precision: str = "auto",
+    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Unpack[RefineOptions],
 ) -> Result:  # fmt: skip
     """Remake one or several pictures: paths, PIL images, arrays, tensors in -1..1, or `Latents` of the model's space.
 

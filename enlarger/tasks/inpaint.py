@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from enlarger.diffusion.noise import Noise, PerSampleGenerators
 from enlarger.errors import InputError
 from enlarger.image.inpaint_canvas import ChangedPixels, InpaintCanvas, prepare_canvas
 from enlarger.image.resize import resize
-from enlarger.requests import InpaintRequest, make_request, with_defaults
+from enlarger.requests import InpaintOptions, InpaintRequest, make_request, with_defaults
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_options
 from enlarger.tasks.image_to_image import truncate_by_strength
@@ -298,7 +298,7 @@ def _join_results(model: str, results: Sequence[InpaintResult]) -> InpaintResult
 
 def inpaint(
     image: Any, mask: Any = None, *, model: Location, device: str = "auto", precision: str = "auto",
-    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Any,
+    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Unpack[InpaintOptions],
 ) -> InpaintResult:  # fmt: skip
     """Repaint what a mask covers of one or several pictures: paths, PIL images, arrays, or tensors in -1..1.
 

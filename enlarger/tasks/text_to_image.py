@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from PIL import Image
 from torch import Tensor
@@ -13,6 +13,7 @@ from enlarger.errors import InputError
 from enlarger.image.picture import Picture, read_picture, to_pil
 from enlarger.requests import (
     DEFAULT_HANDOFF,
+    GenerateOptions,
     GenerateRequest,
     UpscaleRequest,
     make_request,
@@ -245,7 +246,7 @@ def padded_latent_size(model: StableDiffusion, height: int, width: int) -> tuple
 
 
 def generate(
-    prompt: Any,
+    prompt: str | Sequence[str],
     *,
     model: Location,
     refiner: CheckpointLocations = None,
@@ -254,7 +255,7 @@ def generate(
     precision: str = "auto",
     offload: Offload = "none",
     watch: ProgressCallback = no_progress,
-    **options: Any,
+    **options: Unpack[GenerateOptions],
 ) -> Result:
     """Make pictures from text with the Stable Diffusion checkpoint in a folder; `options` are `GenerateRequest`'s.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from enlarger.image.consistency import downscale, make_consistent_in_range
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import Picture, read_picture, to_pil
 from enlarger.image.resize import resize
-from enlarger.requests import X2_MAX_NOISE_LEVEL, UpscaleRequest, make_request, seeds_for, with_defaults
+from enlarger.requests import X2_MAX_NOISE_LEVEL, UpscaleOptions, UpscaleRequest, make_request, seeds_for, with_defaults
 from enlarger.runtime.runtime import Offload, Runtime, resolve_device, resolve_dtype
 from enlarger.tasks.conditioning import GuidedText, encode_guided_prompts, prompt_spec_from_options
 from enlarger.tasks.inputs import Latents, match_input, split_request
@@ -139,7 +139,7 @@ class Upscaler:
 
 def upscale(
     image: Any, by: float = 2.0, *, model: Location | None = None, device: str = "auto", precision: str = "auto",
-    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Any,
+    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Unpack[UpscaleOptions],
 ) -> Result:  # fmt: skip
     """Enlarge one or several pictures: paths, PIL images, arrays, tensors in -1..1, or `Latents`.
 
