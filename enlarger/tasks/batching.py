@@ -28,7 +28,7 @@ def run_in_batches(
     task: Upscaler, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress
 ) -> list[Result]: ...
 def run_in_batches(task: Any, requests: Sequence[Any], watch: ProgressCallback = no_progress) -> list[Result]:
-    """The result of each request. Those that `batches` puts together share a batch; `watch` sees it as one picture."""
+    """The result of each request. Those of one group share a batch, which `watch` sees as one picture."""
     results_by_index: dict[int, Result] = {}
     for batch in group_into_batches(task, requests):
         batch_requests = [requests[i] for i in batch]

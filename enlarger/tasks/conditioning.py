@@ -22,7 +22,7 @@ Size = tuple[int, int]  # height, width
 
 @dataclass(frozen=True, eq=False)
 class GuidedConditioning:
-    """What a network is told of the prompts and, where guidance needs it, of the negative prompts."""
+    """The conditioning of the prompts and, where guidance needs it, of the negative prompts."""
 
     positive: Conditioning
     negative: Conditioning | None = None
@@ -36,7 +36,7 @@ class GuidedConditioning:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """What one picture's networks are told in words, and how strongly."""
+    """The prompts of one picture, and how strongly they guide."""
 
     prompt: str
     negative: str
@@ -62,7 +62,7 @@ def prompt_spec_from_options(options: Mapping[str, Any]) -> PromptSpec:
 class MicroConditioning:
     """SDXL's micro-conditioning (Podell et al. 2023, section 2.2), in pixels, height before width.
 
-    With a `score` (the refiner's aesthetic score) the network is told that in the target's place.
+    With an `aesthetic_score` (the refiner's) that stands in the target size's place.
     """
 
     original_size: Size

@@ -27,8 +27,7 @@ from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusi
 class ImageToImageJob:
     """`image` (N, 3, H, W) in -1..1, or latents (N, C, h, w), for B prompts; N divides B.
 
-    Noise of the first level is added, unless `is_noisy`: then the latents carry it already, as clean + sigma *
-    noise. What else the network is told (a depth map) is in `told`.
+    Noise of the first level is added, unless `is_noisy`: then the latents carry it already, as clean + sigma * noise.
     """
 
     conditioning: GuidedConditioning
@@ -43,7 +42,7 @@ def image_to_image(latent_diffusion: LatentDiffusion, job: ImageToImageJob, on_s
     Results of one picture share its encoding's noise, unless each has a generator of its own.
     """
     tokens, noise = job.conditioning.positive.tokens, job.plan.noise
-    assert tokens is not None, "Stable Diffusion is always told tokens"
+    assert tokens is not None, "Stable Diffusion always takes tokens"
     image = repeat_each(job.image, len(tokens)) if isinstance(noise, PerSampleGenerators) else job.image
     latents = repeat_each(latent_diffusion.encode(image, noise), len(tokens))
     if not job.is_noisy:

@@ -74,7 +74,7 @@ def prepare_inpaint(latent_diffusion: LatentDiffusion, job: InpaintJob) -> Prepa
     has a generator of its own.
     """
     takes_mask, tokens = _takes_mask(latent_diffusion), job.conditioning.positive.tokens
-    assert tokens is not None, "Stable Diffusion is always told tokens"
+    assert tokens is not None, "Stable Diffusion always takes tokens"
     count, noise, sigma_schedule = len(tokens), job.plan.noise, job.plan.sigma_schedule
     if isinstance(noise, PerSampleGenerators):
         job = replace(job, image=repeat_each(job.image, count), mask=repeat_each(job.mask, count))

@@ -92,7 +92,7 @@ def repeat_each(x: Tensor, count: int) -> Tensor:
 
 
 def pad_to_multiple(x: Tensor, multiple: int, min_size: int = 1) -> Tensor:
-    """The last row and column repeated until both sizes are multiples of `multiple`, and at least `least`."""
+    """The last row and column repeated until both sizes are multiples of `multiple`, and at least `min_size`."""
     bottom, right = (max(-(-side // multiple) * multiple, min_size) - side for side in x.shape[-2:])
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x
 

@@ -28,7 +28,7 @@ def no_progress(progress: Progress) -> None:
 
 
 def report_steps(watch: ProgressCallback, total: int, stage: str = "denoise") -> OnStep:
-    """What tells `watch` of each step of a run of `total`, and changes none."""
+    """What reports each step of a run of `total` to `watch`, and changes none."""
     done = 0
 
     def report(step: Step) -> Tensor:

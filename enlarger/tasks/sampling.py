@@ -22,7 +22,7 @@ from enlarger.tasks.conditioning import GuidedConditioning
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """A network at work down to the noise level `until`, that level included; below it the next one takes over."""
+    """A network at work down to the noise level `handoff_sigma`, included; below it the next one takes over."""
 
     network: nn.Module
     precondition: Precondition
@@ -42,7 +42,7 @@ class Expert:
 
 @dataclass(frozen=True, eq=False)
 class SamplingPlan:
-    """How a run is solved: down which course, by which solver, with noise from where."""
+    """How a run is solved: on which sigma schedule, by which solver, with noise from where."""
 
     sigma_schedule: SigmaSchedule
     solver: Solver
@@ -119,7 +119,7 @@ def _switching_denoiser(experts: Sequence[Expert], runtime: Runtime, held_networ
 
 
 def expert_index_at(handoff_sigmas: Sequence[float], sigma: float) -> int:
-    """Which expert works at a noise level: the first whose `until` is not above it, the last at all that are left."""
+    """Which expert works at a noise level: the first whose `handoff_sigma` is not above it, at last the last."""
     return next(
         (i for i, handoff_sigma in enumerate(handoff_sigmas[:-1]) if sigma >= handoff_sigma), len(handoff_sigmas) - 1
     )
@@ -187,10 +187,10 @@ class SamplingReport:
     def __str__(self) -> str:
         width = max([7, *(len(call.who) for call in self.turns)])
         lines = [f"{'step':>8}  {'network':<{width}}  {'noise level':<18}  calls"]
-        for turn in self.turns:
-            step = turn.step or "adaptive"
-            levels = f"{turn.start:.4f} -> {turn.stop:.4f}"
-            lines.append(f"{step:>8}  {turn.who:<{width}}  {levels:<18}  {'-' if turn.calls is None else turn.calls}")
+        for call in self.turns:
+            step = call.step or "adaptive"
+            levels = f"{call.start:.4f} -> {call.stop:.4f}"
+            lines.append(f"{step:>8}  {call.who:<{width}}  {levels:<18}  {'-' if call.calls is None else call.calls}")
         total = "the solver decides" if self.calls is None else str(self.calls)
         lines.append(f"calls of the networks for {self.pictures} picture{'s' * (self.pictures > 1)}: {total}")
         return "\n".join(lines)
@@ -208,7 +208,7 @@ def check_handoff_sigmas(handoffs: Sequence[float]) -> tuple[float, ...]:
 def trace_network_calls(
     names: Sequence[str], handoff_sigmas: Sequence[float], solver: Solver, sigmas: Tensor
 ) -> tuple[NetworkCall, ...]:
-    """Who makes which calls when `solver` walks down `ladder`; expert i works at levels not below `untils[i]`."""
+    """Who makes which calls as `solver` goes down `sigmas`; expert i works down to `handoff_sigmas[i]`."""
     steps = trace_steps(solver, sigmas)
     if steps is None:
         return _adaptive_calls(names, handoff_sigmas, float(sigmas[0]), float(sigmas[-1]))
@@ -226,7 +226,7 @@ def _adaptive_calls(
 ) -> tuple[NetworkCall, ...]:
     """The noise levels of each expert, where the solver chooses its steps."""
     starts = [first, *(min(first, handoff_sigma) for handoff_sigma in handoff_sigmas[:-1])]
-    stops = [*(max(last, until) for until in handoff_sigmas[:-1]), last]
+    stops = [*(max(last, handoff_sigma) for handoff_sigma in handoff_sigmas[:-1]), last]
     return tuple(
         NetworkCall(0, name, start, stop, None)
         for name, start, stop in zip(names, starts, stops, strict=True)

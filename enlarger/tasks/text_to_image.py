@@ -61,7 +61,7 @@ class TextToImageJob:
 def text_to_image(latent_diffusion: LatentDiffusion, job: TextToImageJob, on_step: OnStep = unchanged) -> Tensor:
     """Latents (B, C, h, w) in float32, scaled as the checkpoint's autoencoder scales them."""
     tokens = job.conditioning.positive.tokens
-    assert tokens is not None, "Stable Diffusion is always told tokens"
+    assert tokens is not None, "Stable Diffusion always takes tokens"
     shape = latent_diffusion.latent_shape(len(tokens), job.size)
     unit_noise = latent_diffusion.draw_noise(shape, job.plan.noise, job.initial_noise)
     latents = unit_noise * job.plan.sigma_schedule.init_noise_sigma
@@ -74,7 +74,7 @@ class Generator:
     """A loaded text-to-image checkpoint; calling it with a request makes the request's pictures.
 
     `refiners` take over one after another, each below a noise level of its own, on the same latents and down the same
-    ladder. `upscaler` enlarges; None is the bundled one.
+    noise levels. `upscaler` enlarges; None is the bundled one.
     """
 
     model: StableDiffusion

@@ -1,7 +1,7 @@
 """Solvers as diffusers runs them when a run starts or stops inside the list of its calls.
 
 There the latents are taken for those of another level than they have. Our own runs are never cut like that: they start
-and stop at whole steps (`Course.part`), and several networks share one run (`tasks.denoise`).
+and stop at whole steps (`SigmaSchedule.subrange`), and several networks share one run (`tasks.sampling`).
 """
 
 from itertools import pairwise
@@ -36,7 +36,7 @@ def plms_resumed_at_third(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: No
 def plms_resumed_at_second(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, previous_sigma: Tensor
 ) -> Steps:  # fmt: skip
-    """PNDM from the second entry of its list: the first step is corrected as if it had begun at the level `before`."""
+    """PNDM from the second entry of its list: the first step is corrected as if it had begun at `previous_sigma`."""
     denoised = denoise(x, sigmas[0])
     slope = (x - denoised) / sigmas[0]
     guess = _reinterpret_at(x + slope * (sigmas[1] - sigmas[0]), sigmas[1], sigmas[0])

@@ -1,4 +1,4 @@
-"""UniPC: a predictor of the clean estimate's integral, corrected once the next estimate is known (Zhao et al. 2023)."""
+"""UniPC: a predictor of the denoised integral, corrected once the next estimate is known (Zhao et al. 2023)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,7 +10,7 @@ from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.sample import Step, Steps
 
-History = Sequence[tuple[Tensor, Tensor]]  # levels and clean estimates, newest first
+History = Sequence[tuple[Tensor, Tensor]]  # levels and denoised estimates, newest first
 
 
 def unipc(
@@ -24,8 +24,8 @@ def unipc(
 ) -> Steps:
     """UniPC of order 1 to 3 with B(h) = exp(h) - 1 (`bh1`: B(h) = h), Zhao et al. 2023, algorithms 5 to 8.
 
-    Each estimate also corrects the step that led to it, without a call of its own. A ladder that ends at `eased` or
-    below ends with steps of lower order, the last of first order.
+    Each estimate also corrects the step that led to it, without a call of its own. Sigmas that end at
+    `lower_order_final_sigma` or below end with steps of lower order, the last of first order.
     """
     assert 1 <= order <= 3, f"order {order}, expected 1 to 3"
     history: list[tuple[Tensor, Tensor]] = []
@@ -42,7 +42,7 @@ def unipc(
 
 
 def _unipc_update(x: Tensor, history: History, lower: Tensor, bh1: bool, denoised_next: Tensor | None = None) -> Tensor:
-    """x from the first level known to `lower`; `reached` is the estimate there, if that is known too."""
+    """x from the first level known to `lower`; `denoised_next` is the estimate there, if known."""
     (sigma, denoised), *older = history
     h = sigma.log() - lower.log()
     x_next = lower / sigma * x - torch.expm1(-h) * denoised
