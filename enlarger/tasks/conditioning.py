@@ -13,8 +13,7 @@ from enlarger.diffusion.guidance import Guidance
 from enlarger.nn.blocks import sinusoidal_embedding
 from enlarger.nn.clip_text import ClipText
 from enlarger.runtime.runtime import Runtime
-from enlarger.text.encode import OutputLayer, PromptEmbeds, encode_prompts
-from enlarger.text.encode import encode_prompts_xl
+from enlarger.text.encode import OutputLayer, PromptEmbeds, encode_prompts, encode_prompts_xl
 from enlarger.text.tokenize import Tokenizer
 
 Size = tuple[int, int]  # height, width
