@@ -21,11 +21,11 @@ from enlarger.tasks.depth import DepthToImage
 from enlarger.tasks.image_to_image import Refiner
 from enlarger.tasks.inpaint import Inpainter
 from enlarger.tasks.loading import Checkpoint, load
-from enlarger.tasks.loading import LoadedTask as AnyTask
 from enlarger.tasks.stable_diffusion import StableDiffusion
 from enlarger.tasks.text_to_image import Generator
 from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler
 
+AnyTask = Upscaler | Generator | Refiner | Inpainter | DepthToImage
 LIBC = ctypes.CDLL(None)  # this process, with the C library in it
 
 
