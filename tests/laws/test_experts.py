@@ -85,7 +85,7 @@ def test_the_same_weights_in_both_stages_are_the_unsplit_run(name: str, spacing:
         if name == "dpm_adaptive":
             assert plan.calls is None and [turn.who for turn in plan.turns] == ["base", "refiner"]
             continue
-        counted = Counter(dict.fromkeys(("base", "refiner"), 0))
+        counted = Counter[str](dict.fromkeys(("base", "refiner"), 0))
         for turn in plan.turns:
             counted[turn.who] += turn.calls or 0
         assert counted == {"base": base.calls, "refiner": refiner.calls}

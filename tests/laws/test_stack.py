@@ -1,5 +1,7 @@
 """A call goes down to the network in a few steps: each function in between is one more to read."""
 
+from typing import Any
+
 import torch
 
 from enlarger.requests import DepthRequest, GenerateRequest, InpaintRequest, RefineRequest
@@ -12,7 +14,7 @@ from tests.support.stack import functions_between
 from tests.support.tiny_inpaint import inpaint_model, tiny_inpainter
 
 MOST = 5  # functions between a task and its network
-OPTIONS = {"prompt": "a cat", "steps": 2, "solver": "euler", "guidance": 3.0}
+OPTIONS: dict[str, Any] = {"prompt": "a cat", "steps": 2, "solver": "euler", "guidance": 3.0}
 
 
 def depth_task() -> DepthToImage:
