@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from enlarger.diffusion.noise import Noise, PerImage, Shared
-from enlarger.errors import InputError, Unsupported
+from enlarger.errors import CheckpointError, InputError, Unsupported
 
 Prompt = str | list[str]
 Generators = torch.Generator | list[torch.Generator]
@@ -16,6 +16,10 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 class ArgumentError(InputError, ValueError):
     """A wrong argument of a pipeline."""
+
+
+class MissingFile(CheckpointError, OSError):
+    """A file or folder that is not there, an OSError as in diffusers."""
 
 
 def check_prompts(

@@ -47,15 +47,21 @@ def pndm(
         yield Step(x, clean, lower)
 
 
-def lms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 4) -> Iterator[Step]:
-    """Adams-Bashforth over uneven levels: the polynomial through up to four slopes, integrated (Katherine Crowson)."""
+def lms(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 4, before: Sequence[float] = ()
+) -> Iterator[Step]:  # fmt: skip
+    """Adams-Bashforth over uneven levels: the polynomial through up to four slopes, integrated (Katherine Crowson).
+
+    `before` are levels above the first, newest first, that the polynomial counts though no slopes are known there, as
+    diffusers does in a run that starts inside its list.
+    """
     assert 1 <= order <= 4, f"order {order}, expected 1 to 4"
-    levels: list[float] = []
+    levels = list(before)
     slopes: list[Tensor] = []
     for sigma, lower in pairwise(sigmas):
         clean = denoise(x, sigma)
         levels, slopes = [float(sigma), *levels][:order], [(x - clean) / sigma, *slopes][:order]
-        for share, slope in zip(_lagrange_integrals(levels, float(sigma), float(lower)), slopes, strict=True):
+        for share, slope in zip(_lagrange_integrals(levels, float(sigma), float(lower)), slopes, strict=False):
             x = x + share * slope
         yield Step(x, clean, lower)
 

@@ -1,0 +1,64 @@
+"""DDIM and DDPM with all that their code leaves open: clipped estimates, and how much noise a step adds."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from enlarger.diffusion.denoiser import Denoise
+from enlarger.diffusion.noise import Noise
+from enlarger.diffusion.sample import Step
+
+Clip = Callable[[Tensor], Tensor]
+LEAST = 1e-20  # of a variance
+
+
+def ddim_clipped(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 0.0, clip: Clip | None = None,
+    consistent: bool = False,
+) -> Iterator[Step]:  # fmt: skip
+    """Song et al. 2021, equation 12, whose denoised estimate is clipped; the noise estimate stays that of the network,
+    unless it shall be `consistent` with the clipped one. Levels may be very high: nothing is subtracted there."""
+    for sigma, lower in pairwise(sigmas):
+        denoised = denoise(x, sigma)
+        slope = (x - denoised) / sigma
+        if clip is not None:
+            denoised = clip(denoised)
+            slope = (x - denoised) / sigma if consistent else slope
+        up = torch.minimum(lower, eta * (lower**2 * (1 - (lower / sigma) ** 2)).clamp(min=0).sqrt())
+        x = denoised + (lower**2 - up**2).sqrt() * slope
+        if eta > 0:
+            x = x + noise(x) * up
+        yield Step(x, denoised, lower)
+
+
+def ddpm_of(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, deviation: Callable[[Tensor, Tensor], Tensor | None]
+) -> Iterator[Step]:
+    """Ho et al. 2020, equations 6 and 7: the mean of the posterior, and noise of a `deviation`, where it is not None."""
+    for sigma, lower in pairwise(sigmas):
+        denoised = denoise(x, sigma)
+        x = denoised + (lower / sigma) ** 2 * (x - denoised)
+        added = deviation(sigma, lower)
+        x = x if added is None else x + noise(x) * added
+        yield Step(x, denoised, lower)
+
+
+def posterior_deviation(kind: str, sigma: Tensor, lower: Tensor, predicted: Tensor | None = None) -> Tensor:
+    """How much noise a DDPM step adds to clean + sigma * noise, by the names of `variance_type`.
+
+    "fixed_large" is beta, the others but "learned" start from the variance of the posterior; `predicted` is what the
+    network says of it (Nichol and Dhariwal 2021, equation 15).
+    """
+    product, before = 1 / (1 + sigma**2), 1 / (1 + lower**2)
+    beta = 1 - product / before
+    small = ((1 - before) / (1 - product) * beta).clamp(min=LEAST)
+    if kind == "learned_range" and predicted is not None:
+        share = (predicted + 1) / 2
+        variance = torch.exp(share * beta.log() + (1 - share) * small.log())
+    elif kind == "learned" and predicted is not None:
+        variance = predicted
+    else:
+        variance = {"fixed_large": beta, "fixed_large_log": beta.log()}.get(kind, small)
+    return variance.sqrt() * (1 + lower**2).sqrt()
