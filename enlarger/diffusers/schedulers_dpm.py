@@ -178,10 +178,14 @@ class DPMSolverMultistepScheduler(IntegratedScheduler):
     def _predicted(self, model_output: Tensor, sample: Tensor) -> Tensor:
         return model_output[:, :3] if self.config.variance_type in ("learned", "learned_range") else model_output
 
+    @property
+    def by_noise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - follows from a setting here
+        return self.config.algorithm_type not in PLUS
+
     def _integration(self, quadratic: float) -> Integration:
         kind = self.config.algorithm_type
         return Integration(
-            kind not in PLUS, 1.0 if kind.startswith("sde") else 0.0, self.config.solver_type == "heun", quadratic,
+            self.by_noise, 1.0 if kind.startswith("sde") else 0.0, self.config.solver_type == "heun", quadratic,
             kind == "sde-dpmsolver++" and quadratic < 1,
         )  # fmt: skip
 
@@ -342,14 +346,18 @@ class UniPCMultistepScheduler(IntegratedScheduler):
         repeated = self.config.use_flow_sigmas or any(self.config[name] for name in CURVES)
         return float(sigmas[-1]) if last and repeated else last
 
+    @property
+    def by_noise(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - follows from a setting here
+        return not self.config.predict_x0
+
     def bounds(self) -> Bounds:
-        return super().bounds() if self.config.predict_x0 else Bounds()
+        return Bounds() if self.by_noise else super().bounds()
 
     def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
         config = self.config
         return partial(
             unipc, order=config.solver_order, bh1=config.solver_type == "bh1",
-            eased=math.inf if config.lower_order_final else -1.0, of_noise=not config.predict_x0,
+            eased=math.inf if config.lower_order_final else -1.0, of_noise=self.by_noise,
             uncorrected=[i - index for i in config.disable_corrector],
         )  # fmt: skip
 

@@ -58,6 +58,8 @@ class EDMEulerScheduler(WalkedScheduler):
     def _levels_of(self, steps: int, ramp: Any = None) -> Tensor:
         config = self.config
         ends = config.sigma_max, config.sigma_min
+        if config.sigma_schedule == "exponential" and steps == 1:
+            ends = ends[1], ends[1]  # as in diffusers, which counts these from the lowest
         return torch.from_numpy(sigma_curve(config.sigma_schedule, *ends, steps, config.rho, ramp)).float()
 
     def _use_levels(self, levels: Tensor, device: Any) -> None:

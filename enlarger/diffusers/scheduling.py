@@ -46,6 +46,7 @@ class Scheduler:
     order: ClassVar[int] = 1  # entries of the list per step
     config_name = SCHEDULER
     outside: Coordinates = staticmethod(variance_preserving)
+    by_noise = False  # whether the noise estimate is integrated
     timesteps: Tensor
     sigmas: Tensor  # as diffusers shows them
     num_inference_steps: int | None
@@ -275,7 +276,7 @@ class Scheduler:
 
         def denoised(x: Tensor, sigma: Tensor) -> Tensor:
             at = sigma if prediction == "epsilon" else called  # with churn they differ
-            return bounds(denoised_from(prediction, output, x, at, self.outside))
+            return bounds(denoised_from(prediction, output, x, at, self.outside, self.by_noise))
 
         return denoised
 

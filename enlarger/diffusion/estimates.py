@@ -26,13 +26,20 @@ def flow_matching(sigma: Tensor) -> Tensor:
     return sigma + 1
 
 
-def denoised_from(prediction: str, output: Tensor, x: Tensor, sigma: Tensor, outside: Coordinates) -> Tensor:
-    """The denoised estimate of x = clean + sigma * noise, from an output that is trained on the `outside` latents."""
+def denoised_from(
+    prediction: str, output: Tensor, x: Tensor, sigma: Tensor, outside: Coordinates, by_noise: bool = False
+) -> Tensor:  # fmt: skip
+    """The denoised estimate of x = clean + sigma * noise, from an output that is trained on the `outside` latents.
+
+    `by_noise` reads a velocity's noise estimate, which belongs to the same denoised one at unit variance only.
+    """
     if prediction == "epsilon":
         return x - sigma * output
     if prediction in ("sample", "original_sample"):
         return output
     scale = variance_preserving(sigma) if outside is variance_exploding else outside(sigma)
+    if prediction == "v_prediction" and by_noise:
+        return x - sigma * (output / scale + sigma / scale**2 * x)
     if prediction == "v_prediction":
         return x / scale**2 - sigma / scale * output
     if prediction == "flow_prediction":

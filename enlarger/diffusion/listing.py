@@ -108,7 +108,8 @@ def sigma_curve(
     if kind == "exponential":
         return np.exp(np.linspace(math.log(most), math.log(least), len(ramp)))
     if kind == "lu":
-        return np.exp(math.log(most) + ramp * (math.log(least) - math.log(most)))
+        high, low = (float(np.log(np.float32(end))) for end in (most, least))  # they decide where times are cut
+        return np.exp(high + ramp * (low - high))
     return least + _beta_quantiles(1 - ramp) * (most - least)
 
 
