@@ -1,20 +1,17 @@
 """Callbacks of the pipelines, on top of the watchers of our tasks."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from enlarger.diffusers.arguments import ArgumentError
+from enlarger.diffusers.arguments import ArgumentError, check_callback_steps
 from enlarger.diffusers.progress import Bar
+from enlarger.diffusers.running import Run
 from enlarger.diffusion.sample import Step
-from enlarger.diffusion.sampler import Course, Sampler
-from enlarger.errors import Unsupported
 from enlarger.tasks.parts import Progress, Watch
-
-Call = Callable[[int, Tensor, Tensor], Tensor]  # step, timestep, latents in; the latents to go on with out
 
 
 class Interrupted(Exception):
@@ -26,92 +23,98 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Reporter:
-    """Shows each step to callbacks in the coordinates that diffusers' scheduler would have.
+class Listeners:
+    """Who is called in a run: `on_end` after every call of the network, `older` after steps whose number `every` divides.
 
-    Called once per whole step: where diffusers' Heun and PNDM call `callback_on_step_end` after each of their halves,
-    only the second half is reported. A callback may change the latents, in place or by returning others.
+    `tensors` are what `on_end` may see and replace beside the latents, by name; `names` are those it wants. What it
+    replaces is in `replaced`.
     """
 
-    sampler: Sampler
-    course: Course
+    pipe: Any = None
+    on_end: Callable[..., Any] | None = None
+    names: Sequence[str] = ()
+    tensors: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    older: Callable[[int, Any, Tensor], None] | None = None
+    every: int = 1
+    replaced: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def check(self) -> "Listeners":
+        """Itself, if all names are known."""
+        known = ["latents", *self.tensors]
+        if odd := [name for name in self.names if name not in known]:
+            raise ArgumentError(f"`callback_on_step_end_tensor_inputs` has {odd}, expected some of {known}")
+        return self
+
+    def call(self, index: int, timestep: Tensor, latents: Tensor) -> Tensor:
+        """What `on_end` makes of the latents."""
+        if self.on_end is None:
+            return latents
+        given = {**self.tensors, **self.replaced, "latents": latents}
+        found = self.on_end(self.pipe, index, timestep, {name: given[name] for name in self.names})
+        if not isinstance(found, Mapping):
+            raise ArgumentError(f"`callback_on_step_end` returned {type(found)}, expected the dictionary of tensors")
+        changed: dict[str, Any] = dict(found)  # pyright: ignore[reportUnknownArgumentType] - a callback's
+        after = changed.pop("latents", latents)
+        self.replaced.update({name: value for name, value in changed.items() if value is not given.get(name)})
+        return after
+
+
+def listeners(
+    pipe: Any, on_end: Callable[..., Any] | None, names: Sequence[str], tensors: Mapping[str, Any],
+    older: Mapping[str, Any],
+) -> Listeners:  # fmt: skip
+    """The callbacks of a call: the one after every step, or diffusers' class of several, and the older ones."""
+    unknown = sorted(set(older) - {"callback", "callback_steps"})
+    if unknown:
+        raise TypeError(f"{type(pipe).__name__} got unexpected arguments {', '.join(unknown)}")
+    steps = older.get("callback_steps")
+    if steps is not None:
+        check_callback_steps(steps)
+    names = getattr(on_end, "tensor_inputs", names)
+    made = Listeners(pipe, on_end, names, tensors, older.get("callback"), 1 if steps is None else steps)
+    return made.check()
+
+
+@dataclass(frozen=True, eq=False)
+class Reporter:
+    """Shows each call of the network to callbacks, counted and in the coordinates of diffusers' scheduler."""
+
+    run: Run
     dtype: torch.dtype
     bar: Bar
-    calls: Sequence[Call]
+    heard: Listeners = Listeners()
     interrupted: Callable[[], bool] = lambda: False
 
     def watch(self) -> Watch:
         """The watcher of one run."""
-        stops = step_times(self.sampler, self.course)
+        run, count = self.run, len(self.run.timesteps)
 
         def see(progress: Progress) -> None:
             if progress.step is None:
                 return
-            for call in self.calls:
-                self._show(progress.step, call, *stops[progress.done - 1])
-            self.bar.update()
+            index = progress.done - 1
+            latents = self._show(progress.step, index)
+            if index == count - 1 or (index + 1 > run.warmup and (index + 1) % run.scheduler.order == 0):
+                self.bar.update()
+                if self.heard.older is not None and index % self.heard.every == 0:
+                    self.heard.older(index // run.scheduler.order, run.timesteps[index], latents)
+                    self._take(progress.step, latents, index)
             if self.interrupted():
-                raise Interrupted(progress.step.x * self._scale(progress.step))
+                raise Interrupted(progress.step.x * run.scale(index + 1))
 
         return see
 
-    def _show(self, step: Step, call: Call, index: int, time: Tensor) -> None:
-        scale = self._scale(step)
-        latents = (step.x * scale).to(self.dtype)
-        before = latents.clone()
-        after = call(index, time.to(latents.device), latents)
-        if after.shape != before.shape:
-            raise ArgumentError(f"the callback returned latents {tuple(after.shape)}, expected {tuple(before.shape)}")
-        if not torch.equal(after, before):
-            step.x.copy_(after.float() / scale)
+    def _show(self, step: Step, index: int) -> Tensor:
+        latents = (step.x * self.run.scale(index + 1)).to(self.dtype)
+        if self.heard.on_end is None:
+            return latents
+        after = self.heard.call(index, self.run.timesteps[index], latents.clone())
+        return latents if torch.equal(after, latents) else self._take(step, after, index)
 
-    def _scale(self, step: Step) -> float:
-        """Outside, DDIM's and PNDM's latents have unit variance."""
-        return (float(step.sigma) ** 2 + 1) ** -0.5 if self.sampler.preserving else 1.0
-
-
-def step_times(sampler: Sampler, course: Course) -> list[tuple[int, Tensor]]:
-    """The step index and the timestep that diffusers' scheduler reports with each of our steps."""
-    count, integer = course.steps, sampler.preserving
-    times = list(course.times)
-    times = [time.round().long() if integer else time.float() for time in times]
-    if sampler.solver == "heun" and count > 1:
-        times = [*times[1:], times[-1]]  # reported after the second call, made at the next time
-    if sampler.solver == "plms" and count > 1:
-        return list(enumerate([times[1], *times[1:]], start=1))  # its list holds the second time twice
-    return list(enumerate(times))
-
-
-def every(callback: Callable[[int, Any, Tensor], None], steps: int) -> Call:
-    """`callback(step, timestep, latents)` at each step whose number is a multiple of `steps`."""
-
-    def call(index: int, time: Tensor, latents: Tensor) -> Tensor:
-        if index % steps == 0:
-            callback(index, time, latents)
+    def _take(self, step: Step, latents: Tensor, index: int) -> Tensor:
+        """Go on from these latents."""
+        if latents.shape != step.x.shape:
+            raise ArgumentError(f"the callback returned latents {tuple(latents.shape)}, expected {tuple(step.x.shape)}")
+        if not torch.equal((step.x * self.run.scale(index + 1)).to(self.dtype), latents):
+            step.x.copy_(latents.float() / self.run.scale(index + 1))
         return latents
-
-    return call
-
-
-def on_step_end(pipe: Any, callback: Callable[..., Any], names: Sequence[str], embeds: dict[str, Any]) -> Call:
-    """`callback(pipe, step, timestep, tensors)`, which returns a dictionary of tensors, or {}."""
-    known = ["latents", *embeds]
-    odd = [name for name in names if name not in known]
-    if odd:
-        raise ArgumentError(f"`callback_on_step_end_tensor_inputs` has {odd}, expected some of {known}")
-
-    def call(index: int, time: Tensor, latents: Tensor) -> Tensor:
-        given = {**embeds, "latents": latents}
-        found = callback(pipe, index, time, {name: given[name] for name in names})
-        if not isinstance(found, dict):
-            raise ArgumentError(f"`callback_on_step_end` returned {type(found)}, expected the dictionary of tensors")
-        returned: dict[str, Any] = {**given, **found}
-        for name, value in embeds.items():
-            if returned[name] is not value:
-                raise Unsupported(
-                    f"`callback_on_step_end` replaced {name}; prompts are fixed for a run here. To guide only part of "
-                    "the way, use the interval of enlarger.diffusion.guidance.Guidance"
-                )
-        return returned["latents"]
-
-    return call

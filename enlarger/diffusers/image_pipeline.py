@@ -1,6 +1,5 @@
 """What the pipelines that start from pictures share: the pictures, the last part of the steps, and its callbacks."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +8,10 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.diffusers.callbacks import Call
-from enlarger.diffusers.courses import Stop, Walk, by_strength, whole
 from enlarger.diffusers.masks import Box, crop_box, fitted, read_mask
 from enlarger.diffusers.pictures import Size, preprocess
 from enlarger.diffusers.text_pipeline import Embeds, TextPipeline
 from enlarger.diffusion.noise import Noise, PerImage
-from enlarger.diffusion.sampler import Sampler
-from enlarger.tasks.parts import Watch
-
-Listed = tuple[int | None, Sequence[float] | None, Sequence[float] | None]  # steps, timesteps, sigmas
-
 
 class ImagePipeline(TextPipeline):
     """The base of the Stable Diffusion 1 and 2 pipelines that take a picture and a strength.
@@ -37,22 +29,6 @@ class ImagePipeline(TextPipeline):
             raise ArgumentError(f"`image` has {pictures.shape[1]} channels, expected 3 of a picture or 4 of latents")
         check_copies("image", len(pictures), count)
         return pictures
-
-    def _part(self, sampler: Sampler, listed: Listed, strength: float, eta: float | None) -> Walk:
-        """The last `strength` of so many steps, or of the caller's own timesteps or sigmas."""
-        steps, timesteps, sigmas = listed
-        own = timesteps is not None or sigmas is not None
-        if steps is None and not own:
-            raise ArgumentError("`num_inference_steps` is None, expected how many steps there are")
-        course = whole(sampler, steps or 1, timesteps, sigmas)
-        return by_strength(sampler, course, strength, eta or 0.0, None if own else steps)
-
-    def _walk(
-        self, sampler: Sampler, walk: Walk, calls: Sequence[Call], task: Callable[[Watch], Tensor]
-    ) -> Tensor:  # fmt: skip
-        """Run a task on part of a course, reported step by step as diffusers reports it."""
-        shown = walk.course.part(walk.course.steps - len(walk.stops))  # as many steps as are reported
-        return self._run(sampler, shown, [_timed(call, walk.stops) for call in calls], task)
 
     def _covered(
         self, image: Any, mask: Any, crop: Box | None, size: Size, count: int
@@ -87,17 +63,6 @@ def shown(embeds: Embeds, **more: Tensor | None) -> dict[str, Any]:
     told = prompt if negative is None else torch.cat([negative, prompt])
     both = {n: v if v is None or negative is None else torch.cat([v, v]) for n, v in more.items()}
     return {"prompt_embeds": told, "negative_prompt_embeds": negative, **both}
-
-
-def _timed(call: Call, stops: Sequence[Stop]) -> Call:
-    """The call with the numbers and times of these stops, one after the other."""
-    left = iter(stops)
-
-    def told(index: int, time: Tensor, latents: Tensor) -> Tensor:
-        index, time = next(left)
-        return call(index, time.to(latents.device), latents)
-
-    return told
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,18 +19,24 @@ from enlarger.diffusers.arguments import (
     negatives_for,
     noise_for,
 )
-from enlarger.diffusers.callbacks import Reporter, every
+from enlarger.diffusers.callbacks import Reporter, listeners
 from enlarger.diffusers.pictures import LATENT_CHANNELS, preprocess
 from enlarger.diffusers.pipeline import Pipeline, output
+from enlarger.diffusers.running import listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import PooledEmbeds, text_of
 from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.sampler import Sampler
+from enlarger.diffusion.schedule import scaled_linear
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
 from enlarger.tasks.upscale_latent import LatentUpscale, LatentUpscaleJob
 from enlarger.text.encode import encode
 from enlarger.text.tokenize import Tokenizer
+
+
+X2_SCHEDULE = scaled_linear(0.00085, 0.012)  # of a sampler that is not asked here
 
 
 class StableDiffusionLatentUpscalePipeline(Pipeline):
@@ -84,9 +90,8 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         check_output_type(output_type)
         count = batch_of(prompt, prompt_embeds)
         low = self._prepare_image(image, count)
-        sampler = self.scheduler.sampler()
-        course = sampler.course(num_inference_steps)
-        noise = noise_for(generator, count)
+        run = listed(self.scheduler, (num_inference_steps, None, None))
+        method = run.method(noise_for(generator, count), self.dtype)
         check_latents(latents, (count, LATENT_CHANNELS, *(2 * side for side in self._latent_size(low))))
         guided = guidance_scale > 1
         embeds = self.encode_prompt(
@@ -95,12 +100,12 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         )  # fmt: skip
         guidance = Guidance(guidance_scale if guided else 1.0)
         job = LatentUpscaleJob(
-            low, text_of(embeds), course, sampler.method(), noise, guidance, initial=latents
+            low, text_of(embeds), method.course, method.solver, method.noise, guidance, initial=latents
         )  # fmt: skip
-        task = LatentUpscale(self.tokenizer, self.text_encoder, self.unet, self.vae, sampler, self._runtime)
-        calls = [] if callback is None else [every(callback, callback_steps)]
-        with self.progress_bar(total=len(course.ladder) - 1) as bar:
-            made = task(job, Reporter(sampler, course, self.dtype, bar, calls).watch())
+        task = LatentUpscale(self.tokenizer, self.text_encoder, self.unet, self.vae, Sampler(X2_SCHEDULE), self._runtime)
+        heard = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
+        with self.progress_bar(total=run.steps) as bar:
+            made = task(job, Reporter(run, self.dtype, bar, heard).watch())
         images = self._package(made, str(output_type))
         return output(images, return_dict, (images,))
 

@@ -62,12 +62,37 @@ class Pipeline:
         self._bar = BarSettings()
         self._sliced_vae = False
         self._interrupt = False
+        self._guidance_scale: float = 1.0
+        self._guidance_rescale: float = 0.0
+        self._num_timesteps = 0
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback asked, by `pipe._interrupt = True`, to stop and decode what there is."""
+        return self._interrupt
+
+    @property
+    def guidance_scale(self) -> float:
+        """That of the last call; callbacks may set `_guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def guidance_rescale(self) -> float:
+        return self._guidance_rescale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the negative prompt has a branch of its own."""
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many calls of the network the last run made, or is making."""
+        return self._num_timesteps
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Parts can be swapped; anything else would have no effect and is refused."""
+        """Parts can be swapped, if they are of the right kind; any other attribute can be set."""
         kind = self.PARTS.get(name)
-        if kind is None and name not in STATE:
-            raise Unsupported(f"{name} cannot be set, nothing here reads it; the parts are {', '.join(self.PARTS)}")
         plain = getattr(value, "_orig_mod", value)  # what torch.compile wrapped
         absent = value is None and name in self.OPTIONAL
         if kind is not None and not absent and not isinstance(plain, kind):

@@ -75,7 +75,7 @@ class IntegratedScheduler(Scheduler):
     def _set(self, steps: int | None, device: Any, own: Sequence[int] | None = None, mu: float | None = None) -> None:
         if (steps is None) == (own is None):
             raise ArgumentError("give exactly one of `num_inference_steps` and `timesteps`")
-        if own is not None and any(self.config.get(name) for name in (*CURVES, "use_lu_lambdas")):
+        if own is not None and any(self.own(name) for name in (*CURVES, "use_lu_lambdas")):
             raise ArgumentError("`timesteps` cannot be set with Karras, exponential, beta or Lu sigmas; leave them out")
         self._shift(mu)
         count = len(own or ()) if steps is None else steps
@@ -103,11 +103,11 @@ class IntegratedScheduler(Scheduler):
     def _clipped(self) -> int:
         """How many training times lie above `lambda_min_clipped`."""
         lambdas = -self._trained.log().flip(0)
-        return len(self) - int(torch.searchsorted(lambdas, self.config.get("lambda_min_clipped", -math.inf)))
+        return len(self) - int(torch.searchsorted(lambdas, self.own("lambda_min_clipped", -math.inf)))
 
     def _curved(self, times: Array, steps: int) -> tuple[Array, Array]:
         config = self.config
-        curve = next((name for name in (CURVES[0], "use_lu_lambdas", *CURVES[1:]) if config.get(name)), None)
+        curve = next((name for name in (CURVES[0], "use_lu_lambdas", *CURVES[1:]) if self.own(name)), None)
         if curve is not None:
             least, most = (config.get(name) for name in ("sigma_min", "sigma_max"))
             ends = float(self._trained[-1]) if most is None else most, float(self._trained[0]) if least is None else least

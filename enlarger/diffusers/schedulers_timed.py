@@ -53,6 +53,13 @@ class TimedScheduler(Scheduler):
         ends = [self.level(int(t)) for t in self.timesteps[begin:]]
         return torch.stack([*ends, self.next_level(self.timesteps[-1])])
 
+    def run_levels(self, begin: int, stop: int) -> Tensor:
+        return torch.stack([*(self.level(int(t)) for t in self.timesteps[begin:stop]), self.reached(begin, stop)])
+
+    def reached(self, begin: int, stop: int) -> Tensor:
+        """The level that a run of these entries ends at."""
+        return self.next_level(self.timesteps[stop - 1])
+
     def called_at(self, timestep: Any) -> Tensor:
         return self.level(int(timestep))
 
@@ -64,11 +71,11 @@ class TimedScheduler(Scheduler):
         """The level of a time, or below 0 the one that runs end at."""
         if timestep >= 0:
             return self.level(timestep)
-        return level_of(torch.tensor(1.0) if self.config.get("set_alpha_to_one", True) else self.alphas_cumprod[0])
+        return level_of(torch.tensor(1.0) if self.own("set_alpha_to_one", True) else self.alphas_cumprod[0])
 
     @property
     def final_alpha_cumprod(self) -> Tensor:
-        return torch.tensor(1.0) if self.config.get("set_alpha_to_one", True) else self.alphas_cumprod[0]
+        return torch.tensor(1.0) if self.own("set_alpha_to_one", True) else self.alphas_cumprod[0]
 
     def _run_solver(self, timestep: Any, options: Mapping[str, Any]) -> Stepper:
         pair = torch.stack([self.called_at(timestep), self.next_level(timestep)])
@@ -247,6 +254,9 @@ class PNDMScheduler(TimedScheduler):
             lower = called - stride
         return Span(self.level(called), self.level(start), self._level_or_last(lower))
 
+    def reached(self, begin: int, stop: int) -> Tensor:
+        return self.span(stop - begin - 1, int(self.timesteps[stop - 1])).lower
+
     def _run_solver(self, timestep: Any, options: Mapping[str, Any]) -> Stepper:
         self.spans: list[Span] = []
         solver = partial(
@@ -341,8 +351,13 @@ class LCMScheduler(TimedScheduler):
         self._index(timestep)
         return self.level(int(timestep))
 
+    def reached(self, begin: int, stop: int) -> Tensor:
+        return self._following(stop)
+
     def next_level(self, timestep: Any) -> Tensor:
-        place = self._index(timestep) + 1
+        return self._following(self._index(timestep) + 1)
+
+    def _following(self, place: int) -> Tensor:
         last = place >= (self.num_inference_steps or 0) or place >= len(self.timesteps)
         return torch.zeros((), dtype=torch.float64) if last else self.level(int(self.timesteps[place]))
 
@@ -366,8 +381,7 @@ class TCDScheduler(LCMScheduler):
 
     FREE: ClassVar[bool] = True
 
-    def next_level(self, timestep: Any) -> Tensor:
-        place = self._index(timestep) + 1
+    def _following(self, place: int) -> Tensor:
         return self.level(int(self.timesteps[place]) if place < len(self.timesteps) else 0)
 
     def bounds(self) -> Bounds:

@@ -52,7 +52,7 @@ class WalkedScheduler(Scheduler):
     ) -> None:  # fmt: skip
         if (steps is None) == (timesteps is None):
             raise ArgumentError("give exactly one of `num_inference_steps` and `timesteps`")
-        if timesteps is not None and any(self.config.get(name) for name in CURVES):
+        if timesteps is not None and any(self.own(name) for name in CURVES):
             raise ArgumentError(OWN)
         count = len(timesteps or ()) if steps is None else steps
         self.num_inference_steps = count
@@ -77,7 +77,7 @@ class WalkedScheduler(Scheduler):
         return times.astype(np.float32)
 
     def _curved(self, times: Array, levels: Array, steps: int) -> tuple[Array, Array]:
-        curve = next((name for name in CURVES if self.config.get(name)), None)
+        curve = next((name for name in CURVES if self.own(name)), None)
         if curve is None:
             return times, levels
         least, most = self.config.get("sigma_min"), self.config.get("sigma_max")

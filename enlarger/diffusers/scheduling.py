@@ -14,7 +14,13 @@ from enlarger.checkpoint.schedulers import schedule_config
 from enlarger.diffusers.arguments import ArgumentError, MissingFile
 from enlarger.diffusers.output import SchedulerOutput
 from enlarger.diffusers.scheduler_config import VERSION, SchedulerConfig, stated_in
-from enlarger.diffusion.estimates import Bounds, Coordinates, denoised_from, variance_exploding, variance_preserving
+from enlarger.diffusion.estimates import (
+    Bounds,
+    Coordinates,
+    outside_precondition,
+    variance_exploding,
+    variance_preserving,
+)
 from enlarger.diffusion.listing import TINY, level_of, rescaled_to_zero, training_betas
 from enlarger.diffusion.noise import Noise, PerImage, Shared
 from enlarger.diffusion.sample import Solver
@@ -132,9 +138,13 @@ class Scheduler:
     def sampler(self) -> Sampler:
         """Our native sampler with these settings; Unsupported for one that only the face has."""
         name = type(self).__name__
-        if self.config.get("clip_sample"):
+        if self.own("clip_sample"):
             raise Unsupported(f"{name}: clip_sample is not available, latents are not bounded; set clip_sample=False")
         return schedule_config({key: self.config[key] for key in self.DEFAULTS} | {"_class_name": name})
+
+    def own(self, name: str, default: Any = None) -> Any:
+        """A setting that this class has; one that was carried over from another class says nothing here."""
+        return self.config[name] if name in self.DEFAULTS else default
 
     def __repr__(self) -> str:
         return repr(self.config)
@@ -144,7 +154,7 @@ class Scheduler:
 
     def _check(self) -> None:
         """Refuse settings that contradict each other."""
-        if sum(bool(self.config.get(name)) for name in CURVES) > 1:
+        if sum(bool(self.own(name)) for name in CURVES) > 1:
             raise ArgumentError(f"only one of {', '.join(CURVES)} can be True")
 
     def _replaced(self) -> dict[str, Any]:
@@ -164,7 +174,7 @@ class Scheduler:
                 self.betas = training_betas(kind, *ends, config["num_train_timesteps"])
             except InputError as error:
                 raise NotImplementedError(str(error)) from error
-        rescale = bool(config.get("rescale_betas_zero_snr"))
+        rescale = bool(self.own("rescale_betas_zero_snr"))
         self.betas = rescaled_to_zero(self.betas) if rescale else self.betas
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, 0)
@@ -223,6 +233,10 @@ class Scheduler:
         """The list's noise levels from an entry on, clean + sigma * noise, float64."""
         return self.sigmas[begin:].double()
 
+    def run_levels(self, begin: int, stop: int) -> Tensor:
+        """The noise levels of the calls from an entry to before another, and the one that the last reaches."""
+        return self.levels()[begin : stop + 1]
+
     def called_at(self, timestep: Any) -> Tensor:
         """The noise level of the latents that the network is called with next."""
         return self.levels()[self._index(timestep)] if self._awaited is None else self._awaited
@@ -264,24 +278,31 @@ class Scheduler:
     def bounds(self) -> Bounds:
         """What estimates are kept in."""
         config = self.config
-        if config.get("thresholding"):
+        if self.own("thresholding"):
             return Bounds(quantile=config["dynamic_thresholding_ratio"], most=config["sample_max_value"])
-        return Bounds(config["clip_sample_range"]) if config.get("clip_sample") else Bounds()
+        return Bounds(config["clip_sample_range"]) if self.own("clip_sample") else Bounds()
+
+    def checked_prediction(self) -> str:
+        """What the network predicts, if a step of this class can be taken with it."""
+        prediction = str(self.config["prediction_type"])
+        if prediction not in self.PREDICTIONS:
+            raise self._unknown(prediction)
+        return prediction
 
     def _estimate(self, output: Tensor, called: Tensor) -> Estimate:
         """Denoised estimates from a raw output."""
-        prediction, bounds = str(self.config["prediction_type"]), self.bounds()
-        if prediction not in self.PREDICTIONS:
-            raise self._unknown(prediction)
+        prediction, bounds = self.checked_prediction(), self.bounds()
+        scalings = outside_precondition(prediction, self.outside, by_noise=self.by_noise)
 
         def denoised(x: Tensor, sigma: Tensor) -> Tensor:
-            at = sigma if prediction == "epsilon" else called  # with churn they differ
-            return bounds(denoised_from(prediction, output, x, at, self.outside, self.by_noise))
+            scale = scalings(sigma if prediction == "epsilon" else called)  # with churn they differ
+            return bounds(x * scale.skip + output * scale.output)
 
         return denoised
 
     def _unknown(self, prediction: str) -> Exception:
-        return ArgumentError(f"prediction_type is {prediction!r}, expected one of {', '.join(self.PREDICTIONS)}")
+        said = f"prediction_type is {prediction!r}, expected one of {', '.join(self.PREDICTIONS)}"
+        return ArgumentError(said) if prediction != "sample" else NotImplementedError(said)
 
     def _step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool, generator: Generators = None,

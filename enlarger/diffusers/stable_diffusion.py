@@ -15,11 +15,9 @@ from enlarger.diffusers.arguments import (
     noise_for,
     refuse,
 )
-from enlarger.diffusers.courses import solver_of, whole
 from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.running import listed
 from enlarger.diffusers.text_pipeline import NOT_HERE, TextPipeline, told
-from enlarger.diffusion.guidance import Guidance
-from enlarger.tasks.denoise import Method
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
 
 
@@ -69,17 +67,15 @@ class StableDiffusionPipeline(TextPipeline):
         count = batch_of(prompt, prompt_embeds) * each
         size = (height // self.vae.factor, width // self.vae.factor)
         check_latents(latents, (count, self.vae.config.latent_channels, *size))
-        sampler = self.scheduler.sampler()
-        course = whole(sampler, num_inference_steps, timesteps, sigmas)
-        method = Method(course, solver_of(sampler, eta), noise_for(generator, count))
-        guided = guidance_scale > 1
+        run = listed(self.scheduler, (num_inference_steps, timesteps, sigmas), eta)
+        method = run.method(noise_for(generator, count), self.dtype)
+        guidance = self._guidance(guidance_scale, guidance_rescale)
         embeds = self.encode_prompt(
-            prompt, self.device, each, guided, negative_prompt, prompt_embeds, negative_prompt_embeds,
-            clip_skip=clip_skip,
+            prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
+            negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
         calls = self._calls(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
-        guidance = Guidance(guidance_scale, guidance_rescale) if guided else Guidance()
         job = TextToImageJob(told(embeds, guidance), size, method, latents)
-        networks = self._networks_for(sampler)
-        made = self._run(sampler, course, calls, lambda watch: text_to_image(networks, job, watch))
+        networks = self._networks_for(run, calls)
+        made = self._run(run, calls, lambda watch: text_to_image(networks, job, watch))
         return self._output(made, str(output_type), return_dict)

@@ -18,17 +18,18 @@ from enlarger.diffusers.arguments import (
     check_prompts,
     noise_for,
 )
+from enlarger.diffusers.callbacks import listeners
 from enlarger.diffusers.image_pipeline import ImagePipeline, check_copies, check_strength, shown
 from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.pictures import preprocess
+from enlarger.diffusers.live import channels_replaced
 from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.running import last_part, listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import TextPipeline, settled, told
-from enlarger.diffusion.guidance import Guidance
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.denoise import Method
 from enlarger.tasks.depth_estimator import DepthEstimator, normalise_depth, read_depth
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
 from enlarger.tasks.networks import each as copies
@@ -108,20 +109,19 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         each = 1 if num_images_per_prompt is None else num_images_per_prompt
         count = batch_of(prompt, prompt_embeds) * each
         pictures = self._pictures(image, count)
-        sampler = self.scheduler.sampler()
-        walk = self._part(sampler, (num_inference_steps, None, None), strength, eta)
-        method = Method(walk.course, walk.solver, noise_for(generator, count))
-        scale = 1.0 if guidance_scale is None else max(guidance_scale, 1.0)
+        run = last_part(listed(self.scheduler, (num_inference_steps, None, None), eta or 0.0), strength)
+        method = run.method(noise_for(generator, count), self.dtype)
+        guidance = self._guidance(1.0 if guidance_scale is None else guidance_scale)
         embeds = self.encode_prompt(
-            prompt, self.device, each, scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
-            clip_skip=clip_skip,
+            prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
+            negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
         depth = self._depth(image, depth_map, pictures, count).to(self._runtime.device, self.dtype)
         tensors = shown(embeds, depth_mask=depth)
-        calls = self._listen(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
-        job = ImageToImageJob(told(embeds, Guidance(scale)).beside(concat=depth), pictures, method)
-        networks = self._networks_for(sampler, walk.course)
-        made = self._walk(sampler, walk, calls, lambda watch: image_to_image(networks, job, watch))
+        calls = listeners(self, callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
+        job = ImageToImageJob(told(embeds, guidance).beside(concat=depth), pictures, method)
+        networks = self._networks_for(run, calls, channels_replaced(["depth_mask"], self.vae.config.latent_channels))
+        made = self._run(run, calls, lambda watch: image_to_image(networks, job, watch))
         images = self._package(made, str(output_type))
         return PipelineOutput(images) if return_dict else (images,)
 

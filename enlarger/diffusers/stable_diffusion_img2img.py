@@ -16,9 +16,8 @@ from enlarger.diffusers.arguments import (
 )
 from enlarger.diffusers.image_pipeline import ImagePipeline, check_strength
 from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.running import last_part, listed
 from enlarger.diffusers.text_pipeline import NOT_HERE, told
-from enlarger.diffusion.guidance import Guidance
-from enlarger.tasks.denoise import Method
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
 
 
@@ -66,16 +65,15 @@ class StableDiffusionImg2ImgPipeline(ImagePipeline):
         each = 1 if num_images_per_prompt is None else num_images_per_prompt
         count = batch_of(prompt, prompt_embeds) * each
         pictures = self._pictures(image, count)
-        sampler = self.scheduler.sampler()
-        walk = self._part(sampler, (num_inference_steps, timesteps, sigmas), strength, eta)
-        method = Method(walk.course, walk.solver, noise_for(generator, count))
-        scale = 1.0 if guidance_scale is None else max(guidance_scale, 1.0)
+        run = last_part(listed(self.scheduler, (num_inference_steps, timesteps, sigmas), eta or 0.0), strength)
+        method = run.method(noise_for(generator, count), self.dtype)
+        guidance = self._guidance(1.0 if guidance_scale is None else guidance_scale)
         embeds = self.encode_prompt(
-            prompt, self.device, each, scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
-            clip_skip=clip_skip,
+            prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
+            negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
         calls = self._calls(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
-        job = ImageToImageJob(told(embeds, Guidance(scale)), pictures, method)
-        networks = self._networks_for(sampler, walk.course)
-        made = self._walk(sampler, walk, calls, lambda watch: image_to_image(networks, job, watch))
+        job = ImageToImageJob(told(embeds, guidance), pictures, method)
+        networks = self._networks_for(run, calls)
+        made = self._run(run, calls, lambda watch: image_to_image(networks, job, watch))
         return self._output(made, str(output_type), return_dict)

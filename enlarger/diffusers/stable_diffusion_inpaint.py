@@ -16,6 +16,7 @@ from enlarger.diffusers.arguments import (
     noise_for,
     refuse,
 )
+from enlarger.diffusers.callbacks import Listeners, listeners
 from enlarger.diffusers.image_pipeline import (
     ImagePipeline,
     check_strength,
@@ -23,13 +24,13 @@ from enlarger.diffusers.image_pipeline import (
     each_or_first,
     shown,
 )
+from enlarger.diffusers.live import channels_replaced
 from enlarger.diffusers.masks import pasted
 from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.running import last_part, listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import NOT_HERE, told
-from enlarger.diffusion.guidance import Guidance
-from enlarger.tasks.denoise import Method
 from enlarger.tasks.inpaint import InpaintJob, prepare
 
 
@@ -99,24 +100,24 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         pictures, mask = self._covered(image, mask_image, crop, size, count)
         inner = (size[0] // self.vae.factor, size[1] // self.vae.factor)
         check_latents(latents, (count, self.vae.config.latent_channels, *inner))
-        sampler = self.scheduler.sampler()
-        walk = self._part(sampler, (num_inference_steps, timesteps, sigmas), strength, eta)
-        method = Method(walk.course, walk.solver, each_or_first(noise_for(generator, count)))
-        guidance = Guidance(max(guidance_scale, 1.0))
+        run = last_part(listed(self.scheduler, (num_inference_steps, timesteps, sigmas), eta), strength)
+        method = run.method(each_or_first(noise_for(generator, count)), self.dtype)
+        guidance = self._guidance(guidance_scale)
         embeds = self.encode_prompt(
-            prompt, self.device, each, guidance_scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
-            clip_skip=clip_skip,
+            prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
+            negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
         names = callback_on_step_end_tensor_inputs
         job = InpaintJob(
             told(embeds, guidance), pictures, mask, method, masked_image_latents,
             blank=strength == 1 or latents is not None, initial=latents, reveal="masked_image_latents" in names,
         )  # fmt: skip
-        networks = self._networks_for(sampler, walk.course)
-        ready = prepare(networks, job)
+        ready = prepare(self._networks_for(run, Listeners()), job)
         tensors = shown(embeds, mask=ready.mask, masked_image_latents=ready.masked)
-        calls = self._listen(callback_on_step_end, names, tensors, kwargs)
-        made = self._walk(sampler, walk, calls, lambda watch: ready.run(networks, method, watch))
+        calls = listeners(self, callback_on_step_end, names, tensors, kwargs)
+        places = channels_replaced(["mask", "masked_image_latents"], self.vae.config.latent_channels)
+        networks = self._networks_for(run, calls, places)
+        made = self._run(run, calls, lambda watch: ready.run(networks, method, watch))
         result = self._output(made, str(output_type), True)
         images = result.images if crop is None else [pasted(one, image, mask_image, crop) for one in result.images]
         flags = result.nsfw_content_detected

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from enlarger.checkpoint.schedulers import schedule_config
 from enlarger.diffusers.arguments import (
     ArgumentError,
     Generators,
@@ -17,17 +16,17 @@ from enlarger.diffusers.arguments import (
     check_prompts,
     noise_for,
 )
-from enlarger.diffusers.callbacks import every
-from enlarger.diffusers.courses import solver_of, whole
+from enlarger.diffusers.callbacks import listeners
 from enlarger.diffusers.pictures import preprocess
 from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.running import listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import TextPipeline, told
-from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.listing import level_of
+from enlarger.diffusion.schedule import NoiseSchedule
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.denoise import Method
 from enlarger.tasks.upscale_pixel import PixelUpscaleJob, upscale_pixel
 from enlarger.text.tokenize import Tokenizer
 
@@ -101,19 +100,18 @@ class StableDiffusionUpscalePipeline(TextPipeline):
         prompts = batch_of(prompt, prompt_embeds)
         low, count = self._low(image, prompts), prompts * each
         check_latents(latents, (count, self.vae.config.latent_channels, *low.shape[2:]))
-        sampler, guided = self.scheduler.sampler(), guidance_scale > 1
+        guidance = self._guidance(guidance_scale)
         embeds = self.encode_prompt(
-            prompt, self.device, each, guided, negative_prompt, prompt_embeds, negative_prompt_embeds,
-            clip_skip=clip_skip,
+            prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
+            negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
-        method = Method(whole(sampler, num_inference_steps), solver_of(sampler, eta), noise_for(generator, count))
-        guidance = Guidance(guidance_scale if guided else 1.0)
-        schedule = schedule_config(self.low_res_scheduler.json()).schedule
+        run = listed(self.scheduler, (num_inference_steps, None, None), eta)
+        method = run.method(noise_for(generator, count), self.dtype)
+        schedule = NoiseSchedule(level_of(self.low_res_scheduler.alphas_cumprod))
         job = PixelUpscaleJob(told(embeds, guidance), low, method, noise_level, schedule, latents)
-        calls = [] if callback is None else [every(callback, callback_steps)]
-        made = self._run(
-            sampler, method.course, calls, lambda watch: upscale_pixel(self._networks_for(sampler), job, watch)
-        )
+        calls = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
+        networks = self._networks_for(run, calls)
+        made = self._run(run, calls, lambda watch: upscale_pixel(networks, job, watch))
         return self._output(made, str(output_type), return_dict)
 
     def _check_level(self, level: int) -> None:

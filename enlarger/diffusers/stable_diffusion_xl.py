@@ -6,14 +6,14 @@ from typing import Any
 from torch import Tensor
 
 from enlarger.diffusers.arguments import Generators, Prompt, check_latents, check_output_type, noise_for, refuse
+from enlarger.diffusers.callbacks import listeners
 from enlarger.diffusers.pipeline import scaled
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import NOT_HERE
-from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLPipeline, guidance_of
+from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLPipeline
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.denoise import Method
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
 from enlarger.text.tokenize import Tokenizer
 
@@ -96,12 +96,11 @@ class StableDiffusionXLPipeline(XLPipeline):
         height, width = self._size(height, width)
         size = (height // self.vae.factor, width // self.vae.factor)
         check_latents(latents, (count, self.vae.config.latent_channels, *size))
-        sampler = self.scheduler.sampler()
-        walk = self._between(sampler, (num_inference_steps, timesteps, sigmas), 1.0, (None, denoising_end), eta)
-        guidance = guidance_of(guidance_scale, guidance_rescale)
+        run = self._between((num_inference_steps, timesteps, sigmas), 1.0, (None, denoising_end), eta)
+        guidance = self._guidance(guidance_scale, guidance_rescale)
         told, tensors = self._tell(words, guidance, stated.whole((height, width)))
-        calls = self._listen(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
-        job = TextToImageJob(told, size, Method(walk.course, walk.solver, noise_for(generator, count)), latents)
-        networks = self._networks_for(sampler, walk.course)
-        made = self._walk(sampler, walk, calls, lambda watch: text_to_image(networks, job, watch))
+        calls = listeners(self, callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
+        job = TextToImageJob(told, size, run.method(noise_for(generator, count), self.dtype), latents)
+        networks = self._networks_for(run, calls, self._replaced())
+        made = self._run(run, calls, lambda watch: text_to_image(networks, job, watch))
         return self._finish(made, str(output_type), return_dict)

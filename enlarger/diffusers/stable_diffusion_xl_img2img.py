@@ -14,10 +14,11 @@ from enlarger.diffusers.arguments import (
     noise_for,
     refuse,
 )
+from enlarger.diffusers.callbacks import listeners
 from enlarger.diffusers.pictures import Size
 from enlarger.diffusers.pipeline import scaled
 from enlarger.diffusers.text_pipeline import NOT_HERE
-from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLImagePipeline, entering, guidance_of
+from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLImagePipeline, entering
 from enlarger.diffusion.noise import PerImage
 from enlarger.tasks.denoise import Method
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
@@ -90,19 +91,18 @@ class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
         )  # fmt: skip
         count = words.count()
         pictures = self._pictures(image, count) if latents is None else self._left(latents, count)
-        sampler = self.scheduler.sampler()
         ends = (denoising_start, denoising_end)
-        walk = self._between(sampler, (num_inference_steps, timesteps, sigmas), strength, ends, eta)
-        method = Method(walk.course, walk.solver, noise_for(generator, count))
-        networks = self._networks_for(sampler, walk.course)
-        guidance = guidance_of(guidance_scale, guidance_rescale)
+        run = self._between((num_inference_steps, timesteps, sigmas), strength, ends, eta)
+        method = run.method(noise_for(generator, count), self.dtype)
+        guidance = self._guidance(guidance_scale, guidance_rescale)
         sizes = stated.parted(self._sides(pictures), bool(self.config["requires_aesthetics_score"]))
         told, tensors = self._tell(words, guidance, sizes)
-        calls = self._listen(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
+        calls = listeners(self, callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
+        networks = self._networks_for(run, calls, self._replaced())
         noisy = latents is not None or denoising_start is not None
         start = _handed_over(networks, pictures, method, count) if noisy else pictures
         job = ImageToImageJob(told, start, method, noisy)
-        made = self._walk(sampler, walk, calls, lambda watch: image_to_image(networks, job, watch))
+        made = self._run(run, calls, lambda watch: image_to_image(networks, job, watch))
         return self._finish(made, str(output_type), return_dict)
 
     def _left(self, latents: Tensor, count: int) -> Tensor:

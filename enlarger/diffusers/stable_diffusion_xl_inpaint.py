@@ -16,12 +16,12 @@ from enlarger.diffusers.arguments import (
     noise_for,
     refuse,
 )
+from enlarger.diffusers.callbacks import Listeners, listeners
 from enlarger.diffusers.image_pipeline import crop_of, each_or_first
 from enlarger.diffusers.masks import pasted
 from enlarger.diffusers.pipeline import output, scaled
 from enlarger.diffusers.text_pipeline import NOT_HERE
-from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLImagePipeline, entering, guidance_of
-from enlarger.tasks.denoise import Method
+from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLImagePipeline, entering
 from enlarger.tasks.inpaint import InpaintJob, InpaintStart, prepare
 from enlarger.tasks.networks import Networks
 
@@ -107,11 +107,10 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         pictures, mask = self._covered(image, mask_image, crop, size, count)
         inner = (size[0] // self.vae.factor, size[1] // self.vae.factor)
         check_latents(latents, (count, self.vae.config.latent_channels, *inner))
-        sampler = self.scheduler.sampler()
         ends = (denoising_start, denoising_end)
-        walk = self._between(sampler, (num_inference_steps, timesteps, sigmas), strength, ends, eta)
-        method = Method(walk.course, walk.solver, each_or_first(noise_for(generator, count)))
-        guidance = guidance_of(guidance_scale, guidance_rescale)
+        run = self._between((num_inference_steps, timesteps, sigmas), strength, ends, eta)
+        method = run.method(each_or_first(noise_for(generator, count)), self.dtype)
+        guidance = self._guidance(guidance_scale, guidance_rescale)
         scored = bool(self.config["requires_aesthetics_score"])
         told, tensors = self._tell(words, guidance, stated.parted(size, scored))
         names, noisy = callback_on_step_end_tensor_inputs, denoising_start is not None
@@ -119,12 +118,12 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
             told, pictures, mask, method, masked_image_latents, initial=latents, noisy=noisy,
             blank=not noisy and (strength == 1 or latents is not None), reveal="masked_image_latents" in names,
         )  # fmt: skip
-        networks = self._networks_for(sampler, walk.course)
-        ready = _prepared(networks, job)
+        ready = _prepared(self._networks_for(run, Listeners()), job)
         seen = {"mask": ready.mask, "masked_image_latents": ready.masked}
         both = {n: torch.cat([v, v]) if v is not None and guidance.scale != 1 else v for n, v in seen.items()}
-        calls = self._listen(callback_on_step_end, names, tensors | both, kwargs)
-        made = self._walk(sampler, walk, calls, lambda watch: ready.run(networks, method, watch))
+        calls = listeners(self, callback_on_step_end, names, tensors | both, kwargs)
+        networks = self._networks_for(run, calls, self._replaced())
+        made = self._run(run, calls, lambda watch: ready.run(networks, method, watch))
         images = self._package(made, str(output_type))
         images = images if crop is None else [pasted(one, image, mask_image, crop) for one in images]
         return output(images, return_dict, (images,))

@@ -15,17 +15,17 @@ from enlarger.diffusers.arguments import (
     Prompt,
     as_list,
     batch_of,
-    check_callback_steps,
     negatives_for,
 )
-from enlarger.diffusers.callbacks import Call, Interrupted, Reporter, every, on_step_end
+from enlarger.diffusers.callbacks import Interrupted, Listeners, Reporter, listeners
+from enlarger.diffusers.live import LiveGuidance, Redirected, Remake, tokens_replaced
 from enlarger.diffusers.lora import LoraMethods
 from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.pictures import postprocess
 from enlarger.diffusers.pipeline import Pipeline
+from enlarger.diffusers.running import Run
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusion.guidance import Guidance
-from enlarger.diffusion.sampler import Course, Sampler
 from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
@@ -133,11 +133,6 @@ class TextPipeline(LoraMethods, Pipeline):
 
         return repeated(prompt_embeds), None if negative is None else repeated(negative)
 
-    @property
-    def interrupt(self) -> bool:
-        """Whether a callback asked, by `pipe._interrupt = True`, to stop and decode what there is."""
-        return self._interrupt
-
     def _encode(self, texts: list[str], clip_skip: int | None) -> Tensor:
         skip = 0 if clip_skip is None else clip_skip
         with self._runtime.hold(self.text_encoder) as encoder:
@@ -158,24 +153,16 @@ class TextPipeline(LoraMethods, Pipeline):
     def _calls(
         self, on_end: Callable[..., Any] | None, names: Sequence[str], embeds: tuple[Tensor, Tensor | None],
         older: Mapping[str, Any],
-    ) -> list[Call]:  # fmt: skip
+    ) -> Listeners:  # fmt: skip
         prompt, negative = embeds
         seen = prompt if negative is None else torch.cat([negative, prompt])
-        return self._listen(on_end, names, {"prompt_embeds": seen, "negative_prompt_embeds": negative}, older)
+        return listeners(self, on_end, names, {"prompt_embeds": seen, "negative_prompt_embeds": negative}, older)
 
-    def _listen(
-        self, on_end: Callable[..., Any] | None, names: Sequence[str], tensors: dict[str, Any], older: Mapping[str, Any]
-    ) -> list[Call]:
-        """The callbacks of a call, the new one, which may see `tensors`, and the older one."""
-        unknown = sorted(set(older) - {"callback", "callback_steps"})
-        if unknown:
-            raise TypeError(f"{type(self).__name__} got unexpected arguments {', '.join(unknown)}")
-        steps = older.get("callback_steps")
-        if steps is not None:
-            check_callback_steps(steps)
-        calls = [] if on_end is None else [on_step_end(self, on_end, names, tensors)]
-        callback = older.get("callback")
-        return calls if callback is None else [*calls, every(callback, 1 if steps is None else steps)]
+    def _guidance(self, scale: float, rescale: float = 0.0) -> Guidance:
+        """Guidance that callbacks may change through `_guidance_scale`; at or below 1 the prompt runs alone."""
+        self._guidance_scale, self._guidance_rescale = scale, rescale
+        guided = self.do_classifier_free_guidance
+        return LiveGuidance(scale, rescale, pipe=self) if guided else Guidance()
 
     def _output(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
         """The latents, or their pictures, blackened where the safety checker flags them."""
@@ -191,19 +178,19 @@ class TextPipeline(LoraMethods, Pipeline):
             images = postprocess(made.to(self.dtype) if output_type == "pt" else made, output_type)
         return PipelineOutput(images, flags) if return_dict else (images, flags)
 
-    def _networks_for(self, sampler: Sampler, course: Course | None = None) -> Networks:
+    def _networks_for(self, run: Run, heard: Listeners, remake: Remake = tokens_replaced) -> Networks:
+        """The networks of a run; what callbacks replace is told to the UNet by `remake`."""
         upcast = self.UPCAST and self.vae.config.force_upcast
-        return Networks(self.unet, self.vae, sampler.precondition(course), self._runtime, upcast)
+        unet = self.unet if heard.on_end is None else Redirected(self.unet, heard.replaced, remake)
+        return Networks(unet, self.vae, run.precondition(), self._runtime, upcast)
 
-    def _run(
-        self, sampler: Sampler, course: Course, calls: Sequence[Call], task: Callable[[Watch], Tensor]
-    ) -> Tensor:  # fmt: skip
+    def _run(self, run: Run, heard: Listeners, task: Callable[[Watch], Tensor]) -> Tensor:
         """Run a task with the progress bar and the callbacks; one that a callback stopped gives the latents so far."""
         self._interrupt = False
-        with self.progress_bar(total=course.steps) as bar:
-            reporter = Reporter(sampler, course, self.dtype, bar, calls, lambda: self._interrupt)
+        self._num_timesteps = len(run.timesteps)
+        with self.progress_bar(total=run.steps) as bar:
             try:
-                return task(reporter.watch())
+                return task(Reporter(run, self.dtype, bar, heard, lambda: self._interrupt).watch())
             except Interrupted as stop:
                 return stop.latents
 

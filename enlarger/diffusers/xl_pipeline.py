@@ -18,19 +18,20 @@ from enlarger.diffusers.arguments import (
     check_prompts,
     negatives_for,
 )
-from enlarger.diffusers.courses import Walk, between, whole
-from enlarger.diffusers.image_pipeline import ImagePipeline, Listed, check_strength
+from enlarger.diffusers.image_pipeline import ImagePipeline, check_strength
+from enlarger.diffusers.live import Remake, Told as Telling, tokens_replaced
 from enlarger.diffusers.pipeline import output
+from enlarger.diffusers.running import Listed, Run, between, listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import PooledEmbeds, text_of
 from enlarger.diffusion.guidance import Guidance
-from enlarger.diffusion.sampler import Course, Sampler
+from enlarger.diffusion.sampler import Course
 from enlarger.errors import InputError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
 from enlarger.tasks.denoise import Told
-from enlarger.tasks.told import Size, Sizes, told_sizes
+from enlarger.tasks.told import Size, Sizes, told_sizes, vector_replaced
 from enlarger.text.pair import encode_pair
 from enlarger.text.tokenize import Tokenizer
 
@@ -246,6 +247,18 @@ class XLPipeline(ImagePipeline):
             seen = {name: torch.cat([other, own]) for (name, own), other in zip(seen.items(), others, strict=True)}
         return told_sizes(text_of(embeds), guidance, row, negative_row, self.unet.config.scalar_channels or 0), seen
 
+    def _replaced(self) -> Remake:
+        """What callbacks replaced, told to the UNet."""
+        channels = self.unet.config.scalar_channels or 0
+
+        def remake(replaced: Mapping[str, Any], x: Tensor, told: Telling) -> tuple[Tensor, Telling]:
+            pooled, sizes = replaced.get("add_text_embeds"), replaced.get("add_time_ids")
+            if pooled is not None or sizes is not None:
+                told = {**told, "vector": vector_replaced(told["vector"], channels, pooled, sizes)}
+            return tokens_replaced(replaced, x, told)
+
+        return remake
+
     def _check_vector(self, numbers: int, pooled: int) -> None:
         """Refuse sizes and scores that the UNet was not made for, with advice (diffusers' is the wrong way round)."""
         config = self.unet.config
@@ -268,17 +281,11 @@ class XLPipeline(ImagePipeline):
         )
 
     def _between(
-        self, sampler: Sampler, listed: Listed, strength: float, ends: tuple[float | None, float | None], eta: float
-    ) -> Walk:
+        self, asked: Listed, strength: float, ends: tuple[float | None, float | None], eta: float
+    ) -> Run:  # fmt: skip
         """The steps from a share of the training time, or else the last `strength` of them, to another share."""
-        steps, timesteps, sigmas = listed
-        own = timesteps is not None or sigmas is not None
-        if not own and (not isinstance(steps, int) or steps < 1):
-            raise ArgumentError(f"`num_inference_steps` is {steps}, expected how many steps there are, 1 or more")
         check_strength(strength)
-        start, end = ends
-        course = whole(sampler, steps or 1, timesteps, sigmas)
-        return between(sampler, course, start, None if end == 1 else end, eta, strength, None if own else steps)
+        return between(listed(self.scheduler, asked, eta), *ends, strength)
 
     def _finish(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
         images = self._package(latents, output_type)
@@ -303,11 +310,6 @@ class XLImagePipeline(XLPipeline):
         settings = {"requires_aesthetics_score": requires_aesthetics_score}
         settings["force_zeros_for_empty_prompt"] = force_zeros_for_empty_prompt
         self._hold(given, settings | {"add_watermarker": add_watermarker})
-
-
-def guidance_of(scale: float, rescale: float) -> Guidance:
-    """At or below 1 the prompt runs alone."""
-    return Guidance(scale, rescale) if scale > 1 else Guidance()
 
 
 def entering(course: Course) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enlarger.errors import InputError
+from enlarger.diffusion.precondition import Precondition, Scales
 
 Coordinates = Callable[[Tensor], Tensor]  # of a noise level: how many times larger clean + sigma * noise is
 
@@ -26,25 +26,28 @@ def flow_matching(sigma: Tensor) -> Tensor:
     return sigma + 1
 
 
-def denoised_from(
-    prediction: str, output: Tensor, x: Tensor, sigma: Tensor, outside: Coordinates, by_noise: bool = False
-) -> Tensor:  # fmt: skip
-    """The denoised estimate of x = clean + sigma * noise, from an output that is trained on the `outside` latents.
+def outside_precondition(
+    prediction: str, outside: Coordinates, time: Callable[[], Tensor] | None = None, by_noise: bool = False
+) -> Precondition:
+    """How an output of a network that is trained on the `outside` latents becomes a denoised estimate.
 
-    `by_noise` reads a velocity's noise estimate, which belongs to the same denoised one at unit variance only.
+    The network is told `time`, whatever the noise level is. `by_noise` reads a velocity's noise estimate, which belongs
+    to the same denoised one at unit variance only.
     """
-    if prediction == "epsilon":
-        return x - sigma * output
-    if prediction in ("sample", "original_sample"):
-        return output
-    scale = variance_preserving(sigma) if outside is variance_exploding else outside(sigma)
-    if prediction == "v_prediction" and by_noise:
-        return x - sigma * (output / scale + sigma / scale**2 * x)
-    if prediction == "v_prediction":
-        return x / scale**2 - sigma / scale * output
-    if prediction == "flow_prediction":
-        return x / scale - (sigma / scale if outside is flow_matching else sigma) * output
-    raise InputError(f"prediction_type is {prediction!r}, expected epsilon, sample, v_prediction or flow_prediction")
+    trained = variance_preserving if outside is variance_exploding else outside
+
+    def scalings(sigma: Tensor) -> Scales:
+        scale, told = trained(sigma), sigma if time is None else time()
+        skip, output = {
+            "epsilon": (1.0, -sigma),
+            "sample": (0.0, 1.0),
+            "original_sample": (0.0, 1.0),
+            "v_prediction": (1 - (sigma / scale) ** 2 if by_noise else 1 / scale**2, -sigma / scale),
+            "flow_prediction": (1 / scale, -sigma / scale if outside is flow_matching else -sigma),
+        }[prediction]
+        return Scales(skip, output, 1 / scale, told)
+
+    return scalings
 
 
 @dataclass(frozen=True)

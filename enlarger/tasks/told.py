@@ -49,3 +49,16 @@ def _with_vector(text: Encoded, sizes: Tensor, channels: int) -> Conditioning:
     numbers = sizes.expand(len(text.tokens), -1).to(text.pooled.device)
     scalars = sinusoid(numbers.flatten(), channels).reshape(len(numbers), -1)
     return Conditioning(text.tokens, vector=torch.cat([text.pooled, scalars.to(text.pooled)], 1))
+
+
+def vector_replaced(vector: Tensor, channels: int, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
+    """SDXL's vector with other pooled features (B, D) or other numbers (B, n) in it, each of `channels`."""
+    width = None if pooled is None else pooled.shape[1]
+    if sizes is not None:
+        numbers = sinusoid(sizes.flatten(), channels).reshape(len(sizes), -1).to(vector)
+        width = vector.shape[1] - numbers.shape[1]
+    else:
+        numbers = vector[:, width:]
+    front = vector[:, :width] if pooled is None else pooled.to(vector)
+    rows = max(len(front) if pooled is not None else 0, len(numbers) if sizes is not None else 0)
+    return torch.cat([front[-rows:], numbers[-rows:]], 1)
