@@ -33,6 +33,6 @@ def upscale(
     from enlarger.evaluate.upscale import evaluate_upscale
 
     with Report(1) as report:
-        report.show("loading the model")
-        table = evaluate_upscale(folder, model, steps or (), sheet, device, report.begin(str(folder)))
+        report.start_stage("loading the model")
+        table = evaluate_upscale(folder, model, steps or (), sheet, device, report.start_file(str(folder)))
     print(json.dumps(table.rows) if json_lines else table)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enlarger.diffusion.noise import Noise, PerImage, Shared
+from enlarger.diffusion.noise import Noise, PerSampleGenerators, SharedGenerator
 from enlarger.errors import CheckpointError, InputError, Unsupported
 
 Prompt = str | list[str]
@@ -57,7 +57,7 @@ def check_output_type(output_type: Any) -> None:
         raise ArgumentError(f"`output_type` is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
 
 
-def refuse(options: Mapping[str, Any], advice: Mapping[str, str]) -> None:
+def reject_unsupported(options: Mapping[str, Any], advice: Mapping[str, str]) -> None:
     """Raise Unsupported for the first of the options that is given, with its advice."""
     for name, value in options.items():
         if value is not None:
@@ -68,7 +68,7 @@ def as_list(prompt: Prompt) -> list[str]:
     return [prompt] if isinstance(prompt, str) else prompt
 
 
-def batch_of(prompt: Prompt | None, embeds: Tensor | None) -> int:
+def batch_size_of(prompt: Prompt | None, embeds: Tensor | None) -> int:
     """How many prompts there are."""
     if prompt is not None:
         return len(as_list(prompt))
@@ -76,7 +76,7 @@ def batch_of(prompt: Prompt | None, embeds: Tensor | None) -> int:
     return len(embeds)
 
 
-def negatives_for(prompt: Prompt | None, negative: Prompt | None, count: int) -> list[str]:
+def negative_prompts_for(prompt: Prompt | None, negative: Prompt | None, count: int) -> list[str]:
     """One negative prompt per prompt; None is empty. Beside embeddings a single one stands for all."""
     if negative is None:
         return [""] * count
@@ -91,15 +91,15 @@ def negatives_for(prompt: Prompt | None, negative: Prompt | None, count: int) ->
     return negative
 
 
-def noise_for(generator: Generators | None, count: int) -> Noise:
+def noise_from_generator(generator: Generators | None, count: int) -> Noise:
     """One generator, or none, draws whole batches; of a list each draws one image."""
     if not isinstance(generator, Sequence):
-        return Shared(generator)
+        return SharedGenerator(generator)
     if len(generator) == 1:
-        return Shared(generator[0])
+        return SharedGenerator(generator[0])
     if len(generator) != count:
         raise ArgumentError(f"found a list of {len(generator)} generators for a batch of {count}; give one or {count}")
-    return PerImage(tuple(generator))
+    return PerSampleGenerators(tuple(generator))
 
 
 def check_latents(latents: Tensor | None, shape: tuple[int, ...]) -> None:

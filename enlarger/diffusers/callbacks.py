@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError, check_callback_steps
-from enlarger.diffusers.progress import Bar
+from enlarger.diffusers.progress import ProgressBar
 from enlarger.diffusers.running import Run
 from enlarger.diffusion.sample import Step
-from enlarger.tasks.parts import Progress, Watch
+from enlarger.tasks.result import Progress, ProgressCallback
 
 
 class Interrupted(Exception):
@@ -76,16 +76,16 @@ def listeners(
 
 
 @dataclass(frozen=True, eq=False)
-class Reporter:
+class CallbackRunner:
     """Shows each call of the network to callbacks, counted and in the coordinates of diffusers' scheduler."""
 
     run: Run
     dtype: torch.dtype
-    bar: Bar
+    bar: ProgressBar
     heard: Listeners = Listeners()
     interrupted: Callable[[], bool] = lambda: False
 
-    def watch(self) -> Watch:
+    def watch(self) -> ProgressCallback:
         """The watcher of one run."""
         run, count = self.run, len(self.run.timesteps)
 

@@ -8,10 +8,11 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.diffusers.masks import Box, crop_box, fitted, read_mask
-from enlarger.diffusers.pictures import Size, preprocess
+from enlarger.diffusers.image_processor import Size, preprocess
+from enlarger.diffusers.masks import Box, get_crop_region, read_mask, resize_and_fill
 from enlarger.diffusers.text_pipeline import Embeds, TextPipeline
-from enlarger.diffusion.noise import Noise, PerImage
+from enlarger.diffusion.noise import Noise, PerSampleGenerators
+
 
 class ImagePipeline(TextPipeline):
     """The base of the Stable Diffusion 1 and 2 pipelines that take a picture and a strength.
@@ -20,27 +21,27 @@ class ImagePipeline(TextPipeline):
     pairs the pictures a, b, a, b there, with other prompts than their own.
     """
 
-    def _pictures(self, image: Any, count: int, size: Size | None = None) -> Tensor:
+    def _prepare_images(self, image: Any, count: int, size: Size | None = None) -> Tensor:
         """(N, 3, H, W) in -1..1, or latents as they are; N divides the number of results."""
         if image is None:
             raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
-        pictures = preprocess(image, self.vae.factor, Image.Resampling.LANCZOS, size)
+        pictures = preprocess(image, self.vae.downsample_factor, Image.Resampling.LANCZOS, size)
         if pictures.shape[1] not in (3, self.vae.config.latent_channels):
             raise ArgumentError(f"`image` has {pictures.shape[1]} channels, expected 3 of a picture or 4 of latents")
-        check_copies("image", len(pictures), count)
+        check_batch_size("image", len(pictures), count)
         return pictures
 
-    def _covered(
+    def _prepare_image_and_mask(
         self, image: Any, mask: Any, crop: Box | None, size: Size, count: int
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The pictures in -1..1 and their masks, 0 or 1, both of `size`."""
         if mask is None:
             raise ArgumentError("`mask_image` is missing; give a mask, white where the picture is repainted")
         if crop is not None:
-            image, mask = (fitted(one.crop(crop), size) for one in (image, mask))
-        pictures, masks = self._pictures(image, count, size), read_mask(mask, size)
-        check_copies("mask_image", len(masks), count)
-        inner = tuple(side // self.vae.factor for side in size)
+            image, mask = (resize_and_fill(one.crop(crop), size) for one in (image, mask))
+        pictures, masks = self._prepare_images(image, count, size), read_mask(mask, size)
+        check_batch_size("mask_image", len(masks), count)
+        inner = tuple(side // self.vae.downsample_factor for side in size)
         if pictures.shape[1] != 3 and tuple(pictures.shape[2:]) != inner:
             raise ArgumentError(f"`image` is latents {tuple(pictures.shape)}, expected {inner} of height and width")
         return pictures, masks
@@ -51,13 +52,13 @@ def check_strength(strength: float) -> None:
         raise ArgumentError(f"The value of strength should in [0.0, 1.0] but is {strength}")
 
 
-def check_copies(name: str, found: int, count: int) -> None:
+def check_batch_size(name: str, found: int, count: int) -> None:
     """Each of the things given is for as many results as any other."""
     if count % found:
         raise ArgumentError(f"Cannot duplicate `{name}` of batch size {found} to {count} results; give one per prompt")
 
 
-def shown(embeds: Embeds, **more: Tensor | None) -> dict[str, Any]:
+def callback_tensors(embeds: Embeds, **more: Tensor | None) -> dict[str, Any]:
     """What callbacks may see: with guidance what the network is told is there twice, for the negative prompts first."""
     prompt, negative = embeds
     told = prompt if negative is None else torch.cat([negative, prompt])
@@ -66,21 +67,21 @@ def shown(embeds: Embeds, **more: Tensor | None) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class _EachOrFirst:
+class _PerSampleOrFirst:
     """One generator per result; for fewer pictures than results the first ones, as diffusers encodes them."""
 
-    noise: PerImage
+    noise: PerSampleGenerators
 
     def __call__(self, like: Tensor) -> Tensor:
-        return PerImage(self.noise.generators[: len(like)])(like)
+        return PerSampleGenerators(self.noise.generators[: len(like)])(like)
 
 
-def each_or_first(noise: Noise) -> Noise:
+def per_sample_or_first(noise: Noise) -> Noise:
     """The noise of a run whose pictures may be fewer than its results."""
-    return _EachOrFirst(noise) if isinstance(noise, PerImage) else noise
+    return _PerSampleOrFirst(noise) if isinstance(noise, PerSampleGenerators) else noise
 
 
-def crop_of(image: Any, mask: Any, size: Size, pad: int, output_type: str | None) -> Box:
+def masked_crop_region(image: Any, mask: Any, size: Size, pad: int, output_type: str | None) -> Box:
     """The part of the picture to repaint, or what cannot be cropped."""
     for what, value in (("image", image), ("mask image", mask)):
         if not isinstance(value, Image.Image):
@@ -90,4 +91,4 @@ def crop_of(image: Any, mask: Any, size: Size, pad: int, output_type: str | None
         raise ArgumentError(f"The output type should be PIL when inpainting mask crop, but is {output_type}.")
     if image.size != mask.size:
         raise ArgumentError(f"`mask_image` is {mask.size}, expected the picture's {image.size} to crop both")
-    return crop_box(mask, size, pad)
+    return get_crop_region(mask, size, pad)

@@ -10,31 +10,30 @@ from enlarger.diffusers.arguments import (
     Generators,
     Prompt,
     as_list,
-    batch_of,
+    batch_size_of,
     check_callback_steps,
     check_latents,
     check_output_type,
     check_pooled,
     check_prompts,
-    negatives_for,
-    noise_for,
+    negative_prompts_for,
+    noise_from_generator,
 )
-from enlarger.diffusers.callbacks import Reporter, listeners
-from enlarger.diffusers.pictures import LATENT_CHANNELS, preprocess
-from enlarger.diffusers.pipeline import Pipeline, output
+from enlarger.diffusers.callbacks import CallbackRunner, listeners
+from enlarger.diffusers.image_processor import LATENT_CHANNELS, preprocess
+from enlarger.diffusers.pipeline import Pipeline, make_output
 from enlarger.diffusers.running import listed
 from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import PooledEmbeds, text_of
+from enlarger.diffusers.text_pipeline import PooledEmbeds, text_features
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.sampler import Sampler
 from enlarger.diffusion.schedule import scaled_linear
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
-from enlarger.tasks.upscale_latent import LatentUpscale, LatentUpscaleJob
-from enlarger.text.encode import encode
+from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
+from enlarger.text.encode import encode_prompts
 from enlarger.text.tokenize import Tokenizer
-
 
 X2_SCHEDULE = scaled_linear(0.00085, 0.012)  # of a sampler that is not asked here
 
@@ -46,7 +45,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
     and schedulers that diffusers' pipeline cannot run (Euler ancestral, DDIM, PNDM) work too.
     """
 
-    PARTS: ClassVar[Mapping[str, type[Any]]] = {
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {
         "vae": AutoencoderKL,
         "text_encoder": ClipText,
         "tokenizer": Tokenizer,
@@ -88,10 +87,10 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         check_pooled("negative_", negative_prompt_embeds, negative_pooled_prompt_embeds)
         check_callback_steps(callback_steps)
         check_output_type(output_type)
-        count = batch_of(prompt, prompt_embeds)
+        count = batch_size_of(prompt, prompt_embeds)
         low = self._prepare_image(image, count)
         run = listed(self.scheduler, (num_inference_steps, None, None))
-        method = run.method(noise_for(generator, count), self.dtype)
+        method = run.method(noise_from_generator(generator, count), self.dtype)
         check_latents(latents, (count, LATENT_CHANNELS, *(2 * side for side in self._latent_size(low))))
         guided = guidance_scale > 1
         embeds = self.encode_prompt(
@@ -100,14 +99,16 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         )  # fmt: skip
         guidance = Guidance(guidance_scale if guided else 1.0)
         job = LatentUpscaleJob(
-            low, text_of(embeds), method.course, method.solver, method.noise, guidance, initial=latents
+            low, text_features(embeds), method.sigma_schedule, method.solver, method.noise, guidance, initial_noise=latents
         )  # fmt: skip
-        task = LatentUpscale(self.tokenizer, self.text_encoder, self.unet, self.vae, Sampler(X2_SCHEDULE), self._runtime)
+        task = LatentUpscaler(
+            self.tokenizer, self.text_encoder, self.unet, self.vae, Sampler(X2_SCHEDULE), self._runtime
+        )
         heard = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
         with self.progress_bar(total=run.steps) as bar:
-            made = task(job, Reporter(run, self.dtype, bar, heard).watch())
-        images = self._package(made, str(output_type))
-        return output(images, return_dict, (images,))
+            made = task(job, CallbackRunner(run, self.dtype, bar, heard).watch())
+        images = self._postprocess(made, str(output_type))
+        return make_output(images, return_dict, (images,))
 
     def encode_prompt(
         self,
@@ -121,31 +122,31 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         negative_pooled_prompt_embeds: Tensor | None = None,
     ) -> PooledEmbeds:
         """(prompt, negative prompt, pooled prompt, pooled negative prompt) as features; those given are kept."""
-        count = batch_of(prompt, prompt_embeds)
+        count = batch_size_of(prompt, prompt_embeds)
         if prompt_embeds is None or pooled_prompt_embeds is None:
             assert prompt is not None, "either a prompt or both of its embeddings"
             prompt_embeds, pooled_prompt_embeds = self._encode(as_list(prompt), device)
         if do_classifier_free_guidance and (negative_prompt_embeds is None or negative_pooled_prompt_embeds is None):
-            negatives = negatives_for(prompt, negative_prompt, count)
+            negatives = negative_prompts_for(prompt, negative_prompt, count)
             negative_prompt_embeds, negative_pooled_prompt_embeds = self._encode(negatives, device)
         return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
 
     def _encode(self, texts: list[str], device: Any) -> tuple[Tensor, Tensor]:
         with self._runtime.hold(self.text_encoder) as encoder:
-            found = encode(self.tokenizer, encoder, texts, layer="last")
+            found = encode_prompts(self.tokenizer, encoder, texts, layer="last")
         return found.tokens.to(device), found.pooled.to(device)
 
     def _prepare_image(self, image: Any, count: int) -> Tensor:
         if image is None:
             raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
-        low = preprocess(image, self.vae.factor)
+        low = preprocess(image, self.vae.downsample_factor)
         if len(low) != count:
             raise ArgumentError(f"`prompt` has batch size {count} and `image` has batch size {len(low)}; give as many")
         if low.shape[1] != LATENT_CHANNELS and low.shape[1] != 3:
             raise ArgumentError(f"`image` has {low.shape[1]} channels, expected 3 of a picture or 4 of latents")
         height, width = self._latent_size(low)
-        if height % (self.unet.step // 2) or width % (self.unet.step // 2) or min(height, width) < self.unet.step:
-            multiple = self.unet.step // 2 * (1 if low.shape[1] == LATENT_CHANNELS else self.vae.factor)
+        if height % (self.unet.size_multiple // 2) or width % (self.unet.size_multiple // 2) or min(height, width) < self.unet.size_multiple:
+            multiple = self.unet.size_multiple // 2 * (1 if low.shape[1] == LATENT_CHANNELS else self.vae.downsample_factor)
             raise ArgumentError(
                 f"`image` is {low.shape[3]} x {low.shape[2]}, expected multiples of {multiple} and at least "
                 f"{2 * multiple}; resize it, or use enlarger.upscale, which takes any size"
@@ -153,5 +154,5 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         return low
 
     def _latent_size(self, low: Tensor) -> tuple[int, int]:
-        factor = 1 if low.shape[1] == LATENT_CHANNELS else self.vae.factor
+        factor = 1 if low.shape[1] == LATENT_CHANNELS else self.vae.downsample_factor
         return low.shape[2] // factor, low.shape[3] // factor

@@ -9,24 +9,25 @@ from torch import Tensor, nn
 
 from enlarger.diffusion.guidance import Guidance
 
+
 @dataclass(frozen=True)
 class LiveGuidance(Guidance):
     """Guidance whose scale is the pipeline's at each call."""
 
     pipe: Any = None
 
-    def active(self, sigma: float) -> bool:
+    def is_active(self, sigma: float) -> bool:
         return bool(self.pipe.do_classifier_free_guidance)
 
-    def merge(self, output: Tensor) -> Tensor:
-        return replace(Guidance(self.scale, self.rescale), scale=float(self.pipe.guidance_scale)).merge(output)
+    def combine(self, output: Tensor) -> Tensor:
+        return replace(Guidance(self.scale, self.rescale), scale=float(self.pipe.guidance_scale)).combine(output)
 
 
-Told = dict[str, Tensor]
-Remake = Callable[[Mapping[str, Any], Tensor, Told], tuple[Tensor, Told]]  # what was replaced, the input, the rest
+NetworkInputs = dict[str, Tensor]
+Remake = Callable[[Mapping[str, Any], Tensor, NetworkInputs], tuple[Tensor, NetworkInputs]]  # what was replaced, the input, the rest
 
 
-def tokens_replaced(replaced: Mapping[str, Any], x: Tensor, told: Told) -> tuple[Tensor, Told]:
+def tokens_replaced(replaced: Mapping[str, Any], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
     """The prompt's features."""
     embeds = replaced.get("prompt_embeds")
     return x, told if embeds is None else {**told, "tokens": embeds.to(told["tokens"])}
@@ -35,7 +36,7 @@ def tokens_replaced(replaced: Mapping[str, Any], x: Tensor, told: Told) -> tuple
 def channels_replaced(names: Sequence[str], first: int) -> Remake:
     """The prompt's features, and the input's channels from the first one on, by these names one after the other."""
 
-    def remake(replaced: Mapping[str, Any], x: Tensor, told: Told) -> tuple[Tensor, Told]:
+    def remake(replaced: Mapping[str, Any], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
         place = first
         for name in names:
             given: Tensor | None = replaced.get(name)

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.diffusers.scheduling import Scheduler
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.estimates import flow_matching, outside_precondition, variance_preserving
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.precondition import Precondition
 from enlarger.diffusion.sample import Step
-from enlarger.diffusion.sampler import Course
-from enlarger.diffusion.schedule import Clock, NoiseSchedule
+from enlarger.diffusion.sampler import SigmaSchedule
+from enlarger.diffusion.schedule import NoiseSchedule, TimestepMap
+from enlarger.diffusion.stepper import Estimate
 from enlarger.errors import Unsupported
-from enlarger.tasks.denoise import Method
+from enlarger.tasks.sampling import SamplingPlan
 
 Listed = tuple[int | None, Sequence[float] | None, Sequence[float] | None]  # steps, timesteps, sigmas
 
@@ -34,7 +34,7 @@ class Run:
     `steps` is how many steps diffusers' progress bar counts. `now` is the timestep that the network is told.
     """
 
-    scheduler: Scheduler
+    scheduler: Any  # a copy, which the run steps
     begin: int
     stop: int
     steps: int
@@ -50,14 +50,16 @@ class Run:
         """Calls at the start that end no step."""
         return max(len(self.timesteps) - self.steps * self.scheduler.order, 0)
 
-    def course(self) -> Course:
+    def sigma_schedule(self) -> SigmaSchedule:
         """The noise levels of the calls, and the one that the last reaches."""
         scheduler = self.scheduler
         levels = scheduler.run_levels(self.begin, self.stop)
+        if bool((levels[:-1] == levels[-1]).any()):
+            levels[-1] *= 1 - 1e-12  # a task knows the last step by its level
         preserving = scheduler.outside is variance_preserving
         widened = not preserving and float(scheduler.init_noise_sigma) > float(scheduler.sigmas.max()) * (1 + 1e-6)
-        clock = Clock(NoiseSchedule(levels.flip(0)))  # not asked: see `precondition`
-        return Course(levels, self.timesteps.double().cpu(), clock, preserving, widened)
+        clock = TimestepMap(NoiseSchedule(levels.flip(0)))  # not asked: see `precondition`
+        return SigmaSchedule(levels, self.timesteps.double().cpu(), clock, preserving, widened)
 
     def scale(self, done: int) -> float:
         """What turns latents after so many calls into those that the scheduler gives."""
@@ -68,16 +70,16 @@ class Run:
         prediction = self.scheduler.checked_prediction()
         return outside_precondition(prediction, self.scheduler.outside, lambda: self.now)
 
-    def method(self, noise: Noise, dtype: torch.dtype) -> Method:
+    def method(self, noise: Noise, dtype: torch.dtype) -> SamplingPlan:
         """The run for a task; noise inside it is drawn in the network's precision, as in diffusers."""
 
         def drawn(like: Tensor) -> Tensor:
             return noise(like.to(dtype)).to(like)
 
-        def solve(denoise: Denoise, x: Tensor, sigmas: Tensor, first: Noise) -> Iterator[Step]:
+        def solve(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
             yield from self._solve(denoise, x, sigmas, drawn)
 
-        return Method(self.course(), solve, noise)
+        return SamplingPlan(self.sigma_schedule(), solve, noise)
 
     def _solve(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
         scheduler, outside = copy(self.scheduler), self.scheduler.outside
@@ -90,7 +92,7 @@ class Run:
             yield Step(x, done.denoised, sigmas[i + 1])
 
 
-def listed(scheduler: Scheduler, asked: Listed, eta: float = 0.0) -> Run:
+def listed(scheduler: Any, asked: Listed, eta: float = 0.0) -> Run:
     """The whole list for so many steps, or for timesteps or sigmas of the caller's own where the class takes those."""
     steps, timesteps, sigmas = asked
     if timesteps is not None and sigmas is not None:
@@ -140,7 +142,9 @@ def between(run: Run, start: float | None, end: float | None, strength: float = 
         left = int((run.timesteps >= _cutoff("denoising_end", end, count)).sum())
         run = _part(run, run.begin, run.begin + left, left)
     if not run.begin < run.stop:
-        raise ArgumentError(f"no steps are left between denoising_start {start} and denoising_end {end}; use more steps")
+        raise ArgumentError(
+            f"no steps are left between denoising_start {start} and denoising_end {end}; use more steps"
+        )
     return run
 
 
@@ -154,5 +158,8 @@ def _cutoff(name: str, share: float, count: int) -> int:
     return round(count - share * count)
 
 
-def _always(denoised: Tensor) -> Any:
-    return lambda x, sigma: denoised
+def _always(denoised: Tensor) -> Estimate:
+    def estimate(x: Tensor, sigma: Tensor) -> Tensor:
+        return denoised
+
+    return estimate

@@ -11,18 +11,18 @@ class SchedulerConfig(Mapping[str, Any]):
     """Settings by name or attribute: those stated, then the class's defaults. Those not stated are not carried over."""
 
     def __init__(self, kind: str, stated: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        self.kind = kind
-        self.stated = MappingProxyType(dict(stated))
+        self.class_name = kind
+        self.explicit = MappingProxyType(dict(stated))
         self._all = {**defaults, **stated, "_class_name": kind}
 
     def __getitem__(self, name: str) -> Any:
         if name == "_use_default_values":
-            return [key for key in self._all if key not in self.stated and not key.startswith("_")]
+            return [key for key in self._all if key not in self.explicit and not key.startswith("_")]
         return self._all[name]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or (name not in self._all and name != "_use_default_values"):
-            raise AttributeError(f"the config of {self.kind} has no {name!r}; it has {', '.join(self._all)}")
+            raise AttributeError(f"the config of {self.class_name} has no {name!r}; it has {', '.join(self._all)}")
         return self[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -32,12 +32,12 @@ class SchedulerConfig(Mapping[str, Any]):
         return len(self._all)
 
     def __repr__(self) -> str:
-        return f"{self.kind}({dict(self.stated)})"
+        return f"{self.class_name}({dict(self.explicit)})"
 
 
 def stated_in(config: Mapping[str, Any]) -> dict[str, Any]:
     """A file's or a diffusers config's settings without those that its class filled in."""
     if isinstance(config, SchedulerConfig):
-        return dict(config.stated)
+        return dict(config.explicit)
     filled: Any = config.get("_use_default_values") or ()
     return {name: value for name, value in config.items() if name not in filled and not name.startswith("_")}

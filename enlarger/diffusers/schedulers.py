@@ -30,7 +30,7 @@ from enlarger.diffusers.schedulers_walked import (
 from enlarger.diffusers.scheduling import Scheduler
 from enlarger.errors import Unsupported
 
-CLASSES: Mapping[str, type[Scheduler]] = {
+SCHEDULER_CLASSES: Mapping[str, type[Scheduler]] = {
     kind.__name__: kind
     for kind in (
         EulerDiscreteScheduler,
@@ -54,12 +54,14 @@ CLASSES: Mapping[str, type[Scheduler]] = {
     )
 }
 
-__all__ = ["CLASSES", "Scheduler", "SchedulerConfig", "scheduler_of", *CLASSES]  # pyright: ignore[reportUnsupportedDunderAll] - the classes' names
+__all__ = ["SCHEDULER_CLASSES", "Scheduler", "SchedulerConfig", "scheduler_from_config", *SCHEDULER_CLASSES]  # pyright: ignore[reportUnsupportedDunderAll] - the classes' names
 
 
-def scheduler_of(config: Mapping[str, Any]) -> Scheduler:
+def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
     """The scheduler that a scheduler file names."""
     name = str(config.get("_class_name"))
-    if name not in CLASSES:
-        raise Unsupported(f"scheduler {name}: no class here stands for it; expected one of {', '.join(CLASSES)}.")
-    return CLASSES[name].from_config(config)
+    if name not in SCHEDULER_CLASSES:
+        raise Unsupported(
+            f"scheduler {name}: no class here stands for it; expected one of {', '.join(SCHEDULER_CLASSES)}."
+        )
+    return SCHEDULER_CLASSES[name].from_config(config)

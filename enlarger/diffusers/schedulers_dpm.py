@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.diffusers.scheduling import CURVES, Defaults, Generators, Scheduler, log
 from enlarger.diffusers.schedulers_walked import BETAS, NO_CURVES, SPACING
+from enlarger.diffusers.scheduling import CURVES, Defaults, Generators, Scheduler, log
 from enlarger.diffusion.estimates import Bounds, flow_matching, variance_preserving
 from enlarger.diffusion.listing import (
     flow_levels,
@@ -52,7 +52,9 @@ class IntegratedScheduler(Scheduler):
         self.outside = flow_matching if self.config.use_flow_sigmas else variance_preserving
         for name, (known, others, _) in self.ALIASES.items():
             if self.config[name] not in (*known, *others):
-                raise NotImplementedError(f"{type(self).__name__}: {name} is {self.config[name]!r}, expected one of {known}")
+                raise NotImplementedError(
+                    f"{type(self).__name__}: {name} is {self.config[name]!r}, expected one of {known}"
+                )
         if replaced := self._replaced():
             self.register_to_config(**replaced)
 
@@ -110,7 +112,10 @@ class IntegratedScheduler(Scheduler):
         curve = next((name for name in (CURVES[0], "use_lu_lambdas", *CURVES[1:]) if self.own(name)), None)
         if curve is not None:
             least, most = (config.get(name) for name in ("sigma_min", "sigma_max"))
-            ends = float(self._trained[-1]) if most is None else most, float(self._trained[0]) if least is None else least
+            ends = (
+                float(self._trained[-1]) if most is None else most,
+                float(self._trained[0]) if least is None else least,
+            )
             sigmas = sigma_curve(curve.split("_")[1], *ends, steps)
             found = time_of_level(sigmas, self._trained)
             return (found.round() if self._rounds(curve) else found), sigmas
@@ -267,7 +272,7 @@ class DPMSolverSinglestepScheduler(DPMSolverMultistepScheduler):
         orders = [min(order, i + 1) for i, order in enumerate(self.order_list[index:])]
         return partial(dpm_singlestep, orders=orders, integration=self._integration(1.0))
 
-    def step(
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:  # fmt: skip
@@ -357,7 +362,7 @@ class UniPCMultistepScheduler(IntegratedScheduler):
         config = self.config
         return partial(
             unipc, order=config.solver_order, bh1=config.solver_type == "bh1",
-            eased=math.inf if config.lower_order_final else -1.0, of_noise=self.by_noise,
+            lower_order_final_sigma=math.inf if config.lower_order_final else -1.0, of_noise=self.by_noise,
             uncorrected=[i - index for i in config.disable_corrector],
         )  # fmt: skip
 

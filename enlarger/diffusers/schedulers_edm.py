@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.diffusers.scheduling import Defaults, Generators
 from enlarger.diffusers.schedulers_walked import WalkedScheduler
+from enlarger.diffusers.scheduling import Defaults, Generators
 from enlarger.diffusion import precondition
 from enlarger.diffusion.listing import sigma_curve
 from enlarger.diffusion.sample import Solver
@@ -104,7 +104,7 @@ class EDMEulerScheduler(WalkedScheduler):
         self._step_checked(timestep)
         churn = {"amount": s_churn, "least": s_tmin, "most": s_tmax, "scale": s_noise}
         self._given = pred_original_sample
-        return self._step(model_output, timestep, sample, return_dict, generator, **churn)
+        return self._step(model_output, timestep, sample, return_dict, generator, None, **churn)
 
 
 class EDMDPMSolverMultistepScheduler(EDMEulerScheduler):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusers.output import SchedulerOutput
-from enlarger.diffusers.scheduling import Defaults, Generators, Scheduler, log
 from enlarger.diffusers.schedulers_walked import BETAS, STABLE
+from enlarger.diffusers.scheduling import Defaults, Generators, Scheduler, log
 from enlarger.diffusion.estimates import Bounds
 from enlarger.diffusion.listing import distilled_timesteps, level_of, timesteps_of
 from enlarger.diffusion.sample import Solver
@@ -20,7 +20,12 @@ from enlarger.diffusion.solvers.pndm_calls import Span, pndm_by_calls
 from enlarger.diffusion.solvers.variance import ddim_clipped, ddpm_of, posterior_deviation
 from enlarger.diffusion.stepper import Stepper
 
-CLIPPED = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "clip_sample_range": 1.0, "sample_max_value": 1.0}
+CLIPPED = {
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "clip_sample_range": 1.0,
+    "sample_max_value": 1.0,
+}
 
 
 class TimedScheduler(Scheduler):
@@ -229,7 +234,9 @@ class PNDMScheduler(TimedScheduler):
             self.prk_timesteps = np.array([], np.int64)
             self.plms_timesteps = np.concatenate([rising[:-1], rising[-2:-1], rising[-1:]])[::-1].copy()
         else:
-            start = rising[-self.pndm_order :].repeat(2) + np.tile(np.array([0, half]), self.pndm_order)[: 2 * len(rising)]
+            start = (
+                rising[-self.pndm_order :].repeat(2) + np.tile(np.array([0, half]), self.pndm_order)[: 2 * len(rising)]
+            )
             self.prk_timesteps = start[:-1].repeat(2)[1:-1][::-1].copy()
             self.plms_timesteps = rising[:-3][::-1].copy()
         self._use_times(np.concatenate([self.prk_timesteps, self.plms_timesteps]), device)
@@ -393,7 +400,7 @@ class TCDScheduler(LCMScheduler):
         below = self.level(int((1 - options.get("eta", 0.3)) * following))
         return partial(tcd, below=[below])
 
-    def step(
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
         self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.3, generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:  # fmt: skip

@@ -16,9 +16,9 @@ from enlarger.diffusion.estimates import variance_exploding
 from enlarger.diffusion.listing import interpolated_levels, midway_times, sigma_curve, time_of_level, timesteps_of
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.sample import Solver
-from enlarger.diffusion.solvers import dpm2, dpm2_ancestral, dpmpp_sde, euler_ancestral, heun, lms, split_level
+from enlarger.diffusion.solvers import ancestral_step, dpm2, dpm2_ancestral, dpmpp_sde, euler_ancestral, heun, lms
 from enlarger.diffusion.solvers.churn import Churn, euler_churned
-from enlarger.diffusion.solvers.levels import halfway
+from enlarger.diffusion.solvers.levels import log_midpoint
 from enlarger.diffusion.stepper import Advance, Estimate
 
 Array = np.ndarray[Any, Any]
@@ -163,7 +163,7 @@ class EulerDiscreteScheduler(WalkedScheduler):
         """The latents after a step, from the network's output."""
         self._step_checked(timestep)
         churn = {"amount": s_churn, "least": s_tmin, "most": s_tmax, "scale": s_noise}
-        return self._step(model_output, timestep, sample, return_dict, generator, **churn)
+        return self._step(model_output, timestep, sample, return_dict, generator, None, **churn)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """v of clean latents; as in diffusers the place of a timestep in the list chooses the product."""
@@ -307,12 +307,12 @@ class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
     """`dpm2_ancestral`: two calls of the network and fresh noise per step."""
 
     def _next(self, listed: Tensor) -> Tensor:
-        return split_level(listed[:-2], listed[1:-1], 1.0)[0]
+        return ancestral_step(listed[:-2], listed[1:-1], 1.0)[0]
 
     def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
         return dpm2_ancestral
 
-    def step(
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:  # fmt: skip
@@ -343,7 +343,7 @@ class DPMSolverSDEScheduler(TwoCallScheduler):
 
     def _entries(self, times: Array, levels: Array) -> tuple[Tensor, Tensor]:
         listed = _ended(levels)
-        middle = halfway(torch.from_numpy(levels[:-1]).double(), torch.from_numpy(levels[1:]).double())
+        middle = log_midpoint(torch.from_numpy(levels[:-1]).double(), torch.from_numpy(levels[1:]).double())
         told = np.concatenate([times[:1], times[1:].repeat(2)])
         told[1::2] = time_of_level(middle.numpy(), self._trained)
         return torch.from_numpy(told), torch.cat([listed[:1], listed[1:-1].repeat_interleave(2), listed[-1:]])
@@ -355,14 +355,16 @@ class DPMSolverSDEScheduler(TwoCallScheduler):
     def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
         return dpmpp_sde
 
-    def advance(self, timestep: Any, x: Tensor, estimate: Estimate, noise: Noise, options: Mapping[str, Any]) -> Advance:
+    def advance(
+        self, timestep: Any, x: Tensor, estimate: Estimate, noise: Noise, options: Mapping[str, Any]
+    ) -> Advance:
         index = self._index(timestep)
         if self._tree is None:
             least, most = float(self.sigmas[self.sigmas > 0].min()), float(self.sigmas.max())
             self._tree = BrownianNoise(x, least, most, self.config.noise_sampler_seed)
         if self._awaited is None:
-            drawn, scale = self._tree.for_step(*self.sigmas[index : index + 2].tolist()), options.get("s_noise", 1.0)
-            self._drawn: Noise = lambda like: drawn(like) * scale
+            sigma, lower = float(self.sigmas[index]), float(self.sigmas[index + 1])
+            self._drawn = self._tree.for_step(sigma, lower, options.get("s_noise", 1.0))
         return super().advance(timestep, x, estimate, self._drawn, {})
 
     def step(

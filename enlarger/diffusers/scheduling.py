@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.folder import SCHEDULER
-from enlarger.checkpoint.schedulers import schedule_config
+from enlarger.checkpoint.config.schedulers import sampler_from_config
+from enlarger.checkpoint.folder.load import SCHEDULER_CONFIG_NAME
 from enlarger.diffusers.arguments import ArgumentError, MissingFile
 from enlarger.diffusers.output import SchedulerOutput
 from enlarger.diffusers.scheduler_config import VERSION, SchedulerConfig, stated_in
@@ -22,12 +22,12 @@ from enlarger.diffusion.estimates import (
     variance_preserving,
 )
 from enlarger.diffusion.listing import TINY, level_of, rescaled_to_zero, training_betas
-from enlarger.diffusion.noise import Noise, PerImage, Shared
+from enlarger.diffusion.noise import Noise, PerSampleGenerators, SharedGenerator
 from enlarger.diffusion.sample import Solver
 from enlarger.diffusion.sampler import Sampler
 from enlarger.diffusion.stepper import Advance, Estimate, Stepper
 from enlarger.errors import InputError, Unsupported
-from enlarger.jsonfile import read_json
+from enlarger.strict_json import read_json
 
 log = logging.getLogger(__name__)
 Defaults = Mapping[str, Any]
@@ -50,7 +50,7 @@ class Scheduler:
     ESTIMATES: ClassVar[bool] = False  # whether a step gives its denoised estimate
     BY_SLOPE: ClassVar[bool] = True  # see `Stepper`
     order: ClassVar[int] = 1  # entries of the list per step
-    config_name = SCHEDULER
+    config_name = SCHEDULER_CONFIG_NAME
     outside: Coordinates = staticmethod(variance_preserving)
     by_noise = False  # whether the noise estimate is integrated
     timesteps: Tensor
@@ -94,9 +94,11 @@ class Scheduler:
     ) -> Any:  # fmt: skip
         """From a `scheduler_config.json` in a local folder, with other settings by name."""
         folder = Path(pretrained_model_name_or_path) / (subfolder or "")
-        file = folder if folder.is_file() else folder / SCHEDULER
+        file = folder if folder.is_file() else folder / SCHEDULER_CONFIG_NAME
         if not file.is_file():
-            raise MissingFile(f"{folder}: no {SCHEDULER}; give the folder that has it, or subfolder='scheduler'.")
+            raise MissingFile(
+                f"{folder}: no {SCHEDULER_CONFIG_NAME}; give the folder that has it, or subfolder='scheduler'."
+            )
         loading = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "mirror")
         changes = {name: value for name, value in changes.items() if name not in loading}
         return cls.from_config(read_json(file), return_unused_kwargs, **changes)
@@ -107,40 +109,40 @@ class Scheduler:
             raise Unsupported("push_to_hub is not available; save to a folder and use huggingface_hub's upload_folder")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**self.json(), "_diffusers_version": VERSION}, indent=2, sort_keys=True, default=list)
-        (folder / SCHEDULER).write_text(text + "\n")
+        text = json.dumps({**self.to_dict(), "_diffusers_version": VERSION}, indent=2, sort_keys=True, default=list)
+        (folder / SCHEDULER_CONFIG_NAME).write_text(text + "\n")
 
-    def changed(self, **changes: Any) -> Self:
+    def with_config(self, **changes: Any) -> Self:
         """The same with other settings."""
         return self.from_config(self.config, **changes)
 
     def register_to_config(self, **changes: Any) -> None:
         """Change settings in place; lists that were made stay as they are."""
-        self.config = SchedulerConfig(type(self).__name__, {**self.config.stated, **changes}, self.DEFAULTS)
+        self.config = SchedulerConfig(type(self).__name__, {**self.config.explicit, **changes}, self.DEFAULTS)
 
     @classmethod
     def load_config(cls, path: str | Path, subfolder: str | None = None, **_: Any) -> dict[str, Any]:
         """What a folder's scheduler file holds."""
-        return dict(read_json(Path(path) / (subfolder or "") / SCHEDULER))
+        return dict(read_json(Path(path) / (subfolder or "") / SCHEDULER_CONFIG_NAME))
 
     @property
     def compatibles(self) -> list[type["Scheduler"]]:
         """The classes that the config of this one can be given to."""
-        from enlarger.diffusers.schedulers import CLASSES
+        from enlarger.diffusers.schedulers import SCHEDULER_CLASSES
 
         alone = ("LCMScheduler", "TCDScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-        return [kind for name, kind in CLASSES.items() if name not in alone]
+        return [kind for name, kind in SCHEDULER_CLASSES.items() if name not in alone]
 
-    def json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """What a scheduler file holds: what was stated."""
-        return {"_class_name": type(self).__name__, **self.config.stated}
+        return {"_class_name": type(self).__name__, **self.config.explicit}
 
     def sampler(self) -> Sampler:
         """Our native sampler with these settings; Unsupported for one that only the face has."""
         name = type(self).__name__
         if self.own("clip_sample"):
             raise Unsupported(f"{name}: clip_sample is not available, latents are not bounded; set clip_sample=False")
-        return schedule_config({key: self.config[key] for key in self.DEFAULTS} | {"_class_name": name})
+        return sampler_from_config({key: self.config[key] for key in self.DEFAULTS} | {"_class_name": name})
 
     def own(self, name: str, default: Any = None) -> Any:
         """A setting that this class has; one that was carried over from another class says nothing here."""
@@ -263,7 +265,9 @@ class Scheduler:
         """The solver of a run that starts at an entry of the list."""
         raise NotImplementedError
 
-    def advance(self, timestep: Any, x: Tensor, estimate: Estimate, noise: Noise, options: Mapping[str, Any]) -> Advance:
+    def advance(
+        self, timestep: Any, x: Tensor, estimate: Estimate, noise: Noise, options: Mapping[str, Any]
+    ) -> Advance:
         """One call of the network answered, on latents that are clean + sigma * noise."""
         if self._stepper is None:
             self._stepper = self._run_solver(timestep, options)
@@ -344,11 +348,11 @@ class Scheduler:
         return product.sqrt() * noise - (1 - product).sqrt() * sample
 
 
-def drawn_as(like: Tensor, generator: Generators, given: Tensor | None = None) -> Noise:
+def drawn_as(output: Tensor, generator: Generators, given: Tensor | None = None) -> Noise:
     """Noise drawn in the precision and on the device of a network's output, or given."""
-    source = PerImage(tuple(generator)) if isinstance(generator, Sequence) else Shared(generator)
+    source = PerSampleGenerators(tuple(generator)) if isinstance(generator, Sequence) else SharedGenerator(generator)
 
-    def draw(x: Tensor) -> Tensor:
-        return (source(torch.empty_like(x, dtype=like.dtype, device=like.device)) if given is None else given).to(x)
+    def draw(like: Tensor) -> Tensor:
+        return (source(torch.empty_like(like, dtype=output.dtype, device=output.device)) if given is None else given).to(like)
 
     return draw

@@ -8,23 +8,23 @@ from torch import Tensor
 from enlarger.diffusers.arguments import (
     Generators,
     Prompt,
-    batch_of,
+    batch_size_of,
     check_latents,
     check_output_type,
     check_prompts,
-    noise_for,
-    refuse,
+    noise_from_generator,
+    reject_unsupported,
 )
-from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import listed
-from enlarger.diffusers.text_pipeline import NOT_HERE, TextPipeline, told
+from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, TextPipeline, condition_on_embeds
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
 
 
 class StableDiffusionPipeline(TextPipeline):
     """Text to pictures."""
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -58,24 +58,27 @@ class StableDiffusionPipeline(TextPipeline):
         are steps and mostly ends at 0. `eta` is DDIM's alone. Guidance at or below 1 runs the prompt alone. Arguments
         that cannot be raise ValueError.
         """
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
-        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
+        reject_unsupported(
+            {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
+            UNSUPPORTED_ADVICE,
+        )
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
-        height, width = self._size(height, width)
+        height, width = self._size_or_default(height, width)
         each = 1 if num_images_per_prompt is None else num_images_per_prompt
-        count = batch_of(prompt, prompt_embeds) * each
-        size = (height // self.vae.factor, width // self.vae.factor)
+        count = batch_size_of(prompt, prompt_embeds) * each
+        size = (height // self.vae.downsample_factor, width // self.vae.downsample_factor)
         check_latents(latents, (count, self.vae.config.latent_channels, *size))
         run = listed(self.scheduler, (num_inference_steps, timesteps, sigmas), eta)
-        method = run.method(noise_for(generator, count), self.dtype)
+        method = run.method(noise_from_generator(generator, count), self.dtype)
         guidance = self._guidance(guidance_scale, guidance_rescale)
         embeds = self.encode_prompt(
             prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
             negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
-        calls = self._calls(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
-        job = TextToImageJob(told(embeds, guidance), size, method, latents)
-        networks = self._networks_for(run, calls)
-        made = self._run(run, calls, lambda watch: text_to_image(networks, job, watch))
-        return self._output(made, str(output_type), return_dict)
+        calls = self._prompt_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
+        job = TextToImageJob(condition_on_embeds(embeds, guidance), size, method, latents)
+        networks = self._latent_diffusion(run, calls)
+        made = self._run_task(run, calls, lambda watch: text_to_image(networks, job, watch))
+        return self._make_output(made, str(output_type), return_dict)

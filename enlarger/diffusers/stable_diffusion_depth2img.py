@@ -8,50 +8,53 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.folder import Bundle
+from enlarger.checkpoint.folder.load import PipelineComponents
 from enlarger.diffusers.arguments import (
     ArgumentError,
     Generators,
     Prompt,
-    batch_of,
+    batch_size_of,
     check_output_type,
     check_prompts,
-    noise_for,
+    noise_from_generator,
 )
 from enlarger.diffusers.callbacks import listeners
-from enlarger.diffusers.image_pipeline import ImagePipeline, check_copies, check_strength, shown
-from enlarger.diffusers.output import PipelineOutput
-from enlarger.diffusers.pictures import preprocess
+from enlarger.diffusers.image_pipeline import ImagePipeline, callback_tensors, check_batch_size, check_strength
+from enlarger.diffusers.image_processor import preprocess
 from enlarger.diffusers.live import channels_replaced
-from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.output import PipelineOutput
+from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import last_part, listed
 from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import TextPipeline, settled, told
+from enlarger.diffusers.text_pipeline import TextPipeline, condition_on_embeds, correct_scheduler_config
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.depth_estimator import DepthEstimator, normalise_depth, read_depth
+from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
-from enlarger.tasks.networks import each as copies
+from enlarger.tasks.latent_diffusion import repeat_each as copies
 from enlarger.text.tokenize import Tokenizer
 
 
 class StableDiffusionDepth2ImgPipeline(ImagePipeline):
-    """Pictures to pictures like them, whose depth the network is told.
+    """Pictures to pictures like them, whose depth the network is condition_on_embeds.
 
     The folder's depth estimator is read where transformers is installed; `feature_extractor`, a part of it here, is
     None. Arrays keep their height and width, which diffusers swaps; a map without near and far is told as zeros, where
     diffusers divides by zero.
     """
 
-    PARTS: ClassVar[Mapping[str, type[Any]]] = {
-        **{name: TextPipeline.PARTS[name] for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")},
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {
+        **{
+            name: TextPipeline.COMPONENT_TYPES[name]
+            for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+        },
         "depth_estimator": DepthEstimator,
         "feature_extractor": type(None),
     }
-    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"depth_estimator"})
-    KIND: ClassVar[str] = "a depth"
-    EXTRA: ClassVar[tuple[int, ...]] = (1,)
+    OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset({"depth_estimator"})
+    CHECKPOINT_KIND: ClassVar[str] = "a depth"
+    EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (1,)
     depth_estimator: DepthEstimator | None
 
     def __init__(
@@ -60,20 +63,20 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
     ) -> None:  # fmt: skip
         given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
         depth = {"depth_estimator": depth_estimator, "feature_extractor": feature_extractor}
-        self._hold(given | depth | {"scheduler": settled(scheduler)})
+        self._set_components(given | depth | {"scheduler": correct_scheduler_config(scheduler)})
 
     @classmethod
-    def _wanted(cls, path: Path) -> list[str]:
-        return [name for name in super()._wanted(path) if name != "depth_estimator"]
+    def _components_to_load(cls, path: Path) -> list[str]:
+        return [name for name in super()._components_to_load(path) if name != "depth_estimator"]
 
     @classmethod
-    def _from_bundle(cls, bundle: Bundle, given: Mapping[str, Any]) -> Self:
+    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, Any]) -> Self:
         stated: Any = bundle.index.get("depth_estimator") or (None, None)
         if stated[1] is not None and "depth_estimator" not in given:
             given = {**given, "depth_estimator": DepthEstimator.from_folder(bundle.path)}
         return super()._from_bundle(bundle, given)
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -102,40 +105,42 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         `image` (B, 4, h, w) need. For pictures see `pictures.preprocess`. Guidance at or below 1 runs the prompt alone.
         Arguments that cannot be raise ValueError.
         """
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
         check_strength(strength)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
         each = 1 if num_images_per_prompt is None else num_images_per_prompt
-        count = batch_of(prompt, prompt_embeds) * each
-        pictures = self._pictures(image, count)
+        count = batch_size_of(prompt, prompt_embeds) * each
+        pictures = self._prepare_images(image, count)
         run = last_part(listed(self.scheduler, (num_inference_steps, None, None), eta or 0.0), strength)
-        method = run.method(noise_for(generator, count), self.dtype)
+        method = run.method(noise_from_generator(generator, count), self.dtype)
         guidance = self._guidance(1.0 if guidance_scale is None else guidance_scale)
         embeds = self.encode_prompt(
             prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
             negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
-        depth = self._depth(image, depth_map, pictures, count).to(self._runtime.device, self.dtype)
-        tensors = shown(embeds, depth_mask=depth)
+        depth = self._depth_latents(image, depth_map, pictures, count).to(self._runtime.device, self.dtype)
+        tensors = callback_tensors(embeds, depth_mask=depth)
         calls = listeners(self, callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
-        job = ImageToImageJob(told(embeds, guidance).beside(concat=depth), pictures, method)
-        networks = self._networks_for(run, calls, channels_replaced(["depth_mask"], self.vae.config.latent_channels))
-        made = self._run(run, calls, lambda watch: image_to_image(networks, job, watch))
-        images = self._package(made, str(output_type))
+        job = ImageToImageJob(condition_on_embeds(embeds, guidance).with_fields(concat=depth), pictures, method)
+        networks = self._latent_diffusion(
+            run, calls, channels_replaced(["depth_mask"], self.vae.config.latent_channels)
+        )
+        made = self._run_task(run, calls, lambda watch: image_to_image(networks, job, watch))
+        images = self._postprocess(made, str(output_type))
         return PipelineOutput(images) if return_dict else (images,)
 
-    def _depth(self, image: Any, given: Any, pictures: Tensor, count: int) -> Tensor:
-        """What the network is told of depth, (count, 1, h, w) in -1..1."""
+    def _depth_latents(self, image: Any, given: Any, pictures: Tensor, count: int) -> Tensor:
+        """What the network is condition_on_embeds of depth, (count, 1, h, w) in -1..1."""
         latent = pictures.shape[1] == self.vae.config.latent_channels
-        factor = 1 if latent else self.vae.factor
+        factor = 1 if latent else self.vae.downsample_factor
         if given is None and latent:
             raise ArgumentError("`image` is latents, whose depth cannot be seen; give `depth_map`")
-        found = self._estimated(image) if given is None else read_depth(given)
-        check_copies("depth_map", len(found), count)
+        found = self._estimate_depth(image) if given is None else read_depth_map(given)
+        check_batch_size("depth_map", len(found), count)
         return copies(normalise_depth(found, (pictures.shape[2] // factor, pictures.shape[3] // factor)), count)
 
-    def _estimated(self, image: Any) -> Tensor:
+    def _estimate_depth(self, image: Any) -> Tensor:
         """The depth of each picture at its own size, (N, 1, h, w)."""
         if self.depth_estimator is None:
             raise ArgumentError("`depth_map` is missing, and this pipeline has no depth estimator; give a map")

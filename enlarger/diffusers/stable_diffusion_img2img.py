@@ -8,25 +8,25 @@ from torch import Tensor
 from enlarger.diffusers.arguments import (
     Generators,
     Prompt,
-    batch_of,
+    batch_size_of,
     check_output_type,
     check_prompts,
-    noise_for,
-    refuse,
+    noise_from_generator,
+    reject_unsupported,
 )
 from enlarger.diffusers.image_pipeline import ImagePipeline, check_strength
-from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import last_part, listed
-from enlarger.diffusers.text_pipeline import NOT_HERE, told
+from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, condition_on_embeds
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
 
 
 class StableDiffusionImg2ImgPipeline(ImagePipeline):
     """Pictures, with noise, to pictures like them."""
 
-    KIND: ClassVar[str] = "an image-to-image"
+    CHECKPOINT_KIND: ClassVar[str] = "an image-to-image"
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -57,23 +57,26 @@ class StableDiffusionImg2ImgPipeline(ImagePipeline):
         The last `strength` of the steps are made, of those that `timesteps` or `sigmas` list too. For pictures see
         `pictures.preprocess`. Guidance at or below 1 runs the prompt alone. Arguments that cannot be raise ValueError.
         """
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
-        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
+        reject_unsupported(
+            {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
+            UNSUPPORTED_ADVICE,
+        )
         check_strength(strength)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
         each = 1 if num_images_per_prompt is None else num_images_per_prompt
-        count = batch_of(prompt, prompt_embeds) * each
-        pictures = self._pictures(image, count)
+        count = batch_size_of(prompt, prompt_embeds) * each
+        pictures = self._prepare_images(image, count)
         run = last_part(listed(self.scheduler, (num_inference_steps, timesteps, sigmas), eta or 0.0), strength)
-        method = run.method(noise_for(generator, count), self.dtype)
+        method = run.method(noise_from_generator(generator, count), self.dtype)
         guidance = self._guidance(1.0 if guidance_scale is None else guidance_scale)
         embeds = self.encode_prompt(
             prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
             negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
-        calls = self._calls(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
-        job = ImageToImageJob(told(embeds, guidance), pictures, method)
-        networks = self._networks_for(run, calls)
-        made = self._run(run, calls, lambda watch: image_to_image(networks, job, watch))
-        return self._output(made, str(output_type), return_dict)
+        calls = self._prompt_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
+        job = ImageToImageJob(condition_on_embeds(embeds, guidance), pictures, method)
+        networks = self._latent_diffusion(run, calls)
+        made = self._run_task(run, calls, lambda watch: image_to_image(networks, job, watch))
+        return self._make_output(made, str(output_type), return_dict)

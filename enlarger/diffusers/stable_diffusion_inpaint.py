@@ -9,29 +9,29 @@ from torch import Tensor
 from enlarger.diffusers.arguments import (
     Generators,
     Prompt,
-    batch_of,
+    batch_size_of,
     check_latents,
     check_output_type,
     check_prompts,
-    noise_for,
-    refuse,
+    noise_from_generator,
+    reject_unsupported,
 )
 from enlarger.diffusers.callbacks import Listeners, listeners
 from enlarger.diffusers.image_pipeline import (
     ImagePipeline,
+    callback_tensors,
     check_strength,
-    crop_of,
-    each_or_first,
-    shown,
+    masked_crop_region,
+    per_sample_or_first,
 )
 from enlarger.diffusers.live import channels_replaced
-from enlarger.diffusers.masks import pasted
+from enlarger.diffusers.masks import apply_overlay
 from enlarger.diffusers.output import PipelineOutput
-from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import last_part, listed
 from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import NOT_HERE, told
-from enlarger.tasks.inpaint import InpaintJob, prepare
+from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, condition_on_embeds
+from enlarger.tasks.inpaint import InpaintJob, prepare_inpaint
 
 
 class StableDiffusionInpaintPipeline(ImagePipeline):
@@ -41,13 +41,13 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
     result back through the mask. As in diffusers, PNDM leaves out its Runge-Kutta start here.
     """
 
-    KIND: ClassVar[str] = "an inpainting"
-    EXTRA: ClassVar[tuple[int, ...]] = (0, 5)
+    CHECKPOINT_KIND: ClassVar[str] = "an inpainting"
+    EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (0, 5)
 
-    def _hold(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
-        super()._hold({**parts, "scheduler": _started_plainly(parts["scheduler"])}, settings)
+    def _set_components(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+        super()._set_components({**parts, "scheduler": _skip_prk_steps(parts["scheduler"])}, settings)
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -88,20 +88,27 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         given: those are the noise, and the start. Guidance at or below 1 runs the prompt alone. Arguments that cannot
         be raise ValueError.
         """
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
-        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
-        size = self._size(height, width)
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
+        reject_unsupported(
+            {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
+            UNSUPPORTED_ADVICE,
+        )
+        size = self._size_or_default(height, width)
         check_strength(strength)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
-        crop = None if padding_mask_crop is None else crop_of(image, mask_image, size, padding_mask_crop, output_type)
+        crop = (
+            None
+            if padding_mask_crop is None
+            else masked_crop_region(image, mask_image, size, padding_mask_crop, output_type)
+        )
         each = 1 if num_images_per_prompt is None else num_images_per_prompt
-        count = batch_of(prompt, prompt_embeds) * each
-        pictures, mask = self._covered(image, mask_image, crop, size, count)
-        inner = (size[0] // self.vae.factor, size[1] // self.vae.factor)
+        count = batch_size_of(prompt, prompt_embeds) * each
+        pictures, mask = self._prepare_image_and_mask(image, mask_image, crop, size, count)
+        inner = (size[0] // self.vae.downsample_factor, size[1] // self.vae.downsample_factor)
         check_latents(latents, (count, self.vae.config.latent_channels, *inner))
         run = last_part(listed(self.scheduler, (num_inference_steps, timesteps, sigmas), eta), strength)
-        method = run.method(each_or_first(noise_for(generator, count)), self.dtype)
+        method = run.method(per_sample_or_first(noise_from_generator(generator, count)), self.dtype)
         guidance = self._guidance(guidance_scale)
         embeds = self.encode_prompt(
             prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
@@ -109,23 +116,25 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         )  # fmt: skip
         names = callback_on_step_end_tensor_inputs
         job = InpaintJob(
-            told(embeds, guidance), pictures, mask, method, masked_image_latents,
-            blank=strength == 1 or latents is not None, initial=latents, reveal="masked_image_latents" in names,
+            condition_on_embeds(embeds, guidance), pictures, mask, method, masked_image_latents,
+            from_pure_noise=strength == 1 or latents is not None, initial_noise=latents, encode_masked_image="masked_image_latents" in names,
         )  # fmt: skip
-        ready = prepare(self._networks_for(run, Listeners()), job)
-        tensors = shown(embeds, mask=ready.mask, masked_image_latents=ready.masked)
+        ready = prepare_inpaint(self._latent_diffusion(run, Listeners()), job)
+        tensors = callback_tensors(embeds, mask=ready.mask, masked_image_latents=ready.masked_image_latents)
         calls = listeners(self, callback_on_step_end, names, tensors, kwargs)
         places = channels_replaced(["mask", "masked_image_latents"], self.vae.config.latent_channels)
-        networks = self._networks_for(run, calls, places)
-        made = self._run(run, calls, lambda watch: ready.run(networks, method, watch))
-        result = self._output(made, str(output_type), True)
-        images = result.images if crop is None else [pasted(one, image, mask_image, crop) for one in result.images]
+        networks = self._latent_diffusion(run, calls, places)
+        made = self._run_task(run, calls, lambda watch: ready.run(networks, method, watch))
+        result = self._make_output(made, str(output_type), True)
+        images = (
+            result.images if crop is None else [apply_overlay(one, image, mask_image, crop) for one in result.images]
+        )
         flags = result.nsfw_content_detected
         return PipelineOutput(images, flags) if return_dict else (images, flags)
 
 
-def _started_plainly(scheduler: Scheduler) -> Scheduler:
+def _skip_prk_steps(scheduler: Scheduler) -> Scheduler:
     if not isinstance(scheduler, Scheduler) or scheduler.config.get("skip_prk_steps") is not False:  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         return scheduler
     warnings.warn(f"{scheduler}: outdated for inpainting; uses skip_prk_steps=True", stacklevel=3)
-    return scheduler.changed(skip_prk_steps=True)
+    return scheduler.with_config(skip_prk_steps=True)

@@ -9,25 +9,25 @@ from enlarger.diffusers.arguments import (
     ArgumentError,
     Generators,
     Prompt,
-    batch_of,
+    batch_size_of,
     check_callback_steps,
     check_latents,
     check_output_type,
     check_prompts,
-    noise_for,
+    noise_from_generator,
 )
 from enlarger.diffusers.callbacks import listeners
-from enlarger.diffusers.pictures import preprocess
-from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.image_processor import preprocess
+from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import listed
 from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import TextPipeline, told
+from enlarger.diffusers.text_pipeline import TextPipeline, condition_on_embeds
 from enlarger.diffusion.listing import level_of
 from enlarger.diffusion.schedule import NoiseSchedule
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.upscale_pixel import PixelUpscaleJob, upscale_pixel
+from enlarger.tasks.upscale.pixel_x4 import PixelUpscaleJob, upscale_pixel_x4
 from enlarger.text.tokenize import Tokenizer
 
 
@@ -38,21 +38,21 @@ class StableDiffusionUpscalePipeline(TextPipeline):
     pictures a, b, a, b there. There is no watermarker: that part is None.
     """
 
-    PARTS: ClassVar[Mapping[str, type[Any]]] = {
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {
         "vae": AutoencoderKL,
         "text_encoder": ClipText,
         "tokenizer": Tokenizer,
         "unet": UNet,
         "low_res_scheduler": Scheduler,
         "scheduler": Scheduler,
-        "safety_checker": TextPipeline.PARTS["safety_checker"],
-        "feature_extractor": TextPipeline.PARTS["feature_extractor"],
+        "safety_checker": TextPipeline.COMPONENT_TYPES["safety_checker"],
+        "feature_extractor": TextPipeline.COMPONENT_TYPES["feature_extractor"],
         "watermarker": type(None),
     }
-    SETTINGS: ClassVar[tuple[str, ...]] = ("max_noise_level",)
+    CONFIG_KEYS: ClassVar[tuple[str, ...]] = ("max_noise_level",)
     UPCAST: ClassVar[bool] = True
-    KIND: ClassVar[str] = "an x4 upscaler's"
-    EXTRA: ClassVar[tuple[int, ...]] = (3,)
+    CHECKPOINT_KIND: ClassVar[str] = "an x4 upscaler's"
+    EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (3,)
     low_res_scheduler: Scheduler
 
     def __init__(
@@ -65,9 +65,9 @@ class StableDiffusionUpscalePipeline(TextPipeline):
         absent = {
             "safety_checker": safety_checker, "feature_extractor": feature_extractor, "watermarker": watermarker
         }  # fmt: skip
-        self._hold(given | schedulers | absent, {"max_noise_level": max_noise_level})
+        self._set_components(given | schedulers | absent, {"max_noise_level": max_noise_level})
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -91,14 +91,14 @@ class StableDiffusionUpscalePipeline(TextPipeline):
     ) -> Any:
         """Upscale by four. `noise_level`, 0 to 350, is the step of the low-resolution schedule whose noise the picture
         gets: more lets the network invent more. Arguments that cannot be raise ValueError."""
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
         check_callback_steps(callback_steps)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
-        self._check_level(noise_level)
+        self._check_noise_level(noise_level)
         each = 1 if num_images_per_prompt is None else num_images_per_prompt
-        prompts = batch_of(prompt, prompt_embeds)
-        low, count = self._low(image, prompts), prompts * each
+        prompts = batch_size_of(prompt, prompt_embeds)
+        low, count = self._prepare_image(image, prompts), prompts * each
         check_latents(latents, (count, self.vae.config.latent_channels, *low.shape[2:]))
         guidance = self._guidance(guidance_scale)
         embeds = self.encode_prompt(
@@ -106,26 +106,26 @@ class StableDiffusionUpscalePipeline(TextPipeline):
             negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
         run = listed(self.scheduler, (num_inference_steps, None, None), eta)
-        method = run.method(noise_for(generator, count), self.dtype)
+        method = run.method(noise_from_generator(generator, count), self.dtype)
         schedule = NoiseSchedule(level_of(self.low_res_scheduler.alphas_cumprod))
-        job = PixelUpscaleJob(told(embeds, guidance), low, method, noise_level, schedule, latents)
+        job = PixelUpscaleJob(condition_on_embeds(embeds, guidance), low, method, noise_level, schedule, latents)
         calls = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
-        networks = self._networks_for(run, calls)
-        made = self._run(run, calls, lambda watch: upscale_pixel(networks, job, watch))
-        return self._output(made, str(output_type), return_dict)
+        networks = self._latent_diffusion(run, calls)
+        made = self._run_task(run, calls, lambda watch: upscale_pixel_x4(networks, job, watch))
+        return self._make_output(made, str(output_type), return_dict)
 
-    def _check_level(self, level: int) -> None:
+    def _check_noise_level(self, level: int) -> None:
         most = self.config["max_noise_level"]
         if level > most:
             raise ArgumentError(f"`noise_level` has to be <= {most} but is {level}")
         if level < 0:
             raise ArgumentError(f"`noise_level` has to be 0 or above but is {level}")
 
-    def _low(self, image: Any, prompts: int) -> Tensor:
+    def _prepare_image(self, image: Any, prompts: int) -> Tensor:
         """The pictures, in -1..1, one or as many as there are prompts."""
         if image is None:
             raise ArgumentError("`image` is missing; give a picture, see help(pipe.__call__)")
-        low = preprocess(image, self.vae.factor)
+        low = preprocess(image, self.vae.downsample_factor)
         if low.shape[1] != 3:
             raise ArgumentError(
                 f"`image` has {low.shape[1]} channels, expected 3: the x4 upscaler takes pictures; for latents use "

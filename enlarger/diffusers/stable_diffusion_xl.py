@@ -5,12 +5,19 @@ from typing import Any
 
 from torch import Tensor
 
-from enlarger.diffusers.arguments import Generators, Prompt, check_latents, check_output_type, noise_for, refuse
+from enlarger.diffusers.arguments import (
+    Generators,
+    Prompt,
+    check_latents,
+    check_output_type,
+    noise_from_generator,
+    reject_unsupported,
+)
 from enlarger.diffusers.callbacks import listeners
-from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import NOT_HERE
-from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLPipeline
+from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE
+from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLPipeline
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
@@ -34,9 +41,9 @@ class StableDiffusionXLPipeline(XLPipeline):
         given |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
         given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
         settings = {"force_zeros_for_empty_prompt": force_zeros_for_empty_prompt, "add_watermarker": add_watermarker}
-        self._hold(given, settings)
+        self._set_components(given, settings)
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -64,12 +71,12 @@ class StableDiffusionXLPipeline(XLPipeline):
         return_dict: bool = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
-        original_size: Pair | None = None,
-        crops_coords_top_left: Pair = (0, 0),
-        target_size: Pair | None = None,
-        negative_original_size: Pair | None = None,
-        negative_crops_coords_top_left: Pair = (0, 0),
-        negative_target_size: Pair | None = None,
+        original_size: SizePair | None = None,
+        crops_coords_top_left: SizePair = (0, 0),
+        target_size: SizePair | None = None,
+        negative_original_size: SizePair | None = None,
+        negative_crops_coords_top_left: SizePair = (0, 0),
+        negative_target_size: SizePair | None = None,
         clip_skip: int | None = None,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -81,26 +88,29 @@ class StableDiffusionXLPipeline(XLPipeline):
         was cropped, and its target. `denoising_end` stops after that share of the training time, with noise left in
         the latents. The rest is as in `StableDiffusionPipeline`.
         """
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
-        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
+        reject_unsupported(
+            {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
+            UNSUPPORTED_ADVICE,
+        )
         check_output_type(output_type)
-        words = Words(
+        words = PromptArguments(
             prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
             pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
         )  # fmt: skip
-        stated = Stated(
+        stated = SizeArguments(
             original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
             negative_target_size,
         )  # fmt: skip
-        count = words.count()
-        height, width = self._size(height, width)
-        size = (height // self.vae.factor, width // self.vae.factor)
+        count = words.batch_size()
+        height, width = self._size_or_default(height, width)
+        size = (height // self.vae.downsample_factor, width // self.vae.downsample_factor)
         check_latents(latents, (count, self.vae.config.latent_channels, *size))
-        run = self._between((num_inference_steps, timesteps, sigmas), 1.0, (None, denoising_end), eta)
+        run = self._denoising_range((num_inference_steps, timesteps, sigmas), 1.0, (None, denoising_end), eta)
         guidance = self._guidance(guidance_scale, guidance_rescale)
-        told, tensors = self._tell(words, guidance, stated.whole((height, width)))
+        told, tensors = self._condition(words, guidance, stated.for_text_to_image((height, width)))
         calls = listeners(self, callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
-        job = TextToImageJob(told, size, run.method(noise_for(generator, count), self.dtype), latents)
-        networks = self._networks_for(run, calls, self._replaced())
-        made = self._run(run, calls, lambda watch: text_to_image(networks, job, watch))
-        return self._finish(made, str(output_type), return_dict)
+        job = TextToImageJob(told, size, run.method(noise_from_generator(generator, count), self.dtype), latents)
+        networks = self._latent_diffusion(run, calls, self._replaced())
+        made = self._run_task(run, calls, lambda watch: text_to_image(networks, job, watch))
+        return self._finish_output(made, str(output_type), return_dict)

@@ -13,17 +13,17 @@ from enlarger.diffusers.arguments import (
     Prompt,
     check_latents,
     check_output_type,
-    noise_for,
-    refuse,
+    noise_from_generator,
+    reject_unsupported,
 )
 from enlarger.diffusers.callbacks import Listeners, listeners
-from enlarger.diffusers.image_pipeline import crop_of, each_or_first
-from enlarger.diffusers.masks import pasted
-from enlarger.diffusers.pipeline import output, scaled
-from enlarger.diffusers.text_pipeline import NOT_HERE
-from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLImagePipeline, entering
-from enlarger.tasks.inpaint import InpaintJob, InpaintStart, prepare
-from enlarger.tasks.networks import Networks
+from enlarger.diffusers.image_pipeline import masked_crop_region, per_sample_or_first
+from enlarger.diffusers.masks import apply_overlay
+from enlarger.diffusers.pipeline import accept_lora_scale, make_output
+from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE
+from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLImagePipeline, handoff_scale
+from enlarger.tasks.inpaint import InpaintJob, PreparedInpaint, prepare_inpaint
+from enlarger.tasks.latent_diffusion import LatentDiffusion
 
 
 class StableDiffusionXLInpaintPipeline(XLImagePipeline):
@@ -33,9 +33,9 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
     autoencoder's own mean and deviation of latents are heeded in the encoding too, unlike in diffusers.
     """
 
-    EXTRA: ClassVar[tuple[int, ...]] = (0, 5)
+    EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (0, 5)
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -69,12 +69,12 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         return_dict: bool = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
-        original_size: Pair | None = None,
-        crops_coords_top_left: Pair = (0, 0),
-        target_size: Pair | None = None,
-        negative_original_size: Pair | None = None,
-        negative_crops_coords_top_left: Pair = (0, 0),
-        negative_target_size: Pair | None = None,
+        original_size: SizePair | None = None,
+        crops_coords_top_left: SizePair = (0, 0),
+        target_size: SizePair | None = None,
+        negative_original_size: SizePair | None = None,
+        negative_crops_coords_top_left: SizePair = (0, 0),
+        negative_target_size: SizePair | None = None,
         aesthetic_score: float = 6.0,
         negative_aesthetic_score: float = 2.5,
         clip_skip: int | None = None,
@@ -88,50 +88,57 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         are as in `StableDiffusionXLImg2ImgPipeline`, so are `strength`, `denoising_start` and `denoising_end`; at
         strength 1 the start is pure noise. For masks, crops and `latents` see `StableDiffusionInpaintPipeline`.
         """
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
-        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
+        reject_unsupported(
+            {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
+            UNSUPPORTED_ADVICE,
+        )
         check_output_type(output_type)
         if latents is not None and denoising_start is not None:
             raise ArgumentError("found `latents` and `denoising_start`; give what the run starts from as `image` alone")
-        size = self._size(height, width)
-        crop = None if padding_mask_crop is None else crop_of(image, mask_image, size, padding_mask_crop, output_type)
-        words = Words(
+        size = self._size_or_default(height, width)
+        crop = (
+            None
+            if padding_mask_crop is None
+            else masked_crop_region(image, mask_image, size, padding_mask_crop, output_type)
+        )
+        words = PromptArguments(
             prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
             pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
         )  # fmt: skip
-        stated = Stated(
+        stated = SizeArguments(
             original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
             negative_target_size, (aesthetic_score, negative_aesthetic_score),
         )  # fmt: skip
-        count = words.count()
-        pictures, mask = self._covered(image, mask_image, crop, size, count)
-        inner = (size[0] // self.vae.factor, size[1] // self.vae.factor)
+        count = words.batch_size()
+        pictures, mask = self._prepare_image_and_mask(image, mask_image, crop, size, count)
+        inner = (size[0] // self.vae.downsample_factor, size[1] // self.vae.downsample_factor)
         check_latents(latents, (count, self.vae.config.latent_channels, *inner))
         ends = (denoising_start, denoising_end)
-        run = self._between((num_inference_steps, timesteps, sigmas), strength, ends, eta)
-        method = run.method(each_or_first(noise_for(generator, count)), self.dtype)
+        run = self._denoising_range((num_inference_steps, timesteps, sigmas), strength, ends, eta)
+        method = run.method(per_sample_or_first(noise_from_generator(generator, count)), self.dtype)
         guidance = self._guidance(guidance_scale, guidance_rescale)
         scored = bool(self.config["requires_aesthetics_score"])
-        told, tensors = self._tell(words, guidance, stated.parted(size, scored))
+        told, tensors = self._condition(words, guidance, stated.for_image_to_image(size, scored))
         names, noisy = callback_on_step_end_tensor_inputs, denoising_start is not None
         job = InpaintJob(
-            told, pictures, mask, method, masked_image_latents, initial=latents, noisy=noisy,
-            blank=not noisy and (strength == 1 or latents is not None), reveal="masked_image_latents" in names,
+            told, pictures, mask, method, masked_image_latents, initial_noise=latents, is_noisy=noisy,
+            from_pure_noise=not noisy and (strength == 1 or latents is not None), encode_masked_image="masked_image_latents" in names,
         )  # fmt: skip
-        ready = _prepared(self._networks_for(run, Listeners()), job)
-        seen = {"mask": ready.mask, "masked_image_latents": ready.masked}
+        ready = _prepare_start(self._latent_diffusion(run, Listeners()), job)
+        seen = {"mask": ready.mask, "masked_image_latents": ready.masked_image_latents}
         both = {n: torch.cat([v, v]) if v is not None and guidance.scale != 1 else v for n, v in seen.items()}
         calls = listeners(self, callback_on_step_end, names, tensors | both, kwargs)
-        networks = self._networks_for(run, calls, self._replaced())
-        made = self._run(run, calls, lambda watch: ready.run(networks, method, watch))
-        images = self._package(made, str(output_type))
-        images = images if crop is None else [pasted(one, image, mask_image, crop) for one in images]
-        return output(images, return_dict, (images,))
+        networks = self._latent_diffusion(run, calls, self._replaced())
+        made = self._run_task(run, calls, lambda watch: ready.run(networks, method, watch))
+        images = self._postprocess(made, str(output_type))
+        images = images if crop is None else [apply_overlay(one, image, mask_image, crop) for one in images]
+        return make_output(images, return_dict, (images,))
 
 
-def _prepared(networks: Networks, job: InpaintJob) -> InpaintStart:
+def _prepare_start(networks: LatentDiffusion, job: InpaintJob) -> PreparedInpaint:
     """The job made ready; latents that another pipeline left are also what is kept, as they are."""
-    if job.image.shape[1] != 3 and job.masked is None and networks.config.in_channels == job.image.shape[1]:
-        return replace(_prepared(networks, replace(job, masked=job.image, reveal=False)), masked=None)
-    ready = prepare(networks, job)
-    return replace(ready, latents=ready.latents * entering(job.method.course)) if job.noisy else ready
+    if job.image.shape[1] != 3 and job.masked_image is None and networks.unet_config.in_channels == job.image.shape[1]:
+        return replace(_prepare_start(networks, replace(job, masked_image=job.image, encode_masked_image=False)), masked_image_latents=None)
+    ready = prepare_inpaint(networks, job)
+    return replace(ready, latents=ready.latents * handoff_scale(job.plan.sigma_schedule)) if job.is_noisy else ready

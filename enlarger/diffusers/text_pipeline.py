@@ -9,19 +9,19 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.folder import Bundle
+from enlarger.checkpoint.folder.load import PipelineComponents
 from enlarger.diffusers.arguments import (
     ArgumentError,
     Prompt,
     as_list,
-    batch_of,
-    negatives_for,
+    batch_size_of,
+    negative_prompts_for,
 )
-from enlarger.diffusers.callbacks import Interrupted, Listeners, Reporter, listeners
+from enlarger.diffusers.callbacks import CallbackRunner, Interrupted, Listeners, listeners
+from enlarger.diffusers.image_processor import postprocess
 from enlarger.diffusers.live import LiveGuidance, Redirected, Remake, tokens_replaced
 from enlarger.diffusers.lora import LoraMethods
 from enlarger.diffusers.output import PipelineOutput
-from enlarger.diffusers.pictures import postprocess
 from enlarger.diffusers.pipeline import Pipeline
 from enlarger.diffusers.running import Run
 from enlarger.diffusers.schedulers import Scheduler
@@ -30,22 +30,22 @@ from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.denoise import Told
-from enlarger.tasks.networks import Networks
-from enlarger.tasks.parts import Text, Watch
-from enlarger.tasks.safety import SafetyChecker, note_without_checker
-from enlarger.tasks.told import told_tokens
-from enlarger.text.encode import Encoded, encode
+from enlarger.tasks.auxiliary.safety_checker import SafetyChecker, missing_checker_note
+from enlarger.tasks.conditioning import condition_on_tokens
+from enlarger.tasks.latent_diffusion import LatentDiffusion
+from enlarger.tasks.result import GuidedText, ProgressCallback
+from enlarger.tasks.sampling import GuidedConditioning
+from enlarger.text.encode import PromptEmbeds, encode_prompts
 from enlarger.text.tokenize import Tokenizer
 
 Embeds = tuple[Tensor, Tensor | None]
 PooledEmbeds = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 
-NOT_HERE = {
+UNSUPPORTED_ADVICE = {
     "ip_adapter_image": "there are no IP adapters",
     "ip_adapter_image_embeds": "there are no IP adapters",
 }
-FLAGGED = "the safety checker flagged a picture, which is black now; try another prompt or seed"
+NSFW_WARNING = "the safety checker flagged a picture, which is black now; try another prompt or seed"
 
 
 class TextPipeline(LoraMethods, Pipeline):
@@ -55,7 +55,7 @@ class TextPipeline(LoraMethods, Pipeline):
     `feature_extractor`, a part of it here, is None.
     """
 
-    PARTS: ClassVar[Mapping[str, type[Any]]] = {
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {
         "vae": AutoencoderKL,
         "text_encoder": ClipText,
         "tokenizer": Tokenizer,
@@ -65,9 +65,9 @@ class TextPipeline(LoraMethods, Pipeline):
         "feature_extractor": type(None),
         "image_encoder": type(None),
     }
-    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"safety_checker"})
-    KIND: ClassVar[str] = "a text-to-image"
-    EXTRA: ClassVar[tuple[int, ...]] = (0,)  # channels that the UNet may take beside the latents
+    OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset({"safety_checker"})
+    CHECKPOINT_KIND: ClassVar[str] = "a text-to-image"
+    EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (0,)  # channels that the UNet may take beside the latents
     unet: UNet
 
     def __init__(
@@ -78,25 +78,29 @@ class TextPipeline(LoraMethods, Pipeline):
         del requires_safety_checker  # only decides whether diffusers warns that there is none
         given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
         optional = {"safety_checker": safety_checker, "feature_extractor": feature_extractor}
-        self._hold(given | optional | {"scheduler": settled(scheduler), "image_encoder": image_encoder})
+        self._set_components(
+            given | optional | {"scheduler": correct_scheduler_config(scheduler), "image_encoder": image_encoder}
+        )
 
-    def _hold(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+    def _set_components(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
         """Take the parts, if the UNet is one for this pipeline."""
         super().__init__(parts, settings)
         found, latents = self.unet.config.in_channels, self.vae.config.latent_channels
-        if found not in {latents + extra for extra in self.EXTRA}:
-            known = " or ".join(str(latents + extra) for extra in self.EXTRA)
-            raise InputError(f"the UNet takes {found} channels, expected {known}: this is not {self.KIND} checkpoint")
+        if found not in {latents + extra for extra in self.EXTRA_CHANNELS}:
+            known = " or ".join(str(latents + extra) for extra in self.EXTRA_CHANNELS)
+            raise InputError(
+                f"the UNet takes {found} channels, expected {known}: this is not {self.CHECKPOINT_KIND} checkpoint"
+            )
 
     @classmethod
-    def _wanted(cls, path: Path) -> list[str]:
-        return [name for name in super()._wanted(path) if name != "safety_checker"]
+    def _components_to_load(cls, path: Path) -> list[str]:
+        return [name for name in super()._components_to_load(path) if name != "safety_checker"]
 
     @classmethod
-    def _from_bundle(cls, bundle: Bundle, given: Mapping[str, Any]) -> Self:
+    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, Any]) -> Self:
         stated: Any = bundle.index.get("safety_checker") or (None, None)
-        if "safety_checker" in cls.PARTS and stated[1] is not None and "safety_checker" not in given:
-            given = {**given, "safety_checker": _checker(bundle.path)}
+        if "safety_checker" in cls.COMPONENT_TYPES and stated[1] is not None and "safety_checker" not in given:
+            given = {**given, "safety_checker": _load_safety_checker(bundle.path)}
         return super()._from_bundle(bundle, given)
 
     def encode_prompt(
@@ -120,12 +124,12 @@ class TextPipeline(LoraMethods, Pipeline):
                 prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt, prompt_embeds,
                 negative_prompt_embeds, clip_skip=clip_skip,
             )  # fmt: skip
-        count = batch_of(prompt, prompt_embeds)
+        count = batch_size_of(prompt, prompt_embeds)
         if prompt_embeds is None:
             assert prompt is not None, "either a prompt or its embeddings"
             prompt_embeds = self._encode(as_list(prompt), clip_skip)
         if do_classifier_free_guidance and negative_prompt_embeds is None:
-            negative_prompt_embeds = self._encode(negatives_for(prompt, negative_prompt, count), None)
+            negative_prompt_embeds = self._encode(negative_prompts_for(prompt, negative_prompt, count), None)
         negative = negative_prompt_embeds if do_classifier_free_guidance else None
 
         def repeated(embeds: Tensor) -> Tensor:
@@ -136,21 +140,21 @@ class TextPipeline(LoraMethods, Pipeline):
     def _encode(self, texts: list[str], clip_skip: int | None) -> Tensor:
         skip = 0 if clip_skip is None else clip_skip
         with self._runtime.hold(self.text_encoder) as encoder:
-            return encode(self.tokenizer, encoder, texts, layer="last_norm", clip_skip=skip).tokens
+            return encode_prompts(self.tokenizer, encoder, texts, layer="last_norm", clip_skip=skip).tokens
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+    def _size_or_default(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width, the checkpoint's own if one is missing."""
         if not height or not width:
             stated = self._configs.get("unet", {}).get("sample_size")
             if stated is None:
                 raise ArgumentError("`height` and `width` are missing, and parts do not state a size; give both")
             sides: tuple[int, ...] = (stated, stated) if isinstance(stated, int) else tuple(stated)
-            height, width = (side * self.vae.factor for side in sides)
+            height, width = (side * self.vae.downsample_factor for side in sides)
         if height % 8 or width % 8:
             raise ArgumentError(f"`height` and `width` have to be divisible by 8 but are {height} and {width}")
         return height, width
 
-    def _calls(
+    def _prompt_callbacks(
         self, on_end: Callable[..., Any] | None, names: Sequence[str], embeds: tuple[Tensor, Tensor | None],
         older: Mapping[str, Any],
     ) -> Listeners:  # fmt: skip
@@ -164,65 +168,65 @@ class TextPipeline(LoraMethods, Pipeline):
         guided = self.do_classifier_free_guidance
         return LiveGuidance(scale, rescale, pipe=self) if guided else Guidance()
 
-    def _output(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
+    def _make_output(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
         """The latents, or their pictures, blackened where the safety checker flags them."""
         checker: SafetyChecker | None = getattr(self, "safety_checker", None)
         if output_type == "latent" or checker is None:
-            images, flags = self._package(latents, output_type), None
+            images, flags = self._postprocess(latents, output_type), None
         else:
             made = self._decode(latents)
             flags = list(replace(checker, runtime=self._runtime)(made))
             if any(flags):
-                warnings.warn(FLAGGED, stacklevel=3)
+                warnings.warn(NSFW_WARNING, stacklevel=3)
             made[torch.tensor(flags)] = -1
             images = postprocess(made.to(self.dtype) if output_type == "pt" else made, output_type)
         return PipelineOutput(images, flags) if return_dict else (images, flags)
 
-    def _networks_for(self, run: Run, heard: Listeners, remake: Remake = tokens_replaced) -> Networks:
-        """The networks of a run; what callbacks replace is told to the UNet by `remake`."""
+    def _latent_diffusion(self, run: Run, heard: Listeners, remake: Remake = tokens_replaced) -> LatentDiffusion:
+        """The networks of a run; what callbacks replace is condition_on_embeds to the UNet by `remake`."""
         upcast = self.UPCAST and self.vae.config.force_upcast
         unet = self.unet if heard.on_end is None else Redirected(self.unet, heard.replaced, remake)
-        return Networks(unet, self.vae, run.precondition(), self._runtime, upcast)
+        return LatentDiffusion(unet, self.vae, run.precondition(), self._runtime, upcast)
 
-    def _run(self, run: Run, heard: Listeners, task: Callable[[Watch], Tensor]) -> Tensor:
+    def _run_task(self, run: Run, heard: Listeners, task: Callable[[ProgressCallback], Tensor]) -> Tensor:
         """Run a task with the progress bar and the callbacks; one that a callback stopped gives the latents so far."""
         self._interrupt = False
         self._num_timesteps = len(run.timesteps)
         with self.progress_bar(total=run.steps) as bar:
             try:
-                return task(Reporter(run, self.dtype, bar, heard, lambda: self._interrupt).watch())
+                return task(CallbackRunner(run, self.dtype, bar, heard, lambda: self._interrupt).watch())
             except Interrupted as stop:
                 return stop.latents
 
 
-def told(embeds: Embeds, guidance: Guidance) -> Told:
-    """What the network is told by features that were made or given."""
-    first, second = (None if e is None else Encoded(e, e[:, 0], torch.ones(e.shape[:2]).bool()) for e in embeds)
+def condition_on_embeds(embeds: Embeds, guidance: Guidance) -> GuidedConditioning:
+    """What the network is condition_on_embeds by features that were made or given."""
+    first, second = (None if e is None else PromptEmbeds(e, e[:, 0], torch.ones(e.shape[:2]).bool()) for e in embeds)
     assert first is not None
-    return told_tokens(Text(first, second), guidance)
+    return condition_on_tokens(GuidedText(first, second), guidance)
 
 
-def text_of(embeds: PooledEmbeds) -> Text:
+def text_features(embeds: PooledEmbeds) -> GuidedText:
     """Features that were made or given, with pooled ones: (prompt, negative prompt, and those of each pooled)."""
     tokens, negative, pooled, negative_pooled = embeds
     without = None if negative is None or negative_pooled is None else _encoded(negative, negative_pooled)
-    return Text(_encoded(tokens, pooled), without)
+    return GuidedText(_encoded(tokens, pooled), without)
 
 
-def _encoded(tokens: Tensor, pooled: Tensor) -> Encoded:
-    return Encoded(tokens, pooled, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+def _encoded(tokens: Tensor, pooled: Tensor) -> PromptEmbeds:
+    return PromptEmbeds(tokens, pooled, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
 
 
-def _checker(path: Path) -> SafetyChecker | None:
+def _load_safety_checker(path: Path) -> SafetyChecker | None:
     """The folder's safety checker, or None and a line that says why not."""
-    note = note_without_checker(path)
+    note = missing_checker_note(path)
     if note is not None:
         warnings.warn(f"{note}; safety_checker=None silences this", stacklevel=5)
         return None
     return SafetyChecker.from_folder(path)
 
 
-def settled(scheduler: Scheduler) -> Scheduler:
+def correct_scheduler_config(scheduler: Scheduler) -> Scheduler:
     """The scheduler with what all Stable Diffusion checkpoints were trained for."""
     if not isinstance(scheduler, Scheduler):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         return scheduler  # refused with its name when it is set
@@ -233,4 +237,4 @@ def settled(scheduler: Scheduler) -> Scheduler:
         changes["clip_sample"] = False
     if changes:
         warnings.warn(f"{scheduler}: outdated for Stable Diffusion; uses {changes}", stacklevel=3)
-    return scheduler.changed(**changes) if changes else scheduler
+    return scheduler.with_config(**changes) if changes else scheduler

@@ -13,34 +13,34 @@ from enlarger.diffusers.arguments import (
     ArgumentError,
     Prompt,
     as_list,
-    batch_of,
+    batch_size_of,
     check_pooled,
     check_prompts,
-    negatives_for,
+    negative_prompts_for,
 )
 from enlarger.diffusers.image_pipeline import ImagePipeline, check_strength
-from enlarger.diffusers.live import Remake, Told as Telling, tokens_replaced
-from enlarger.diffusers.pipeline import output
+from enlarger.diffusers.live import NetworkInputs, Remake, tokens_replaced
+from enlarger.diffusers.pipeline import make_output
 from enlarger.diffusers.running import Listed, Run, between, listed
 from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import PooledEmbeds, text_of
+from enlarger.diffusers.text_pipeline import PooledEmbeds, text_features
 from enlarger.diffusion.guidance import Guidance
-from enlarger.diffusion.sampler import Course
+from enlarger.diffusion.sampler import SigmaSchedule
 from enlarger.errors import InputError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.denoise import Told
-from enlarger.tasks.told import Size, Sizes, told_sizes, vector_replaced
-from enlarger.text.pair import encode_pair
+from enlarger.tasks.conditioning import MicroConditioning, Size, condition_on_tokens_and_sizes, replace_in_vector
+from enlarger.tasks.sampling import GuidedConditioning
+from enlarger.text.encode_xl import encode_prompts_xl
 from enlarger.text.tokenize import Tokenizer
 
-Pair = tuple[int, int]
-SCORES = (6.0, 2.5)  # diffusers' aesthetic scores of the prompt and the negative prompt
+SizePair = tuple[int, int]
+DEFAULT_AESTHETIC_SCORES = (6.0, 2.5)  # diffusers' aesthetic scores of the prompt and the negative prompt
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
+class PromptArguments:
     """What a call says of its prompts."""
 
     prompt: Prompt | None
@@ -51,15 +51,15 @@ class Words:
     negative_embeds: Tensor | None
     pooled: Tensor | None
     negative_pooled: Tensor | None
-    per_prompt: int | None
+    num_images_per_prompt: int | None
     clip_skip: int | None
 
     @property
-    def each(self) -> int:
+    def images_per_prompt(self) -> int:
         """Pictures per prompt."""
-        return 1 if self.per_prompt is None else self.per_prompt
+        return 1 if self.num_images_per_prompt is None else self.num_images_per_prompt
 
-    def count(self) -> int:
+    def batch_size(self) -> int:
         """How many pictures there will be; ArgumentError for prompts that cannot be."""
         check_prompts(self.prompt, self.negative, self.embeds, self.negative_embeds)
         for which, text, embeds in (
@@ -74,54 +74,54 @@ class Words:
             check_pooled("", self.embeds, self.pooled)
         if self.negative_embeds is not None:
             check_pooled("negative_", self.negative_embeds, self.negative_pooled)
-        return batch_of(self.prompt, self.embeds) * self.each
+        return batch_size_of(self.prompt, self.embeds) * self.images_per_prompt
 
 
 @dataclass(frozen=True)
-class Stated:
+class SizeArguments:
     """The sizes and scores of a call; None is the size of the result."""
 
-    original: Pair | None
-    crop: Pair
-    target: Pair | None
-    negative_original: Pair | None
-    negative_crop: Pair
-    negative_target: Pair | None
-    scores: tuple[float, float] = SCORES
+    original: SizePair | None
+    crop: SizePair
+    target: SizePair | None
+    negative_original: SizePair | None
+    negative_crop: SizePair
+    negative_target: SizePair | None
+    scores: tuple[float, float] = DEFAULT_AESTHETIC_SCORES
 
-    def whole(self, size: Size) -> tuple[Sizes, Sizes]:
+    def for_text_to_image(self, size: Size) -> tuple[MicroConditioning, MicroConditioning]:
         """Text-to-image: sizes of the negative prompt are its own only if both of them are given, as in diffusers."""
-        own = Sizes(_given(self.original, size), self.crop, _given(self.target, size))
+        own = MicroConditioning(_value_or(self.original, size), self.crop, _value_or(self.target, size))
         if self.negative_original is not None and self.negative_target is not None:
-            return own, Sizes(self.negative_original, self.negative_crop, self.negative_target)
+            return own, MicroConditioning(self.negative_original, self.negative_crop, self.negative_target)
         given = {"negative_original_size": self.negative_original, "negative_target_size": self.negative_target}
         lone = [name for name, value in given.items() if value is not None]
         lone += ["negative_crops_coords_top_left"] if tuple(self.negative_crop) != (0, 0) else []
         if lone:
-            _note(f"{', '.join(lone)} is not used without both negative_original_size and negative_target_size")
+            _warn_ignored(f"{', '.join(lone)} is not used without both negative_original_size and negative_target_size")
         return own, own
 
-    def parted(self, size: Size, scored: bool) -> tuple[Sizes, Sizes]:
+    def for_image_to_image(self, size: Size, scored: bool) -> tuple[MicroConditioning, MicroConditioning]:
         """From a picture: each size of the negative prompt stands for itself, but without scores its crop is the
         prompt's, as in diffusers."""
-        original, target = _given(self.original, size), _given(self.target, size)
-        negative = _given(self.negative_original, original), _given(self.negative_target, target)
+        original, target = _value_or(self.original, size), _value_or(self.target, size)
+        negative = _value_or(self.negative_original, original), _value_or(self.negative_target, target)
         if scored:
             return (
-                Sizes(original, self.crop, target, self.scores[0]),
-                Sizes(negative[0], self.negative_crop, negative[1], self.scores[1]),
+                MicroConditioning(original, self.crop, target, self.scores[0]),
+                MicroConditioning(negative[0], self.negative_crop, negative[1], self.scores[1]),
             )
         if tuple(self.negative_crop) not in ((0, 0), tuple(self.crop)):
-            _note("negative_crops_coords_top_left is not used by a pipeline without aesthetic scores")
-        if self.scores != SCORES:
-            _note("aesthetic scores are not used: the pipeline's requires_aesthetics_score is False")
-        return Sizes(original, self.crop, target), Sizes(negative[0], self.crop, negative[1])
+            _warn_ignored("negative_crops_coords_top_left is not used by a pipeline without aesthetic scores")
+        if self.scores != DEFAULT_AESTHETIC_SCORES:
+            _warn_ignored("aesthetic scores are not used: the pipeline's requires_aesthetics_score is False")
+        return MicroConditioning(original, self.crop, target), MicroConditioning(negative[0], self.crop, negative[1])
 
 
 class XLPipeline(ImagePipeline):
     """The base of the SDXL pipelines. Without the first text encoder it is the refiner's."""
 
-    PARTS: ClassVar[Mapping[str, type[Any]]] = {
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {
         "vae": AutoencoderKL,
         "text_encoder": ClipText,
         "text_encoder_2": ClipText,
@@ -132,19 +132,21 @@ class XLPipeline(ImagePipeline):
         "image_encoder": type(None),
         "feature_extractor": type(None),
     }
-    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"})
-    SETTINGS: ClassVar[tuple[str, ...]] = ("force_zeros_for_empty_prompt", "add_watermarker")
+    OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset(
+        {"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"}
+    )
+    CONFIG_KEYS: ClassVar[tuple[str, ...]] = ("force_zeros_for_empty_prompt", "add_watermarker")
     UPCAST: ClassVar[bool] = True
 
-    def _hold(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+    def _set_components(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
         kept = dict(settings or {})
         if kept.pop("add_watermarker", None):
             raise Unsupported(
                 "add_watermarker=True is not available: the watermark needs a package of its own and changes every "
                 "picture; leave it out, and mark the finished pictures if that is wanted"
             )
-        super()._hold(parts, kept)
-        if self.unet.config.scalar_channels is None:
+        super()._set_components(parts, kept)
+        if self.unet.config.time_id_channels is None:
             raise InputError("the UNet takes no sizes, expected one of SDXL with addition_embed_type 'text_time'")
 
     def register_to_config(self, **settings: Any) -> None:
@@ -191,7 +193,7 @@ class XLPipeline(ImagePipeline):
         if do_classifier_free_guidance and negative is None:
             if negative_prompt is None and self._settings["force_zeros_for_empty_prompt"]:
                 if negative_prompt_2 is not None:
-                    _note("negative_prompt_2 is not used without negative_prompt, which is zeros; give both")
+                    _warn_ignored("negative_prompt_2 is not used without negative_prompt, which is zeros; give both")
                 negative, made = torch.zeros_like(prompt_embeds), torch.zeros_like(pooled_prompt_embeds)
             else:
                 negative, made = self._encode_negative(negative_prompt, negative_prompt_2, len(prompt_embeds))
@@ -207,8 +209,8 @@ class XLPipeline(ImagePipeline):
         return positive, repeated(negative), pooled, repeated(negative_pooled)
 
     def _encode_negative(self, negative: Prompt | None, second: Prompt | None, count: int) -> tuple[Tensor, Tensor]:
-        texts = negatives_for(None, negative, count)
-        return self._encode_pair(texts, negatives_for(None, second, count) if second else texts, None)
+        texts = negative_prompts_for(None, negative, count)
+        return self._encode_pair(texts, negative_prompts_for(None, second, count) if second else texts, None)
 
     def _encode_pair(self, texts: list[str], second: list[str], clip_skip: int | None) -> tuple[Tensor, Tensor]:
         """Features of texts for the first encoder and for the second; a single encoder reads the first ones."""
@@ -224,45 +226,49 @@ class XLPipeline(ImagePipeline):
             )
         both = [texts, second] if len(found) == 2 else [texts]
         if len(found) == 1 and second != texts:
-            _note("prompt_2 is not used: this pipeline has one text encoder, which reads the prompt")
+            _warn_ignored("prompt_2 is not used: this pipeline has one text encoder, which reads the prompt")
         tokenizers, encoders = zip(*found, strict=True)
         with ExitStack() as held:
             for encoder in encoders:
                 held.enter_context(self._runtime.hold(encoder))
-            made = encode_pair(tokenizers, encoders, both, clip_skip=0 if clip_skip is None else clip_skip)
+            made = encode_prompts_xl(tokenizers, encoders, both, clip_skip=0 if clip_skip is None else clip_skip)
         return made.tokens, made.pooled
 
-    def _tell(self, words: Words, guidance: Guidance, sizes: tuple[Sizes, Sizes]) -> tuple[Told, dict[str, Any]]:
+    def _condition(
+        self, words: PromptArguments, guidance: Guidance, sizes: tuple[MicroConditioning, MicroConditioning]
+    ) -> tuple[GuidedConditioning, dict[str, Any]]:
         """What the network is told, and the tensors that callbacks may see of that."""
-        guided, (row, negative_row) = guidance.scale != 1, (one.row() for one in sizes)
+        guided, (row, negative_row) = guidance.scale != 1, (one.time_ids() for one in sizes)
         embeds = self.encode_prompt(
-            words.prompt, words.prompt_2, self.device, words.each, guided, words.negative, words.negative_2,
+            words.prompt, words.prompt_2, self.device, words.images_per_prompt, guided, words.negative, words.negative_2,
             words.embeds, words.negative_embeds, words.pooled, words.negative_pooled, clip_skip=words.clip_skip,
         )  # fmt: skip
-        self._check_vector(row.shape[1], embeds[2].shape[1])
+        self._check_vector_width(row.shape[1], embeds[2].shape[1])
         tokens, negative, pooled, negative_pooled = embeds
         seen = {"prompt_embeds": tokens, "add_text_embeds": pooled, "add_time_ids": row.expand(len(tokens), -1)}
         if negative is not None and negative_pooled is not None:
             others = (negative, negative_pooled, negative_row.expand(len(tokens), -1))
             seen = {name: torch.cat([other, own]) for (name, own), other in zip(seen.items(), others, strict=True)}
-        return told_sizes(text_of(embeds), guidance, row, negative_row, self.unet.config.scalar_channels or 0), seen
+        return condition_on_tokens_and_sizes(
+            text_features(embeds), guidance, row, negative_row, self.unet.config.time_id_channels or 0
+        ), seen
 
     def _replaced(self) -> Remake:
         """What callbacks replaced, told to the UNet."""
-        channels = self.unet.config.scalar_channels or 0
+        channels = self.unet.config.time_id_channels or 0
 
-        def remake(replaced: Mapping[str, Any], x: Tensor, told: Telling) -> tuple[Tensor, Telling]:
+        def remake(replaced: Mapping[str, Any], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
             pooled, sizes = replaced.get("add_text_embeds"), replaced.get("add_time_ids")
             if pooled is not None or sizes is not None:
-                told = {**told, "vector": vector_replaced(told["vector"], channels, pooled, sizes)}
+                told = {**told, "vector": replace_in_vector(told["vector"], channels, pooled, sizes)}
             return tokens_replaced(replaced, x, told)
 
         return remake
 
-    def _check_vector(self, numbers: int, pooled: int) -> None:
+    def _check_vector_width(self, numbers: int, pooled: int) -> None:
         """Refuse sizes and scores that the UNet was not made for, with advice (diffusers' is the wrong way round)."""
         config = self.unet.config
-        channels, expected = config.scalar_channels or 0, config.vector_channels or 0
+        channels, expected = config.time_id_channels or 0, config.vector_channels or 0
         found = numbers * channels + pooled
         if found == expected:
             return
@@ -280,23 +286,23 @@ class XLPipeline(ImagePipeline):
             f"{advice}"
         )
 
-    def _between(
+    def _denoising_range(
         self, asked: Listed, strength: float, ends: tuple[float | None, float | None], eta: float
     ) -> Run:  # fmt: skip
         """The steps from a share of the training time, or else the last `strength` of them, to another share."""
         check_strength(strength)
         return between(listed(self.scheduler, asked, eta), *ends, strength)
 
-    def _finish(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
-        images = self._package(latents, output_type)
-        return output(images, return_dict, (images,))
+    def _finish_output(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
+        images = self._postprocess(latents, output_type)
+        return make_output(images, return_dict, (images,))
 
 
 class XLImagePipeline(XLPipeline):
     """The base of those that start from pictures: base model or refiner."""
 
-    SETTINGS: ClassVar[tuple[str, ...]] = (*XLPipeline.SETTINGS, "requires_aesthetics_score")
-    KIND: ClassVar[str] = "a fitting"
+    CONFIG_KEYS: ClassVar[tuple[str, ...]] = (*XLPipeline.CONFIG_KEYS, "requires_aesthetics_score")
+    CHECKPOINT_KIND: ClassVar[str] = "a fitting"
 
     def __init__(
         self, vae: AutoencoderKL, text_encoder: ClipText | None, text_encoder_2: ClipText | None,
@@ -309,18 +315,18 @@ class XLImagePipeline(XLPipeline):
         given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
         settings = {"requires_aesthetics_score": requires_aesthetics_score}
         settings["force_zeros_for_empty_prompt"] = force_zeros_for_empty_prompt
-        self._hold(given, settings | {"add_watermarker": add_watermarker})
+        self._set_components(given, settings | {"add_watermarker": add_watermarker})
 
 
-def entering(course: Course) -> float:
+def handoff_scale(course: SigmaSchedule) -> float:
     """What turns latents that another pipeline left with noise in them into the first ones of a run."""
-    return (float(course.ladder[0]) ** 2 + 1) ** 0.5 if course.preserving else 1.0
+    return (float(course.sigmas[0]) ** 2 + 1) ** 0.5 if course.variance_preserving else 1.0
 
 
-def _note(text: str) -> None:
+def _warn_ignored(text: str) -> None:
     """Say what a call gave in vain."""
     warnings.warn(text, UserWarning, stacklevel=5)
 
 
-def _given(value: Pair | None, other: Pair) -> Pair:
+def _value_or(value: SizePair | None, other: SizePair) -> SizePair:
     return other if value is None else value

@@ -1,6 +1,7 @@
 """Noise that is the same path of Brownian motion whatever the steps are, as k-diffusion and diffusers draw it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class BrownianNoise:
         drawn = int(torch.randint(0, 2**63 - 1, []).item()) if seed is None else seed
         self._batched = not isinstance(drawn, int)
         shape = like[0].shape if self._batched else like.shape
-        self._trees = [
+        self._trees: list[Any] = [
             torchsde.BrownianInterval(  # pyright: ignore[reportUnknownMemberType] - no stubs
                 t0=torch.as_tensor(least), t1=torch.as_tensor(most), size=shape, dtype=like.dtype, device=like.device,
                 entropy=one, tol=1e-6, pool_size=24, halfway_tree=True,
@@ -30,11 +31,11 @@ class BrownianNoise:
 
     def between(self, sigma: Tensor, lower: Tensor) -> Tensor:
         """Standard normal numbers for the way between two levels."""
-        increments = [-tree(lower, sigma) for tree in self._trees]
+        increments: list[Tensor] = [-tree(lower, sigma) for tree in self._trees]
         drawn = torch.stack(increments) if self._batched else increments[0]
         return drawn / (sigma - lower).abs().sqrt()
 
-    def for_step(self, sigma: float, lower: float) -> Noise:
+    def for_step(self, sigma: float, lower: float, scale: float = 1.0) -> Noise:
         """The draws of one `dpmpp_sde` step: to the level halfway over log(sigma), then over the whole step.
 
         Levels go through their logarithms in float32, as in diffusers: a tree knows the last digit.
@@ -43,6 +44,6 @@ class BrownianNoise:
         draws = iter([begin + (end - begin) * 0.5, end])
 
         def draw(like: Tensor) -> Tensor:
-            return self.between((-begin).exp(), (-next(draws)).exp())
+            return scale * self.between((-begin).exp(), (-next(draws)).exp())
 
         return draw

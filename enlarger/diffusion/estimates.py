@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enlarger.diffusion.precondition import Precondition, Scales
+from enlarger.diffusion.precondition import Precondition, Scalings
 
 Coordinates = Callable[[Tensor], Tensor]  # of a noise level: how many times larger clean + sigma * noise is
 
@@ -36,7 +36,7 @@ def outside_precondition(
     """
     trained = variance_preserving if outside is variance_exploding else outside
 
-    def scalings(sigma: Tensor) -> Scales:
+    def scalings(sigma: Tensor) -> Scalings:
         scale, told = trained(sigma), sigma if time is None else time()
         skip, output = {
             "epsilon": (1.0, -sigma),
@@ -45,7 +45,7 @@ def outside_precondition(
             "v_prediction": (1 - (sigma / scale) ** 2 if by_noise else 1 / scale**2, -sigma / scale),
             "flow_prediction": (1 / scale, -sigma / scale if outside is flow_matching else -sigma),
         }[prediction]
-        return Scales(skip, output, 1 / scale, told)
+        return Scalings(skip, output, 1 / scale, told)
 
     return scalings
 

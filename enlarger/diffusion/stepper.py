@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from enlarger.diffusion.noise import Noise
@@ -63,8 +62,8 @@ class Stepper:
             while True:
                 self._first = True
                 step = self._resume(self._running, self._calls[self._at][0] if self._at < len(self._calls) else x)
-                if self._asked is None:
-                    return Advance(step.x, step.denoised if hasattr(step, "denoised") else step.clean, step.sigma, False)
+                if self._asked is None:  # pyright: ignore[reportUnnecessaryComparison] - the generator has answered it
+                    return Advance(step.x, step.denoised, step.sigma, False)
         except _Suspended as stop:
             self._running = None
             return Advance(stop.x, self._calls[-1][1], stop.sigma, True)

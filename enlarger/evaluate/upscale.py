@@ -15,19 +15,19 @@ from torch import Tensor
 from enlarger.errors import InputError
 from enlarger.evaluate import metrics
 from enlarger.evaluate.sheet import contact_sheet
-from enlarger.images import SUFFIXES, Picture, pictures_in, read_picture, save_image, to_pil
+from enlarger.image.picture import SUFFIXES, Picture, list_pictures, read_picture, save_image, to_pil
+from enlarger.image.resize import resize
 from enlarger.requests import DEFAULTS, UpscaleRequest
-from enlarger.resize import resize
-from enlarger.tasks.enlarge import Upscaler, load_upscaler
-from enlarger.tasks.parts import Progress, Watch, quiet
-from enlarger.tasks.upscale_compact import CompactUpscale
+from enlarger.tasks.result import Progress, ProgressCallback, no_progress
+from enlarger.tasks.upscale.bundled import BundledUpscaler
+from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler
 
 CROP = 96  # pixels of the large picture on a side, on the contact sheet
-Enlarge = Callable[[Image.Image], Image.Image]
+UpscaleFn = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
-class Table:
+class EvaluationTable:
     """What `enlarger evaluate upscale` prints: a row for each set and each way to enlarge, with means over the set.
 
     `ms_ssim` is None where a picture is too small for it; `largest` and `mean` are differences of the half-size copy to
@@ -53,8 +53,8 @@ class Table:
 
 def evaluate_upscale(
     folder: Path, model: str | Path | None = None, steps: Sequence[int] = (), sheet: Path | None = None,
-    device: str = "auto", watch: Watch = quiet,
-) -> Table:  # fmt: skip
+    device: str = "auto", watch: ProgressCallback = no_progress,
+) -> EvaluationTable:  # fmt: skip
     """Halve the pictures of a folder (antialiased bicubic, 8 bits), enlarge them again, and measure.
 
     Pictures in folders inside it are sets of their own. `sheet` is where to write a PNG of crops side by side.
@@ -66,82 +66,86 @@ def evaluate_upscale(
     rows: list[dict[str, Any]] = []
     crops: list[tuple[str, list[tuple[str, Image.Image]]]] = []
     for name, paths in sets.items():
-        found: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
+        measurements: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
         for i, path in enumerate(paths):
-            truth, small = _pair(path)
-            made = {method: _timed(enlarge, small) for method, enlarge in methods.items()}
-            for method, (image, seconds) in made.items():
-                found[method].append(_measure(image, truth, small) | {"seconds": seconds})
+            truth, small = _read_pair(path)
+            outputs = {method: _timed(upscale_fn, small) for method, upscale_fn in methods.items()}
+            for method, (image, seconds) in outputs.items():
+                measurements[method].append(_measure(image, truth, small) | {"seconds": seconds})
             if i % max(1, len(paths) // 2) == 0 and len(crops) < 8:
-                crops.append((path.stem, _crops({"truth": truth} | {m: image for m, (image, _) in made.items()})))
+                crops.append((path.stem, _crops({"truth": truth} | {m: image for m, (image, _) in outputs.items()})))
             done += 1
             watch(Progress("evaluate", done, total))
-        rows += [_row(name, method, measured) for method, measured in found.items()]
+        rows += [_row(name, method, measured) for method, measured in measurements.items()]
     if sheet is not None:
         save_image(contact_sheet(crops), sheet, overwrite=True)
-    return Table(tuple(rows))
+    return EvaluationTable(tuple(rows))
 
 
 def _sets(folder: Path) -> dict[str, list[Path]]:
-    paths = pictures_in(folder)
+    paths = list_pictures(folder)
     if not paths:
         raise InputError(f"{folder}: no pictures found; give a folder of photos ({', '.join(SUFFIXES)})")
     names = sorted({p.parent.name for p in paths})
     return {name: [p for p in paths if p.parent.name == name] for name in names}
 
 
-def _methods(upscaler: Upscaler, steps: Sequence[int]) -> Mapping[str, Enlarge]:
+def _methods(upscaler: Upscaler, steps: Sequence[int]) -> Mapping[str, UpscaleFn]:
     """Interpolation, and the model as it comes and at several numbers of steps."""
 
-    def by_model(**options: Any) -> Enlarge:
+    def upscale_with_model(**options: Any) -> UpscaleFn:
         return lambda small: upscaler(UpscaleRequest(small, **options)).image
 
-    def resample(kind: Image.Resampling) -> Enlarge:
-        return lambda small: small.resize((2 * small.width, 2 * small.height), kind)
+    def resample(resampling: Image.Resampling) -> UpscaleFn:
+        return lambda small: small.resize((2 * small.width, 2 * small.height), resampling)
 
     methods = {"bicubic": resample(Image.Resampling.BICUBIC), "Lanczos": resample(Image.Resampling.LANCZOS)}
-    if isinstance(upscaler.task, CompactUpscale):
+    if isinstance(upscaler.task, BundledUpscaler):
         default = DEFAULTS["upscale/bundled"]["detail"]
-        methods |= {"model, the mean": by_model(detail=0.0)} | ({} if default == 0 else {"model, default": by_model()})
-        return methods | {f"model, detail 1, {n} steps": by_model(detail=1.0, steps=n) for n in steps or (2, 4, 8)}
-    return methods | {f"{n} steps": by_model(steps=n) for n in steps or (10, 20)}
+        methods |= {"model, the mean": upscale_with_model(detail=0.0)} | (
+            {} if default == 0 else {"model, default": upscale_with_model()}
+        )
+        return methods | {
+            f"model, detail 1, {n} steps": upscale_with_model(detail=1.0, steps=n) for n in steps or (2, 4, 8)
+        }
+    return methods | {f"{n} steps": upscale_with_model(steps=n) for n in steps or (10, 20)}
 
 
-def _pair(path: Path) -> tuple[Image.Image, Image.Image]:
+def _read_pair(path: Path) -> tuple[Image.Image, Image.Image]:
     image = to_pil(Picture(read_picture(path).colour))
     truth = image.crop((0, 0, image.width // 2 * 2, image.height // 2 * 2))
     return truth, truth.resize((truth.width // 2, truth.height // 2), Image.Resampling.BICUBIC)
 
 
-def _timed(enlarge: Enlarge, small: Image.Image) -> tuple[Image.Image, float]:
+def _timed(upscale_fn: UpscaleFn, small: Image.Image) -> tuple[Image.Image, float]:
     started = time.perf_counter()
-    return enlarge(small), time.perf_counter() - started
+    return upscale_fn(small), time.perf_counter() - started
 
 
-def _unit(image: Image.Image) -> Tensor:
+def _read_unit_range(image: Image.Image) -> Tensor:
     return read_picture(image).colour / 2 + 0.5
 
 
 def _measure(image: Image.Image, truth: Image.Image, small: Image.Image) -> dict[str, float]:
-    found, real = _unit(image), _unit(truth)
-    kept = metrics.consistency(found, _unit(small))
-    wide = min(truth.size) >= metrics.MS_SSIM_LEAST
+    output, reference = _read_unit_range(image), _read_unit_range(truth)
+    consistency = metrics.consistency(output, _read_unit_range(small))
+    fits_ms_ssim = min(truth.size) >= metrics.MS_SSIM_MIN_SIZE
     return {
-        "psnr": float(metrics.psnr(found, real)),
-        "psnr_y": float(metrics.psnr_y(found, real)),
-        "ssim": float(metrics.ssim(found, real)),
-        "ms_ssim": float(metrics.ms_ssim(found, real)) if wide else float("nan"),
-        "gmsd": float(metrics.gmsd(found, real)),
-        "largest": kept.largest,
-        "mean": kept.mean,
+        "psnr": float(metrics.psnr(output, reference)),
+        "psnr_y": float(metrics.psnr_y(output, reference)),
+        "ssim": float(metrics.ssim(output, reference)),
+        "ms_ssim": float(metrics.ms_ssim(output, reference)) if fits_ms_ssim else float("nan"),
+        "gmsd": float(metrics.gmsd(output, reference)),
+        "largest": consistency.largest,
+        "mean": consistency.mean,
     }
 
 
-def _row(name: str, method: str, measured: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    means: dict[str, Any] = {key: round(fmean(one[key] for one in measured), 4) for key in measured[0]}
-    means["largest"] = round(max(one["largest"] for one in measured), 2)
+def _row(name: str, method: str, measurements: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    means: dict[str, Any] = {key: round(fmean(one[key] for one in measurements), 4) for key in measurements[0]}
+    means["largest"] = round(max(one["largest"] for one in measurements), 2)
     means["ms_ssim"] = None if math.isnan(means["ms_ssim"]) else means["ms_ssim"]
-    return {"set": name, "method": method, "pictures": len(measured), **means}
+    return {"set": name, "method": method, "pictures": len(measurements), **means}
 
 
 def _crops(images: Mapping[str, Image.Image]) -> list[tuple[str, Image.Image]]:

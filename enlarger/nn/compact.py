@@ -46,10 +46,10 @@ class Predictor(nn.Module):
         self.config = config
         self.head = nn.Conv2d(3, config.channels, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(config.channels) for _ in range(config.blocks))
-        self.tail = zeroed(nn.Conv2d(config.channels, 12, 3, padding=1))
+        self.tail = zero_module(nn.Conv2d(config.channels, 12, 3, padding=1))
 
     @property
-    def reach(self) -> int:
+    def receptive_radius(self) -> int:
         """Input pixels on each side that an output can depend on, at most."""
         return 2 + 2 * self.config.blocks
 
@@ -58,7 +58,7 @@ class Predictor(nn.Module):
         x = shallow = self.head(picture)  # (B, C, H, W)
         for block in self.blocks:
             x = block(x)
-        return enlarge_bicubic(picture) + F.pixel_shuffle(self.tail(x + shallow), 2)
+        return upsample_bicubic(picture) + F.pixel_shuffle(self.tail(x + shallow), 2)
 
 
 @dataclass(frozen=True)
@@ -77,64 +77,64 @@ class CompactAutoencoder(nn.Module):
     channels; the residual branches start at zero.
     """
 
-    factor = 4
+    downsample_factor = 4
 
     def __init__(self, config: CompactAutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        patch = 3 * self.factor**2
-        self.linear_in = nn.Conv2d(patch, config.latent_channels, 1)
-        self.linear_out = nn.Conv2d(config.latent_channels, patch, 1)
-        self.encoder = _correction(patch, config.latent_channels, config)
-        self.decoder = _correction(config.latent_channels, patch, config)
+        patch_channels = 3 * self.downsample_factor**2
+        self.linear_in = nn.Conv2d(patch_channels, config.latent_channels, 1)
+        self.linear_out = nn.Conv2d(config.latent_channels, patch_channels, 1)
+        self.encoder = _residual_branch(patch_channels, config.latent_channels, config)
+        self.decoder = _residual_branch(config.latent_channels, patch_channels, config)
 
     @property
-    def reach(self) -> int:
+    def receptive_radius(self) -> int:
         """Pixels on each side of its patch that a latent or a decoded pixel can depend on, at most."""
-        return self.factor * (2 + 2 * self.config.blocks)
+        return self.downsample_factor * (2 + 2 * self.config.blocks)
 
     def encode(self, picture: Tensor) -> Tensor:
         """(B, 3, H, W) in -1..1 to latents (B, C, H/4, W/4); H and W are multiples of 4."""
-        patches = F.pixel_unshuffle(picture, self.factor)
+        patches = F.pixel_unshuffle(picture, self.downsample_factor)
         return self.linear_in(patches) + self.encoder(patches)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to a picture about -1..1, (B, 3, 4h, 4w)."""
-        return F.pixel_shuffle(self.linear_out(latents) + self.decoder(latents), self.factor)
+        return F.pixel_shuffle(self.linear_out(latents) + self.decoder(latents), self.downsample_factor)
 
     @torch.no_grad()
-    def set_components(self, pictures: Tensor) -> None:
+    def init_from_pca(self, pictures: Tensor) -> None:
         """Start the linear maps at the principal components of the 4x4 patches of some pictures, unit variance each."""
-        patches = F.pixel_unshuffle(pictures, self.factor).double().transpose(0, 1).flatten(1)  # (48, N)
+        patches = F.pixel_unshuffle(pictures, self.downsample_factor).double().transpose(0, 1).flatten(1)  # (48, N)
         mean = patches.mean(1)
-        values, vectors = cast("tuple[Tensor, Tensor]", torch.linalg.eigh(torch.cov(patches)))
-        kept = slice(-self.config.latent_channels, None)
-        vectors, spread = vectors[:, kept], values[kept].sqrt()
-        down, up = (vectors / spread).T, vectors * spread
-        self.linear_in.weight.copy_(down[..., None, None])
-        self.linear_in.bias.copy_(-(down @ mean))  # pyright: ignore[reportOptionalMemberAccess]
-        self.linear_out.weight.copy_(up[..., None, None])
+        eigenvalues, eigenvectors = cast("tuple[Tensor, Tensor]", torch.linalg.eigh(torch.cov(patches)))
+        leading = slice(-self.config.latent_channels, None)
+        eigenvectors, std = eigenvectors[:, leading], eigenvalues[leading].sqrt()
+        encode_matrix, decode_matrix = (eigenvectors / std).T, eigenvectors * std
+        self.linear_in.weight.copy_(encode_matrix[..., None, None])
+        self.linear_in.bias.copy_(-(encode_matrix @ mean))  # pyright: ignore[reportOptionalMemberAccess]
+        self.linear_out.weight.copy_(decode_matrix[..., None, None])
         self.linear_out.bias.copy_(mean)  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def _correction(inputs: int, outputs: int, config: CompactAutoencoderConfig) -> nn.Sequential:
-    last = zeroed(nn.Conv2d(config.channels, outputs, 3, padding=1))
+def _residual_branch(in_channels: int, out_channels: int, config: CompactAutoencoderConfig) -> nn.Sequential:
+    last = zero_module(nn.Conv2d(config.channels, out_channels, 3, padding=1))
     blocks = (ResidualBlock(config.channels) for _ in range(config.blocks))
-    return nn.Sequential(nn.Conv2d(inputs, config.channels, 3, padding=1), *blocks, last)
+    return nn.Sequential(nn.Conv2d(in_channels, config.channels, 3, padding=1), *blocks, last)
 
 
-def zeroed(module: Module) -> Module:
+def zero_module(module: Module) -> Module:
     """The module with all its parameters 0, so that what it adds starts as nothing."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
-def enlarge_bicubic(picture: Tensor) -> Tensor:
+def upsample_bicubic(picture: Tensor) -> Tensor:
     """Twice the size by Keys' cubic convolution with a = -0.5, Pillow's `BICUBIC`."""
     return F.interpolate(picture, scale_factor=2, mode="bicubic", antialias=True)
 
 
-def halve_bicubic(picture: Tensor) -> Tensor:
+def downsample_bicubic(picture: Tensor) -> Tensor:
     """Half the size by the antialiased cubic with a = -0.5, Pillow's `BICUBIC`."""
     return F.interpolate(picture, scale_factor=0.5, mode="bicubic", antialias=True)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from enlarger.nn.compact import zeroed
+from enlarger.nn.compact import zero_module
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class ModulatedBlock(nn.Module):
 
     def __init__(self, channels: int, time_channels: int) -> None:
         super().__init__()
-        self.modulate = zeroed(nn.Linear(time_channels, 4 * channels))
+        self.modulate = zero_module(nn.Linear(time_channels, 4 * channels))
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+        self.conv2 = zero_module(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         scale1, shift1, scale2, shift2 = self.modulate(time)[:, :, None, None].chunk(4, dim=1)
-        h = self.conv1(F.gelu(torch.addcmul(shift1, _normalise(x), 1 + scale1)))
-        return x + self.conv2(F.gelu(torch.addcmul(shift2, _normalise(h), 1 + scale2)))
+        h = self.conv1(F.gelu(torch.addcmul(shift1, _rms_norm(x), 1 + scale1)))
+        return x + self.conv2(F.gelu(torch.addcmul(shift2, _rms_norm(h), 1 + scale2)))
 
 
 class CompactUNet(nn.Module):
@@ -61,19 +61,19 @@ class CompactUNet(nn.Module):
         widths = [stage.channels for stage in config.stages]
         self.time = nn.Sequential(nn.Linear(64, config.time_channels), nn.GELU())
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(_blocks(s, config) for s in config.stages)
-        self.up = nn.ModuleList(_blocks(s, config) for s in config.stages[:-1])
+        self.down = nn.ModuleList(_make_blocks(s, config) for s in config.stages)
+        self.up = nn.ModuleList(_make_blocks(s, config) for s in config.stages[:-1])
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in pairwise(widths))
-        self.conv_out = zeroed(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
+        self.conv_out = zero_module(nn.Conv2d(widths[0], config.out_channels, 3, padding=1))
 
     @property
-    def granularity(self) -> int:
+    def size_multiple(self) -> int:
         """Heights and widths of the latent are multiples of this."""
         return 2 ** (len(self.config.stages) - 1)
 
     @property
-    def reach(self) -> int:
+    def receptive_radius(self) -> int:
         """Latent pixels on each side that an output can depend on, at most."""
         passes = [2 if i + 1 < len(self.config.stages) else 1 for i in range(len(self.config.stages))]
         return 2 + sum(
@@ -108,14 +108,14 @@ def residual_scale(mean: Tensor, config: CompactUNetConfig) -> Tensor:
     Texture hides where there is texture: the scale is the local standard deviation of the mean itself, in 5x5 windows
     and over all channels, times a number per channel. What is generated has unit variance everywhere in these units.
     """
-    first, second = (F.avg_pool2d(v, 5, 1, 2, count_include_pad=False) for v in (mean, mean.square()))
-    variance = (second - first.square()).clamp(min=0).mean(1, keepdim=True)
+    local_mean, local_mean_square = (F.avg_pool2d(v, 5, 1, 2, count_include_pad=False) for v in (mean, mean.square()))
+    variance = (local_mean_square - local_mean.square()).clamp(min=0).mean(1, keepdim=True)
     return (variance + config.floor**2).sqrt() * mean.new_tensor(config.deviation).view(1, -1, 1, 1)
 
 
-def _blocks(stage: CompactStage, config: CompactUNetConfig) -> nn.ModuleList:
+def _make_blocks(stage: CompactStage, config: CompactUNetConfig) -> nn.ModuleList:
     return nn.ModuleList(ModulatedBlock(stage.channels, config.time_channels) for _ in range(stage.blocks))
 
 
-def _normalise(x: Tensor) -> Tensor:
+def _rms_norm(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)

@@ -10,7 +10,7 @@ from PIL import Image
 from enlarger.errors import InputError
 from enlarger.evaluate import upscale as evaluation
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.parts import Result
+from enlarger.tasks.result import Result
 
 
 class Interpolation:

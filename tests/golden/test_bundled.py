@@ -9,8 +9,8 @@ from PIL import Image
 from enlarger import UpscaleRequest, load_upscaler
 from enlarger.errors import InputError, Unsupported
 from enlarger.evaluate.metrics import consistency, gmsd, psnr, ssim
-from enlarger.images import read_picture
-from enlarger.tasks.enlarge import BUNDLED, Upscaler
+from enlarger.image.picture import read_picture
+from enlarger.tasks.upscale.upscale import BUNDLED_FOLDER, Upscaler
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ("bread", "bridge", "mandrill")
@@ -87,4 +87,4 @@ def test_it_refuses_what_it_has_no_use_for(upscaler: Upscaler) -> None:
 
 
 def test_it_is_small() -> None:
-    assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) <= 40_000_000
+    assert sum(path.stat().st_size for path in BUNDLED_FOLDER.rglob("*") if path.is_file()) <= 40_000_000

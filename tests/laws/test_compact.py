@@ -11,13 +11,13 @@ from torch import Tensor
 
 from enlarger.diffusion.noise import from_seeds
 from enlarger.errors import Cancelled, InputError, Unsupported
-from enlarger.fidelity import reduce
+from enlarger.image.consistency import downscale
 from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Predictor, PredictorConfig
 from enlarger.nn.compact_unet import CompactStage, CompactUNet, CompactUNetConfig, residual_scale
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.enlarge import Upscaler
-from enlarger.tasks.parts import Progress
-from enlarger.tasks.upscale_compact import CompactUpscale
+from enlarger.tasks.result import Progress
+from enlarger.tasks.upscale.bundled import BundledUpscaler
+from enlarger.tasks.upscale.upscale import Upscaler
 from tests.support.close import assert_close, max_difference
 from tests.support.pictures import texture
 from tests.support.random_weights import normal, randomise
@@ -25,8 +25,8 @@ from tests.support.random_weights import normal, randomise
 STAGES = (CompactStage(8, 1), CompactStage(8, 1), CompactStage(8, 1))
 
 
-def task(tile: int = 512, predictor: Predictor | None = None) -> CompactUpscale:
-    return CompactUpscale(
+def task(tile: int = 512, predictor: Predictor | None = None) -> BundledUpscaler:
+    return BundledUpscaler(
         randomise(Predictor(PredictorConfig(8, 1))) if predictor is None else predictor,
         randomise(CompactAutoencoder(CompactAutoencoderConfig(3, 8, 1))),
         randomise(CompactUNet(CompactUNetConfig(6, 3, STAGES[:2], 16, (0.1, 0.2, 0.4)))),
@@ -64,7 +64,7 @@ def spread(function: Callable[[Tensor], Tensor], x: Tensor, row: int, column: in
 def test_reach_of_the_predictor(blocks: int) -> None:
     predictor = randomise(Predictor(PredictorConfig(4, blocks)))
     top, bottom, left, right = spread(predictor, picture(41, 43), 20, 21)
-    reach = predictor.reach
+    reach = predictor.receptive_radius
     assert 20 - reach <= top // 2 and bottom // 2 <= 20 + reach
     assert 21 - reach <= left // 2 and right // 2 <= 21 + reach
     assert bottom // 2 - 20 > reach - 3  # and it is not much too careful
@@ -74,7 +74,7 @@ def test_reach_of_the_predictor(blocks: int) -> None:
 def test_reach_of_the_autoencoder(blocks: int) -> None:
     autoencoder = randomise(CompactAutoencoder(CompactAutoencoderConfig(3, 4, blocks)))
     middle = 4 * (2 * blocks + 4)
-    reach = autoencoder.reach // 4  # in latents: the pixel's own patch, and as many patches on each side
+    reach = autoencoder.receptive_radius // 4  # in latents: the pixel's own patch, and as many patches on each side
     for offset in (0, 3):
         top, bottom, left, right = spread(autoencoder.encode, picture(2 * middle, 2 * middle), middle + offset, middle)
         assert [top, bottom, left, right] == [middle // 4 - reach, middle // 4 + reach] * 2
@@ -86,15 +86,15 @@ def test_reach_of_the_autoencoder(blocks: int) -> None:
 @pytest.mark.parametrize("stages", [(CompactStage(4, 1),), (CompactStage(4, 1), CompactStage(4, 2)), STAGES])
 def test_reach_of_the_denoiser(stages: tuple[CompactStage, ...]) -> None:
     unet = randomise(CompactUNet(CompactUNetConfig(2, 2, stages, 8, (1.0, 1.0)))).double()
-    side = 2 * (unet.reach + 4) // 8 * 8 + 8
+    side = 2 * (unet.receptive_radius + 4) // 8 * 8 + 8
     x, time = normal(1, 2, side, side).double(), torch.zeros(1, dtype=torch.float64)
     furthest = 0
-    for offset in range(unet.granularity):  # where a pixel lies in its block matters
+    for offset in range(unet.size_multiple):  # where a pixel lies in its block matters
         at = side // 2 + offset
         top, bottom, left, right = spread(lambda x: unet(x, time), x, at, at)
-        assert max(at - top, bottom - at, at - left, right - at) <= unet.reach
+        assert max(at - top, bottom - at, at - left, right - at) <= unet.receptive_radius
         furthest = max(furthest, at - top, bottom - at)
-    assert furthest > unet.reach / 2  # the bound is not idle
+    assert furthest > unet.receptive_radius / 2  # the bound is not idle
 
 
 def test_without_detail_only_the_predictor_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_16_bits_stay_16_bits() -> None:
     image = upscaler()(UpscaleRequest(Image.fromarray(array))).image
     made = np.asarray(image)
     assert image.mode == "I;16" and made.shape == (20, 24) and len(np.unique(made)) > 256
-    back = reduce(torch.from_numpy(made.astype(np.float32))[None, None], (10, 12))
+    back = downscale(torch.from_numpy(made.astype(np.float32))[None, None], (10, 12))
     assert_close(back[0, 0], torch.from_numpy(array.astype(np.float32)), 1.0)
 
 
@@ -224,7 +224,7 @@ def test_seeds_and_counts() -> None:
 
 def test_the_adaptive_solver_treats_pictures_alone() -> None:
     model, small = upscaler(), Image.fromarray(texture(9, 8))
-    assert isinstance(model.task, CompactUpscale)
+    assert isinstance(model.task, BundledUpscaler)
     model.task.unet.conv_out.weight.zero_()  # a smooth flow takes few steps
     options = {"detail": 1.0, "solver": "dpm_adaptive"}
     two = model(UpscaleRequest(small, count=2, seed=0, **options))
