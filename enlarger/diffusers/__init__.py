@@ -8,14 +8,21 @@ from enlarger.diffusers.auto import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
     AutoPipelineForText2Image,
-    DiffusionPipeline,
 )
 from enlarger.diffusers.latent_upscale import StableDiffusionLatentUpscalePipeline
+from enlarger.diffusers.models import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    UNet2DConditionModel,
+)
 from enlarger.diffusers.output import (
     ImagePipelineOutput,
     StableDiffusionPipelineOutput,
     StableDiffusionXLPipelineOutput,
 )
+from enlarger.diffusers.pipeline import DiffusionPipeline
 from enlarger.diffusers.schedulers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -44,11 +51,17 @@ from enlarger.diffusers.stable_diffusion_upscale import StableDiffusionUpscalePi
 from enlarger.diffusers.stable_diffusion_xl import StableDiffusionXLPipeline
 from enlarger.diffusers.stable_diffusion_xl_img2img import StableDiffusionXLImg2ImgPipeline
 from enlarger.diffusers.stable_diffusion_xl_inpaint import StableDiffusionXLInpaintPipeline
+from enlarger.diffusers.tokenizer import CLIPTokenizer
 
 __all__ = [
     "AutoPipelineForImage2Image",
     "AutoPipelineForInpainting",
     "AutoPipelineForText2Image",
+    "AutoencoderKL",
+    "AutoencoderTiny",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "CLIPTokenizer",
     "DDIMScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",
@@ -79,5 +92,6 @@ __all__ = [
     "StableDiffusionXLPipeline",
     "StableDiffusionXLPipelineOutput",
     "TCDScheduler",
+    "UNet2DConditionModel",
     "UniPCMultistepScheduler",
 ]

@@ -25,8 +25,8 @@ class ImagePipeline(TextPipeline):
         """(N, 3, H, W) in -1..1, or latents as they are; N divides the number of results."""
         if image is None:
             raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
-        pictures = preprocess(image, self.vae.downsample_factor, Image.Resampling.LANCZOS, size)
-        if pictures.shape[1] not in (3, self.vae.config.latent_channels):
+        pictures = preprocess(image, self._vae.downsample_factor, Image.Resampling.LANCZOS, size)
+        if pictures.shape[1] not in (3, self._vae.config.latent_channels):
             raise ArgumentError(f"`image` has {pictures.shape[1]} channels, expected 3 of a picture or 4 of latents")
         check_batch_size("image", len(pictures), count)
         return pictures
@@ -41,7 +41,7 @@ class ImagePipeline(TextPipeline):
             image, mask = (resize_and_fill(one.crop(crop), size) for one in (image, mask))
         pictures, masks = self._prepare_images(image, count, size), read_mask(mask, size)
         check_batch_size("mask_image", len(masks), count)
-        inner = tuple(side // self.vae.downsample_factor for side in size)
+        inner = tuple(side // self._vae.downsample_factor for side in size)
         if pictures.shape[1] != 3 and tuple(pictures.shape[2:]) != inner:
             raise ArgumentError(f"`image` is latents {tuple(pictures.shape)}, expected {inner} of height and width")
         return pictures, masks

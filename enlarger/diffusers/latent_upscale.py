@@ -102,7 +102,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
             low, text_features(embeds), method.sigma_schedule, method.solver, method.noise, guidance, initial_noise=latents
         )  # fmt: skip
         task = LatentUpscaler(
-            self.tokenizer, self.text_encoder, self.unet, self.vae, Sampler(X2_SCHEDULE), self._runtime
+            self._tokenizer, self._text_encoder, self._unet, self._vae, Sampler(X2_SCHEDULE), self._runtime
         )
         heard = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
         with self.progress_bar(total=run.steps) as bar:
@@ -132,21 +132,27 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
 
     def _encode(self, texts: list[str], device: Any) -> tuple[Tensor, Tensor]:
-        with self._runtime.hold(self.text_encoder) as encoder:
-            found = encode_prompts(self.tokenizer, encoder, texts, layer="last")
+        with self._runtime.hold(self._text_encoder) as encoder:
+            found = encode_prompts(self._tokenizer, encoder, texts, layer="last")
         return found.tokens.to(device), found.pooled.to(device)
 
     def _prepare_image(self, image: Any, count: int) -> Tensor:
         if image is None:
             raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
-        low = preprocess(image, self.vae.downsample_factor)
+        low = preprocess(image, self._vae.downsample_factor)
         if len(low) != count:
             raise ArgumentError(f"`prompt` has batch size {count} and `image` has batch size {len(low)}; give as many")
         if low.shape[1] != LATENT_CHANNELS and low.shape[1] != 3:
             raise ArgumentError(f"`image` has {low.shape[1]} channels, expected 3 of a picture or 4 of latents")
         height, width = self._latent_size(low)
-        if height % (self.unet.size_multiple // 2) or width % (self.unet.size_multiple // 2) or min(height, width) < self.unet.size_multiple:
-            multiple = self.unet.size_multiple // 2 * (1 if low.shape[1] == LATENT_CHANNELS else self.vae.downsample_factor)
+        if (
+            height % (self._unet.size_multiple // 2)
+            or width % (self._unet.size_multiple // 2)
+            or min(height, width) < self._unet.size_multiple
+        ):
+            multiple = (
+                self._unet.size_multiple // 2 * (1 if low.shape[1] == LATENT_CHANNELS else self._vae.downsample_factor)
+            )
             raise ArgumentError(
                 f"`image` is {low.shape[3]} x {low.shape[2]}, expected multiples of {multiple} and at least "
                 f"{2 * multiple}; resize it, or use enlarger.upscale, which takes any size"
@@ -154,5 +160,5 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         return low
 
     def _latent_size(self, low: Tensor) -> tuple[int, int]:
-        factor = 1 if low.shape[1] == LATENT_CHANNELS else self.vae.downsample_factor
+        factor = 1 if low.shape[1] == LATENT_CHANNELS else self._vae.downsample_factor
         return low.shape[2] // factor, low.shape[3] // factor

@@ -24,7 +24,9 @@ class LiveGuidance(Guidance):
 
 
 NetworkInputs = dict[str, Tensor]
-Remake = Callable[[Mapping[str, Any], Tensor, NetworkInputs], tuple[Tensor, NetworkInputs]]  # what was replaced, the input, the rest
+Remake = Callable[
+    [Mapping[str, Any], Tensor, NetworkInputs], tuple[Tensor, NetworkInputs]
+]  # what was replaced, the input, the rest
 
 
 def tokens_replaced(replaced: Mapping[str, Any], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:

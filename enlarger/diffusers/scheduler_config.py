@@ -10,18 +10,19 @@ VERSION = "0.40.0"  # of diffusers, whose files these are
 class SchedulerConfig(Mapping[str, Any]):
     """Settings by name or attribute: those stated, then the class's defaults. Those not stated are not carried over."""
 
-    def __init__(self, kind: str, stated: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        self.class_name = kind
-        self.explicit = MappingProxyType(dict(stated))
-        self._all = {**defaults, **stated, "_class_name": kind}
+    def __init__(self, class_name: str, explicit: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self.class_name = class_name
+        self.explicit = MappingProxyType(dict(explicit))
+        unstated = [name for name in defaults if name not in explicit]
+        self._all: dict[str, Any] = {**defaults, **explicit, "_class_name": class_name}
+        if unstated:
+            self._all["_use_default_values"] = unstated
 
     def __getitem__(self, name: str) -> Any:
-        if name == "_use_default_values":
-            return [key for key in self._all if key not in self.explicit and not key.startswith("_")]
         return self._all[name]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or (name not in self._all and name != "_use_default_values"):
+        if name.startswith("__") or name not in self._all:
             raise AttributeError(f"the config of {self.class_name} has no {name!r}; it has {', '.join(self._all)}")
         return self[name]
 

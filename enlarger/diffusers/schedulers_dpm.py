@@ -70,9 +70,7 @@ class IntegratedScheduler(Scheduler):
         return listed / (1 - listed) if self.config.use_flow_sigmas else listed
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
-        listed = self.timesteps if schedule_timesteps is None else schedule_timesteps
-        places = (listed == torch.as_tensor(timestep).to(listed.device)).nonzero()
-        return int(places[min(1, len(places) - 1)]) if len(places) else len(listed) - 1
+        return second_place_or_last(self.timesteps if schedule_timesteps is None else schedule_timesteps, timestep)
 
     def _set(self, steps: int | None, device: Any, own: Sequence[int] | None = None, mu: float | None = None) -> None:
         if (steps is None) == (own is None):
@@ -80,7 +78,7 @@ class IntegratedScheduler(Scheduler):
         if own is not None and any(self.own(name) for name in (*CURVES, "use_lu_lambdas")):
             raise ArgumentError("`timesteps` cannot be set with Karras, exponential, beta or Lu sigmas; leave them out")
         self._shift(mu)
-        count = len(own or ()) if steps is None else steps
+        count = (steps or 0) if own is None else len(own)
         times = self._times(count) if own is None else np.asarray(own).astype(np.int64)
         times, sigmas = self._curved(times, count)
         sigmas = np.concatenate([sigmas, [self._last(sigmas)]]).astype(np.float32)
@@ -253,7 +251,7 @@ class DPMSolverSinglestepScheduler(DPMSolverMultistepScheduler):
         timesteps: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         super().set_timesteps(num_inference_steps, device, mu, timesteps)
-        count = len(timesteps or ()) if num_inference_steps is None else num_inference_steps
+        count = (num_inference_steps or 0) if timesteps is None else len(timesteps)
         uneven = count % self.config.solver_order != 0
         if not self.config.lower_order_final and (uneven or self.config.final_sigmas_type == "zero"):
             log.warning("lower_order_final is set to True: the last group of steps is not whole, or ends at 0")
@@ -412,3 +410,9 @@ class DEISMultistepScheduler(IntegratedScheduler):
         if self.num_inference_steps is None:
             raise ArgumentError("the number of inference steps is not known, call set_timesteps first")
         return self._step(model_output, timestep, sample, return_dict)
+
+
+def second_place_or_last(listed: Tensor, timestep: Any) -> int:
+    """Where a timestep is listed: its second place if it has two, the last entry if it has none."""
+    places = (listed == torch.as_tensor(timestep).to(listed.device)).nonzero()
+    return int(places[min(1, len(places) - 1)]) if len(places) else len(listed) - 1

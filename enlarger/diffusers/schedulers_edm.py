@@ -9,6 +9,7 @@ from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusers.schedulers_walked import WalkedScheduler
+from enlarger.diffusers.schedulers_dpm import second_place_or_last
 from enlarger.diffusers.scheduling import Defaults, Generators
 from enlarger.diffusion import precondition
 from enlarger.diffusion.listing import sigma_curve
@@ -136,6 +137,9 @@ class EDMDPMSolverMultistepScheduler(EDMEulerScheduler):
 
     def _list_training(self) -> None:
         self._use_levels(self._levels_of(len(self)), None)
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
+        return second_place_or_last(self.timesteps if schedule_timesteps is None else schedule_timesteps, timestep)
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
         """List the levels of a run of so many steps."""

@@ -17,7 +17,7 @@ from enlarger.diffusion.listing import distilled_timesteps, level_of, timesteps_
 from enlarger.diffusion.sample import Solver
 from enlarger.diffusion.solvers.consistency import consistency_boundary, lcm, tcd
 from enlarger.diffusion.solvers.pndm_calls import Span, pndm_by_calls
-from enlarger.diffusion.solvers.variance import ddim_clipped, ddpm_of, posterior_deviation
+from enlarger.diffusion.solvers.variance import ddim_clipped, ddpm_of, posterior_deviation, posterior_variance
 from enlarger.diffusion.stepper import Stepper
 
 CLIPPED = {
@@ -34,6 +34,7 @@ class TimedScheduler(Scheduler):
     MULTISTEP: ClassVar[bool] = False
     TINY: ClassVar[bool] = False
     init_noise_sigma = 1.0
+    custom_timesteps: bool = False
 
     def _list_training(self) -> None:
         self.timesteps = torch.arange(len(self) - 1, -1, -1)
@@ -82,6 +83,13 @@ class TimedScheduler(Scheduler):
     def final_alpha_cumprod(self) -> Tensor:
         return torch.tensor(1.0) if self.own("set_alpha_to_one", True) else self.alphas_cumprod[0]
 
+    def previous_timestep(self, timestep: Any) -> Any:
+        """The time that a step goes to: the next of the list, or below 0."""
+        if not self.custom_timesteps and not self.num_inference_steps:
+            return int(timestep) - 1
+        place = int((self.timesteps == int(timestep)).nonzero()[0])
+        return torch.tensor(-1) if place == len(self.timesteps) - 1 else self.timesteps[place + 1]
+
     def _run_solver(self, timestep: Any, options: Mapping[str, Any]) -> Stepper:
         pair = torch.stack([self.called_at(timestep), self.next_level(timestep)])
         return Stepper(self.solver(int(timestep), options), pair)
@@ -113,6 +121,10 @@ class DDIMScheduler(TimedScheduler):
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """List the entries of a run of so many steps."""
         self._list(num_inference_steps, device)
+
+    def _get_variance(self, timestep: Any, prev_timestep: Any) -> Tensor:
+        """The variance of the noise that a step from one time to another adds at eta 1."""
+        return posterior_variance("fixed_small", self.level(int(timestep)), self._level_or_last(int(prev_timestep)))
 
     def next_level(self, timestep: Any) -> Tensor:
         if self.num_inference_steps is None:
@@ -156,7 +168,6 @@ class DDPMScheduler(TimedScheduler):
         "rescale_betas_zero_snr": False,
     }
     ESTIMATES: ClassVar[bool] = True
-    custom_timesteps: bool = False
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Sequence[int] | None = None
@@ -170,15 +181,15 @@ class DDPMScheduler(TimedScheduler):
         _check_falling(timesteps, len(self))
         self._use_times(timesteps, device)
 
-    def previous_timestep(self, timestep: Any) -> int:
-        """The time that a step goes to: the next of the list, or below 0."""
-        if not self.custom_timesteps and not self.num_inference_steps:
-            return int(timestep) - 1
-        place = int((self.timesteps == int(timestep)).nonzero()[0])
-        return -1 if place == len(self.timesteps) - 1 else int(self.timesteps[place + 1])
-
     def next_level(self, timestep: Any) -> Tensor:
-        return self._level_or_last(self.previous_timestep(timestep))
+        return self._level_or_last(int(self.previous_timestep(timestep)))
+
+    def _get_variance(
+        self, t: Any, predicted_variance: Tensor | None = None, variance_type: str | None = None
+    ) -> Tensor:
+        """The variance of the noise that a step adds, by the names of `variance_type`."""
+        kind = self.config.variance_type if variance_type is None else variance_type
+        return posterior_variance(kind, self.level(int(t)), self.next_level(t), predicted_variance)
 
     def _predicted(self, model_output: Tensor, sample: Tensor) -> Tensor:
         learned = self.config.variance_type in ("learned", "learned_range")
@@ -222,6 +233,8 @@ class PNDMScheduler(TimedScheduler):
     PREDICTIONS: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
     MULTISTEP: ClassVar[bool] = True
     pndm_order = 4
+    counter = 0
+    prk_timesteps = plms_timesteps = np.array([], np.int64)
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """List the entries of a run of so many steps, one for each call of the network."""
@@ -276,14 +289,16 @@ class PNDMScheduler(TimedScheduler):
         raise NotImplementedError("the run is built call by call")
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
-        """The latents after a call, from the network's output."""
+        """The latents after a call, from the network's output; the calls so far decide whether it is Runge-Kutta's."""
         return self._step(model_output, timestep, sample, return_dict)
+
+    step_prk = step_plms = step
 
     def advance(self, timestep: Any, x: Tensor, estimate: Any, noise: Any, options: Mapping[str, Any]) -> Any:
         span = self.span(self.counter, int(timestep))
         if self._stepper is None:
             self._stepper = self._run_solver(timestep, options)
-        if not self.config.skip_prk_steps and self.counter >= len(self.prk_timesteps) and self.counter < 12:
+        if not self.config.skip_prk_steps and len(self.prk_timesteps) <= self.counter < 12:
             raise ArgumentError("PNDM needs at least 4 steps for its Runge-Kutta start; set skip_prk_steps=True")
         self.spans.append(span)
         self.counter += 1
@@ -312,7 +327,6 @@ class LCMScheduler(TimedScheduler):
     }
     ESTIMATES: ClassVar[bool] = True
     FREE: ClassVar[bool] = False  # whether `original_inference_steps` stands for all training times
-    custom_timesteps: bool = False
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, original_inference_steps: int | None = None,

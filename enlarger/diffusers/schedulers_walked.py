@@ -54,7 +54,7 @@ class WalkedScheduler(Scheduler):
             raise ArgumentError("give exactly one of `num_inference_steps` and `timesteps`")
         if timesteps is not None and any(self.own(name) for name in CURVES):
             raise ArgumentError(OWN)
-        count = len(timesteps or ()) if steps is None else steps
+        count = (steps or 0) if timesteps is None else len(timesteps)
         self.num_inference_steps = count
         times, levels = self._listed(count, timesteps, train)
         self._use(*self._entries(times, levels), device)

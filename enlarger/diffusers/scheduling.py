@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -51,6 +52,7 @@ class Scheduler:
     BY_SLOPE: ClassVar[bool] = True  # see `Stepper`
     order: ClassVar[int] = 1  # entries of the list per step
     config_name = SCHEDULER_CONFIG_NAME
+    _deprecated_kwargs: ClassVar[tuple[str, ...]] = ()
     outside: Coordinates = staticmethod(variance_preserving)
     by_noise = False  # whether the noise estimate is integrated
     timesteps: Tensor
@@ -104,13 +106,18 @@ class Scheduler:
         return cls.from_config(read_json(file), return_unused_kwargs, **changes)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **_: Any) -> None:
-        """Write a `scheduler_config.json` that diffusers reads."""
+        """Write a `scheduler_config.json` that diffusers reads, with the defaults too, as diffusers does."""
         if push_to_hub:
             raise Unsupported("push_to_hub is not available; save to a folder and use huggingface_hub's upload_folder")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**self.to_dict(), "_diffusers_version": VERSION}, indent=2, sort_keys=True, default=list)
+        settings = {name: value for name, value in self.config.items() if name != "_use_default_values"}
+        text = json.dumps({**settings, "_diffusers_version": VERSION}, indent=2, sort_keys=True, default=list)
         (folder / SCHEDULER_CONFIG_NAME).write_text(text + "\n")
+
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **_: Any) -> None:
+        """The same as `save_pretrained`."""
+        self.save_pretrained(save_directory, push_to_hub)
 
     def with_config(self, **changes: Any) -> Self:
         """The same with other settings."""
@@ -150,6 +157,14 @@ class Scheduler:
 
     def __repr__(self) -> str:
         return repr(self.config)
+
+    def __getattr__(self, name: str) -> Any:
+        """A setting, which diffusers lets be read as an attribute, with a warning."""
+        config = self.__dict__.get("config")
+        if config is None or name.startswith("_") or name not in config:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        warnings.warn(f"read scheduler.config.{name} in place of scheduler.{name}", FutureWarning, stacklevel=2)
+        return config[name]
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
@@ -353,6 +368,8 @@ def drawn_as(output: Tensor, generator: Generators, given: Tensor | None = None)
     source = PerSampleGenerators(tuple(generator)) if isinstance(generator, Sequence) else SharedGenerator(generator)
 
     def draw(like: Tensor) -> Tensor:
-        return (source(torch.empty_like(like, dtype=output.dtype, device=output.device)) if given is None else given).to(like)
+        return (
+            source(torch.empty_like(like, dtype=output.dtype, device=output.device)) if given is None else given
+        ).to(like)
 
     return draw

@@ -68,8 +68,8 @@ class StableDiffusionPipeline(TextPipeline):
         height, width = self._size_or_default(height, width)
         each = 1 if num_images_per_prompt is None else num_images_per_prompt
         count = batch_size_of(prompt, prompt_embeds) * each
-        size = (height // self.vae.downsample_factor, width // self.vae.downsample_factor)
-        check_latents(latents, (count, self.vae.config.latent_channels, *size))
+        size = (height // self._vae.downsample_factor, width // self._vae.downsample_factor)
+        check_latents(latents, (count, self._vae.config.latent_channels, *size))
         run = listed(self.scheduler, (num_inference_steps, timesteps, sigmas), eta)
         method = run.method(noise_from_generator(generator, count), self.dtype)
         guidance = self._guidance(guidance_scale, guidance_rescale)

@@ -124,7 +124,7 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         calls = listeners(self, callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
         job = ImageToImageJob(condition_on_embeds(embeds, guidance).with_fields(concat=depth), pictures, method)
         networks = self._latent_diffusion(
-            run, calls, channels_replaced(["depth_mask"], self.vae.config.latent_channels)
+            run, calls, channels_replaced(["depth_mask"], self._vae.config.latent_channels)
         )
         made = self._run_task(run, calls, lambda watch: image_to_image(networks, job, watch))
         images = self._postprocess(made, str(output_type))
@@ -132,8 +132,8 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
 
     def _depth_latents(self, image: Any, given: Any, pictures: Tensor, count: int) -> Tensor:
         """What the network is condition_on_embeds of depth, (count, 1, h, w) in -1..1."""
-        latent = pictures.shape[1] == self.vae.config.latent_channels
-        factor = 1 if latent else self.vae.downsample_factor
+        latent = pictures.shape[1] == self._vae.config.latent_channels
+        factor = 1 if latent else self._vae.downsample_factor
         if given is None and latent:
             raise ArgumentError("`image` is latents, whose depth cannot be seen; give `depth_map`")
         found = self._estimate_depth(image) if given is None else read_depth_map(given)

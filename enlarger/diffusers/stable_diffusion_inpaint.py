@@ -105,8 +105,8 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         each = 1 if num_images_per_prompt is None else num_images_per_prompt
         count = batch_size_of(prompt, prompt_embeds) * each
         pictures, mask = self._prepare_image_and_mask(image, mask_image, crop, size, count)
-        inner = (size[0] // self.vae.downsample_factor, size[1] // self.vae.downsample_factor)
-        check_latents(latents, (count, self.vae.config.latent_channels, *inner))
+        inner = (size[0] // self._vae.downsample_factor, size[1] // self._vae.downsample_factor)
+        check_latents(latents, (count, self._vae.config.latent_channels, *inner))
         run = last_part(listed(self.scheduler, (num_inference_steps, timesteps, sigmas), eta), strength)
         method = run.method(per_sample_or_first(noise_from_generator(generator, count)), self.dtype)
         guidance = self._guidance(guidance_scale)
@@ -122,7 +122,7 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         ready = prepare_inpaint(self._latent_diffusion(run, Listeners()), job)
         tensors = callback_tensors(embeds, mask=ready.mask, masked_image_latents=ready.masked_image_latents)
         calls = listeners(self, callback_on_step_end, names, tensors, kwargs)
-        places = channels_replaced(["mask", "masked_image_latents"], self.vae.config.latent_channels)
+        places = channels_replaced(["mask", "masked_image_latents"], self._vae.config.latent_channels)
         networks = self._latent_diffusion(run, calls, places)
         made = self._run_task(run, calls, lambda watch: ready.run(networks, method, watch))
         result = self._make_output(made, str(output_type), True)

@@ -99,7 +99,7 @@ class StableDiffusionUpscalePipeline(TextPipeline):
         each = 1 if num_images_per_prompt is None else num_images_per_prompt
         prompts = batch_size_of(prompt, prompt_embeds)
         low, count = self._prepare_image(image, prompts), prompts * each
-        check_latents(latents, (count, self.vae.config.latent_channels, *low.shape[2:]))
+        check_latents(latents, (count, self._vae.config.latent_channels, *low.shape[2:]))
         guidance = self._guidance(guidance_scale)
         embeds = self.encode_prompt(
             prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
@@ -125,7 +125,7 @@ class StableDiffusionUpscalePipeline(TextPipeline):
         """The pictures, in -1..1, one or as many as there are prompts."""
         if image is None:
             raise ArgumentError("`image` is missing; give a picture, see help(pipe.__call__)")
-        low = preprocess(image, self.vae.downsample_factor)
+        low = preprocess(image, self._vae.downsample_factor)
         if low.shape[1] != 3:
             raise ArgumentError(
                 f"`image` has {low.shape[1]} channels, expected 3: the x4 upscaler takes pictures; for latents use "

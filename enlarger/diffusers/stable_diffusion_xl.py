@@ -104,8 +104,8 @@ class StableDiffusionXLPipeline(XLPipeline):
         )  # fmt: skip
         count = words.batch_size()
         height, width = self._size_or_default(height, width)
-        size = (height // self.vae.downsample_factor, width // self.vae.downsample_factor)
-        check_latents(latents, (count, self.vae.config.latent_channels, *size))
+        size = (height // self._vae.downsample_factor, width // self._vae.downsample_factor)
+        check_latents(latents, (count, self._vae.config.latent_channels, *size))
         run = self._denoising_range((num_inference_steps, timesteps, sigmas), 1.0, (None, denoising_end), eta)
         guidance = self._guidance(guidance_scale, guidance_rescale)
         told, tensors = self._condition(words, guidance, stated.for_text_to_image((height, width)))

@@ -112,12 +112,12 @@ class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
         """Latents for each result."""
         if latents.ndim != 4:
             raise ArgumentError(f"`latents` has shape {tuple(latents.shape)}, expected (B, C, h, w)")
-        check_latents(latents, (count, self.vae.config.latent_channels, *latents.shape[2:]))
+        check_latents(latents, (count, self._vae.config.latent_channels, *latents.shape[2:]))
         return latents
 
     def _pixel_size(self, pictures: Tensor) -> Size:
         """Height and width in pixels of pictures or latents."""
-        factor = 1 if pictures.shape[1] == 3 else self.vae.downsample_factor
+        factor = 1 if pictures.shape[1] == 3 else self._vae.downsample_factor
         return pictures.shape[2] * factor, pictures.shape[3] * factor
 
 

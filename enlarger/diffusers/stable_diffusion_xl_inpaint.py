@@ -112,8 +112,8 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         )  # fmt: skip
         count = words.batch_size()
         pictures, mask = self._prepare_image_and_mask(image, mask_image, crop, size, count)
-        inner = (size[0] // self.vae.downsample_factor, size[1] // self.vae.downsample_factor)
-        check_latents(latents, (count, self.vae.config.latent_channels, *inner))
+        inner = (size[0] // self._vae.downsample_factor, size[1] // self._vae.downsample_factor)
+        check_latents(latents, (count, self._vae.config.latent_channels, *inner))
         ends = (denoising_start, denoising_end)
         run = self._denoising_range((num_inference_steps, timesteps, sigmas), strength, ends, eta)
         method = run.method(per_sample_or_first(noise_from_generator(generator, count)), self.dtype)
@@ -139,6 +139,9 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
 def _prepare_start(networks: LatentDiffusion, job: InpaintJob) -> PreparedInpaint:
     """The job made ready; latents that another pipeline left are also what is kept, as they are."""
     if job.image.shape[1] != 3 and job.masked_image is None and networks.unet_config.in_channels == job.image.shape[1]:
-        return replace(_prepare_start(networks, replace(job, masked_image=job.image, encode_masked_image=False)), masked_image_latents=None)
+        return replace(
+            _prepare_start(networks, replace(job, masked_image=job.image, encode_masked_image=False)),
+            masked_image_latents=None,
+        )
     ready = prepare_inpaint(networks, job)
     return replace(ready, latents=ready.latents * handoff_scale(job.plan.sigma_schedule)) if job.is_noisy else ready

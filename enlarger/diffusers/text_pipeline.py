@@ -85,7 +85,7 @@ class TextPipeline(LoraMethods, Pipeline):
     def _set_components(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
         """Take the parts, if the UNet is one for this pipeline."""
         super().__init__(parts, settings)
-        found, latents = self.unet.config.in_channels, self.vae.config.latent_channels
+        found, latents = self._unet.config.in_channels, self._vae.config.latent_channels
         if found not in {latents + extra for extra in self.EXTRA_CHANNELS}:
             known = " or ".join(str(latents + extra) for extra in self.EXTRA_CHANNELS)
             raise InputError(
@@ -139,8 +139,8 @@ class TextPipeline(LoraMethods, Pipeline):
 
     def _encode(self, texts: list[str], clip_skip: int | None) -> Tensor:
         skip = 0 if clip_skip is None else clip_skip
-        with self._runtime.hold(self.text_encoder) as encoder:
-            return encode_prompts(self.tokenizer, encoder, texts, layer="last_norm", clip_skip=skip).tokens
+        with self._runtime.hold(self._text_encoder) as encoder:
+            return encode_prompts(self._tokenizer, encoder, texts, layer="last_norm", clip_skip=skip).tokens
 
     def _size_or_default(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width, the checkpoint's own if one is missing."""
@@ -149,7 +149,7 @@ class TextPipeline(LoraMethods, Pipeline):
             if stated is None:
                 raise ArgumentError("`height` and `width` are missing, and parts do not state a size; give both")
             sides: tuple[int, ...] = (stated, stated) if isinstance(stated, int) else tuple(stated)
-            height, width = (side * self.vae.downsample_factor for side in sides)
+            height, width = (side * self._vae.downsample_factor for side in sides)
         if height % 8 or width % 8:
             raise ArgumentError(f"`height` and `width` have to be divisible by 8 but are {height} and {width}")
         return height, width
@@ -184,9 +184,9 @@ class TextPipeline(LoraMethods, Pipeline):
 
     def _latent_diffusion(self, run: Run, heard: Listeners, remake: Remake = tokens_replaced) -> LatentDiffusion:
         """The networks of a run; what callbacks replace is condition_on_embeds to the UNet by `remake`."""
-        upcast = self.UPCAST and self.vae.config.force_upcast
-        unet = self.unet if heard.on_end is None else Redirected(self.unet, heard.replaced, remake)
-        return LatentDiffusion(unet, self.vae, run.precondition(), self._runtime, upcast)
+        upcast = self.UPCAST and self._vae.config.force_upcast
+        unet = self._unet if heard.on_end is None else Redirected(self._unet, heard.replaced, remake)
+        return LatentDiffusion(unet, self._vae, run.precondition(), self._runtime, upcast)
 
     def _run_task(self, run: Run, heard: Listeners, task: Callable[[ProgressCallback], Tensor]) -> Tensor:
         """Run a task with the progress bar and the callbacks; one that a callback stopped gives the latents so far."""

@@ -146,7 +146,7 @@ class XLPipeline(ImagePipeline):
                 "picture; leave it out, and mark the finished pictures if that is wanted"
             )
         super()._set_components(parts, kept)
-        if self.unet.config.time_id_channels is None:
+        if self._unet.config.time_id_channels is None:
             raise InputError("the UNet takes no sizes, expected one of SDXL with addition_embed_type 'text_time'")
 
     def register_to_config(self, **settings: Any) -> None:
@@ -215,9 +215,9 @@ class XLPipeline(ImagePipeline):
     def _encode_pair(self, texts: list[str], second: list[str], clip_skip: int | None) -> tuple[Tensor, Tensor]:
         """Features of texts for the first encoder and for the second; a single encoder reads the first ones."""
         found = [
-            (self.components[name.replace("text_encoder", "tokenizer")], self.components[name])
+            (self._native_or_none(name.replace("text_encoder", "tokenizer")), self._native(name))
             for name in ("text_encoder", "text_encoder_2")
-            if self.components[name] is not None
+            if getattr(self, name) is not None
         ]
         if not found or any(tokenizer is None for tokenizer, _ in found):
             raise ArgumentError(
@@ -250,12 +250,12 @@ class XLPipeline(ImagePipeline):
             others = (negative, negative_pooled, negative_row.expand(len(tokens), -1))
             seen = {name: torch.cat([other, own]) for (name, own), other in zip(seen.items(), others, strict=True)}
         return condition_on_tokens_and_sizes(
-            text_features(embeds), guidance, row, negative_row, self.unet.config.time_id_channels or 0
+            text_features(embeds), guidance, row, negative_row, self._unet.config.time_id_channels or 0
         ), seen
 
     def _replaced(self) -> Remake:
         """What callbacks replaced, told to the UNet."""
-        channels = self.unet.config.time_id_channels or 0
+        channels = self._unet.config.time_id_channels or 0
 
         def remake(replaced: Mapping[str, Any], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
             pooled, sizes = replaced.get("add_text_embeds"), replaced.get("add_time_ids")
@@ -267,7 +267,7 @@ class XLPipeline(ImagePipeline):
 
     def _check_vector_width(self, numbers: int, pooled: int) -> None:
         """Refuse sizes and scores that the UNet was not made for, with advice (diffusers' is the wrong way round)."""
-        config = self.unet.config
+        config = self._unet.config
         channels, expected = config.time_id_channels or 0, config.vector_channels or 0
         found = numbers * channels + pooled
         if found == expected:

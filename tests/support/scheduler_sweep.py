@@ -51,7 +51,7 @@ CHOICES: dict[str, list[Any]] = {
 CURVES = ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", None, None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A class, its settings, how many steps, and what each step is told besides."""
 
@@ -156,8 +156,11 @@ def compare(case: Case) -> tuple[str, float, str]:
     worst = distance(found, expected)
     if worst <= 1e-4:
         return "equal", worst, ""
-    if "noise_sampler_seed" in case.config:  # a Brownian tree knows the last digit of its levels
-        return "different", worst, ""
+    if (
+        "noise_sampler_seed" in case.config
+    ):  # a Brownian tree knows the last digit of its levels, 20,000 with cosine betas
+        same = worst <= 1e-3 and case.config.get("beta_schedule") == "squaredcos_cap_v2"
+        return ("rounded" if same else "different"), worst, ""
     exact = walk(diffusers, case, exact=True)
     precise, own = distance(found, exact), distance(expected, exact)
     same = precise <= 1e-4 or min(worst, precise) <= own

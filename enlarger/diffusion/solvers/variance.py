@@ -45,20 +45,26 @@ def ddpm_of(
         yield Step(x, denoised, lower)
 
 
-def posterior_deviation(kind: str, sigma: Tensor, lower: Tensor, predicted: Tensor | None = None) -> Tensor:
-    """How much noise a DDPM step adds to clean + sigma * noise, by the names of `variance_type`.
+def posterior_variance(kind: str, sigma: Tensor, lower: Tensor, predicted: Tensor | None = None) -> Tensor:
+    """The variance of the noise of a DDPM step at unit variance, by the names of `variance_type`.
 
     "fixed_large" is beta, the others but "learned" start from the variance of the posterior; `predicted` is what the
-    network says of it (Nichol and Dhariwal 2021, equation 15).
+    network says of it (Nichol and Dhariwal 2021, equation 15). Names that end in "log" give what diffusers gives.
     """
     product, before = 1 / (1 + sigma**2), 1 / (1 + lower**2)
     beta = 1 - product / before
     small = ((1 - before) / (1 - product) * beta).clamp(min=LEAST)
     if kind == "learned_range" and predicted is not None:
         share = (predicted + 1) / 2
-        variance = torch.exp(share * beta.log() + (1 - share) * small.log())
-    elif kind == "learned" and predicted is not None:
-        variance = predicted
-    else:
-        variance = {"fixed_large": beta, "fixed_large_log": beta.log()}.get(kind, small)
-    return variance.sqrt() * (1 + lower**2).sqrt()
+        return share * beta.log() + (1 - share) * small.log()
+    if kind == "learned" and predicted is not None:
+        return predicted
+    return {"fixed_large": beta, "fixed_large_log": beta.log(), "fixed_small_log": small.sqrt()}.get(kind, small)
+
+
+def posterior_deviation(kind: str, sigma: Tensor, lower: Tensor, predicted: Tensor | None = None) -> Tensor:
+    """How much noise a DDPM step adds to clean + sigma * noise, by the names of `variance_type`."""
+    variance = posterior_variance(kind, sigma, lower, predicted)
+    if kind == "learned_range":
+        return torch.exp(variance / 2) * (1 + lower**2).sqrt()
+    return (variance if kind == "fixed_small_log" else variance.sqrt()) * (1 + lower**2).sqrt()
