@@ -54,7 +54,7 @@ def convert(
 
 def _is_model(path: Path, allow_pickle: bool) -> bool:
     from enlarger.checkpoint.single_file.detect import detect
-    from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
+    from enlarger.checkpoint.tensors.open import open_checkpoint
     from enlarger.errors import CheckpointError
 
     tensors = open_checkpoint(path, allow_pickle=allow_pickle)
@@ -65,7 +65,7 @@ def _is_model(path: Path, allow_pickle: bool) -> bool:
 
 
 def _copy_weights(path: Path, target: Path, dtype: Format | None, allow_pickle: bool) -> None:
-    from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
+    from enlarger.checkpoint.tensors.open import open_checkpoint
     from enlarger.checkpoint.tensors.save_safetensors import save_safetensors
     from enlarger.runtime.runtime import DTYPES
 

@@ -43,7 +43,7 @@ def inspect(
 
 def _file(path: Path, allow_pickle: bool, verify: bool) -> dict[str, Any]:
     from enlarger.checkpoint.single_file.detect import detect
-    from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
+    from enlarger.checkpoint.tensors.open import open_checkpoint
 
     tensors = open_checkpoint(path, allow_pickle=allow_pickle)
     shapes = {name: tensors.shape(name) for name in tensors.keys()}
@@ -64,8 +64,8 @@ def _file(path: Path, allow_pickle: bool, verify: bool) -> dict[str, Any]:
 
 
 def _folder(path: Path, verify: bool) -> dict[str, Any]:
-    from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, MODEL_INDEX_NAME
-    from enlarger.checkpoint.tensors.safetensors_file import open_weights
+    from enlarger.checkpoint.components import COMPONENT_CLASSES, MODEL_INDEX_NAME
+    from enlarger.checkpoint.tensors.open import open_weights
     from enlarger.hub.cache import snapshot_variant
     from enlarger.strict_json import read_json
 

@@ -1,5 +1,6 @@
 """Callbacks of the pipelines, on top of the watchers of our tasks."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,7 @@ from torch import Tensor
 from enlarger.diffusers.arguments import ArgumentError, check_callback_steps
 from enlarger.diffusers.progress import ProgressBar
 from enlarger.diffusers.running import Run
-from enlarger.diffusion.sample import Step
-from enlarger.tasks.result import Progress, ProgressCallback
+from enlarger.diffusion.sample import OnStep, Step
 
 
 class Interrupted(Exception):
@@ -85,36 +85,31 @@ class CallbackRunner:
     heard: Listeners = Listeners()
     interrupted: Callable[[], bool] = lambda: False
 
-    def watch(self) -> ProgressCallback:
-        """The watcher of one run."""
-        run, count = self.run, len(self.run.timesteps)
+    def on_step(self) -> OnStep:
+        """What shows the callbacks each step of one run, and gives the latents that they want to go on from."""
+        run, count, indices = self.run, len(self.run.timesteps), itertools.count()
 
-        def see(progress: Progress) -> None:
-            if progress.step is None:
-                return
-            index = progress.done - 1
-            latents = self._show(progress.step, index)
+        def show(step: Step) -> Tensor:
+            index, timestep = (i := next(indices)), run.timesteps[i]
+            x, scale = step.x, run.scale(index + 1)
+            x = self._called(x, scale, lambda latents: self.heard.call(index, timestep, latents))
             if index == count - 1 or (index + 1 > run.warmup and (index + 1) % run.scheduler.order == 0):
                 self.bar.update()
-                if self.heard.older is not None and index % self.heard.every == 0:
-                    self.heard.older(index // run.scheduler.order, run.timesteps[index], latents)
-                    self._take(progress.step, latents, index)
+                older = self.heard.older
+                if older is not None and index % self.heard.every == 0:
+                    x = self._called(x, scale, lambda latents: older(index // run.scheduler.order, timestep, latents))
             if self.interrupted():
-                raise Interrupted(progress.step.x * run.scale(index + 1))
+                raise Interrupted(x * scale)
+            return x
 
-        return see
+        return show
 
-    def _show(self, step: Step, index: int) -> Tensor:
-        latents = (step.x * self.run.scale(index + 1)).to(self.dtype)
-        if self.heard.on_end is None:
-            return latents
-        after = self.heard.call(index, self.run.timesteps[index], latents.clone())
-        return latents if torch.equal(after, latents) else self._take(step, after, index)
-
-    def _take(self, step: Step, latents: Tensor, index: int) -> Tensor:
-        """Go on from these latents."""
-        if latents.shape != step.x.shape:
-            raise ArgumentError(f"the callback returned latents {tuple(latents.shape)}, expected {tuple(step.x.shape)}")
-        if not torch.equal((step.x * self.run.scale(index + 1)).to(self.dtype), latents):
-            step.x.copy_(latents.float() / self.run.scale(index + 1))
-        return latents
+    def _called(self, x: Tensor, scale: float, callback: Callable[[Tensor], Any]) -> Tensor:
+        """The latents after a callback, which may return others or change those it is given."""
+        before = (x * scale).to(self.dtype)
+        shown = before.clone()
+        after = callback(shown)
+        after = shown if after is None else after
+        if after.shape != x.shape:
+            raise ArgumentError(f"the callback returned latents {tuple(after.shape)}, expected {tuple(x.shape)}")
+        return x if torch.equal(after, before) else after.to(x) / scale

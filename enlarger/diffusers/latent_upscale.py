@@ -106,7 +106,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         )
         heard = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
         with self.progress_bar(total=run.steps) as bar:
-            made = task(job, CallbackRunner(run, self.dtype, bar, heard).watch())
+            made = task(job, CallbackRunner(run, self.dtype, bar, heard).on_step())
         images = self._postprocess(made, str(output_type))
         return make_output(images, return_dict, (images,))
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -47,7 +47,7 @@ def read_options(dtype: Any, options: Mapping[str, Any]) -> Loading:
         if name in SAID and value:
             log.warning("%s has no effect: nothing is downloaded, the folder is read as it is", name)
     by_name: dict[str, Any] = dict(dtype) if isinstance(dtype, Mapping) else {}  # pyright: ignore[reportUnknownArgumentType] - a user's
-    default: Any = by_name.pop("default", None) if by_name else dtype
+    default = by_name.pop("default", None) if by_name else cast("Any", dtype)
     found = {name: parse_dtype(one) for name, one in by_name.items()}
     return Loading(parse_dtype(default), found, _device(options.get("device_map")))
 

@@ -1,5 +1,6 @@
 """Parts of a pipeline as classes: views of our networks with diffusers' and transformers' methods."""
 
+import json
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -10,7 +11,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, read_network
+from enlarger.checkpoint.components import COMPONENT_CLASSES
+from enlarger.checkpoint.folder.load import read_network
 from enlarger.checkpoint.folder.save import write_network
 from enlarger.checkpoint.load_module import to_current_key
 from enlarger.diffusers.arguments import ArgumentError, MissingFile
@@ -123,10 +125,11 @@ class ModelView(nn.Module):
     def of_theirs(cls, module: Any) -> Self:
         """A module of diffusers or transformers: its config and its weights, read into our network once."""
         config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
-        stated = {name: value for name, value in config.items() if not name.startswith("_")}
+        plain: dict[str, Any] = json.loads(json.dumps(config, default=str))  # lists, as files have them
+        stated = {name: value for name, value in plain.items() if name != "_name_or_path"}
         part = COMPONENT_CLASSES[type(module).__name__]
         with torch.device("meta"):
-            network = part.create(part.read_config(stated))
+            network = part.create(part.read_config({k: v for k, v in stated.items() if not k.startswith("_")}))
         weights = {
             name: value for key, value in module.state_dict().items() if (name := to_current_key(key)) is not None
         }
@@ -182,7 +185,7 @@ class ModelView(nn.Module):
 
     def set_attn_processor(self, processor: Any) -> None:
         """Attention is torch's own; processors that compute the same are taken and change nothing."""
-        processors: list[Any] = list(processor.values()) if isinstance(processor, dict) else [processor]  # pyright: ignore[reportUnknownArgumentType] - anything
+        processors: list[Any] = [*processor.values()] if isinstance(processor, dict) else [processor]  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType, reportUnknownVariableType] - anything
         names = {type(one).__name__ for one in processors}
         if strange := {name for name in names if not name.startswith(("AttnProcessor", "XFormers", "Sliced", "Fused"))}:
             raise Unsupported(f"attention cannot be replaced by {', '.join(strange)}; subclass the network instead")

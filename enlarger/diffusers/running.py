@@ -4,7 +4,7 @@ Tasks see an ordinary course and solver; each call of the network is a step to t
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.estimates import flow_matching, outside_precondition, variance_preserving
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.precondition import Precondition
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, Steps
 from enlarger.diffusion.sampler import SigmaSchedule
 from enlarger.diffusion.schedule import NoiseSchedule, TimestepMap
 from enlarger.diffusion.stepper import Estimate
@@ -76,12 +76,12 @@ class Run:
         def drawn(like: Tensor) -> Tensor:
             return noise(like.to(dtype)).to(like)
 
-        def solve(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-            yield from self._solve(denoise, x, sigmas, drawn)
+        def solve(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
+            return self._solve(denoise, x, sigmas, drawn)
 
         return SamplingPlan(self.sigma_schedule(), solve, noise)
 
-    def _solve(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+    def _solve(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
         scheduler, outside = copy(self.scheduler), self.scheduler.outside
         scheduler.set_begin_index(self.begin)
         for i, timestep in enumerate(self.timesteps):
@@ -89,7 +89,7 @@ class Run:
             denoised = scheduler.bounds()(denoise(x, scheduler.called_at(timestep)))
             done = scheduler.advance(timestep, x, _always(denoised), noise, self.options)
             x = done.x * (outside(sigmas[i + 1]) / outside(done.sigma))  # the same latents, taken for the next call's
-            yield Step(x, done.denoised, sigmas[i + 1])
+            x = yield Step(x, done.denoised, sigmas[i + 1])
 
 
 def listed(scheduler: Any, asked: Listed, eta: float = 0.0) -> Run:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.diffusers.schedulers_walked import WalkedScheduler
 from enlarger.diffusers.schedulers_dpm import second_place_or_last
+from enlarger.diffusers.schedulers_walked import WalkedScheduler
 from enlarger.diffusers.scheduling import Defaults, Generators
 from enlarger.diffusion import precondition
 from enlarger.diffusion.listing import sigma_curve

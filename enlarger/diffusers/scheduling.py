@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from enlarger.checkpoint.components import SCHEDULER_CONFIG_NAME
 from enlarger.checkpoint.config.schedulers import sampler_from_config
-from enlarger.checkpoint.folder.load import SCHEDULER_CONFIG_NAME
 from enlarger.diffusers.arguments import ArgumentError, MissingFile
 from enlarger.diffusers.output import SchedulerOutput
 from enlarger.diffusers.scheduler_config import VERSION, SchedulerConfig, stated_in

@@ -80,5 +80,5 @@ class StableDiffusionPipeline(TextPipeline):
         calls = self._prompt_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
         job = TextToImageJob(condition_on_embeds(embeds, guidance), size, method, latents)
         networks = self._latent_diffusion(run, calls)
-        made = self._run_task(run, calls, lambda watch: text_to_image(networks, job, watch))
+        made = self._run_task(run, calls, lambda on_step: text_to_image(networks, job, on_step))
         return self._make_output(made, str(output_type), return_dict)

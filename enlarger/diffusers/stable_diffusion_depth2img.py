@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.folder.load import PipelineComponents
+from enlarger.checkpoint.components import PipelineComponents
 from enlarger.diffusers.arguments import (
     ArgumentError,
     Generators,
@@ -126,7 +126,7 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         networks = self._latent_diffusion(
             run, calls, channels_replaced(["depth_mask"], self._vae.config.latent_channels)
         )
-        made = self._run_task(run, calls, lambda watch: image_to_image(networks, job, watch))
+        made = self._run_task(run, calls, lambda on_step: image_to_image(networks, job, on_step))
         images = self._postprocess(made, str(output_type))
         return PipelineOutput(images) if return_dict else (images,)
 

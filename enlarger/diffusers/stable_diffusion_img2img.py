@@ -78,5 +78,5 @@ class StableDiffusionImg2ImgPipeline(ImagePipeline):
         calls = self._prompt_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
         job = ImageToImageJob(condition_on_embeds(embeds, guidance), pictures, method)
         networks = self._latent_diffusion(run, calls)
-        made = self._run_task(run, calls, lambda watch: image_to_image(networks, job, watch))
+        made = self._run_task(run, calls, lambda on_step: image_to_image(networks, job, on_step))
         return self._make_output(made, str(output_type), return_dict)

@@ -111,7 +111,7 @@ class StableDiffusionUpscalePipeline(TextPipeline):
         job = PixelUpscaleJob(condition_on_embeds(embeds, guidance), low, method, noise_level, schedule, latents)
         calls = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
         networks = self._latent_diffusion(run, calls)
-        made = self._run_task(run, calls, lambda watch: upscale_pixel_x4(networks, job, watch))
+        made = self._run_task(run, calls, lambda on_step: upscale_pixel_x4(networks, job, on_step))
         return self._make_output(made, str(output_type), return_dict)
 
     def _check_noise_level(self, level: int) -> None:

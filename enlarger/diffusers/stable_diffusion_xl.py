@@ -112,5 +112,5 @@ class StableDiffusionXLPipeline(XLPipeline):
         calls = listeners(self, callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
         job = TextToImageJob(told, size, run.method(noise_from_generator(generator, count), self.dtype), latents)
         networks = self._latent_diffusion(run, calls, self._replaced())
-        made = self._run_task(run, calls, lambda watch: text_to_image(networks, job, watch))
+        made = self._run_task(run, calls, lambda on_step: text_to_image(networks, job, on_step))
         return self._finish_output(made, str(output_type), return_dict)

@@ -105,7 +105,7 @@ class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
         noisy = latents is not None or denoising_start is not None
         start = _handoff_latents(networks, pictures, method, count) if noisy else pictures
         job = ImageToImageJob(told, start, method, noisy)
-        made = self._run_task(run, calls, lambda watch: image_to_image(networks, job, watch))
+        made = self._run_task(run, calls, lambda on_step: image_to_image(networks, job, on_step))
         return self._finish_output(made, str(output_type), return_dict)
 
     def _check_noisy_latents(self, latents: Tensor, count: int) -> Tensor:

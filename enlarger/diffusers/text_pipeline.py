@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.folder.load import PipelineComponents
+from enlarger.checkpoint.components import PipelineComponents
 from enlarger.diffusers.arguments import (
     ArgumentError,
     Prompt,
@@ -26,6 +26,7 @@ from enlarger.diffusers.pipeline import Pipeline
 from enlarger.diffusers.running import Run
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.sample import OnStep
 from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
@@ -33,7 +34,7 @@ from enlarger.nn.unet import UNet
 from enlarger.tasks.auxiliary.safety_checker import SafetyChecker, missing_checker_note
 from enlarger.tasks.conditioning import condition_on_tokens
 from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.result import GuidedText, ProgressCallback
+from enlarger.tasks.result import GuidedText
 from enlarger.tasks.sampling import GuidedConditioning
 from enlarger.text.encode import PromptEmbeds, encode_prompts
 from enlarger.text.tokenize import Tokenizer
@@ -145,7 +146,7 @@ class TextPipeline(LoraMethods, Pipeline):
     def _size_or_default(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width, the checkpoint's own if one is missing."""
         if not height or not width:
-            stated = self._configs.get("unet", {}).get("sample_size")
+            stated = sample_size(self.unet.config)
             if stated is None:
                 raise ArgumentError("`height` and `width` are missing, and parts do not state a size; give both")
             sides: tuple[int, ...] = (stated, stated) if isinstance(stated, int) else tuple(stated)
@@ -188,15 +189,23 @@ class TextPipeline(LoraMethods, Pipeline):
         unet = self._unet if heard.on_end is None else Redirected(self._unet, heard.replaced, remake)
         return LatentDiffusion(unet, self._vae, run.precondition(), self._runtime, upcast)
 
-    def _run_task(self, run: Run, heard: Listeners, task: Callable[[ProgressCallback], Tensor]) -> Tensor:
+    def _run_task(self, run: Run, heard: Listeners, task: Callable[[OnStep], Tensor]) -> Tensor:
         """Run a task with the progress bar and the callbacks; one that a callback stopped gives the latents so far."""
         self._interrupt = False
         self._num_timesteps = len(run.timesteps)
         with self.progress_bar(total=run.steps) as bar:
             try:
-                return task(CallbackRunner(run, self.dtype, bar, heard, lambda: self._interrupt).watch())
+                return task(CallbackRunner(run, self.dtype, bar, heard, lambda: self._interrupt).on_step())
             except Interrupted as stop:
                 return stop.latents
+
+
+def sample_size(config: Mapping[str, Any]) -> Any:
+    """The side of the latents that a checkpoint was trained on; repositories from before 0.9 understate it."""
+    stated, version = config.get("sample_size"), str(config.get("_diffusers_version", "1"))
+    numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
+    old = numbers < [0, 9]
+    return 64 if old and isinstance(stated, int) and stated < 64 else stated
 
 
 def condition_on_embeds(embeds: Embeds, guidance: Guidance) -> GuidedConditioning:

@@ -1,12 +1,12 @@
 """A solver driven from outside, one call of the network at a time, as the loops of diffusers drive a scheduler."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Solver, Step
+from enlarger.diffusion.sample import Solver, Step, Steps
 
 Estimate = Callable[[Tensor, Tensor], Tensor]  # the denoised estimate, from latents and noise level
 REPLAYED = 16  # calls that are remembered; more lie within no step
@@ -43,7 +43,7 @@ class Stepper:
         self._solver, self._sigmas, self._by_slope = solver, sigmas, by_slope
         self._calls: list[tuple[Tensor, Tensor]] = []  # latents and estimates, oldest first
         self._draws: list[Tensor] = []
-        self._running: Iterator[Step] | None = None
+        self._running: Steps | None = None
         self._step: Step | None = None
         self._at = self._drawn = 0  # calls answered and draws given to the generator that runs
         self._asked: tuple[Tensor, Estimate] | None = None
@@ -55,7 +55,7 @@ class Stepper:
         self._asked, self._noise = (x, estimate), noise
         if self._running is None:
             start = self._calls[0][0] if self._calls else x
-            self._running = self._solver(self._denoise, start.clone(), self._sigmas, self._draw)
+            self._running = self._solver(self._denoise, start, self._sigmas, self._draw)
             self._at = self._drawn = 0
             self._step = None
         try:
@@ -68,11 +68,9 @@ class Stepper:
             self._running = None
             return Advance(stop.x, self._calls[-1][1], stop.sigma, True)
 
-    def _resume(self, running: Iterator[Step], x: Tensor) -> Step:
+    def _resume(self, running: Steps, x: Tensor) -> Step:
         """The next step, from the latents `x`, which may not be those that the last one yielded."""
-        if self._step is not None and x is not self._step.x:
-            self._step.x.copy_(x)
-        self._step = next(running)
+        self._step = next(running) if self._step is None else running.send(x)
         return self._step
 
     def _denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -85,7 +83,7 @@ class Stepper:
             if not first and self._by_slope:
                 denoised = denoised + (x - given)
             if self._at < REPLAYED:
-                self._calls.append((given.clone(), denoised))
+                self._calls.append((given, denoised))
             self._at += 1
             return denoised
         self._at += 1

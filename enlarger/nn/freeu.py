@@ -40,7 +40,7 @@ def scale_low_frequencies(x: Tensor, scale: float) -> Tensor:
     factors = torch.ones(x.shape[-2:], device=x.device)
     factors[row - 1 : row + 1, column - 1 : column + 1] = scale
     filtered: Tensor = torch.fft.ifftn(torch.fft.ifftshift(spectrum * factors, dim=(-2, -1)), dim=(-2, -1))  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - torch.fft has no types
-    return filtered.real.to(x.dtype)
+    return filtered.real.to(x.dtype)  # pyright: ignore[reportUnknownVariableType] - as above
 
 
 def enable(network: nn.Module, freeu: FreeU) -> None:

@@ -55,14 +55,16 @@ def _conditioning_with_sizes(text: PromptEmbeds, time_ids: Tensor, channels: int
 
 def vector_of(pooled: Tensor, time_ids: Tensor, channels: int) -> Tensor:
     """SDXL's vector: pooled features (B, D), then a sinusoid of `channels` per number (B, n)."""
-    return torch.cat([pooled, sinusoid(time_ids.flatten(), channels).reshape(len(time_ids), -1).to(pooled)], 1)
+    return torch.cat(
+        [pooled, sinusoidal_embedding(time_ids.flatten(), channels).reshape(len(time_ids), -1).to(pooled)], 1
+    )
 
 
 def replace_in_vector(vector: Tensor, channels: int, pooled: Tensor | None, time_ids: Tensor | None) -> Tensor:
     """SDXL's vector with other pooled features (B, D) or other numbers (B, n) in it, each of `channels`."""
     width = None if pooled is None else pooled.shape[1]
     if time_ids is not None:
-        numbers = sinusoid(time_ids.flatten(), channels).reshape(len(time_ids), -1).to(vector)
+        numbers = sinusoidal_embedding(time_ids.flatten(), channels).reshape(len(time_ids), -1).to(vector)
         width = vector.shape[1] - numbers.shape[1]
     else:
         numbers = vector[:, width:]

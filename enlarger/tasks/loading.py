@@ -13,7 +13,8 @@ from enlarger.checkpoint.adapters.textual_inversion import (
     add_textual_inversion,
     read_textual_inversion,
 )
-from enlarger.checkpoint.folder.load import PipelineComponents, read_folder
+from enlarger.checkpoint.components import PipelineComponents
+from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.single_file.component_override import ComponentSource
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.errors import InputError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from enlarger.checkpoint.folder.load import PipelineComponents
+from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.folder.save import save_folder
 from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Predictor, PredictorConfig
 from enlarger.nn.compact_unet import CompactUNet, CompactUNetConfig

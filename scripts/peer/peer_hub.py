@@ -22,7 +22,12 @@ def tokenizer_folder(root, size=1000, pad="<|endoftext|>"):
     merges = merges[: size - 512 - 2]
     letters = list(vocabulary)[:512]
     tokens = [*letters, *("".join(m.split()) for m in merges), "<|startoftext|>", "<|endoftext|>"]
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": pad}
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": pad,
+    }
     (root / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False))
     (root / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     (root / "special_tokens_map.json").write_text(json.dumps(special))
@@ -52,8 +57,16 @@ def _text(hidden=32, projection=None, act="quick_gelu"):
 
     torch.manual_seed(5)
     config = CLIPTextConfig(
-        bos_token_id=0, eos_token_id=2, hidden_size=hidden, intermediate_size=37, num_attention_heads=4,
-        num_hidden_layers=3, pad_token_id=1, vocab_size=1000, hidden_act=act, projection_dim=projection or hidden,
+        bos_token_id=0,
+        eos_token_id=2,
+        hidden_size=hidden,
+        intermediate_size=37,
+        num_attention_heads=4,
+        num_hidden_layers=3,
+        pad_token_id=1,
+        vocab_size=1000,
+        hidden_act=act,
+        projection_dim=projection or hidden,
     )
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
@@ -64,8 +77,11 @@ def _vae():
 
     torch.manual_seed(6)
     return AutoencoderKL(
-        block_out_channels=[32, 64], down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
-        latent_channels=4, sample_size=64,
+        block_out_channels=[32, 64],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=4,
+        sample_size=64,
     ).eval()
 
 
@@ -75,8 +91,12 @@ def _unet(cross=32, **more):
 
     torch.manual_seed(7)
     return UNet2DConditionModel(
-        block_out_channels=(32, 64), layers_per_block=2, sample_size=32, **{"in_channels": 4, "out_channels": 4, **more},
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64),
+        layers_per_block=2,
+        sample_size=32,
+        **{"in_channels": 4, "out_channels": 4, **more},
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=cross,
     ).eval()
 
@@ -89,8 +109,14 @@ def _sd(root, checker=True):
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
     )
     real["StableDiffusionPipeline"](
-        vae=_vae(), text_encoder=_text(), tokenizer=_tokenizer(), unet=_unet(), scheduler=scheduler, safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
+        vae=_vae(),
+        text_encoder=_text(),
+        tokenizer=_tokenizer(),
+        unet=_unet(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     ).save_pretrained(root)
 
 
@@ -100,8 +126,13 @@ def _xl(root, kind="StableDiffusionXLPipeline", refiner=False, channels=4):
     real = REAL
     size = 5 if refiner else 6
     unet = _unet(
-        32 if refiner else 64, attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
-        addition_time_embed_dim=8, transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=size * 8 + 32,
+        32 if refiner else 64,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 2),
+        projection_class_embeddings_input_dim=size * 8 + 32,
         in_channels=channels,
     )
     scheduler = diffusers.EulerDiscreteScheduler(
@@ -109,9 +140,15 @@ def _xl(root, kind="StableDiffusionXLPipeline", refiner=False, channels=4):
     )
     more = {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False} if refiner else {}
     real[kind](
-        vae=_vae(), text_encoder=None if refiner else _text(), tokenizer=None if refiner else _tokenizer(),
-        text_encoder_2=_text(projection=32, act="gelu"), tokenizer_2=_tokenizer(), unet=unet, scheduler=scheduler,
-        add_watermarker=False, **more,
+        vae=_vae(),
+        text_encoder=None if refiner else _text(),
+        tokenizer=None if refiner else _tokenizer(),
+        text_encoder_2=_text(projection=32, act="gelu"),
+        tokenizer_2=_tokenizer(),
+        unet=unet,
+        scheduler=scheduler,
+        add_watermarker=False,
+        **more,
     ).save_pretrained(root)
 
 
@@ -169,7 +206,12 @@ def install(real):
     import transformers
 
     REAL.update(real)
-    for cls in (transformers.CLIPTokenizer, transformers.DPTImageProcessor, transformers.CLIPTextModel, real["DiffusionPipeline"]):
+    for cls in (
+        transformers.CLIPTokenizer,
+        transformers.DPTImageProcessor,
+        transformers.CLIPTextModel,
+        real["DiffusionPipeline"],
+    ):
         _redirect(cls)
     for name in ("AutoPipelineForText2Image", "AutoPipelineForImage2Image", "AutoPipelineForInpainting"):
         _redirect(real[name])

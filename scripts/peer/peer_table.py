@@ -16,7 +16,10 @@ FILES = [
         f"tests/pipelines/stable_diffusion_2/test_stable_diffusion{kind}.py"
         for kind in ("", "_depth", "_inpaint", "_latent_upscale", "_upscale", "_v_pred")
     ),
-    *(f"tests/pipelines/stable_diffusion_xl/test_stable_diffusion_xl{kind}.py" for kind in ("", "_img2img", "_inpaint")),
+    *(
+        f"tests/pipelines/stable_diffusion_xl/test_stable_diffusion_xl{kind}.py"
+        for kind in ("", "_img2img", "_inpaint")
+    ),
     "tests/pipelines/test_pipelines_auto.py",
     *(f"tests/schedulers/test_scheduler_{kind}.py" for kind in SCHEDULERS),
 ]

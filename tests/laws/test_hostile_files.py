@@ -18,10 +18,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from enlarger.checkpoint.components import COMPONENT_CLASSES
 from enlarger.checkpoint.config.schedulers import sampler_from_config
-from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, read_folder
+from enlarger.checkpoint.folder.load import read_folder
+from enlarger.checkpoint.tensors import open as weights_opening
 from enlarger.checkpoint.tensors import pickle_guard, safetensors_file
-from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
+from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.errors import CheckpointError, EnlargerError
 from enlarger.strict_json import read_json
 from tests.support import hostile
@@ -231,8 +233,8 @@ def test_the_same_files_without_a_hostile_program_are_read(tmp_path: Path) -> No
 def test_pickles_are_not_read_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.ckpt"
     path.write_bytes(hostile.zipped(hostile.benign()))
-    for reader in ("open_pickle", "_read_header"):
-        monkeypatch.setattr(safetensors_file, reader, lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(weights_opening, "open_pickle", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(safetensors_file, "_read_header", lambda *_: pytest.fail("opened"))
     with pytest.raises(CheckpointError, match="not opened, since it is a pickle"):
         open_checkpoint(path)
 

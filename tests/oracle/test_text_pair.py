@@ -9,8 +9,7 @@ from torch import Tensor
 
 from enlarger.checkpoint.adapters.textual_inversion import add_textual_inversion, read_textual_inversion
 from enlarger.nn.clip_text import ClipText, ClipTextConfig
-from enlarger.text.encode import PromptEmbeds, encode_prompts
-from enlarger.text.encode_xl import encode_prompts_xl
+from enlarger.text.encode import PromptEmbeds, encode_prompts, encode_prompts_xl
 from enlarger.text.tokenize import Tokenizer
 from tests.support.clip_files import tokenizer_folder
 from tests.support.close import assert_close
@@ -117,7 +116,7 @@ def test_the_second_tokenizer_pads_with_an_exclamation_mark(tokenizers: Any, the
     for ours, other in zip(tokenizers, (theirs.tokenizer, theirs.tokenizer_2), strict=True):
         ids = other(PROMPT, padding="max_length", max_length=77, return_tensors="pt").input_ids
         assert ours(PROMPT).ids.equal(ids)
-    assert [tokenizer.pad for tokenizer in tokenizers] == [49407, 0]
+    assert [tokenizer.pad_token_id for tokenizer in tokenizers] == [49407, 0]
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.config.bundled_configs import clip_tokenizer, family_configs
 from enlarger.checkpoint.config.network_configs import (
     autoencoder_config,
     clip_projection_config,
     clip_text_config,
 )
-from enlarger.checkpoint.folder.load import PipelineComponents
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.nn.clip_text import ClipText, ClipTextConfig
 from enlarger.nn.k_unet import KStage, KUNet, KUNetConfig
@@ -118,7 +118,7 @@ class InMemory:
     def __init__(self, tensors: Mapping[str, Any], path: Path = Path("memory")) -> None:
         self.tensors, self.path, self.reads = tensors, path, []
 
-    def names(self) -> tuple[str, ...]:
+    def keys(self) -> tuple[str, ...]:
         return tuple(self.tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -128,7 +128,7 @@ class InMemory:
     def dtype(self, name: str) -> torch.dtype:
         return self.tensors[name].dtype
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         self.reads.append(name)
         found = self.tensors[name]
         return found.to(dtype, copy=True) if dtype and found.is_floating_point() else found.clone()

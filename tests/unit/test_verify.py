@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from enlarger.checkpoint.tensors import safetensors_file
 from enlarger.checkpoint.tensors.finite_check import check_finite, find_first_non_finite, find_non_finite
-from enlarger.checkpoint.tensors.safetensors_file import DTYPES, SafetensorsCheckpoint, open_checkpoint
+from enlarger.checkpoint.tensors.open import open_checkpoint
+from enlarger.checkpoint.tensors.safetensors_file import DTYPES, SafetensorsCheckpoint
 from enlarger.errors import CheckpointError
 
 FLOATS = [dtype for dtype in DTYPES.values() if dtype.is_floating_point]
@@ -76,7 +77,7 @@ def test_other_holders_of_tensors_are_read_whole(tmp_path: Path) -> None:
         def __init__(self, weights: SafetensorsCheckpoint) -> None:
             self.weights, self.path = weights, weights.path
 
-        def names(self) -> tuple[str, ...]:
+        def keys(self) -> tuple[str, ...]:
             return ("ours",)
 
         def shape(self, name: str) -> tuple[int, ...]:
@@ -85,7 +86,7 @@ def test_other_holders_of_tensors_are_read_whole(tmp_path: Path) -> None:
         def dtype(self, name: str) -> torch.dtype:
             return self.weights.dtype("a")
 
-        def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
             return self.weights.get_tensor("a", dtype)
 
     assert find_non_finite(Renamed(open_checkpoint(tmp_path / "a.safetensors"))) == ("ours",)

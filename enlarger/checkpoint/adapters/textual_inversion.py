@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from enlarger.errors import CheckpointError, InputError
+from enlarger.errors import CheckpointError, InputError, list_names
 from enlarger.nn.clip_text import ClipText, Embeddings
 from enlarger.text.tokenize import Tokenizer
 
@@ -139,9 +139,9 @@ def _parse_layout(data: Mapping[str, Any], token: str | None, label: str) -> tup
         return next((key, {"": value}) for key, value in tensors.items())
     if not tensors:
         raise CheckpointError(f"{label}: no vectors found; expected {{token: tensor}}, emb_params or string_to_param.")
-    names = ", ".join(list(tensors)[:10])
     raise CheckpointError(
-        f"{label}: {len(tensors)} tensors ({names}), expected the vectors of one token; pick one with token=."
+        f"{label}: {len(tensors)} tensors ({list_names(list(tensors))}), expected the vectors of one token; "
+        "pick one with token=."
     )
 
 

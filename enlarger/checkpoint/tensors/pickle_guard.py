@@ -18,14 +18,13 @@ from torch import Tensor
 
 from enlarger.checkpoint.tensors.pickle_opcodes import LIGHTNING_CALLBACK, NUMPY_SCALARS, check_opcodes
 from enlarger.checkpoint.tensors.pickle_zip import STORAGE_PREFIX, PickleRejected, read_record, read_records
-from enlarger.errors import CheckpointError, Unsupported
+from enlarger.errors import CheckpointError, Unsupported, list_names
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 MIN_SAFE_TORCH = (2, 10)  # the first torch whose weights_only has no known way out (CVE-2025-32434, CVE-2026-24747)
 MAX_PROGRAM_BYTES = 8 << 20  # bytes; that of a whole training checkpoint has one or two million
 MAX_DEPTH = 8  # dictionaries inside each other
 BLOCK_ELEMENTS = 1 << 18  # elements looked at together
-MAX_LISTED = 10  # names that a note lists
 STATE_DICT_KEY = "state_dict"  # the container whose name is no part of the weights' names
 ALLOW_PICKLE_HINT = (
     "Where you trust its origin, pass allow_pickle=True (--allow-pickle on the command line): it is then read through "
@@ -187,6 +186,5 @@ def _flatten(root: Mapping[Any, Any]) -> tuple[dict[str, Tensor], tuple[str, ...
 
 
 def _dropped_note(dropped: Sequence[str]) -> str:
-    names_text = ", ".join(name[:80] if name.isprintable() else ascii(name[:80]) for name in dropped[:MAX_LISTED])
-    more = f" and {len(dropped) - MAX_LISTED} more" if len(dropped) > MAX_LISTED else ""
-    return f"left out {len(dropped)} entries that are no named tensors: {names_text}{more}"
+    printable = [name[:80] if name.isprintable() else ascii(name[:80]) for name in dropped]
+    return f"left out {len(dropped)} entries that are no named tensors: {list_names(printable)}"

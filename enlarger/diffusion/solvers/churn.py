@@ -1,7 +1,6 @@
 """Euler's method with noise added before each step (Karras et al. 2022, algorithm 2)."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, Steps
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Churn:
 
 def euler_churned(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, churn: Churn = Churn()
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Noise up to a higher level, then Euler's step from there."""
     for sigma, lower in pairwise(sigmas):
         share = churn.share(float(sigma))
@@ -37,4 +36,4 @@ def euler_churned(
             x = x + noise(x) * churn.scale * (higher**2 - sigma**2).sqrt()
         denoised = denoise(x, higher)
         x = x + (x - denoised) / higher * (lower - higher)
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)

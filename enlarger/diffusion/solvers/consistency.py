@@ -1,20 +1,20 @@
 """Solvers of distilled networks, which jump to the denoised latents and take new noise."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor
 
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, Steps
 
 Boundary = tuple[float, float]  # weights of the noisy latents at unit variance and of the estimate
 
 
 def lcm(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, boundary: Sequence[Boundary] | None = None
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Latent consistency sampling (Luo et al. 2023, algorithm 3; Song et al. 2023, algorithm 1).
 
     `boundary` mixes the noisy latents into each estimate, so that it is exact at the lowest time.
@@ -23,12 +23,12 @@ def lcm(
     for (skip, out), (sigma, lower) in zip(mixed, pairwise(sigmas), strict=True):
         denoised = out * denoise(x, sigma) + skip * x / (sigma**2 + 1).sqrt()
         x = denoised + lower * noise(x) if lower > 0 else denoised
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def tcd(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, below: Sequence[Tensor] | None = None
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Trajectory consistency sampling (Zheng et al. 2024, algorithm 4): to a level `below` the next, then noise up.
 
     Without `below` no noise is added, nor where it is no lower than the next level.
@@ -38,7 +38,7 @@ def tcd(
         x = denoised + (x - denoised) / sigma * down
         if down < lower:
             x = x + noise(x) * (lower**2 - down**2).sqrt()
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def consistency_boundary(time: float, scaling: float = 10.0, deviation: float = 0.5) -> Boundary:

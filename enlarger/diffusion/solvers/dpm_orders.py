@@ -5,7 +5,7 @@ Both integrate an estimate exactly over log(sigma), by the polynomial through th
 polynomial over log(rho) is the same). diffusers' classes lower the order near the end of a run by rules of their own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, Steps
 
 Known = Sequence[tuple[Tensor, Tensor]]  # levels and estimates; the first is where the latents are
 
@@ -85,7 +85,7 @@ class Integration:
 def dpm_multistep(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, orders: Sequence[int],
     integration: Integration = Integration(),
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Each step by the estimates of the last ones, as many as its order (1 to 3) says and as there are."""
     past: list[tuple[Tensor, Tensor]] = []  # newest first
     for order, (sigma, lower) in zip(orders, pairwise(sigmas), strict=True):
@@ -94,13 +94,13 @@ def dpm_multistep(
         x = integration(x, past[:order], lower)
         if integration.eta and lower > 0:
             x = x + noise(x) * integration.fresh(sigma, lower)
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def dpm_singlestep(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, orders: Sequence[int],
     integration: Integration = Integration(quadratic=1.0),
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Groups of steps, each carried from the group's start; an order of 1 starts a group.
 
     A third-order step without `heun` leaves out the estimate in the middle.
@@ -117,10 +117,10 @@ def dpm_singlestep(
             x = third(start, past if integration.heun else past[::2], lower)
         if integration.eta and lower > 0:
             x = x + noise(x) * integration.fresh(past[0][0], lower)
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
-def deis(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, orders: Sequence[int]) -> Iterator[Step]:
+def deis(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, orders: Sequence[int]) -> Steps:
     """DEIS (Zhang and Chen 2023): the polynomial of the noise estimates over log(sigma), integrated exactly."""
     return dpm_multistep(denoise, x, sigmas, noise, orders, Integration(of_noise=True, heun=True, quadratic=1.0))
 

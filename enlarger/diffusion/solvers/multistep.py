@@ -1,6 +1,6 @@
 """Solvers that mix the slopes of the last steps."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, Steps
 from enlarger.diffusion.solvers.levels import log_midpoint
 
 Midpoint = Callable[[Tensor, Tensor], Tensor]  # of two levels, the one between them
 
 
-def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
     """Liu et al. 2022 without the Runge-Kutta start: Adams-Bashforth slopes, the first step corrected once."""
     slopes: list[Tensor] = []
     for sigma, lower in pairwise(sigmas):
@@ -25,12 +25,12 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[
             guess = x + slope * (lower - sigma)
             slope = (slope + (guess - denoise(guess, lower)) / lower) / 2
         x = x + slope * (lower - sigma)
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def pndm(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, midpoint: Midpoint = log_midpoint
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Liu et al. 2022, algorithm 2: three Runge-Kutta steps of four calls each, then Adams-Bashforth slopes.
 
     `middle` says which level lies halfway; the paper's is halfway in training time (`NoiseSchedule.middle`).
@@ -44,12 +44,12 @@ def pndm(
         else:
             slope = adams_bashforth(slopes)
         x = x + slope * (lower - sigma)
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def lms(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 4, before: Sequence[float] = ()
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Adams-Bashforth over uneven levels: the polynomial through up to four slopes, integrated (Katherine Crowson).
 
     `before` are levels above the first, newest first, that the polynomial counts though no slopes are known there, as
@@ -65,7 +65,7 @@ def lms(
             _lagrange_integrals(past_sigmas, float(sigma), float(lower)), slopes, strict=False
         ):
             x = x + coefficient * slope
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def _runge_kutta(denoise: Denoise, x: Tensor, slope: Tensor, sigma: Tensor, midpoint: Tensor, lower: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Where the entries are unevenly spaced, or a run starts inside the list, a step d
 one reached: the latents, at unit variance, are then taken for those of another level.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, Steps
 from enlarger.diffusion.solvers.multistep import adams_bashforth
 
 
@@ -28,7 +28,7 @@ class Span:
 def pndm_by_calls(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, spans: Sequence[Span], runge_kutta: int = 0,
     of_velocity: bool = False,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Liu et al. 2022: `runge_kutta` calls, four for each step, then Adams-Bashforth; without them the first step of the
     latter is corrected once. `of_velocity` mixes velocities in place of noise estimates. Each call is yielded."""
     outputs: list[Tensor] = []  # newest first
@@ -47,7 +47,7 @@ def pndm_by_calls(
             output = (output + outputs[0]) / 2 if corrects else adams_bashforth(outputs)
         begin = base * ((span.start**2 + 1) / (level**2 + 1)).sqrt()
         x = begin + _slope(begin, output, span.start, of_velocity) * (span.lower - span.start)
-        yield Step(x, denoised, span.lower)
+        x = yield Step(x, denoised, span.lower)
 
 
 def _runge_kutta(total: Tensor, output: Tensor, place: int) -> tuple[Tensor, Tensor]:

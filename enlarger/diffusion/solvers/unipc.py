@@ -1,6 +1,6 @@
 """UniPC: a predictor of the clean estimate's integral, corrected once the next estimate is known (Zhao et al. 2023)."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from itertools import pairwise
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, Steps
 
 History = Sequence[tuple[Tensor, Tensor]]  # levels and estimates, newest first
 
@@ -23,7 +23,7 @@ def unipc(
     lower_order_final_sigma: float = 0.0,
     of_noise: bool = False,
     uncorrected: Container[int] = (),
-) -> Iterator[Step]:
+) -> Steps:
     """UniPC of order 1 to 3 with B(h) = exp(h) - 1 (`bh1`: B(h) = h), Zhao et al. 2023, algorithms 5 to 8.
 
     Each estimate also corrects the step that led to it, without a call of its own, but for steps `uncorrected` (counted
@@ -43,7 +43,7 @@ def unipc(
         used_order = min(len(history), count - i) if sigmas[-1] <= lower_order_final_sigma else len(history)
         x_prev = x
         x = _unipc_update(x_prev, history[:used_order], lower, bh1, of_noise)
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def _unipc_update(

@@ -1,6 +1,6 @@
 """DDIM and DDPM with all that their code leaves open: clipped estimates, and how much noise a step adds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, Steps
 
 Clip = Callable[[Tensor], Tensor]
 LEAST = 1e-20  # of a variance
@@ -17,7 +17,7 @@ LEAST = 1e-20  # of a variance
 def ddim_clipped(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 0.0, clip: Clip | None = None,
     consistent: bool = False,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Song et al. 2021, equation 12, whose denoised estimate is clipped; the noise estimate stays that of the network,
     unless it shall be `consistent` with the clipped one. Levels may be very high: nothing is subtracted there."""
     for sigma, lower in pairwise(sigmas):
@@ -30,19 +30,19 @@ def ddim_clipped(
         x = denoised + (lower**2 - up**2).sqrt() * slope
         if eta > 0:
             x = x + noise(x) * up
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def ddpm_of(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, deviation: Callable[[Tensor, Tensor], Tensor | None]
-) -> Iterator[Step]:
+) -> Steps:
     """Ho et al. 2020, equations 6 and 7: the mean of the posterior, and noise of a `deviation`, where it is not None."""
     for sigma, lower in pairwise(sigmas):
         denoised = denoise(x, sigma)
         x = denoised + (lower / sigma) ** 2 * (x - denoised)
         added = deviation(sigma, lower)
         x = x if added is None else x + noise(x) * added
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def posterior_variance(kind: str, sigma: Tensor, lower: Tensor, predicted: Tensor | None = None) -> Tensor:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, CONFIG_NAME, MODEL_INDEX_NAME
+from enlarger.checkpoint.components import COMPONENT_CLASSES, CONFIG_NAME, MODEL_INDEX_NAME
 from enlarger.checkpoint.single_file.detect import detect
+from enlarger.checkpoint.tensors.open import open_checkpoint, open_weights
 from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
-from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint, open_checkpoint, open_weights
+from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
 from enlarger.errors import CheckpointError, EnlargerError, InputError, Unsupported
 from enlarger.hub.cache import resolve, snapshot_variant
 from enlarger.runtime.runtime import resolve_dtype
