@@ -24,7 +24,8 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Listeners:
-    """Who is called in a run: `on_end` after every call of the network, `older` after steps whose number `every` divides.
+    """Who is called in a run: `on_end` after every call of the network, `older` after steps
+    whose number `every` divides.
 
     `tensors` are what `on_end` may see and replace beside the latents, by name; `names` are those it wants. What it
     replaces is in `replaced`.

@@ -52,7 +52,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         "unet": KUNet,
         "scheduler": Scheduler,
     }
-    unet: KUNet
+    unet: Any
 
     def __init__(
         self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: KUNet, scheduler: Scheduler
@@ -99,7 +99,8 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         )  # fmt: skip
         guidance = Guidance(guidance_scale if guided else 1.0)
         job = LatentUpscaleJob(
-            low, text_features(embeds), method.sigma_schedule, method.solver, method.noise, guidance, initial_noise=latents
+            low, text_features(embeds), method.sigma_schedule, method.solver, method.noise, guidance,
+            initial_noise=latents,
         )  # fmt: skip
         task = LatentUpscaler(
             self._tokenizer, self._text_encoder, self._unet, self._vae, Sampler(X2_SCHEDULE), self._runtime

@@ -292,7 +292,7 @@ class LoraMethods:
                 setattr(self, name, part)
                 if name not in extended and state.configs[name] is not None:
                     self._configs[name] = state.configs[name]
-        self._adapters = replace(state, shown=parts) if state.loras or state.inversions else Adapters()
+        self._adapters = replace(state, applied=parts) if state.loras or state.inversions else Adapters()
 
     def _select_encoder(self, tokenizer: Any, text_encoder: Any) -> str | None:
         """The name of the text encoder that was given, with its tokenizer, as an argument."""

@@ -30,8 +30,10 @@ from enlarger.tasks.conditioning import vector_of
 
 log = logging.getLogger(__name__)
 STATED, TYPE = "_stated_config", "_native_type"  # kept in the state that a view shares
-LOADING = ("cache_dir", "token", "force_download", "local_files_only", "low_cpu_mem_usage", "use_safetensors", "revision",
-           "proxies", "device_map", "max_memory", "offload_folder")  # fmt: skip
+LOADING = (
+    "cache_dir", "token", "force_download", "local_files_only", "low_cpu_mem_usage", "use_safetensors", "revision",
+    "proxies", "device_map", "max_memory", "offload_folder",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +198,7 @@ class ModelView(nn.Module):
     @property
     def attn_processors(self) -> dict[str, Any]:
         """The attention layers by name."""
-        layers: list[tuple[str, nn.Module]] = list(self.named_modules())
+        layers: list[tuple[str, nn.Module]] = list(self.named_modules())  # pyright: ignore[reportUnknownArgumentType] - torch
         return {f"{name}.processor": part for name, part in layers if hasattr(part, "to_q")}
 
     def fuse_qkv_projections(self) -> None:
@@ -214,7 +216,7 @@ class UNet2DConditionModel(ModelView):
     CLASS_NAME: ClassVar[str] = "UNet2DConditionModel"
     NATIVE: ClassVar[tuple[type[nn.Module], ...]] = (UNet, KUNet)
 
-    def forward(  # noqa: PLR0913 - as in diffusers
+    def forward(
         self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor | None = None,
         class_labels: Tensor | None = None, timestep_cond: Tensor | None = None, attention_mask: Any = None,
         cross_attention_kwargs: Mapping[str, Any] | None = None, added_cond_kwargs: Mapping[str, Tensor] | None = None,

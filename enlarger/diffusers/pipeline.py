@@ -22,6 +22,7 @@ from enlarger.checkpoint.folder.save import save_folder
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.diffusers import image_processor
 from enlarger.diffusers.arguments import ArgumentError, MissingFile
+from enlarger.diffusers.components import Compiled, as_component, native_of, parse_shard_size, wrong_component
 from enlarger.diffusers.loading import Loading, read_options
 from enlarger.diffusers.memory import MemoryMethods
 from enlarger.diffusers.models import model_view
@@ -29,7 +30,6 @@ from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.progress import ProgressBar, ProgressBarConfig, progress_bar_config
 from enlarger.diffusers.scheduler_config import SchedulerConfig
 from enlarger.diffusers.schedulers import Scheduler, scheduler_from_config
-from enlarger.diffusers.tokenizer import CLIPTokenizer
 from enlarger.errors import CheckpointError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
@@ -93,7 +93,7 @@ class DiffusionPipeline(MemoryMethods):
 
     @property
     def num_timesteps(self) -> int:
-        """How many calls of the network the last run made, or is making."""
+        """Calls of the network in the last run."""
         return self._num_timesteps
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -102,7 +102,7 @@ class DiffusionPipeline(MemoryMethods):
         value = value if kind is None else as_component(name, value)
         plain = getattr(value, "_orig_mod", value)  # what torch.compile wrapped
         if kind is not None and value is not None and not isinstance(getattr(plain, "native", plain), kind):
-            raise ArgumentError(_wrong_component(name, value, kind))
+            raise ArgumentError(wrong_component(name, value, kind))
         if name in self.COMPONENT_TYPES and plain is not getattr(self, name, None):
             self._configs.pop(name, None)
         object.__setattr__(self, name, value)
@@ -188,8 +188,8 @@ class DiffusionPipeline(MemoryMethods):
             raise MissingFile(f"{path}: no such file, and nothing is downloaded here; give a local file")
         bundle = read_single_file(
             path, dtype=torch.float32 if asked is None else loading.dtype, prediction=prediction_type,
-            config=config, allow_pickle=allow_pickle, vae=_native_of(given.get("vae")),
-            text_encoder=_native_of(given.get("text_encoder")),
+            config=config, allow_pickle=allow_pickle, vae=native_of(given.get("vae")),
+            text_encoder=native_of(given.get("text_encoder")),
         )  # fmt: skip
         made = {name: part for name, part in bundle.components.items() if name in cls.COMPONENT_TYPES}
         lacking = [
@@ -272,7 +272,7 @@ class DiffusionPipeline(MemoryMethods):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as place:
             made = Path(place) / "model"
-            save_folder(bundle, made, max_shard_bytes=_parse_shard_size(max_shard_size), variant=variant)
+            save_folder(bundle, made, max_shard_bytes=parse_shard_size(max_shard_size), variant=variant)
             shutil.copytree(made, folder, dirs_exist_ok=True)
 
     @classmethod
@@ -306,10 +306,6 @@ class DiffusionPipeline(MemoryMethods):
     def _execution_device(self) -> torch.device:
         """Where networks work."""
         return self._runtime.device
-
-    @property
-    def name_or_path(self) -> str | None:
-        return None if self._source is None else str(self._source[0])
 
     @property
     def vae_scale_factor(self) -> int:
@@ -399,56 +395,3 @@ def accept_lora_scale(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 Pipeline = DiffusionPipeline
-
-
-def _native_of(part: Any) -> Any:
-    return getattr(part, "native", part)
-
-
-class Compiled(nn.Module):
-    """A compiled view, called as our own networks are."""
-
-    def __init__(self, compiled: Any) -> None:
-        super().__init__()
-        self.compiled = compiled
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.compiled._orig_mod.native, name)
-
-    def forward(self, *args: Any, **inputs: Any) -> Any:
-        return self.compiled(*args, **inputs)
-
-
-def as_component(name: str, value: Any) -> Any:
-    """A part of ours, of diffusers' or of transformers', as the pipelines keep it."""
-    room = type(value).__module__.split(".")[0]
-    if isinstance(value, Tokenizer):
-        return CLIPTokenizer(value)
-    if name.startswith("tokenizer") and room == "transformers":
-        return CLIPTokenizer.of_theirs(value)
-    if name.endswith("scheduler") and room == "diffusers":
-        return scheduler_from_config({**value.config, "_class_name": type(value).__name__})
-    return model_view(value)
-
-
-def _wrong_component(name: str, value: Any, kind: type[Any]) -> str:
-    found = f"{type(value).__module__}.{type(value).__name__}"
-    if kind is type(None):
-        return f"{name} is a {found}, expected None: enlarger has no such part"
-    if name == "scheduler":
-        return f"scheduler is a {found}, expected one of enlarger.diffusers; make it by from_config(scheduler.config)"
-    return f"{name} is a {found}, expected {kind.__module__}.{kind.__name__}; read it with from_pretrained"
-
-
-def _parse_shard_size(size: int | str | None) -> int:
-    """Bytes of "5GB" or "500MB"."""
-    if size is None or isinstance(size, int):
-        return 10_000_000_000 if size is None else size
-    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3}
-    number, unit = size[:-2].strip(), size[-2:].upper()
-    if unit not in units or not number.replace(".", "", 1).isdigit():
-        raise ArgumentError(f"max_shard_size is {size!r}, expected bytes or a size such as '5GB'")
-    return int(float(number) * units[unit])

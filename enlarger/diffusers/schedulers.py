@@ -4,20 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from enlarger.diffusers.scheduler_config import SchedulerConfig
-from enlarger.diffusers.schedulers_dpm import (
-    DEISMultistepScheduler,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-    UniPCMultistepScheduler,
-)
+from enlarger.diffusers.schedulers_distilled import LCMScheduler, TCDScheduler
+from enlarger.diffusers.schedulers_dpm import DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler
 from enlarger.diffusers.schedulers_edm import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
-from enlarger.diffusers.schedulers_timed import (
-    DDIMScheduler,
-    DDPMScheduler,
-    LCMScheduler,
-    PNDMScheduler,
-    TCDScheduler,
-)
+from enlarger.diffusers.schedulers_timed import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from enlarger.diffusers.schedulers_unipc import DEISMultistepScheduler, UniPCMultistepScheduler
 from enlarger.diffusers.schedulers_walked import (
     DPMSolverSDEScheduler,
     EulerAncestralDiscreteScheduler,

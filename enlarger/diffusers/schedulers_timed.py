@@ -1,7 +1,8 @@
-"""Schedulers whose list is of whole training times: DDIM, DDPM, PNDM, and those of distilled networks."""
+"""Schedulers whose list is of whole training times: DDIM, DDPM and PNDM."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,13 +10,11 @@ import torch
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.diffusers.output import SchedulerOutput
-from enlarger.diffusers.schedulers_walked import BETAS, STABLE
-from enlarger.diffusers.scheduling import Defaults, Generators, Scheduler, log
+from enlarger.diffusers.schedulers_walked import BETAS
+from enlarger.diffusers.scheduling import Defaults, Generators, Scheduler
 from enlarger.diffusion.estimates import Bounds
-from enlarger.diffusion.listing import distilled_timesteps, level_of, timesteps_of
+from enlarger.diffusion.listing import level_of, timesteps_of
 from enlarger.diffusion.sample import Solver
-from enlarger.diffusion.solvers.consistency import consistency_boundary, lcm, tcd
 from enlarger.diffusion.solvers.pndm_calls import Span, pndm_by_calls
 from enlarger.diffusion.solvers.variance import ddim_clipped, ddpm_of, posterior_deviation, posterior_variance
 from enlarger.diffusion.stepper import Stepper
@@ -177,8 +176,9 @@ class DDPMScheduler(TimedScheduler):
             raise ArgumentError("give exactly one of `num_inference_steps` and `timesteps`")
         self.custom_timesteps = timesteps is not None
         if timesteps is None:
-            return self._list(num_inference_steps or 0, device)
-        _check_falling(timesteps, len(self))
+            self._list(num_inference_steps or 0, device)
+            return
+        check_falling(timesteps, len(self))
         self._use_times(timesteps, device)
 
     def next_level(self, timestep: Any) -> Tensor:
@@ -305,128 +305,6 @@ class PNDMScheduler(TimedScheduler):
         return super().advance(timestep, x, estimate, noise, options)
 
 
-class LCMScheduler(TimedScheduler):
-    """`lcm`: to the denoised latents and back up, for networks distilled to consistency."""
-
-    DEFAULTS: ClassVar[Defaults] = {
-        **STABLE,
-        "beta_schedule": "scaled_linear",
-        "trained_betas": None,
-        "original_inference_steps": 50,
-        "clip_sample": False,
-        "clip_sample_range": 1.0,
-        "set_alpha_to_one": True,
-        "steps_offset": 0,
-        "prediction_type": "epsilon",
-        "thresholding": False,
-        "dynamic_thresholding_ratio": 0.995,
-        "sample_max_value": 1.0,
-        "timestep_spacing": "leading",
-        "timestep_scaling": 10.0,
-        "rescale_betas_zero_snr": False,
-    }
-    ESTIMATES: ClassVar[bool] = True
-    FREE: ClassVar[bool] = False  # whether `original_inference_steps` stands for all training times
-
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, original_inference_steps: int | None = None,
-        timesteps: Sequence[int] | None = None, strength: float = 1.0,
-    ) -> None:  # fmt: skip
-        """List times evenly chosen from those of the distillation, or those of one's own."""
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ArgumentError("give exactly one of `num_inference_steps` and `timesteps`")
-        stated = original_inference_steps
-        original = self.config.original_inference_steps if stated is None else stated
-        if original > len(self) and not (self.FREE and stated is not None):
-            raise ArgumentError(f"`original_inference_steps` is {original}, expected at most {len(self)}")
-        origin = self._origin(original, stated, strength)
-        if timesteps is not None:
-            times = self._own(timesteps, origin, strength)
-        else:
-            steps = num_inference_steps or 0
-            if steps > min(len(self), original) or not steps or len(origin) // steps < 1:
-                raise ArgumentError(
-                    f"`num_inference_steps` is {steps}, expected at most {min(len(origin), original)} of the "
-                    f"{original} original steps at strength {strength:g}"
-                )
-            self.num_inference_steps, self.custom_timesteps = steps, False
-            times = distilled_timesteps(origin, steps)
-        self._use_times(times, device)
-
-    def _origin(self, original: int, stated: int | None, strength: float) -> Sequence[int]:
-        """The times of the distillation."""
-        if self.FREE and stated is not None:
-            return range(int(len(self) * strength))
-        stride = len(self) // original
-        return [i * stride - 1 for i in range(1, int(original * strength) + 1)]
-
-    def _own(self, timesteps: Sequence[int], origin: Sequence[int], strength: float) -> Sequence[int]:
-        _check_falling(timesteps, len(self))
-        strange = [t for t in timesteps[1:] if t not in set(origin)]
-        if strange or (strength == 1 and timesteps[0] != len(self) - 1):
-            log.warning("the timesteps %s are not those of the distillation", strange or timesteps[:1])
-        self.num_inference_steps, self.custom_timesteps = len(timesteps), True
-        return timesteps[len(timesteps) - min(int(len(timesteps) * strength), len(timesteps)) :]
-
-    def called_at(self, timestep: Any) -> Tensor:
-        self._index(timestep)
-        return self.level(int(timestep))
-
-    def reached(self, begin: int, stop: int) -> Tensor:
-        return self._following(stop)
-
-    def next_level(self, timestep: Any) -> Tensor:
-        return self._following(self._index(timestep) + 1)
-
-    def _following(self, place: int) -> Tensor:
-        last = place >= (self.num_inference_steps or 0) or place >= len(self.timesteps)
-        return torch.zeros((), dtype=torch.float64) if last else self.level(int(self.timesteps[place]))
-
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
-        return partial(lcm, boundary=[consistency_boundary(index, self.config.timestep_scaling)])
-
-    def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None,
-        return_dict: bool = True,
-    ) -> Any:  # fmt: skip
-        """The latents after a step, from the network's output."""
-        if self.num_inference_steps is None:
-            raise ArgumentError("the number of inference steps is not known, call set_timesteps first")
-        found = self._step(model_output, timestep, sample, True, generator)
-        made = SchedulerOutput(found.prev_sample, denoised=found.pred_original_sample)
-        return made if return_dict else made.to_tuple()
-
-
-class TCDScheduler(LCMScheduler):
-    """`tcd`: below the next time and noise back up to it; `eta` says how far."""
-
-    FREE: ClassVar[bool] = True
-
-    def _following(self, place: int) -> Tensor:
-        return self.level(int(self.timesteps[place]) if place < len(self.timesteps) else 0)
-
-    def bounds(self) -> Bounds:
-        return Bounds()
-
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
-        place = (self._step_index or 0) + 1
-        following = int(self.timesteps[place]) if place < len(self.timesteps) else 0
-        below = self.level(int((1 - options.get("eta", 0.3)) * following))
-        return partial(tcd, below=[below])
-
-    def step(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
-        self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.3, generator: Generators = None,
-        return_dict: bool = True,
-    ) -> Any:  # fmt: skip
-        """The latents after a step, from the network's output."""
-        if self.num_inference_steps is None:
-            raise ArgumentError("the number of inference steps is not known, call set_timesteps first")
-        if not 0 <= eta <= 1:
-            raise ArgumentError(f"`eta` is {eta}, expected 0 to 1")
-        found = self._step(model_output, timestep, sample, True, generator, eta=eta)
-        return found if return_dict else (found.prev_sample, found.pred_original_sample)
-
-
 class _Growing(Sequence[Any]):
     """A list that is still written while it is read."""
 
@@ -440,8 +318,8 @@ class _Growing(Sequence[Any]):
         return len(self.items)
 
 
-def _check_falling(timesteps: Sequence[int], count: int) -> None:
-    if any(after >= before for before, after in zip(timesteps, timesteps[1:], strict=False)):
+def check_falling(timesteps: Sequence[int], count: int) -> None:
+    if any(after >= before for before, after in pairwise(timesteps)):
         raise ArgumentError("`timesteps` must be in descending order")
     if timesteps[0] >= count:
         raise ArgumentError(f"`timesteps` must start before {count}, the training times; found {timesteps[0]}")

@@ -125,7 +125,8 @@ class EulerDiscreteScheduler(WalkedScheduler):
         if timesteps is not None and self._continuous:
             raise ArgumentError("`timesteps` cannot be set with continuous times of v-prediction; give `sigmas`")
         if sigmas is None:
-            return self._set(num_inference_steps, device, timesteps)
+            self._set(num_inference_steps, device, timesteps)
+            return
         if num_inference_steps is not None or timesteps is not None:
             raise ArgumentError("give exactly one of `num_inference_steps`, `timesteps` and `sigmas`")
         self.num_inference_steps = len(sigmas) - 1

@@ -91,8 +91,8 @@ class Scheduler:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, return_unused_kwargs: bool = False,
-        **changes: Any,
+        cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None,
+        return_unused_kwargs: bool = False, **changes: Any,
     ) -> Any:  # fmt: skip
         """From a `scheduler_config.json` in a local folder, with other settings by name."""
         folder = Path(pretrained_model_name_or_path) / (subfolder or "")

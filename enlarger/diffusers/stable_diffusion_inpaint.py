@@ -117,7 +117,8 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         names = callback_on_step_end_tensor_inputs
         job = InpaintJob(
             condition_on_embeds(embeds, guidance), pictures, mask, method, masked_image_latents,
-            from_pure_noise=strength == 1 or latents is not None, initial_noise=latents, encode_masked_image="masked_image_latents" in names,
+            from_pure_noise=strength == 1 or latents is not None, initial_noise=latents,
+            encode_masked_image="masked_image_latents" in names,
         )  # fmt: skip
         ready = prepare_inpaint(self._latent_diffusion(run, Listeners()), job)
         tensors = callback_tensors(embeds, mask=ready.mask, masked_image_latents=ready.masked_image_latents)

@@ -123,7 +123,8 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         names, noisy = callback_on_step_end_tensor_inputs, denoising_start is not None
         job = InpaintJob(
             told, pictures, mask, method, masked_image_latents, initial_noise=latents, is_noisy=noisy,
-            from_pure_noise=not noisy and (strength == 1 or latents is not None), encode_masked_image="masked_image_latents" in names,
+            from_pure_noise=not noisy and (strength == 1 or latents is not None),
+            encode_masked_image="masked_image_latents" in names,
         )  # fmt: skip
         ready = _prepare_start(self._latent_diffusion(run, Listeners()), job)
         seen = {"mask": ready.mask, "masked_image_latents": ready.masked_image_latents}

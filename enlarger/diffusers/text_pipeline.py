@@ -69,7 +69,7 @@ class TextPipeline(LoraMethods, Pipeline):
     OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset({"safety_checker"})
     CHECKPOINT_KIND: ClassVar[str] = "a text-to-image"
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (0,)  # channels that the UNet may take beside the latents
-    unet: UNet
+    unet: Any
 
     def __init__(
         self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet, scheduler: Scheduler,

@@ -82,7 +82,7 @@ class CLIPTokenizer:
         """The tokens of a text, without start and end."""
         rows = self.native.tokenize_in_chunks(text).ids
         ends = {self.native.bos_token_id, self.native.eos_token_id}
-        listed: list[list[int]] = rows.tolist()  # pyright: ignore[reportUnknownMemberType] - torch
+        listed: list[list[int]] = [[int(i) for i in row] for row in rows]
         real = [row[1 : 1 + self._inner(row)] for row in listed]
         return [str(self.native.backend.id_to_token(i)) for row in real for i in row if i not in ends]
 

@@ -240,8 +240,9 @@ class XLPipeline(ImagePipeline):
         """What the network is told, and the tensors that callbacks may see of that."""
         guided, (row, negative_row) = guidance.scale != 1, (one.time_ids() for one in sizes)
         embeds = self.encode_prompt(
-            words.prompt, words.prompt_2, self.device, words.images_per_prompt, guided, words.negative, words.negative_2,
-            words.embeds, words.negative_embeds, words.pooled, words.negative_pooled, clip_skip=words.clip_skip,
+            words.prompt, words.prompt_2, self.device, words.images_per_prompt, guided, words.negative,
+            words.negative_2, words.embeds, words.negative_embeds, words.pooled, words.negative_pooled,
+            clip_skip=words.clip_skip,
         )  # fmt: skip
         self._check_vector_width(row.shape[1], embeds[2].shape[1])
         tokens, negative, pooled, negative_pooled = embeds

@@ -34,8 +34,8 @@ class _Suspended(Exception):
 class Stepper:
     """Runs a solver's generator over `sigmas`, calling the network whenever `advance` is called.
 
-    A generator cannot be stopped inside a call. Where a step needs a second one, the generator is given up and the calls
-    so far are replayed to a new one when the second is answered. `by_slope` says that a solver reads the second
+    A generator cannot be stopped inside a call. Where a step needs a second one, the generator is given up and the
+    calls so far are replayed to a new one when the second is answered. `by_slope` says that a solver reads the second
     estimate as the slope at the latents it was made for.
     """
 

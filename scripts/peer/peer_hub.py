@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+from typing import Any
 
 _place = pathlib.Path(__file__).resolve().parents[2] / "tests/support/clip_files.py"
 _spec = importlib.util.spec_from_file_location("clip_files", _place)
@@ -15,7 +16,7 @@ vocabulary_and_merges = _files.vocabulary_and_merges
 HUB = pathlib.Path(os.environ["PEER_HUB"])
 
 
-def tokenizer_folder(root, size=1000, pad="<|endoftext|>"):
+def tokenizer_folder(root: Any, size: Any = 1000, pad: Any = "<|endoftext|>") -> Any:
     """CLIP's tokenizer cut to `size` tokens."""
     root.mkdir(parents=True, exist_ok=True)
     vocabulary, merges = vocabulary_and_merges()
@@ -35,23 +36,23 @@ def tokenizer_folder(root, size=1000, pad="<|endoftext|>"):
     (root / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def _clip(root):
+def _clip(root: Any) -> Any:
     tokenizer_folder(root)
 
 
-def _dpt(root):
+def _dpt(root: Any) -> Any:
     from transformers import DPTImageProcessor
 
     DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(root)
 
 
-def _tokenizer():
+def _tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(local("hf-internal-testing/tiny-random-clip"))
 
 
-def _text(hidden=32, projection=None, act="quick_gelu"):
+def _text(hidden: Any = 32, projection: Any = None, act: Any = "quick_gelu") -> Any:
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -71,7 +72,7 @@ def _text(hidden=32, projection=None, act="quick_gelu"):
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
-def _vae():
+def _vae() -> Any:
     import torch
     from diffusers import AutoencoderKL
 
@@ -85,7 +86,7 @@ def _vae():
     ).eval()
 
 
-def _unet(cross=32, **more):
+def _unet(cross: Any = 32, **more: Any) -> Any:
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -101,7 +102,7 @@ def _unet(cross=32, **more):
     ).eval()
 
 
-def _sd(root, checker=True):
+def _sd(root: Any, checker: Any = True) -> Any:
     import diffusers
 
     real = REAL
@@ -120,7 +121,7 @@ def _sd(root, checker=True):
     ).save_pretrained(root)
 
 
-def _xl(root, kind="StableDiffusionXLPipeline", refiner=False, channels=4):
+def _xl(root: Any, kind: Any = "StableDiffusionXLPipeline", refiner: Any = False, channels: Any = 4) -> Any:
     import diffusers
 
     real = REAL
@@ -152,7 +153,7 @@ def _xl(root, kind="StableDiffusionXLPipeline", refiner=False, channels=4):
     ).save_pretrained(root)
 
 
-def _clip_text(root):
+def _clip_text(root: Any) -> Any:
     tokenizer_folder(root)
     _text(projection=32).save_pretrained(root)
 
@@ -175,7 +176,7 @@ MAKERS = {
 REAL = {}
 
 
-def local(name):
+def local(name: Any) -> Any:
     """The stand-in's folder, or the name as it is."""
     if not isinstance(name, str) or name not in MAKERS:
         return name
@@ -186,7 +187,7 @@ def local(name):
     return str(root)
 
 
-def _redirect(cls, method="from_pretrained"):
+def _redirect(cls: Any, method: Any = "from_pretrained") -> Any:
     for owner in cls.__mro__:
         if method in vars(owner):
             break
@@ -195,14 +196,14 @@ def _redirect(cls, method="from_pretrained"):
         return
 
     @functools.wraps(original)
-    def read(kind, name, *args, **kwargs):
+    def read(kind: Any, name: Any, *args: Any, **kwargs: Any) -> Any:
         return original(kind, local(name), *args, **kwargs)
 
     read._redirected = True
     setattr(owner, method, classmethod(read))
 
 
-def install(real):
+def install(real: Any) -> Any:
     import transformers
 
     REAL.update(real)
@@ -220,6 +221,6 @@ def install(real):
             local(name)
 
 
-def install_ours(classes):
+def install_ours(classes: Any) -> Any:
     for cls in classes:
         _redirect(cls)

@@ -1,7 +1,8 @@
 """pytest plugin: `from diffusers import StableDiffusionPipeline` gives ours; models stay diffusers' and transformers'.
 
-PEER_MODE=theirs runs diffusers itself and records what its pipelines return, PEER_MODE=ours compares. PEER_RECORD is the
-folder for both, PEER_HUB that of the stand-ins. Each test's outcome is a line of `results-MODE.jsonl`.
+PEER_MODE=theirs runs diffusers itself and records what its pipelines return, PEER_MODE=ours compares.
+PEER_RECORD is the folder for both, PEER_HUB that of the stand-ins.
+Each test's outcome is a line of `results-MODE.jsonl`.
 """
 
 import functools
@@ -14,10 +15,9 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import peer_hub as hub
 import pytest
 import torch
-
-import peer_hub as hub
 
 MODE = os.environ.get("PEER_MODE", "ours")
 RECORD = Path(os.environ["PEER_RECORD"])

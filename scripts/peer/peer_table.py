@@ -29,7 +29,7 @@ BESIDE_THE_POINT = ("ip_adapter", "controlnet", "hub", "peft", "from_hub", "flax
 def main() -> None:
     """Print a row per file; `files` prints the files that are run."""
     if sys.argv[1:] == ["files"]:
-        print("\n".join(FILES))
+        sys.stdout.write("\n".join(FILES) + "\n")
         return
     lines = (Path(os.environ["PEER_RECORD"]) / "results-ours.jsonl").read_text().splitlines()
     counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -40,10 +40,12 @@ def main() -> None:
         outcome = "beside the point" if beside and found["outcome"] == "failed" else found["outcome"]
         counts[found["test"].split("::")[0].rsplit("/", 1)[1]][outcome] += 1
     for file, count in sorted(counts.items()):
-        print(f"| {file} | {count['passed']} | {count['failed']} | {count['beside the point']} | {count['skipped']} |")
+        sys.stdout.write(
+            f"| {file} | {count['passed']} | {count['failed']} | {count['beside the point']} | {count['skipped']} |\n"
+        )
     whole = sum(counts.values(), Counter())
     share = whole["passed"] / max(whole["passed"] + whole["failed"], 1)
-    print(f"{whole['passed']} pass, {whole['failed']} fail: {share:.1%}")
+    sys.stdout.write(f"{whole['passed']} pass, {whole['failed']} fail: {share:.1%}\n")
 
 
 if __name__ == "__main__":

@@ -138,27 +138,28 @@ def distance(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def compare(case: Case) -> tuple[str, float, str]:
-    """What became of it, "equal", "rounded" (diffusers in float32 is further from diffusers in float64 than ours), "different", "refused" or
-    "theirs" (does not run there, or not to numbers); the worst difference over the latents' deviation; and what was said."""
+    """What became of it, the worst difference over the latents' deviation, and what was said.
+
+    "equal"; "rounded", where diffusers in float32 is further from diffusers in float64 than ours; "different";
+    "refused"; or "theirs", where diffusers does not run, or not to numbers.
+    """
     try:
         expected = walk(diffusers, case)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever diffusers raises
         return "theirs", 0.0, repr(error)
     finite = all(bool(torch.isfinite(x).all()) for x in expected) and bool(expected)
     if not finite:
         return "theirs", 0.0, "not finite"
     try:
         found = walk(face, case)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever is raised is the finding
         return "refused", 0.0, repr(error)
     if len(found) != len(expected):
         return "different", math.inf, f"{len(found)} entries, expected {len(expected)}"
     worst = distance(found, expected)
     if worst <= 1e-4:
         return "equal", worst, ""
-    if (
-        "noise_sampler_seed" in case.config
-    ):  # a Brownian tree knows the last digit of its levels, 20,000 with cosine betas
+    if "noise_sampler_seed" in case.config:  # a tree knows the last digit of levels up to 20,000
         same = worst <= 1e-3 and case.config.get("beta_schedule") == "squaredcos_cap_v2"
         return ("rounded" if same else "different"), worst, ""
     exact = walk(diffusers, case, exact=True)

@@ -29,8 +29,8 @@ def pndm_by_calls(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, spans: Sequence[Span], runge_kutta: int = 0,
     of_velocity: bool = False,
 ) -> Steps:  # fmt: skip
-    """Liu et al. 2022: `runge_kutta` calls, four for each step, then Adams-Bashforth; without them the first step of the
-    latter is corrected once. `of_velocity` mixes velocities in place of noise estimates. Each call is yielded."""
+    """Liu et al. 2022: `runge_kutta` calls, four for each step, then Adams-Bashforth; without them the first step of
+    the latter is corrected once. `of_velocity` mixes velocities in place of noise estimates. Each call is yielded."""
     outputs: list[Tensor] = []  # newest first
     base, level, total = x, spans[0].called, torch.zeros_like(x)
     for i, span in enumerate(spans):

@@ -36,7 +36,7 @@ def ddim_clipped(
 def ddpm_of(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, deviation: Callable[[Tensor, Tensor], Tensor | None]
 ) -> Steps:
-    """Ho et al. 2020, equations 6 and 7: the mean of the posterior, and noise of a `deviation`, where it is not None."""
+    """Ho et al. 2020, equations 6 and 7: the mean of the posterior, and noise of a `deviation` unless it is None."""
     for sigma, lower in pairwise(sigmas):
         denoised = denoise(x, sigma)
         x = denoised + (lower / sigma) ** 2 * (x - denoised)
