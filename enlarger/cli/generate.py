@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enlarger.cli.image_jobs import ModelFolder, Offload, make_request, process_image
+from enlarger.cli.image_jobs import ModelFolder, Offload, make_request, process_image, run_jobs
 from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, request_options
-from enlarger.cli.run_jobs import run_jobs
 from enlarger.requests import GenerateRequest, seeds_for
 
 if TYPE_CHECKING:  # torch comes with these
     from enlarger.cli.files import Job
     from enlarger.cli.report import Outcome, Report
-    from enlarger.tasks.generate import Generator
+    from enlarger.tasks.text_to_image import Generator
 
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="what the pictures show")]
 PromptsFile = Annotated[
@@ -60,12 +59,12 @@ def generate(
     fails is reported, the others go on, and the exit status is 1.
     """
     texts = _read_prompts(prompts or [], file)
-    request: GenerateRequest = make_request(GenerateRequest, prompt=texts, **options)
+    request = make_request(GenerateRequest, prompt=texts, **options)
     if upscaler is not None and request.upscale == 1:
         raise typer.BadParameter("--upscaler is given, but not --upscale; give both, or neither")
 
     def load() -> "Generator":
-        from enlarger.tasks.generate import load_generator
+        from enlarger.tasks.text_to_image import load_generator
 
         return load_generator(model, device, precision, offload, refiner, upscaler)
 

@@ -35,7 +35,7 @@ from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.runtime.runtime import Runtime
 from enlarger.strict_json import read_json
-from enlarger.tasks.result import decode_latents
+from enlarger.tasks.latent_diffusion import decode_latents
 from enlarger.text.tokenize import Tokenizer
 
 log = logging.getLogger(__name__)

@@ -125,7 +125,11 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         calls = listeners(self, callback_on_step_end, names, tensors, kwargs)
         places = channels_replaced(["mask", "masked_image_latents"], self._vae.config.latent_channels)
         networks = self._latent_diffusion(run, calls, places)
-        made = self._run_task(run, calls, lambda on_step: ready.run(networks, method, on_step))
+        made = self._run_task(
+            run,
+            calls,
+            lambda on_step: networks.sample(ready.conditioning, ready.latents, method, on_step, ready.known_region),
+        )
         result = self._make_output(made, str(output_type), True)
         images = (
             result.images if crop is None else [apply_overlay(one, image, mask_image, crop) for one in result.images]

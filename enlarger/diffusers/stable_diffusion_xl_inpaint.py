@@ -131,7 +131,11 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         both = {n: torch.cat([v, v]) if v is not None and guidance.scale != 1 else v for n, v in seen.items()}
         calls = listeners(self, callback_on_step_end, names, tensors | both, kwargs)
         networks = self._latent_diffusion(run, calls, self._replaced())
-        made = self._run_task(run, calls, lambda on_step: ready.run(networks, method, on_step))
+        made = self._run_task(
+            run,
+            calls,
+            lambda on_step: networks.sample(ready.conditioning, ready.latents, method, on_step, ready.known_region),
+        )
         images = self._postprocess(made, str(output_type))
         images = images if crop is None else [apply_overlay(one, image, mask_image, crop) for one in images]
         return make_output(images, return_dict, (images,))

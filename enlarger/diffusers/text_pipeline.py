@@ -32,10 +32,8 @@ from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
 from enlarger.tasks.auxiliary.safety_checker import SafetyChecker, missing_checker_note
-from enlarger.tasks.conditioning import condition_on_tokens
+from enlarger.tasks.conditioning import GuidedConditioning, GuidedText, condition_on_tokens
 from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.result import GuidedText
-from enlarger.tasks.sampling import GuidedConditioning
 from enlarger.text.encode import PromptEmbeds, encode_prompts
 from enlarger.text.tokenize import Tokenizer
 

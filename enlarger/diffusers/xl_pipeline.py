@@ -30,8 +30,13 @@ from enlarger.errors import InputError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.conditioning import MicroConditioning, Size, condition_on_tokens_and_sizes, replace_in_vector
-from enlarger.tasks.sampling import GuidedConditioning
+from enlarger.tasks.conditioning import (
+    GuidedConditioning,
+    MicroConditioning,
+    Size,
+    condition_on_tokens_and_sizes,
+    replace_in_vector,
+)
 from enlarger.text.encode import encode_prompts_xl
 from enlarger.text.tokenize import Tokenizer
 

@@ -1,9 +1,9 @@
-"""Which checkpoint to read, and how: a folder, a single file, or a name in the cache."""
+"""Which checkpoint to read and how, and any checkpoint as the task that it was trained for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,8 +19,21 @@ from enlarger.checkpoint.single_file.component_override import ComponentSource
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.errors import InputError
 from enlarger.hub.cache import resolve, snapshot_variant
+from enlarger.runtime.runtime import Offload, Runtime, resolve_device, resolve_dtype
+
+if TYPE_CHECKING:
+    from enlarger.tasks.depth import DepthToImage
+    from enlarger.tasks.image_to_image import Refiner
+    from enlarger.tasks.inpaint import Inpainter
+    from enlarger.tasks.text_to_image import Generator
+    from enlarger.tasks.upscale.upscale import Upscaler
+
+    LoadedTask = Upscaler | Generator | Refiner | Inpainter | DepthToImage
+
 
 TOKENIZER_OF_ENCODER = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+
+
 INVERSION_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # the encoders in the files of inversions
 
 
@@ -29,7 +42,8 @@ class Checkpoint:
     """Where a checkpoint is, and what its files do not say themselves.
 
     `variant` chooses among a folder's weight files. The others are for single files, see `read_single_file`:
-    `prediction` is what the UNet predicts, `allow_pickle` opens `.ckpt` and `.pth`, `vae` and `text_encoder` stand in
+    `prediction` is what the UNet predicts, `allow_pickle` opens `.ckpt` and `.pth` (pickled
+    LoRAs and textual inversions beside a folder too), `vae` and `text_encoder` stand in
     for parts, `config` is a folder in diffusers' layout whose JSON files replace the bundled ones.
     """
 
@@ -52,7 +66,8 @@ class Checkpoint:
         Nothing is downloaded. Raises CheckpointError naming the file for all that is missing, damaged or unknown.
         """
         bundle = self._read(dtype)
-        parts = _with_inversions(_with_loras(bundle.components, self.loras), self.inversions)
+        parts = _with_loras(bundle.components, self.loras, self.allow_pickle)
+        parts = _with_inversions(parts, self.inversions, self.allow_pickle)
         return replace(bundle, components=parts)
 
     def _read(self, dtype: torch.dtype | None) -> PipelineComponents:
@@ -67,27 +82,29 @@ class Checkpoint:
         names = ("prediction", "vae", "text_encoder", "config")
         given = {name: getattr(self, name) for name in names}
         unused = [name for name, value in given.items() if value is not None]
-        if unused or self.allow_pickle:
+        if unused or (self.allow_pickle and not self.loras and not self.inversions):
             named = ", ".join(unused or ["allow_pickle"])
             raise InputError(f"{named}: for single files only, and {path} is a folder; leave it out")
         return read_folder(path, snapshot_variant(path) if self.variant is None else self.variant, dtype)
 
 
-def _with_loras(parts: Mapping[str, Any], loras: Sequence[tuple[str | Path, float]]) -> dict[str, Any]:
+def _with_loras(
+    parts: Mapping[str, Any], loras: Sequence[tuple[str | Path, float]], allow_pickle: bool
+) -> dict[str, Any]:
     """The parts with networks that the files change."""
     networks = {name: parts[name] for name in LORA_COMPONENTS if name in parts}
     added: dict[str, list[tuple[Mapping[str, LoraDelta], float]]] = {}
     for path, scale in loras:
-        for name, updates in read_lora(path, networks).components.items():
+        for name, updates in read_lora(path, networks, allow_pickle).components.items():
             added.setdefault(name, []).append((updates, scale))
     return dict(parts) | {name: apply_loras(networks[name], weighted) for name, weighted in added.items()}
 
 
-def _with_inversions(parts: Mapping[str, Any], paths: Sequence[str | Path]) -> dict[str, Any]:
+def _with_inversions(parts: Mapping[str, Any], paths: Sequence[str | Path], allow_pickle: bool) -> dict[str, Any]:
     """The parts with tokenizers and text encoders that know more tokens."""
     extended = dict(parts)
     for path in paths:
-        inversion = read_textual_inversion(path)
+        inversion = read_textual_inversion(path, allow_pickle=allow_pickle)
         for name in encoders_for(extended, inversion):
             pair = extended[TOKENIZER_OF_ENCODER[name]], extended[name]
             extended[TOKENIZER_OF_ENCODER[name]], extended[name] = add_textual_inversion(
@@ -114,3 +131,30 @@ Location = str | Path | Checkpoint
 def as_checkpoint(location: Location) -> Checkpoint:
     """A path or a name as a checkpoint to be read plainly."""
     return location if isinstance(location, Checkpoint) else Checkpoint(location)
+
+
+def load(model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none") -> "LoadedTask":
+    """A folder in diffusers' layout, a single file, or a name in the cache, as a task that takes its verb's request.
+
+    What a path cannot say (the prediction of a Stable Diffusion 2 file, leave to open a pickle) goes into a
+    `Checkpoint`. Raises CheckpointError naming the file for what is missing, damaged or unknown.
+    """
+    from enlarger.tasks.depth import DepthToImage, load_depth_estimator
+    from enlarger.tasks.image_to_image import Refiner
+    from enlarger.tasks.inpaint import Inpainter
+    from enlarger.tasks.stable_diffusion import build_stable_diffusion
+    from enlarger.tasks.text_to_image import Generator
+    from enlarger.tasks.upscale.upscale import build_upscaler
+
+    torch_device = resolve_device(device)
+    runtime, name = Runtime(torch_device, offload), str(model)
+    bundle = as_checkpoint(model).open(resolve_dtype(precision, torch_device))
+    upscaler = build_upscaler(bundle, runtime, name)
+    if upscaler is not None:
+        return upscaler
+    checkpoint_model = build_stable_diffusion(bundle, runtime, name).require_task(
+        "generate", "refine", "inpaint", "depth"
+    )
+    if checkpoint_model.task == "depth":
+        return DepthToImage(checkpoint_model, load_depth_estimator(checkpoint_model))
+    return {"generate": Generator, "refine": Refiner, "inpaint": Inpainter}[checkpoint_model.task](checkpoint_model)

@@ -1,4 +1,4 @@
-"""Second stage: the compact autoencoder learns to keep pictures, sharp ones and blurred ones alike."""
+"""Second stage: the compact autoencoder learns to reproduce pictures, sharp ones and blurred ones alike."""
 
 from pathlib import Path
 from typing import cast

@@ -18,7 +18,7 @@ from enlarger.train.photos import Degradation, Photos, make_pairs
 
 @dataclass(frozen=True)
 class NoiseLevelDistribution:
-    """Noise levels to train on: log-normal (Karras et al. 2022, section 5), with a share at the top of the ladder."""
+    """Noise levels to train on: log-normal (Karras et al. 2022, section 5), with a share at the highest sigma."""
 
     P_mean: float = -0.6
     P_std: float = 1.4

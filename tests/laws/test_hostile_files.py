@@ -240,13 +240,15 @@ def test_pickles_are_not_read_unless_allowed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_no_other_way_to_unpickle_stands_in_the_package() -> None:
-    """`weights_only=True` wherever torch.load is, and nothing that runs pickles or code of a model besides."""
+    """`torch.load` behind the guard alone, with `weights_only`, and nothing that runs pickles or code of a model."""
+    guard = Path(pickle_guard.__file__)
+    allowed = {guard, guard.parents[2] / "train" / "loop.py"}  # the latter until training state is safetensors
     for path in sorted(Path(safetensors_file.__file__).parents[2].rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 said = {each.arg: ast.unparse(each.value) for each in node.keywords}
-                assert called != "torch.load" or said.get("weights_only") == "True", path
+                assert called != "torch.load" or (path in allowed and said.get("weights_only") == "True"), path
                 assert called.rpartition(".")[0] not in {"pickle", "torch.jit", "torch.hub", "torch.export"}, path
                 assert "trust_remote_code" not in said, path
 

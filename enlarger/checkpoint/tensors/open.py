@@ -82,13 +82,18 @@ def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> SafetensorsChe
 
     Raises `CheckpointError` naming the file, and the tensor where one is concerned, for all that is damaged.
     """
-    _, magic = size_and_magic(path)
-    is_safetensors = magic[8:] == b"{"
-    if not is_safetensors and (magic.startswith(PICKLE_MAGIC) or path.suffix.lower() in PICKLE_SUFFIXES):
+    if is_pickle(path):
         if not allow_pickle:
             raise CheckpointError(pickle_refused_message(path))
         return open_pickle(path)
     return open_safetensors(path)
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle by its first bytes, or by its name where they do not tell."""
+    _, magic = size_and_magic(path)
+    is_safetensors = magic[8:] == b"{"
+    return not is_safetensors and (magic.startswith(PICKLE_MAGIC) or path.suffix.lower() in PICKLE_SUFFIXES)
 
 
 def _open_shards(index: Path) -> SafetensorsCheckpoint:

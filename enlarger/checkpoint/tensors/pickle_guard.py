@@ -101,6 +101,25 @@ def open_pickle(path: Path) -> PickleCheckpoint:
     Raises `CheckpointError` for whatever is more than that or does not fit the file, and `Unsupported` under a torch
     whose restricted reader is unsafe.
     """
+    root, size = _load_guarded(path, mmap=True, bare_tensor=False)
+    try:
+        tensors, notes = _flatten(root)
+    except PickleRejected as error:
+        raise CheckpointError(f"{path}: refused, and nothing in it has run: {error}.") from error
+    return PickleCheckpoint(path, tensors, size, notes)
+
+
+def load_pickle(path: Path) -> Mapping[Any, Any] | Tensor:
+    """What a small pickled file holds, a dictionary or one tensor, in memory of its own and without running anything.
+
+    Raises as `open_pickle` does.
+    """
+    root, _ = _load_guarded(path, mmap=False, bare_tensor=True)
+    return root
+
+
+def _load_guarded(path: Path, *, mmap: bool, bare_tensor: bool) -> tuple[Any, int]:
+    """What both gates let pass, and the size of the file."""
     _require_safe_torch(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a pickled checkpoint.")
@@ -118,13 +137,12 @@ def open_pickle(path: Path) -> PickleCheckpoint:
             for name, each in records.items()
             if name.startswith(STORAGE_PREFIX)
         }
-        global_names = check_opcodes(program, storage_bytes)
-        tensors, notes = _flatten(_load_weights_only(path, global_names))
+        global_names = check_opcodes(program, storage_bytes, bare_tensor)
+        return _load_weights_only(path, global_names, mmap), size
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except (PickleRejected, ValueError, struct.error) as error:
         raise CheckpointError(f"{path}: refused, and nothing in it has run: {error}.") from error
-    return PickleCheckpoint(path, tensors, size, notes)
 
 
 def pickle_refused_message(path: Path) -> str:
@@ -140,13 +158,13 @@ def _require_safe_torch(path: Path) -> None:
         )
 
 
-def _load_weights_only(path: Path, global_names: Collection[str]) -> dict[Any, Any]:
-    """The second gate. The tensors are views of the mapped file."""
+def _load_weights_only(path: Path, global_names: Collection[str], mmap: bool) -> Any:
+    """The second gate. With `mmap` the tensors are views of the mapped file."""
     safe_globals: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
     safe_globals = [(InertStub, name) for name in (LIGHTNING_CALLBACK, *NUMPY_SCALARS) if name in global_names]
     try:
         with _LOAD_LOCK, torch.serialization.safe_globals(safe_globals):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (
         UnpicklingError, RuntimeError, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, TypeError
     ) as error:  # fmt: skip

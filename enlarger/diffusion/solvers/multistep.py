@@ -33,7 +33,7 @@ def pndm(
 ) -> Steps:  # fmt: skip
     """Liu et al. 2022, algorithm 2: three Runge-Kutta steps of four calls each, then Adams-Bashforth slopes.
 
-    `middle` says which level lies halfway; the paper's is halfway in training time (`NoiseSchedule.middle`).
+    `midpoint` says which level lies halfway; the paper's is halfway in training time (`NoiseSchedule.time_midpoint`).
     """
     slopes: list[Tensor] = []
     for sigma, lower in pairwise(sigmas):

@@ -16,7 +16,8 @@ from enlarger.nn.compact import CompactAutoencoder, Predictor
 from enlarger.nn.compact_unet import CompactUNet, residual_scale
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
-from enlarger.tasks.result import Progress, ProgressCallback, no_progress, pad_to_multiple, report_steps
+from enlarger.tasks.latent_diffusion import pad_to_multiple
+from enlarger.tasks.result import Progress, ProgressCallback, no_progress, report_steps
 
 TILE = 512  # input pixels: what bounds the memory
 SIGMA_MIN, SIGMA_MAX = 0.02, 6.0  # noise levels of the ladder, as trained
