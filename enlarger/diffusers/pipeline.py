@@ -300,7 +300,7 @@ class DiffusionPipeline(MemoryMethods):
     @property
     def config(self) -> Any:
         """The settings that are not parts, as model_index.json keeps them, by name or attribute."""
-        return SchedulerConfig(type(self).__name__, self._settings, {})
+        return SchedulerConfig("", self._settings, {})
 
     @property
     def _execution_device(self) -> torch.device:

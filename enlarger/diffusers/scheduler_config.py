@@ -14,7 +14,7 @@ class SchedulerConfig(Mapping[str, Any]):
         self.class_name = class_name
         self.explicit = MappingProxyType(dict(explicit))
         unstated = [name for name in defaults if name not in explicit]
-        self._all: dict[str, Any] = {**defaults, **explicit, "_class_name": class_name}
+        self._all: dict[str, Any] = {**defaults, **explicit, **({"_class_name": class_name} if class_name else {})}
         if unstated:
             self._all["_use_default_values"] = unstated
 
