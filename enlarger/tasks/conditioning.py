@@ -138,3 +138,23 @@ def _conditioning_with_sizes(text: PromptEmbeds, time_ids: Tensor, channels: int
     batched_time_ids = time_ids.expand(len(text.tokens), -1).to(text.pooled.device)
     time_embeds = sinusoidal_embedding(batched_time_ids.flatten(), channels).reshape(len(batched_time_ids), -1)
     return Conditioning(text.tokens, vector=torch.cat([text.pooled, time_embeds.to(text.pooled)], 1))
+
+
+def vector_of(pooled: Tensor, time_ids: Tensor, channels: int) -> Tensor:
+    """SDXL's vector: pooled features (B, D), then a sinusoid of `channels` per number (B, n)."""
+    return torch.cat(
+        [pooled, sinusoidal_embedding(time_ids.flatten(), channels).reshape(len(time_ids), -1).to(pooled)], 1
+    )
+
+
+def replace_in_vector(vector: Tensor, channels: int, pooled: Tensor | None, time_ids: Tensor | None) -> Tensor:
+    """SDXL's vector with other pooled features (B, D) or other numbers (B, n) in it, each of `channels`."""
+    width = None if pooled is None else pooled.shape[1]
+    if time_ids is not None:
+        numbers = sinusoidal_embedding(time_ids.flatten(), channels).reshape(len(time_ids), -1).to(vector)
+        width = vector.shape[1] - numbers.shape[1]
+    else:
+        numbers = vector[:, width:]
+    front = vector[:, :width] if pooled is None else pooled.to(vector)
+    rows = max(len(front) if pooled is not None else 0, len(numbers) if time_ids is not None else 0)
+    return torch.cat([front[-rows:], numbers[-rows:]], 1)
