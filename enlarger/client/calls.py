@@ -17,7 +17,7 @@ NAMES = {  # the library's names as those of HTTP
     "guidance": "guidance_scale",
     "count": "n",
     "solver": "scheduler",
-    **{name: name for name in ("prompt", "seed", "noise_level", "detail", "consistent", "strength", "upscale")},
+    **{name: name for name in ("prompt", "seed", "noise_level", "detail", "restore", "consistent", "strength", "upscale")},
 }
 ELSEWHERE = frozenset({"image", "mask", "mask_mode", "width", "height", "long_prompt"})  # handled apart
 MODES = {"auto": "auto", "alpha": "alpha", "white": "luminance"}

@@ -15,7 +15,7 @@ from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import Noise, from_seeds
 from enlarger.diffusion.sample import Solver
 from enlarger.diffusion.sampler import Course
-from enlarger.diffusion.solvers import SOLVERS, Control, dpm_adaptive
+from enlarger.diffusion.solvers import Control, dpm_adaptive
 from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.fidelity import reduce, stay_true
 from enlarger.images import Picture, read_picture, to_pil
@@ -25,6 +25,7 @@ from enlarger.runtime.runtime import Offload, Runtime, pick_device, pick_precisi
 from enlarger.tasks.denoise import Method
 from enlarger.tasks.experts import Turn, turns_of
 from enlarger.tasks.fill import spread_colour
+from enlarger.tasks.input_quality import input_hint, is_own_half
 from enlarger.tasks.latents import Latents
 from enlarger.tasks.model import Model, model_of, words_of
 from enlarger.tasks.parts import Result, Text, Watch, decode, encode_text, pad_to, quiet
@@ -39,6 +40,24 @@ GRANULARITY, LEAST = 32, 64  # pixels: the doubled latent halves three times, an
 LARGE = 512 * 512  # pixels into the x4 upscaler, above which its memory is worth a note
 
 Larger = Callable[[Tensor, Noise], Tensor]  # (1, 3, H, W) in -1..1, or latents, to (1, 3, 2H, 2W), or 4H and 4W for x4
+NO_HALF = (
+    "not made consistent with the input: this is no reduced photograph, as graphics are none; consistent=True "
+    "(--consistent) insists"
+)
+ONE_ANSWER = "count is {count}, but the bundled model has one answer for a picture: one was made"
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a picture is enlarged: once by `first`, then by `further` until it is large enough.
+
+    `consistent` is None where each picture is to decide, see `is_own_half`. `always` enlarges even by 1.
+    """
+
+    first: Larger
+    further: Larger
+    consistent: bool | None
+    always: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,24 +89,26 @@ class Upscaler:
         return turns_of([name], [0.0], solver, course.ladder) * _passes(size, request.by, self.factor)
 
     def _enlarge(self, watch: Watch, request: UpscaleRequest, seeds: tuple[int, ...]) -> Result:
-        larger, consistent = _prepare(self.task, [request], watch)
+        if isinstance(self.task, CompactUpscale):
+            seeds = seeds[:1]
+        passes = _prepare(self.task, [request], watch)
         if (latents := _latents_in(request.image)) is not None:
             low = self._check_latents(latents, request)
-            made = [larger(low, from_seeds([seed])).float().cpu()[0] for seed in seeds]
+            made = [passes.first(low, from_seeds([seed])).float().cpu()[0] for seed in seeds]
             return Result(tuple(to_pil(Picture(one)) for one in made), seeds, self.name)
         picture = read_picture(request.image)
         colour = spread_colour(picture)[None]
-        made = [_grow(colour, request.by, larger, from_seeds([seed]), consistent) for seed in seeds]
+        made = [_grow(colour, request.by, passes, from_seeds([seed])) for seed in seeds]
         return self._finish(request, picture, colour, made, seeds)
 
     def several(self, requests: Sequence[UpscaleRequest], watch: Watch = quiet) -> list[Result]:
         """One enlargement for each request, in one batch. They differ in prompts, seed and picture, but not in the
         picture's size, see `together`."""
-        larger, consistent = _prepare(self.task, requests, watch)
+        passes = _prepare(self.task, requests, watch)
         pictures = [read_picture(request.image) for request in requests]
         seeds = [seeds_for(request.seed, 1)[0] for request in requests]
         colour = torch.stack([spread_colour(picture) for picture in pictures])
-        made = _rows(_grow(colour, requests[0].by, larger, from_seeds(seeds), consistent))
+        made = _rows(_grow(colour, requests[0].by, passes, from_seeds(seeds)))
         return [
             self._finish(request, picture, small, [large], (seed,))
             for request, picture, small, large, seed in zip(requests, pictures, _rows(colour), made, seeds, strict=True)
@@ -98,10 +119,12 @@ class Upscaler:
     ) -> Result:
         """The enlarged colours, each (1, 3, H, W), of one picture as pictures like it."""
         images = tuple(to_pil(like(picture, one[0])) for one in made)
-        notes = picture.notes + self._notes(request, picture)
+        notes = picture.notes + self._notes(request, picture, made)
         return Result(images, seeds, self.name, notes, max(_consistency(one, colour) for one in made))
 
-    def _notes(self, request: UpscaleRequest, picture: Picture) -> tuple[str, ...]:
+    def _notes(self, request: UpscaleRequest, picture: Picture, made: Sequence[Tensor]) -> tuple[str, ...]:
+        if isinstance(self.task, CompactUpscale):
+            return _compact_notes(request, picture, made)
         if not isinstance(self.task, Model):
             return ()
         large = picture.height * picture.width > LARGE
@@ -190,7 +213,7 @@ def latent_task(bundle: Bundle, runtime: Runtime) -> LatentUpscale:
 def compact_task(bundle: Bundle, runtime: Runtime) -> CompactUpscale:
     """The bundled model from its folder's parts."""
     parts = {name: part.to(memory_format=torch.channels_last) for name, part in bundle.components.items()}
-    return CompactUpscale(parts["predictor"], parts["autoencoder"], parts["unet"], runtime)
+    return CompactUpscale(parts["predictor"], parts["detailer"], parts["restorer"], runtime)
 
 
 def _pixel_task(bundle: Bundle, runtime: Runtime, name: str) -> Model:
@@ -215,8 +238,8 @@ def _way(task: LatentUpscale | Model, request: UpscaleRequest) -> tuple[Solver, 
 
 def _prepare(
     task: LatentUpscale | CompactUpscale | Model, requests: Sequence[UpscaleRequest], watch: Watch
-) -> tuple[Larger, bool]:
-    """The requests' options settled once: a function that enlarges, and whether to make the result consistent.
+) -> Passes:
+    """The requests' options settled once: how to enlarge, and whether to make the result consistent.
 
     They differ in prompts at most; only the x2 upscaler may be told several.
     """
@@ -225,6 +248,8 @@ def _prepare(
         return _prepare_compact(task, request, watch)
     if request.detail is not None:
         raise Unsupported("detail is for the bundled model; this one takes steps, guidance and noise_level")
+    if request.restore is not None:
+        raise Unsupported("restore is for the bundled model; this one takes steps, guidance and noise_level")
     if isinstance(task, Model):
         return _prepare_pixel(task, request, watch)
     options, masked = filled(request, f"upscale/{request.profile or 'diffusers'}"), request.profile == "original"
@@ -243,10 +268,10 @@ def _prepare(
         picture = torch.cat([decode(task.vae, one, task.runtime) for one in _rows(task(job, watch))])
         return picture[..., : 2 * unit * low.shape[-2], : 2 * unit * low.shape[-1]]
 
-    return double, bool(options["consistent"])
+    return Passes(double, double, bool(options["consistent"]))
 
 
-def _prepare_pixel(model: Model, request: UpscaleRequest, watch: Watch) -> tuple[Larger, bool]:
+def _prepare_pixel(model: Model, request: UpscaleRequest, watch: Watch) -> Passes:
     """The x4 upscaler; its noise level is a step of its own schedule for the input."""
     options, factor = filled(request, "upscale/x4"), model.networks.vae.factor
     level, low_res = options["noise_level"], model.low_res
@@ -267,21 +292,43 @@ def _prepare_pixel(model: Model, request: UpscaleRequest, watch: Watch) -> tuple
         job = PixelUpscaleJob(told, padded, Method(course, solver, noise), int(level), low_res)
         return networks.decode(upscale_pixel(networks, job, watch))[..., : factor * height, : factor * width]
 
-    return quadruple, bool(options["consistent"])
+    return Passes(quadruple, quadruple, bool(options["consistent"]))
 
 
-def _prepare_compact(task: CompactUpscale, request: UpscaleRequest, watch: Watch) -> tuple[Larger, bool]:
+def _prepare_compact(task: CompactUpscale, request: UpscaleRequest, watch: Watch) -> Passes:
+    """The bundled model; a picture is restored once, before it is enlarged further."""
     options = filled(request, "upscale/bundled")
-    unused = {"prompt": "", "negative": "", "profile": None, "noise_level": None, "guidance": None}
+    unused = {"prompt": "", "negative": "", "profile": None, "noise_level": None, "guidance": None, "solver": None}
     for name, default in unused.items():
         if getattr(request, name) != default:
             raise Unsupported(
                 f"{name} is set, but the bundled model has no use for it; load an x2 checkpoint, or leave it"
             )
-    if options["solver"] not in SOLVERS:
-        raise InputError(f"no solver is called {options['solver']!r}; there are {', '.join(SOLVERS)}")
-    settings = {"detail": options["detail"], "steps": options["steps"], "solver": SOLVERS[options["solver"]]}
-    return partial(task, **settings, watch=watch), bool(options["consistent"])
+    if request.steps not in (None, 1):
+        raise Unsupported(f"steps is {request.steps}, but the bundled model makes detail in one; leave it")
+    detail, restore = options["detail"], options["restore"]
+
+    def first(small: Tensor, _: Noise) -> Tensor:
+        return task(small, detail=detail, restore=restore, watch=watch)
+
+    def further(small: Tensor, _: Noise) -> Tensor:
+        return task(small, detail=detail, watch=watch)
+
+    consistent = request.consistent if restore == 0 or request.consistent is not None else False
+    return Passes(first, further, consistent, always=restore > 0)
+
+
+def _compact_notes(request: UpscaleRequest, picture: Picture, made: Sequence[Tensor]) -> tuple[str, ...]:
+    """What to know of the bundled model's result."""
+    options, notes = filled(request, "upscale/bundled"), list[str]()
+    if request.count > 1:
+        notes.append(ONE_ANSWER.format(count=request.count))
+    if options["restore"] == 0:
+        if request.consistent is None and request.by > 1 and not is_own_half(made[0], spread_colour(picture)[None]):
+            notes.append(NO_HALF)
+        hint = input_hint(picture.colour)
+        notes += [] if hint is None else [hint]
+    return tuple(notes)
 
 
 def text_for(
@@ -325,13 +372,18 @@ def _passes(size: tuple[int, int], by: float, factor: int) -> int:
     return count
 
 
-def _grow(colour: Tensor, by: float, larger: Larger, noise: Noise, consistent: bool) -> Tensor:
+def _grow(colour: Tensor, by: float, passes: Passes, noise: Noise) -> Tensor:
     """Enlarged until at least `by` times as large, brought to that size exactly, and made consistent with the input."""
     large, size = colour, (round(colour.shape[-2] * by), round(colour.shape[-1] * by))
+    if passes.always or large.shape[-2] < size[0] or large.shape[-1] < size[1]:
+        large = passes.first(large, noise).float().cpu()
     while large.shape[-2] < size[0] or large.shape[-1] < size[1]:
-        large = larger(large, noise).float().cpu()
+        large = passes.further(large, noise).float().cpu()
     large = resize(large, size, "lanczos") if large.shape[-2:] != size else large
-    return stay_true(large, colour) if consistent else large
+    if passes.consistent is not None:
+        return stay_true(large, colour) if passes.consistent else large
+    rows = zip(_rows(large), _rows(colour), strict=True)
+    return torch.cat([stay_true(one, small) if is_own_half(one, small) else one for one, small in rows])
 
 
 def _consistency(large: Tensor, small: Tensor) -> float:

@@ -11,7 +11,7 @@ UNKNOWN = 5.0  # seconds of a job before anything was measured
 WEIGHT = 0.4  # of the newest measurement
 KINDS = 256  # kinds of jobs that are remembered
 SURE = 0.25  # the progress from which on a job's own pace tells when it ends
-FOLLOWED = ("predict",)  # stages after which another comes, where detail is asked for
+FOLLOWED = ("predict", "restore")  # stages after which another comes, where detail is asked for
 T = TypeVar("T")
 
 

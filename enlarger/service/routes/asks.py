@@ -62,7 +62,7 @@ def upscale_wish(body: UpscaleForm, bounds: Bounds, kind: str | None) -> Wish:
         {"steps": min(PREM_STEPS, bounds.steps), "guidance": PREM_GUIDANCE} if documented and kind != "bundled" else {}
     )
     options = own | _common(body, bounds) | {"by": TWICE if body.scale is None else float(body.scale)}
-    extras = {"detail": body.detail, "consistent": body.consistent, "noise_level": body.noise_level}
+    extras = {"detail": body.detail, "restore": body.restore, "consistent": body.consistent, "noise_level": body.noise_level}
     url = body.response_format == "url" if body.response_format is not None else not documented
     size = _size(body.size, bounds)
     if size is not None and size[0] * size[1] > bounds.upscale_pixels:

@@ -77,6 +77,7 @@ class UpscaleForm(Sampled):
         UpscaleRequest, "by", allow_inf_nan=False, help="how many times wider and higher; 2 if absent"
     )
     detail: float | None = limited(UpscaleRequest, "detail", allow_inf_nan=False)
+    restore: float | None = limited(UpscaleRequest, "restore", allow_inf_nan=False)
     consistent: Switch = say(limits_of(UpscaleRequest, "consistent").help)
     noise_level: float | None = limited(UpscaleRequest, "noise_level", allow_inf_nan=False)
 

@@ -22,7 +22,7 @@ from enlarger.requests import (
 from enlarger.service.jobs import Ask
 from enlarger.service.settings import ModelSettings
 from enlarger.service.worker.shelf import Loaded
-from enlarger.tasks.enlarge import Upscaler
+from enlarger.tasks.enlarge import ONE_ANSWER, Upscaler
 from enlarger.tasks.upscale_latent import LatentUpscale
 from enlarger.text.encode import pieces
 from enlarger.text.tokenize import Tokenizer
@@ -39,9 +39,9 @@ WORDS = {
 }  # fmt: skip
 SCORES = ("score", "negative_score")
 UNUSED = {  # by kind of model
-    "bundled": ("prompt", "negative", "guidance", "noise_level", "profile", "long_prompt"),
-    "x2": ("detail",),
-    "x4": ("detail", "profile"),
+    "bundled": ("prompt", "negative", "steps", "guidance", "solver", "noise_level", "profile", "long_prompt"),
+    "x2": ("detail", "restore"),
+    "x4": ("detail", "restore", "profile"),
     "sd": SCORES,
     "sdxl": SCORES,
     "depth": SCORES,
@@ -108,9 +108,9 @@ def _useful(ask: Ask, kind: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     unused = () if options.get("refiner") else UNUSED.get(kind, ())
     gone = {name: options.pop(name) for name in unused if name in options}
     notes = [f"{WORDS.get(name, name)} changes nothing: {ask.model} has no use for it" for name in _told(gone)]
-    if kind == "bundled" and options.get("detail") in (None, 0):
-        gone = {name: options.pop(name) for name in ("steps", "solver") if name in options}
-        notes += [f"{WORDS.get(name, name)} changes nothing without detail" for name in _told(gone)]
+    if kind == "bundled" and (count := options.get("count") or 1) > 1:
+        options["count"] = 1
+        notes.append(ONE_ANSWER.format(count=count))
     return options, tuple(notes)
 
 
@@ -144,9 +144,7 @@ def _recipe_options(request: Any, loaded: Loaded, refiner: str | None) -> dict[s
     unused = UNUSED.get(loaded.described.kind, ()) if refiner is None else ()
     for name in ("image", "mask", "depth", "seed", "mask_mode", *unused):
         options.pop(name, None)
-    if loaded.described.kind == "bundled" and options["detail"] == 0:
-        options = {name: value for name, value in options.items() if name not in ("steps", "solver")}
-    elif options["solver"] is None:
+    if loaded.described.kind != "bundled" and options["solver"] is None:
         options["solver"] = _sampler(loaded)
     if isinstance(request, GenerateRequest):
         side = loaded.model.side * loaded.model.networks.vae.factor

@@ -1,0 +1,79 @@
+"""What a picture has been through, judged by its pixels: JPEG's blocks, noise, and whether it is a bicubic half."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from enlarger.fidelity import reduce
+
+BLOCK = 8  # pixels of JPEG's blocks
+BLOCKY = 1.25  # how much larger steps at the blocks' borders are than elsewhere
+NOISY = 4.0  # 8-bit steps of noise
+OWN_HALF = 2.5  # 8-bit steps (root mean square): how far a mean's half is from a photograph's input, at most
+TRY = "try restore 0.5"
+
+
+def input_hint(picture: Tensor) -> str | None:
+    """What a picture (3, H, W) in -1..1 seems to have suffered, and what to try; None for a clean one."""
+    blocks, noise = blockiness(picture), noise_level(picture)
+    if blocks > BLOCKY:
+        return f"this looks JPEG-compressed (steps at its blocks are {blocks:.1f} times those inside): {TRY}"
+    if noise > NOISY:
+        return f"this looks noisy (about {noise:.0f} of 255): {TRY}"
+    return None
+
+
+def blockiness(picture: Tensor) -> float:
+    """How much larger second differences are across a grid of 8 x 8 pixels than beside it; about 1 without JPEG.
+
+    The grid may lie anywhere, as in a crop. 1 where the picture is too small to tell.
+    """
+    luma = _luma(picture)
+    if min(luma.shape) < 6 * BLOCK:
+        return 1.0
+    ratios: list[float] = []
+    for line in (luma, luma.T):
+        jump = (line[:, 1:-2] - line[:, 2:-1]) - (line[:, :-3] - line[:, 1:-2] + line[:, 2:-1] - line[:, 3:]) / 2
+        size = jump.abs().clamp(max=24).mean(0)  # what a step across a border is beyond its neighbours', by column
+        phases = torch.stack([size[k::BLOCK].mean() for k in range(BLOCK)])
+        at = int(phases.argmax())
+        rest = torch.cat([phases[:at], phases[at + 1 :]])
+        ratios.append(float((phases[at] + 0.05) / (rest.median() + 0.05)))
+    return min(ratios)
+
+
+def noise_level(picture: Tensor) -> float:
+    """The deviation of the noise in 8-bit steps, from the flattest places: texture is there in no photograph's sky.
+
+    Diagonal differences (Immerkaer 1996) in blocks of 16 x 16 pixels, of which the lowest tenth counts; blocks that are
+    clipped or of one colour say nothing.
+    """
+    luma = _luma(picture)
+    if min(luma.shape) < 4 * BLOCK:
+        return 0.0
+    mask = luma.new_tensor([[1, -2, 1], [-2, 4, -2], [1, -2, 1]]) / 6
+    found = F.conv2d(luma[None, None], mask[None, None]).abs()
+    blocks = F.avg_pool2d(found, 16)[0, 0] * (torch.pi / 2) ** 0.5
+    mean = F.avg_pool2d(luma[None, None, 1:-1, 1:-1], 16)[0, 0]
+    kept = blocks[(mean > 12) & (mean < 243) & (blocks > 0)]
+    return float(kept.quantile(0.1)) if len(kept) > 3 else 0.0
+
+
+def is_own_half(large: Tensor, small: Tensor) -> bool:
+    """Whether the half of an unprojected enlargement (1, 3, H, W) is its input, as for photographs that were halved.
+
+    Drawings, text and pixel art are rendered at their size: no larger picture's antialiased half is like them, and
+    forcing one gives them overshoot and halos.
+    """
+    return half_error(large, small) <= OWN_HALF
+
+
+def half_error(large: Tensor, small: Tensor) -> float:
+    """Root mean square difference of the half of an enlargement to the input, in 8-bit steps."""
+    return float((reduce(large.clamp(-1, 1), small.shape[-2:]) - small).square().mean().sqrt()) * 127.5
+
+
+def _luma(picture: Tensor) -> Tensor:
+    """(H, W) in 0..255."""
+    weights = picture.new_tensor([0.299, 0.587, 0.114])
+    return (torch.einsum("c,chw->hw", weights, picture) + 1) * 127.5
