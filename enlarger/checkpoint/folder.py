@@ -18,11 +18,10 @@ from enlarger.errors import CheckpointError, EnlargerError, InputError
 from enlarger.jsonfile import read_json
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
-from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Predictor, PredictorConfig
-from enlarger.nn.compact_unet import CompactUNet, CompactUNetConfig
 from enlarger.nn.k_unet import KUNet, KUNetConfig
 from enlarger.nn.preview import AutoencoderTiny
 from enlarger.nn.unet import UNet
+from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.text.tokenize import Tokenizer
 
 INDEX = "model_index.json"
@@ -70,9 +69,7 @@ COMPONENTS: dict[str, Component] = {
     "CLIPTextModelWithProjection": Component(
         "transformers", "model", configs.clip_projection_config, configs.clip_text_json, ClipText
     ),
-    "CompactAutoencoder": _ours(CompactAutoencoderConfig, CompactAutoencoder),
-    "CompactUNet": _ours(CompactUNetConfig, CompactUNet),
-    "Predictor": _ours(PredictorConfig, Predictor),
+    "UpscaleNet": _ours(UpscaleNetConfig, UpscaleNet),
 }
 """The networks by the class names that model_index.json uses; a new one is one line here."""
 

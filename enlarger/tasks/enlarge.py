@@ -324,9 +324,10 @@ def _compact_notes(request: UpscaleRequest, picture: Picture, made: Sequence[Ten
     if request.count > 1:
         notes.append(ONE_ANSWER.format(count=request.count))
     if options["restore"] == 0:
-        if request.consistent is None and request.by > 1 and not is_own_half(made[0], spread_colour(picture)[None]):
+        graphics = request.by > 1 and not is_own_half(made[0], spread_colour(picture)[None])
+        if graphics and request.consistent is None:
             notes.append(NO_HALF)
-        hint = input_hint(picture.colour)
+        hint = None if graphics else input_hint(picture.colour)
         notes += [] if hint is None else [hint]
     return tuple(notes)
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from enlarger.fidelity import reduce
 
 BLOCK = 8  # pixels of JPEG's blocks
-BLOCKY = 1.25  # how much larger steps at the blocks' borders are than elsewhere
-NOISY = 4.0  # 8-bit steps of noise
-OWN_HALF = 2.5  # 8-bit steps (root mean square): how far a mean's half is from a photograph's input, at most
+BLOCKY = 1.3  # how much larger steps at the blocks' borders are than elsewhere
+NOISY = 4.5  # 8-bit steps of noise
+OWN_HALF = 1.0  # 8-bit steps (root mean square): how far a mean's half is from a photograph's input, at most
 TRY = "try restore 0.5"
 
 
@@ -45,8 +45,8 @@ def blockiness(picture: Tensor) -> float:
 def noise_level(picture: Tensor) -> float:
     """The deviation of the noise in 8-bit steps, from the flattest places: texture is there in no photograph's sky.
 
-    Diagonal differences (Immerkaer 1996) in blocks of 16 x 16 pixels, of which the lowest tenth counts; blocks that are
-    clipped or of one colour say nothing.
+    Diagonal differences (Immerkaer 1996) in blocks of 16 x 16 pixels, of which the lowest tenth counts. Blocks that are
+    clipped or of one colour say nothing, and where most are, it is no photograph.
     """
     luma = _luma(picture)
     if min(luma.shape) < 4 * BLOCK:
@@ -56,7 +56,7 @@ def noise_level(picture: Tensor) -> float:
     blocks = F.avg_pool2d(found, 16)[0, 0] * (torch.pi / 2) ** 0.5
     mean = F.avg_pool2d(luma[None, None, 1:-1, 1:-1], 16)[0, 0]
     kept = blocks[(mean > 12) & (mean < 243) & (blocks > 0)]
-    return float(kept.quantile(0.1)) if len(kept) > 3 else 0.0
+    return float(kept.quantile(0.1)) if len(kept) > max(3, blocks.numel() // 2) else 0.0
 
 
 def is_own_half(large: Tensor, small: Tensor) -> bool:

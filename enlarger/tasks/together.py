@@ -60,8 +60,6 @@ def _key_to_upscale(task: Upscaler, request: UpscaleRequest) -> Hashable | None:
     if not isinstance(request.image, str | Path | Image.Image):
         return None
     if isinstance(task.task, CompactUpscale):
-        if filled(request, "upscale/bundled")["detail"] != 0:
-            return None
         told = _told_key(request)
     elif isinstance(task.task, LatentUpscale):
         options = filled(request, f"upscale/{request.profile or 'diffusers'}")

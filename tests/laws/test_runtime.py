@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
-from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Predictor, PredictorConfig
-from enlarger.nn.compact_unet import CompactStage, CompactUNet, CompactUNetConfig
 from enlarger.nn.k_unet import KUNet
 from enlarger.nn.unet import UNet
+from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.runtime import runtime
 from enlarger.runtime.runtime import Offload, Runtime, own_tensors, pick_device, pick_precision
 from tests.support.random_weights import normal, randomise
@@ -21,7 +20,6 @@ from tests.support.tiny_models import AUTOENCODER, K_UNET, TEXT, UNET
 
 IDS = torch.arange(77)[None] % 60
 TIME = torch.tensor([0.5])
-COMPACT = CompactUNetConfig(4, 2, (CompactStage(8, 1), CompactStage(8, 1)), 8, (1.0, 1.0))
 Case = tuple[nn.Module, Callable[[nn.Module], Tensor]]
 
 
@@ -33,10 +31,6 @@ def cases() -> dict[str, Case]:
         assert isinstance(autoencoder, AutoencoderKL)
         return autoencoder.decode(autoencoder.encode(picture).mean)
 
-    def compact(autoencoder: nn.Module) -> Tensor:
-        assert isinstance(autoencoder, CompactAutoencoder)
-        return autoencoder.decode(autoencoder.encode(picture))
-
     return {
         "text": (ClipText(TEXT), lambda m: m(IDS).last),
         "k_unet": (
@@ -45,9 +39,7 @@ def cases() -> dict[str, Case]:
         ),
         "unet": (UNet(UNET), lambda m: m(normal(1, 4, 8, 8), TIME, tokens=normal(1, 5, 32))),
         "autoencoder": (AutoencoderKL(AUTOENCODER), both),
-        "predictor": (Predictor(PredictorConfig(4, 1)), lambda m: m(picture)),
-        "compact autoencoder": (CompactAutoencoder(CompactAutoencoderConfig(2, 4, 1)), compact),
-        "compact unet": (CompactUNet(COMPACT), lambda m: m(normal(1, 4, 8, 8), TIME)),
+        "upscale_net": (UpscaleNet(UpscaleNetConfig(4, 2, 4, 1, 1)), lambda m: m(picture, picture[:, :1])),
     }
 
 

@@ -14,7 +14,7 @@ from enlarger.diffusion.sampler import Sampler
 from enlarger.errors import CheckpointError, EnlargerError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderConfig
 from enlarger.nn.clip_text import ClipTextConfig
-from enlarger.nn.compact_unet import CompactUNetConfig
+from enlarger.nn.upscale_net import UpscaleNetConfig
 from enlarger.nn.k_unet import KStage, KUNetConfig
 from enlarger.nn.unet import Stage, UNetConfig
 from tests.support.clip_files import CONFIGS
@@ -239,8 +239,8 @@ def test_zero_and_false_are_values() -> None:
 
 
 def test_our_own_configs_come_back_equal() -> None:
-    config = CompactUNetConfig()
-    assert configs.plain_reader(CompactUNetConfig)(json.loads(json.dumps(configs.plain_json(config)))) == config
+    config = UpscaleNetConfig()
+    assert configs.plain_reader(UpscaleNetConfig)(json.loads(json.dumps(configs.plain_json(config)))) == config
     read = configs.plain_reader(AutoencoderConfig)
     with pytest.raises(CheckpointError, match=r"AutoencoderConfig: config does not fit .*layers"):
         read({"channels": [8], "latent_channels": 4, "scale": 1})

@@ -204,11 +204,15 @@ def test_what_a_model_has_no_use_for_is_said(tmp_path: Path, shared: Shelf) -> N
     ask = Ask("upscale", "bundled", {"by": 2, "guidance": 0.0, "negative": "", "steps": 3, "detail": 0.5}, "image.png")
     job = running(tmp_path, ask, Told(), tiny.picture(20, 10))
     wanted = wanted_of(ask, shared.take("bundled")[0], job.folder)
-    assert wanted.notes == ("guidance changes nothing: bundled has no use for it",)
-    assert wanted.options == {"by": 2, "count": 1, "steps": 3, "solver": "euler", "detail": 0.5, "consistent": True}
+    assert wanted.notes == tuple(f"{name} changes nothing: bundled has no use for it" for name in ("steps", "guidance"))
+    assert wanted.options == {"by": 2, "count": 1, "detail": 0.5, "restore": 0.0}
+    several = replace(ask, options={"by": 2, "count": 3, "restore": 0.25})
+    wanted = wanted_of(several, shared.take("bundled")[0], job.folder)
+    assert wanted.notes == ("count is 3, but the bundled model has one answer for a picture: one was made",)
+    assert len(wanted.requests) == 1 and wanted.options == {"by": 2, "count": 1, "detail": 0.0, "restore": 0.25}
     plain = replace(ask, options={"by": 2, "solver": "heun", "long_prompt": True})
     wanted = wanted_of(plain, shared.take("bundled")[0], job.folder)
-    assert wanted.notes == ("the solver changes nothing without detail",) and wanted.tokens == 0
+    assert wanted.notes == ("the solver changes nothing: bundled has no use for it",) and wanted.tokens == 0
     assert wanted.shareable and wanted.input is not None and len(wanted.input["sha256"]) == 64
     made = Ask("generate", "sd", {"prompt": "a boat " * 100, "count": 3, "seed": 2**63 - 1, "score": 3.0})
     wanted = wanted_of(made, shared.take("sd")[0], job.folder)

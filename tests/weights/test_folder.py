@@ -18,8 +18,8 @@ from enlarger.checkpoint.folder import Bundle, read_folder
 from enlarger.checkpoint.write import save_folder
 from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.nn.clip_text import ClipText
-from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Predictor, PredictorConfig
 from enlarger.nn.unet import UNet
+from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from tests.support.close import assert_close, max_difference
 from tests.support.random_weights import normal, randomise
 from tests.support.tiny_models import AUTOENCODER, EULER, TEXT, UNET, same_weights, sdxl_bundle, x2_bundle, x2_folder
@@ -67,8 +67,8 @@ def test_all_kinds_of_networks_round_trip(tmp_path: Path) -> None:
 
 def test_our_own_networks_round_trip(tmp_path: Path) -> None:
     parts = {
-        "vae": CompactAutoencoder(CompactAutoencoderConfig()),
-        "predictor": Predictor(PredictorConfig(channels=8, blocks=1)),
+        "predictor": UpscaleNet(UpscaleNetConfig(channels=8, blocks=1, inner_blocks=1)),
+        "restorer": UpscaleNet(UpscaleNetConfig(channels=8, blocks=1, inner_blocks=0, extra_channels=1)),
     }
     path = save_folder(Bundle(tmp_path, {"_class_name": "Enlarger"}, parts), tmp_path / "ours")
     found = read_folder(path)
@@ -76,16 +76,16 @@ def test_our_own_networks_round_trip(tmp_path: Path) -> None:
         assert same_weights(found.components[name], module) and found.components[name].config == module.config
     config = json.loads((path / "predictor" / "config.json").read_text())
     (path / "predictor" / "config.json").write_text(json.dumps(config | {"depth": 3}))
-    with pytest.raises(Unsupported, match=r"predictor/config.json: PredictorConfig: unknown settings depth"):
+    with pytest.raises(Unsupported, match=r"predictor/config.json: UpscaleNetConfig: unknown settings depth"):
         read_folder(path)
 
 
 def test_the_table_takes_new_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mine(Predictor):
+    class Mine(UpscaleNet):
         pass
 
-    monkeypatch.setitem(folder_room.COMPONENTS, "Mine", folder_room.COMPONENTS["Predictor"])
-    module = Mine(PredictorConfig(channels=8, blocks=1))
+    monkeypatch.setitem(folder_room.COMPONENTS, "Mine", folder_room.COMPONENTS["UpscaleNet"])
+    module = Mine(UpscaleNetConfig(channels=8, blocks=1))
     path = save_folder(Bundle(tmp_path, {}, {"mine": module}), tmp_path / "model")
     assert same_weights(read_folder(path).components["mine"], module)
     with pytest.raises(InputError, match="Linear is not a network that can be saved; expected one of UNet2DCond"):
