@@ -25,7 +25,7 @@ from enlarger.runtime.runtime import Offload, Runtime, pick_device, pick_precisi
 from enlarger.tasks.denoise import Method
 from enlarger.tasks.experts import Turn, turns_of
 from enlarger.tasks.fill import spread_colour
-from enlarger.tasks.input_quality import input_hint, is_own_half
+from enlarger.tasks.input_quality import input_hint, is_graphics
 from enlarger.tasks.latents import Latents
 from enlarger.tasks.model import Model, model_of, words_of
 from enlarger.tasks.parts import Result, Text, Watch, decode, encode_text, pad_to, quiet
@@ -40,9 +40,9 @@ GRANULARITY, LEAST = 32, 64  # pixels: the doubled latent halves three times, an
 LARGE = 512 * 512  # pixels into the x4 upscaler, above which its memory is worth a note
 
 Larger = Callable[[Tensor, Noise], Tensor]  # (1, 3, H, W) in -1..1, or latents, to (1, 3, 2H, 2W), or 4H and 4W for x4
-NO_HALF = (
-    "not made consistent with the input: this is no reduced photograph, as graphics are none; consistent=True "
-    "(--consistent) insists"
+GRAPHICS = (
+    "taken for graphics: redrawn without detail, and not made consistent with the input, as no larger picture's half is "
+    "like it"
 )
 ONE_ANSWER = "count is {count}, but the bundled model has one answer for a picture: one was made"
 
@@ -51,7 +51,7 @@ ONE_ANSWER = "count is {count}, but the bundled model has one answer for a pictu
 class Passes:
     """How a picture is enlarged: once by `first`, then by `further` until it is large enough.
 
-    `consistent` is None where each picture is to decide, see `is_own_half`. `always` enlarges even by 1.
+    `consistent` is None where each picture is to decide, see `is_graphics`. `always` enlarges even by 1.
     """
 
     first: Larger
@@ -213,7 +213,7 @@ def latent_task(bundle: Bundle, runtime: Runtime) -> LatentUpscale:
 def compact_task(bundle: Bundle, runtime: Runtime) -> CompactUpscale:
     """The bundled model from its folder's parts."""
     parts = {name: part.to(memory_format=torch.channels_last) for name, part in bundle.components.items()}
-    return CompactUpscale(parts["predictor"], parts["detailer"], parts["restorer"], runtime)
+    return CompactUpscale(parts["predictor"], parts["detailer"], parts["restorer"], parts["graphics"], runtime)
 
 
 def _pixel_task(bundle: Bundle, runtime: Runtime, name: str) -> Model:
@@ -324,9 +324,8 @@ def _compact_notes(request: UpscaleRequest, picture: Picture, made: Sequence[Ten
     if request.count > 1:
         notes.append(ONE_ANSWER.format(count=request.count))
     if options["restore"] == 0:
-        graphics = request.by > 1 and not is_own_half(made[0], spread_colour(picture)[None])
-        if graphics and request.consistent is None:
-            notes.append(NO_HALF)
+        graphics = request.by > 1 and is_graphics(made[0], spread_colour(picture)[None])
+        notes += [GRAPHICS] if graphics and not request.consistent else []
         hint = None if graphics else input_hint(picture.colour)
         notes += [] if hint is None else [hint]
     return tuple(notes)
@@ -384,7 +383,7 @@ def _grow(colour: Tensor, by: float, passes: Passes, noise: Noise) -> Tensor:
     if passes.consistent is not None:
         return stay_true(large, colour) if passes.consistent else large
     rows = zip(_rows(large), _rows(colour), strict=True)
-    return torch.cat([stay_true(one, small) if is_own_half(one, small) else one for one, small in rows])
+    return torch.cat([one if is_graphics(one, small) else stay_true(one, small) for one, small in rows])
 
 
 def _consistency(large: Tensor, small: Tensor) -> float:

@@ -9,7 +9,8 @@ from enlarger.fidelity import reduce
 BLOCK = 8  # pixels of JPEG's blocks
 BLOCKY = 1.3  # how much larger steps at the blocks' borders are than elsewhere
 NOISY = 4.5  # 8-bit steps of noise
-OWN_HALF = 1.0  # 8-bit steps (root mean square): how far a mean's half is from a photograph's input, at most
+HARDLY_HALF, NO_HALF = 1.2, 4.0  # 8-bit steps (root mean square) that a mean's half is off; photographs have 0.2 to 2.4
+FLAT = 0.05  # share of pixels among others of their colour, at least, in graphics
 TRY = "try restore 0.5"
 
 
@@ -59,18 +60,27 @@ def noise_level(picture: Tensor) -> float:
     return float(kept.quantile(0.1)) if len(kept) > max(3, blocks.numel() // 2) else 0.0
 
 
-def is_own_half(large: Tensor, small: Tensor) -> bool:
-    """Whether the half of an unprojected enlargement (1, 3, H, W) is its input, as for photographs that were halved.
+def is_graphics(large: Tensor, small: Tensor) -> bool:
+    """Whether a picture (1, 3, H, W) with its unprojected enlargement looks drawn.
 
-    Drawings, text and pixel art are rendered at their size: no larger picture's antialiased half is like them, and
-    forcing one gives them overshoot and halos.
+    Drawings, text and pixel art have flat areas, and are rendered at their size: no larger picture's antialiased half
+    is like them, and forcing one gives them overshoot and halos.
     """
-    return half_error(large, small) <= OWN_HALF
+    error, flat = half_error(large, small), float(is_flat(small).float().mean())
+    return error > NO_HALF or (error > HARDLY_HALF and flat >= FLAT)
 
 
 def half_error(large: Tensor, small: Tensor) -> float:
-    """Root mean square difference of the half of an enlargement to the input, in 8-bit steps."""
-    return float((reduce(large.clamp(-1, 1), small.shape[-2:]) - small).square().mean().sqrt()) * 127.5
+    """Root mean square difference of the half of an enlargement to the input where that is not flat, in 8-bit steps."""
+    wrong = (reduce(large.clamp(-1, 1), small.shape[-2:]) - small).square().mean(1, keepdim=True)
+    busy = ~is_flat(small)
+    return float((wrong[busy].mean() if bool(busy.any()) else wrong.mean()).sqrt()) * 127.5
+
+
+def is_flat(picture: Tensor) -> Tensor:
+    """Where the 3 x 3 pixels around each of (1, 3, H, W) are of one colour, (1, 1, H, W)."""
+    highest, lowest = F.max_pool2d(picture, 3, 1, 1), -F.max_pool2d(-picture, 3, 1, 1)
+    return (highest - lowest).amax(1, keepdim=True) < 1 / 255
 
 
 def _luma(picture: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from enlarger.nn.compact import halve_bicubic
 from enlarger.nn.upscale_net import UpscaleNet, backproject
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tile import tiled
+from enlarger.tasks.input_quality import is_graphics
 from enlarger.tasks.parts import Progress, Watch, quiet
 
 TILE = 512  # input pixels: what bounds the memory
@@ -22,26 +23,34 @@ class CompactUpscale:
     predictor: UpscaleNet
     detailer: UpscaleNet
     restorer: UpscaleNet
+    graphics: UpscaleNet
     runtime: Runtime = Runtime()
     tile: int = TILE
 
     def __call__(self, small: Tensor, *, detail: float = 0.0, restore: float = 0.0, watch: Watch = quiet) -> Tensor:
         """Pictures (B, 3, H, W) in -1..1 to (B, 3, 2H, 2W).
 
-        With `restore` 0 the predicted mean, and `detail` of the way from there to the detailed picture. With more, the
-        restored picture, and the detail of its own half on top.
+        With `restore` 0 the predicted mean, and `detail` of the way from there to the detailed picture; graphics, which
+        the mean does not fit, are redrawn. With more, the restored picture, and the detail of its own half on top.
         """
         with torch.inference_mode():
             small = small.to(self.runtime.device)
             if restore == 0:
                 mean = self._predict(small, watch)
-                return mean if detail == 0 else torch.lerp(mean, self._detail(small, watch), detail)
+                pairs = zip(mean.split(1), small.split(1), strict=True)
+                return torch.cat([self._finish(one, given, detail, watch) for one, given in pairs])
             made = self._restore(small, restore, watch)
             if detail == 0:
                 return made
             clean = halve_bicubic(made).clamp(-1, 1)
             mean = backproject(self._predict(clean, watch), clean)
             return made + detail * (self._detail(clean, watch) - mean)
+
+    def _finish(self, mean: Tensor, small: Tensor, detail: float, watch: Watch) -> Tensor:
+        """One picture from its mean."""
+        if is_graphics(mean, small):
+            return self._run(self.graphics, small, "redraw", watch)
+        return mean if detail == 0 else torch.lerp(mean, self._detail(small, watch), detail)
 
     def _predict(self, small: Tensor, watch: Watch) -> Tensor:
         return self._run(self.predictor, small, "predict", watch)

@@ -1,4 +1,4 @@
-"""The three stages: a predictor of the mean, a detailer that answers to the eye, and a restorer of damaged pictures."""
+"""The stages: a predictor of the mean, a detailer that answers to the eye, one for graphics, and a restorer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,14 +31,19 @@ class Workshop:
     workers: int = 1
 
 
+def train_graphics(shop: Workshop, net: UpscaleNet, recipe: Recipe, mixture: Mixture) -> UpscaleNet:
+    """As the predictor, from drawings for the most part."""
+    return _train(shop, net, recipe, mixture, _mean_error, "graphics")
+
+
 def train_predictor(shop: Workshop, net: UpscaleNet, recipe: Recipe, mixture: Mixture) -> UpscaleNet:
     """Absolute error first, since it converges faster; squared error, whose minimum is the mean, for the last part."""
+    return _train(shop, net, recipe, mixture, _mean_error, "predictor")
 
-    def loss(module: nn.Module, pair: Pair, progress: float) -> Tensor:
-        error = module(pair.small).float() - pair.large
-        return error.abs().mean() if progress < 0.6 else 8 * error.square().mean()
 
-    return _train(shop, net, recipe, mixture, loss, "predictor")
+def _mean_error(module: nn.Module, pair: Pair, progress: float) -> Tensor:
+    error = module(pair.small).float() - pair.large
+    return error.abs().mean() if progress < 0.6 else 8 * error.square().mean()
 
 
 def train_detailer(shop: Workshop, net: UpscaleNet, recipe: Recipe, mixture: Mixture) -> UpscaleNet:

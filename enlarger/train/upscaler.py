@@ -1,4 +1,4 @@
-"""Training a x2 upscaler like the bundled one: predictor, detailer, restorer, then a folder to load."""
+"""Training a x2 upscaler like the bundled one: predictor, detailer, graphics, restorer, then a folder to load."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from enlarger.train.loop import Recipe
 from enlarger.train.pairs import Mixture
 from enlarger.train.photos import read_photos
 from enlarger.train.plot import plot_log
-from enlarger.train.stages import Workshop, train_detailer, train_predictor, train_restorer, widened
+from enlarger.train.stages import Workshop, train_detailer, train_graphics, train_predictor, train_restorer, widened
 
 CROP = 128  # pixels of the large picture on a side
 
@@ -33,6 +33,9 @@ class Stage:
 SHIPPED: Mapping[str, Stage] = {
     "predictor": Stage(UpscaleNetConfig(), Recipe(4400, 6e-4, muon=True), Mixture()),
     "detailer": Stage(UpscaleNetConfig(inner_blocks=0), Recipe(1200, 3e-4, average=0.995), Mixture(batch=6)),
+    "graphics": Stage(
+        UpscaleNetConfig(inner_blocks=0), Recipe(350, 5e-4, average=0.985, muon=True), Mixture(drawn=0.6, kernels=0.5)
+    ),
     "restorer": Stage(UpscaleNetConfig(extra_channels=1), Recipe(800, 4e-4, average=0.995), Mixture(drawn=0.1)),
 }
 """The recipe of the bundled model."""
@@ -59,7 +62,10 @@ def train_upscaler(plan: Plan, stages: Mapping[str, Stage] = SHIPPED, crop: int 
     shop = Workshop(photos, judges, plan.work, plan.workers)
     share = 1.0 if plan.steps is None else plan.steps / stages["predictor"].recipe.steps
     parts: dict[str, nn.Module] = {} if plan.start is None else _networks(plan.start)
-    learners = {"predictor": train_predictor, "detailer": train_detailer, "restorer": train_restorer}
+    learners = {
+        "predictor": train_predictor, "detailer": train_detailer,
+        "graphics": train_graphics, "restorer": train_restorer,
+    }  # fmt: skip
     for name, train in learners.items():
         stage, start = stages[name], parts.get(name, parts.get("predictor"))
         recipe = replace(stage.recipe, steps=max(1, round(stage.recipe.steps * share)), seed=plan.seed)

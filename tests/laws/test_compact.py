@@ -29,12 +29,23 @@ def task(tile: int = 512, predictor: UpscaleNet | None = None) -> CompactUpscale
         randomise(UpscaleNet(COARSE)) if predictor is None else predictor,
         randomise(UpscaleNet(PLAIN), seed=1),
         randomise(UpscaleNet(TOLD), seed=2),
+        randomise(UpscaleNet(PLAIN), seed=3),
         tile=tile,
     )
 
 
 def untrained() -> UpscaleNet:
     return UpscaleNet(PLAIN).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def photograph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is given is no graphics: random networks are as wrong about every picture."""
+    for room in ("upscale_compact", "enlarge"):
+        monkeypatch.setattr(f"enlarger.tasks.{room}.is_graphics", lambda *_: False)
+
+
+PHOTOGRAPH = pytest.mark.usefixtures("photograph")
 
 
 def picture(height: int, width: int, count: int = 1) -> Tensor:
@@ -74,6 +85,7 @@ def test_the_reach_is_a_bound_and_not_idle(config: UpscaleNetConfig) -> None:
     assert net.reach % net.granularity == 0
 
 
+@PHOTOGRAPH
 def test_without_detail_only_the_predictor_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: Any) -> Tensor:
         raise AssertionError("not to be called")
@@ -96,6 +108,7 @@ def test_the_stages_of_a_restored_picture_with_detail() -> None:
     assert [progress.stage for progress in seen] == ["restore", "predict", "detail"]
 
 
+@PHOTOGRAPH
 def test_every_tile_is_seen_and_can_be_the_last() -> None:
     def stop(progress: Progress) -> None:
         seen.append((progress.stage, progress.done, progress.total))
@@ -108,6 +121,7 @@ def test_every_tile_is_seen_and_can_be_the_last() -> None:
     assert seen == [("predict", 1, 9), ("predict", 2, 9), ("predict", 3, 9)]
 
 
+@PHOTOGRAPH
 @pytest.mark.parametrize("restore", [0.0, 0.4])
 def test_detail_is_added_in_proportion(restore: float) -> None:
     upscale, small = task(), picture(8, 8)
@@ -127,6 +141,7 @@ def test_back_projection_brings_the_half_nearer() -> None:
     assert after < before / 2
 
 
+@PHOTOGRAPH
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (17, 30), (5, 64)])
 def test_untrained_the_predictor_is_bicubic(size: tuple[int, int]) -> None:
     array = np.random.default_rng(0).integers(
@@ -187,19 +202,32 @@ def test_graphics_are_not_made_consistent_unless_asked() -> None:
     cells = np.random.default_rng(0).integers(0, 2, (12, 12, 1)).repeat(3, 2).astype(np.uint8) * 255
     small, insisted = Image.fromarray(cells), UpscaleRequest(Image.fromarray(cells), consistent=True)
     result, forced = upscaler()(UpscaleRequest(small)), upscaler()(insisted)
-    assert [note for note in result.notes if note.startswith("not made consistent with the input: this is no reduced")]
-    assert not any(note.startswith("not made consistent") for note in forced.notes)
+    assert [note for note in result.notes if note.startswith("taken for graphics: redrawn without detail")]
+    assert not any(note.startswith("taken for graphics") for note in forced.notes)
     assert result.consistency is not None and forced.consistency < result.consistency
-    free = upscaler()(UpscaleRequest(small, consistent=False))
-    assert np.array_equal(np.asarray(free.image), np.asarray(result.image)) and free.notes == ()
+    seen: list[str] = []
+    free = upscaler()(UpscaleRequest(small, consistent=False, detail=1.0), lambda progress: seen.append(progress.stage))
+    assert np.array_equal(np.asarray(free.image), np.asarray(result.image)) and free.notes == result.notes
+    assert seen == ["predict", "redraw"]  # no detail
 
 
+def test_a_batch_may_hold_graphics_and_photographs() -> None:
+    cells = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (1, 1, 12, 10))).float().expand(-1, 3, -1, -1) * 2 - 1
+    smooth = torch.from_numpy(texture(10, 12)).permute(2, 0, 1)[None] / 127.5 - 1
+    upscale = task(predictor=untrained())
+    both = upscale(torch.cat([cells, smooth]), detail=1.0)
+    for i, one in enumerate((cells, smooth)):
+        assert_close(both[i : i + 1], upscale(one, detail=1.0), 1e-5 * float(both.abs().max()))
+
+
+@PHOTOGRAPH
 def test_a_photograph_s_half_is_made_consistent() -> None:
     smooth = Image.fromarray(texture(12, 10)).resize((40, 30), Image.Resampling.BICUBIC)
     result = upscaler()(UpscaleRequest(smooth))
     assert result.notes == () and result.consistency is not None and result.consistency < 1.5
 
 
+@PHOTOGRAPH
 def test_a_picture_is_restored_once() -> None:
     seen: list[str] = []
     small = Image.fromarray(texture(9, 8))
@@ -212,6 +240,7 @@ def test_a_picture_is_restored_once() -> None:
     assert np.array_equal(np.asarray(restored), np.asarray(whole))  # the damage is not put back
 
 
+@PHOTOGRAPH
 def test_several_of_a_picture_are_one() -> None:
     small = Image.fromarray(texture(9, 8))
     result = upscaler()(UpscaleRequest([small, small], count=3, detail=1.0, seed=5))
@@ -247,6 +276,7 @@ def test_16_bits_stay_16_bits() -> None:
     assert_close(back[0, 0], torch.from_numpy(array.astype(np.float32)), 1.0)
 
 
+@PHOTOGRAPH
 def test_a_watcher_stops_the_work() -> None:
     def stop(progress: Progress) -> None:
         if progress.stage == "detail":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from enlarger.degrade import DEGRADATIONS, Pixels, Severity, blur, compress, degrade, rounded, sensor_noise
 from enlarger.nn.compact import enlarge_bicubic, halve_bicubic
-from enlarger.tasks.input_quality import blockiness, half_error, input_hint, is_own_half, noise_level
+from enlarger.tasks.input_quality import blockiness, half_error, input_hint, is_flat, is_graphics, noise_level
 from tests.support.pictures import texture
 
 
@@ -90,5 +90,12 @@ def test_small_pictures_tell_nothing() -> None:
 
 def test_whose_half_a_picture_is() -> None:
     large = enlarge_bicubic(tensor(photo())[None])
-    assert is_own_half(large, halve_bicubic(large)) and half_error(large, halve_bicubic(large)) < 0.1
-    assert not is_own_half(large, halve_bicubic(large) + 0.1)
+    assert half_error(large, halve_bicubic(large)) < 0.1 and not is_graphics(large, halve_bicubic(large))
+    assert half_error(large, halve_bicubic(large) + 0.1) == pytest.approx(12.75, abs=0.1)
+    assert is_graphics(large, halve_bicubic(large) + 0.1)
+
+
+def test_where_a_picture_is_flat() -> None:
+    picture = torch.zeros(1, 3, 8, 8)
+    picture[..., 5, 5] = 1
+    assert (~is_flat(picture)).nonzero()[:, 2:].tolist() == [[y, x] for y in (4, 5, 6) for x in (4, 5, 6)]

@@ -246,11 +246,12 @@ def test_psnr() -> None:
     assert psnr(flat + 0.2, flat) == pytest.approx(20, abs=1e-4)  # a tenth of the range
 
 
-def test_the_three_stages_and_their_model(folder: Path, tmp_path: Path) -> None:
+def test_the_stages_and_their_model(folder: Path, tmp_path: Path) -> None:
     recipe = Recipe(2, 1e-3, warmup=1, log_every=1)
     stages = {
         "predictor": Stage(UpscaleNetConfig(8, 2, 8, 1), replace(recipe, muon=True), Mixture(2)),
         "detailer": Stage(TINY, recipe, Mixture(2)),
+        "graphics": Stage(TINY, recipe, Mixture(2, drawn=0.5)),
         "restorer": Stage(UpscaleNetConfig(8, 2, 8, 0, 1), recipe, Mixture(2)),
     }
     plan = Plan(folder, tmp_path / "model", tmp_path / "work", workers=0)
