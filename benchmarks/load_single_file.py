@@ -25,8 +25,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-PLAIN = ("buffer", "memory")
-READERS = (*PLAIN, "diffusers", "enlarger")
+PLAIN_READERS = ("buffer", "memory")
+READERS = (*PLAIN_READERS, "diffusers", "enlarger")
 STATES = ("cold", "warm")
 REPOSITORY = "stable-diffusion-xl-base-1.0"
 BLOCK = 1 << 24  # bytes read at a time by plain reading
@@ -65,12 +65,12 @@ def make(folder: Path) -> None:
     """SDXL base in full size. All weights are views of one random block, so that memory stays small."""
     import torch
 
-    from enlarger.checkpoint.bundled import family_configs
-    from enlarger.checkpoint.expected import original_model
-    from enlarger.checkpoint.tensorfile import save_tensors
+    from enlarger.checkpoint.config.bundled_configs import family_configs
+    from enlarger.checkpoint.single_file.reference_shapes import original_family_shapes
+    from enlarger.checkpoint.tensors.save_safetensors import save_safetensors
     from tests.support.clip_files import tokenizer_folder
 
-    shapes = original_model("sdxl")
+    shapes = original_family_shapes("sdxl")
     largest = max(prod(shape) for shape in shapes.values())
     block = torch.randn(largest, generator=torch.Generator().manual_seed(0)).mul_(0.02).half()
     for name, config in family_configs("sdxl").items():
@@ -81,16 +81,16 @@ def make(folder: Path) -> None:
     for part in ("tokenizer", "tokenizer_2"):
         tokenizer_folder(config_folder(folder) / part, REPOSITORY, part)
     views = {name: block[: prod(shape)].view(shape) for name, shape in shapes.items()}
-    save_tensors(model_file(folder), views)
+    save_safetensors(model_file(folder), views)
 
 
 def make_small(folder: Path) -> None:
     """The same of the tests' tiny model."""
     import torch
 
-    from enlarger.checkpoint.folder import read_folder
-    from enlarger.checkpoint.save_single import save_single_file
-    from enlarger.checkpoint.write import save_folder
+    from enlarger.checkpoint.folder.load import read_folder
+    from enlarger.checkpoint.folder.save import save_folder
+    from enlarger.checkpoint.single_file.save import save_single_file
     from tests.support.tiny_xl import base_folder
 
     bundle = read_folder(base_folder())
@@ -100,14 +100,14 @@ def make_small(folder: Path) -> None:
 
 def run_all(folder: Path, repeat: int) -> dict[tuple[str, str], list[dict]]:
     """What each reader took, in both states of the page cache."""
-    found: dict[tuple[str, str], list[dict]] = {}
+    results: dict[tuple[str, str], list[dict]] = {}
     for _ in range(repeat):
         for state in STATES:
             for reader in READERS:
                 (empty_cache if state == "cold" else read_plainly)(model_file(folder))
-                found.setdefault((reader, state), []).append(call(reader, folder))
-                print(f"{reader}, {state}: {found[reader, state][-1]}", file=sys.stderr, flush=True)
-    return found
+                results.setdefault((reader, state), []).append(call(reader, folder))
+                print(f"{reader}, {state}: {results[reader, state][-1]}", file=sys.stderr, flush=True)
+    return results
 
 
 def empty_cache(path: Path) -> None:
@@ -134,7 +134,7 @@ def measure(reader: str, folder: Path) -> dict:
     """Load, then touch every page; bytes over those that the process held and had read before."""
     load = prepare(reader, folder)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
-    before, mapped, read = held("VmRSS"), held("RssFile"), from_disk()
+    before, mapped, read = process_memory("VmRSS"), process_memory("RssFile"), disk_bytes_read()
     started, worked = time.perf_counter(), time.process_time()
     parts = load()
     loaded = time.perf_counter()
@@ -144,9 +144,9 @@ def measure(reader: str, folder: Path) -> dict:
         "seconds": done - started,
         "touching": done - loaded,
         "working": time.process_time() - worked,
-        "peak": held("VmHWM") - before,
-        "mapped": held("RssFile") - mapped,
-        "disk": from_disk() - read,
+        "peak": process_memory("VmHWM") - before,
+        "mapped": process_memory("RssFile") - mapped,
+        "disk": disk_bytes_read() - read,
         "checksum": checksum,
     }
 
@@ -154,12 +154,12 @@ def measure(reader: str, folder: Path) -> dict:
 def prepare(reader: str, folder: Path) -> Callable[[], dict[str, Any]]:
     """A function that loads the file and returns its parts; everything is imported already."""
     path = model_file(folder)
-    if reader in PLAIN:
+    if reader in PLAIN_READERS:
         return lambda: read_plainly(path, keep=reader == "memory")
     import torch
 
     if reader == "enlarger":
-        from enlarger.checkpoint.single import read_single_file
+        from enlarger.checkpoint.single_file.load import read_single_file
 
         return lambda: dict(read_single_file(path).components)
     import diffusers
@@ -174,10 +174,10 @@ def read_plainly(path: Path, keep: bool = False) -> dict[str, Any]:
     size = path.stat().st_size
     view = memoryview(bytearray(size if keep else BLOCK))  # a large one gets its pages when they are written
     with path.open("rb", buffering=0) as file:
-        at = 0
-        while at < size:
-            start = at if keep else 0
-            at += file.readinto(view[start : start + BLOCK])
+        position = 0
+        while position < size:
+            start = position if keep else 0
+            position += file.readinto(view[start : start + BLOCK])
     return {"read": view}
 
 
@@ -192,25 +192,25 @@ def touch(parts: dict[str, Any]) -> int:
     return checksum
 
 
-def held(kind: str) -> int:
+def process_memory(kind: str) -> int:
     """Bytes of this process's memory: VmRSS now, VmHWM at most, RssFile of it pages of files."""
     return int(Path("/proc/self/status").read_text().split(f"{kind}:")[1].split()[0]) * 1024
 
 
-def from_disk() -> int:
+def disk_bytes_read() -> int:
     """Bytes that this process had fetched from the disk, not from the page cache."""
     return int(Path("/proc/self/io").read_text().split("read_bytes:")[1].split()[0])
 
 
-def report(found: dict[tuple[str, str], list[dict]], size: int, repeat: int) -> None:
+def report(results: dict[tuple[str, str], list[dict]], size: int, repeat: int) -> None:
     """The medians and their ratios, as a Markdown table."""
     import diffusers
     import torch
 
     def median(reader: str, state: str, key: str) -> float:
-        return statistics.median(each[key] for each in found[reader, state])
+        return statistics.median(each[key] for each in results[reader, state])
 
-    sums = {each["checksum"] for (reader, _), runs in found.items() if reader not in PLAIN for each in runs}
+    sums = {each["checksum"] for (reader, _), runs in results.items() if reader not in PLAIN_READERS for each in runs}
     print(
         f"SDXL base in one float16 file of {size / 1e9:.2f} GB, {processor()}, {os.cpu_count()} cores, "
         f"torch {torch.__version__}, diffusers {diffusers.__version__}; medians of {repeat}; "

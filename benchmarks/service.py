@@ -56,7 +56,7 @@ def serve_library(arguments: argparse.Namespace) -> None:
     from PIL import Image
 
     import enlarger
-    from enlarger.service.worker.results import LEVEL
+    from enlarger.service.worker.results import PNG_COMPRESS_LEVEL
 
     torch.set_num_threads(arguments.threads)
     upscaler, data = enlarger.load_upscaler(), picture(arguments.side)
@@ -65,7 +65,7 @@ def serve_library(arguments: argparse.Namespace) -> None:
         result = upscaler(enlarger.UpscaleRequest(Image.open(BytesIO(data)))).images[0]
         computed = time.perf_counter()
         file = BytesIO()
-        result.save(file, "PNG", compress_level=LEVEL)
+        result.save(file, "PNG", compress_level=PNG_COMPRESS_LEVEL)
         print(json.dumps({"compute": computed - started, "all": time.perf_counter() - started}), flush=True)
 
 
@@ -83,27 +83,27 @@ def library(arguments: argparse.Namespace) -> Iterator[Callable[[], dict[str, fl
     command = [sys.executable, "-m", "benchmarks.service", *options]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def once() -> dict[str, float]:
+    def run_once() -> dict[str, float]:
         process.stdin.write("\n")
         process.stdin.flush()
         return json.loads(process.stdout.readline())
 
     try:
-        yield once
+        yield run_once
     finally:
         process.communicate()
 
 
 def overhead(arguments: argparse.Namespace) -> None:
     """One picture at a time, by either."""
-    data, found = picture(arguments.side), {"compute": [], "all": [], "service": [], "worker": []}
-    with library(arguments) as once, running() as served, httpx2.Client(base_url=served.url, timeout=600) as http:
+    data, times = picture(arguments.side), {"compute": [], "all": [], "service": [], "worker": []}
+    with library(arguments) as run_once, running() as served, httpx2.Client(base_url=served.url, timeout=600) as http:
         for number in range(arguments.repeat + 1):
-            plain, (seconds, told) = once(), enlarge(http, data)
+            plain, (seconds, worker_seconds) = run_once(), enlarge(http, data)
             if number:  # the first round loads
-                for name, value in (*plain.items(), ("service", seconds), ("worker", told)):
-                    found[name].append(value)
-    middle = {name: statistics.median(values) for name, values in found.items()}
+                for name, value in (*plain.items(), ("service", seconds), ("worker", worker_seconds)):
+                    times[name].append(value)
+    medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"The bundled model, {arguments.side} x {arguments.side}, file to PNG file:\n")
     print("| | seconds | over the library |\n| --- | --- | --- |")
     rows = (
@@ -111,8 +111,8 @@ def overhead(arguments: argparse.Namespace) -> None:
         ("the service: its worker's own time", "worker"), ("the service: request to answer", "service"),
     )  # fmt: skip
     for name, key in rows:
-        print(f"| {name} | {middle[key]:.3f} | {middle[key] / middle['all']:.3f} |")
-    print(f"\nSingle rounds, service over library: {spread(found['service'], found['all'])}\n")
+        print(f"| {name} | {medians[key]:.3f} | {medians[key] / medians['all']:.3f} |")
+    print(f"\nSingle rounds, service over library: {spread(times['service'], times['all'])}\n")
 
 
 def spread(ours: list[float], theirs: list[float]) -> str:
@@ -135,14 +135,14 @@ def enlarge(http: httpx2.Client, data: bytes) -> tuple[float, float]:
 
 def batches(arguments: argparse.Namespace) -> None:
     """Several small pictures at once, from a service with micro-batches and one without."""
-    found: dict[int, list[float]] = {1: [], arguments.batch: []}
-    with running(batch=1) as single, running(batch=arguments.batch) as several:
+    times: dict[int, list[float]] = {1: [], arguments.batch: []}
+    with running(batch=1) as single, running(batch=arguments.batch) as batching:
         for number in range(arguments.repeat + 1):
-            for size, served in ((1, single), (arguments.batch, several)):
+            for size, served in ((1, single), (arguments.batch, batching)):
                 seconds = generate(served.url, 4 * arguments.batch)
                 if number:
-                    found[size].append(seconds)
-    plain, batched = (statistics.median(found[size]) for size in (1, arguments.batch))
+                    times[size].append(seconds)
+    plain, batched = (statistics.median(times[size]) for size in (1, arguments.batch))
     print(f"{4 * arguments.batch} requests at once for pictures of 64 x 64 in 10 steps, tiny random weights:\n")
     print("| | seconds for all | over single |\n| --- | --- | --- |")
     print(f"| one job at a time | {plain:.3f} | 1 |")

@@ -39,11 +39,11 @@ def main() -> None:
         return
     if not (arguments.folder / "model_index.json").is_file():
         make("sd-x2-latent-upscaler", arguments.folder)
-    found = {side: [] for side in SIDES}
+    results = {side: [] for side in SIDES}
     for _ in range(arguments.repeat):
         for side in SIDES:
-            found[side].append(call(side, arguments))
-    report(found, arguments)
+            results[side].append(call(side, arguments))
+    report(results, arguments)
 
 
 def call(side: str, arguments: argparse.Namespace) -> dict:
@@ -101,17 +101,17 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def report(found: dict, arguments: argparse.Namespace) -> None:
+def report(results: dict, arguments: argparse.Namespace) -> None:
     """The medians and their ratios, as a Markdown table."""
     import diffusers
     import torch
 
     peer, ours = (
-        {k: statistics.median(r[k] for r in found[s]) for k in ("load", "run", "load_peak", "peak")} for s in SIDES
+        {k: statistics.median(r[k] for r in results[s]) for k in ("load", "run", "load_peak", "peak")} for s in SIDES
     )
-    apart = max(
+    max_difference = max(
         abs(a - b)
-        for x, y in zip(found["diffusers"][0]["pixels"], found["enlarger"][0]["pixels"], strict=True)
+        for x, y in zip(results["diffusers"][0]["pixels"], results["enlarger"][0]["pixels"], strict=True)
         for p, q in zip(x, y, strict=True)
         for a, b in zip(p, q, strict=True)
     )
@@ -126,7 +126,7 @@ def report(found: dict, arguments: argparse.Namespace) -> None:
         ("load_peak", "peak memory after loading", "MiB"), ("peak", "peak memory", "MiB"),
     ):  # fmt: skip
         print(f"| {name} | {peer[key]:.2f} {unit} | {ours[key]:.2f} {unit} | {ours[key] / peer[key]:.2f} |")
-    print(f"\nLargest difference of the pictures (0..1): {apart:.2g}")
+    print(f"\nLargest difference of the pictures (0..1): {max_difference:.2g}")
 
 
 if __name__ == "__main__":

@@ -17,15 +17,15 @@ from enlarger.requests import DepthRequest, GenerateRequest, InpaintRequest, Ref
 if TYPE_CHECKING:
     from enlarger.client.client import AsyncClient, Client
     from enlarger.tasks.depth import DepthToImage, depth, load_depth
-    from enlarger.tasks.enlarge import Upscaler, load_upscaler, upscale
-    from enlarger.tasks.experts import Plan
+    from enlarger.tasks.experts import SamplingReport
     from enlarger.tasks.generate import Generator, generate, load_generator
     from enlarger.tasks.latents import Latents
     from enlarger.tasks.load import load
-    from enlarger.tasks.parts import Progress, Result
-    from enlarger.tasks.reading import Checkpoint
+    from enlarger.tasks.loading import Checkpoint
     from enlarger.tasks.refine import Refiner, load_refiner, refine
-    from enlarger.tasks.repair import Repair, Repairer, inpaint, load_inpainter
+    from enlarger.tasks.repair import Inpainter, InpaintResult, inpaint, load_inpainter
+    from enlarger.tasks.result import Progress, Result
+    from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler, upscale
 
 __version__ = "0.1.0"
 
@@ -41,16 +41,16 @@ __all__ = [
     "GenerateRequest",
     "Generator",
     "InpaintRequest",
+    "InpaintResult",
+    "Inpainter",
     "InputError",
     "Latents",
     "NonFinite",
-    "Plan",
     "Progress",
     "RefineRequest",
     "Refiner",
-    "Repair",
-    "Repairer",
     "Result",
+    "SamplingReport",
     "ServiceError",
     "Unsupported",
     "UpscaleRequest",
@@ -69,20 +69,20 @@ __all__ = [
     "upscale",
 ]
 
-_LATER = {
+_LAZY_IMPORTS = {
     "AsyncClient": "enlarger.client.client",
-    "Checkpoint": "enlarger.tasks.reading",
+    "Checkpoint": "enlarger.tasks.loading",
     "Client": "enlarger.client.client",
     "DepthToImage": "enlarger.tasks.depth",
     "Generator": "enlarger.tasks.generate",
+    "InpaintResult": "enlarger.tasks.repair",
+    "Inpainter": "enlarger.tasks.repair",
     "Latents": "enlarger.tasks.latents",
-    "Plan": "enlarger.tasks.experts",
-    "Progress": "enlarger.tasks.parts",
+    "Progress": "enlarger.tasks.result",
     "Refiner": "enlarger.tasks.refine",
-    "Repair": "enlarger.tasks.repair",
-    "Repairer": "enlarger.tasks.repair",
-    "Result": "enlarger.tasks.parts",
-    "Upscaler": "enlarger.tasks.enlarge",
+    "Result": "enlarger.tasks.result",
+    "SamplingReport": "enlarger.tasks.experts",
+    "Upscaler": "enlarger.tasks.upscale.upscale",
     "depth": "enlarger.tasks.depth",
     "generate": "enlarger.tasks.generate",
     "inpaint": "enlarger.tasks.repair",
@@ -91,16 +91,20 @@ _LATER = {
     "load_generator": "enlarger.tasks.generate",
     "load_inpainter": "enlarger.tasks.repair",
     "load_refiner": "enlarger.tasks.refine",
-    "load_upscaler": "enlarger.tasks.enlarge",
+    "load_upscaler": "enlarger.tasks.upscale.upscale",
     "refine": "enlarger.tasks.refine",
-    "upscale": "enlarger.tasks.enlarge",
+    "upscale": "enlarger.tasks.upscale.upscale",
 }
+
+RENAMED = {"Plan": "SamplingReport", "Repair": "InpaintResult", "Repairer": "Inpainter"}
+"""Names of version 0.1, which go with the next."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    name = RENAMED.get(name, name)
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'enlarger' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_LATER[name]), name)
+    return getattr(import_module(_LAZY_IMPORTS[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -15,7 +15,7 @@ Profile = Literal["diffusers", "original"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class OptionLimits:
     """The help and the allowed values of one option."""
 
     help: str
@@ -27,21 +27,21 @@ class Limits:
 
 def option(default: Any, help: str, **limits: Any) -> Any:
     """A dataclass field that knows its help and its limits."""
-    return field(default=default, metadata={"limits": Limits(help, **limits)})
+    return field(default=default, metadata={"limits": OptionLimits(help, **limits)})
 
 
-PROMPT = "what the picture shows"
-NEGATIVE = "what it should not show"
-STEPS = "denoising steps"
-GUIDANCE = "classifier-free guidance scale"
-RESCALE = "share of the conditional branch's contrast to restore"
-SEED = "seed of the first picture; the others count on"
-COUNT = "pictures to make of each input or prompt"
-SOLVER = "name of the solver"
-SCORE = "aesthetic score that the SDXL refiner aims at"
-NEGATIVE_SCORE = "aesthetic score that it keeps away from"
-EXPAND_MOST = 8192  # pixels on one side
-LONG = "encode prompts over 75 tokens in chunks instead of cutting them"
+PROMPT_HELP = "what the picture shows"
+NEGATIVE_HELP = "what it should not show"
+STEPS_HELP = "denoising steps"
+GUIDANCE_HELP = "classifier-free guidance scale"
+RESCALE_HELP = "share of the conditional branch's contrast to restore"
+SEED_HELP = "seed of the first picture; the others count on"
+COUNT_HELP = "pictures to make of each input or prompt"
+SOLVER_HELP = "name of the solver"
+SCORE_HELP = "aesthetic score that the SDXL refiner aims at"
+NEGATIVE_SCORE_HELP = "aesthetic score that it keeps away from"
+MAX_EXPAND = 8192  # pixels on one side
+LONG_PROMPT_HELP = "encode prompts over 75 tokens in chunks instead of cutting them"
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class UpscaleRequest:
     by: float = option(2.0, "how many times wider and higher", least=1, most=16)
     prompt: str | Sequence[str] = option("", "what the picture shows; models without a text encoder refuse it")
     negative: str | Sequence[str] = option("", "what it should not show; needs guidance other than 1")
-    steps: int | None = option(None, STEPS, least=1, most=1000, whole=True)
-    guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
-    seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
-    count: int = option(1, COUNT, least=1, most=64, whole=True)
+    steps: int | None = option(None, STEPS_HELP, least=1, most=1000, whole=True)
+    guidance: float | None = option(None, GUIDANCE_HELP, least=-100, most=100)
+    seed: int | Sequence[int] = option(0, SEED_HELP, least=0, most=2**63 - 1, whole=True)
+    count: int = option(1, COUNT_HELP, least=1, most=64, whole=True)
     noise_level: float | None = option(
         None, "noise added to the input: up to 10 for x2; whole numbers up to 350 for x4", least=0, most=1000
     )
-    solver: str | None = option(None, SOLVER)
+    solver: str | None = option(None, SOLVER_HELP)
     profile: Profile | None = option(None, "numbers equal to which code", choices=("diffusers", "original"))
     detail: float | None = option(None, "bundled model: 0 is most faithful, 1 full texture", least=0, most=1)
     restore: float | None = option(
@@ -68,31 +68,31 @@ class UpscaleRequest:
     consistent: bool | None = option(
         None, "make the result's half-size copy equal to the input; the bundled model does so with photos"
     )
-    long_prompt: bool = option(False, LONG)
+    long_prompt: bool = option(False, LONG_PROMPT_HELP)
 
     def __post_init__(self) -> None:
-        check(self)
+        check_limits(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class SamplingOptions:
     """What every request has that makes pictures of prompts; fields, and nothing else, are inherited."""
 
-    negative: str | Sequence[str] = option("", NEGATIVE)
-    steps: int | None = option(None, STEPS, least=1, most=1000, whole=True)
-    guidance: float | None = option(None, GUIDANCE, least=-100, most=100)
-    rescale: float = option(0.0, RESCALE, least=0, most=1)
-    seed: int | Sequence[int] = option(0, SEED, least=0, most=2**63 - 1, whole=True)
-    count: int = option(1, COUNT, least=1, most=64, whole=True)
-    solver: str | None = option(None, SOLVER)
-    long_prompt: bool = option(False, LONG)
+    negative: str | Sequence[str] = option("", NEGATIVE_HELP)
+    steps: int | None = option(None, STEPS_HELP, least=1, most=1000, whole=True)
+    guidance: float | None = option(None, GUIDANCE_HELP, least=-100, most=100)
+    rescale: float = option(0.0, RESCALE_HELP, least=0, most=1)
+    seed: int | Sequence[int] = option(0, SEED_HELP, least=0, most=2**63 - 1, whole=True)
+    count: int = option(1, COUNT_HELP, least=1, most=64, whole=True)
+    solver: str | None = option(None, SOLVER_HELP)
+    long_prompt: bool = option(False, LONG_PROMPT_HELP)
 
     def __post_init__(self) -> None:
-        check(self)
+        check_limits(self)
 
 
 @dataclass(frozen=True)
-class GenerateRequest(Sampling):
+class GenerateRequest(SamplingOptions):
     """Make pictures from text. None means the model's own default (`DEFAULTS`)."""
 
     prompt: str | Sequence[str]
@@ -101,8 +101,8 @@ class GenerateRequest(Sampling):
     handoff: float | Sequence[float] | None = option(
         None, "noise level below which the refiner works; by default that of diffusers' 0.8", least=0, most=1000
     )  # one per refiner
-    score: float = option(6.0, SCORE, least=0, most=10)
-    negative_score: float = option(2.5, NEGATIVE_SCORE, least=0, most=10)
+    score: float = option(6.0, SCORE_HELP, least=0, most=10)
+    negative_score: float = option(2.5, NEGATIVE_SCORE_HELP, least=0, most=10)
     upscale: float = option(1.0, "how many times larger to enlarge the picture; 1 leaves it", least=1, most=16)
     upscale_steps: int | None = option(None, "denoising steps of the enlarging", least=1, most=1000, whole=True)
 
@@ -113,33 +113,33 @@ class GenerateRequest(Sampling):
 
 
 @dataclass(frozen=True)
-class RefineRequest(Sampling):
+class RefineRequest(SamplingOptions):
     """Remake pictures from noisy copies of themselves. None means the model's own default (`DEFAULTS`)."""
 
     image: Any  # what `images.read_picture` takes, or `Latents`; one or several
-    prompt: str | Sequence[str] = option("", PROMPT)
+    prompt: str | Sequence[str] = option("", PROMPT_HELP)
     strength: float = option(0.3, "share of the way back to noise: 0 keeps the picture, 1 forgets it", least=0, most=1)
-    score: float = option(6.0, SCORE, least=0, most=10)
-    negative_score: float = option(2.5, NEGATIVE_SCORE, least=0, most=10)
+    score: float = option(6.0, SCORE_HELP, least=0, most=10)
+    negative_score: float = option(2.5, NEGATIVE_SCORE_HELP, least=0, most=10)
 
 
 @dataclass(frozen=True)
-class DepthRequest(Sampling):
+class DepthRequest(SamplingOptions):
     """Remake pictures with their depth kept. None means the model's own default (`DEFAULTS`)."""
 
     image: Any  # what `images.read_picture` takes; one or several
-    prompt: str | Sequence[str] = option("", PROMPT)
+    prompt: str | Sequence[str] = option("", PROMPT_HELP)
     depth: Any = None  # one map per picture, near is large, any scale; None: the checkpoint's own estimator
     strength: float = option(0.8, "share of the way back to noise: 0 keeps the picture, 1 forgets it", least=0, most=1)
 
 
 @dataclass(frozen=True)
-class InpaintRequest(Sampling):
+class InpaintRequest(SamplingOptions):
     """Repaint what a mask covers. None means the model's own default (`DEFAULTS`)."""
 
     image: Any  # what `images.read_picture` takes; one or several
     mask: Any = None  # likewise, of the picture's size; None: only what `expand` adds
-    prompt: str | Sequence[str] = option("", PROMPT)
+    prompt: str | Sequence[str] = option("", PROMPT_HELP)
     strength: float = option(1.0, "share of the way back to noise under the mask", least=0, most=1)
     mask_mode: str = option(
         "auto", "what is repainted: white, transparent (alpha), or told by the mask", choices=("white", "alpha", "auto")
@@ -163,11 +163,11 @@ class InpaintRequest(Sampling):
         """What `expand` adds, in pixels: left, top, right, bottom. Raises InputError if it is something else."""
         if self.expand == "":
             return (0, 0, 0, 0)
-        parts = self.expand.split(",") if isinstance(self.expand, str) else _several(self.expand)
+        parts = self.expand.split(",") if isinstance(self.expand, str) else _as_list(self.expand)
         numbers = [int(part) if str(part).strip().isdecimal() else -1 for part in parts]
-        if len(numbers) not in (1, 4) or not all(0 <= number <= EXPAND_MOST for number in numbers):
+        if len(numbers) not in (1, 4) or not all(0 <= number <= MAX_EXPAND for number in numbers):
             raise InputError(
-                f"expand is {self.expand!r}, expected one whole number of 0 to {EXPAND_MOST}, or four: "
+                f"expand is {self.expand!r}, expected one whole number of 0 to {MAX_EXPAND}, or four: "
                 "left,top,right,bottom"
             )
         left, top, right, bottom = numbers * 4 if len(numbers) == 1 else numbers
@@ -189,44 +189,44 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """What None stands for, by task and model or profile."""
 
-HANDOFF = 0.2
+DEFAULT_HANDOFF = 0.2
 """The share of the training time that is the refiner's, where no `handoff` is given: diffusers' 0.8."""
 
-X2_NOISE = 10.0
+X2_MAX_NOISE_LEVEL = 10.0
 """The highest `noise_level` of the x2 upscaler; the x4 upscaler's folder states its own."""
 
 Request = TypeVar("Request")
 
 
-def request_of(kind: type[Request], **options: Any) -> Request:
+def make_request(request_type: type[Request], **options: Any) -> Request:
     """A request of options by name; InputError for one that it does not have."""
     try:
-        return kind(**options)
+        return request_type(**options)
     except TypeError as error:
-        raise InputError(f"{error}; the options are those of {kind.__name__}") from error
+        raise InputError(f"{error}; the options are those of {request_type.__name__}") from error
 
 
-def check(request: Any) -> None:
+def check_limits(request: Any) -> None:
     """Raise InputError for a value outside the limits of its field."""
     for item in fields(request):
         limits = item.metadata.get("limits")
         if limits is None:
             continue
         value = getattr(request, item.name)
-        for one in _several(value):
-            _check_one(item.name, one, limits)
+        for one in _as_list(value):
+            _check_value(item.name, one, limits)
 
 
-def filled(request: Any, name: str) -> dict[str, Any]:
+def with_defaults(request: Any, name: str) -> dict[str, Any]:
     """The request's options as a dictionary, with None replaced by the defaults of `name`."""
     defaults = DEFAULTS[name]
     values = {item.name: getattr(request, item.name) for item in fields(request)}
     return {key: defaults.get(key) if value is None else value for key, value in values.items()}
 
 
-def one_per(value: Any, count: int, name: str) -> list[Any]:
+def one_per_image(value: Any, count: int, name: str) -> list[Any]:
     """A value for each of `count` images: one is repeated, a sequence must have as many."""
-    values = _several(value)
+    values = _as_list(value)
     if len(values) not in (1, count):
         raise InputError(f"{len(values)} values of {name} for {count} images; give one or {count}")
     return values * count if len(values) == 1 else values
@@ -241,20 +241,20 @@ def seeds_for(seed: int | Sequence[int], count: int) -> list[int]:
     return list(seed)
 
 
-def _several(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     """The items of a list or tuple; anything else, text too, is one item."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return list(cast("Sequence[Any]", value))
     return [value]
 
 
-def _check_one(name: str, value: Any, limits: Limits) -> None:
+def _check_value(name: str, value: Any, limits: OptionLimits) -> None:
     if limits.choices and value is not None and value not in limits.choices:
         raise InputError(f"{name} is {value!r}, expected one of {', '.join(limits.choices)}")
     if value is None or limits.least == -math.inf:
         return
-    kind, word = (Integral, "a whole number") if limits.whole else (Real, "a number")
-    if isinstance(value, bool) or not isinstance(value, kind):
+    number_type, word = (Integral, "a whole number") if limits.whole else (Real, "a number")
+    if isinstance(value, bool) or not isinstance(value, number_type):
         raise InputError(f"{name} is {value!r}, expected {word}")
     number: Any = value  # compared as it is: a float does not hold every seed
     if not limits.least <= number <= limits.most:

@@ -9,7 +9,7 @@ from enlarger.cli.options import Overwrite
 from enlarger.errors import InputError
 
 if TYPE_CHECKING:
-    from enlarger.tasks.reading import Checkpoint
+    from enlarger.tasks.loading import Checkpoint
 
 SUFFIX = ".safetensors"
 Format = Literal["float32", "float16", "bfloat16"]
@@ -38,50 +38,50 @@ def convert(
     A file that is no whole model (an autoencoder, a LoRA) is written as it is, in safetensors.
     """
     from enlarger.hub.cache import resolve  # torch comes with what follows
-    from enlarger.tasks.reading import Checkpoint
+    from enlarger.tasks.loading import Checkpoint
 
     path = resolve(source)
-    single = target.suffix == SUFFIX
+    single_file = target.suffix == SUFFIX
     if target.exists() and not overwrite:
         raise InputError(f"{target}: already exists; choose another place or allow overwriting")
-    if not path.is_dir() and single and not _is_model(path, allow_pickle):
+    if not path.is_dir() and single_file and not _is_model(path, allow_pickle):
         _copy_weights(path, target, dtype, allow_pickle)
     else:
         checkpoint = Checkpoint(path, variant, prediction, allow_pickle, vae, text_encoder)
-        _write(checkpoint, target, dtype, single, overwrite)
+        _write(checkpoint, target, dtype, single_file, overwrite)
     print(target)
 
 
 def _is_model(path: Path, allow_pickle: bool) -> bool:
-    from enlarger.checkpoint.detect import detect
-    from enlarger.checkpoint.files import open_file
+    from enlarger.checkpoint.single_file.detect import detect
+    from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
     from enlarger.errors import CheckpointError
 
-    tensors = open_file(path, allow_pickle=allow_pickle)
+    tensors = open_checkpoint(path, allow_pickle=allow_pickle)
     try:
-        return detect({name: tensors.shape(name) for name in tensors.names()}, path).kind == "model"
+        return detect({name: tensors.shape(name) for name in tensors.keys()}, path).kind == "model"
     except CheckpointError:
         return False
 
 
 def _copy_weights(path: Path, target: Path, dtype: Format | None, allow_pickle: bool) -> None:
-    from enlarger.checkpoint.files import open_file
-    from enlarger.checkpoint.tensorfile import save_tensors
-    from enlarger.runtime.runtime import PRECISIONS
+    from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
+    from enlarger.checkpoint.tensors.save_safetensors import save_safetensors
+    from enlarger.runtime.runtime import DTYPES
 
-    tensors = open_file(path, allow_pickle=allow_pickle)
-    read = {name: tensors.read(name) for name in tensors.names()}
-    save_tensors(target, read, None if dtype is None else PRECISIONS[dtype], tensors.metadata)
+    tensors = open_checkpoint(path, allow_pickle=allow_pickle)
+    loaded = {name: tensors.get_tensor(name) for name in tensors.keys()}
+    save_safetensors(target, loaded, None if dtype is None else DTYPES[dtype], tensors.metadata)
 
 
-def _write(checkpoint: "Checkpoint", target: Path, dtype: Format | None, single: bool, overwrite: bool) -> None:
-    from enlarger.checkpoint.save_single import save_single_file
-    from enlarger.checkpoint.write import save_folder
-    from enlarger.runtime.runtime import PRECISIONS
+def _write(checkpoint: "Checkpoint", target: Path, dtype: Format | None, single_file: bool, overwrite: bool) -> None:
+    from enlarger.checkpoint.folder.save import save_folder
+    from enlarger.checkpoint.single_file.save import save_single_file
+    from enlarger.runtime.runtime import DTYPES
 
-    kind = None if dtype is None else PRECISIONS[dtype]
-    bundle = checkpoint.open(kind)
-    if single:
-        save_single_file(bundle, target, kind, overwrite=overwrite)
+    torch_dtype = None if dtype is None else DTYPES[dtype]
+    bundle = checkpoint.open(torch_dtype)
+    if single_file:
+        save_single_file(bundle, target, torch_dtype, overwrite=overwrite)
     else:
-        save_folder(bundle, target, kind, overwrite=overwrite)
+        save_folder(bundle, target, torch_dtype, overwrite=overwrite)

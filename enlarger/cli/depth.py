@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from enlarger.cli.image_jobs import FileOptions, Inputs, ModelFolder, Offload, make_request, process_images
 from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, Recursive, request_options
-from enlarger.cli.pictures import Files, Folder, Inputs, Offload, asked, remake
 from enlarger.errors import InputError
 from enlarger.requests import DepthRequest
 
@@ -35,7 +35,7 @@ Maps = Annotated[
 def depth(
     inputs: Inputs,
     options: Options,
-    model: Folder,
+    model: ModelFolder,
     maps: Maps = None,
     output: Output = None,
     device: Device = "auto",
@@ -56,18 +56,18 @@ def depth(
 
         return load_depth(model, device, precision, offload, estimator=maps is None)
 
-    def ask(request: DepthRequest, job: "Job") -> Any:
+    def request_for(request: DepthRequest, job: "Job") -> Any:
         return replace(request, image=job.input, depth=None if maps is None else _map_for(job.input, maps))
 
-    request = asked(DepthRequest, image=None, **options)
-    remake(Files(inputs, output, "depth", overwrite, recursive, json_lines), request, load, ask)
+    request = make_request(DepthRequest, image=None, **options)
+    process_images(FileOptions(inputs, output, "depth", overwrite, recursive, json_lines), request, load, request_for)
 
 
 def _map_for(picture: Path, maps: Path) -> Path:
     """The map itself, or the file in a folder of maps that is named like the picture; InputError where none is."""
     if not maps.is_dir():
         return maps
-    found = sorted(path for path in maps.iterdir() if path.stem == picture.stem and path.is_file())
-    if len(found) != 1:
-        raise InputError(f"found {len(found)} files named {picture.stem} in {maps}, expected one depth map")
-    return found[0]
+    matches = sorted(path for path in maps.iterdir() if path.stem == picture.stem and path.is_file())
+    if len(matches) != 1:
+        raise InputError(f"found {len(matches)} files named {picture.stem} in {maps}, expected one depth map")
+    return matches[0]

@@ -12,7 +12,11 @@ from enlarger import __version__
 from enlarger.cli.options import JsonLines
 from enlarger.errors import CheckpointError, EnlargerError
 
-EXTRAS = {"depth": "transformers", "safety": "transformers", "hub": "huggingface_hub"}  # and a package that tells
+EXTRA_PACKAGES = {
+    "depth": "transformers",
+    "safety": "transformers",
+    "hub": "huggingface_hub",
+}  # and a package that tells
 
 
 def doctor(
@@ -28,13 +32,13 @@ def doctor(
 
     A broken model is named with the command that repairs it. Exit status 1 if there is one.
     """
-    found: dict[str, Any] = {"system": _system(), "devices": _devices(), "extras": _extras(), "cache": _cache()}
-    found["models"] = list(_models(folders or (), verify))
+    report: dict[str, Any] = {"system": _system(), "devices": _devices(), "extras": _extras(), "cache": _cache()}
+    report["models"] = list(_models(folders or (), verify))
     if json_lines:
-        print(json.dumps(found))
+        print(json.dumps(report))
     else:
-        print("\n".join(_lines(found)))
-    if any(model["broken"] for model in found["models"]):
+        print("\n".join(_format_lines(report)))
+    if any(model["broken"] for model in report["models"]):
         raise typer.Exit(1)
 
 
@@ -56,20 +60,20 @@ def _devices() -> dict[str, str]:
     """The devices, and the number formats in which a product of matrices works on each."""
     import torch
 
-    from enlarger.runtime.runtime import PRECISIONS
+    from enlarger.runtime.runtime import DTYPES
 
     names = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
     names += ["mps"] if torch.backends.mps.is_available() else []
     names += ["xpu"] if torch.xpu.is_available() else []
-    found: dict[str, str] = {}
+    formats_by_device: dict[str, str] = {}
     for name in names:
-        works = [word for word, dtype in PRECISIONS.items() if _multiplies(name, dtype)]
-        about = f" ({torch.cuda.get_device_name(name)})" if name.startswith("cuda") else ""
-        found[name + about] = ", ".join(works) or "does not compute"
-    return found
+        working_formats = [precision for precision, dtype in DTYPES.items() if _supports_matmul(name, dtype)]
+        device_name = f" ({torch.cuda.get_device_name(name)})" if name.startswith("cuda") else ""
+        formats_by_device[name + device_name] = ", ".join(working_formats) or "does not compute"
+    return formats_by_device
 
 
-def _multiplies(device: str, dtype: Any) -> bool:
+def _supports_matmul(device: str, dtype: Any) -> bool:
     import torch
 
     try:
@@ -81,86 +85,86 @@ def _multiplies(device: str, dtype: Any) -> bool:
 
 def _extras() -> dict[str, str]:
     """Whether the package of each extra is there."""
-    found: dict[str, str] = {}
-    for extra, package in EXTRAS.items():
+    versions: dict[str, str] = {}
+    for extra, package in EXTRA_PACKAGES.items():
         try:
-            found[extra] = f"{package} {version(package)}"
+            versions[extra] = f"{package} {version(package)}"
         except PackageNotFoundError:
-            found[extra] = f"not installed: pip install 'enlarger[{extra}]'"
-    return found
+            versions[extra] = f"not installed: pip install 'enlarger[{extra}]'"
+    return versions
 
 
 def _cache() -> dict[str, Any]:
     import shutil
 
-    from enlarger.hub.cache import PARTS, home
+    from enlarger.hub.cache import PARTIAL_DIR, cache_dir
 
-    folder = home()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    unfinished = sum(path.stat().st_size for path in folder.glob(f"models/*/{PARTS}/*.part"))
-    return {"folder": str(folder), "free": shutil.disk_usage(there).free, "unfinished": unfinished}
+    folder = cache_dir()
+    existing_parent = next(path for path in (folder, *folder.parents) if path.exists())
+    unfinished = sum(path.stat().st_size for path in folder.glob(f"models/*/{PARTIAL_DIR}/*.part"))
+    return {"folder": str(folder), "free": shutil.disk_usage(existing_parent).free, "unfinished": unfinished}
 
 
 def _models(folders: "list[Path] | tuple[Path, ...]", verify: bool) -> Iterator[dict[str, Any]]:
     """All models in the cache and in `folders`."""
-    from enlarger.hub.cache import RECORD, home
+    from enlarger.hub.cache import RECORD_FILE, cache_dir
 
-    for path in [*sorted(home().glob(f"models/*/*/{RECORD}")), *(folder / RECORD for folder in folders)]:
+    for path in [*sorted(cache_dir().glob(f"models/*/*/{RECORD_FILE}")), *(folder / RECORD_FILE for folder in folders)]:
         try:
             yield _model(path.parent.absolute(), verify)
         except EnlargerError as error:
-            yield {"folder": str(path.parent), "broken": {RECORD: str(error)}, "notes": [], "repair": None}
+            yield {"folder": str(path.parent), "broken": {RECORD_FILE: str(error)}, "notes": [], "repair": None}
 
 
 def _model(folder: Path, verify: bool) -> dict[str, Any]:
-    from enlarger.hub.cache import home, read_copy, repair_command
-    from enlarger.hub.names import read_book
+    from enlarger.hub.aliases import read_alias_table
+    from enlarger.hub.cache import cache_dir, read_snapshot, repair_command
 
-    copy = read_copy(folder)
-    if copy is None:
+    snapshot = read_snapshot(folder)
+    if snapshot is None:
         raise CheckpointError(f"{folder}: no record of a pull; give a folder that was made by enlarger pull --to.")
-    alias = read_book(home()).owner(copy.repository)
-    known = {} if alias is None else {path: alias.sha256[path] for path in copy.files if path in alias.sha256}
-    differ = [path for path, sha256 in known.items() if copy.files[path].sha256 != sha256]
-    broken = copy.broken() if verify else dict.fromkeys(copy.missing(), "missing or cut short")
+    alias = read_alias_table(cache_dir()).alias_of(snapshot.repository)
+    published = {} if alias is None else {path: alias.sha256[path] for path in snapshot.files if path in alias.sha256}
+    differing = [path for path, sha256 in published.items() if snapshot.files[path].sha256 != sha256]
+    damaged = snapshot.damaged_files() if verify else dict.fromkeys(snapshot.missing_files(), "missing or cut short")
     return {
-        "repository": copy.repository,
+        "repository": snapshot.repository,
         "alias": None if alias is None else alias.name,
-        "revision": copy.revision,
-        "folder": str(copy.folder),
-        "files": len(copy.files),
-        "bytes": sum(wanted.size for wanted in copy.files.values()),
+        "revision": snapshot.revision,
+        "folder": str(snapshot.folder),
+        "files": len(snapshot.files),
+        "bytes": sum(remote.size for remote in snapshot.files.values()),
         "checked": "every byte" if verify else "sizes",
-        "published": len(known) - len(differ),  # weight files whose sha256 is that of the published file
-        "broken": broken,
-        "notes": [f"{path}: recorded sha256 is not the published file's" for path in differ],
-        "repair": repair_command(copy) if broken else None,
+        "published": len(published) - len(differing),  # weight files whose sha256 is that of the published file
+        "broken": damaged,
+        "notes": [f"{path}: recorded sha256 is not the published file's" for path in differing],
+        "repair": repair_command(snapshot) if damaged else None,
     }
 
 
-def _lines(found: dict[str, Any]) -> Iterator[str]:
+def _format_lines(report: dict[str, Any]) -> Iterator[str]:
     """The findings as text."""
-    cache = found["cache"]
-    yield from (f"{name}: {about}" for name, about in found["system"].items())
-    yield from (f"device {name}: {about}" for name, about in found["devices"].items())
-    yield from (f"extra {name}: {about}" for name, about in found["extras"].items())
+    cache = report["cache"]
+    yield from (f"{name}: {about}" for name, about in report["system"].items())
+    yield from (f"device {name}: {about}" for name, about in report["devices"].items())
+    yield from (f"extra {name}: {about}" for name, about in report["extras"].items())
     yield f"cache: {cache['folder']}, {cache['free']:,} bytes free"
     if cache["unfinished"]:
         yield f"cache: {cache['unfinished']:,} bytes of unfinished downloads; pull the model again to go on"
-    if not found["models"]:
+    if not report["models"]:
         yield "models: none pulled"
-    for model in found["models"]:
-        yield from _about(model)
+    for model in report["models"]:
+        yield from _format_model(model)
 
 
-def _about(model: dict[str, Any]) -> Iterator[str]:
+def _format_model(model: dict[str, Any]) -> Iterator[str]:
     where = model["folder"]
     if "repository" in model:
         alias = f" ({model['alias']})" if model["alias"] else ""
-        about = f"{model['repository']}{alias}: {model['files']} files, {model['bytes']:,} bytes"
+        summary = f"{model['repository']}{alias}: {model['files']} files, {model['bytes']:,} bytes"
         state = f"{len(model['broken'])} broken" if model["broken"] else "whole"
-        yield f"{about}, {state} ({model['checked']} checked, {model['published']} known as published): {where}"
-    yield from (f"  broken: {path}: {why}" for path, why in model["broken"].items())
+        yield f"{summary}, {state} ({model['checked']} checked, {model['published']} known as published): {where}"
+    yield from (f"  broken: {path}: {reason}" for path, reason in model["broken"].items())
     yield from (f"  note: {note}" for note in model["notes"])
     if model["repair"]:
         yield f"  repair: {model['repair']}"

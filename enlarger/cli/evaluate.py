@@ -44,6 +44,6 @@ def upscale(
 
     wanted = Evaluation(folder, model, steps or (), sheet, judges, degraded or (), beside, keep, seed, device)
     with Report(1) as report:
-        report.show("loading the model")
-        table = evaluate_upscale(wanted, report.begin(str(folder)))
+        report.start_stage("loading the model")
+        table = evaluate_upscale(wanted, report.start_file(str(folder)))
     print(json.dumps(table.rows) if json_lines else table)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enlarger.cli.image_jobs import ModelFolder, Offload, make_request, process_image
 from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, request_options
-from enlarger.cli.pictures import Folder, Offload, asked, done
-from enlarger.cli.runs import run_jobs
+from enlarger.cli.run_jobs import run_jobs
 from enlarger.requests import GenerateRequest, seeds_for
 
 if TYPE_CHECKING:  # torch comes with these
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch comes with these
     from enlarger.tasks.generate import Generator
 
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="what the pictures show")]
-File = Annotated[
+PromptsFile = Annotated[
     Path | None, typer.Option("--prompts", help="text file with a prompt in each line", show_default=False)
 ]
 Output = Annotated[
@@ -41,9 +41,9 @@ Explain = Annotated[bool, typer.Option("--explain", help="print which network wo
 @request_options(GenerateRequest, "generate")
 def generate(
     options: Options,
-    model: Folder,
+    model: ModelFolder,
     prompts: Prompts = None,
-    file: File = None,
+    file: PromptsFile = None,
     refiner: RefinerFolder = None,
     upscaler: UpscalerFolder = None,
     output: Output = None,
@@ -59,8 +59,8 @@ def generate(
     Writes PNG unless --output names another kind of file, and prints the names of the files written. A prompt that
     fails is reported, the others go on, and the exit status is 1.
     """
-    texts = _texts(prompts or [], file)
-    request: GenerateRequest = asked(GenerateRequest, prompt=texts, **options)
+    texts = _read_prompts(prompts or [], file)
+    request: GenerateRequest = make_request(GenerateRequest, prompt=texts, **options)
     if upscaler is not None and request.upscale == 1:
         raise typer.BadParameter("--upscaler is given, but not --upscale; give both, or neither")
 
@@ -75,26 +75,26 @@ def generate(
         return
     from enlarger.cli.report import Report
 
-    requests = _requests(request, texts)
-    jobs = _jobs(requests, output, overwrite)
+    requests = _requests_per_prompt(request, texts)
+    jobs = _plan_jobs(requests, output, overwrite)
     with Report(len(jobs), json_lines=json_lines) as report:
-        work = None
+        run_job = None
         if any(job.error is None for job in jobs):
-            report.show("loading the model")
-            asks = dict(zip(jobs, requests, strict=True))
-            work = partial(_work, load(), asks, report, overwrite)
-        run_jobs(jobs, work, report)
+            report.start_stage("loading the model")
+            requests_by_job = dict(zip(jobs, requests, strict=True))
+            run_job = partial(_run_job, load(), requests_by_job, report, overwrite)
+        run_jobs(jobs, run_job, report)
 
 
-def _work(
-    generator: "Generator", asks: "dict[Job, GenerateRequest]", report: "Report", overwrite: bool, job: "Job"
+def _run_job(
+    generator: "Generator", requests_by_job: "dict[Job, GenerateRequest]", report: "Report", overwrite: bool, job: "Job"
 ) -> "Outcome":
-    request = asks[job]
-    outcome = done(generator, lambda request, _: request, request, report, overwrite, job)
+    request = requests_by_job[job]
+    outcome = process_image(generator, lambda request, _: request, request, report, overwrite, job)
     return replace(outcome, prompt=str(request.prompt))
 
 
-def _texts(prompts: Sequence[str], file: Path | None) -> list[str]:
+def _read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     """The prompts of the command line, then those of a file; blank lines are none."""
     lines: list[str] = []
     if file is not None:
@@ -107,31 +107,31 @@ def _texts(prompts: Sequence[str], file: Path | None) -> list[str]:
     return texts
 
 
-def _requests(request: GenerateRequest, texts: Sequence[str]) -> list[GenerateRequest]:
+def _requests_per_prompt(request: GenerateRequest, texts: Sequence[str]) -> list[GenerateRequest]:
     """A request per prompt; seeds count on from prompt to prompt, as in the library."""
     seeds = seeds_for(request.seed, len(texts) * request.count)
     return [replace(request, prompt=text, seed=seeds[i * request.count]) for i, text in enumerate(texts)]
 
 
-def _jobs(requests: Sequence[GenerateRequest], output: Path | None, overwrite: bool) -> "list[Job]":
+def _plan_jobs(requests: Sequence[GenerateRequest], output: Path | None, overwrite: bool) -> "list[Job]":
     """A job per prompt, its files named after prompt and seed."""
-    from enlarger.cli.files import Found, claim
-    from enlarger.saving import SUFFIXES
+    from enlarger.cli.files import InputFile, plan_job
+    from enlarger.image.encode import SUFFIXES
 
-    place = Path() if output is None else output
-    to_file = output is not None and bool(output.suffix) and not output.is_dir()
-    if to_file and len(requests) > 1 and place.suffix.lower() in SUFFIXES:
+    target = Path() if output is None else output
+    is_file = output is not None and bool(output.suffix) and not output.is_dir()
+    if is_file and len(requests) > 1 and target.suffix.lower() in SUFFIXES:
         raise typer.BadParameter(f"--output {output} names one file, but there are several prompts; give a folder")
-    taken: dict[Path, str] = {}
+    reserved: dict[Path, str] = {}
     jobs: list[Job] = []
     for request in requests:
         seeds = seeds_for(request.seed, request.count)
         name = slug(str(request.prompt))
-        outputs = tuple(place / f"{name}-{seed}.png" for seed in seeds)
-        if to_file and len(requests) == 1:
-            several = [place.with_name(f"{place.stem}-{k}{place.suffix}") for k in range(1, request.count + 1)]
-            outputs = (place,) if request.count == 1 else tuple(several)
-        jobs.append(claim(Found(Path(name), named=True), outputs, taken, overwrite))
+        outputs = tuple(target / f"{name}-{seed}.png" for seed in seeds)
+        if is_file and len(requests) == 1:
+            numbered = [target.with_name(f"{target.stem}-{k}{target.suffix}") for k in range(1, request.count + 1)]
+            outputs = (target,) if request.count == 1 else tuple(numbered)
+        jobs.append(plan_job(InputFile(Path(name), is_named_by_user=True), outputs, reserved, overwrite))
     return jobs
 
 

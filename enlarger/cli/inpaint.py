@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request
 from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, request_options
-from enlarger.cli.pictures import Files, Folder, Offload, asked
-from enlarger.cli.runs import run_jobs, save_all
+from enlarger.cli.run_jobs import run_jobs, save_all
 from enlarger.errors import InputError
 from enlarger.requests import InpaintRequest
 
 if TYPE_CHECKING:
     from enlarger.cli.files import Job
     from enlarger.cli.report import Outcome, Report
-    from enlarger.tasks.repair import Repairer
+    from enlarger.tasks.repair import Inpainter
 
-LOSSY = ("JPEG", "WEBP", "AVIF")  # kinds of files that change every pixel a little
+LOSSY_FORMATS = ("JPEG", "WEBP", "AVIF")  # kinds of files that change every pixel a little
 ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="the picture")]
 MaskFile = Annotated[
     Path | None,
@@ -34,7 +34,7 @@ Output = Annotated[
 def inpaint(
     image: ImageFile,
     options: Options,
-    model: Folder,
+    model: ModelFolder,
     mask: MaskFile = None,
     output: Output = None,
     device: Device = "auto",
@@ -48,24 +48,24 @@ def inpaint(
     Writes PNG unless --output names another kind of file, and prints the names of the files written.
     With --preserve exact not one pixel changes outside the mask.
     """
-    request = asked(InpaintRequest, image=image, mask=mask, **options)
+    request = make_request(InpaintRequest, image=image, mask=mask, **options)
     from enlarger.cli.report import Report  # torch comes with these
     from enlarger.tasks.repair import load_inpainter
 
-    files = Files([image], output, "inpaint", overwrite)
-    jobs = [_checked(job, request, overwrite) for job in files.jobs(request.count)]
+    files = FileOptions([image], output, "inpaint", overwrite)
+    jobs = [_check_job(job, request, overwrite) for job in files.jobs(request.count)]
     with Report(len(jobs), json_lines=json_lines) as report:
-        work = None
+        run_job = None
         if any(job.error is None for job in jobs):
-            report.show("loading the model")
-            work = partial(_work, request, load_inpainter(model, device, precision, offload), report, overwrite)
-        run_jobs(jobs, work, report)
+            report.start_stage("loading the model")
+            run_job = partial(_run_job, request, load_inpainter(model, device, precision, offload), report, overwrite)
+        run_jobs(jobs, run_job, report)
 
 
-def _checked(job: "Job", request: InpaintRequest, overwrite: bool) -> "Job":
+def _check_job(job: "Job", request: InpaintRequest, overwrite: bool) -> "Job":
     """The job, with an error if its files do not fit together."""
-    from enlarger.saving import check_output
-    from enlarger.tasks.repair import lay_out
+    from enlarger.image.encode import check_output
+    from enlarger.tasks.repair import prepare_canvas
 
     if job.error is not None:
         return job
@@ -73,21 +73,23 @@ def _checked(job: "Job", request: InpaintRequest, overwrite: bool) -> "Job":
         for path in job.outputs:
             if request.mask is not None and path.resolve() == request.mask.resolve():
                 raise InputError(f"{path} is the mask; choose another --output")
-        original = lay_out(replace(request, image=job.input)).original
+        original = prepare_canvas(replace(request, image=job.input)).original
         check_output(job.outputs[0], original.write(original.values).mode, overwrite=overwrite)
     except InputError as error:
         return replace(job, error=str(error))
     return job
 
 
-def _work(request: InpaintRequest, repairer: "Repairer", report: "Report", overwrite: bool, job: "Job") -> "Outcome":
+def _run_job(
+    request: InpaintRequest, inpainter: "Inpainter", report: "Report", overwrite: bool, job: "Job"
+) -> "Outcome":
     from enlarger.cli.report import Outcome
-    from enlarger.saving import SUFFIXES
+    from enlarger.image.encode import SUFFIXES
 
     started = time.monotonic()
-    result = repairer(replace(request, image=job.input), watch=report.begin(job.input.name))
-    kind = SUFFIXES[job.outputs[0].suffix.lower()]
-    lossy = (f"{kind} files change every pixel a little: save as .png to keep what is outside the mask",)
+    result = inpainter(replace(request, image=job.input), watch=report.start_file(job.input.name))
+    file_format = SUFFIXES[job.outputs[0].suffix.lower()]
+    lossy_note = (f"{file_format} files change every pixel a little: save as .png to keep what is outside the mask",)
     return Outcome(
         job.input,
         save_all(job, result.images, report, overwrite),
@@ -95,7 +97,7 @@ def _work(request: InpaintRequest, repairer: "Repairer", report: "Report", overw
         round(time.monotonic() - started, 3),
         result.seeds[0],
         result.model,
-        notes=result.notes + (lossy if kind in LOSSY and request.preserve == "exact" else ()),
+        notes=result.notes + (lossy_note if file_format in LOSSY_FORMATS and request.preserve == "exact" else ()),
         changed=result.changed[0].pixels,
         box=result.changed[0].box,
         coverage=round(result.coverage[0], 3),

@@ -12,8 +12,8 @@ from enlarger.cli.options import JsonLines
 from enlarger.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from enlarger.checkpoint.files import Weights
-    from enlarger.checkpoint.pickles import PickledWeights
+    from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
+    from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
 
 UNITS = ("B", "KB", "MB", "GB", "TB")
 
@@ -31,86 +31,100 @@ def inspect(
     """Tell what a checkpoint is: family, parts, number formats, sizes, parameters, and what is odd about it."""
     from enlarger.hub.cache import resolve  # torch comes with what follows
 
-    where = resolve(path)
-    found = {"path": str(where), **(_folder(where, verify) if where.is_dir() else _file(where, allow_pickle, verify))}
-    print(json.dumps(found) if json_lines else "\n".join(_lines(found)))
-    if found.get("broken"):
+    resolved = resolve(path)
+    summary = {
+        "path": str(resolved),
+        **(_folder(resolved, verify) if resolved.is_dir() else _file(resolved, allow_pickle, verify)),
+    }
+    print(json.dumps(summary) if json_lines else "\n".join(_format_lines(summary)))
+    if summary.get("broken"):
         raise typer.Exit(1)
 
 
 def _file(path: Path, allow_pickle: bool, verify: bool) -> dict[str, Any]:
-    from enlarger.checkpoint.detect import detect
-    from enlarger.checkpoint.files import open_file
+    from enlarger.checkpoint.single_file.detect import detect
+    from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
 
-    tensors = open_file(path, allow_pickle=allow_pickle)
-    shapes = {name: tensors.shape(name) for name in tensors.names()}
+    tensors = open_checkpoint(path, allow_pickle=allow_pickle)
+    shapes = {name: tensors.shape(name) for name in tensors.keys()}
     try:
-        found = detect(shapes, path)
-        told: dict[str, Any] = {
-            "holds": found.text, "family": found.family, "layout": found.layout, "parts": list(found.components),
-            "prediction": found.prediction or "unknown: the weights do not tell", "advice": found.advice or None,
-            "averaged": "an averaged copy of the UNet is there too" if found.averaged else None,
-        }  # fmt: skip
+        detected = detect(shapes, path)
+        summary: dict[str, Any] = {
+            "holds": detected.description,
+            "family": detected.family,
+            "layout": detected.layout,
+            "parts": list(detected.components),
+            "prediction": detected.prediction_type or "unknown: the weights do not tell",
+            "advice": detected.advice or None,
+            "averaged": "an averaged copy of the UNet is there too" if detected.has_ema else None,
+        }
     except CheckpointError as error:
-        told = {"holds": "nothing that is known here", "advice": str(error)}
-    return told | _weights(tensors, verify) | {"metadata": dict(tensors.metadata) or None}
+        summary = {"holds": "nothing that is known here", "advice": str(error)}
+    return summary | _summarize_weights(tensors, verify) | {"metadata": dict(tensors.metadata) or None}
 
 
 def _folder(path: Path, verify: bool) -> dict[str, Any]:
-    from enlarger.checkpoint.files import open_weights
-    from enlarger.checkpoint.folder import COMPONENTS, INDEX
-    from enlarger.hub.cache import only_variant
-    from enlarger.jsonfile import read_json
+    from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, MODEL_INDEX_NAME
+    from enlarger.checkpoint.tensors.safetensors_file import open_weights
+    from enlarger.hub.cache import snapshot_variant
+    from enlarger.strict_json import read_json
 
-    if not (path / INDEX).is_file():
-        raise CheckpointError(f"{path}: no {INDEX}; expected a model's folder, or a file of weights")
-    index: dict[str, Any] = read_json(path / INDEX)
+    if not (path / MODEL_INDEX_NAME).is_file():
+        raise CheckpointError(f"{path}: no {MODEL_INDEX_NAME}; expected a model's folder, or a file of weights")
+    index: dict[str, Any] = read_json(path / MODEL_INDEX_NAME)
     listed: dict[str, Any] = {name: value for name, value in index.items() if isinstance(value, list)}
     kinds = {name: str(value[1]) for name, value in listed.items() if value[-1]}
-    parts: dict[str, Any] = {}
+    components: dict[str, Any] = {}
     for name, kind in kinds.items():
-        parts[name] = {"class": kind}
-        if kind in COMPONENTS:
-            tensors = open_weights(path / name, COMPONENTS[kind].stem, only_variant(path))
-            parts[name] |= _weights(tensors, verify)
-    broken = [f"{name}: {weight}" for name, part in parts.items() for weight in part.get("broken") or ()]
-    total = sum(part.get("parameters", 0) for part in parts.values())
-    return {"holds": index.get("_class_name"), "parts": parts, "parameters": total, "broken": broken or None}
+        components[name] = {"class": kind}
+        if kind in COMPONENT_CLASSES:
+            tensors = open_weights(path / name, COMPONENT_CLASSES[kind].weights_stem, snapshot_variant(path))
+            components[name] |= _summarize_weights(tensors, verify)
+    non_finite_weights = [
+        f"{name}: {weight}" for name, component in components.items() for weight in component.get("broken") or ()
+    ]
+    total = sum(part.get("parameters", 0) for part in components.values())
+    return {
+        "holds": index.get("_class_name"),
+        "parts": components,
+        "parameters": total,
+        "broken": non_finite_weights or None,
+    }
 
 
-def _weights(tensors: "Weights | PickledWeights", verify: bool) -> dict[str, Any]:
+def _summarize_weights(tensors: "SafetensorsCheckpoint | PickleCheckpoint", verify: bool) -> dict[str, Any]:
     """Number formats, sizes and counts of a file or of all shards."""
     import math
 
-    from enlarger.checkpoint.verify import non_finite
+    from enlarger.checkpoint.tensors.finite_check import find_non_finite
 
     formats: Counter[str] = Counter()
     parameters = size = 0
-    for name in tensors.names():
+    for name in tensors.keys():
         count, dtype = math.prod(tensors.shape(name)), tensors.dtype(name)
         formats[str(dtype).removeprefix("torch.")] += count
         parameters, size = parameters + count, size + count * dtype.itemsize
-    broken = list(non_finite(tensors)) if verify else []
+    non_finite_names = list(find_non_finite(tensors)) if verify else []
     return {
-        "weights": len(tensors.names()), "parameters": parameters, "bytes": size, "formats": dict(formats),
-        "notes": list(tensors.notes) or None, "broken": broken or None,
+        "weights": len(tensors.keys()), "parameters": parameters, "bytes": size, "formats": dict(formats),
+        "notes": list(tensors.notes) or None, "broken": non_finite_names or None,
     }  # fmt: skip
 
 
-def _lines(found: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    for name, value in found.items():
+def _format_lines(summary: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    for name, value in summary.items():
         if isinstance(value, dict):
             yield f"{indent}{name}:"
-            yield from _lines(value, indent + "  ")  # pyright: ignore[reportUnknownArgumentType] - JSON
+            yield from _format_lines(value, indent + "  ")  # pyright: ignore[reportUnknownArgumentType] - JSON
         elif isinstance(value, list):
             yield f"{indent}{name}: {', '.join(map(str, value))}"  # pyright: ignore[reportUnknownArgumentType] - JSON
         elif name == "bytes":
-            yield f"{indent}size: {_readable(value)}"
+            yield f"{indent}size: {_format_bytes(value)}"
         elif value is not None:
             yield f"{indent}{name}: {value:,}" if isinstance(value, int) else f"{indent}{name}: {value}"
 
 
-def _readable(size: float) -> str:
+def _format_bytes(size: float) -> str:
     for unit in UNITS:
         if size < 1000 or unit == UNITS[-1]:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -18,7 +18,7 @@ from enlarger.cli.inpaint import inpaint
 from enlarger.cli.inspect import inspect
 from enlarger.cli.pull import pull
 from enlarger.cli.refine import refine
-from enlarger.cli.runs import unexpected
+from enlarger.cli.run_jobs import describe_unexpected
 from enlarger.cli.serve import key, serve
 from enlarger.cli.train import train
 from enlarger.cli.upscale import upscale
@@ -34,8 +34,8 @@ app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         print(f"enlarger {__version__}")
         raise typer.Exit
 
@@ -54,16 +54,16 @@ def enlarger(
 
 def run() -> None:
     """The entry point. Every error is one message on standard error, never a traceback."""
-    _settle_streams()
+    _prepare_streams()
     try:
         app()
     except EnlargerError as error:
         sys.exit(f"error: {error}")
     except Exception as error:  # noqa: BLE001 - the last line of defence
-        sys.exit(f"error: {unexpected(error)}")
+        sys.exit(f"error: {describe_unexpected(error)}")
 
 
-def _settle_streams() -> None:
+def _prepare_streams() -> None:
     """Closed standard streams become the null device, and file names that are not text can be printed."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the new file takes the free number, so that no file of ours gets it

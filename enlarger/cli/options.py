@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from enlarger.requests import DEFAULTS, Limits
+from enlarger.requests import DEFAULTS, OptionLimits
 
 Model = Annotated[
     str | None,
@@ -26,7 +26,7 @@ Recursive = Annotated[
 ]
 
 
-READING: dict[str, Any] = {  # what a checkpoint's path cannot say, by the fields of `Checkpoint`
+LOADING_OPTIONS: dict[str, Any] = {  # what a checkpoint's path cannot say, by the fields of `Checkpoint`
     "variant": Annotated[str | None, typer.Option(help="which of a folder's weight files, such as fp16")],
     "prediction": Annotated[
         Literal["epsilon", "v_prediction"] | None,
@@ -55,74 +55,87 @@ def request_options(request: type, task: str) -> Callable[[Callable[..., None]],
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(request)
-        listed = sorted(fields(request), key=lambda item: item.name not in vars(request)["__annotations__"])
-        made = [_parameter(item, hints[item.name], task) for item in listed if "limits" in item.metadata]
+        ordered_fields = sorted(fields(request), key=lambda item: item.name not in vars(request)["__annotations__"])
+        request_parameters = [
+            _parameter(item, hints[item.name], task) for item in ordered_fields if "limits" in item.metadata
+        ]
 
         @wraps(verb)
-        def with_options(**given: Any) -> None:
-            options = {parameter.name: given.pop(parameter.name) for parameter in made}
-            reading = {name: value for name in READING if (value := given.pop(name)) is not None}
-            if reading:
-                from enlarger.tasks.reading import Checkpoint  # torch comes with it
+        def with_options(**arguments: Any) -> None:
+            options = {parameter.name: arguments.pop(parameter.name) for parameter in request_parameters}
+            loading = {name: value for name in LOADING_OPTIONS if (value := arguments.pop(name)) is not None}
+            if loading:
+                from enlarger.tasks.loading import Checkpoint  # torch comes with it
 
-                if given["model"] is None:
-                    raise typer.BadParameter(f"--model is missing; {', '.join(sorted(reading))} say how to read it")
-                if "loras" in reading:
-                    reading["loras"] = [_scaled(words) for words in reading["loras"]]
-                given["model"] = Checkpoint(given["model"], **reading)
-            verb(**given, options=options)
+                if arguments["model"] is None:
+                    raise typer.BadParameter(f"--model is missing; {', '.join(sorted(loading))} say how to read it")
+                if "loras" in loading:
+                    loading["loras"] = [_parse_lora(words) for words in loading["loras"]]
+                arguments["model"] = Checkpoint(arguments["model"], **loading)
+            verb(**arguments, options=options)
 
-        own = [parameter for parameter in signature(verb).parameters.values() if parameter.name != "options"]
+        verb_parameters = [
+            parameter for parameter in signature(verb).parameters.values() if parameter.name != "options"
+        ]
         described: Any = with_options
-        described.__signature__ = Signature([*own, *READ, *made])
-        described.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *READ, *made)}
+        described.__signature__ = Signature([*verb_parameters, *LOADING_PARAMETERS, *request_parameters])
+        described.__annotations__ = {
+            parameter.name: parameter.annotation
+            for parameter in (*verb_parameters, *LOADING_PARAMETERS, *request_parameters)
+        }
         return with_options
 
     return decorate
 
 
-READ = [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in READING.items()]
+LOADING_PARAMETERS = [
+    Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in LOADING_OPTIONS.items()
+]
 
 
-def _scaled(words: str) -> tuple[str, float]:
+def _parse_lora(argument: str) -> tuple[str, float]:
     """FILE or FILE:SCALE."""
-    file, colon, scale = words.rpartition(":")
+    file, colon, scale = argument.rpartition(":")
     try:
-        return (file, float(scale)) if colon else (words, 1.0)
+        return (file, float(scale)) if colon else (argument, 1.0)
     except ValueError:
-        return words, 1.0  # the colon is a part of the name
+        return argument, 1.0  # the colon is a part of the name
 
 
 def _parameter(item: "Field[Any]", hint: Any, task: str) -> Parameter:
-    limits: Limits = item.metadata["limits"]
-    kind: Any = Literal[limits.choices] if limits.choices else _scalar(hint)
+    limits: OptionLimits = item.metadata["limits"]
+    kind: Any = Literal[limits.choices] if limits.choices else _scalar_type(hint)
     number = int if kind is int else float
-    about = typer.Option(
+    option = typer.Option(
         help=limits.help,
         min=number(limits.least) if math.isfinite(limits.least) else None,
         max=number(limits.most) if math.isfinite(limits.most) else None,
-        show_default=_stands_for(item.name, task) if item.default is None else item.default != "",
+        show_default=_default_help(item.name, task) if item.default is None else item.default != "",
     )
     optional: Any = kind | None if item.default is None else kind
-    annotation: Any = Annotated[optional, about]
+    annotation: Any = Annotated[optional, option]
     return Parameter(item.name, Parameter.KEYWORD_ONLY, default=item.default, annotation=annotation)
 
 
-def _scalar(hint: Any) -> Any:
+def _scalar_type(hint: Any) -> Any:
     """The type of one value: `int | Sequence[int]` and `int | None` are int on the command line."""
     if get_origin(hint) not in (Union, types.UnionType):
         return hint
     return next(kind for kind in get_args(hint) if kind is not type(None) and get_origin(kind) is not Sequence)
 
 
-def _stands_for(name: str, task: str) -> str | bool:
+def _default_help(name: str, task: str) -> str | bool:
     """What None stands for, as text for the help; False hides the default."""
-    named = {key.rpartition("/")[2]: values for key, values in DEFAULTS.items() if key.partition("/")[0] == task}
-    known = [f"{model} {_plain(values[name])}" for model, values in named.items() if name in values]
-    return ", ".join(known) or False
+    defaults_by_model = {
+        key.rpartition("/")[2]: values for key, values in DEFAULTS.items() if key.partition("/")[0] == task
+    }
+    descriptions = [
+        f"{model} {_format_value(values[name])}" for model, values in defaults_by_model.items() if name in values
+    ]
+    return ", ".join(descriptions) or False
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 

@@ -13,7 +13,7 @@ from enlarger.cli.options import JsonLines
 from enlarger.errors import InputError
 
 if TYPE_CHECKING:
-    from enlarger.cli.told import Told
+    from enlarger.cli.download_progress import DownloadProgress
     from enlarger.hub.licence import Licence
 
 
@@ -37,29 +37,29 @@ def pull(
     Only safetensors, configurations and vocabularies are fetched, an interrupted run goes on where it stopped, and
     every file is checked. The licence and what the model is not for are shown once.
     """
-    from enlarger.cli.told import Told
-    from enlarger.hub.pull import Order
+    from enlarger.cli.download_progress import DownloadProgress
+    from enlarger.hub.pull import PullOptions
     from enlarger.hub.pull import pull as fetch
 
-    order = Order(name, variant, revision, to, mirror, offline, repair)
-    with Told() as told:
+    options = PullOptions(name, variant, revision, to, mirror, offline, repair)
+    with DownloadProgress() as progress:
         try:
-            done = fetch(order, partial(_ask, told, yes), told)
+            result = fetch(options, partial(_confirm_licence, progress, yes), progress)
         except KeyboardInterrupt:
-            told.say("interrupted; what came is kept, the same command goes on there")
+            progress.message("interrupted; what came is kept, the same command goes on there")
             raise typer.Exit(130) from None
-    line = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(done).items()}
-    print(json.dumps({"name": name} | line) if json_lines else done.folder)
+    summary = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(result).items()}
+    print(json.dumps({"name": name} | summary) if json_lines else result.folder)
 
 
-def _ask(told: "Told", yes: bool, repository: str, licence: "Licence") -> bool:
+def _confirm_licence(progress: "DownloadProgress", yes: bool, repository: str, licence: "Licence") -> bool:
     """Show the licence, and ask on the terminal unless --yes was given."""
-    named = licence.name or "none stated in its model card"
-    told.say(f"{repository}: licence {named}{f' ({licence.link})' if licence.link else ''}")
-    told.say(licence.uses or "Its model card does not say what it is not for.")
+    licence_name = licence.name or "none stated in its model card"
+    progress.message(f"{repository}: licence {licence_name}{f' ({licence.link})' if licence.link else ''}")
+    progress.message(licence.out_of_scope or "Its model card does not say what it is not for.")
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise InputError(f"{repository}: to accept the licence {named}, shown above, add --yes")
-    with told.paused():
+        raise InputError(f"{repository}: to accept the licence {licence_name}, shown above, add --yes")
+    with progress.paused():
         return typer.confirm("Accept?", err=True)

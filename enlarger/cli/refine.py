@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enlarger.cli.image_jobs import FileOptions, Inputs, ModelFolder, Offload, make_request, process_images
 from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, Recursive, request_options
-from enlarger.cli.pictures import Files, Folder, Inputs, Offload, asked, remake
 from enlarger.requests import RefineRequest
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Output = Annotated[
 def refine(
     inputs: Inputs,
     options: Options,
-    model: Folder,
+    model: ModelFolder,
     output: Output = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -44,5 +44,5 @@ def refine(
 
         return load_refiner(model, device, precision, offload)
 
-    request = asked(RefineRequest, image=None, **options)
-    remake(Files(inputs, output, "refined", overwrite, recursive, json_lines), request, load)
+    request = make_request(RefineRequest, image=None, **options)
+    process_images(FileOptions(inputs, output, "refined", overwrite, recursive, json_lines), request, load)

@@ -17,29 +17,29 @@ Server = Annotated[
     ),
 ]
 Key = Annotated[str | None, typer.Option(help="key of the service", envvar="ENLARGER_KEY", show_default=False)]
-HERE = {"device": "auto", "precision": "auto", "offload": "none"}  # what is settled where the computing is
+LOCAL_DEFAULTS = {"device": "auto", "precision": "auto", "offload": "none"}  # what is settled where the computing is
 
 
-def check_elsewhere(model: Any, places: dict[str, str]) -> None:
+def check_no_local_options(model: Any, local_options: dict[str, str]) -> None:
     """Raise BadParameter for options that a service has its own of."""
-    given = [f"--{name}" for name, value in places.items() if value != HERE[name]]
+    conflicting = [f"--{name}" for name, value in local_options.items() if value != LOCAL_DEFAULTS[name]]
     if not (model is None or isinstance(model, str)):
-        given.append("options on how to read a model")
-    if given:
-        raise typer.BadParameter(f"{', '.join(given)} cannot be given with --server: the service has its own")
+        conflicting.append("options on how to read a model")
+    if conflicting:
+        raise typer.BadParameter(f"{', '.join(conflicting)} cannot be given with --server: the service has its own")
 
 
 @contextmanager
-def upscaler_at(server: str, key: str | None, model: str | None) -> Generator[Any]:
+def remote_upscaler(server: str, key: str | None, model: str | None) -> Generator[Any]:
     """The task of a service, after a look whether it is there. Raises ServiceError if it is not."""
     from enlarger.client.client import Client
-    from enlarger.client.replies import Result
+    from enlarger.client.responses import Result
 
     with Client(server, key, timeout=None) as client:
         client.health()
 
-        def enlarge(request: UpscaleRequest, watch: Any) -> Result:
+        def upscale(request: UpscaleRequest, watch: Any) -> Result:
             options = {item.name: getattr(request, item.name) for item in fields(request) if item.name != "image"}
             return client.upscale(request.image, model=model, watch=watch, **options)
 
-        yield enlarge
+        yield upscale

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from enlarger.opening import one_line
+from enlarger.image.decode import one_line
 
 
-class Stage(Protocol):
+class StageProgress(Protocol):
     """What of progress is shown; here or at a service, where torch is not needed."""
 
     @property
@@ -44,10 +44,10 @@ class Outcome:
     box: tuple[int, int, int, int] | None = None  # left, top, right, bottom of these
     coverage: float | None = None  # of the mask, in percent
 
-    def json(self) -> str:
+    def to_json_line(self) -> str:
         """One line of JSON; what is not known is left out."""
-        known = {key: value for key, value in asdict(self).items() if value is not None}
-        return json.dumps(known | {"input": str(self.input), "outputs": [str(path) for path in self.outputs]})
+        given_fields = {key: value for key, value in asdict(self).items() if value is not None}
+        return json.dumps(given_fields | {"input": str(self.input), "outputs": [str(path) for path in self.outputs]})
 
 
 class Report:
@@ -55,7 +55,7 @@ class Report:
 
     def __init__(self, total: int, *, json_lines: bool = False) -> None:
         self.total = total
-        self.begun = 0
+        self.num_started = 0
         self.json_lines = json_lines
         self.console = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
         self.bar = Bar(
@@ -68,8 +68,8 @@ class Report:
             redirect_stdout=sys.stdout.isatty(),
             disable=not self.console.is_terminal,
         )
-        self.files = self.bar.add_task("all files", total=total, visible=total > 1)
-        self.stage = self.bar.add_task("", visible=False)
+        self.files_task = self.bar.add_task("all files", total=total, visible=total > 1)
+        self.stage_task = self.bar.add_task("", visible=False)
 
     def __enter__(self) -> "Report":
         self.bar.start()
@@ -80,55 +80,55 @@ class Report:
     ) -> None:
         self.bar.stop()
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """One line on standard error, above the bar."""
         self.console.print(one_line(text))
 
-    def begin(self, name: str) -> Callable[[Stage], None]:
+    def start_file(self, name: str) -> Callable[[StageProgress], None]:
         """Start on a file; what is returned watches its progress."""
-        self.begun += 1
-        where = f"{one_line(name)} ({self.begun}/{self.total})" if self.total > 1 else one_line(name)
-        shown = ""
+        self.num_started += 1
+        label = f"{one_line(name)} ({self.num_started}/{self.total})" if self.total > 1 else one_line(name)
+        current_stage = ""
 
-        def watch(progress: Stage) -> None:
-            nonlocal shown
-            if progress.stage != shown:
-                shown = progress.stage
-                self.show(f"{where}: {shown}", progress.total)
-            self.bar.update(self.stage, completed=progress.done, total=progress.total)
+        def watch(progress: StageProgress) -> None:
+            nonlocal current_stage
+            if progress.stage != current_stage:
+                current_stage = progress.stage
+                self.start_stage(f"{label}: {current_stage}", progress.total)
+            self.bar.update(self.stage_task, completed=progress.done, total=progress.total)
 
         return watch
 
-    def show(self, stage: str, total: int = 1) -> None:
+    def start_stage(self, stage: str, total: int = 1) -> None:
         """A new stage: the bar starts again, or a plain line."""
         if self.bar.disable:
-            self.say(stage)
-        self.bar.reset(self.stage, description=stage, total=total, visible=True)
+            self.message(stage)
+        self.bar.reset(self.stage_task, description=stage, total=total, visible=True)
 
-    def end(self, outcome: Outcome) -> None:
+    def finish_file(self, outcome: Outcome) -> None:
         """Report what became of a file."""
         for note in outcome.notes:
-            self.say(f"{outcome.input}: note: {note}")
+            self.message(f"{outcome.input}: note: {note}")
         if outcome.error is not None:
-            self.say(f"error: {_about(outcome)}")
+            self.message(f"error: {_describe_error(outcome)}")
         elif outcome.size is not None:
             width, height = outcome.size
-            self.say(f"{outcome.input}: {width} x {height} in {outcome.seconds:.1f} s{_changed(outcome)}")
-        lines = [outcome.json()] if self.json_lines else [str(path) for path in outcome.outputs]
+            self.message(f"{outcome.input}: {width} x {height} in {outcome.seconds:.1f} s{_describe_changes(outcome)}")
+        lines = [outcome.to_json_line()] if self.json_lines else [str(path) for path in outcome.outputs]
         for line in lines:
             print(line, flush=True)
-        self.bar.advance(self.files)
+        self.bar.advance(self.files_task)
 
-    def close(self, outcomes: list[Outcome]) -> None:
+    def summarize(self, outcomes: list[Outcome]) -> None:
         """The list of failures, if there was more than one file."""
         failed = [outcome for outcome in outcomes if outcome.error is not None]
         if failed and len(outcomes) > 1:
-            self.say(f"{len(failed)} of {len(outcomes)} files failed:")
+            self.message(f"{len(failed)} of {len(outcomes)} files failed:")
             for outcome in failed:
-                self.say(f"- {_about(outcome)}")
+                self.message(f"- {_describe_error(outcome)}")
 
 
-def _changed(outcome: Outcome) -> str:
+def _describe_changes(outcome: Outcome) -> str:
     """How much of a picture was changed, where that is known."""
     if outcome.changed is None:
         return ""
@@ -136,7 +136,7 @@ def _changed(outcome: Outcome) -> str:
     return f"; the mask covers {outcome.coverage:g} %, {outcome.changed} pixels changed{where}"
 
 
-def _about(outcome: Outcome) -> str:
+def _describe_error(outcome: Outcome) -> str:
     """The error, beginning with the input's name exactly once."""
     error = outcome.error or ""
     return error if error.startswith(f"{outcome.input}: ") else f"{outcome.input}: {error}"

@@ -9,13 +9,18 @@ import typer
 
 from enlarger.errors import InputError
 
-NAMED = {"host_name": "hosts", "origin": "origins", "device": "devices", "model": "models"}  # flags, as settings
-KEEP = ",keep"
+SETTING_OF_FLAG = {
+    "host_name": "hosts",
+    "origin": "origins",
+    "device": "devices",
+    "model": "models",
+}  # flags, as settings
+KEEP_SUFFIX = ",keep"
 
 
-def _explain(context: typer.Context, wanted: bool) -> None:
+def _print_help(context: typer.Context, is_requested: bool) -> None:
     """Print the help with the words and defaults of the settings, read only now: their import takes its time."""
-    if not wanted:
+    if not is_requested:
         return
     from enlarger.service.settings import Settings
 
@@ -23,15 +28,15 @@ def _explain(context: typer.Context, wanted: bool) -> None:
     parameters: Any = context.command.params
     for parameter in parameters:
         name = str(parameter.name)
-        field = fields.get(NAMED.get(name, name))
+        field = fields.get(SETTING_OF_FLAG.get(name, name))
         if field is not None:
             parameter.help = parameter.help or field.description
-            parameter.show_default = _plain(field.default)
+            parameter.show_default = _format_default(field.default)
     print(context.get_help())
     raise typer.Exit
 
 
-def _plain(default: Any) -> str | bool:
+def _format_default(default: Any) -> str | bool:
     """A default as the help shows it; False where there is none."""
     if isinstance(default, tuple):
         return ", ".join(map(str, default)) or False  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - any items
@@ -58,7 +63,7 @@ def serve(
     insecure_no_auth: Annotated[bool | None, typer.Option("--insecure-no-auth")] = None,
     log_level: Annotated[str | None, typer.Option()] = None,
     help: Annotated[
-        bool, typer.Option("--help", "-h", is_eager=True, callback=_explain, help="show this message and exit")
+        bool, typer.Option("--help", "-h", is_eager=True, callback=_print_help, help="show this message and exit")
     ] = False,
 ) -> None:
     """Serve pictures over HTTP: OpenAI's images API, /v1/images/upscale, jobs and a web page.
@@ -73,8 +78,8 @@ def serve(
     }  # fmt: skip
     try:
         use_config(config)
-        flags["models"] = None if model is None else [model_of(words) for words in model]
-        status = _run(flags)
+        flags["models"] = None if model is None else [parse_model(words) for words in model]
+        status = _serve(flags)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
@@ -83,36 +88,38 @@ def serve(
 
 def use_config(config: Path | None) -> None:
     """Take the settings' file from a flag, or from ENLARGER_CONFIG. Raises InputError if it is not there."""
-    named = os.environ.get("ENLARGER_CONFIG") if config is None else os.fspath(config)
-    if named is None:
+    config_path = os.environ.get("ENLARGER_CONFIG") if config is None else os.fspath(config)
+    if config_path is None:
         return
-    if not os.path.isfile(named):
-        raise InputError(f"{named}: no such configuration file; make it, or leave --config and ENLARGER_CONFIG out")
-    os.environ["ENLARGER_CONFIG"] = named
+    if not os.path.isfile(config_path):
+        raise InputError(
+            f"{config_path}: no such configuration file; make it, or leave --config and ENLARGER_CONFIG out"
+        )
+    os.environ["ENLARGER_CONFIG"] = config_path
 
 
-def model_of(words: str) -> dict[str, Any]:
+def parse_model(words: str) -> dict[str, Any]:
     """A model's settings of NAME=PATH or NAME=PATH,keep."""
     name, sign, path = words.partition("=")
-    if not (name and sign and path.removesuffix(KEEP)):
+    if not (name and sign and path.removesuffix(KEEP_SUFFIX)):
         raise InputError(f"--model {words}: expected NAME=PATH, or NAME=PATH,keep")
-    return {"name": name, "path": path.removesuffix(KEEP), "keep": path.endswith(KEEP)}
+    return {"name": name, "path": path.removesuffix(KEEP_SUFFIX), "keep": path.endswith(KEEP_SUFFIX)}
 
 
-def _run(flags: dict[str, Any]) -> int:
+def _serve(flags: dict[str, Any]) -> int:
     """Serve until told to stop; the exit status."""
-    from enlarger.service.settings import read_settings
+    from enlarger.service.settings import load_settings
 
-    settings = read_settings(**flags)
-    from enlarger.service.app import make_app
-    from enlarger.service.edge.server import serve as serve_app
+    settings = load_settings(**flags)
+    from enlarger.service.app import create_app
+    from enlarger.service.server import serve as serve_app
 
     names = ", ".join(model.name for model in settings.known_models)
 
-    def ready(address: str) -> None:
+    def print_address(address: str) -> None:
         print(f"enlarger serves on {address}\nmodels: {names}", file=sys.stderr, flush=True)
 
-    return serve_app(settings, make_app(settings), on_ready=ready)
+    return serve_app(settings, create_app(settings), on_ready=print_address)
 
 
 def key() -> None:
@@ -120,7 +127,7 @@ def key() -> None:
 
     The key is shown once and kept nowhere; the service knows only its hash.
     """
-    from enlarger.service.edge.keys import new_key
+    from enlarger.service.middleware.api_keys import generate_key
 
-    made, kept = new_key()
-    print(f'key: {made}\nconfiguration: keys = ["{kept}"]')
+    secret, key_hash = generate_key()
+    print(f'key: {secret}\nconfiguration: keys = ["{key_hash}"]')

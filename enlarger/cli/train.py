@@ -18,13 +18,17 @@ def upscaler(
     photos: Annotated[Path, typer.Option(help="folder of photos, searched with the folders in it")],
     out: Annotated[Path, typer.Option(help="folder to write the model to")] = Path("upscaler"),
     steps: Annotated[
-        int | None, typer.Option(min=1, help="steps of the first network, the others in proportion", show_default="the bundled model's")
+        int | None,
+        typer.Option(
+            min=1, help="steps of the first network, the others in proportion", show_default="the bundled model's"
+        ),
     ] = None,
     work: Annotated[
         Path | None, typer.Option(help="folder for logs and states, to go on from", show_default="OUT.work")
     ] = None,
     perceptual: Annotated[
-        Path | None, typer.Option(help="weights of LPIPS and DISTS, made by scripts/judges; without, detail is learnt blindly")
+        Path | None,
+        typer.Option(help="weights of LPIPS and DISTS, made by scripts/judges; without, detail is learnt blindly"),
     ] = None,
     start: Annotated[Path | None, typer.Option(help="folder of an upscaler whose networks are learnt further")] = None,
     seed: Annotated[int, typer.Option(min=0, help="seed of all draws")] = 0,

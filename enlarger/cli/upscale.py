@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enlarger.cli.image_jobs import FileOptions, Inputs, Offload, make_request, process_images
 from enlarger.cli.options import Device, JsonLines, Model, Options, Overwrite, Precision, Recursive, request_options
-from enlarger.cli.pictures import Files, Inputs, Offload, asked, remake
-from enlarger.cli.remote import Key, Server, check_elsewhere, upscaler_at
+from enlarger.cli.remote import Key, Server, check_no_local_options, remote_upscaler
 from enlarger.requests import UpscaleRequest
 
 if TYPE_CHECKING:
-    from enlarger.tasks.enlarge import Upscaler
+    from enlarger.tasks.upscale.upscale import Upscaler
 
 Output = Annotated[
     Path | None,
@@ -43,15 +43,15 @@ def upscale(
     """
 
     def load() -> "Upscaler":
-        from enlarger.tasks.enlarge import load_upscaler
+        from enlarger.tasks.upscale.upscale import load_upscaler
 
         return load_upscaler(model, device, precision, offload)
 
-    request: UpscaleRequest = asked(UpscaleRequest, image=None, **options)
-    files = Files(inputs, output, f"x{request.by:g}", overwrite, recursive, json_lines)
+    request: UpscaleRequest = make_request(UpscaleRequest, image=None, **options)
+    files = FileOptions(inputs, output, f"x{request.by:g}", overwrite, recursive, json_lines)
     if server is None:
-        remake(files, request, load)
+        process_images(files, request, load)
         return
-    check_elsewhere(model, {"device": device, "precision": precision, "offload": offload})
-    with upscaler_at(server, key, model) as there:
-        remake(files, request, lambda: there, first=f"asking {server}")
+    check_no_local_options(model, {"device": device, "precision": precision, "offload": offload})
+    with remote_upscaler(server, key, model) as remote:
+        process_images(files, request, lambda: remote, first_stage=f"asking {server}")

@@ -10,14 +10,33 @@ from typing import Any, Self, TypeVar
 import anyio
 import httpx2
 
-from enlarger.client import calls
-from enlarger.client.calls import Call
-from enlarger.client.follow import GOODBYE, Patience, Steps, Watch, asked, finished, ignore, made, once
-from enlarger.client.line import AsyncLine, Line, settled
-from enlarger.client.pictures import Source
-from enlarger.client.replies import Answer, Health, Job, Model, Result, health_of, job_of, model_of
+from enlarger.client import endpoints
+from enlarger.client.endpoints import HttpRequest
+from enlarger.client.http import AsyncHttpTransport, HttpTransport, client_options
+from enlarger.client.images import ImageSource
+from enlarger.client.job_protocol import (
+    CANCEL_SECONDS,
+    JobProtocol,
+    RetryPolicy,
+    Watch,
+    ignore,
+    run_task,
+    send_until_answered,
+    send_with_retries,
+    wait_for_result,
+)
+from enlarger.client.responses import (
+    Health,
+    HttpResponse,
+    Job,
+    Model,
+    Result,
+    health_from_response,
+    job_from_json,
+    model_from_json,
+)
 
-URL = "http://127.0.0.1:8997"
+DEFAULT_URL = "http://127.0.0.1:8997"
 TIMEOUT = 600.0  # seconds for a whole call
 RETRIES = 2
 Kind = TypeVar("Kind")
@@ -33,9 +52,9 @@ class Client:
     """
 
     def __init__(
-        self, url: str = URL, key: str | None = None, timeout: float | None = TIMEOUT, retries: int = RETRIES
+        self, url: str = DEFAULT_URL, key: str | None = None, timeout: float | None = TIMEOUT, retries: int = RETRIES
     ) -> None:
-        self._http = httpx2.Client(**settled(url, key))
+        self._http = httpx2.Client(**client_options(url, key))
         self._timeout, self._retries = timeout, retries
 
     def __enter__(self) -> Self:
@@ -51,10 +70,16 @@ class Client:
         self._http.close()
 
     def upscale(
-        self, image: Source, by: float = 2.0, *, model: str | None = None, watch: Watch | None = None, **options: Any
+        self,
+        image: ImageSource,
+        by: float = 2.0,
+        *,
+        model: str | None = None,
+        watch: Watch | None = None,
+        **options: Any,
     ) -> Result:
         """Enlarge a picture; options are those of `UpscaleRequest`. `watch` sees progress and may raise Cancelled."""
-        return self._make(partial(calls.upscale, image, by, model, options), watch)
+        return self._run_task(partial(endpoints.upscale, image, by, model, options), watch)
 
     def generate(
         self,
@@ -66,79 +91,91 @@ class Client:
         **options: Any,
     ) -> Result:
         """Make pictures of a prompt; options are those of `GenerateRequest`."""
-        return self._make(partial(calls.generate, prompt, model, refiner, options), watch)
+        return self._run_task(partial(endpoints.generate, prompt, model, refiner, options), watch)
 
     def inpaint(
-        self, image: Source, mask: Source, prompt: str = "", *, model: str | None = None, watch: Watch | None = None,
+        self,
+        image: ImageSource,
+        mask: ImageSource,
+        prompt: str = "",
+        *,
+        model: str | None = None,
+        watch: Watch | None = None,
         **options: Any,
-    ) -> Result:  # fmt: skip
+    ) -> Result:
         """Repaint what a mask covers; options are those of `InpaintRequest`."""
-        return self._make(partial(calls.inpaint, image, mask, prompt, model, options), watch)
+        return self._run_task(partial(endpoints.inpaint, image, mask, prompt, model, options), watch)
 
     def refine(
-        self, image: Source, prompt: str = "", *, model: str | None = None, watch: Watch | None = None, **options: Any
+        self,
+        image: ImageSource,
+        prompt: str = "",
+        *,
+        model: str | None = None,
+        watch: Watch | None = None,
+        **options: Any,
     ) -> Result:
         """Remake a picture from a noisy copy of itself; options are those of `RefineRequest`."""
-        return self._make(partial(calls.refine, image, prompt, model, options), watch)
+        return self._run_task(partial(endpoints.refine, image, prompt, model, options), watch)
 
     def models(self) -> tuple[Model, ...]:
         """The models that can be asked for."""
-        return tuple(model_of(found) for found in self._ask(Call("GET", "/v1/models")).json()["data"])
+        return tuple(model_from_json(data) for data in self._request(HttpRequest("GET", "/v1/models")).json()["data"])
 
     def jobs(self, status: str | None = None) -> tuple[Job, ...]:
         """The jobs of this key, the newest first."""
-        return tuple(job_of(found) for found in self._ask(calls.jobs(status)).json()["data"])
+        return tuple(job_from_json(data) for data in self._request(endpoints.jobs(status)).json()["data"])
 
     def job(self, id: str) -> Job:
         """Where a job stands."""
-        return job_of(self._ask(calls.job(id)).json())
+        return job_from_json(self._request(endpoints.job(id)).json())
 
     def result(self, id: str, *, watch: Watch | None = None) -> Result:
         """The pictures of a job begun before, when it is over. Leaving early does not cancel it."""
-        return self._run(finished(self.job(id), self._patience(), watch or ignore))
+        return self._run(wait_for_result(self.job(id), self._retry_policy(), watch or ignore))
 
     def cancel(self, id: str) -> Job:
         """End a job; one that is over stays as it is."""
-        return job_of(self._ask(calls.cancel(id)).json())
+        return job_from_json(self._request(endpoints.cancel(id)).json())
 
     def health(self) -> Health:
         """Whether the service takes requests."""
-        return health_of(self._run(once(Call("GET", "/readyz"), self._patience())))
+        return health_from_response(self._run(send_until_answered(HttpRequest("GET", "/readyz"), self._retry_policy())))
 
-    def _patience(self) -> Patience:
-        return Patience(self._timeout, self._retries, time.monotonic())
+    def _retry_policy(self) -> RetryPolicy:
+        return RetryPolicy(self._timeout, self._retries, time.monotonic())
 
-    def _ask(self, call: Call) -> Answer:
-        return self._run(asked(call, self._patience()))
+    def _request(self, request: HttpRequest) -> HttpResponse:
+        return self._run(send_with_retries(request, self._retry_policy()))
 
-    def _make(self, make: Callable[[], Call], watch: Watch | None) -> Result:
-        return self._run(made(make, uuid.uuid4().hex, self._patience(), watch or ignore))
+    def _run_task(self, make_request: Callable[[], HttpRequest], watch: Watch | None) -> Result:
+        return self._run(run_task(make_request, uuid.uuid4().hex, self._retry_policy(), watch or ignore))
 
-    def _run(self, steps: Steps[Kind]) -> Kind:
+    def _run(self, protocol: JobProtocol[Kind]) -> Kind:
         """Do what the steps say. What breaks in, Ctrl-C for one, is told to them, so that they leave in order."""
-        line = Line(self._http)
+        transport = HttpTransport(self._http)
         try:
-            action = next(steps)
+            action = next(protocol)
             while True:
                 try:
-                    reply = line.do(action)
+                    reply = transport.perform(action)
                 except BaseException as error:  # noqa: BLE001 - passed on by the steps
-                    action = steps.throw(error)
+                    action = protocol.throw(error)
                 else:
-                    action = steps.send(reply)
+                    action = protocol.send(reply)
         except StopIteration as end:
             return end.value
         finally:
-            line.close()
+            transport.close()
 
 
 class AsyncClient:
     """The same, from a program with an event loop (asyncio or trio). A canceled call cancels its job at the service."""
 
     def __init__(
-        self, url: str = URL, key: str | None = None, timeout: float | None = TIMEOUT, retries: int = RETRIES
+        self, url: str = DEFAULT_URL, key: str | None = None, timeout: float | None = TIMEOUT, retries: int = RETRIES
     ) -> None:
-        self._http = httpx2.AsyncClient(**settled(url, key))
+        self._http = httpx2.AsyncClient(**client_options(url, key))
         self._timeout, self._retries = timeout, retries
 
     async def __aenter__(self) -> Self:
@@ -154,10 +191,16 @@ class AsyncClient:
         await self._http.aclose()
 
     async def upscale(
-        self, image: Source, by: float = 2.0, *, model: str | None = None, watch: Watch | None = None, **options: Any
+        self,
+        image: ImageSource,
+        by: float = 2.0,
+        *,
+        model: str | None = None,
+        watch: Watch | None = None,
+        **options: Any,
     ) -> Result:
         """See `Client.upscale`."""
-        return await self._make(partial(calls.upscale, image, by, model, options), watch)
+        return await self._run_task(partial(endpoints.upscale, image, by, model, options), watch)
 
     async def generate(
         self,
@@ -169,72 +212,88 @@ class AsyncClient:
         **options: Any,
     ) -> Result:
         """See `Client.generate`."""
-        return await self._make(partial(calls.generate, prompt, model, refiner, options), watch)
+        return await self._run_task(partial(endpoints.generate, prompt, model, refiner, options), watch)
 
     async def inpaint(
-        self, image: Source, mask: Source, prompt: str = "", *, model: str | None = None, watch: Watch | None = None,
+        self,
+        image: ImageSource,
+        mask: ImageSource,
+        prompt: str = "",
+        *,
+        model: str | None = None,
+        watch: Watch | None = None,
         **options: Any,
-    ) -> Result:  # fmt: skip
+    ) -> Result:
         """See `Client.inpaint`."""
-        return await self._make(partial(calls.inpaint, image, mask, prompt, model, options), watch)
+        return await self._run_task(partial(endpoints.inpaint, image, mask, prompt, model, options), watch)
 
     async def refine(
-        self, image: Source, prompt: str = "", *, model: str | None = None, watch: Watch | None = None, **options: Any
+        self,
+        image: ImageSource,
+        prompt: str = "",
+        *,
+        model: str | None = None,
+        watch: Watch | None = None,
+        **options: Any,
     ) -> Result:
         """See `Client.refine`."""
-        return await self._make(partial(calls.refine, image, prompt, model, options), watch)
+        return await self._run_task(partial(endpoints.refine, image, prompt, model, options), watch)
 
     async def models(self) -> tuple[Model, ...]:
         """See `Client.models`."""
-        return tuple(model_of(found) for found in (await self._ask(Call("GET", "/v1/models"))).json()["data"])
+        return tuple(
+            model_from_json(data) for data in (await self._request(HttpRequest("GET", "/v1/models"))).json()["data"]
+        )
 
     async def jobs(self, status: str | None = None) -> tuple[Job, ...]:
         """See `Client.jobs`."""
-        return tuple(job_of(found) for found in (await self._ask(calls.jobs(status))).json()["data"])
+        return tuple(job_from_json(data) for data in (await self._request(endpoints.jobs(status))).json()["data"])
 
     async def job(self, id: str) -> Job:
         """See `Client.job`."""
-        return job_of((await self._ask(calls.job(id))).json())
+        return job_from_json((await self._request(endpoints.job(id))).json())
 
     async def result(self, id: str, *, watch: Watch | None = None) -> Result:
         """See `Client.result`."""
-        return await self._run(finished(await self.job(id), self._patience(), watch or ignore))
+        return await self._run(wait_for_result(await self.job(id), self._retry_policy(), watch or ignore))
 
     async def cancel(self, id: str) -> Job:
         """See `Client.cancel`."""
-        return job_of((await self._ask(calls.cancel(id))).json())
+        return job_from_json((await self._request(endpoints.cancel(id))).json())
 
     async def health(self) -> Health:
         """See `Client.health`."""
-        return health_of(await self._run(once(Call("GET", "/readyz"), self._patience())))
+        return health_from_response(
+            await self._run(send_until_answered(HttpRequest("GET", "/readyz"), self._retry_policy()))
+        )
 
-    def _patience(self) -> Patience:
-        return Patience(self._timeout, self._retries, time.monotonic())
+    def _retry_policy(self) -> RetryPolicy:
+        return RetryPolicy(self._timeout, self._retries, time.monotonic())
 
-    async def _ask(self, call: Call) -> Answer:
-        return await self._run(asked(call, self._patience()))
+    async def _request(self, request: HttpRequest) -> HttpResponse:
+        return await self._run(send_with_retries(request, self._retry_policy()))
 
-    async def _make(self, make: Callable[[], Call], watch: Watch | None) -> Result:
-        return await self._run(made(make, uuid.uuid4().hex, self._patience(), watch or ignore))
+    async def _run_task(self, make_request: Callable[[], HttpRequest], watch: Watch | None) -> Result:
+        return await self._run(run_task(make_request, uuid.uuid4().hex, self._retry_policy(), watch or ignore))
 
-    async def _run(self, steps: Steps[Kind]) -> Kind:
+    async def _run(self, protocol: JobProtocol[Kind]) -> Kind:
         """As `Client._run`. Once something broke in, the rest is done shielded from it, and shortly."""
-        line = AsyncLine(self._http)
+        transport = AsyncHttpTransport(self._http)
         try:
-            action = next(steps)
+            action = next(protocol)
             while True:
                 try:
-                    reply = await line.do(action)
+                    reply = await transport.perform(action)
                 except BaseException as error:  # noqa: BLE001 - passed on by the steps
-                    action = steps.throw(error)
+                    action = protocol.throw(error)
                     reply = None
-                    with anyio.move_on_after(GOODBYE, shield=True):
-                        reply = await line.do(action)
-                    action = steps.send(reply)
+                    with anyio.move_on_after(CANCEL_SECONDS, shield=True):
+                        reply = await transport.perform(action)
+                    action = protocol.send(reply)
                 else:
-                    action = steps.send(reply)
+                    action = protocol.send(reply)
         except StopIteration as end:
             return end.value
         finally:
-            with anyio.move_on_after(GOODBYE, shield=True):
-                await line.close()
+            with anyio.move_on_after(CANCEL_SECONDS, shield=True):
+                await transport.close()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enlarger.diffusion.noise import Noise, PerImage, Shared
+from enlarger.diffusion.noise import Noise, PerSampleGenerators, SharedGenerator
 from enlarger.errors import InputError, Unsupported
 
 Prompt = str | list[str]
@@ -19,26 +19,30 @@ class ArgumentError(InputError, ValueError):
 
 
 def check_prompts(
-    prompt: Any, negative: Any, embeds: Tensor | None, negative_embeds: Tensor | None
+    prompt: Any, negative_prompt: Any, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None
 ) -> None:  # fmt: skip
     """Exactly one form of the prompt, at most one of the negative prompt, and equal shapes."""
-    if (prompt is None) == (embeds is None):
+    if (prompt is None) == (prompt_embeds is None):
         found = "neither" if prompt is None else "both"
         raise ArgumentError(f"found {found} of `prompt` and `prompt_embeds`, expected one of them")
-    for name, value in (("prompt", prompt), ("negative_prompt", negative)):
+    for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
         if value is not None and not isinstance(value, str | list):
             raise ArgumentError(f"`{name}` has to be of type `str` or `list` but is {type(value)}")
-    if negative is not None and negative_embeds is not None:
+    if negative_prompt is not None and negative_prompt_embeds is not None:
         raise ArgumentError("found both `negative_prompt` and `negative_prompt_embeds`, expected at most one of them")
-    if embeds is not None and negative_embeds is not None and embeds.shape != negative_embeds.shape:
-        shapes = f"{tuple(embeds.shape)} and {tuple(negative_embeds.shape)}"
+    if (
+        prompt_embeds is not None
+        and negative_prompt_embeds is not None
+        and prompt_embeds.shape != negative_prompt_embeds.shape
+    ):
+        shapes = f"{tuple(prompt_embeds.shape)} and {tuple(negative_prompt_embeds.shape)}"
         raise ArgumentError(f"`prompt_embeds` and `negative_prompt_embeds` must have the same shape, found {shapes}")
 
 
-def check_pooled(which: str, embeds: Tensor | None, pooled: Tensor | None) -> None:
+def check_pooled(prefix: str, embeds: Tensor | None, pooled: Tensor | None) -> None:
     """Token features and pooled ones come together."""
     if (embeds is None) != (pooled is None):
-        have, lack = f"{which}prompt_embeds", f"{which.removesuffix('_')}{'_' if which else ''}pooled_prompt_embeds"
+        have, lack = f"{prefix}prompt_embeds", f"{prefix.removesuffix('_')}{'_' if prefix else ''}pooled_prompt_embeds"
         have, lack = (lack, have) if embeds is None else (have, lack)
         raise ArgumentError(f"If `{have}` are provided, `{lack}` also have to be passed, of the same text encoder")
 
@@ -53,7 +57,7 @@ def check_output_type(output_type: Any) -> None:
         raise ArgumentError(f"`output_type` is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
 
 
-def refuse(options: Mapping[str, Any], advice: Mapping[str, str]) -> None:
+def reject_unsupported(options: Mapping[str, Any], advice: Mapping[str, str]) -> None:
     """Raise Unsupported for the first of the options that is given, with its advice."""
     for name, value in options.items():
         if value is not None:
@@ -64,7 +68,7 @@ def as_list(prompt: Prompt) -> list[str]:
     return [prompt] if isinstance(prompt, str) else prompt
 
 
-def batch_of(prompt: Prompt | None, embeds: Tensor | None) -> int:
+def batch_size_of(prompt: Prompt | None, embeds: Tensor | None) -> int:
     """How many prompts there are."""
     if prompt is not None:
         return len(as_list(prompt))
@@ -72,30 +76,32 @@ def batch_of(prompt: Prompt | None, embeds: Tensor | None) -> int:
     return len(embeds)
 
 
-def negatives_for(prompt: Prompt | None, negative: Prompt | None, count: int) -> list[str]:
+def negative_prompts_for(prompt: Prompt | None, negative_prompt: Prompt | None, count: int) -> list[str]:
     """One negative prompt per prompt; None is empty. Beside embeddings a single one stands for all."""
-    if negative is None:
+    if negative_prompt is None:
         return [""] * count
-    if prompt is not None and type(prompt) is not type(negative):
+    if prompt is not None and type(prompt) is not type(negative_prompt):
         raise TypeError(
-            f"`negative_prompt` should be the same type as `prompt`, found {type(negative)} and {type(prompt)}"
+            f"`negative_prompt` should be the same type as `prompt`, found {type(negative_prompt)} and {type(prompt)}"
         )
-    if isinstance(negative, str):
-        return [negative] * count
-    if len(negative) != count:
-        raise ArgumentError(f"`negative_prompt` has batch size {len(negative)}, `prompt` has {count}; give as many")
-    return negative
+    if isinstance(negative_prompt, str):
+        return [negative_prompt] * count
+    if len(negative_prompt) != count:
+        raise ArgumentError(
+            f"`negative_prompt` has batch size {len(negative_prompt)}, `prompt` has {count}; give as many"
+        )
+    return negative_prompt
 
 
-def noise_for(generator: Generators | None, count: int) -> Noise:
+def noise_from_generator(generator: Generators | None, count: int) -> Noise:
     """One generator, or none, draws whole batches; of a list each draws one image."""
     if not isinstance(generator, Sequence):
-        return Shared(generator)
+        return SharedGenerator(generator)
     if len(generator) == 1:
-        return Shared(generator[0])
+        return SharedGenerator(generator[0])
     if len(generator) != count:
         raise ArgumentError(f"found a list of {len(generator)} generators for a batch of {count}; give one or {count}")
-    return PerImage(tuple(generator))
+    return PerSampleGenerators(tuple(generator))
 
 
 def check_latents(latents: Tensor | None, shape: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from enlarger.checkpoint.folder import INDEX
+from enlarger.checkpoint.folder.load import MODEL_INDEX_NAME
 from enlarger.diffusers.latent_upscale import StableDiffusionLatentUpscalePipeline
 from enlarger.diffusers.pipeline import Pipeline
 from enlarger.diffusers.stable_diffusion import StableDiffusionPipeline
@@ -16,9 +16,9 @@ from enlarger.diffusers.stable_diffusion_xl import StableDiffusionXLPipeline
 from enlarger.diffusers.stable_diffusion_xl_img2img import StableDiffusionXLImg2ImgPipeline
 from enlarger.diffusers.stable_diffusion_xl_inpaint import StableDiffusionXLInpaintPipeline
 from enlarger.errors import CheckpointError, Unsupported
-from enlarger.jsonfile import read_json
+from enlarger.strict_json import read_json
 
-FAMILIES: tuple[dict[str, type[Pipeline]], ...] = (
+PIPELINE_FAMILIES: tuple[dict[str, type[Pipeline]], ...] = (
     {
         "Text2Image": StableDiffusionPipeline,
         "Image2Image": StableDiffusionImg2ImgPipeline,
@@ -30,9 +30,14 @@ FAMILIES: tuple[dict[str, type[Pipeline]], ...] = (
         "Inpainting": StableDiffusionXLInpaintPipeline,
     },
 )
-OTHERS = (StableDiffusionDepth2ImgPipeline, StableDiffusionLatentUpscalePipeline, StableDiffusionUpscalePipeline)
-CLASSES: Mapping[str, type[Pipeline]] = {
-    kind.__name__: kind for kind in (*OTHERS, *(kind for family in FAMILIES for kind in family.values()))
+OTHER_PIPELINES = (
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionLatentUpscalePipeline,
+    StableDiffusionUpscalePipeline,
+)
+PIPELINE_CLASSES: Mapping[str, type[Pipeline]] = {
+    kind.__name__: kind
+    for kind in (*OTHER_PIPELINES, *(kind for family in PIPELINE_FAMILIES for kind in family.values()))
 }
 
 
@@ -42,12 +47,13 @@ class DiffusionPipeline:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Pipeline:
         """See `Pipeline.from_pretrained`, whose options these are."""
-        kind = _named(pretrained_model_name_or_path)
-        if kind not in CLASSES:
+        class_name = _index_class_name(pretrained_model_name_or_path)
+        if class_name not in PIPELINE_CLASSES:
             raise Unsupported(
-                f"{pretrained_model_name_or_path}: holds a {kind}; the pipelines here are {', '.join(CLASSES)}"
+                f"{pretrained_model_name_or_path}: holds a {class_name}; the pipelines here are "
+                f"{', '.join(PIPELINE_CLASSES)}"
             )
-        return CLASSES[kind].from_pretrained(pretrained_model_name_or_path, **options)
+        return PIPELINE_CLASSES[class_name].from_pretrained(pretrained_model_name_or_path, **options)
 
 
 class _AutoPipeline:
@@ -58,21 +64,21 @@ class _AutoPipeline:
     @classmethod
     def from_pretrained(cls, pretrained_model_or_path: str | Path, **options: Any) -> Pipeline:
         """The folder's family doing this task; options are those of `Pipeline.from_pretrained`."""
-        kind = cls._of(_named(pretrained_model_or_path), str(pretrained_model_or_path))
-        return kind.from_pretrained(pretrained_model_or_path, **options)
+        pipeline_class = cls._pipeline_class(_index_class_name(pretrained_model_or_path), str(pretrained_model_or_path))
+        return pipeline_class.from_pretrained(pretrained_model_or_path, **options)
 
     @classmethod
-    def from_pipe(cls, pipeline: Pipeline, **parts: Any) -> Pipeline:
+    def from_pipe(cls, pipeline: Pipeline, **components: Any) -> Pipeline:
         """Another pipeline's parts doing this task; `parts` replaces some."""
-        return cls._of(type(pipeline).__name__, "the given pipeline").from_pipe(pipeline, **parts)
+        return cls._pipeline_class(type(pipeline).__name__, "the given pipeline").from_pipe(pipeline, **components)
 
     @classmethod
-    def _of(cls, kind: str, what: str) -> type[Pipeline]:
-        for family in FAMILIES:
-            if any(member.__name__ == kind for member in family.values()):
+    def _pipeline_class(cls, class_name: str, label: str) -> type[Pipeline]:
+        for family in PIPELINE_FAMILIES:
+            if any(member.__name__ == class_name for member in family.values()):
                 return family[cls.TASK]
-        known = ", ".join(member.__name__ for family in FAMILIES for member in family.values())
-        raise Unsupported(f"{what}: is a {kind}, expected one of {known}; read it with DiffusionPipeline")
+        known = ", ".join(member.__name__ for family in PIPELINE_FAMILIES for member in family.values())
+        raise Unsupported(f"{label}: is a {class_name}, expected one of {known}; read it with DiffusionPipeline")
 
 
 class AutoPipelineForText2Image(_AutoPipeline):
@@ -93,8 +99,10 @@ class AutoPipelineForInpainting(_AutoPipeline):
     TASK: ClassVar[str] = "Inpainting"
 
 
-def _named(path: str | Path) -> str:
+def _index_class_name(path: str | Path) -> str:
     """The class that a folder's index names."""
-    if not (Path(path) / INDEX).is_file():
-        raise CheckpointError(f"{path}: no folder with a {INDEX}, and nothing is downloaded here; give a local folder")
-    return str(read_json(Path(path) / INDEX).get("_class_name"))
+    if not (Path(path) / MODEL_INDEX_NAME).is_file():
+        raise CheckpointError(
+            f"{path}: no folder with a {MODEL_INDEX_NAME}, and nothing is downloaded here; give a local folder"
+        )
+    return str(read_json(Path(path) / MODEL_INDEX_NAME).get("_class_name"))

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.diffusers.progress import Bar
+from enlarger.diffusers.progress import ProgressBar
 from enlarger.diffusion.sample import Step
-from enlarger.diffusion.sampler import Course, Sampler
+from enlarger.diffusion.sampler import Sampler, SigmaSchedule
 from enlarger.errors import Unsupported
-from enlarger.tasks.parts import Progress, Watch
+from enlarger.tasks.result import Progress, ProgressCallback
 
-Call = Callable[[int, Tensor, Tensor], Tensor]  # step, timestep, latents in; the latents to go on with out
+StepCallback = Callable[[int, Tensor, Tensor], Tensor]  # step, timestep, latents in; the latents to go on with out
 
 
 class Interrupted(Exception):
@@ -26,7 +26,7 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Reporter:
+class CallbackRunner:
     """Shows each step to callbacks in the coordinates that diffusers' scheduler would have.
 
     Called once per whole step: where diffusers' Heun and PNDM call `callback_on_step_end` after each of their halves,
@@ -34,78 +34,82 @@ class Reporter:
     """
 
     sampler: Sampler
-    course: Course
+    sigma_schedule: SigmaSchedule
     dtype: torch.dtype
-    bar: Bar
-    calls: Sequence[Call]
-    interrupted: Callable[[], bool] = lambda: False
+    bar: ProgressBar
+    callbacks: Sequence[StepCallback]
+    is_interrupted: Callable[[], bool] = lambda: False
 
-    def watch(self) -> Watch:
+    def watch(self) -> ProgressCallback:
         """The watcher of one run."""
-        stops = step_times(self.sampler, self.course)
+        reported_steps = step_timesteps(self.sampler, self.sigma_schedule)
 
-        def see(progress: Progress) -> None:
+        def on_progress(progress: Progress) -> None:
             if progress.step is None:
                 return
-            for call in self.calls:
-                self._show(progress.step, call, *stops[progress.done - 1])
+            for callback in self.callbacks:
+                self._run_callback(progress.step, callback, *reported_steps[progress.done - 1])
             self.bar.update()
-            if self.interrupted():
-                raise Interrupted(progress.step.x * self._scale(progress.step))
+            if self.is_interrupted():
+                raise Interrupted(progress.step.x * self._latent_scale(progress.step))
 
-        return see
+        return on_progress
 
-    def _show(self, step: Step, call: Call, index: int, time: Tensor) -> None:
-        scale = self._scale(step)
+    def _run_callback(self, step: Step, callback: StepCallback, index: int, timestep: Tensor) -> None:
+        scale = self._latent_scale(step)
         latents = (step.x * scale).to(self.dtype)
-        before = latents.clone()
-        after = call(index, time.to(latents.device), latents)
-        if after.shape != before.shape:
-            raise ArgumentError(f"the callback returned latents {tuple(after.shape)}, expected {tuple(before.shape)}")
-        if not torch.equal(after, before):
-            step.x.copy_(after.float() / scale)
+        original = latents.clone()
+        replaced = callback(index, timestep.to(latents.device), latents)
+        if replaced.shape != original.shape:
+            raise ArgumentError(
+                f"the callback returned latents {tuple(replaced.shape)}, expected {tuple(original.shape)}"
+            )
+        if not torch.equal(replaced, original):
+            step.x.copy_(replaced.float() / scale)
 
-    def _scale(self, step: Step) -> float:
+    def _latent_scale(self, step: Step) -> float:
         """Outside, DDIM's and PNDM's latents have unit variance."""
-        return (float(step.sigma) ** 2 + 1) ** -0.5 if self.sampler.preserving else 1.0
+        return (float(step.sigma) ** 2 + 1) ** -0.5 if self.sampler.variance_preserving else 1.0
 
 
-def step_times(sampler: Sampler, course: Course) -> list[tuple[int, Tensor]]:
+def step_timesteps(sampler: Sampler, sigma_schedule: SigmaSchedule) -> list[tuple[int, Tensor]]:
     """The step index and the timestep that diffusers' scheduler reports with each of our steps."""
-    count, integer = course.steps, sampler.preserving
-    times = list(course.times)
-    times = [time.round().long() if integer else time.float() for time in times]
-    if sampler.solver == "heun" and count > 1:
-        times = [*times[1:], times[-1]]  # reported after the second call, made at the next time
-    if sampler.solver == "plms" and count > 1:
-        return list(enumerate([times[1], *times[1:]], start=1))  # its list holds the second time twice
-    return list(enumerate(times))
+    num_steps, is_integer = sigma_schedule.steps, sampler.variance_preserving
+    timesteps = list(sigma_schedule.timesteps)
+    timesteps = [time.round().long() if is_integer else time.float() for time in timesteps]
+    if sampler.solver == "heun" and num_steps > 1:
+        timesteps = [*timesteps[1:], timesteps[-1]]  # reported after the second call, made at the next time
+    if sampler.solver == "plms" and num_steps > 1:
+        return list(enumerate([timesteps[1], *timesteps[1:]], start=1))  # its list holds the second time twice
+    return list(enumerate(timesteps))
 
 
-def every(callback: Callable[[int, Any, Tensor], None], steps: int) -> Call:
+def every_n_steps(callback: Callable[[int, Any, Tensor], None], steps: int) -> StepCallback:
     """`callback(step, timestep, latents)` at each step whose number is a multiple of `steps`."""
 
-    def call(index: int, time: Tensor, latents: Tensor) -> Tensor:
+    def step_callback(index: int, timestep: Tensor, latents: Tensor) -> Tensor:
         if index % steps == 0:
-            callback(index, time, latents)
+            callback(index, timestep, latents)
         return latents
 
-    return call
+    return step_callback
 
 
-def on_step_end(pipe: Any, callback: Callable[..., Any], names: Sequence[str], embeds: dict[str, Any]) -> Call:
+def on_step_end(
+    pipe: Any, callback: Callable[..., Any], tensor_inputs: Sequence[str], embeds: dict[str, Any]
+) -> StepCallback:
     """`callback(pipe, step, timestep, tensors)`, which returns a dictionary of tensors, or {}."""
-    known = ["latents", *embeds]
-    odd = [name for name in names if name not in known]
-    if odd:
-        raise ArgumentError(f"`callback_on_step_end_tensor_inputs` has {odd}, expected some of {known}")
+    available = ["latents", *embeds]
+    unknown = [name for name in tensor_inputs if name not in available]
+    if unknown:
+        raise ArgumentError(f"`callback_on_step_end_tensor_inputs` has {unknown}, expected some of {available}")
 
-    def call(index: int, time: Tensor, latents: Tensor) -> Tensor:
-        given = {**embeds, "latents": latents}
-        found = callback(pipe, index, time, {name: given[name] for name in names})
-        if not isinstance(found, dict):
-            raise ArgumentError(f"`callback_on_step_end` returned {type(found)}, expected the dictionary of tensors")
-        returned: dict[str, Any] = {**given, **found}
+    def step_callback(index: int, timestep: Tensor, latents: Tensor) -> Tensor:
+        tensors = {**embeds, "latents": latents}
+        outputs = callback(pipe, index, timestep, {name: tensors[name] for name in tensor_inputs})
+        if not isinstance(outputs, dict):
+            raise ArgumentError(f"`callback_on_step_end` returned {type(outputs)}, expected the dictionary of tensors")
+        returned: dict[str, Any] = {**tensors, **outputs}
         for name, value in embeds.items():
             if returned[name] is not value:
                 raise Unsupported(
@@ -114,4 +118,4 @@ def on_step_end(pipe: Any, callback: Callable[..., Any], names: Sequence[str], e
                 )
         return returned["latents"]
 
-    return call
+    return step_callback

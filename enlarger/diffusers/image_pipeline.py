@@ -9,16 +9,16 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.diffusers.callbacks import Call
-from enlarger.diffusers.courses import Stop, Walk, by_strength, whole
-from enlarger.diffusers.masks import Box, crop_box, fitted, read_mask
-from enlarger.diffusers.pictures import Size, preprocess
+from enlarger.diffusers.callbacks import StepCallback
+from enlarger.diffusers.image_processor import Size, preprocess
+from enlarger.diffusers.masks import Box, get_crop_region, read_mask, resize_and_fill
 from enlarger.diffusers.text_pipeline import Embeds, TextPipeline
-from enlarger.diffusion.noise import Noise, PerImage
+from enlarger.diffusers.timesteps import DenoisingRange, ReportedStep, range_by_strength, retrieve_sigma_schedule
+from enlarger.diffusion.noise import Noise, PerSampleGenerators
 from enlarger.diffusion.sampler import Sampler
-from enlarger.tasks.parts import Watch
+from enlarger.tasks.result import ProgressCallback
 
-Listed = tuple[int | None, Sequence[float] | None, Sequence[float] | None]  # steps, timesteps, sigmas
+StepArguments = tuple[int | None, Sequence[float] | None, Sequence[float] | None]  # steps, timesteps, sigmas
 
 
 class ImagePipeline(TextPipeline):
@@ -28,45 +28,60 @@ class ImagePipeline(TextPipeline):
     pairs the pictures a, b, a, b there, with other prompts than their own.
     """
 
-    def _pictures(self, image: Any, count: int, size: Size | None = None) -> Tensor:
+    def _prepare_images(self, image: Any, count: int, size: Size | None = None) -> Tensor:
         """(N, 3, H, W) in -1..1, or latents as they are; N divides the number of results."""
         if image is None:
             raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
-        pictures = preprocess(image, self.vae.factor, Image.Resampling.LANCZOS, size)
+        pictures = preprocess(image, self.vae.downsample_factor, Image.Resampling.LANCZOS, size)
         if pictures.shape[1] not in (3, self.vae.config.latent_channels):
             raise ArgumentError(f"`image` has {pictures.shape[1]} channels, expected 3 of a picture or 4 of latents")
-        check_copies("image", len(pictures), count)
+        check_batch_size("image", len(pictures), count)
         return pictures
 
-    def _part(self, sampler: Sampler, listed: Listed, strength: float, eta: float | None) -> Walk:
+    def _range_by_strength(
+        self, sampler: Sampler, step_arguments: StepArguments, strength: float, eta: float | None
+    ) -> DenoisingRange:
         """The last `strength` of so many steps, or of the caller's own timesteps or sigmas."""
-        steps, timesteps, sigmas = listed
-        own = timesteps is not None or sigmas is not None
-        if steps is None and not own:
+        steps, timesteps, sigmas = step_arguments
+        has_custom_steps = timesteps is not None or sigmas is not None
+        if steps is None and not has_custom_steps:
             raise ArgumentError("`num_inference_steps` is None, expected how many steps there are")
-        course = whole(sampler, steps or 1, timesteps, sigmas)
-        return by_strength(sampler, course, strength, eta or 0.0, None if own else steps)
+        sigma_schedule = retrieve_sigma_schedule(sampler, steps or 1, timesteps, sigmas)
+        return range_by_strength(sampler, sigma_schedule, strength, eta or 0.0, None if has_custom_steps else steps)
 
-    def _walk(
-        self, sampler: Sampler, walk: Walk, calls: Sequence[Call], task: Callable[[Watch], Tensor]
-    ) -> Tensor:  # fmt: skip
+    def _run_range(
+        self,
+        sampler: Sampler,
+        denoising_range: DenoisingRange,
+        callbacks: Sequence[StepCallback],
+        task: Callable[[ProgressCallback], Tensor],
+    ) -> Tensor:
         """Run a task on part of a course, reported step by step as diffusers reports it."""
-        shown = walk.course.part(walk.course.steps - len(walk.stops))  # as many steps as are reported
-        return self._run(sampler, shown, [_timed(call, walk.stops) for call in calls], task)
+        reported_schedule = denoising_range.sigma_schedule.subrange(
+            denoising_range.sigma_schedule.steps - len(denoising_range.reported_steps)
+        )  # as many steps as are reported
+        return self._run_task(
+            sampler,
+            reported_schedule,
+            [_with_reported_steps(callback, denoising_range.reported_steps) for callback in callbacks],
+            task,
+        )
 
-    def _covered(
-        self, image: Any, mask: Any, crop: Box | None, size: Size, count: int
+    def _prepare_image_and_mask(
+        self, image: Any, mask: Any, crop_box: Box | None, size: Size, count: int
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The pictures in -1..1 and their masks, 0 or 1, both of `size`."""
         if mask is None:
             raise ArgumentError("`mask_image` is missing; give a mask, white where the picture is repainted")
-        if crop is not None:
-            image, mask = (fitted(one.crop(crop), size) for one in (image, mask))
-        pictures, masks = self._pictures(image, count, size), read_mask(mask, size)
-        check_copies("mask_image", len(masks), count)
-        inner = tuple(side // self.vae.factor for side in size)
-        if pictures.shape[1] != 3 and tuple(pictures.shape[2:]) != inner:
-            raise ArgumentError(f"`image` is latents {tuple(pictures.shape)}, expected {inner} of height and width")
+        if crop_box is not None:
+            image, mask = (resize_and_fill(one.crop(crop_box), size) for one in (image, mask))
+        pictures, masks = self._prepare_images(image, count, size), read_mask(mask, size)
+        check_batch_size("mask_image", len(masks), count)
+        latent_size = tuple(side // self.vae.downsample_factor for side in size)
+        if pictures.shape[1] != 3 and tuple(pictures.shape[2:]) != latent_size:
+            raise ArgumentError(
+                f"`image` is latents {tuple(pictures.shape)}, expected {latent_size} of height and width"
+            )
         return pictures, masks
 
 
@@ -75,47 +90,47 @@ def check_strength(strength: float) -> None:
         raise ArgumentError(f"The value of strength should in [0.0, 1.0] but is {strength}")
 
 
-def check_copies(name: str, found: int, count: int) -> None:
+def check_batch_size(name: str, given: int, count: int) -> None:
     """Each of the things given is for as many results as any other."""
-    if count % found:
-        raise ArgumentError(f"Cannot duplicate `{name}` of batch size {found} to {count} results; give one per prompt")
+    if count % given:
+        raise ArgumentError(f"Cannot duplicate `{name}` of batch size {given} to {count} results; give one per prompt")
 
 
-def shown(embeds: Embeds, **more: Tensor | None) -> dict[str, Any]:
+def callback_tensors(embeds: Embeds, **other_tensors: Tensor | None) -> dict[str, Any]:
     """What callbacks may see: with guidance what the network is told is there twice, for the negative prompts first."""
     prompt, negative = embeds
-    told = prompt if negative is None else torch.cat([negative, prompt])
-    both = {n: v if v is None or negative is None else torch.cat([v, v]) for n, v in more.items()}
-    return {"prompt_embeds": told, "negative_prompt_embeds": negative, **both}
+    prompt_embeds = prompt if negative is None else torch.cat([negative, prompt])
+    doubled = {n: v if v is None or negative is None else torch.cat([v, v]) for n, v in other_tensors.items()}
+    return {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative, **doubled}
 
 
-def _timed(call: Call, stops: Sequence[Stop]) -> Call:
+def _with_reported_steps(callback: StepCallback, reported_steps: Sequence[ReportedStep]) -> StepCallback:
     """The call with the numbers and times of these stops, one after the other."""
-    left = iter(stops)
+    remaining = iter(reported_steps)
 
-    def told(index: int, time: Tensor, latents: Tensor) -> Tensor:
-        index, time = next(left)
-        return call(index, time.to(latents.device), latents)
+    def call_with_reported_step(index: int, timestep: Tensor, latents: Tensor) -> Tensor:
+        index, timestep = next(remaining)
+        return callback(index, timestep.to(latents.device), latents)
 
-    return told
+    return call_with_reported_step
 
 
 @dataclass(frozen=True, eq=False)
-class _EachOrFirst:
+class _PerSampleOrFirst:
     """One generator per result; for fewer pictures than results the first ones, as diffusers encodes them."""
 
-    noise: PerImage
+    noise: PerSampleGenerators
 
     def __call__(self, like: Tensor) -> Tensor:
-        return PerImage(self.noise.generators[: len(like)])(like)
+        return PerSampleGenerators(self.noise.generators[: len(like)])(like)
 
 
-def each_or_first(noise: Noise) -> Noise:
+def per_sample_or_first(noise: Noise) -> Noise:
     """The noise of a run whose pictures may be fewer than its results."""
-    return _EachOrFirst(noise) if isinstance(noise, PerImage) else noise
+    return _PerSampleOrFirst(noise) if isinstance(noise, PerSampleGenerators) else noise
 
 
-def crop_of(image: Any, mask: Any, size: Size, pad: int, output_type: str | None) -> Box:
+def masked_crop_region(image: Any, mask: Any, size: Size, padding: int, output_type: str | None) -> Box:
     """The part of the picture to repaint, or what cannot be cropped."""
     for what, value in (("image", image), ("mask image", mask)):
         if not isinstance(value, Image.Image):
@@ -125,4 +140,4 @@ def crop_of(image: Any, mask: Any, size: Size, pad: int, output_type: str | None
         raise ArgumentError(f"The output type should be PIL when inpainting mask crop, but is {output_type}.")
     if image.size != mask.size:
         raise ArgumentError(f"`mask_image` is {mask.size}, expected the picture's {image.size} to crop both")
-    return crop_box(mask, size, pad)
+    return get_crop_region(mask, size, padding)

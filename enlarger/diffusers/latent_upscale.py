@@ -10,26 +10,26 @@ from enlarger.diffusers.arguments import (
     Generators,
     Prompt,
     as_list,
-    batch_of,
+    batch_size_of,
     check_callback_steps,
     check_latents,
     check_output_type,
     check_pooled,
     check_prompts,
-    negatives_for,
-    noise_for,
+    negative_prompts_for,
+    noise_from_generator,
 )
-from enlarger.diffusers.callbacks import Reporter, every
-from enlarger.diffusers.pictures import LATENT_CHANNELS, preprocess
-from enlarger.diffusers.pipeline import Pipeline, output
+from enlarger.diffusers.callbacks import CallbackRunner, every_n_steps
+from enlarger.diffusers.image_processor import LATENT_CHANNELS, preprocess
+from enlarger.diffusers.pipeline import Pipeline, make_output
 from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import PooledEmbeds, text_of
+from enlarger.diffusers.text_pipeline import PooledEmbeds, text_features
 from enlarger.diffusion.guidance import Guidance
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
-from enlarger.tasks.upscale_latent import LatentUpscale, LatentUpscaleJob
-from enlarger.text.encode import encode
+from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
+from enlarger.text.encode import encode_prompts
 from enlarger.text.tokenize import Tokenizer
 
 
@@ -40,7 +40,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
     and schedulers that diffusers' pipeline cannot run (Euler ancestral, DDIM, PNDM) work too.
     """
 
-    PARTS: ClassVar[Mapping[str, type[Any]]] = {
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {
         "vae": AutoencoderKL,
         "text_encoder": ClipText,
         "tokenizer": Tokenizer,
@@ -52,8 +52,8 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
     def __init__(
         self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: KUNet, scheduler: Scheduler
     ) -> None:
-        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
-        super().__init__(given | {"scheduler": scheduler})
+        components = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+        super().__init__(components | {"scheduler": scheduler})
 
     def __call__(
         self,
@@ -82,27 +82,33 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         check_pooled("negative_", negative_prompt_embeds, negative_pooled_prompt_embeds)
         check_callback_steps(callback_steps)
         check_output_type(output_type)
-        count = batch_of(prompt, prompt_embeds)
-        low = self._prepare_image(image, count)
+        batch_size = batch_size_of(prompt, prompt_embeds)
+        low_res = self._prepare_image(image, batch_size)
         sampler = self.scheduler.sampler()
-        course = sampler.course(num_inference_steps)
-        noise = noise_for(generator, count)
-        check_latents(latents, (count, LATENT_CHANNELS, *(2 * side for side in self._latent_size(low))))
+        sigma_schedule = sampler.sigma_schedule(num_inference_steps)
+        noise = noise_from_generator(generator, batch_size)
+        check_latents(latents, (batch_size, LATENT_CHANNELS, *(2 * side for side in self._latent_size(low_res))))
         guided = guidance_scale > 1
         embeds = self.encode_prompt(
-            [""] * count if guidance_scale == 0 and prompt is not None else prompt, self.device, guided,
+            [""] * batch_size if guidance_scale == 0 and prompt is not None else prompt, self.device, guided,
             negative_prompt, prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds,
         )  # fmt: skip
         guidance = Guidance(guidance_scale if guided else 1.0)
         job = LatentUpscaleJob(
-            low, text_of(embeds), course, sampler.method(), noise, guidance, initial=latents
-        )  # fmt: skip
-        task = LatentUpscale(self.tokenizer, self.text_encoder, self.unet, self.vae, sampler, self._runtime)
-        calls = [] if callback is None else [every(callback, callback_steps)]
-        with self.progress_bar(total=len(course.ladder) - 1) as bar:
-            made = task(job, Reporter(sampler, course, self.dtype, bar, calls).watch())
-        images = self._package(made, str(output_type))
-        return output(images, return_dict, (images,))
+            low_res,
+            text_features(embeds),
+            sigma_schedule,
+            sampler.make_solver(),
+            noise,
+            guidance,
+            initial_noise=latents,
+        )
+        task = LatentUpscaler(self.tokenizer, self.text_encoder, self.unet, self.vae, sampler, self._runtime)
+        callbacks = [] if callback is None else [every_n_steps(callback, callback_steps)]
+        with self.progress_bar(total=len(sigma_schedule.sigmas) - 1) as bar:
+            denoised = task(job, CallbackRunner(sampler, sigma_schedule, self.dtype, bar, callbacks).watch())
+        images = self._postprocess(denoised, str(output_type))
+        return make_output(images, return_dict, (images,))
 
     def encode_prompt(
         self,
@@ -116,37 +122,47 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         negative_pooled_prompt_embeds: Tensor | None = None,
     ) -> PooledEmbeds:
         """(prompt, negative prompt, pooled prompt, pooled negative prompt) as features; those given are kept."""
-        count = batch_of(prompt, prompt_embeds)
+        count = batch_size_of(prompt, prompt_embeds)
         if prompt_embeds is None or pooled_prompt_embeds is None:
             assert prompt is not None, "either a prompt or both of its embeddings"
             prompt_embeds, pooled_prompt_embeds = self._encode(as_list(prompt), device)
         if do_classifier_free_guidance and (negative_prompt_embeds is None or negative_pooled_prompt_embeds is None):
-            negatives = negatives_for(prompt, negative_prompt, count)
+            negatives = negative_prompts_for(prompt, negative_prompt, count)
             negative_prompt_embeds, negative_pooled_prompt_embeds = self._encode(negatives, device)
         return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
 
     def _encode(self, texts: list[str], device: Any) -> tuple[Tensor, Tensor]:
         with self._runtime.hold(self.text_encoder) as encoder:
-            found = encode(self.tokenizer, encoder, texts, layer="last")
-        return found.tokens.to(device), found.pooled.to(device)
+            encoded = encode_prompts(self.tokenizer, encoder, texts, layer="last")
+        return encoded.tokens.to(device), encoded.pooled.to(device)
 
     def _prepare_image(self, image: Any, count: int) -> Tensor:
         if image is None:
             raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
-        low = preprocess(image, self.vae.factor)
-        if len(low) != count:
-            raise ArgumentError(f"`prompt` has batch size {count} and `image` has batch size {len(low)}; give as many")
-        if low.shape[1] != LATENT_CHANNELS and low.shape[1] != 3:
-            raise ArgumentError(f"`image` has {low.shape[1]} channels, expected 3 of a picture or 4 of latents")
-        height, width = self._latent_size(low)
-        if height % (self.unet.step // 2) or width % (self.unet.step // 2) or min(height, width) < self.unet.step:
-            multiple = self.unet.step // 2 * (1 if low.shape[1] == LATENT_CHANNELS else self.vae.factor)
+        low_res = preprocess(image, self.vae.downsample_factor)
+        if len(low_res) != count:
             raise ArgumentError(
-                f"`image` is {low.shape[3]} x {low.shape[2]}, expected multiples of {multiple} and at least "
+                f"`prompt` has batch size {count} and `image` has batch size {len(low_res)}; give as many"
+            )
+        if low_res.shape[1] != LATENT_CHANNELS and low_res.shape[1] != 3:
+            raise ArgumentError(f"`image` has {low_res.shape[1]} channels, expected 3 of a picture or 4 of latents")
+        height, width = self._latent_size(low_res)
+        if (
+            height % (self.unet.size_multiple // 2)
+            or width % (self.unet.size_multiple // 2)
+            or min(height, width) < self.unet.size_multiple
+        ):
+            multiple = (
+                self.unet.size_multiple
+                // 2
+                * (1 if low_res.shape[1] == LATENT_CHANNELS else self.vae.downsample_factor)
+            )
+            raise ArgumentError(
+                f"`image` is {low_res.shape[3]} x {low_res.shape[2]}, expected multiples of {multiple} and at least "
                 f"{2 * multiple}; resize it, or use enlarger.upscale, which takes any size"
             )
-        return low
+        return low_res
 
-    def _latent_size(self, low: Tensor) -> tuple[int, int]:
-        factor = 1 if low.shape[1] == LATENT_CHANNELS else self.vae.factor
-        return low.shape[2] // factor, low.shape[3] // factor
+    def _latent_size(self, low_res: Tensor) -> tuple[int, int]:
+        factor = 1 if low_res.shape[1] == LATENT_CHANNELS else self.vae.downsample_factor
+        return low_res.shape[2] // factor, low_res.shape[3] // factor

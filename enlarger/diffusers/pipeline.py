@@ -14,24 +14,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from enlarger.checkpoint.folder import INDEX, Bundle, read_folder
-from enlarger.checkpoint.single import read_single_file
-from enlarger.checkpoint.write import save_folder
-from enlarger.diffusers import pictures
-from enlarger.diffusers.arguments import ArgumentError, refuse
+from enlarger.checkpoint.folder.load import MODEL_INDEX_NAME, PipelineComponents, read_folder
+from enlarger.checkpoint.folder.save import save_folder
+from enlarger.checkpoint.single_file.load import read_single_file
+from enlarger.diffusers import image_processor
+from enlarger.diffusers.arguments import ArgumentError, reject_unsupported
 from enlarger.diffusers.output import PipelineOutput
-from enlarger.diffusers.progress import Bar, BarSettings, bar_settings
-from enlarger.diffusers.schedulers import Scheduler, scheduler_of
+from enlarger.diffusers.progress import ProgressBar, ProgressBarConfig, progress_bar_config
+from enlarger.diffusers.schedulers import Scheduler, scheduler_from_config
 from enlarger.errors import CheckpointError, InputError, Unsupported
-from enlarger.jsonfile import read_json
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
-from enlarger.runtime.runtime import PRECISIONS, Offload, Runtime
-from enlarger.tasks.parts import decode
+from enlarger.runtime.runtime import DTYPES, Offload, Runtime
+from enlarger.strict_json import read_json
+from enlarger.tasks.result import decode_latents
 from enlarger.text.tokenize import Tokenizer
 
-FIXED_LOADING = {"use_safetensors": True, "low_cpu_mem_usage": True}  # what loading always does
-STATE = ("_runtime", "_bar", "_sliced_vae", "_configs", "_settings", "_source", "_interrupt", "_adapters")
+FIXED_LOADING_OPTIONS = {"use_safetensors": True, "low_cpu_mem_usage": True}  # what loading always does
+PRIVATE_ATTRIBUTES = ("_runtime", "_bar", "_sliced_vae", "_configs", "_settings", "_source", "_interrupt", "_adapters")
 
 
 class Pipeline:
@@ -42,9 +42,9 @@ class Pipeline:
     changed by its methods, as people expect of it; a call changes nothing.
     """
 
-    PARTS: ClassVar[Mapping[str, type[Any]]] = {}
-    OPTIONAL: ClassVar[frozenset[str]] = frozenset()  # parts that may be None
-    SETTINGS: ClassVar[tuple[str, ...]] = ()  # arguments that are not parts; model_index.json keeps them
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {}
+    OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset()  # parts that may be None
+    CONFIG_KEYS: ClassVar[tuple[str, ...]] = ()  # arguments that are not parts; model_index.json keeps them
     UPCAST: ClassVar[bool] = False  # whether the autoencoder's `force_upcast` is heeded
     vae: AutoencoderKL
     text_encoder: ClipText
@@ -52,27 +52,29 @@ class Pipeline:
     unet: Any
     scheduler: Scheduler
 
-    def __init__(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, components: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
         self._configs: dict[str, Any] = {}  # of parts that were read, as they were stated
         self._settings: dict[str, Any] = dict(settings or {})
         self._source: tuple[Path, Mapping[str, Any]] | None = None  # the folder that was read, and its index
-        for name, part in parts.items():
-            setattr(self, name, part)
+        for name, component in components.items():
+            setattr(self, name, component)
         self._runtime = Runtime(self.vae.decoder.conv_in.weight.device)
-        self._bar = BarSettings()
+        self._bar = ProgressBarConfig()
         self._sliced_vae = False
         self._interrupt = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Parts can be swapped; anything else would have no effect and is refused."""
-        kind = self.PARTS.get(name)
-        if kind is None and name not in STATE:
-            raise Unsupported(f"{name} cannot be set, nothing here reads it; the parts are {', '.join(self.PARTS)}")
-        plain = getattr(value, "_orig_mod", value)  # what torch.compile wrapped
-        absent = value is None and name in self.OPTIONAL
-        if kind is not None and not absent and not isinstance(plain, kind):
-            raise InputError(_wrong_part(name, value, kind))
-        if name in self.PARTS and plain is not getattr(self, name, None):
+        kind = self.COMPONENT_TYPES.get(name)
+        if kind is None and name not in PRIVATE_ATTRIBUTES:
+            raise Unsupported(
+                f"{name} cannot be set, nothing here reads it; the parts are {', '.join(self.COMPONENT_TYPES)}"
+            )
+        unwrapped = getattr(value, "_orig_mod", value)  # what torch.compile wrapped
+        is_absent = value is None and name in self.OPTIONAL_COMPONENTS
+        if kind is not None and not is_absent and not isinstance(unwrapped, kind):
+            raise InputError(_wrong_component(name, value, kind))
+        if name in self.COMPONENT_TYPES and unwrapped is not getattr(self, name, None):
             self._configs.pop(name, None)
         object.__setattr__(self, name, value)
 
@@ -89,17 +91,17 @@ class Pipeline:
         how it is done anyway. `revision` chooses what is downloaded, so a folder has but one. Others raise Unsupported.
         """
         del local_files_only, revision  # any value is honoured
-        given = {name: options.pop(name) for name in (*cls.PARTS, *cls.SETTINGS) if name in options}
-        _check_loading(options)
+        overrides = {name: options.pop(name) for name in (*cls.COMPONENT_TYPES, *cls.CONFIG_KEYS) if name in options}
+        _check_loading_options(options)
         path = Path(pretrained_model_name_or_path)
         if not path.is_dir():
             raise CheckpointError(
                 f"{path}: no such folder, and nothing is downloaded here; fetch the model once with "
                 f"`enlarger pull {path} --to FOLDER` and give that folder"
             )
-        wanted = [name for name in cls._wanted(path) if name not in given]
-        bundle = read_folder(path, variant, _precision(torch_dtype if dtype is None else dtype), wanted)
-        return cls._from_bundle(bundle, given)
+        names = [name for name in cls._components_to_load(path) if name not in overrides]
+        bundle = read_folder(path, variant, _parse_dtype(torch_dtype if dtype is None else dtype), names)
+        return cls._from_bundle(bundle, overrides)
 
     @classmethod
     def from_single_file(
@@ -114,46 +116,61 @@ class Pipeline:
         `from_pretrained`, `vae` and `text_encoder` may stand in for parts that the file lacks.
         """
         del local_files_only  # any value is honoured
-        given = {name: options.pop(name) for name in (*cls.PARTS, *cls.SETTINGS) if name in options}
-        _check_loading(options)
+        overrides = {name: options.pop(name) for name in (*cls.COMPONENT_TYPES, *cls.CONFIG_KEYS) if name in options}
+        _check_loading_options(options)
         path = Path(pretrained_model_link_or_path)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file, and nothing is downloaded here; give a local file")
         bundle = read_single_file(
-            path, dtype=_precision(torch_dtype if dtype is None else dtype), prediction=prediction_type, config=config,
-            allow_pickle=allow_pickle, vae=given.get("vae"), text_encoder=given.get("text_encoder"),
-        )  # fmt: skip
-        made = {name: part for name, part in bundle.components.items() if name in cls.PARTS}
-        lacking = [n for n, kind in cls.PARTS.items() if not (n in made or n in cls.OPTIONAL or kind is type(None))]
-        if lacking:
+            path,
+            dtype=_parse_dtype(torch_dtype if dtype is None else dtype),
+            prediction=prediction_type,
+            config=config,
+            allow_pickle=allow_pickle,
+            vae=overrides.get("vae"),
+            text_encoder=overrides.get("text_encoder"),
+        )
+        components = {name: part for name, part in bundle.components.items() if name in cls.COMPONENT_TYPES}
+        missing = [
+            n
+            for n, kind in cls.COMPONENT_TYPES.items()
+            if not (n in components or n in cls.OPTIONAL_COMPONENTS or kind is type(None))
+        ]
+        if missing:
             found = bundle.index.get("_class_name")
-            raise CheckpointError(f"{path}: has no {', '.join(lacking)} for {cls.__name__}; it is for a {found}")
-        return cls._from_bundle(replace(bundle, components=made), given)
+            raise CheckpointError(f"{path}: has no {', '.join(missing)} for {cls.__name__}; it is for a {found}")
+        return cls._from_bundle(replace(bundle, components=components), overrides)
 
     @classmethod
-    def _from_bundle(cls, bundle: Bundle, given: Mapping[str, Any]) -> Self:
+    def _from_bundle(cls, bundle: PipelineComponents, overrides: Mapping[str, Any]) -> Self:
         """A pipeline of what was read and of the parts that were given instead."""
-        absent = {name: None for name, kind in cls.PARTS.items() if kind is type(None) or name in cls.OPTIONAL}
-        settings = {name: bundle.index[name] for name in cls.SETTINGS if name in bundle.index}
-        parts = {
-            name: scheduler_of(part) if issubclass(cls.PARTS.get(name, object), Scheduler) else part
+        absent = {
+            name: None
+            for name, kind in cls.COMPONENT_TYPES.items()
+            if kind is type(None) or name in cls.OPTIONAL_COMPONENTS
+        }
+        settings = {name: bundle.index[name] for name in cls.CONFIG_KEYS if name in bundle.index}
+        components = {
+            name: scheduler_from_config(part) if issubclass(cls.COMPONENT_TYPES.get(name, object), Scheduler) else part
             for name, part in bundle.components.items()
         }
-        arguments: dict[str, Any] = {**absent, **parts, **settings, **given}
-        made = cls(**arguments)
-        made._configs.update({name: config for name, config in bundle.configs.items() if name not in given})
-        made._source = bundle.path, bundle.index
-        return made
+        arguments: dict[str, Any] = {**absent, **components, **settings, **overrides}
+        pipeline = cls(**arguments)
+        pipeline._configs.update(
+            {name: config for name, config in bundle.network_configs.items() if name not in overrides}
+        )
+        pipeline._source = bundle.path, bundle.index
+        return pipeline
 
     @classmethod
-    def _wanted(cls, path: Path) -> list[str]:
+    def _components_to_load(cls, path: Path) -> list[str]:
         """The parts to read; optional ones only where the folder's index names them."""
-        index = read_json(path / INDEX) if (path / INDEX).is_file() else {}
-        stated = {name for name, value in index.items() if isinstance(value, list) and value != [None, None]}
+        index = read_json(path / MODEL_INDEX_NAME) if (path / MODEL_INDEX_NAME).is_file() else {}
+        listed = {name for name, value in index.items() if isinstance(value, list) and value != [None, None]}
         return [
             name
-            for name, kind in cls.PARTS.items()
-            if kind is not type(None) and (name not in cls.OPTIONAL or name in stated)
+            for name, kind in cls.COMPONENT_TYPES.items()
+            if kind is not type(None) and (name not in cls.OPTIONAL_COMPONENTS or name in listed)
         ]
 
     def save_pretrained(
@@ -163,43 +180,52 @@ class Pipeline:
         """Write a folder that diffusers and `from_pretrained` read. An existing one is not written over."""
         if not safe_serialization or push_to_hub:
             raise Unsupported("weights are written as safetensors to a local folder; leave out the other options")
-        index: dict[str, Any] = {"_class_name": type(self).__name__, **{name: [None, None] for name in self.PARTS}}
+        index: dict[str, Any] = {
+            "_class_name": type(self).__name__,
+            **{name: [None, None] for name in self.COMPONENT_TYPES},
+        }
         index |= self._settings
-        if "safety_checker" in self.PARTS:
+        if "safety_checker" in self.COMPONENT_TYPES:
             index["requires_safety_checker"] = False
-        plain = {name: getattr(part, "_orig_mod", part) for name, part in self.components.items()}
-        parts = {name: part for name, part in plain.items() if part is not None}
+        unwrapped = {name: getattr(part, "_orig_mod", part) for name, part in self.components.items()}
+        present = {name: part for name, part in unwrapped.items() if part is not None}
         components = {
-            name: part.json() if isinstance(part, Scheduler) else part
-            for name, part in parts.items()
+            name: part.to_dict() if isinstance(part, Scheduler) else part
+            for name, part in present.items()
             if isinstance(part, nn.Module | Tokenizer | Scheduler)
         }
-        nowhere: tuple[Path, Mapping[str, Any]] = (Path(save_directory), {})
-        path, stated = nowhere if self._source is None else self._source
-        copied = [name for name in parts if name not in components]  # networks of other packages
+        no_source: tuple[Path, Mapping[str, Any]] = (Path(save_directory), {})
+        path, source_index = no_source if self._source is None else self._source
+        copied = [name for name in present if name not in components]  # networks of other packages
         copied += ["feature_extractor"] if copied else []
-        index |= {name: stated[name] for name in copied if name in stated}
-        missing = [name for name in copied if name not in stated]
+        index |= {name: source_index[name] for name in copied if name in source_index}
+        missing = [name for name in copied if name not in source_index]
         if missing:
             warnings.warn(f"{', '.join(missing)} cannot be saved: only what lies in a folder is copied", stacklevel=2)
-        bundle = Bundle(path, index, components, self._configs, tuple(copied))
-        save_folder(bundle, save_directory, max_shard_bytes=_shard_bytes(max_shard_size), variant=variant)
+        bundle = PipelineComponents(path, index, components, self._configs, tuple(copied))
+        save_folder(bundle, save_directory, max_shard_bytes=_parse_shard_size(max_shard_size), variant=variant)
 
     @classmethod
-    def from_pipe(cls, pipeline: "Pipeline", **parts: Any) -> Self:
+    def from_pipe(cls, pipeline: "Pipeline", **components: Any) -> Self:
         """A pipeline of another one's parts, which both share; `parts` replaces some or adds what is missing."""
-        shared = {name: part for name, part in pipeline.components.items() if name in cls.PARTS}
-        settings = {name: value for name, value in pipeline.config.items() if name in cls.SETTINGS}
-        absent = {name: None for name, kind in cls.PARTS.items() if kind is type(None) or name in cls.OPTIONAL}
-        arguments: dict[str, Any] = {**absent, **shared, **settings, **parts}
-        made = cls(**arguments)
-        made._configs.update({name: config for name, config in pipeline._configs.items() if name not in parts})
-        return made
+        shared = {name: part for name, part in pipeline.components.items() if name in cls.COMPONENT_TYPES}
+        settings = {name: value for name, value in pipeline.config.items() if name in cls.CONFIG_KEYS}
+        absent = {
+            name: None
+            for name, kind in cls.COMPONENT_TYPES.items()
+            if kind is type(None) or name in cls.OPTIONAL_COMPONENTS
+        }
+        arguments: dict[str, Any] = {**absent, **shared, **settings, **components}
+        new_pipeline = cls(**arguments)
+        new_pipeline._configs.update(
+            {name: config for name, config in pipeline._configs.items() if name not in components}
+        )
+        return new_pipeline
 
     @property
     def components(self) -> dict[str, Any]:
         """The parts, to make other pipelines of: `Other(**pipe.components)` shares the weights."""
-        return {name: getattr(self, name) for name in self.PARTS}
+        return {name: getattr(self, name) for name in self.COMPONENT_TYPES}
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -208,7 +234,7 @@ class Pipeline:
 
     @property
     def vae_scale_factor(self) -> int:
-        return self.vae.factor
+        return self.vae.downsample_factor
 
     @property
     def dtype(self) -> torch.dtype:
@@ -236,23 +262,23 @@ class Pipeline:
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
         """Keep each network on the CPU except while it works."""
-        self._offload("model", gpu_id, device)
+        self._enable_offload("model", gpu_id, device)
 
     def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
         """Keep each layer on the CPU except while it works: least memory, slowest."""
-        self._offload("sequential", gpu_id, device)
+        self._enable_offload("sequential", gpu_id, device)
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
         """Changes nothing, and warns so: attention is computed memory-efficiently in any case."""
-        _already_efficient("attention slicing")
+        _warn_no_effect("attention slicing")
 
     def disable_attention_slicing(self) -> None:
         """Attention is never sliced."""
 
     def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
         """Changes nothing, and warns so: torch's memory-efficient attention is always on, xformers is not needed."""
-        refuse({"attention_op": attention_op}, {"attention_op": "attention is torch's; leave it out"})
-        _already_efficient("xformers attention")
+        reject_unsupported({"attention_op": attention_op}, {"attention_op": "attention is torch's; leave it out"})
+        _warn_no_effect("xformers attention")
 
     def disable_xformers_memory_efficient_attention(self) -> None:
         """xformers is never used."""
@@ -285,19 +311,19 @@ class Pipeline:
 
     def set_progress_bar_config(self, **settings: Any) -> None:
         """`disable`, `desc` and `leave`, as tqdm names them; others raise."""
-        self._bar = bar_settings(settings)
+        self._bar = progress_bar_config(settings)
 
-    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Bar:
-        return Bar(self._bar, iterable, total)
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> ProgressBar:
+        return ProgressBar(self._bar, iterable, total)
 
     def decode_latents(self, latents: Tensor) -> np.ndarray[Any, Any]:
         """Latents (B, 4, h, w) to pictures (B, H, W, 3) in 0..1."""
-        return pictures.postprocess(self._decode(latents), "np")
+        return image_processor.postprocess(self._decode(latents), "np")
 
     @staticmethod
     def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
         """Arrays in 0..1 to PIL images."""
-        return pictures.numpy_to_pil(images)
+        return image_processor.numpy_to_pil(images)
 
     def _scaled(self, kwargs: Mapping[str, Any] | None) -> Self:
         """The same pipeline with its adapters' scale changed for one call."""
@@ -314,36 +340,36 @@ class Pipeline:
     def _networks(self) -> list[nn.Module]:
         return [part for part in self.components.values() if isinstance(part, nn.Module)]
 
-    def _offload(self, kind: Offload, gpu_id: int | None, device: Any) -> None:
+    def _enable_offload(self, offload: Offload, gpu_id: int | None, device: Any) -> None:
         if device is None:
             if not torch.accelerator.is_available():
                 raise Unsupported("found no accelerator to load parts onto; without one there is nothing to offload")
             device = torch.accelerator.current_accelerator()
-        place = torch.device(device)
-        place = torch.device(place.type, gpu_id) if gpu_id is not None else place
+        target_device = torch.device(device)
+        target_device = torch.device(target_device.type, gpu_id) if gpu_id is not None else target_device
         for network in self._networks():
             network.to("cpu")
-        self._runtime = Runtime(place, kind)
+        self._runtime = Runtime(target_device, offload)
 
     def _decode(self, latents: Tensor) -> Tensor:
         size = 1 if self._sliced_vae else len(latents)
         batches: list[Tensor] = list(torch.split(latents, size))
         upcast = self.UPCAST and self.vae.config.force_upcast
-        return torch.cat([decode(self.vae, batch, self._runtime, upcast) for batch in batches])
+        return torch.cat([decode_latents(self.vae, batch, self._runtime, upcast) for batch in batches])
 
-    def _package(self, latents: Tensor, output_type: str) -> Any:
+    def _postprocess(self, latents: Tensor, output_type: str) -> Any:
         """The pictures of float32 latents, or the latents, in the pipeline's precision."""
         if output_type == "latent":
             return latents.to(self.dtype)
-        made = self._decode(latents)
-        return pictures.postprocess(made.to(self.dtype) if output_type == "pt" else made, output_type)
+        decoded = self._decode(latents)
+        return image_processor.postprocess(decoded.to(self.dtype) if output_type == "pt" else decoded, output_type)
 
 
-def output(images: Any, return_dict: bool, as_tuple: tuple[Any, ...]) -> Any:
+def make_output(images: Any, return_dict: bool, as_tuple: tuple[Any, ...]) -> Any:
     return PipelineOutput(images) if return_dict else as_tuple
 
 
-def scaled(call: Callable[..., Any]) -> Callable[..., Any]:
+def accept_lora_scale(call: Callable[..., Any]) -> Callable[..., Any]:
     """Let a pipeline's call take the adapters' scale, `cross_attention_kwargs={"scale": 0.5}`."""
 
     @wraps(call)
@@ -353,7 +379,7 @@ def scaled(call: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _wrong_part(name: str, value: Any, kind: type[Any]) -> str:
+def _wrong_component(name: str, value: Any, kind: type[Any]) -> str:
     found = f"{type(value).__module__}.{type(value).__name__}"
     if kind is type(None):
         return f"{name} is a {found}, expected None: enlarger has no such part"
@@ -362,7 +388,7 @@ def _wrong_part(name: str, value: Any, kind: type[Any]) -> str:
     return f"{name} is a {found}, expected {kind.__module__}.{kind.__name__}; read it with from_pretrained"
 
 
-def _already_efficient(what: str) -> None:
+def _warn_no_effect(what: str) -> None:
     warnings.warn(
         f"{what} changes nothing here: attention always runs through torch's memory-efficient "
         "scaled_dot_product_attention",
@@ -370,9 +396,9 @@ def _already_efficient(what: str) -> None:
     )
 
 
-def _check_loading(options: Mapping[str, Any]) -> None:
+def _check_loading_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
-        if name in FIXED_LOADING and value in (None, FIXED_LOADING[name]):
+        if name in FIXED_LOADING_OPTIONS and value in (None, FIXED_LOADING_OPTIONS[name]):
             continue
         raise Unsupported(
             f"from_pretrained has no {name}={value!r}; it reads safetensors of a local folder with torch_dtype and "
@@ -380,15 +406,15 @@ def _check_loading(options: Mapping[str, Any]) -> None:
         )
 
 
-def _precision(dtype: torch.dtype | str | None) -> torch.dtype:
+def _parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype is not None and dtype not in PRECISIONS:
-        raise ArgumentError(f"torch_dtype is {dtype!r}, expected a torch.dtype or one of {', '.join(PRECISIONS)}")
-    return torch.float32 if dtype is None else PRECISIONS[dtype]
+    if dtype is not None and dtype not in DTYPES:
+        raise ArgumentError(f"torch_dtype is {dtype!r}, expected a torch.dtype or one of {', '.join(DTYPES)}")
+    return torch.float32 if dtype is None else DTYPES[dtype]
 
 
-def _shard_bytes(size: int | str | None) -> int:
+def _parse_shard_size(size: int | str | None) -> int:
     """Bytes of "5GB" or "500MB"."""
     if size is None or isinstance(size, int):
         return 10_000_000_000 if size is None else size

@@ -10,11 +10,11 @@ from typing import Any
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.errors import Unsupported
 
-WIDTH = 20  # characters
+BAR_WIDTH = 20  # characters
 
 
 @dataclass(frozen=True)
-class BarSettings:
+class ProgressBarConfig:
     """`disable` shows nothing, `desc` stands in front, `leave` keeps the finished bar."""
 
     disable: bool = False
@@ -22,43 +22,45 @@ class BarSettings:
     leave: bool = True
 
 
-def bar_settings(settings: dict[str, Any]) -> BarSettings:
+def progress_bar_config(settings: dict[str, Any]) -> ProgressBarConfig:
     """Settings by tqdm's names; those that this bar does not have raise."""
-    unknown = sorted(set(settings) - set(BarSettings.__dataclass_fields__))
+    unknown = sorted(set(settings) - set(ProgressBarConfig.__dataclass_fields__))
     if unknown:
         raise Unsupported(f"the progress bar has no {', '.join(unknown)}; it has disable, desc and leave")
-    return BarSettings(**{name: value for name, value in settings.items() if value is not None})
+    return ProgressBarConfig(**{name: value for name, value in settings.items() if value is not None})
 
 
-class Bar:
+class ProgressBar:
     """Counts `update`s up to `total`, as a context; or walks an iterable and counts its items."""
 
-    def __init__(self, settings: BarSettings, iterable: Iterable[Any] | None = None, total: int | None = None) -> None:
+    def __init__(
+        self, config: ProgressBarConfig, iterable: Iterable[Any] | None = None, total: int | None = None
+    ) -> None:
         if iterable is None and total is None:
             raise ArgumentError("the progress bar needs `total` or `iterable`")
-        self.settings, self.iterable = settings, iterable
+        self.config, self.iterable = config, iterable
         self.total = len(iterable) if total is None and isinstance(iterable, Sized) else total
-        self.done, self.start = 0, time.monotonic()
+        self.completed, self.started = 0, time.monotonic()
 
     def update(self, count: int = 1) -> None:
-        self.done += count
+        self.completed += count
         self._show()
 
     def close(self) -> None:
-        if not self.settings.disable:
-            sys.stderr.write("\n" if self.settings.leave else "\r\x1b[K")
+        if not self.config.disable:
+            sys.stderr.write("\n" if self.config.leave else "\r\x1b[K")
             sys.stderr.flush()
 
     def _show(self) -> None:
-        if self.settings.disable:
+        if self.config.disable:
             return
-        seconds = time.monotonic() - self.start
-        name = f"{self.settings.desc}: " if self.settings.desc else ""
-        text = f"{self.done}, {seconds:.0f} s"
+        seconds = time.monotonic() - self.started
+        name = f"{self.config.desc}: " if self.config.desc else ""
+        text = f"{self.completed}, {seconds:.0f} s"
         if self.total:
-            filled = "#" * (WIDTH * min(self.done, self.total) // self.total)
-            left = seconds / self.done * max(0, self.total - self.done) if self.done else 0.0
-            text = f"[{filled:<{WIDTH}}] {self.done}/{self.total}, {seconds:.0f} s, {left:.0f} s left"
+            filled = "#" * (BAR_WIDTH * min(self.completed, self.total) // self.total)
+            remaining = seconds / self.completed * max(0, self.total - self.completed) if self.completed else 0.0
+            text = f"[{filled:<{BAR_WIDTH}}] {self.completed}/{self.total}, {seconds:.0f} s, {remaining:.0f} s left"
         sys.stderr.write(f"\r{name}{text}")
         sys.stderr.flush()
 
@@ -68,7 +70,7 @@ class Bar:
                 yield item
                 self.update()
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> "ProgressBar":
         self._show()
         return self
 

@@ -8,25 +8,25 @@ from torch import Tensor
 from enlarger.diffusers.arguments import (
     Generators,
     Prompt,
-    batch_of,
+    batch_size_of,
     check_latents,
     check_output_type,
     check_prompts,
-    noise_for,
-    refuse,
+    noise_from_generator,
+    reject_unsupported,
 )
-from enlarger.diffusers.courses import solver_of, whole
-from enlarger.diffusers.pipeline import scaled
-from enlarger.diffusers.text_pipeline import NOT_HERE, TextPipeline, told
+from enlarger.diffusers.pipeline import accept_lora_scale
+from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, TextPipeline, condition_on_embeds
+from enlarger.diffusers.timesteps import make_solver, retrieve_sigma_schedule
 from enlarger.diffusion.guidance import Guidance
-from enlarger.tasks.denoise import Method
+from enlarger.tasks.sampling import SamplingPlan
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
 
 
 class StableDiffusionPipeline(TextPipeline):
     """Text to pictures."""
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -60,26 +60,31 @@ class StableDiffusionPipeline(TextPipeline):
         are steps and mostly ends at 0. `eta` is DDIM's alone. Guidance at or below 1 runs the prompt alone. Arguments
         that cannot be raise ValueError.
         """
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
-        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
+        reject_unsupported(
+            {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
+            UNSUPPORTED_ADVICE,
+        )
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
-        height, width = self._size(height, width)
-        each = 1 if num_images_per_prompt is None else num_images_per_prompt
-        count = batch_of(prompt, prompt_embeds) * each
-        size = (height // self.vae.factor, width // self.vae.factor)
-        check_latents(latents, (count, self.vae.config.latent_channels, *size))
+        height, width = self._size_or_default(height, width)
+        images_per_prompt = 1 if num_images_per_prompt is None else num_images_per_prompt
+        batch_size = batch_size_of(prompt, prompt_embeds) * images_per_prompt
+        latent_size = (height // self.vae.downsample_factor, width // self.vae.downsample_factor)
+        check_latents(latents, (batch_size, self.vae.config.latent_channels, *latent_size))
         sampler = self.scheduler.sampler()
-        course = whole(sampler, num_inference_steps, timesteps, sigmas)
-        method = Method(course, solver_of(sampler, eta), noise_for(generator, count))
-        guided = guidance_scale > 1
+        sigma_schedule = retrieve_sigma_schedule(sampler, num_inference_steps, timesteps, sigmas)
+        plan = SamplingPlan(sigma_schedule, make_solver(sampler, eta), noise_from_generator(generator, batch_size))
+        is_guided = guidance_scale > 1
         embeds = self.encode_prompt(
-            prompt, self.device, each, guided, negative_prompt, prompt_embeds, negative_prompt_embeds,
+            prompt, self.device, images_per_prompt, is_guided, negative_prompt, prompt_embeds, negative_prompt_embeds,
             clip_skip=clip_skip,
         )  # fmt: skip
-        calls = self._calls(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
-        guidance = Guidance(guidance_scale, guidance_rescale) if guided else Guidance()
-        job = TextToImageJob(told(embeds, guidance), size, method, latents)
-        networks = self._networks_for(sampler)
-        made = self._run(sampler, course, calls, lambda watch: text_to_image(networks, job, watch))
-        return self._output(made, str(output_type), return_dict)
+        callbacks = self._prompt_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
+        guidance = Guidance(guidance_scale, guidance_rescale) if is_guided else Guidance()
+        job = TextToImageJob(condition_on_embeds(embeds, guidance), latent_size, plan, latents)
+        latent_diffusion = self._latent_diffusion(sampler)
+        denoised = self._run_task(
+            sampler, sigma_schedule, callbacks, lambda watch: text_to_image(latent_diffusion, job, watch)
+        )
+        return self._make_output(denoised, str(output_type), return_dict)

@@ -8,30 +8,30 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.folder import Bundle
+from enlarger.checkpoint.folder.load import PipelineComponents
 from enlarger.diffusers.arguments import (
     ArgumentError,
     Generators,
     Prompt,
-    batch_of,
+    batch_size_of,
     check_output_type,
     check_prompts,
-    noise_for,
+    noise_from_generator,
 )
-from enlarger.diffusers.image_pipeline import ImagePipeline, check_copies, check_strength, shown
+from enlarger.diffusers.image_pipeline import ImagePipeline, callback_tensors, check_batch_size, check_strength
+from enlarger.diffusers.image_processor import preprocess
 from enlarger.diffusers.output import PipelineOutput
-from enlarger.diffusers.pictures import preprocess
-from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import TextPipeline, settled, told
+from enlarger.diffusers.text_pipeline import TextPipeline, condition_on_embeds, correct_scheduler_config
 from enlarger.diffusion.guidance import Guidance
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.denoise import Method
-from enlarger.tasks.depth_estimator import DepthEstimator, normalise_depth, read_depth
+from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
-from enlarger.tasks.networks import each as copies
+from enlarger.tasks.latent_diffusion import repeat_each as copies
+from enlarger.tasks.sampling import SamplingPlan
 from enlarger.text.tokenize import Tokenizer
 
 
@@ -43,36 +43,39 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
     diffusers divides by zero.
     """
 
-    PARTS: ClassVar[Mapping[str, type[Any]]] = {
-        **{name: TextPipeline.PARTS[name] for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")},
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {
+        **{
+            name: TextPipeline.COMPONENT_TYPES[name]
+            for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+        },
         "depth_estimator": DepthEstimator,
         "feature_extractor": type(None),
     }
-    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"depth_estimator"})
-    KIND: ClassVar[str] = "a depth"
-    EXTRA: ClassVar[tuple[int, ...]] = (1,)
+    OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset({"depth_estimator"})
+    CHECKPOINT_KIND: ClassVar[str] = "a depth"
+    EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (1,)
     depth_estimator: DepthEstimator | None
 
     def __init__(
         self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet, scheduler: Scheduler,
         depth_estimator: DepthEstimator | None, feature_extractor: None,
     ) -> None:  # fmt: skip
-        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+        components = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
         depth = {"depth_estimator": depth_estimator, "feature_extractor": feature_extractor}
-        self._hold(given | depth | {"scheduler": settled(scheduler)})
+        self._set_components(components | depth | {"scheduler": correct_scheduler_config(scheduler)})
 
     @classmethod
-    def _wanted(cls, path: Path) -> list[str]:
-        return [name for name in super()._wanted(path) if name != "depth_estimator"]
+    def _components_to_load(cls, path: Path) -> list[str]:
+        return [name for name in super()._components_to_load(path) if name != "depth_estimator"]
 
     @classmethod
-    def _from_bundle(cls, bundle: Bundle, given: Mapping[str, Any]) -> Self:
-        stated: Any = bundle.index.get("depth_estimator") or (None, None)
-        if stated[1] is not None and "depth_estimator" not in given:
-            given = {**given, "depth_estimator": DepthEstimator.from_folder(bundle.path)}
-        return super()._from_bundle(bundle, given)
+    def _from_bundle(cls, bundle: PipelineComponents, overrides: Mapping[str, Any]) -> Self:
+        entry: Any = bundle.index.get("depth_estimator") or (None, None)
+        if entry[1] is not None and "depth_estimator" not in overrides:
+            overrides = {**overrides, "depth_estimator": DepthEstimator.from_folder(bundle.path)}
+        return super()._from_bundle(bundle, overrides)
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -101,41 +104,45 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         `image` (B, 4, h, w) need. For pictures see `pictures.preprocess`. Guidance at or below 1 runs the prompt alone.
         Arguments that cannot be raise ValueError.
         """
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
         check_strength(strength)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
-        each = 1 if num_images_per_prompt is None else num_images_per_prompt
-        count = batch_of(prompt, prompt_embeds) * each
-        pictures = self._pictures(image, count)
+        images_per_prompt = 1 if num_images_per_prompt is None else num_images_per_prompt
+        batch_size = batch_size_of(prompt, prompt_embeds) * images_per_prompt
+        pictures = self._prepare_images(image, batch_size)
         sampler = self.scheduler.sampler()
-        walk = self._part(sampler, (num_inference_steps, None, None), strength, eta)
-        method = Method(walk.course, walk.solver, noise_for(generator, count))
+        denoising_range = self._range_by_strength(sampler, (num_inference_steps, None, None), strength, eta)
+        plan = SamplingPlan(
+            denoising_range.sigma_schedule, denoising_range.solver, noise_from_generator(generator, batch_size)
+        )
         scale = 1.0 if guidance_scale is None else max(guidance_scale, 1.0)
         embeds = self.encode_prompt(
-            prompt, self.device, each, scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
+            prompt, self.device, images_per_prompt, scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
             clip_skip=clip_skip,
         )  # fmt: skip
-        depth = self._depth(image, depth_map, pictures, count).to(self._runtime.device, self.dtype)
-        tensors = shown(embeds, depth_mask=depth)
-        calls = self._listen(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
-        job = ImageToImageJob(told(embeds, Guidance(scale)).beside(concat=depth), pictures, method)
-        networks = self._networks_for(sampler, walk.course)
-        made = self._walk(sampler, walk, calls, lambda watch: image_to_image(networks, job, watch))
-        images = self._package(made, str(output_type))
+        depth = self._depth_latents(image, depth_map, pictures, batch_size).to(self._runtime.device, self.dtype)
+        tensors = callback_tensors(embeds, depth_mask=depth)
+        callbacks = self._step_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
+        job = ImageToImageJob(condition_on_embeds(embeds, Guidance(scale)).with_fields(concat=depth), pictures, plan)
+        latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
+        denoised = self._run_range(
+            sampler, denoising_range, callbacks, lambda watch: image_to_image(latent_diffusion, job, watch)
+        )
+        images = self._postprocess(denoised, str(output_type))
         return PipelineOutput(images) if return_dict else (images,)
 
-    def _depth(self, image: Any, given: Any, pictures: Tensor, count: int) -> Tensor:
+    def _depth_latents(self, image: Any, depth_map: Any, pictures: Tensor, batch_size: int) -> Tensor:
         """What the network is told of depth, (count, 1, h, w) in -1..1."""
-        latent = pictures.shape[1] == self.vae.config.latent_channels
-        factor = 1 if latent else self.vae.factor
-        if given is None and latent:
+        is_latent = pictures.shape[1] == self.vae.config.latent_channels
+        factor = 1 if is_latent else self.vae.downsample_factor
+        if depth_map is None and is_latent:
             raise ArgumentError("`image` is latents, whose depth cannot be seen; give `depth_map`")
-        found = self._estimated(image) if given is None else read_depth(given)
-        check_copies("depth_map", len(found), count)
-        return copies(normalise_depth(found, (pictures.shape[2] // factor, pictures.shape[3] // factor)), count)
+        depth = self._estimate_depth(image) if depth_map is None else read_depth_map(depth_map)
+        check_batch_size("depth_map", len(depth), batch_size)
+        return copies(normalise_depth(depth, (pictures.shape[2] // factor, pictures.shape[3] // factor)), batch_size)
 
-    def _estimated(self, image: Any) -> Tensor:
+    def _estimate_depth(self, image: Any) -> Tensor:
         """The depth of each picture at its own size, (N, 1, h, w)."""
         if self.depth_estimator is None:
             raise ArgumentError("`depth_map` is missing, and this pipeline has no depth estimator; give a map")

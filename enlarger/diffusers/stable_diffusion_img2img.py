@@ -8,26 +8,26 @@ from torch import Tensor
 from enlarger.diffusers.arguments import (
     Generators,
     Prompt,
-    batch_of,
+    batch_size_of,
     check_output_type,
     check_prompts,
-    noise_for,
-    refuse,
+    noise_from_generator,
+    reject_unsupported,
 )
 from enlarger.diffusers.image_pipeline import ImagePipeline, check_strength
-from enlarger.diffusers.pipeline import scaled
-from enlarger.diffusers.text_pipeline import NOT_HERE, told
+from enlarger.diffusers.pipeline import accept_lora_scale
+from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, condition_on_embeds
 from enlarger.diffusion.guidance import Guidance
-from enlarger.tasks.denoise import Method
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
+from enlarger.tasks.sampling import SamplingPlan
 
 
 class StableDiffusionImg2ImgPipeline(ImagePipeline):
     """Pictures, with noise, to pictures like them."""
 
-    KIND: ClassVar[str] = "an image-to-image"
+    CHECKPOINT_KIND: ClassVar[str] = "an image-to-image"
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -58,24 +58,31 @@ class StableDiffusionImg2ImgPipeline(ImagePipeline):
         The last `strength` of the steps are made, of those that `timesteps` or `sigmas` list too. For pictures see
         `pictures.preprocess`. Guidance at or below 1 runs the prompt alone. Arguments that cannot be raise ValueError.
         """
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
-        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
+        reject_unsupported(
+            {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
+            UNSUPPORTED_ADVICE,
+        )
         check_strength(strength)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
-        each = 1 if num_images_per_prompt is None else num_images_per_prompt
-        count = batch_of(prompt, prompt_embeds) * each
-        pictures = self._pictures(image, count)
+        images_per_prompt = 1 if num_images_per_prompt is None else num_images_per_prompt
+        batch_size = batch_size_of(prompt, prompt_embeds) * images_per_prompt
+        pictures = self._prepare_images(image, batch_size)
         sampler = self.scheduler.sampler()
-        walk = self._part(sampler, (num_inference_steps, timesteps, sigmas), strength, eta)
-        method = Method(walk.course, walk.solver, noise_for(generator, count))
+        denoising_range = self._range_by_strength(sampler, (num_inference_steps, timesteps, sigmas), strength, eta)
+        plan = SamplingPlan(
+            denoising_range.sigma_schedule, denoising_range.solver, noise_from_generator(generator, batch_size)
+        )
         scale = 1.0 if guidance_scale is None else max(guidance_scale, 1.0)
         embeds = self.encode_prompt(
-            prompt, self.device, each, scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
+            prompt, self.device, images_per_prompt, scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
             clip_skip=clip_skip,
         )  # fmt: skip
-        calls = self._calls(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
-        job = ImageToImageJob(told(embeds, Guidance(scale)), pictures, method)
-        networks = self._networks_for(sampler, walk.course)
-        made = self._walk(sampler, walk, calls, lambda watch: image_to_image(networks, job, watch))
-        return self._output(made, str(output_type), return_dict)
+        callbacks = self._prompt_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
+        job = ImageToImageJob(condition_on_embeds(embeds, Guidance(scale)), pictures, plan)
+        latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
+        denoised = self._run_range(
+            sampler, denoising_range, callbacks, lambda watch: image_to_image(latent_diffusion, job, watch)
+        )
+        return self._make_output(denoised, str(output_type), return_dict)

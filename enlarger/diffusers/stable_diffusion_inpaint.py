@@ -9,28 +9,28 @@ from torch import Tensor
 from enlarger.diffusers.arguments import (
     Generators,
     Prompt,
-    batch_of,
+    batch_size_of,
     check_latents,
     check_output_type,
     check_prompts,
-    noise_for,
-    refuse,
+    noise_from_generator,
+    reject_unsupported,
 )
 from enlarger.diffusers.image_pipeline import (
     ImagePipeline,
+    callback_tensors,
     check_strength,
-    crop_of,
-    each_or_first,
-    shown,
+    masked_crop_region,
+    per_sample_or_first,
 )
-from enlarger.diffusers.masks import pasted
+from enlarger.diffusers.masks import apply_overlay
 from enlarger.diffusers.output import PipelineOutput
-from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import NOT_HERE, told
+from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, condition_on_embeds
 from enlarger.diffusion.guidance import Guidance
-from enlarger.tasks.denoise import Method
-from enlarger.tasks.inpaint import InpaintJob, prepare
+from enlarger.tasks.inpaint import InpaintJob, prepare_inpaint
+from enlarger.tasks.sampling import SamplingPlan
 
 
 class StableDiffusionInpaintPipeline(ImagePipeline):
@@ -40,13 +40,13 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
     result back through the mask. As in diffusers, PNDM leaves out its Runge-Kutta start here.
     """
 
-    KIND: ClassVar[str] = "an inpainting"
-    EXTRA: ClassVar[tuple[int, ...]] = (0, 5)
+    CHECKPOINT_KIND: ClassVar[str] = "an inpainting"
+    EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (0, 5)
 
-    def _hold(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
-        super()._hold({**parts, "scheduler": _started_plainly(parts["scheduler"])}, settings)
+    def _set_components(self, components: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+        super()._set_components({**components, "scheduler": _skip_prk_steps(components["scheduler"])}, settings)
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -87,44 +87,73 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         given: those are the noise, and the start. Guidance at or below 1 runs the prompt alone. Arguments that cannot
         be raise ValueError.
         """
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
-        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
-        size = self._size(height, width)
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
+        reject_unsupported(
+            {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
+            UNSUPPORTED_ADVICE,
+        )
+        size = self._size_or_default(height, width)
         check_strength(strength)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
-        crop = None if padding_mask_crop is None else crop_of(image, mask_image, size, padding_mask_crop, output_type)
-        each = 1 if num_images_per_prompt is None else num_images_per_prompt
-        count = batch_of(prompt, prompt_embeds) * each
-        pictures, mask = self._covered(image, mask_image, crop, size, count)
-        inner = (size[0] // self.vae.factor, size[1] // self.vae.factor)
-        check_latents(latents, (count, self.vae.config.latent_channels, *inner))
+        crop_box = (
+            None
+            if padding_mask_crop is None
+            else masked_crop_region(image, mask_image, size, padding_mask_crop, output_type)
+        )
+        images_per_prompt = 1 if num_images_per_prompt is None else num_images_per_prompt
+        batch_size = batch_size_of(prompt, prompt_embeds) * images_per_prompt
+        pictures, mask = self._prepare_image_and_mask(image, mask_image, crop_box, size, batch_size)
+        latent_size = (size[0] // self.vae.downsample_factor, size[1] // self.vae.downsample_factor)
+        check_latents(latents, (batch_size, self.vae.config.latent_channels, *latent_size))
         sampler = self.scheduler.sampler()
-        walk = self._part(sampler, (num_inference_steps, timesteps, sigmas), strength, eta)
-        method = Method(walk.course, walk.solver, each_or_first(noise_for(generator, count)))
+        denoising_range = self._range_by_strength(sampler, (num_inference_steps, timesteps, sigmas), strength, eta)
+        plan = SamplingPlan(
+            denoising_range.sigma_schedule,
+            denoising_range.solver,
+            per_sample_or_first(noise_from_generator(generator, batch_size)),
+        )
         guidance = Guidance(max(guidance_scale, 1.0))
         embeds = self.encode_prompt(
-            prompt, self.device, each, guidance_scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
+            prompt,
+            self.device,
+            images_per_prompt,
+            guidance_scale > 1,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
             clip_skip=clip_skip,
-        )  # fmt: skip
-        names = callback_on_step_end_tensor_inputs
+        )
+        tensor_inputs = callback_on_step_end_tensor_inputs
         job = InpaintJob(
-            told(embeds, guidance), pictures, mask, method, masked_image_latents,
-            blank=strength == 1 or latents is not None, initial=latents, reveal="masked_image_latents" in names,
-        )  # fmt: skip
-        networks = self._networks_for(sampler, walk.course)
-        ready = prepare(networks, job)
-        tensors = shown(embeds, mask=ready.mask, masked_image_latents=ready.masked)
-        calls = self._listen(callback_on_step_end, names, tensors, kwargs)
-        made = self._walk(sampler, walk, calls, lambda watch: ready.run(networks, method, watch))
-        result = self._output(made, str(output_type), True)
-        images = result.images if crop is None else [pasted(one, image, mask_image, crop) for one in result.images]
+            condition_on_embeds(embeds, guidance),
+            pictures,
+            mask,
+            plan,
+            masked_image_latents,
+            from_pure_noise=strength == 1 or latents is not None,
+            initial_noise=latents,
+            encode_masked_image="masked_image_latents" in tensor_inputs,
+        )
+        latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
+        start = prepare_inpaint(latent_diffusion, job)
+        tensors = callback_tensors(embeds, mask=start.mask, masked_image_latents=start.masked_image_latents)
+        callbacks = self._step_callbacks(callback_on_step_end, tensor_inputs, tensors, kwargs)
+        denoised = self._run_range(
+            sampler, denoising_range, callbacks, lambda watch: start.run(latent_diffusion, plan, watch)
+        )
+        result = self._make_output(denoised, str(output_type), True)
+        images = (
+            result.images
+            if crop_box is None
+            else [apply_overlay(one, image, mask_image, crop_box) for one in result.images]
+        )
         flags = result.nsfw_content_detected
         return PipelineOutput(images, flags) if return_dict else (images, flags)
 
 
-def _started_plainly(scheduler: Scheduler) -> Scheduler:
+def _skip_prk_steps(scheduler: Scheduler) -> Scheduler:
     if not isinstance(scheduler, Scheduler) or scheduler.config.get("skip_prk_steps") is not False:  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         return scheduler
     warnings.warn(f"{scheduler}: outdated for inpainting; uses skip_prk_steps=True", stacklevel=3)
-    return scheduler.changed(skip_prk_steps=True)
+    return scheduler.with_config(skip_prk_steps=True)

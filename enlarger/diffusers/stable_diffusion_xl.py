@@ -5,15 +5,22 @@ from typing import Any
 
 from torch import Tensor
 
-from enlarger.diffusers.arguments import Generators, Prompt, check_latents, check_output_type, noise_for, refuse
-from enlarger.diffusers.pipeline import scaled
+from enlarger.diffusers.arguments import (
+    Generators,
+    Prompt,
+    check_latents,
+    check_output_type,
+    noise_from_generator,
+    reject_unsupported,
+)
+from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import NOT_HERE
-from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLPipeline, guidance_of
+from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE
+from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLPipeline, make_guidance
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.denoise import Method
+from enlarger.tasks.sampling import SamplingPlan
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
 from enlarger.text.tokenize import Tokenizer
 
@@ -30,13 +37,18 @@ class StableDiffusionXLPipeline(XLPipeline):
         image_encoder: None = None, feature_extractor: None = None, force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
     ) -> None:  # fmt: skip
-        given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "tokenizer": tokenizer}
-        given |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
-        given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
+        components = {
+            "vae": vae,
+            "text_encoder": text_encoder,
+            "text_encoder_2": text_encoder_2,
+            "tokenizer": tokenizer,
+        }
+        components |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
+        components |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
         settings = {"force_zeros_for_empty_prompt": force_zeros_for_empty_prompt, "add_watermarker": add_watermarker}
-        self._hold(given, settings)
+        self._set_components(components, settings)
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -64,12 +76,12 @@ class StableDiffusionXLPipeline(XLPipeline):
         return_dict: bool = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
-        original_size: Pair | None = None,
-        crops_coords_top_left: Pair = (0, 0),
-        target_size: Pair | None = None,
-        negative_original_size: Pair | None = None,
-        negative_crops_coords_top_left: Pair = (0, 0),
-        negative_target_size: Pair | None = None,
+        original_size: SizePair | None = None,
+        crops_coords_top_left: SizePair = (0, 0),
+        target_size: SizePair | None = None,
+        negative_original_size: SizePair | None = None,
+        negative_crops_coords_top_left: SizePair = (0, 0),
+        negative_target_size: SizePair | None = None,
         clip_skip: int | None = None,
         callback_on_step_end: Callable[..., Any] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
@@ -81,27 +93,41 @@ class StableDiffusionXLPipeline(XLPipeline):
         was cropped, and its target. `denoising_end` stops after that share of the training time, with noise left in
         the latents. The rest is as in `StableDiffusionPipeline`.
         """
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
-        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
+        reject_unsupported(
+            {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
+            UNSUPPORTED_ADVICE,
+        )
         check_output_type(output_type)
-        words = Words(
+        prompts = PromptArguments(
             prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
             pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
         )  # fmt: skip
-        stated = Stated(
+        sizes = SizeArguments(
             original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
             negative_target_size,
         )  # fmt: skip
-        count = words.count()
-        height, width = self._size(height, width)
-        size = (height // self.vae.factor, width // self.vae.factor)
-        check_latents(latents, (count, self.vae.config.latent_channels, *size))
+        batch_size = prompts.batch_size()
+        height, width = self._size_or_default(height, width)
+        latent_size = (height // self.vae.downsample_factor, width // self.vae.downsample_factor)
+        check_latents(latents, (batch_size, self.vae.config.latent_channels, *latent_size))
         sampler = self.scheduler.sampler()
-        walk = self._between(sampler, (num_inference_steps, timesteps, sigmas), 1.0, (None, denoising_end), eta)
-        guidance = guidance_of(guidance_scale, guidance_rescale)
-        told, tensors = self._tell(words, guidance, stated.whole((height, width)))
-        calls = self._listen(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
-        job = TextToImageJob(told, size, Method(walk.course, walk.solver, noise_for(generator, count)), latents)
-        networks = self._networks_for(sampler, walk.course)
-        made = self._walk(sampler, walk, calls, lambda watch: text_to_image(networks, job, watch))
-        return self._finish(made, str(output_type), return_dict)
+        denoising_range = self._denoising_range(
+            sampler, (num_inference_steps, timesteps, sigmas), 1.0, (None, denoising_end), eta
+        )
+        guidance = make_guidance(guidance_scale, guidance_rescale)
+        conditioning, tensors = self._condition(prompts, guidance, sizes.for_text_to_image((height, width)))
+        callbacks = self._step_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
+        job = TextToImageJob(
+            conditioning,
+            latent_size,
+            SamplingPlan(
+                denoising_range.sigma_schedule, denoising_range.solver, noise_from_generator(generator, batch_size)
+            ),
+            latents,
+        )
+        latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
+        denoised = self._run_range(
+            sampler, denoising_range, callbacks, lambda watch: text_to_image(latent_diffusion, job, watch)
+        )
+        return self._finish_output(denoised, str(output_type), return_dict)

@@ -11,24 +11,31 @@ from enlarger.diffusers.arguments import (
     Prompt,
     check_latents,
     check_output_type,
-    noise_for,
-    refuse,
+    noise_from_generator,
+    reject_unsupported,
 )
-from enlarger.diffusers.pictures import Size
-from enlarger.diffusers.pipeline import scaled
-from enlarger.diffusers.text_pipeline import NOT_HERE
-from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLImagePipeline, entering, guidance_of
-from enlarger.diffusion.noise import PerImage
-from enlarger.tasks.denoise import Method
+from enlarger.diffusers.image_processor import Size
+from enlarger.diffusers.pipeline import accept_lora_scale
+from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE
+from enlarger.diffusers.xl_pipeline import (
+    PromptArguments,
+    SizeArguments,
+    SizePair,
+    XLImagePipeline,
+    handoff_scale,
+    make_guidance,
+)
+from enlarger.diffusion.noise import PerSampleGenerators
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
-from enlarger.tasks.networks import Networks
-from enlarger.tasks.networks import each as copies
+from enlarger.tasks.latent_diffusion import LatentDiffusion
+from enlarger.tasks.latent_diffusion import repeat_each as copies
+from enlarger.tasks.sampling import SamplingPlan
 
 
 class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
     """Pictures, with noise, to pictures like them; or the rest of the way for latents that another pipeline left."""
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -57,12 +64,12 @@ class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
         return_dict: bool = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
-        original_size: Pair | None = None,
-        crops_coords_top_left: Pair = (0, 0),
-        target_size: Pair | None = None,
-        negative_original_size: Pair | None = None,
-        negative_crops_coords_top_left: Pair = (0, 0),
-        negative_target_size: Pair | None = None,
+        original_size: SizePair | None = None,
+        crops_coords_top_left: SizePair = (0, 0),
+        target_size: SizePair | None = None,
+        negative_original_size: SizePair | None = None,
+        negative_crops_coords_top_left: SizePair = (0, 0),
+        negative_target_size: SizePair | None = None,
         aesthetic_score: float = 6.0,
         negative_aesthetic_score: float = 2.5,
         clip_skip: int | None = None,
@@ -77,48 +84,63 @@ class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
         their noise already too, stand in for `image`. The refiner is told `aesthetic_score` in place of `target_size`.
         The rest is as in `StableDiffusionXLPipeline`.
         """
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
-        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
+        reject_unsupported(
+            {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
+            UNSUPPORTED_ADVICE,
+        )
         check_output_type(output_type)
-        words = Words(
+        prompts = PromptArguments(
             prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
             pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
         )  # fmt: skip
-        stated = Stated(
+        size_arguments = SizeArguments(
             original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
             negative_target_size, (aesthetic_score, negative_aesthetic_score),
         )  # fmt: skip
-        count = words.count()
-        pictures = self._pictures(image, count) if latents is None else self._left(latents, count)
+        batch_size = prompts.batch_size()
+        pictures = (
+            self._prepare_images(image, batch_size)
+            if latents is None
+            else self._check_noisy_latents(latents, batch_size)
+        )
         sampler = self.scheduler.sampler()
-        ends = (denoising_start, denoising_end)
-        walk = self._between(sampler, (num_inference_steps, timesteps, sigmas), strength, ends, eta)
-        method = Method(walk.course, walk.solver, noise_for(generator, count))
-        networks = self._networks_for(sampler, walk.course)
-        guidance = guidance_of(guidance_scale, guidance_rescale)
-        sizes = stated.parted(self._sides(pictures), bool(self.config["requires_aesthetics_score"]))
-        told, tensors = self._tell(words, guidance, sizes)
-        calls = self._listen(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
-        noisy = latents is not None or denoising_start is not None
-        start = _handed_over(networks, pictures, method, count) if noisy else pictures
-        job = ImageToImageJob(told, start, method, noisy)
-        made = self._walk(sampler, walk, calls, lambda watch: image_to_image(networks, job, watch))
-        return self._finish(made, str(output_type), return_dict)
+        denoising_bounds = (denoising_start, denoising_end)
+        denoising_range = self._denoising_range(
+            sampler, (num_inference_steps, timesteps, sigmas), strength, denoising_bounds, eta
+        )
+        plan = SamplingPlan(
+            denoising_range.sigma_schedule, denoising_range.solver, noise_from_generator(generator, batch_size)
+        )
+        latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
+        guidance = make_guidance(guidance_scale, guidance_rescale)
+        micro_conditioning = size_arguments.for_image_to_image(
+            self._pixel_size(pictures), bool(self.config["requires_aesthetics_score"])
+        )
+        conditioning, tensors = self._condition(prompts, guidance, micro_conditioning)
+        callbacks = self._step_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
+        is_noisy = latents is not None or denoising_start is not None
+        start = _handoff_latents(latent_diffusion, pictures, plan, batch_size) if is_noisy else pictures
+        job = ImageToImageJob(conditioning, start, plan, is_noisy)
+        denoised = self._run_range(
+            sampler, denoising_range, callbacks, lambda watch: image_to_image(latent_diffusion, job, watch)
+        )
+        return self._finish_output(denoised, str(output_type), return_dict)
 
-    def _left(self, latents: Tensor, count: int) -> Tensor:
+    def _check_noisy_latents(self, latents: Tensor, batch_size: int) -> Tensor:
         """Latents for each result."""
         if latents.ndim != 4:
             raise ArgumentError(f"`latents` has shape {tuple(latents.shape)}, expected (B, C, h, w)")
-        check_latents(latents, (count, self.vae.config.latent_channels, *latents.shape[2:]))
+        check_latents(latents, (batch_size, self.vae.config.latent_channels, *latents.shape[2:]))
         return latents
 
-    def _sides(self, pictures: Tensor) -> Size:
+    def _pixel_size(self, pictures: Tensor) -> Size:
         """Height and width in pixels of pictures or latents."""
-        factor = 1 if pictures.shape[1] == 3 else self.vae.factor
+        factor = 1 if pictures.shape[1] == 3 else self.vae.downsample_factor
         return pictures.shape[2] * factor, pictures.shape[3] * factor
 
 
-def _handed_over(networks: Networks, pictures: Tensor, method: Method, count: int) -> Tensor:
+def _handoff_latents(latent_diffusion: LatentDiffusion, pictures: Tensor, plan: SamplingPlan, count: int) -> Tensor:
     """Latents in which the noise of the first level is taken to be."""
-    each = copies(pictures, count) if isinstance(method.noise, PerImage) else pictures
-    return networks.encode(each, method.noise) * entering(method.course)
+    images = copies(pictures, count) if isinstance(plan.noise, PerSampleGenerators) else pictures
+    return latent_diffusion.encode(images, plan.noise) * handoff_scale(plan.sigma_schedule)

@@ -13,17 +13,24 @@ from enlarger.diffusers.arguments import (
     Prompt,
     check_latents,
     check_output_type,
-    noise_for,
-    refuse,
+    noise_from_generator,
+    reject_unsupported,
 )
-from enlarger.diffusers.image_pipeline import crop_of, each_or_first
-from enlarger.diffusers.masks import pasted
-from enlarger.diffusers.pipeline import output, scaled
-from enlarger.diffusers.text_pipeline import NOT_HERE
-from enlarger.diffusers.xl_pipeline import Pair, Stated, Words, XLImagePipeline, entering, guidance_of
-from enlarger.tasks.denoise import Method
-from enlarger.tasks.inpaint import InpaintJob, InpaintStart, prepare
-from enlarger.tasks.networks import Networks
+from enlarger.diffusers.image_pipeline import masked_crop_region, per_sample_or_first
+from enlarger.diffusers.masks import apply_overlay
+from enlarger.diffusers.pipeline import accept_lora_scale, make_output
+from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE
+from enlarger.diffusers.xl_pipeline import (
+    PromptArguments,
+    SizeArguments,
+    SizePair,
+    XLImagePipeline,
+    handoff_scale,
+    make_guidance,
+)
+from enlarger.tasks.inpaint import InpaintJob, PreparedInpaint, prepare_inpaint
+from enlarger.tasks.latent_diffusion import LatentDiffusion
+from enlarger.tasks.sampling import SamplingPlan
 
 
 class StableDiffusionXLInpaintPipeline(XLImagePipeline):
@@ -33,9 +40,9 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
     autoencoder's own mean and deviation of latents are heeded in the encoding too, unlike in diffusers.
     """
 
-    EXTRA: ClassVar[tuple[int, ...]] = (0, 5)
+    EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (0, 5)
 
-    @scaled
+    @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -69,12 +76,12 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         return_dict: bool = True,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
-        original_size: Pair | None = None,
-        crops_coords_top_left: Pair = (0, 0),
-        target_size: Pair | None = None,
-        negative_original_size: Pair | None = None,
-        negative_crops_coords_top_left: Pair = (0, 0),
-        negative_target_size: Pair | None = None,
+        original_size: SizePair | None = None,
+        crops_coords_top_left: SizePair = (0, 0),
+        target_size: SizePair | None = None,
+        negative_original_size: SizePair | None = None,
+        negative_crops_coords_top_left: SizePair = (0, 0),
+        negative_target_size: SizePair | None = None,
         aesthetic_score: float = 6.0,
         negative_aesthetic_score: float = 2.5,
         clip_skip: int | None = None,
@@ -88,51 +95,81 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         are as in `StableDiffusionXLImg2ImgPipeline`, so are `strength`, `denoising_start` and `denoising_end`; at
         strength 1 the start is pure noise. For masks, crops and `latents` see `StableDiffusionInpaintPipeline`.
         """
-        assert cross_attention_kwargs is None, "`scaled` has dealt with it"
-        refuse({"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}, NOT_HERE)
+        assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
+        reject_unsupported(
+            {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
+            UNSUPPORTED_ADVICE,
+        )
         check_output_type(output_type)
         if latents is not None and denoising_start is not None:
             raise ArgumentError("found `latents` and `denoising_start`; give what the run starts from as `image` alone")
-        size = self._size(height, width)
-        crop = None if padding_mask_crop is None else crop_of(image, mask_image, size, padding_mask_crop, output_type)
-        words = Words(
+        size = self._size_or_default(height, width)
+        crop_box = (
+            None
+            if padding_mask_crop is None
+            else masked_crop_region(image, mask_image, size, padding_mask_crop, output_type)
+        )
+        prompts = PromptArguments(
             prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
             pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
         )  # fmt: skip
-        stated = Stated(
+        size_arguments = SizeArguments(
             original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
             negative_target_size, (aesthetic_score, negative_aesthetic_score),
         )  # fmt: skip
-        count = words.count()
-        pictures, mask = self._covered(image, mask_image, crop, size, count)
-        inner = (size[0] // self.vae.factor, size[1] // self.vae.factor)
-        check_latents(latents, (count, self.vae.config.latent_channels, *inner))
+        batch_size = prompts.batch_size()
+        pictures, mask = self._prepare_image_and_mask(image, mask_image, crop_box, size, batch_size)
+        latent_size = (size[0] // self.vae.downsample_factor, size[1] // self.vae.downsample_factor)
+        check_latents(latents, (batch_size, self.vae.config.latent_channels, *latent_size))
         sampler = self.scheduler.sampler()
-        ends = (denoising_start, denoising_end)
-        walk = self._between(sampler, (num_inference_steps, timesteps, sigmas), strength, ends, eta)
-        method = Method(walk.course, walk.solver, each_or_first(noise_for(generator, count)))
-        guidance = guidance_of(guidance_scale, guidance_rescale)
-        scored = bool(self.config["requires_aesthetics_score"])
-        told, tensors = self._tell(words, guidance, stated.parted(size, scored))
-        names, noisy = callback_on_step_end_tensor_inputs, denoising_start is not None
+        denoising_bounds = (denoising_start, denoising_end)
+        denoising_range = self._denoising_range(
+            sampler, (num_inference_steps, timesteps, sigmas), strength, denoising_bounds, eta
+        )
+        plan = SamplingPlan(
+            denoising_range.sigma_schedule,
+            denoising_range.solver,
+            per_sample_or_first(noise_from_generator(generator, batch_size)),
+        )
+        guidance = make_guidance(guidance_scale, guidance_rescale)
+        uses_aesthetic_score = bool(self.config["requires_aesthetics_score"])
+        conditioning, tensors = self._condition(
+            prompts, guidance, size_arguments.for_image_to_image(size, uses_aesthetic_score)
+        )
+        tensor_inputs, is_noisy = callback_on_step_end_tensor_inputs, denoising_start is not None
         job = InpaintJob(
-            told, pictures, mask, method, masked_image_latents, initial=latents, noisy=noisy,
-            blank=not noisy and (strength == 1 or latents is not None), reveal="masked_image_latents" in names,
-        )  # fmt: skip
-        networks = self._networks_for(sampler, walk.course)
-        ready = _prepared(networks, job)
-        seen = {"mask": ready.mask, "masked_image_latents": ready.masked}
-        both = {n: torch.cat([v, v]) if v is not None and guidance.scale != 1 else v for n, v in seen.items()}
-        calls = self._listen(callback_on_step_end, names, tensors | both, kwargs)
-        made = self._walk(sampler, walk, calls, lambda watch: ready.run(networks, method, watch))
-        images = self._package(made, str(output_type))
-        images = images if crop is None else [pasted(one, image, mask_image, crop) for one in images]
-        return output(images, return_dict, (images,))
+            conditioning,
+            pictures,
+            mask,
+            plan,
+            masked_image_latents,
+            initial_noise=latents,
+            is_noisy=is_noisy,
+            from_pure_noise=not is_noisy and (strength == 1 or latents is not None),
+            encode_masked_image="masked_image_latents" in tensor_inputs,
+        )
+        latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
+        start = _prepare_start(latent_diffusion, job)
+        mask_tensors = {"mask": start.mask, "masked_image_latents": start.masked_image_latents}
+        doubled = {
+            n: torch.cat([v, v]) if v is not None and guidance.scale != 1 else v for n, v in mask_tensors.items()
+        }
+        callbacks = self._step_callbacks(callback_on_step_end, tensor_inputs, tensors | doubled, kwargs)
+        denoised = self._run_range(
+            sampler, denoising_range, callbacks, lambda watch: start.run(latent_diffusion, plan, watch)
+        )
+        images = self._postprocess(denoised, str(output_type))
+        images = images if crop_box is None else [apply_overlay(one, image, mask_image, crop_box) for one in images]
+        return make_output(images, return_dict, (images,))
 
 
-def _prepared(networks: Networks, job: InpaintJob) -> InpaintStart:
+def _prepare_start(latent_diffusion: LatentDiffusion, job: InpaintJob) -> PreparedInpaint:
     """The job made ready; latents that another pipeline left are also what is kept, as they are."""
-    if job.image.shape[1] != 3 and job.masked is None and networks.config.in_channels == job.image.shape[1]:
-        return replace(_prepared(networks, replace(job, masked=job.image, reveal=False)), masked=None)
-    ready = prepare(networks, job)
-    return replace(ready, latents=ready.latents * entering(job.method.course)) if job.noisy else ready
+    if (
+        job.image.shape[1] != 3
+        and job.masked_image is None
+        and latent_diffusion.unet_config.in_channels == job.image.shape[1]
+    ):
+        return replace(_prepare_start(latent_diffusion, replace(job, masked=job.image, reveal=False)), masked=None)
+    start = prepare_inpaint(latent_diffusion, job)
+    return replace(start, latents=start.latents * handoff_scale(job.plan.sigma_schedule)) if job.is_noisy else start

@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.images import read_picture, to_pil
+from enlarger.image.picture import read_picture, to_pil
 
-MOST_BYTES, SECONDS = 64 * 2**20, 30.0  # of a picture that is fetched
+MAX_BYTES, TIMEOUT = 64 * 2**20, 30.0  # of a picture that is fetched
 
 
 def load_image(
@@ -30,22 +30,22 @@ def load_image(
 
 def _fetch(address: str) -> bytes:
     try:
-        with urllib.request.urlopen(address, timeout=SECONDS) as reply:  # the caller names the address
-            found: bytes = reply.read(MOST_BYTES + 1)
+        with urllib.request.urlopen(address, timeout=TIMEOUT) as reply:  # the caller names the address
+            content: bytes = reply.read(MAX_BYTES + 1)
     except OSError as error:
         raise ArgumentError(f"{address}: cannot be fetched ({error}); save the picture and give its path") from error
-    if len(found) > MOST_BYTES:
-        raise ArgumentError(f"{address}: has over {MOST_BYTES >> 20} MiB; save the picture and give its path")
-    return found
+    if len(content) > MAX_BYTES:
+        raise ArgumentError(f"{address}: has over {MAX_BYTES >> 20} MiB; save the picture and give its path")
+    return content
 
 
 def make_image_grid(images: list[Image.Image], rows: int, cols: int, resize: int | None = None) -> Image.Image:
     """Pictures of one size in rows; `resize` is the side each is brought to."""
     if len(images) != rows * cols:
         raise ArgumentError(f"found {len(images)} pictures for {rows} rows of {cols}; give {rows * cols}")
-    shown = images if resize is None else [image.resize((resize, resize)) for image in images]
-    width, height = shown[0].size
+    resized = images if resize is None else [image.resize((resize, resize)) for image in images]
+    width, height = resized[0].size
     grid = Image.new("RGB", (cols * width, rows * height))
-    for i, image in enumerate(shown):
+    for i, image in enumerate(resized):
         grid.paste(image, (i % cols * width, i // cols * height))
     return grid

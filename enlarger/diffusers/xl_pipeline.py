@@ -13,33 +13,33 @@ from enlarger.diffusers.arguments import (
     ArgumentError,
     Prompt,
     as_list,
-    batch_of,
+    batch_size_of,
     check_pooled,
     check_prompts,
-    negatives_for,
+    negative_prompts_for,
 )
-from enlarger.diffusers.courses import Walk, between, whole
-from enlarger.diffusers.image_pipeline import ImagePipeline, Listed, check_strength
-from enlarger.diffusers.pipeline import output
+from enlarger.diffusers.image_pipeline import ImagePipeline, StepArguments, check_strength
+from enlarger.diffusers.pipeline import make_output
 from enlarger.diffusers.schedulers import Scheduler
-from enlarger.diffusers.text_pipeline import PooledEmbeds, text_of
+from enlarger.diffusers.text_pipeline import PooledEmbeds, text_features
+from enlarger.diffusers.timesteps import DenoisingRange, denoising_range, retrieve_sigma_schedule
 from enlarger.diffusion.guidance import Guidance
-from enlarger.diffusion.sampler import Course, Sampler
+from enlarger.diffusion.sampler import Sampler, SigmaSchedule
 from enlarger.errors import InputError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.denoise import Told
-from enlarger.tasks.told import Size, Sizes, told_sizes
-from enlarger.text.pair import encode_pair
+from enlarger.tasks.conditioning import MicroConditioning, Size, condition_on_tokens_and_sizes
+from enlarger.tasks.sampling import GuidedConditioning
+from enlarger.text.encode_xl import encode_prompts_xl
 from enlarger.text.tokenize import Tokenizer
 
-Pair = tuple[int, int]
-SCORES = (6.0, 2.5)  # diffusers' aesthetic scores of the prompt and the negative prompt
+SizePair = tuple[int, int]
+DEFAULT_AESTHETIC_SCORES = (6.0, 2.5)  # diffusers' aesthetic scores of the prompt and the negative prompt
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
+class PromptArguments:
     """What a call says of its prompts."""
 
     prompt: Prompt | None
@@ -50,77 +50,82 @@ class Words:
     negative_embeds: Tensor | None
     pooled: Tensor | None
     negative_pooled: Tensor | None
-    per_prompt: int | None
+    num_images_per_prompt: int | None
     clip_skip: int | None
 
     @property
-    def each(self) -> int:
+    def images_per_prompt(self) -> int:
         """Pictures per prompt."""
-        return 1 if self.per_prompt is None else self.per_prompt
+        return 1 if self.num_images_per_prompt is None else self.num_images_per_prompt
 
-    def count(self) -> int:
+    def batch_size(self) -> int:
         """How many pictures there will be; ArgumentError for prompts that cannot be."""
         check_prompts(self.prompt, self.negative, self.embeds, self.negative_embeds)
-        for which, text, embeds in (
+        for prefix, text, embeds in (
             ("", self.prompt_2, self.embeds),
             ("negative_", self.negative_2, self.negative_embeds),
         ):
             if text is not None and not isinstance(text, str | list):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-                raise ArgumentError(f"`{which}prompt_2` has to be of type `str` or `list` but is {type(text)}")
+                raise ArgumentError(f"`{prefix}prompt_2` has to be of type `str` or `list` but is {type(text)}")
             if text is not None and embeds is not None:
-                raise ArgumentError(f"found both `{which}prompt_2` and `{which}prompt_embeds`, expected one of them")
+                raise ArgumentError(f"found both `{prefix}prompt_2` and `{prefix}prompt_embeds`, expected one of them")
         if self.embeds is not None:
             check_pooled("", self.embeds, self.pooled)
         if self.negative_embeds is not None:
             check_pooled("negative_", self.negative_embeds, self.negative_pooled)
-        return batch_of(self.prompt, self.embeds) * self.each
+        return batch_size_of(self.prompt, self.embeds) * self.images_per_prompt
 
 
 @dataclass(frozen=True)
-class Stated:
+class SizeArguments:
     """The sizes and scores of a call; None is the size of the result."""
 
-    original: Pair | None
-    crop: Pair
-    target: Pair | None
-    negative_original: Pair | None
-    negative_crop: Pair
-    negative_target: Pair | None
-    scores: tuple[float, float] = SCORES
+    original: SizePair | None
+    crop: SizePair
+    target: SizePair | None
+    negative_original: SizePair | None
+    negative_crop: SizePair
+    negative_target: SizePair | None
+    scores: tuple[float, float] = DEFAULT_AESTHETIC_SCORES
 
-    def whole(self, size: Size) -> tuple[Sizes, Sizes]:
+    def for_text_to_image(self, size: Size) -> tuple[MicroConditioning, MicroConditioning]:
         """Text-to-image: sizes of the negative prompt are its own only if both of them are given, as in diffusers."""
-        own = Sizes(_given(self.original, size), self.crop, _given(self.target, size))
+        positive = MicroConditioning(_value_or(self.original, size), self.crop, _value_or(self.target, size))
         if self.negative_original is not None and self.negative_target is not None:
-            return own, Sizes(self.negative_original, self.negative_crop, self.negative_target)
-        given = {"negative_original_size": self.negative_original, "negative_target_size": self.negative_target}
-        lone = [name for name, value in given.items() if value is not None]
-        lone += ["negative_crops_coords_top_left"] if tuple(self.negative_crop) != (0, 0) else []
-        if lone:
-            _note(f"{', '.join(lone)} is not used without both negative_original_size and negative_target_size")
-        return own, own
+            return positive, MicroConditioning(self.negative_original, self.negative_crop, self.negative_target)
+        negative_sizes = {
+            "negative_original_size": self.negative_original,
+            "negative_target_size": self.negative_target,
+        }
+        unused = [name for name, value in negative_sizes.items() if value is not None]
+        unused += ["negative_crops_coords_top_left"] if tuple(self.negative_crop) != (0, 0) else []
+        if unused:
+            _warn_ignored(
+                f"{', '.join(unused)} is not used without both negative_original_size and negative_target_size"
+            )
+        return positive, positive
 
-    def parted(self, size: Size, scored: bool) -> tuple[Sizes, Sizes]:
+    def for_image_to_image(self, size: Size, uses_aesthetic_score: bool) -> tuple[MicroConditioning, MicroConditioning]:
         """From a picture: each size of the negative prompt stands for itself, but without scores its crop is the
         prompt's, as in diffusers."""
-        original, target = _given(self.original, size), _given(self.target, size)
-        negative = _given(self.negative_original, original), _given(self.negative_target, target)
-        if scored:
+        original, target = _value_or(self.original, size), _value_or(self.target, size)
+        negative = _value_or(self.negative_original, original), _value_or(self.negative_target, target)
+        if uses_aesthetic_score:
             return (
-                Sizes(original, self.crop, target, self.scores[0]),
-                Sizes(negative[0], self.negative_crop, negative[1], self.scores[1]),
+                MicroConditioning(original, self.crop, target, self.scores[0]),
+                MicroConditioning(negative[0], self.negative_crop, negative[1], self.scores[1]),
             )
         if tuple(self.negative_crop) not in ((0, 0), tuple(self.crop)):
-            _note("negative_crops_coords_top_left is not used by a pipeline without aesthetic scores")
-        if self.scores != SCORES:
-            _note("aesthetic scores are not used: the pipeline's requires_aesthetics_score is False")
-        return Sizes(original, self.crop, target), Sizes(negative[0], self.crop, negative[1])
+            _warn_ignored("negative_crops_coords_top_left is not used by a pipeline without aesthetic scores")
+        if self.scores != DEFAULT_AESTHETIC_SCORES:
+            _warn_ignored("aesthetic scores are not used: the pipeline's requires_aesthetics_score is False")
+        return MicroConditioning(original, self.crop, target), MicroConditioning(negative[0], self.crop, negative[1])
 
 
 class XLPipeline(ImagePipeline):
     """The base of the SDXL pipelines. Without the first text encoder it is the refiner's."""
 
-    PARTS: ClassVar[Mapping[str, type[Any]]] = {
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {
         "vae": AutoencoderKL,
         "text_encoder": ClipText,
         "text_encoder_2": ClipText,
@@ -131,19 +136,21 @@ class XLPipeline(ImagePipeline):
         "image_encoder": type(None),
         "feature_extractor": type(None),
     }
-    OPTIONAL: ClassVar[frozenset[str]] = frozenset({"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"})
-    SETTINGS: ClassVar[tuple[str, ...]] = ("force_zeros_for_empty_prompt", "add_watermarker")
+    OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset(
+        {"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"}
+    )
+    CONFIG_KEYS: ClassVar[tuple[str, ...]] = ("force_zeros_for_empty_prompt", "add_watermarker")
     UPCAST: ClassVar[bool] = True
 
-    def _hold(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
-        kept = dict(settings or {})
-        if kept.pop("add_watermarker", None):
+    def _set_components(self, components: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+        remaining = dict(settings or {})
+        if remaining.pop("add_watermarker", None):
             raise Unsupported(
                 "add_watermarker=True is not available: the watermark needs a package of its own and changes every "
                 "picture; leave it out, and mark the finished pictures if that is wanted"
             )
-        super()._hold(parts, kept)
-        if self.unet.config.scalar_channels is None:
+        super()._set_components(components, remaining)
+        if self.unet.config.time_id_channels is None:
             raise InputError("the UNet takes no sizes, expected one of SDXL with addition_embed_type 'text_time'")
 
     def register_to_config(self, **settings: Any) -> None:
@@ -183,82 +190,107 @@ class XLPipeline(ImagePipeline):
         if prompt_embeds is None:
             assert prompt is not None, "either a prompt or its embeddings"
             texts = as_list(prompt)
-            prompt_embeds, made = self._encode_pair(texts, as_list(prompt_2) if prompt_2 else texts, clip_skip)
-            pooled_prompt_embeds = made if pooled_prompt_embeds is None else pooled_prompt_embeds
+            prompt_embeds, encoded_pooled = self._encode_pair(
+                texts, as_list(prompt_2) if prompt_2 else texts, clip_skip
+            )
+            pooled_prompt_embeds = encoded_pooled if pooled_prompt_embeds is None else pooled_prompt_embeds
         assert pooled_prompt_embeds is not None, "pooled features come with the others"
         negative, negative_pooled = negative_prompt_embeds, negative_pooled_prompt_embeds
         if do_classifier_free_guidance and negative is None:
             if negative_prompt is None and self._settings["force_zeros_for_empty_prompt"]:
                 if negative_prompt_2 is not None:
-                    _note("negative_prompt_2 is not used without negative_prompt, which is zeros; give both")
-                negative, made = torch.zeros_like(prompt_embeds), torch.zeros_like(pooled_prompt_embeds)
+                    _warn_ignored("negative_prompt_2 is not used without negative_prompt, which is zeros; give both")
+                negative, encoded_pooled = torch.zeros_like(prompt_embeds), torch.zeros_like(pooled_prompt_embeds)
             else:
-                negative, made = self._encode_negative(negative_prompt, negative_prompt_2, len(prompt_embeds))
-            negative_pooled = made if negative_pooled is None else negative_pooled
-        place = self.device if device is None else device
+                negative, encoded_pooled = self._encode_negative(negative_prompt, negative_prompt_2, len(prompt_embeds))
+            negative_pooled = encoded_pooled if negative_pooled is None else negative_pooled
+        target_device = self.device if device is None else device
 
-        def repeated(embeds: Tensor) -> Tensor:
-            return embeds.to(place, self.dtype).repeat_interleave(num_images_per_prompt, 0)
+        def repeat(embeds: Tensor) -> Tensor:
+            return embeds.to(target_device, self.dtype).repeat_interleave(num_images_per_prompt, 0)
 
-        positive, pooled = repeated(prompt_embeds), repeated(pooled_prompt_embeds)
+        positive, pooled = repeat(prompt_embeds), repeat(pooled_prompt_embeds)
         if not do_classifier_free_guidance or negative is None or negative_pooled is None:
             return positive, None, pooled, None
-        return positive, repeated(negative), pooled, repeated(negative_pooled)
+        return positive, repeat(negative), pooled, repeat(negative_pooled)
 
-    def _encode_negative(self, negative: Prompt | None, second: Prompt | None, count: int) -> tuple[Tensor, Tensor]:
-        texts = negatives_for(None, negative, count)
-        return self._encode_pair(texts, negatives_for(None, second, count) if second else texts, None)
+    def _encode_negative(
+        self, negative_prompt: Prompt | None, negative_prompt_2: Prompt | None, batch_size: int
+    ) -> tuple[Tensor, Tensor]:
+        texts = negative_prompts_for(None, negative_prompt, batch_size)
+        return self._encode_pair(
+            texts, negative_prompts_for(None, negative_prompt_2, batch_size) if negative_prompt_2 else texts, None
+        )
 
-    def _encode_pair(self, texts: list[str], second: list[str], clip_skip: int | None) -> tuple[Tensor, Tensor]:
+    def _encode_pair(self, texts: list[str], texts_2: list[str], clip_skip: int | None) -> tuple[Tensor, Tensor]:
         """Features of texts for the first encoder and for the second; a single encoder reads the first ones."""
-        found = [
+        pairs = [
             (self.components[name.replace("text_encoder", "tokenizer")], self.components[name])
             for name in ("text_encoder", "text_encoder_2")
             if self.components[name] is not None
         ]
-        if not found or any(tokenizer is None for tokenizer, _ in found):
+        if not pairs or any(tokenizer is None for tokenizer, _ in pairs):
             raise ArgumentError(
                 "the pipeline has no text encoder with a tokenizer; give prompt_embeds and pooled_prompt_embeds, and "
                 "those of the negative prompt"
             )
-        both = [texts, second] if len(found) == 2 else [texts]
-        if len(found) == 1 and second != texts:
-            _note("prompt_2 is not used: this pipeline has one text encoder, which reads the prompt")
-        tokenizers, encoders = zip(*found, strict=True)
+        both = [texts, texts_2] if len(pairs) == 2 else [texts]
+        if len(pairs) == 1 and texts_2 != texts:
+            _warn_ignored("prompt_2 is not used: this pipeline has one text encoder, which reads the prompt")
+        tokenizers, encoders = zip(*pairs, strict=True)
         with ExitStack() as held:
             for encoder in encoders:
                 held.enter_context(self._runtime.hold(encoder))
-            made = encode_pair(tokenizers, encoders, both, clip_skip=0 if clip_skip is None else clip_skip)
-        return made.tokens, made.pooled
+            encoded = encode_prompts_xl(tokenizers, encoders, both, clip_skip=0 if clip_skip is None else clip_skip)
+        return encoded.tokens, encoded.pooled
 
-    def _tell(self, words: Words, guidance: Guidance, sizes: tuple[Sizes, Sizes]) -> tuple[Told, dict[str, Any]]:
+    def _condition(
+        self,
+        prompts: PromptArguments,
+        guidance: Guidance,
+        micro_conditioning: tuple[MicroConditioning, MicroConditioning],
+    ) -> tuple[GuidedConditioning, dict[str, Any]]:
         """What the network is told, and the tensors that callbacks may see of that."""
-        guided, (row, negative_row) = guidance.scale != 1, (one.row() for one in sizes)
+        is_guided, (time_ids, negative_time_ids) = guidance.scale != 1, (one.time_ids() for one in micro_conditioning)
         embeds = self.encode_prompt(
-            words.prompt, words.prompt_2, self.device, words.each, guided, words.negative, words.negative_2,
-            words.embeds, words.negative_embeds, words.pooled, words.negative_pooled, clip_skip=words.clip_skip,
-        )  # fmt: skip
-        self._check_vector(row.shape[1], embeds[2].shape[1])
+            prompts.prompt,
+            prompts.prompt_2,
+            self.device,
+            prompts.images_per_prompt,
+            is_guided,
+            prompts.negative,
+            prompts.negative_2,
+            prompts.embeds,
+            prompts.negative_embeds,
+            prompts.pooled,
+            prompts.negative_pooled,
+            clip_skip=prompts.clip_skip,
+        )
+        self._check_vector_width(time_ids.shape[1], embeds[2].shape[1])
         tokens, negative, pooled, negative_pooled = embeds
-        seen = {"prompt_embeds": tokens, "add_text_embeds": pooled, "add_time_ids": row.expand(len(tokens), -1)}
+        tensors = {"prompt_embeds": tokens, "add_text_embeds": pooled, "add_time_ids": time_ids.expand(len(tokens), -1)}
         if negative is not None and negative_pooled is not None:
-            others = (negative, negative_pooled, negative_row.expand(len(tokens), -1))
-            seen = {name: torch.cat([other, own]) for (name, own), other in zip(seen.items(), others, strict=True)}
-        return told_sizes(text_of(embeds), guidance, row, negative_row, self.unet.config.scalar_channels or 0), seen
+            others = (negative, negative_pooled, negative_time_ids.expand(len(tokens), -1))
+            tensors = {
+                name: torch.cat([other, own]) for (name, own), other in zip(tensors.items(), others, strict=True)
+            }
+        return condition_on_tokens_and_sizes(
+            text_features(embeds), guidance, time_ids, negative_time_ids, self.unet.config.time_id_channels or 0
+        ), tensors
 
-    def _check_vector(self, numbers: int, pooled: int) -> None:
+    def _check_vector_width(self, num_scalars: int, pooled_width: int) -> None:
         """Refuse sizes and scores that the UNet was not made for, with advice (diffusers' is the wrong way round)."""
         config = self.unet.config
-        channels, expected = config.scalar_channels or 0, config.vector_channels or 0
-        found = numbers * channels + pooled
+        channels, expected = config.time_id_channels or 0, config.vector_channels or 0
+        found = num_scalars * channels + pooled_width
         if found == expected:
             return
         advice = "check the UNet's config and the projection of `text_encoder_2`"
         if abs(found - expected) == channels:
-            wanted = found > expected
+            needs_score = found > expected
             advice = (
-                f"this UNet was trained {'with' if wanted else 'without'} aesthetic scores: "
-                f"`pipe.register_to_config(requires_aesthetics_score={wanted})`"
+                f"this UNet was trained {'with' if needs_score else 'without'} aesthetic scores: "
+                f"`pipe.register_to_config(requires_aesthetics_score={needs_score})`"
             )
             if "requires_aesthetics_score" not in self._settings:
                 advice = "this is a refiner's UNet, read it with StableDiffusionXLImg2ImgPipeline"
@@ -267,29 +299,42 @@ class XLPipeline(ImagePipeline):
             f"{advice}"
         )
 
-    def _between(
-        self, sampler: Sampler, listed: Listed, strength: float, ends: tuple[float | None, float | None], eta: float
-    ) -> Walk:
+    def _denoising_range(
+        self,
+        sampler: Sampler,
+        step_arguments: StepArguments,
+        strength: float,
+        denoising_bounds: tuple[float | None, float | None],
+        eta: float,
+    ) -> DenoisingRange:
         """The steps from a share of the training time, or else the last `strength` of them, to another share."""
-        steps, timesteps, sigmas = listed
-        own = timesteps is not None or sigmas is not None
-        if not own and (not isinstance(steps, int) or steps < 1):
+        steps, timesteps, sigmas = step_arguments
+        has_custom_steps = timesteps is not None or sigmas is not None
+        if not has_custom_steps and (not isinstance(steps, int) or steps < 1):
             raise ArgumentError(f"`num_inference_steps` is {steps}, expected how many steps there are, 1 or more")
         check_strength(strength)
-        start, end = ends
-        course = whole(sampler, steps or 1, timesteps, sigmas)
-        return between(sampler, course, start, None if end == 1 else end, eta, strength, None if own else steps)
+        start, end = denoising_bounds
+        sigma_schedule = retrieve_sigma_schedule(sampler, steps or 1, timesteps, sigmas)
+        return denoising_range(
+            sampler,
+            sigma_schedule,
+            start,
+            None if end == 1 else end,
+            eta,
+            strength,
+            None if has_custom_steps else steps,
+        )
 
-    def _finish(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
-        images = self._package(latents, output_type)
-        return output(images, return_dict, (images,))
+    def _finish_output(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
+        images = self._postprocess(latents, output_type)
+        return make_output(images, return_dict, (images,))
 
 
 class XLImagePipeline(XLPipeline):
     """The base of those that start from pictures: base model or refiner."""
 
-    SETTINGS: ClassVar[tuple[str, ...]] = (*XLPipeline.SETTINGS, "requires_aesthetics_score")
-    KIND: ClassVar[str] = "a fitting"
+    CONFIG_KEYS: ClassVar[tuple[str, ...]] = (*XLPipeline.CONFIG_KEYS, "requires_aesthetics_score")
+    CHECKPOINT_KIND: ClassVar[str] = "a fitting"
 
     def __init__(
         self, vae: AutoencoderKL, text_encoder: ClipText | None, text_encoder_2: ClipText | None,
@@ -297,28 +342,33 @@ class XLImagePipeline(XLPipeline):
         image_encoder: None = None, feature_extractor: None = None, requires_aesthetics_score: bool = False,
         force_zeros_for_empty_prompt: bool = True, add_watermarker: bool | None = None,
     ) -> None:  # fmt: skip
-        given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "tokenizer": tokenizer}
-        given |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
-        given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
+        components = {
+            "vae": vae,
+            "text_encoder": text_encoder,
+            "text_encoder_2": text_encoder_2,
+            "tokenizer": tokenizer,
+        }
+        components |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
+        components |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
         settings = {"requires_aesthetics_score": requires_aesthetics_score}
         settings["force_zeros_for_empty_prompt"] = force_zeros_for_empty_prompt
-        self._hold(given, settings | {"add_watermarker": add_watermarker})
+        self._set_components(components, settings | {"add_watermarker": add_watermarker})
 
 
-def guidance_of(scale: float, rescale: float) -> Guidance:
+def make_guidance(scale: float, rescale: float) -> Guidance:
     """At or below 1 the prompt runs alone."""
     return Guidance(scale, rescale) if scale > 1 else Guidance()
 
 
-def entering(course: Course) -> float:
+def handoff_scale(sigma_schedule: SigmaSchedule) -> float:
     """What turns latents that another pipeline left with noise in them into the first ones of a run."""
-    return (float(course.ladder[0]) ** 2 + 1) ** 0.5 if course.preserving else 1.0
+    return (float(sigma_schedule.sigmas[0]) ** 2 + 1) ** 0.5 if sigma_schedule.variance_preserving else 1.0
 
 
-def _note(text: str) -> None:
+def _warn_ignored(text: str) -> None:
     """Say what a call gave in vain."""
     warnings.warn(text, UserWarning, stacklevel=5)
 
 
-def _given(value: Pair | None, other: Pair) -> Pair:
+def _value_or(value: SizePair | None, other: SizePair) -> SizePair:
     return other if value is None else value

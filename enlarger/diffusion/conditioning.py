@@ -40,12 +40,12 @@ class Conditioning:
         )
 
 
-def stack(first: Conditioning, second: Conditioning) -> Conditioning:
+def stack_branches(unconditional: Conditioning, conditional: Conditioning) -> Conditioning:
     """Two conditionings one behind the other along the batch: the unconditional branch, then the conditional one."""
 
-    def both(name: str) -> Tensor | None:
-        a, b = getattr(first, name), getattr(second, name)
+    def concatenate(name: str) -> Tensor | None:
+        a, b = getattr(unconditional, name), getattr(conditional, name)
         assert (a is None) == (b is None), f"one branch of the guidance has {name}, the other has not"
         return None if a is None else torch.cat([a, b])
 
-    return Conditioning(**{f.name: both(f.name) for f in fields(Conditioning)})
+    return Conditioning(**{f.name: concatenate(f.name) for f in fields(Conditioning)})

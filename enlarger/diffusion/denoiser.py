@@ -26,16 +26,20 @@ class Denoiser:
     dtype: torch.dtype  # the network's
     precondition: Precondition
     conditioning: Conditioning
-    guided: Conditioning | None = None  # the unconditional branch stacked on the conditional one
+    guided_conditioning: Conditioning | None = None  # the unconditional branch stacked on the conditional one
     guidance: Guidance = Guidance()
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        scale = self.precondition(sigma)
-        both = self.guided is not None and self.guidance.active(float(sigma))
-        conditioning = self.guided if both and self.guided is not None else self.conditioning
-        scaled = x * scale.input
-        joined = conditioning.join(torch.cat([scaled, scaled]) if both else scaled).to(self.dtype)
-        time = scale.time.float().to(x.device).expand(len(joined))
-        output = self.network(joined, time, **conditioning.cast(x.device, self.dtype).inputs)
+        scalings = self.precondition(sigma)
+        is_guided = self.guided_conditioning is not None and self.guidance.is_active(float(sigma))
+        conditioning = (
+            self.guided_conditioning if is_guided and self.guided_conditioning is not None else self.conditioning
+        )
+        scaled_input = x * scalings.input
+        network_input = conditioning.join(torch.cat([scaled_input, scaled_input]) if is_guided else scaled_input).to(
+            self.dtype
+        )
+        timestep = scalings.time.float().to(x.device).expand(len(network_input))
+        output = self.network(network_input, timestep, **conditioning.cast(x.device, self.dtype).inputs)
         output = output[:, : x.shape[1]].float()  # a channel more is a variance that samplers do not use
-        return x * scale.skip + (self.guidance.merge(output) if both else output) * scale.output
+        return x * scalings.skip + (self.guidance.combine(output) if is_guided else output) * scalings.output

@@ -19,16 +19,16 @@ class Guidance:
     rescale: float = 0.0
     interval: tuple[float, float] = (0.0, math.inf)
 
-    def active(self, sigma: float) -> bool:
+    def is_active(self, sigma: float) -> bool:
         """Whether both branches are needed at a noise level."""
         return self.scale != 1 and self.interval[0] <= sigma <= self.interval[1]
 
-    def merge(self, output: Tensor) -> Tensor:
+    def combine(self, output: Tensor) -> Tensor:
         """Raw outputs (2B, ...), unconditional first, to (B, ...)."""
-        without, given = output.chunk(2)
-        guided = without + self.scale * (given - without)
+        unconditional, conditional = output.chunk(2)
+        guided = unconditional + self.scale * (conditional - unconditional)
         if self.rescale == 0:
             return guided
         axes = tuple(range(1, guided.ndim))
-        restored = guided * (given.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
-        return self.rescale * restored + (1 - self.rescale) * guided
+        rescaled = guided * (conditional.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
+        return self.rescale * rescaled + (1 - self.rescale) * guided

@@ -15,7 +15,7 @@ class Noise(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class PerImage:
+class PerSampleGenerators:
     """One generator per image, so that a picture does not depend on its neighbours in the batch."""
 
     generators: tuple[torch.Generator, ...]
@@ -26,7 +26,7 @@ class PerImage:
 
 
 @dataclass(frozen=True, eq=False)
-class Shared:
+class SharedGenerator:
     """One generator (None: torch's own on the batch's device) for a whole batch, as diffusers draws."""
 
     generator: torch.Generator | None
@@ -35,9 +35,9 @@ class Shared:
         return _draw(like, self.generator)
 
 
-def from_seeds(seeds: Sequence[int]) -> PerImage:
+def from_seeds(seeds: Sequence[int]) -> PerSampleGenerators:
     """A CPU generator per seed: the same numbers whatever device the model runs on."""
-    return PerImage(tuple(torch.Generator().manual_seed(seed) for seed in seeds))
+    return PerSampleGenerators(tuple(torch.Generator().manual_seed(seed) for seed in seeds))
 
 
 def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Scales:
+class Scalings:
     """clean = skip * x + output * network(input * x, time)."""
 
     skip: Tensor | float
@@ -18,39 +18,41 @@ class Scales:
     time: Tensor  # what the network is told of the noise level
 
 
-class Timed(Protocol):
+class SigmaToTimestep(Protocol):
     """What knows the training time of a noise level: `NoiseSchedule`, or `Clock` on a certain ladder."""
 
     def time(self, sigma: Tensor) -> Tensor: ...
 
 
-Precondition = Callable[[Tensor], Scales]  # from a scalar sigma
+Precondition = Callable[[Tensor], Scalings]  # from a scalar sigma
 
 
-def epsilon(schedule: Timed) -> Precondition:
+def epsilon(schedule: SigmaToTimestep) -> Precondition:
     """The network predicts the noise of a variance-preserving latent (SD1, SD2-base, SDXL)."""
-    return lambda sigma: Scales(1.0, -sigma, _shrink(sigma), schedule.time(sigma))
+    return lambda sigma: Scalings(1.0, -sigma, _input_scale(sigma), schedule.time(sigma))
 
 
-def velocity(schedule: Timed) -> Precondition:
+def velocity(schedule: SigmaToTimestep) -> Precondition:
     """The network predicts v = sqrt(a) noise - sqrt(1 - a) clean (SD2 768, x4; Salimans and Ho 2022)."""
-    return lambda sigma: Scales(1 / (sigma**2 + 1), -sigma * _shrink(sigma), _shrink(sigma), schedule.time(sigma))
+    return lambda sigma: Scalings(
+        1 / (sigma**2 + 1), -sigma * _input_scale(sigma), _input_scale(sigma), schedule.time(sigma)
+    )
 
 
-def sample(schedule: Timed) -> Precondition:
+def sample(schedule: SigmaToTimestep) -> Precondition:
     """The network predicts the clean latent itself."""
-    return lambda sigma: Scales(0.0, 1.0, _shrink(sigma), schedule.time(sigma))
+    return lambda sigma: Scalings(0.0, 1.0, _input_scale(sigma), schedule.time(sigma))
 
 
-def karras(deviation: float = 1.0) -> Precondition:
+def karras(sigma_data: float = 1.0) -> Precondition:
     """Karras et al. 2022, table 1, last column, for data of that deviation; the network is told log(sigma) / 4."""
 
-    def scales(sigma: Tensor) -> Scales:
-        total = (sigma**2 + deviation**2).sqrt()
-        return Scales(deviation**2 / total**2, sigma * deviation / total, 1 / total, sigma.log() / 4)
+    def scalings(sigma: Tensor) -> Scalings:
+        total_std = (sigma**2 + sigma_data**2).sqrt()
+        return Scalings(sigma_data**2 / total_std**2, sigma * sigma_data / total_std, 1 / total_std, sigma.log() / 4)
 
-    return scales
+    return scalings
 
 
-def _shrink(sigma: Tensor) -> Tensor:
+def _input_scale(sigma: Tensor) -> Tensor:
     return torch.rsqrt(sigma**2 + 1)

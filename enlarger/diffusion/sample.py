@@ -17,7 +17,7 @@ class Step:
     """The latent after a step, the clean estimate that led there, and the noise level reached."""
 
     x: Tensor
-    clean: Tensor
+    denoised: Tensor
     sigma: Tensor
 
 
@@ -27,14 +27,16 @@ class Solver(Protocol):
     def __call__(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]: ...
 
 
-Watch = Callable[[Step], None]
+StepCallback = Callable[[Step], None]
 
 
-def ignore(step: Step) -> None:
+def no_callback(step: Step) -> None:
     """Watch nothing."""
 
 
-def sample(solver: Solver, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, watch: Watch = ignore) -> Tensor:
+def sample(
+    solver: Solver, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, callback: StepCallback = no_callback
+) -> Tensor:
     """Run a solver down its ladder. `watch` sees every step and may raise Cancelled.
 
     Raises NonFinite when the result is not a number, so that no black picture is made of it.
@@ -42,7 +44,7 @@ def sample(solver: Solver, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: N
     with torch.inference_mode():
         for step in solver(denoise, x, sigmas, noise):
             x = step.x
-            watch(step)
+            callback(step)
     if not torch.isfinite(x).all():
         raise NonFinite(f"the latent is not finite after sampling ({x.dtype}); run in float32 or bfloat16")
     return x

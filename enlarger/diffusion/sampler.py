@@ -11,7 +11,16 @@ from torch import Tensor
 from enlarger.diffusion import precondition
 from enlarger.diffusion.precondition import Precondition
 from enlarger.diffusion.sample import Solver
-from enlarger.diffusion.schedule import Clock, Curve, Grid, NoiseSchedule, Rounding, Spacing, check_ladder, rounded
+from enlarger.diffusion.schedule import (
+    NoiseSchedule,
+    SigmaCurve,
+    TimestepGrid,
+    TimestepMap,
+    TimestepRounding,
+    TimestepSpacing,
+    check_sigmas,
+    round_timesteps,
+)
 from enlarger.diffusion.solvers import SOLVERS, dpm_adaptive
 from enlarger.errors import InputError
 
@@ -19,40 +28,40 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
+class SigmaSchedule:
     """A ladder, the training times that the network is told on it, and the factors at both its ends.
 
     `times` (N,) float64 has one, possibly fractional, time for each level above the last, as diffusers lists them.
     `clock` knows them too, and those of levels that a solver visits in between; it stays the same in a part.
     """
 
-    ladder: Tensor  # (N + 1,)
-    times: Tensor
-    clock: Clock
-    preserving: bool = False  # latents are kept at unit variance outside
-    widened: bool = False  # pure noise starts with the clean latent's variance added, as for "leading"
+    sigmas: Tensor  # (N + 1,)
+    timesteps: Tensor
+    timestep_map: TimestepMap
+    variance_preserving: bool = False  # latents are kept at unit variance outside
+    leading_init_scale: bool = False  # pure noise starts with the clean latent's variance added, as for "leading"
 
     @property
-    def start(self) -> float:
+    def init_noise_sigma(self) -> float:
         """What turns unit noise into the first latent."""
-        first = float(self.ladder[0])
-        return (first**2 + 1) ** 0.5 if self.preserving or self.widened else first
+        first = float(self.sigmas[0])
+        return (first**2 + 1) ** 0.5 if self.variance_preserving or self.leading_init_scale else first
 
     @property
-    def end(self) -> float:
+    def final_scale(self) -> float:
         """What turns the last latent into the result."""
-        return (float(self.ladder[-1]) ** 2 + 1) ** -0.5 if self.preserving else 1.0
+        return (float(self.sigmas[-1]) ** 2 + 1) ** -0.5 if self.variance_preserving else 1.0
 
     @property
     def steps(self) -> int:
-        return len(self.ladder) - 1
+        return len(self.sigmas) - 1
 
-    def part(self, first: int = 0, stop: int | None = None) -> "Course":
+    def subrange(self, first: int = 0, stop: int | None = None) -> "SigmaSchedule":
         """The steps `first` to `stop` - 1 (None: to the end), over the levels `ladder[first : stop + 1]`."""
         stop = self.steps if stop is None else stop
         if not 0 <= first < stop <= self.steps:
             raise InputError(f"no steps from {first} to {stop}: the course has {self.steps} and a part at least one")
-        return replace(self, ladder=self.ladder[first : stop + 1], times=self.times[first:stop])
+        return replace(self, sigmas=self.sigmas[first : stop + 1], timesteps=self.timesteps[first:stop])
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,80 +76,95 @@ class Sampler:
     schedule: NoiseSchedule
     solver: str = "euler"
     prediction: Prediction = "epsilon"
-    spacing: Spacing = "linspace"
-    offset: int = 0
-    preserving: bool = False
-    curve: Curve | None = None
-    last: float = 0.0
-    grid: Grid = "fractional"
-    rounding: Rounding = "none"
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    timestep_spacing: TimestepSpacing = "linspace"
+    steps_offset: int = 0
+    variance_preserving: bool = False
+    sigma_curve: SigmaCurve | None = None
+    final_sigma: float = 0.0
+    timestep_grid: TimestepGrid = "fractional"
+    timestep_rounding: TimestepRounding = "none"
+    solver_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    def course(self, steps: int) -> Course:
+    def sigma_schedule(self, steps: int) -> SigmaSchedule:
         """The course for a number of steps."""
-        ladder = self.schedule.ladder(steps, self.spacing, self.offset, self.last, self.curve, self.grid)
-        if self.spacing == "log_linear":  # there the times only count the steps
-            return self.along(ladder, self.schedule.times(steps, "linspace"))
-        if self.curve is not None:
-            return self.along(ladder, rounded(self.schedule.log_time(ladder[:-1]), self.rounding))
-        return self.along(ladder, self.schedule.times(steps, self.spacing, self.offset, self.grid)[: len(ladder) - 1])
+        sigmas = self.schedule.sampling_sigmas(
+            steps, self.timestep_spacing, self.steps_offset, self.final_sigma, self.sigma_curve, self.timestep_grid
+        )
+        if self.timestep_spacing == "log_linear":  # there the times only count the steps
+            return self.schedule_from_sigmas(sigmas, self.schedule.timesteps(steps, "linspace"))
+        if self.sigma_curve is not None:
+            return self.schedule_from_sigmas(
+                sigmas, round_timesteps(self.schedule.time_by_log_sigma(sigmas[:-1]), self.timestep_rounding)
+            )
+        return self.schedule_from_sigmas(
+            sigmas,
+            self.schedule.timesteps(steps, self.timestep_spacing, self.steps_offset, self.timestep_grid)[
+                : len(sigmas) - 1
+            ],
+        )
 
-    def along(self, ladder: Tensor, times: Tensor | None = None) -> Course:
+    def schedule_from_sigmas(self, sigmas: Tensor, timesteps: Tensor | None = None) -> SigmaSchedule:
         """The course down a ladder of one's own; `times` are those told at its levels above the last."""
-        ladder = check_ladder(ladder)
-        times = self.schedule.log_time(ladder[:-1]) if times is None else times.double()
-        if len(times) != len(ladder) - 1:
-            raise InputError(f"{len(times)} times for {len(ladder)} noise levels, expected one less than levels")
-        clock = Clock(self.schedule, ladder[:-1], times)
-        return Course(ladder, times, clock, self.preserving, self.spacing == "leading")
+        sigmas = check_sigmas(sigmas)
+        timesteps = self.schedule.time_by_log_sigma(sigmas[:-1]) if timesteps is None else timesteps.double()
+        if len(timesteps) != len(sigmas) - 1:
+            raise InputError(f"{len(timesteps)} times for {len(sigmas)} noise levels, expected one less than levels")
+        timestep_map = TimestepMap(self.schedule, sigmas[:-1], timesteps)
+        return SigmaSchedule(
+            sigmas, timesteps, timestep_map, self.variance_preserving, self.timestep_spacing == "leading"
+        )
 
-    def precondition(self, course: Course | None = None) -> Precondition:
+    def precondition(self, sigma_schedule: SigmaSchedule | None = None) -> Precondition:
         """How this checkpoint's network output becomes a clean estimate.
 
         On a course the network is told the times that the course lists. Without one, times are read off the noise
         levels, which can differ from those listed: by less than 0.01 between the levels of a course, by up to 0.5 where
         diffusers lists rounded ones.
         """
-        makers = {
+        factories = {
             "epsilon": precondition.epsilon,
             "v_prediction": precondition.velocity,
             "sample": precondition.sample,
         }
-        maker = makers[self.prediction]
-        if course is not None:
-            return maker(course.clock)
-        return maker(self.schedule if self.curve is None else Clock(self.schedule, rounding=self.rounding))
+        factory = factories[self.prediction]
+        if sigma_schedule is not None:
+            return factory(sigma_schedule.timestep_map)
+        return factory(
+            self.schedule
+            if self.sigma_curve is None
+            else TimestepMap(self.schedule, timestep_rounding=self.timestep_rounding)
+        )
 
-    def method(self) -> Solver:
+    def make_solver(self) -> Solver:
         """The solver with its options."""
-        options = {"middle": self.schedule.middle} if self.solver == "pndm" else self.options
+        options = {"midpoint": self.schedule.time_midpoint} if self.solver == "pndm" else self.solver_options
         return partial(SOLVERS[self.solver], **options) if options else SOLVERS[self.solver]
 
-    def using(self, solver: str | None) -> "Sampler":
+    def with_solver(self, solver: str | None) -> "Sampler":
         """The same checkpoint's sampler with another solver by name; None changes nothing."""
         if solver is None or solver == self.solver:
             return self
         if solver not in SOLVERS:
             raise InputError(f"no solver is called {solver!r}; there are {', '.join(SOLVERS)}")
-        return replace(self, solver=solver, options={})
+        return replace(self, solver=solver, solver_options={})
 
 
-def calls(solver: Solver, ladder: Tensor) -> list[float] | None:
+def network_call_sigmas(solver: Solver, sigmas: Tensor) -> list[float] | None:
     """The noise levels at which a solver calls the network down a ladder, in order.
 
     None for `dpm_adaptive`, which chooses them by the picture.
     """
     if (solver.func if isinstance(solver, partial) else solver) is dpm_adaptive:
         return None
-    seen: list[float] = []
+    called_sigmas: list[float] = []
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        seen.append(float(sigma))
+        called_sigmas.append(float(sigma))
         return x / (sigma**2 + 1)
 
-    def silence(like: Tensor) -> Tensor:
+    def zero_noise(like: Tensor) -> Tensor:
         return torch.zeros_like(like)
 
-    for _ in cast(Solver, solver)(denoise, torch.full((1, 1, 1, 1), float(ladder[0])), ladder, silence):
+    for _ in cast(Solver, solver)(denoise, torch.full((1, 1, 1, 1), float(sigmas[0])), sigmas, zero_noise):
         pass
-    return seen
+    return called_sigmas

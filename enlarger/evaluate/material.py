@@ -1,4 +1,4 @@
-"""What is enlarged to be measured: halves of known pictures, as they are or damaged by seed; and others' results beside."""
+"""What is enlarged to be measured: halves of known pictures, as they are or damaged by seed; others' results beside."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from zlib import crc32
 import numpy as np
 from PIL import Image
 
-from enlarger.degrade import DEGRADATIONS
 from enlarger.errors import InputError
-from enlarger.images import SUFFIXES, Picture, pictures_in, read_picture, save_image, to_pil
+from enlarger.image.degrade import DEGRADATIONS
+from enlarger.image.picture import SUFFIXES, Picture, list_pictures, read_picture, save_image, to_pil
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Sample:
 
 def sets_in(folder: Path) -> dict[str, list[Path]]:
     """The pictures of a folder; those in folders inside it are sets of their own. InputError if there are none."""
-    paths = pictures_in(folder)
+    paths = list_pictures(folder)
     if not paths:
         raise InputError(f"{folder}: no pictures found; give a folder of photos ({', '.join(SUFFIXES)})")
     names = sorted({p.parent.name for p in paths})

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from enlarger.errors import InputError
-from enlarger.resize import resize
+from enlarger.image.resize import resize
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2, finest scale first
-MS_SSIM_LEAST = 176  # pixels of a side: the window must fit the coarsest scale
+MS_SSIM_MIN_SIZE = 176  # pixels of a side: the window must fit the coarsest scale
 
 
 def luma(image: Tensor) -> Tensor:
@@ -31,13 +31,13 @@ def studio_luma(image: Tensor) -> Tensor:
 
 def psnr(output: Tensor, truth: Tensor) -> Tensor:
     """Peak signal to noise ratio in dB over all of R, G and B; infinite for equal pictures."""
-    _check(output, truth, 1, "PSNR")
+    _check_shapes(output, truth, 1, "PSNR")
     return -10 * (output.double() - truth.double()).square().mean(dim=(-3, -2, -1)).log10()
 
 
 def psnr_y(output: Tensor, truth: Tensor) -> Tensor:
     """Peak signal to noise ratio in dB of `studio_luma`."""
-    _check(output, truth, 1, "PSNR")
+    _check_shapes(output, truth, 1, "PSNR")
     return -10 * (studio_luma(output) - studio_luma(truth)).square().mean(dim=(-2, -1)).log10()
 
 
@@ -47,9 +47,9 @@ def ssim(output: Tensor, truth: Tensor) -> Tensor:
     Gaussian window 11 x 11, sigma 1.5, where it fits wholly; K1 0.01, K2 0.03, range 1. Raises InputError under 11
     pixels.
     """
-    _check(output, truth, 11, "SSIM")
-    lightness, structure = _ssim_maps(studio_luma(output), studio_luma(truth))
-    return (lightness * structure).mean(dim=(-2, -1))
+    _check_shapes(output, truth, 11, "SSIM")
+    luminance, structure = _ssim_maps(studio_luma(output), studio_luma(truth))
+    return (luminance * structure).mean(dim=(-2, -1))
 
 
 def ms_ssim(output: Tensor, truth: Tensor) -> Tensor:
@@ -58,13 +58,13 @@ def ms_ssim(output: Tensor, truth: Tensor) -> Tensor:
     Each scale is the 2 x 2 mean of the finer one, an odd last line dropped; a negative mean counts as 0. Raises
     InputError under 176 pixels.
     """
-    _check(output, truth, MS_SSIM_LEAST, "MS-SSIM")
+    _check_shapes(output, truth, MS_SSIM_MIN_SIZE, "MS-SSIM")
     x, y = studio_luma(output), studio_luma(truth)
     product = torch.ones(x.shape[:-2], dtype=x.dtype, device=x.device)
     for k, weight in enumerate(MS_SSIM_WEIGHTS):
-        lightness, structure = _ssim_maps(x, y)
+        luminance, structure = _ssim_maps(x, y)
         last = k == len(MS_SSIM_WEIGHTS) - 1
-        mean = (lightness * structure if last else structure).mean(dim=(-2, -1))
+        mean = (luminance * structure if last else structure).mean(dim=(-2, -1))
         product = product * mean.clamp(min=0) ** weight
         x, y = _halve(x), _halve(y)
     return product
@@ -76,7 +76,7 @@ def gmsd(output: Tensor, truth: Tensor) -> Tensor:
     Prewitt gradients of the picture halved by 2 x 2 means, c = 170 / 255 ** 2, zeros outside the picture as in the
     authors' program. Raises InputError under 2 pixels.
     """
-    _check(output, truth, 2, "GMSD")
+    _check_shapes(output, truth, 2, "GMSD")
     constant = 170 / 255**2
     x, y = _gradient(_halve_padded(luma(output))), _gradient(_halve_padded(luma(truth)))
     similarity = (2 * x * y + constant) / (x.square() + y.square() + constant)
@@ -110,7 +110,7 @@ def fine_band(output: Tensor, truth: Tensor) -> Band:
 
     Faithful detail has a high correlation; texture that is made up raises the energy alone.
     """
-    _check(output, truth, 2, "the fine band")
+    _check_shapes(output, truth, 2, "the fine band")
     height, width = output.shape[-2:]
     window = torch.hann_window(height, dtype=torch.float64)[:, None] * torch.hann_window(width, dtype=torch.float64)
     y, x = torch.fft.fftfreq(height).abs()[:, None], torch.fft.fftfreq(width).abs()
@@ -130,36 +130,36 @@ METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _check(output: Tensor, truth: Tensor, least: int, name: str) -> None:
+def _check_shapes(output: Tensor, truth: Tensor, min_size: int, name: str) -> None:
     """Both must be RGB of one size, with sides of at least `least` pixels."""
     if output.shape != truth.shape or output.ndim not in (3, 4) or output.shape[-3] != 3:
         found = f"{tuple(output.shape)} and {tuple(truth.shape)}"
         raise InputError(f"{name}: found shapes {found}, expected two equal ones, (3, H, W) or (B, 3, H, W)")
-    if min(output.shape[-2:]) < least:
+    if min(output.shape[-2:]) < min_size:
         height, width = output.shape[-2:]
         raise InputError(
-            f"{name}: found {width} x {height} pixels, expected at least {least} a side; use larger pictures"
+            f"{name}: found {width} x {height} pixels, expected at least {min_size} a side; use larger pictures"
         )
 
 
 def _ssim_maps(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The luminance map and the contrast-and-structure map of SSIM, each (..., H - 10, W - 10)."""
-    mean_x, mean_y = _window(x), _window(y)
-    variances = _window(x * x) - mean_x * mean_x + _window(y * y) - mean_y * mean_y
-    covariance = _window(x * y) - mean_x * mean_y
+    mean_x, mean_y = _gaussian_window(x), _gaussian_window(y)
+    variances = _gaussian_window(x * x) - mean_x * mean_x + _gaussian_window(y * y) - mean_y * mean_y
+    covariance = _gaussian_window(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    lightness = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
-    return lightness, (2 * covariance + c2) / (variances + c2)
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
+    return luminance, (2 * covariance + c2) / (variances + c2)
 
 
-def _window(x: Tensor) -> Tensor:
+def _gaussian_window(x: Tensor) -> Tensor:
     """Weigh (..., H, W) by an 11 x 11 Gaussian of sigma 1.5, where it fits wholly."""
     weights = [math.exp(-(k**2) / (2 * 1.5**2)) for k in range(-5, 6)]
     weights = [weight / sum(weights) for weight in weights]
-    return _along(_along(x, weights, -2), weights, -1)
+    return _correlate(_correlate(x, weights, -2), weights, -1)
 
 
-def _along(x: Tensor, weights: Sequence[float], dim: int) -> Tensor:
+def _correlate(x: Tensor, weights: Sequence[float], dim: int) -> Tensor:
     """Correlate along one dimension, where the weights fit wholly, by shifted sums."""
     size = x.shape[dim] - len(weights) + 1
     total = torch.zeros_like(x.narrow(dim, 0, size))
@@ -181,4 +181,4 @@ def _gradient(x: Tensor) -> Tensor:
     """The magnitude of the Prewitt gradient of (..., H, W), with zeros outside."""
     x = F.pad(x, (1, 1, 1, 1))
     mean, slope = (1 / 3, 1 / 3, 1 / 3), (1.0, 0.0, -1.0)
-    return torch.hypot(_along(_along(x, mean, -2), slope, -1), _along(_along(x, slope, -2), mean, -1))
+    return torch.hypot(_correlate(_correlate(x, mean, -2), slope, -1), _correlate(_correlate(x, slope, -2), mean, -1))

@@ -17,13 +17,13 @@ from enlarger.errors import InputError
 from enlarger.evaluate import metrics
 from enlarger.evaluate.material import beside, check_degradations, keep, sample_of, sets_in
 from enlarger.evaluate.sheet import contact_sheet
-from enlarger.images import read_picture, save_image
+from enlarger.image.picture import read_picture, save_image
+from enlarger.image.resize import resize
 from enlarger.nn.perceptual import Judges, read_judges
 from enlarger.requests import UpscaleRequest
-from enlarger.resize import resize
-from enlarger.tasks.enlarge import Upscaler, load_upscaler
-from enlarger.tasks.parts import Progress, Watch, quiet
-from enlarger.tasks.upscale_compact import CompactUpscale
+from enlarger.tasks.result import Progress, ProgressCallback, no_progress
+from enlarger.tasks.upscale.bundled import BundledUpscaler
+from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler
 
 MOST_CROPS = 16  # on the contact sheet
 CROP = 96  # pixels of the large picture on a side, on the contact sheet
@@ -31,21 +31,21 @@ Enlarge = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
-class Table:
+class EvaluationTable:
     """What `enlarger evaluate upscale` prints: a row for each set and each way to enlarge, with means over the set.
 
     `ms_ssim` is None where a picture is too small for it, `lpips` and `dists` without their weights; `largest` and
     `mean` are differences of the half-size copy to the input in 8-bit steps, the largest over the set; `fine_energy`
-    and `fine_correlation` are of what lies above the input's Nyquist frequency; `seconds` is per picture, None for other
-    programs' results.
+    and `fine_correlation` are of what lies above the input's Nyquist frequency; `seconds` is per picture, None for
+    other programs' results.
     """
 
     rows: tuple[dict[str, Any], ...]
 
     def __str__(self) -> str:
         lines = [
-            "| set | method | PSNR dB | PSNR-Y dB | SSIM | MS-SSIM | GMSD | LPIPS | DISTS | fine energy / correlation | "
-            "consistency max / mean | s per picture |",
+            "| set | method | PSNR dB | PSNR-Y dB | SSIM | MS-SSIM | GMSD | LPIPS | DISTS | "
+            "fine energy / correlation | consistency max / mean | s per picture |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
         for r in self.rows:
@@ -78,7 +78,7 @@ class Evaluation:
     device: str = "auto"
 
 
-def evaluate_upscale(wanted: Evaluation, watch: Watch = quiet) -> Table:
+def evaluate_upscale(wanted: Evaluation, watch: ProgressCallback = no_progress) -> EvaluationTable:
     """Halve the pictures of a folder (antialiased bicubic, 8 bits), enlarge them again, and measure.
 
     Pictures in folders inside it are sets of their own. Raises InputError when there is no picture.
@@ -111,7 +111,7 @@ def evaluate_upscale(wanted: Evaluation, watch: Watch = quiet) -> Table:
         rows += [_row(group, method, measured) for method, measured in found.items()]
     if wanted.sheet is not None:
         save_image(contact_sheet(crops), wanted.sheet, overwrite=True)
-    return Table(tuple(rows))
+    return EvaluationTable(tuple(rows))
 
 
 def _methods(upscaler: Upscaler, steps: Sequence[int], degradation: str | None) -> Mapping[str, Enlarge]:
@@ -124,7 +124,7 @@ def _methods(upscaler: Upscaler, steps: Sequence[int], degradation: str | None) 
         return lambda small: small.resize((2 * small.width, 2 * small.height), kind)
 
     methods = {"bicubic": resample(Image.Resampling.BICUBIC), "Lanczos": resample(Image.Resampling.LANCZOS)}
-    if not isinstance(upscaler.task, CompactUpscale):
+    if not isinstance(upscaler.task, BundledUpscaler):
         return methods | {f"{n} steps": by_model(steps=n) for n in steps or (10, 20)}
     if steps:
         raise InputError("steps are given, but the bundled model takes none; leave them")
@@ -147,7 +147,7 @@ def _measure(
 ) -> dict[str, float]:  # fmt: skip
     found, real = _unit(image), _unit(truth)
     kept = metrics.consistency(found, _unit(small))
-    wide, band = min(truth.size) >= metrics.MS_SSIM_LEAST, metrics.fine_band(found, real)
+    wide, band = min(truth.size) >= metrics.MS_SSIM_MIN_SIZE, metrics.fine_band(found, real)
     seen = {"lpips": math.nan, "dists": math.nan}
     if judges is not None:
         pair = ((v[None] * 2 - 1).float() for v in (found, real))

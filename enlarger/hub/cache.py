@@ -10,63 +10,65 @@ from pathlib import Path
 from typing import Any
 
 from enlarger.errors import CheckpointError, InputError
-from enlarger.hub.fetch import Wanted, digests, write_whole
-from enlarger.hub.names import Source, read_book
-from enlarger.jsonfile import read_json
+from enlarger.hub.aliases import RepoSource, read_alias_table
+from enlarger.hub.fetch import RemoteFile, atomic_write, digests
+from enlarger.strict_json import read_json
 
-RECORD = ".enlarger.json"  # in each copy: what was pulled
-REFS = "refs.json"  # in each model's folder: the commit that a revision was, last time
-WEIGHTS = re.compile(
+RECORD_FILE = ".enlarger.json"  # in each copy: what was pulled
+REFS_FILE = "refs.json"  # in each model's folder: the commit that a revision was, last time
+WEIGHT_FILE = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+?))?(-\d{5}-of-\d{5})?\.safetensors"  # variant, shard
 )
-PARTS = ".parts"  # beside the copies: unfinished files
+PARTIAL_DIR = ".parts"  # beside the copies: unfinished files
 
 
-def home() -> Path:
+def cache_dir() -> Path:
     """Where everything lies: ENLARGER_HOME, or `enlarger` in the platform's folder for caches."""
-    given = os.environ.get("ENLARGER_HOME")
-    if given:
-        return Path(given).expanduser()
+    configured = os.environ.get("ENLARGER_HOME")
+    if configured:
+        return Path(configured).expanduser()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "enlarger"
-    name, usual = ("LOCALAPPDATA", "AppData/Local") if os.name == "nt" else ("XDG_CACHE_HOME", ".cache")
-    return Path(os.environ.get(name) or Path.home() / usual) / "enlarger"
+    name, default_folder = ("LOCALAPPDATA", "AppData/Local") if os.name == "nt" else ("XDG_CACHE_HOME", ".cache")
+    return Path(os.environ.get(name) or Path.home() / default_folder) / "enlarger"
 
 
-def model_folder(repository: str) -> Path:
+def repo_folder(repository: str) -> Path:
     """The folder of all revisions of a repository."""
-    return home() / "models" / repository.replace("/", "--")
+    return cache_dir() / "models" / repository.replace("/", "--")
 
 
 @dataclass(frozen=True)
-class Copy:
+class LocalSnapshot:
     """A pulled folder and its record. `files` holds all that was asked for, there or not."""
 
     folder: Path
     repository: str
     revision: str  # a commit
     endpoint: str
-    files: Mapping[str, Wanted] = field(default_factory=dict[str, Wanted])
+    files: Mapping[str, RemoteFile] = field(default_factory=dict[str, RemoteFile])
 
-    def missing(self) -> list[str]:
+    def missing_files(self) -> list[str]:
         """Files that are not there, or not as long as they should be. No file is read."""
-        return [path for path, wanted in self.files.items() if _size(self.folder / path) != wanted.size]
+        return [path for path, remote in self.files.items() if _size(self.folder / path) != remote.size]
 
-    def broken(self) -> dict[str, str]:
+    def damaged_files(self) -> dict[str, str]:
         """Every file that is not what was pulled, and why. All bytes are read."""
-        found = {path: why for path, wanted in self.files.items() if (why := _fault(self.folder / path, wanted))}
-        return dict(sorted(found.items()))
+        damaged = {
+            path: reason for path, remote in self.files.items() if (reason := _file_problem(self.folder / path, remote))
+        }
+        return dict(sorted(damaged.items()))
 
     def save(self) -> None:
         """Write the record."""
-        about = {key: value for key, value in asdict(self).items() if key not in ("folder", "files")}
-        files = {path: _entry(wanted) for path, wanted in sorted(self.files.items())}
+        metadata = {key: value for key, value in asdict(self).items() if key not in ("folder", "files")}
+        files = {path: _file_record(remote) for path, remote in sorted(self.files.items())}
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / RECORD, (json.dumps(about | {"files": files}, indent=1) + "\n").encode())
+        atomic_write(self.folder / RECORD_FILE, (json.dumps(metadata | {"files": files}, indent=1) + "\n").encode())
 
 
-def _entry(wanted: Wanted) -> dict[str, Any]:
-    return {key: value for key, value in asdict(wanted).items() if value is not None and key != "path"}
+def _file_record(remote: RemoteFile) -> dict[str, Any]:
+    return {key: value for key, value in asdict(remote).items() if value is not None and key != "path"}
 
 
 def _size(path: Path) -> int | None:
@@ -76,56 +78,56 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _fault(path: Path, wanted: Wanted) -> str | None:
+def _file_problem(path: Path, remote: RemoteFile) -> str | None:
     size = _size(path)
     if size is None:
         return "missing"
-    if size != wanted.size:
-        return f"{size:,} bytes, expected {wanted.size:,}"
+    if size != remote.size:
+        return f"{size:,} bytes, expected {remote.size:,}"
     try:
-        sha256, git = digests(path)
+        sha256, blob_id = digests(path)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
-    if wanted.sha256 is None:
-        return None if wanted.git in (None, git) else f"changed: git id {git}, expected {wanted.git}"
-    return None if sha256 == wanted.sha256 else f"changed: sha256 {sha256}, expected {wanted.sha256}"
+    if remote.sha256 is None:
+        return None if remote.git in (None, blob_id) else f"changed: git id {blob_id}, expected {remote.git}"
+    return None if sha256 == remote.sha256 else f"changed: sha256 {sha256}, expected {remote.sha256}"
 
 
-def read_copy(folder: Path) -> Copy | None:
+def read_snapshot(folder: Path) -> LocalSnapshot | None:
     """The record of a folder; None if it has none."""
-    path = folder / RECORD
+    path = folder / RECORD_FILE
     if not path.is_file():
         return None
-    found = read_json(path)
+    record = read_json(path)
     try:
-        files = {str(name): Wanted(str(name), **entry) for name, entry in found["files"].items()}
-        return Copy(folder, str(found["repository"]), str(found["revision"]), str(found["endpoint"]), files)
+        files = {str(name): RemoteFile(str(name), **entry) for name, entry in record["files"].items()}
+        return LocalSnapshot(folder, str(record["repository"]), str(record["revision"]), str(record["endpoint"]), files)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged record ({error!r}); delete {folder} and pull it again.") from error
 
 
-def copies() -> Iterator[Copy]:
+def local_snapshots() -> Iterator[LocalSnapshot]:
     """All copies in the cache."""
-    for path in sorted(home().glob(f"models/*/*/{RECORD}")):
-        copy = read_copy(path.parent)
-        if copy is not None:
-            yield copy
+    for path in sorted(cache_dir().glob(f"models/*/*/{RECORD_FILE}")):
+        snapshot = read_snapshot(path.parent)
+        if snapshot is not None:
+            yield snapshot
 
 
-def commit_of(repository: str, revision: str) -> str | None:
+def resolve_commit(repository: str, revision: str) -> str | None:
     """The commit that a revision was when it was pulled last; a commit is itself."""
     if is_commit(revision):
         return revision
-    path = model_folder(repository) / REFS
+    path = repo_folder(repository) / REFS_FILE
     return read_json(path).get(revision) if path.is_file() else None
 
 
 def save_ref(repository: str, revision: str, commit: str) -> None:
     """Remember which commit a revision was."""
-    path = model_folder(repository) / REFS
+    path = repo_folder(repository) / REFS_FILE
     refs = read_json(path) if path.is_file() else {}
     if not is_commit(revision) and refs.get(revision) != commit:
-        write_whole(path, json.dumps(refs | {revision: commit}).encode())
+        atomic_write(path, json.dumps(refs | {revision: commit}).encode())
 
 
 def is_commit(revision: str) -> bool:
@@ -133,16 +135,18 @@ def is_commit(revision: str) -> bool:
     return len(revision) == 40 and set(revision) <= set("0123456789abcdef")
 
 
-def find_copy(source: Source, revision: str | None = None) -> Copy | None:
+def find_snapshot(source: RepoSource, revision: str | None = None) -> LocalSnapshot | None:
     """The copy of what a name stands for: of its revision, or else the newest there is."""
     for repository in source.repositories:
-        commit = commit_of(repository, source.revision if revision is None else revision)
-        copy = None if commit is None else read_copy(model_folder(repository) / commit)
-        if copy is None and revision is None:
-            records = sorted(model_folder(repository).glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
-            copy = read_copy(records[-1].parent) if records else None
-        if copy is not None:
-            return copy
+        commit = resolve_commit(repository, source.revision if revision is None else revision)
+        snapshot = None if commit is None else read_snapshot(repo_folder(repository) / commit)
+        if snapshot is None and revision is None:
+            record_files = sorted(
+                repo_folder(repository).glob(f"*/{RECORD_FILE}"), key=lambda path: path.stat().st_mtime
+            )
+            snapshot = read_snapshot(record_files[-1].parent) if record_files else None
+        if snapshot is not None:
+            return snapshot
     return None
 
 
@@ -155,36 +159,37 @@ def resolve(name_or_path: str | Path) -> Path:
     if os.path.exists(path):  # unlike Path.exists it raises for no name
         return path
     try:
-        source = read_book(home()).find(name)
+        source = read_alias_table(cache_dir()).lookup(name)
     except InputError as error:
         raise CheckpointError(f"{name}: no such file or folder, and {error}.") from error
-    copy = find_copy(source)
-    if copy is None:
+    snapshot = find_snapshot(source)
+    if snapshot is None:
         raise CheckpointError(f"{name}: no such path, and not in the cache; fetch it once: enlarger pull {name}")
-    missing = copy.missing()
+    missing = snapshot.missing_files()
     if missing:
         raise CheckpointError(
-            f"{copy.folder}: {len(missing)} of {len(copy.files)} files are missing or cut short, {missing[0]} first; "
-            f"fetch them: {repair_command(copy)}"
+            f"{snapshot.folder}: {len(missing)} of {len(snapshot.files)} files are missing or cut short, "
+            f"{missing[0]} first; "
+            f"fetch them: {repair_command(snapshot)}"
         )
-    return copy.folder
+    return snapshot.folder
 
 
-def only_variant(folder: Path) -> str | None:
+def snapshot_variant(folder: Path) -> str | None:
     """The variant that a pulled folder's weights are of; None if plain weights are there, or no record."""
-    copy = read_copy(folder)
-    matches = [WEIGHTS.fullmatch(Path(path).name) for path in (copy.files if copy is not None else ())]
-    found = {match[1] for match in matches if match is not None}
-    return next(iter(found)) if len(found) == 1 else None
+    snapshot = read_snapshot(folder)
+    matches = [WEIGHT_FILE.fullmatch(Path(path).name) for path in (snapshot.files if snapshot is not None else ())]
+    variants = {match[1] for match in matches if match is not None}
+    return next(iter(variants)) if len(variants) == 1 else None
 
 
-def repair_command(copy: Copy) -> str:
+def repair_command(snapshot: LocalSnapshot) -> str:
     """The command that fetches what is broken in a copy, and nothing else."""
-    inside = copy.folder == model_folder(copy.repository) / copy.revision
-    words = [f"enlarger pull {copy.repository} --revision {copy.revision} --repair"]
-    words += [] if inside else [f"--to {_quoted(copy.folder)}"]
-    words += [] if copy.endpoint == read_book(home()).endpoint else [f"--mirror {copy.endpoint}"]
-    return " ".join(words)
+    is_in_cache = snapshot.folder == repo_folder(snapshot.repository) / snapshot.revision
+    command = [f"enlarger pull {snapshot.repository} --revision {snapshot.revision} --repair"]
+    command += [] if is_in_cache else [f"--to {_quoted(snapshot.folder)}"]
+    command += [] if snapshot.endpoint == read_alias_table(cache_dir()).endpoint else [f"--mirror {snapshot.endpoint}"]
+    return " ".join(command)
 
 
 def _quoted(path: Path) -> str:

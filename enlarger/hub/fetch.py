@@ -13,21 +13,21 @@ from io import FileIO
 from pathlib import Path
 
 from enlarger.errors import CheckpointError
-from enlarger.hub.transport import Client, Cut, Response, explain
+from enlarger.hub.transport import HubClient, Response, TransientError, describe_error
 
-CHUNK = 1 << 18  # bytes at a time
-PROGRESS = 1 << 16  # so many bytes between two failures, and the patience is fresh
-FULL = (errno.ENOSPC, errno.EDQUOT)
-AGAIN = "it may just have changed; run the same command again, or try --mirror."
-SAFE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # a path inside its folder, on every system
-HEX = frozenset("0123456789abcdef")
-RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+CHUNK_SIZE = 1 << 18  # bytes at a time
+MIN_PROGRESS = 1 << 16  # so many bytes between two failures, and the patience is fresh
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+RETRY_ADVICE = "it may just have changed; run the same command again, or try --mirror."
+SAFE_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # a path inside its folder, on every system
+HEX_DIGITS = frozenset("0123456789abcdef")
+CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
-Watch = Callable[[int], None]  # the bytes of the file that are there
+WatchBytes = Callable[[int], None]  # the bytes of the file that are there
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RemoteFile:
     """A file as the hub lists it: `sha256` of large ones, the git blob id of the others.
 
     Raises ValueError for what could lead out of a folder.
@@ -39,166 +39,179 @@ class Wanted:
     git: str | None = None
 
     def __post_init__(self) -> None:
-        hexes = ((self.sha256, 64), (self.git, 40))
-        good = all(text is None or (len(text) == length and set(text) <= HEX) for text, length in hexes)
-        if not good or not SAFE.fullmatch(self.path) or self.size < 0:
+        digests = ((self.sha256, 64), (self.git, 40))
+        is_valid = all(text is None or (len(text) == length and set(text) <= HEX_DIGITS) for text, length in digests)
+        if not is_valid or not SAFE_PATH.fullmatch(self.path) or self.size < 0:
             raise ValueError(f"{self.path!r} is no path, size and digest of a file")
 
     @property
-    def key(self) -> str:
+    def content_key(self) -> str:
         """A name for the unfinished file that another content does not share."""
         return self.sha256 or self.git or hashlib.sha256(f"{self.path} {self.size}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How often to try again without progress, and how long to wait before the second try; it doubles each time."""
 
-    tries: int = 5
-    wait: float = 0.5  # seconds
-    longest: float = 60.0
+    max_tries: int = 5
+    backoff: float = 0.5  # seconds
+    max_wait: float = 60.0
 
-    def pause(self, failures: int, asked: float | None) -> None:
+    def sleep(self, failures: int, retry_after: float | None) -> None:
         """Wait before try number `failures` + 1, or as long as the server asks."""
-        wait = self.wait * 2 ** (failures - 2) if failures > 1 else 0.0
-        time.sleep(min(wait if asked is None else max(wait, asked), self.longest))
+        wait = self.backoff * 2 ** (failures - 2) if failures > 1 else 0.0
+        time.sleep(min(wait if retry_after is None else max(wait, retry_after), self.max_wait))
 
 
-def fetch(client: Client, url: str, wanted: Wanted, target: Path, parts: Path, watch: Watch, patience: Patience) -> str:
+def fetch(
+    client: HubClient,
+    url: str,
+    remote: RemoteFile,
+    target: Path,
+    partial_dir: Path,
+    watch: WatchBytes,
+    retry_policy: RetryPolicy,
+) -> str:
     """Make `target`, and give its sha256. `parts` is the folder of unfinished files, on the same disk.
 
     Raises CheckpointError saying what went wrong; what has come stays for the next run, but for a full disk.
     """
-    part = parts / f"{wanted.key}.part"
+    partial_file = partial_dir / f"{remote.content_key}.part"
     try:
-        parts.mkdir(parents=True, exist_ok=True)
+        partial_dir.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _complete(client, url, wanted, part, watch, patience)
-        digest = _verified(wanted, part)
+        _download_all(client, url, remote, partial_file, watch, retry_policy)
+        digest = _verify(remote, partial_file)
         if digest is None:  # damaged on the way, or what was resumed was not what it seemed: once more from the start
-            _complete(client, url, wanted, part, watch, patience)
-            digest = _verified(wanted, part)
+            _download_all(client, url, remote, partial_file, watch, retry_policy)
+            digest = _verify(remote, partial_file)
         if digest is None:
-            raise CheckpointError(f"{wanted.path}: what came twice differs from the hub's listing; run it again later.")
-        _settle(part, target)
+            raise CheckpointError(f"{remote.path}: what came twice differs from the hub's listing; run it again later.")
+        _commit_file(partial_file, target)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL_ERRNOS:
             raise CheckpointError(f"{target}: cannot be written ({error.strerror or error}).") from error
-        _remove(part)
+        _remove_partial(partial_file)
         raise CheckpointError(
-            f"{wanted.path}: the disk is full; free {wanted.size:,} bytes, or give another place by ENLARGER_HOME or "
+            f"{remote.path}: the disk is full; free {remote.size:,} bytes, or give another place by ENLARGER_HOME or "
             "--to."
         ) from error
     return digest
 
 
-def _complete(client: Client, url: str, wanted: Wanted, part: Path, watch: Watch, patience: Patience) -> None:
+def _download_all(
+    client: HubClient, url: str, remote: RemoteFile, partial_file: Path, watch: WatchBytes, retry_policy: RetryPolicy
+) -> None:
     """Try until all bytes are in the part."""
-    failures, before = 0, size_of(part)
-    while before != wanted.size or not part.exists():
+    failures, before = 0, size_of(partial_file)
+    while before != remote.size or not partial_file.exists():
         try:
-            _more(client, url, wanted, part, watch)
-            raise Cut("the connection ended early")
-        except Cut as cut:
-            have = size_of(part)
-            if have == wanted.size and part.exists():
+            _download_rest(client, url, remote, partial_file, watch)
+            raise TransientError("the connection ended early")
+        except TransientError as error:
+            received = size_of(partial_file)
+            if received == remote.size and partial_file.exists():
                 return
-            failures = 1 if have - before >= PROGRESS else failures + 1
-            if failures > patience.tries:
+            failures = 1 if received - before >= MIN_PROGRESS else failures + 1
+            if failures > retry_policy.max_tries:
                 raise CheckpointError(
-                    f"{wanted.path}: {cut}; {have:,} of {wanted.size:,} bytes are kept, the same command goes on there."
-                ) from cut
-            before = have
-            patience.pause(failures, cut.wait)
+                    f"{remote.path}: {error}; {received:,} of {remote.size:,} bytes are kept, the same command goes "
+                    "on there."
+                ) from error
+            before = received
+            retry_policy.sleep(failures, error.retry_after)
 
 
-def _more(client: Client, url: str, wanted: Wanted, part: Path, watch: Watch) -> None:
+def _download_rest(client: HubClient, url: str, remote: RemoteFile, partial_file: Path, watch: WatchBytes) -> None:
     """Ask for what is missing and append it. Returns when the answer ends, Cut if it breaks off."""
-    have = size_of(part)
-    if have > wanted.size:
-        _remove(part)
-        have = 0
-    etag = _read_etag(part) if have else None
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    received = size_of(partial_file)
+    if received > remote.size:
+        _remove_partial(partial_file)
+        received = 0
+    etag = _read_etag(partial_file) if received else None
+    headers = {"Range": f"bytes={received}-"} if received else {}
     if etag is not None:
         headers["If-Range"] = etag
     with client.open(url, headers) as response:
-        start = _start(response, wanted, part, have, etag)
+        start = _resume_offset(response, remote, partial_file, received, etag)
         if start == 0:
-            _remove(part)
-        _write_etag(part, response.headers.get("ETag"))
-        _append(response, part, start, wanted, watch)
+            _remove_partial(partial_file)
+        _write_etag(partial_file, response.headers.get("ETag"))
+        _append_body(response, partial_file, start, remote, watch)
 
 
-def _start(response: Response, wanted: Wanted, part: Path, have: int, etag: str | None) -> int:
+def _resume_offset(response: Response, remote: RemoteFile, partial_file: Path, received: int, etag: str | None) -> int:
     """Where the answer's bytes belong: at `have`, or at 0 if the server sends the whole file."""
     if response.status == 200:
         length = response.headers.get("Content-Length")
-        if length is not None and length != str(wanted.size):
+        if length is not None and length != str(remote.size):
             raise CheckpointError(
-                f"{wanted.path}: the server offers {length} bytes, the hub lists {wanted.size}: {AGAIN}"
+                f"{remote.path}: the server offers {length} bytes, the hub lists {remote.size}: {RETRY_ADVICE}"
             )
         return 0
-    if response.status == 206 and have:
-        match = RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        same = etag is None or response.headers.get("ETag", etag) == etag
-        if match is not None and same and (int(match[1]), int(match[2])) == (have, wanted.size):
-            return have
+    if response.status == 206 and received:
+        match = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        is_same_file = etag is None or response.headers.get("ETag", etag) == etag
+        if match is not None and is_same_file and (int(match[1]), int(match[2])) == (received, remote.size):
+            return received
     if response.status in (206, 416):  # not the part that was asked for, or none: the file is another one now
-        _remove(part)
-        raise Cut("the server has no such part of the file")
+        _remove_partial(partial_file)
+        raise TransientError("the server has no such part of the file")
     if response.status == 429 or response.status >= 500:
-        wait = response.headers.get("Retry-After", "")
-        raise Cut(f"the server answers {response.status}", float(wait) if wait.isdecimal() else None)
-    raise CheckpointError(f"{wanted.path}: the server answers {response.status}; {AGAIN}")
+        retry_after = response.headers.get("Retry-After", "")
+        raise TransientError(
+            f"the server answers {response.status}", float(retry_after) if retry_after.isdecimal() else None
+        )
+    raise CheckpointError(f"{remote.path}: the server answers {response.status}; {RETRY_ADVICE}")
 
 
-def _append(response: Response, part: Path, start: int, wanted: Wanted, watch: Watch) -> None:
+def _append_body(response: Response, partial_file: Path, start: int, remote: RemoteFile, watch: WatchBytes) -> None:
     """Write what comes as it comes, so that a killed process loses nothing that came."""
-    with part.open("ab", buffering=0) as file:
-        while start < wanted.size:
+    with partial_file.open("ab", buffering=0) as file:
+        while start < remote.size:
             try:
-                chunk = response.read1(min(CHUNK, wanted.size - start))
+                chunk = response.read1(min(CHUNK_SIZE, remote.size - start))
             except (OSError, http.client.HTTPException) as error:
-                raise Cut(explain(error)) from error
+                raise TransientError(describe_error(error)) from error
             if not chunk:
                 return
-            _write(file, chunk)
+            _write_all(file, chunk)
             start += len(chunk)
             watch(start)
 
 
-def _write(file: FileIO, chunk: bytes) -> None:
-    left = memoryview(chunk)
-    while left:
-        left = left[file.write(left) :]
+def _write_all(file: FileIO, chunk: bytes) -> None:
+    remaining = memoryview(chunk)
+    while remaining:
+        remaining = remaining[file.write(remaining) :]
 
 
-def _verified(wanted: Wanted, part: Path) -> str | None:
+def _verify(remote: RemoteFile, partial_file: Path) -> str | None:
     """The sha256 of what lies on the disk; None, and the part is gone, if it is not what was wanted."""
-    sha256, git = digests(part)
-    if (wanted.sha256 or sha256) == sha256 and (wanted.git or git) == git:
+    sha256, blob_id = digests(partial_file)
+    if (remote.sha256 or sha256) == sha256 and (remote.git or blob_id) == blob_id:
         return sha256
-    _remove(part)
+    _remove_partial(partial_file)
     return None
 
 
 def digests(path: Path) -> tuple[str, str]:
     """sha256 and git's blob id of a file."""
-    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    sha256, blob_id = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             sha256.update(chunk)
-            git.update(chunk)
-    return sha256.hexdigest(), git.hexdigest()
+            blob_id.update(chunk)
+    return sha256.hexdigest(), blob_id.hexdigest()
 
 
-def _settle(part: Path, target: Path) -> None:
+def _commit_file(partial_file: Path, target: Path) -> None:
     """Give a whole file its name, so that a crash leaves the old state or the new one."""
-    with part.open("rb") as file:
+    with partial_file.open("rb") as file:
         os.fsync(file.fileno())
-    part.replace(target)
-    _remove(part)
+    partial_file.replace(target)
+    _remove_partial(partial_file)
     if os.name == "posix":
         folder = os.open(target.parent, os.O_RDONLY)
         try:
@@ -215,35 +228,35 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes) -> None:
     """A small file, in one step: the old content or the new."""
-    part = path.with_name(f"{path.name}.part")
+    partial_file = path.with_name(f"{path.name}.part")
     try:
-        part.write_bytes(data)
-        _settle(part, path)
+        partial_file.write_bytes(data)
+        _commit_file(partial_file, path)
     except OSError as error:
         with suppress(OSError):
-            part.unlink(missing_ok=True)
+            partial_file.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
-def _etag_file(part: Path) -> Path:
-    return part.with_suffix(".etag")
+def _etag_file(partial_file: Path) -> Path:
+    return partial_file.with_suffix(".etag")
 
 
-def _read_etag(part: Path) -> str | None:
+def _read_etag(partial_file: Path) -> str | None:
     try:
-        return _etag_file(part).read_text() or None
+        return _etag_file(partial_file).read_text() or None
     except (OSError, UnicodeDecodeError):
         return None
 
 
-def _write_etag(part: Path, etag: str | None) -> None:
+def _write_etag(partial_file: Path, etag: str | None) -> None:
     """Keep a strong validator for the next run; a weak one promises nothing about bytes."""
     if etag is not None and not etag.startswith("W/") and etag.isprintable():
-        _etag_file(part).write_text(etag)
+        _etag_file(partial_file).write_text(etag)
 
 
-def _remove(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _etag_file(part).unlink(missing_ok=True)
+def _remove_partial(partial_file: Path) -> None:
+    partial_file.unlink(missing_ok=True)
+    _etag_file(partial_file).unlink(missing_ok=True)

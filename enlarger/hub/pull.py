@@ -13,19 +13,19 @@ from typing import Any, Protocol
 
 from enlarger.errors import CheckpointError, InputError
 from enlarger.hub import cache
-from enlarger.hub.cache import Copy
-from enlarger.hub.fetch import Patience, Wanted, fetch, size_of
-from enlarger.hub.licence import Licence, accept, accepted, read_licence
-from enlarger.hub.listing import CARD, INDEX, Listing, file_url, hub_client, read_listing, select
-from enlarger.hub.names import Source, read_book
-from enlarger.hub.transport import Client
+from enlarger.hub.aliases import RepoSource, read_alias_table
+from enlarger.hub.cache import LocalSnapshot
+from enlarger.hub.fetch import RemoteFile, RetryPolicy, fetch, size_of
+from enlarger.hub.licence import Licence, is_accepted, read_licence, record_acceptance
+from enlarger.hub.listing import MODEL_CARD, MODEL_INDEX, RepoListing, file_url, hub_client, read_listing, select_files
+from enlarger.hub.transport import HubClient
 
-SPARE = 64_000_000  # bytes of the disk that stay free
-TRUE = ("1", "on", "yes", "true")
+RESERVED_DISK_BYTES = 64_000_000  # bytes of the disk that stay free
+TRUE_VALUES = ("1", "on", "yes", "true")
 
 
 @dataclass(frozen=True)
-class Order:
+class PullOptions:
     """What to pull: an alias or owner/repository, and how."""
 
     name: str
@@ -38,7 +38,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Pulled:
+class PullResult:
     """A model that is there now."""
 
     folder: Path
@@ -49,94 +49,116 @@ class Pulled:
     seconds: float
 
 
-class Teller(Protocol):
+class ProgressListener(Protocol):
     """Who hears how it goes."""
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """A line."""
         ...
 
-    def total(self, size: int) -> None:
+    def set_total(self, size: int) -> None:
         """So many bytes are missing."""
         ...
 
-    def file(self, path: str, size: int) -> Callable[[int], None]:
+    def start_file(self, path: str, size: int) -> Callable[[int], None]:
         """A file begins; what is returned hears how many bytes of it are there."""
         ...
 
 
-Ask = Callable[[str, Licence], bool]  # repository and licence -> whether the user accepts it
+ConfirmLicence = Callable[[str, Licence], bool]  # repository and licence -> whether the user accepts it
 
 
-def pull(order: Order, ask: Ask, teller: Teller, patience: Patience | None = None) -> Pulled:
+def pull(
+    options: PullOptions,
+    confirm_licence: ConfirmLicence,
+    listener: ProgressListener,
+    retry_policy: RetryPolicy | None = None,
+) -> PullResult:
     """Make the model of an order be there, whole. Raises InputError for the order, CheckpointError for all else."""
-    began = time.monotonic()
-    book = read_book(cache.home())
-    source = book.find(order.name)
-    _check(order, source)
-    revision = source.revision if order.revision is None else order.revision
-    copy = _ready(order, source, revision)
-    if copy is not None:
-        return _pulled(copy, 0, began)
-    if order.offline or _is_offline():
+    started = time.monotonic()
+    alias_table = read_alias_table(cache.cache_dir())
+    source = alias_table.lookup(options.name)
+    _check_options(options, source)
+    revision = source.revision if options.revision is None else options.revision
+    snapshot = _ready_snapshot(options, source, revision)
+    if snapshot is not None:
+        return _pull_result(snapshot, 0, started)
+    if options.offline or _is_offline():
         raise CheckpointError(
-            f"{order.name}: not in the cache ({cache.home()}), and offline nothing is fetched; run it once without."
+            f"{options.name}: not in the cache ({cache.cache_dir()}), and offline nothing is fetched; run it once "
+            "without."
         )
-    _need_hub()
-    client = hub_client(book, order.mirror, os.environ.get("HF_ENDPOINT"))
-    listing = read_listing(client, book, source, revision)
-    models = cache.model_folder(listing.repository)
-    folder = models / listing.revision if order.to is None else order.to.expanduser().absolute()
-    parts = (models if order.to is None else folder) / cache.PARTS
-    with _alone(models if order.to is None else folder, teller):
-        copy, fetched = _fill(order, source, listing, client, folder, parts, ask, teller, patience or Patience())
+    _require_hub_packages()
+    client = hub_client(alias_table, options.mirror, os.environ.get("HF_ENDPOINT"))
+    listing = read_listing(client, alias_table, source, revision)
+    repo_folder = cache.repo_folder(listing.repository)
+    folder = repo_folder / listing.revision if options.to is None else options.to.expanduser().absolute()
+    partial_dir = (repo_folder if options.to is None else folder) / cache.PARTIAL_DIR
+    with _folder_lock(repo_folder if options.to is None else folder, listener):
+        snapshot, fetched = _download_missing(
+            options,
+            source,
+            listing,
+            client,
+            folder,
+            partial_dir,
+            confirm_licence,
+            listener,
+            retry_policy or RetryPolicy(),
+        )
         cache.save_ref(listing.repository, revision, listing.revision)
-    return _pulled(copy, fetched, began)
+    return _pull_result(snapshot, fetched, started)
 
 
-def _check(order: Order, source: Source) -> None:
-    if order.repair and (order.offline or _is_offline()):
+def _check_options(options: PullOptions, source: RepoSource) -> None:
+    if options.repair and (options.offline or _is_offline()):
         raise InputError("a repair fetches what is broken; leave out --offline, or only look: enlarger doctor --verify")
     alias = source.alias
-    if order.variant is not None and alias is not None and order.revision is None:
+    if options.variant is not None and alias is not None and options.revision is None:
         known = ", ".join(alias.variants) or "none"
-        if order.variant not in alias.variants:
-            raise InputError(f"{order.name}: no variant {order.variant!r} is known; it has {known}, or leave it out")
-    if order.revision is not None and (not order.revision or ".." in order.revision):
-        raise InputError(f"--revision {order.revision!r}: expected a commit, a branch or a tag")
+        if options.variant not in alias.variants:
+            raise InputError(
+                f"{options.name}: no variant {options.variant!r} is known; it has {known}, or leave it out"
+            )
+    if options.revision is not None and (not options.revision or ".." in options.revision):
+        raise InputError(f"--revision {options.revision!r}: expected a commit, a branch or a tag")
 
 
 def _is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE_VALUES
 
 
-def _ready(order: Order, source: Source, revision: str) -> Copy | None:
+def _ready_snapshot(options: PullOptions, source: RepoSource, revision: str) -> LocalSnapshot | None:
     """The copy, where that is certain without asking: offline the last one, else only that of a commit."""
-    offline = order.offline or _is_offline()
-    if order.repair or not (offline or cache.is_commit(revision)):
+    offline = options.offline or _is_offline()
+    if options.repair or not (offline or cache.is_commit(revision)):
         return None
-    copy = cache.find_copy(source, revision) if order.to is None else cache.read_copy(order.to.expanduser().absolute())
-    if copy is None or copy.missing() or copy.repository not in source.repositories:
+    snapshot = (
+        cache.find_snapshot(source, revision)
+        if options.to is None
+        else cache.read_snapshot(options.to.expanduser().absolute())
+    )
+    if snapshot is None or snapshot.missing_files() or snapshot.repository not in source.repositories:
         return None
-    if cache.is_commit(revision) and copy.revision != revision:
+    if cache.is_commit(revision) and snapshot.revision != revision:
         return None
-    return copy if _has_variant(copy, order.variant) else None
+    return snapshot if _has_variant(snapshot, options.variant) else None
 
 
-def _has_variant(copy: Copy, variant: str | None) -> bool:
-    matches = [cache.WEIGHTS.fullmatch(path.rpartition("/")[2]) for path in copy.files]
-    found = {match[1] for match in matches if match is not None}
-    return variant in found or not found
+def _has_variant(snapshot: LocalSnapshot, variant: str | None) -> bool:
+    matches = [cache.WEIGHT_FILE.fullmatch(path.rpartition("/")[2]) for path in snapshot.files]
+    variants = {match[1] for match in matches if match is not None}
+    return variant in variants or not variants
 
 
-def _need_hub() -> None:
+def _require_hub_packages() -> None:
     for package in ("huggingface_hub", "filelock"):
         if find_spec(package) is None:
             raise CheckpointError(f"pulling needs {package}; install it with: pip install 'enlarger[hub]'")
 
 
 @contextmanager
-def _alone(folder: Path, teller: Teller) -> Generator[None]:
+def _folder_lock(folder: Path, listener: ProgressListener) -> Generator[None]:
     """Hold the folder's lock: of several processes one fetches, and the others find it done."""
     from filelock import FileLock, Timeout
 
@@ -146,7 +168,7 @@ def _alone(folder: Path, teller: Teller) -> Generator[None]:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            teller.say("another process is fetching this model; waiting for it")
+            listener.message("another process is fetching this model; waiting for it")
             lock.acquire()
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error}).") from error
@@ -156,101 +178,116 @@ def _alone(folder: Path, teller: Teller) -> Generator[None]:
         lock.release()
 
 
-def _fill(
-    order: Order, source: Source, listing: Listing, client: Client, folder: Path, parts: Path,
-    ask: Ask, teller: Teller, patience: Patience,
-) -> tuple[Copy, int]:  # fmt: skip
+def _download_missing(
+    options: PullOptions, source: RepoSource, listing: RepoListing, client: HubClient, folder: Path, partial_dir: Path,
+    confirm_licence: ConfirmLicence, listener: ProgressListener, retry_policy: RetryPolicy,
+) -> tuple[LocalSnapshot, int]:  # fmt: skip
     """Fetch what is missing in the folder; the copy and the bytes fetched."""
-    old = cache.read_copy(folder)
-    if old is not None and (old.repository, old.revision) != (listing.repository, listing.revision):
-        raise InputError(f"{folder} holds {old.repository} at {old.revision}; choose another folder")
-    wanted = {path: _known(item, old) for path, item in _wanted(order, source, listing, client, old).items()}
-    _get_consent(listing, client, ask)
-    files = {**({} if old is None else old.files), **wanted}
-    copy = Copy(folder, listing.repository, listing.revision, client.endpoint, files)
-    broken = set(copy.broken() if order.repair else copy.missing())
-    todo = [item for path, item in wanted.items() if path in broken]
-    if not todo and copy == old:
-        return copy, 0
-    _check_space(todo, folder, parts)
-    copy.save()  # before the first file: whoever finds the folder knows what belongs into it
-    teller.total(sum(item.size for item in todo))
+    previous = cache.read_snapshot(folder)
+    if previous is not None and (previous.repository, previous.revision) != (listing.repository, listing.revision):
+        raise InputError(f"{folder} holds {previous.repository} at {previous.revision}; choose another folder")
+    requested = {
+        path: _with_recorded_digest(item, previous)
+        for path, item in _requested_files(options, source, listing, client, previous).items()
+    }
+    _require_licence(listing, client, confirm_licence)
+    files = {**({} if previous is None else previous.files), **requested}
+    snapshot = LocalSnapshot(folder, listing.repository, listing.revision, client.endpoint, files)
+    damaged = set(snapshot.damaged_files() if options.repair else snapshot.missing_files())
+    to_download = [item for path, item in requested.items() if path in damaged]
+    if not to_download and snapshot == previous:
+        return snapshot, 0
+    _check_space(to_download, folder, partial_dir)
+    snapshot.save()  # before the first file: whoever finds the folder knows what belongs into it
+    listener.set_total(sum(item.size for item in to_download))
     fetched = 0
-    for item in todo:
-        before = size_of(parts / f"{item.key}.part")
-        url, watch = file_url(client, listing, item.path), teller.file(item.path, item.size)
-        sha256 = fetch(client, url, item, folder / item.path, parts, watch, patience)
+    for item in to_download:
+        before = size_of(partial_dir / f"{item.content_key}.part")
+        url, watch = file_url(client, listing, item.path), listener.start_file(item.path, item.size)
+        sha256 = fetch(client, url, item, folder / item.path, partial_dir, watch, retry_policy)
         fetched += item.size - before
-        copy = replace(copy, files={**copy.files, item.path: replace(item, sha256=sha256)})
-    copy.save()
-    shutil.rmtree(parts, ignore_errors=True)
-    return copy, fetched
+        snapshot = replace(snapshot, files={**snapshot.files, item.path: replace(item, sha256=sha256)})
+    snapshot.save()
+    shutil.rmtree(partial_dir, ignore_errors=True)
+    return snapshot, fetched
 
 
-def _wanted(order: Order, source: Source, listing: Listing, client: Client, old: Copy | None) -> dict[str, Wanted]:
+def _requested_files(
+    options: PullOptions, source: RepoSource, listing: RepoListing, client: HubClient, previous: LocalSnapshot | None
+) -> dict[str, RemoteFile]:
     """The files to have: what the model needs, or for a repair what was pulled before."""
-    if order.repair:
-        if old is None:
-            raise InputError(f"{order.name}: nothing was pulled there, so there is nothing to repair")
-        return {path: listing.files[path] for path in old.files if path in listing.files}
-    index = _read_index(client, listing) if INDEX in listing.files else None
-    wanted = {item.path: item for item in select(listing, index, order.variant)}
-    known: Mapping[str, str] = {} if source.alias is None or order.revision is not None else source.alias.sha256
-    for path, item in wanted.items():
-        if item.sha256 is not None and known.get(path, item.sha256) != item.sha256:
+    if options.repair:
+        if previous is None:
+            raise InputError(f"{options.name}: nothing was pulled there, so there is nothing to repair")
+        return {path: listing.files[path] for path in previous.files if path in listing.files}
+    index = _read_index(client, listing) if MODEL_INDEX in listing.files else None
+    requested = {item.path: item for item in select_files(listing, index, options.variant)}
+    published: Mapping[str, str] = {} if source.alias is None or options.revision is not None else source.alias.sha256
+    for path, item in requested.items():
+        if item.sha256 is not None and published.get(path, item.sha256) != item.sha256:
             raise CheckpointError(
-                f"{listing.repository}: {path} has sha256 {item.sha256[:12]}..., the published file {known[path][:12]}"
+                f"{listing.repository}: {path} has sha256 {item.sha256[:12]}..., the published file "
+                f"{published[path][:12]}"
                 f"...: not the same weights. To take them all the same: --revision {listing.revision}"
             )
-    return wanted
+    return requested
 
 
-def _known(item: Wanted, old: Copy | None) -> Wanted:
+def _with_recorded_digest(item: RemoteFile, previous: LocalSnapshot | None) -> RemoteFile:
     """The entry of the record, which has a sha256 of small files too, where it is of the same content."""
-    recorded = None if old is None else old.files.get(item.path)
-    same = recorded is not None and (recorded.size, recorded.git) == (item.size, item.git)
-    return recorded if recorded is not None and same and item.sha256 in (None, recorded.sha256) else item
+    recorded = None if previous is None else previous.files.get(item.path)
+    is_same_content = recorded is not None and (recorded.size, recorded.git) == (item.size, item.git)
+    return recorded if recorded is not None and is_same_content and item.sha256 in (None, recorded.sha256) else item
 
 
-def _read_text(client: Client, listing: Listing, path: str) -> bytes:
+def _read_small_file(client: HubClient, listing: RepoListing, path: str) -> bytes:
     status, _, body = client.read(file_url(client, listing, path))
     if status != 200:
         raise CheckpointError(f"{listing.repository}: {path} cannot be fetched ({status}); try again or use --mirror.")
     return body
 
 
-def _read_index(client: Client, listing: Listing) -> dict[str, Any]:
+def _read_index(client: HubClient, listing: RepoListing) -> dict[str, Any]:
     try:
-        found = json.loads(_read_text(client, listing, INDEX))
-        return {str(key): value for key, value in found.items()}
+        index = json.loads(_read_small_file(client, listing, MODEL_INDEX))
+        return {str(key): value for key, value in index.items()}
     except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{listing.repository}: {INDEX} is no JSON object ({error}).") from error
+        raise CheckpointError(f"{listing.repository}: {MODEL_INDEX} is no JSON object ({error}).") from error
 
 
-def _get_consent(listing: Listing, client: Client, ask: Ask) -> None:
+def _require_licence(listing: RepoListing, client: HubClient, confirm_licence: ConfirmLicence) -> None:
     """Ask about the licence, once for each licence of a model."""
-    folder = cache.model_folder(listing.repository)
-    card = _read_text(client, listing, CARD).decode(errors="replace") if CARD in listing.files else ""
+    folder = cache.repo_folder(listing.repository)
+    card = _read_small_file(client, listing, MODEL_CARD).decode(errors="replace") if MODEL_CARD in listing.files else ""
     licence = read_licence(card)
     name = licence.name or "none stated"
-    if accepted(folder, name):
+    if is_accepted(folder, name):
         return
-    if not ask(listing.repository, licence):
+    if not confirm_licence(listing.repository, licence):
         raise InputError(f"{listing.repository}: licence {name} not accepted; nothing was fetched")
     folder.mkdir(parents=True, exist_ok=True)
-    accept(folder, name, {"repository": listing.repository, "revision": listing.revision, "link": licence.link})
+    record_acceptance(
+        folder, name, {"repository": listing.repository, "revision": listing.revision, "link": licence.link}
+    )
 
 
-def _check_space(todo: list[Wanted], folder: Path, parts: Path) -> None:
-    need = sum(item.size - size_of(parts / f"{item.key}.part") for item in todo)
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if todo and need + SPARE > free:
+def _check_space(to_download: list[RemoteFile], folder: Path, partial_dir: Path) -> None:
+    needed = sum(item.size - size_of(partial_dir / f"{item.content_key}.part") for item in to_download)
+    existing_parent = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing_parent).free
+    if to_download and needed + RESERVED_DISK_BYTES > free:
         raise CheckpointError(
-            f"{folder}: {need:,} bytes are to come, but {free:,} are free; make room, or give another place by "
+            f"{folder}: {needed:,} bytes are to come, but {free:,} are free; make room, or give another place by "
             "ENLARGER_HOME or --to."
         )
 
 
-def _pulled(copy: Copy, fetched: int, began: float) -> Pulled:
-    return Pulled(copy.folder, copy.repository, copy.revision, len(copy.files), fetched, time.monotonic() - began)
+def _pull_result(snapshot: LocalSnapshot, fetched: int, started: float) -> PullResult:
+    return PullResult(
+        snapshot.folder,
+        snapshot.repository,
+        snapshot.revision,
+        len(snapshot.files),
+        fetched,
+        time.monotonic() - started,
+    )

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from enlarger.nn.attention import attend
-from enlarger.nn.blocks import Downsample, ResnetBlock, Upsample, to_map, to_tokens
+from enlarger.nn.blocks import Downsample, ResnetBlock, Upsample, to_feature_map, to_tokens
 
 EPS = 1e-6
 
@@ -16,9 +16,9 @@ class AutoencoderConfig:
     """Widths and latent scaling of an autoencoder; `channels` runs from the picture to the latent."""
 
     channels: tuple[int, ...]
-    layers: int
+    layers_per_block: int
     latent_channels: int
-    scale: float
+    scaling_factor: float
     force_upcast: bool = True  # half precision overflows: the caller runs this network in float32
     groups: int = 32
     latents_mean: tuple[float, ...] | None = None
@@ -51,7 +51,7 @@ class PixelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = to_tokens(self.group_norm(x))
         h = attend(self.to_q(h), self.to_k(h), self.to_v(h), heads=1)
-        return x + to_map(self.to_out[0](h), x)
+        return x + to_feature_map(self.to_out[0](h), x)
 
 
 class MidBlock(nn.Module):
@@ -69,9 +69,9 @@ class MidBlock(nn.Module):
 class DownBlock(nn.Module):
     """The residual blocks of one resolution, then half the size unless it is the last."""
 
-    def __init__(self, inputs: int, channels: int, layers: int, groups: int, *, last: bool) -> None:
+    def __init__(self, in_channels: int, channels: int, layers: int, groups: int, *, last: bool) -> None:
         super().__init__()
-        widths = [inputs] + [channels] * (layers - 1)
+        widths = [in_channels] + [channels] * (layers - 1)
         self.resnets = nn.ModuleList(ResnetBlock(width, channels, groups=groups, eps=EPS) for width in widths)
         self.downsamplers = nn.ModuleList([] if last else [Downsample(channels, one_sided=True)])
 
@@ -84,9 +84,9 @@ class DownBlock(nn.Module):
 class UpBlock(nn.Module):
     """The residual blocks of one resolution, then twice the size unless it is the last."""
 
-    def __init__(self, inputs: int, channels: int, layers: int, groups: int, *, last: bool) -> None:
+    def __init__(self, in_channels: int, channels: int, layers: int, groups: int, *, last: bool) -> None:
         super().__init__()
-        widths = [inputs] + [channels] * (layers - 1)
+        widths = [in_channels] + [channels] * (layers - 1)
         self.resnets = nn.ModuleList(ResnetBlock(width, channels, groups=groups, eps=EPS) for width in widths)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(channels)])
 
@@ -102,11 +102,11 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths, groups = config.channels, config.groups
-        inputs = (widths[0], *widths[:-1])
+        in_channels = (widths[0], *widths[:-1])
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            DownBlock(a, b, config.layers, groups, last=level == len(widths) - 1)
-            for level, (a, b) in enumerate(zip(inputs, widths, strict=True))
+            DownBlock(a, b, config.layers_per_block, groups, last=level == len(widths) - 1)
+            for level, (a, b) in enumerate(zip(in_channels, widths, strict=True))
         )
         self.mid_block = MidBlock(widths[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
@@ -125,12 +125,12 @@ class Decoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths, groups = config.channels[::-1], config.groups
-        inputs = (widths[0], *widths[:-1])
+        in_channels = (widths[0], *widths[:-1])
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlock(widths[0], groups)
         self.up_blocks = nn.ModuleList(
-            UpBlock(a, b, config.layers + 1, groups, last=level == len(widths) - 1)
-            for level, (a, b) in enumerate(zip(inputs, widths, strict=True))
+            UpBlock(a, b, config.layers_per_block + 1, groups, last=level == len(widths) - 1)
+            for level, (a, b) in enumerate(zip(in_channels, widths, strict=True))
         )
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
@@ -154,7 +154,7 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 
     @property
-    def factor(self) -> int:
+    def downsample_factor(self) -> int:
         """Pixels per latent along each axis."""
         return 2 ** (len(self.config.channels) - 1)
 
@@ -162,20 +162,20 @@ class AutoencoderKL(nn.Module):
         """The latents' distribution of an image (B, 3, H, W) in -1..1."""
         mean, log_variance = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
         std = (log_variance.clamp(-30, 20) / 2).exp()
-        shift, scale = self._affine(mean)
+        shift, scale = self._latent_shift_and_scale(mean)
         return Posterior((mean - shift) * scale, std * scale)
 
     def decode(self, latents: Tensor) -> Tensor:
         """The image (B, 3, H, W), about -1..1, of scaled latents (B, latent_channels, h, w)."""
-        shift, scale = self._affine(latents)
+        shift, scale = self._latent_shift_and_scale(latents)
         return self.decoder(self.post_quant_conv(latents / scale + shift))
 
     def forward(self, image: Tensor) -> Tensor:
         """The image rebuilt from the mean of its latents."""
         return self.decode(self.encode(image).mean)
 
-    def _affine(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    def _latent_shift_and_scale(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Shift and scale of the latents: one number each, or one per channel where the file has statistics."""
-        mean, std, scale = self.config.latents_mean, self.config.latents_std, self.config.scale
+        mean, std, scale = self.config.latents_mean, self.config.latents_std, self.config.scaling_factor
         shift = 0.0 if mean is None else like.new_tensor(mean)[:, None, None]
         return shift, scale if std is None else scale / like.new_tensor(std)[:, None, None]

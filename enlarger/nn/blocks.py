@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from enlarger.nn.attention import attend
 
 
-def table(rows: int, channels: int) -> nn.Embedding:
+def embedding_table(num_embeddings: int, channels: int) -> nn.Embedding:
     """An embedding whose numbers come from a file: torch's own start costs seconds on the meta device."""
-    return nn.Embedding.from_pretrained(torch.empty(rows, channels), freeze=False)
+    return nn.Embedding.from_pretrained(torch.empty(num_embeddings, channels), freeze=False)
 
 
-def sinusoid(values: Tensor, channels: int) -> Tensor:
+def sinusoidal_embedding(values: Tensor, channels: int) -> Tensor:
     """Sinusoidal embedding of numbers (Vaswani et al. 2017), the cosine half first, longest period 10000.
 
     `values` is (B,); the result is (B, channels) in float32.
@@ -30,17 +30,17 @@ def to_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def to_map(x: Tensor, like: Tensor) -> Tensor:
+def to_feature_map(x: Tensor, like: Tensor) -> Tensor:
     """View a sequence (B, H * W, C) as a feature map with the height and width of `like`."""
     return x.transpose(1, 2).reshape(len(x), x.shape[2], *like.shape[2:])
 
 
-class TimeEmbedding(nn.Module):
+class TimestepEmbedding(nn.Module):
     """Two linear layers with SiLU between: (B, inputs) to (B, channels)."""
 
-    def __init__(self, inputs: int, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(inputs, channels)
+        self.linear_1 = nn.Linear(in_channels, channels)
         self.linear_2 = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,12 +60,12 @@ class Attention(nn.Module):
         norm_context: bool = False,
     ) -> None:
         super().__init__()
-        source = channels if context_channels is None else context_channels
+        key_channels = channels if context_channels is None else context_channels
         self.heads = heads
-        self.norm_cross = nn.LayerNorm(source) if norm_context else nn.Identity()
+        self.norm_cross = nn.LayerNorm(key_channels) if norm_context else nn.Identity()
         self.to_q = nn.Linear(channels, channels, bias=bias)
-        self.to_k = nn.Linear(source, channels, bias=bias)
-        self.to_v = nn.Linear(source, channels, bias=bias)
+        self.to_k = nn.Linear(key_channels, channels, bias=bias)
+        self.to_v = nn.Linear(key_channels, channels, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -80,15 +80,15 @@ class ResnetBlock(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, channels: int, *, groups: int, eps: float, time_channels: int | None = None
+        self, in_channels: int, channels: int, *, groups: int, eps: float, time_channels: int | None = None
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inputs, eps=eps)
-        self.conv1 = nn.Conv2d(inputs, channels, 3, padding=1)
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.time_emb_proj = None if time_channels is None else nn.Linear(time_channels, channels)
         self.norm2 = nn.GroupNorm(groups, channels, eps=eps)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(inputs, channels, 1) if inputs != channels else nn.Identity()
+        self.conv_shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))

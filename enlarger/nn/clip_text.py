@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from enlarger.errors import InputError
 from enlarger.nn.attention import attend
-from enlarger.nn.blocks import table
+from enlarger.nn.blocks import embedding_table
 
 
 @dataclass(frozen=True)
@@ -19,22 +19,24 @@ class ClipTextConfig:
     width: int
     layers: int
     heads: int
-    inner: int
+    intermediate_size: int
     activation: Literal["quick_gelu", "gelu"]
-    vocabulary: int = 49408
-    positions: int = 77
-    projection: int | None = None  # width of `text_projection`; None: the file has none
-    end_token: int | None = None  # None: the end is where the largest id is (files that say eos_token_id 2)
+    vocab_size: int = 49408
+    max_positions: int = 77
+    projection_dim: int | None = None  # width of `text_projection`; None: the file has none
+    eos_token_id: int | None = None  # None: the end is where the largest id is (files that say eos_token_id 2)
 
 
 @dataclass(frozen=True)
-class ClipFeatures:
+class ClipTextOutput:
     """What the encoder makes of (B, L) ids."""
 
-    states: tuple[Tensor, ...]  # layers + 1 times (B, L, width): the embeddings, then each layer, none normalised
-    last: Tensor  # (B, L, width): the last state after the final LayerNorm
-    pooled: Tensor  # (B, width): `last` at the end token
-    projected: Tensor | None  # (B, projection): `pooled` through the text projection, where the file has one
+    hidden_states: tuple[
+        Tensor, ...
+    ]  # layers + 1 times (B, L, width): the embeddings, then each layer, none normalised
+    last_hidden_state: Tensor  # (B, L, width): the last state after the final LayerNorm
+    pooler_output: Tensor  # (B, width): `last` at the end token
+    text_embeds: Tensor | None  # (B, projection): `pooled` through the text projection, where the file has one
 
 
 class Embeddings(nn.Module):
@@ -42,8 +44,8 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: ClipTextConfig) -> None:
         super().__init__()
-        self.token_embedding = table(config.vocabulary, config.width)
-        self.position_embedding = table(config.positions, config.width)
+        self.token_embedding = embedding_table(config.vocab_size, config.width)
+        self.position_embedding = embedding_table(config.max_positions, config.width)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.token_embedding(ids) + self.position_embedding(torch.arange(ids.shape[1], device=ids.device))
@@ -66,16 +68,16 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ClipTextConfig) -> None:
         super().__init__()
-        self.quick = config.activation == "quick_gelu"
-        self.fc1 = nn.Linear(config.width, config.inner)
-        self.fc2 = nn.Linear(config.inner, config.width)
+        self.quick_gelu = config.activation == "quick_gelu"
+        self.fc1 = nn.Linear(config.width, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x) if self.quick else F.gelu(x))
+        return self.fc2(x * torch.sigmoid(1.702 * x) if self.quick_gelu else F.gelu(x))
 
 
-class Layer(nn.Module):
+class EncoderLayer(nn.Module):
     """One pre-norm transformer layer."""
 
     def __init__(self, config: ClipTextConfig) -> None:
@@ -95,13 +97,13 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ClipTextConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        states = [x]
+        hidden_states = [x]
         for layer in self.layers:
-            states.append(layer(states[-1]))
-        return tuple(states)
+            hidden_states.append(layer(hidden_states[-1]))
+        return tuple(hidden_states)
 
 
 class ClipText(nn.Module):
@@ -113,23 +115,23 @@ class ClipText(nn.Module):
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.final_layer_norm = nn.LayerNorm(config.width)
-        if config.projection is not None:
-            self.text_projection = nn.Linear(config.width, config.projection, bias=False)
+        if config.projection_dim is not None:
+            self.text_projection = nn.Linear(config.width, config.projection_dim, bias=False)
 
-    def forward(self, ids: Tensor) -> ClipFeatures:
+    def forward(self, ids: Tensor) -> ClipTextOutput:
         """Encode token ids (B, L), L at most `positions`."""
-        if ids.shape[1] > self.config.positions:
+        if ids.shape[1] > self.config.max_positions:
             raise InputError(
-                f"the text encoder got {ids.shape[1]} tokens and has {self.config.positions} positions; "
+                f"the text encoder got {ids.shape[1]} tokens and has {self.config.max_positions} positions; "
                 "truncate the prompt or encode it in chunks"
             )
-        states = self.encoder(self.embeddings(ids))
-        last = self.final_layer_norm(states[-1])
-        pooled = last[torch.arange(len(ids), device=ids.device), self._ends(ids)]
-        projected = None if self.config.projection is None else self.text_projection(pooled)
-        return ClipFeatures(states, last, pooled, projected)
+        hidden_states = self.encoder(self.embeddings(ids))
+        last_hidden_state = self.final_layer_norm(hidden_states[-1])
+        pooler_output = last_hidden_state[torch.arange(len(ids), device=ids.device), self._eos_positions(ids)]
+        text_embeds = None if self.config.projection_dim is None else self.text_projection(pooler_output)
+        return ClipTextOutput(hidden_states, last_hidden_state, pooler_output, text_embeds)
 
-    def _ends(self, ids: Tensor) -> Tensor:
+    def _eos_positions(self, ids: Tensor) -> Tensor:
         """Where each text ends (B,): the first of the largest ids, or the first end token."""
-        end = self.config.end_token
-        return (ids if end is None else (ids == end).int()).argmax(dim=-1)
+        eos_token_id = self.config.eos_token_id
+        return (ids if eos_token_id is None else (ids == eos_token_id).int()).argmax(dim=-1)

@@ -1,4 +1,4 @@
-"""What the bundled model's networks are built of: residual blocks, and enlarging and halving by bicubic interpolation."""
+"""What the bundled model's networks are built of: residual blocks, and bicubic interpolation."""
 
 from typing import TypeVar
 
@@ -20,18 +20,18 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
-def zeroed(module: Module) -> Module:
+def zero_module(module: Module) -> Module:
     """The module with all its parameters 0, so that what it adds starts as nothing."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
-def enlarge_bicubic(picture: Tensor) -> Tensor:
+def upsample_bicubic(picture: Tensor) -> Tensor:
     """Twice the size by Keys' cubic convolution with a = -0.5, Pillow's `BICUBIC`."""
     return F.interpolate(picture, scale_factor=2, mode="bicubic", antialias=True)
 
 
-def halve_bicubic(picture: Tensor) -> Tensor:
+def downsample_bicubic(picture: Tensor) -> Tensor:
     """Half the size by the antialiased cubic with a = -0.5, Pillow's `BICUBIC`."""
     return F.interpolate(picture, scale_factor=0.5, mode="bicubic", antialias=True)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from enlarger.errors import InputError
-from enlarger.nn.blocks import Attention, to_map, to_tokens
+from enlarger.nn.blocks import Attention, to_feature_map, to_tokens
 
-GROUP = 32  # channels per group of every normalisation
-HIDDEN = -10000.0  # what the original adds to the logits of masked tokens
+CHANNELS_PER_GROUP = 32  # channels per group of every normalisation
+MASKED_LOGIT_BIAS = -10000.0  # what the original adds to the logits of masked tokens
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,18 @@ class KUNetConfig:
     vector_channels: int | None = None  # time_cond_proj_dim; None: no condition vector
 
 
-def _triangle(x: Tensor) -> Tensor:
+def _resampling_kernel(x: Tensor) -> Tensor:
     """The resampling kernel outer([1, 3, 3, 1] / 8), once for each channel of `x`: (C, 1, 4, 4)."""
-    line = (2 - (torch.arange(4, device=x.device, dtype=x.dtype) - 1.5).abs()) / 4
-    return torch.outer(line, line).expand(x.shape[1], 1, 4, 4)
+    kernel_1d = (2 - (torch.arange(4, device=x.device, dtype=x.dtype) - 1.5).abs()) / 4
+    return torch.outer(kernel_1d, kernel_1d).expand(x.shape[1], 1, 4, 4)
 
 
-def halve(x: Tensor) -> Tensor:
+def downsample(x: Tensor) -> Tensor:
     """Half the height and width by the triangle kernel, edges reflected."""
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), _triangle(x), stride=2, groups=x.shape[1])
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), _resampling_kernel(x), stride=2, groups=x.shape[1])
 
 
-def double(x: Tensor) -> Tensor:
+def upsample(x: Tensor) -> Tensor:
     """Twice the height and width by the triangle kernel, edges reflected.
 
     The kernel's two phases are the weights 1/4 and 3/4 of bilinear interpolation, whose own edges are cut off.
@@ -58,7 +58,7 @@ def double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)[:, :, 2:-2, 2:-2]
 
 
-class FourierTime(nn.Module):
+class GaussianFourierProjection(nn.Module):
     """cos and sin of 2 pi w t for the file's frequencies w: (B,) to (B, 2 * frequencies)."""
 
     def __init__(self, frequencies: int) -> None:
@@ -70,7 +70,7 @@ class FourierTime(nn.Module):
         return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
-class KTimeEmbedding(nn.Module):
+class KTimestepEmbedding(nn.Module):
     """The condition vector joins the Fourier features, then two linear layers, GELU after both."""
 
     def __init__(self, channels: int, vector_channels: int | None) -> None:
@@ -90,7 +90,7 @@ class AdaGroupNorm(nn.Module):
 
     def __init__(self, channels: int, time_channels: int) -> None:
         super().__init__()
-        self.groups = max(1, channels // GROUP)
+        self.groups = max(1, channels // CHANNELS_PER_GROUP)
         self.linear = nn.Linear(time_channels, 2 * channels)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -101,13 +101,15 @@ class AdaGroupNorm(nn.Module):
 class KResnetBlock(nn.Module):
     """Twice AdaGN, GELU, 3x3 convolution; the shortcut has no bias."""
 
-    def __init__(self, inputs: int, inner: int, channels: int, time_channels: int) -> None:
+    def __init__(self, in_channels: int, mid_channels: int, channels: int, time_channels: int) -> None:
         super().__init__()
-        self.norm1 = AdaGroupNorm(inputs, time_channels)
-        self.conv1 = nn.Conv2d(inputs, inner, 3, padding=1)
-        self.norm2 = AdaGroupNorm(inner, time_channels)
-        self.conv2 = nn.Conv2d(inner, channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(inputs, channels, 1, bias=False) if inputs != channels else nn.Identity()
+        self.norm1 = AdaGroupNorm(in_channels, time_channels)
+        self.conv1 = nn.Conv2d(in_channels, mid_channels, 3, padding=1)
+        self.norm2 = AdaGroupNorm(mid_channels, time_channels)
+        self.conv2 = nn.Conv2d(mid_channels, channels, 3, padding=1)
+        self.conv_shortcut = (
+            nn.Conv2d(in_channels, channels, 1, bias=False) if in_channels != channels else nn.Identity()
+        )
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.conv1(F.gelu(self.norm1(x, time)))
@@ -129,8 +131,8 @@ class KAttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
         if self.self_attention:
-            x = x + to_map(self.attn1(to_tokens(self.norm1(x, time))), x)
-        return x + to_map(self.attn2(to_tokens(self.norm2(x, time)), tokens, bias), x)
+            x = x + to_feature_map(self.attn1(to_tokens(self.norm1(x, time))), x)
+        return x + to_feature_map(self.attn2(to_tokens(self.norm2(x, time)), tokens, bias), x)
 
 
 class KBlock(nn.Module):
@@ -147,12 +149,12 @@ class KBlock(nn.Module):
                 KAttentionBlock(channels, time_channels, config, self_attention=stage.self_attention)
                 for channels in widths[1:]
             )
-        self.attended = stage.cross_attention
+        self.has_attention = stage.cross_attention
 
     def forward(self, x: Tensor, time: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
         for index, resnet in enumerate(self.resnets):
             x = resnet(x, time)
-            if self.attended:
+            if self.has_attention:
                 x = self.attentions[index](x, time, tokens, bias)
         return x
 
@@ -166,15 +168,21 @@ class KUNet(nn.Module):
     def __init__(self, config: KUNetConfig) -> None:
         super().__init__()
         self.config = config
-        stages, first = config.stages, config.stages[0].channels
-        time_channels = 2 * first
-        self.conv_in = nn.Conv2d(config.in_channels, first, 1)
-        self.time_proj = FourierTime(first)
-        self.time_embedding = KTimeEmbedding(time_channels, config.vector_channels)
-        above = [first, *(stage.channels for stage in stages[:-1])]  # the width of the next higher resolution
-        down = [[a, *[s.channels] * s.layers] for a, s in zip(above, stages, strict=True)]
-        joined = [2 * stage.channels for stage in stages[:-1]] + [stages[-1].channels]
-        up = [[j, *[s.channels] * (s.layers - 1), a] for j, s, a in zip(joined, stages, above, strict=True)]
+        stages, base_channels = config.stages, config.stages[0].channels
+        time_channels = 2 * base_channels
+        self.conv_in = nn.Conv2d(config.in_channels, base_channels, 1)
+        self.time_proj = GaussianFourierProjection(base_channels)
+        self.time_embedding = KTimestepEmbedding(time_channels, config.vector_channels)
+        upper_channels = [
+            base_channels,
+            *(stage.channels for stage in stages[:-1]),
+        ]  # the width of the next higher resolution
+        down = [[a, *[s.channels] * s.layers] for a, s in zip(upper_channels, stages, strict=True)]
+        skip_channels = [2 * stage.channels for stage in stages[:-1]] + [stages[-1].channels]
+        up = [
+            [j, *[s.channels] * (s.layers - 1), a]
+            for j, s, a in zip(skip_channels, stages, upper_channels, strict=True)
+        ]
         self.down_blocks = nn.ModuleList(
             KBlock(widths, stage, time_channels, config) for widths, stage in zip(down, stages, strict=True)
         )
@@ -182,10 +190,10 @@ class KUNet(nn.Module):
             KBlock(widths, stage, time_channels, config)
             for widths, stage in zip(reversed(up), reversed(stages), strict=True)
         )
-        self.conv_out = nn.Conv2d(first, config.out_channels, 1)
+        self.conv_out = nn.Conv2d(base_channels, config.out_channels, 1)
 
     @property
-    def step(self) -> int:
+    def size_multiple(self) -> int:
         """What height and width must be multiples of, and at least twice as large as."""
         return 2 ** (len(self.config.stages) - 1)
 
@@ -203,32 +211,32 @@ class KUNet(nn.Module):
         `time` (B,) is log(sigma) / 4, `tokens` (B, L, context_channels), `vector` (B, vector_channels), `mask`
         (B, L) is True where a token may be attended to.
         """
-        self._check(x, vector)
+        self._check_inputs(x, vector)
         time = self.time_embedding(self.time_proj(time).to(x.dtype), vector)
         bias = (
-            None if mask is None else x.new_zeros(mask.shape).masked_fill(~mask, HIDDEN)[:, None, None]
+            None if mask is None else x.new_zeros(mask.shape).masked_fill(~mask, MASKED_LOGIT_BIAS)[:, None, None]
         )  # (B, 1, 1, L)
         x = self.conv_in(x)
         skips: list[Tensor] = []
         for block in self.down_blocks:
-            x = block(halve(x) if skips else x, time, tokens, bias)
+            x = block(downsample(x) if skips else x, time, tokens, bias)
             skips.append(x)
         x = self.up_blocks[0](skips.pop(), time, tokens, bias)
         for block in self.up_blocks[1:]:
-            x = block(torch.cat((double(x), skips.pop()), dim=1), time, tokens, bias)
+            x = block(torch.cat((upsample(x), skips.pop()), dim=1), time, tokens, bias)
         return self.conv_out(x)
 
-    def _check(self, x: Tensor, vector: Tensor | None) -> None:
+    def _check_inputs(self, x: Tensor, vector: Tensor | None) -> None:
         """Refuse what would fail further in, and less clearly."""
         height, width = x.shape[2:]
-        if any(size % self.step or size < 2 * self.step for size in (height, width)):
+        if any(size % self.size_multiple or size < 2 * self.size_multiple for size in (height, width)):
             raise InputError(
                 f"the upscaler's UNet got a latent of {width}x{height}: width and height must be "
-                f"multiples of {self.step} and at least {2 * self.step}; pad it first"
+                f"multiples of {self.size_multiple} and at least {2 * self.size_multiple}; pad it first"
             )
-        built = self.config.vector_channels
-        if (vector is None) != (built is None):
+        vector_channels = self.config.vector_channels
+        if (vector is None) != (vector_channels is None):
             raise InputError(
                 f"the upscaler's UNet got {'no' if vector is None else 'a'} condition vector and was built with "
-                f"vector_channels={built}; pass `vector` exactly when that is not None"
+                f"vector_channels={vector_channels}; pass `vector` exactly when that is not None"
             )

@@ -1,4 +1,4 @@
-"""How alike two pictures look: LPIPS (Zhang et al. 2018) and DISTS (Ding et al. 2020), from weights that the user brings.
+"""How alike two pictures look: LPIPS (Zhang et al. 2018) and DISTS (Ding et al. 2020), with the user's weights.
 
 The weights are one safetensors file that `scripts/judges` makes of public packages; none ship with enlarger. Pictures
 are (B, 3, H, W) in -1..1; each distance is (B,), 0 for equal pictures.
@@ -73,7 +73,9 @@ class Dists:
     def features(self, picture: Tensor) -> list[Tensor]:
         """The picture in 0..1 and the activations of each stage."""
         unit = picture / 2 + 0.5
-        mean, spread = ((v.view(1, 3, 1, 1)) for v in picture.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]))
+        mean, spread = (
+            (v.view(1, 3, 1, 1)) for v in picture.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+        )
         x, found = (unit - mean) / spread, [unit]
         for stage in _stages(self.convolutions):
             x = _convolve(_smooth_pool(x) if len(found) > 1 else x, stage)

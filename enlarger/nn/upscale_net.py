@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from enlarger.nn.compact import ResidualBlock, enlarge_bicubic, halve_bicubic, zeroed
+from enlarger.nn.compact import ResidualBlock, downsample_bicubic, upsample_bicubic, zero_module
 
 FLAT_WINDOW = 5  # input pixels on a side: bicubic enlargement looks no further
 LEVEL = 2 / 255  # one step of an 8-bit picture, in -1..1
@@ -18,7 +18,7 @@ LEVEL = 2 / 255  # one step of an 8-bit picture, in -1..1
 
 @dataclass(frozen=True)
 class UpscaleNetConfig:
-    """Sizes of `UpscaleNet`: width and residual blocks at the input's resolution and at half of it, and its extra inputs."""
+    """Sizes of `UpscaleNet`: width and residual blocks at the input's resolution and half of it, extra inputs."""
 
     channels: int = 48
     blocks: int = 6
@@ -41,18 +41,18 @@ class UpscaleNet(nn.Module):
         self.before = nn.ModuleList(ResidualBlock(width) for _ in range(config.blocks // 2))
         if config.inner_blocks:
             self.shrink = nn.Conv2d(width, inner, 2, stride=2)
-            self.grow = zeroed(nn.Conv2d(inner, 4 * width, 1))
+            self.grow = zero_module(nn.Conv2d(inner, 4 * width, 1))
         self.inner = nn.ModuleList(ResidualBlock(inner) for _ in range(config.inner_blocks))
         self.after = nn.ModuleList(ResidualBlock(width) for _ in range(config.blocks - config.blocks // 2))
-        self.tail = zeroed(nn.Conv2d(width, 12, 3, padding=1))
+        self.tail = zero_module(nn.Conv2d(width, 12, 3, padding=1))
 
     @property
-    def granularity(self) -> int:
+    def size_multiple(self) -> int:
         """Pieces of a picture start at multiples of this many input pixels."""
         return 2
 
     @property
-    def reach(self) -> int:
+    def receptive_radius(self) -> int:
         """Input pixels on each side that an output can depend on, at most."""
         coarse = 2 * (2 * self.config.inner_blocks) + 2 if self.config.inner_blocks else 0
         return 2 + 2 * self.config.blocks + coarse
@@ -70,7 +70,7 @@ class UpscaleNet(nn.Module):
         for block in self.after:
             x = block(x)
         rest = F.pixel_shuffle(self.tail(x + shallow), 2)[..., : 2 * height, : 2 * width]
-        return enlarge_bicubic(picture) + unevenness(picture) * rest
+        return upsample_bicubic(picture) + unevenness(picture) * rest
 
     def _coarse(self, x: Tensor) -> Tensor:
         """What half the resolution has to add, (B, C, H, W)."""
@@ -94,4 +94,4 @@ def unevenness(picture: Tensor) -> Tensor:
 
 def backproject(large: Tensor, small: Tensor) -> Tensor:
     """One round of iterative back-projection (Irani and Peleg 1991): the half of the result is nearer to `small`."""
-    return large + enlarge_bicubic(small - halve_bicubic(large))
+    return large + upsample_bicubic(small - downsample_bicubic(large))

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 Offload = Literal["none", "model", "sequential"]
 Module = TypeVar("Module", bound=nn.Module)
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Runtime:
         with ExitStack() as stack:
             if self.offload == "sequential":
                 for layer in module.modules():
-                    if own_tensors(layer):
-                        stack.enter_context(_visiting(layer, self.device))
+                    if direct_tensors(layer):
+                        stack.enter_context(_on_device_during_forward(layer, self.device))
             else:
                 module.to(self.device)
             try:
@@ -43,16 +43,16 @@ class Runtime:
 
 
 @contextmanager
-def _visiting(layer: nn.Module, device: torch.device) -> Generator[None]:
+def _on_device_during_forward(layer: nn.Module, device: torch.device) -> Generator[None]:
     """The layer's own tensors are on the device only during its forward call."""
 
-    def fetch(layer: nn.Module, inputs: Any) -> None:
+    def onload(layer: nn.Module, inputs: Any) -> None:
         _move(layer, device)
 
-    def put_back(layer: nn.Module, inputs: Any, output: Any) -> None:
+    def offload(layer: nn.Module, inputs: Any, output: Any) -> None:
         _move(layer, torch.device("cpu"))
 
-    hooks = [layer.register_forward_pre_hook(fetch), layer.register_forward_hook(put_back)]
+    hooks = [layer.register_forward_pre_hook(onload), layer.register_forward_hook(offload)]
     try:
         yield
     finally:
@@ -61,17 +61,17 @@ def _visiting(layer: nn.Module, device: torch.device) -> Generator[None]:
         _move(layer, torch.device("cpu"))
 
 
-def own_tensors(layer: nn.Module) -> list[Tensor]:
+def direct_tensors(layer: nn.Module) -> list[Tensor]:
     """The parameters and buffers that a layer holds itself."""
     return [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
 
 
 def _move(layer: nn.Module, device: torch.device) -> None:
-    for tensor in own_tensors(layer):
+    for tensor in direct_tensors(layer):
         tensor.data = tensor.data.to(device)
 
 
-def pick_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device of a name; "auto" is the first accelerator there is, else the CPU. Raises InputError for others."""
     if name == "auto":
         if torch.cuda.is_available():
@@ -88,10 +88,10 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of a name; "auto" is float16 on CUDA and float32 elsewhere."""
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
-    if name not in PRECISIONS:
-        raise InputError(f"precision is {name!r}, expected auto, {', '.join(PRECISIONS)}")
-    return PRECISIONS[name]
+    if name not in DTYPES:
+        raise InputError(f"precision is {name!r}, expected auto, {', '.join(DTYPES)}")
+    return DTYPES[name]

@@ -7,35 +7,37 @@ from fastapi import FastAPI
 
 from enlarger import __version__
 from enlarger.service.core import Service
-from enlarger.service.edge.metrics import Metrics
-from enlarger.service.pictures.decode import Decoder
-from enlarger.service.pictures.fetch import Fetcher
-from enlarger.service.queue.queue import Queue
-from enlarger.service.routes import replies, routers
+from enlarger.service.jobs.manager import JobManager
+from enlarger.service.middleware.metrics import Metrics
+from enlarger.service.routes import responses, routers
 from enlarger.service.settings import Settings
+from enlarger.service.uploads.decoder_pool import DecoderPool
+from enlarger.service.uploads.fetch import UrlFetcher
 
-ABOUT = "Enlarge, repair and refine pictures with latent diffusion. OpenAI's images API, and `/v1/images/upscale`."
+DESCRIPTION = (
+    "Enlarge, repair and refine pictures with latent diffusion. OpenAI's images API, and `/v1/images/upscale`."
+)
 
 
-def make_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> FastAPI:
     """The service of some settings, not yet running: its processes start with the application's lifespan."""
     metrics = Metrics()
-    service = Service(settings, Queue(settings, metrics), Decoder(settings), Fetcher(settings), metrics)
+    service = Service(settings, JobManager(settings, metrics), DecoderPool(settings), UrlFetcher(settings), metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        await service.queue.start()
+        await service.jobs.start()
         try:
             await service.decoder.start()
             yield
         finally:
-            await service.queue.drain()
+            await service.jobs.drain()
             await service.decoder.stop()
 
     app = FastAPI(
         title="enlarger",
         version=__version__,
-        description=ABOUT,
+        description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,  # they load scripts from other hosts
         redoc_url=None,
@@ -45,5 +47,5 @@ def make_app(settings: Settings) -> FastAPI:
     app.state.service = service
     for router in routers():
         app.include_router(router)
-    replies.install(app)
+    responses.install_exception_handlers(app)
     return app

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from enlarger.service.edge.metrics import Metrics
-from enlarger.service.pictures.decode import Decoder
-from enlarger.service.pictures.fetch import Fetcher
-from enlarger.service.queue.queue import Queue
+from enlarger.service.jobs.manager import JobManager
+from enlarger.service.middleware.metrics import Metrics
 from enlarger.service.settings import Settings
+from enlarger.service.uploads.decoder_pool import DecoderPool
+from enlarger.service.uploads.fetch import UrlFetcher
 
 
 @dataclass(frozen=True)
@@ -16,17 +16,17 @@ class Service:
     """One running service."""
 
     settings: Settings
-    queue: Queue
-    decoder: Decoder
-    fetcher: Fetcher
+    jobs: JobManager
+    decoder: DecoderPool
+    fetcher: UrlFetcher
     metrics: Metrics
 
 
-def service_of(request: Request) -> Service:
+def get_service(request: Request) -> Service:
     """The service that a request came to."""
     return request.app.state.service
 
 
-def owner_of(request: Request) -> str:
+def get_owner(request: Request) -> str:
     """Who sent a request: a hash of the key, or "" where there are no keys."""
     return getattr(request.state, "owner", "")

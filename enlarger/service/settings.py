@@ -13,17 +13,17 @@ from enlarger.errors import InputError
 
 MIB, GIB = 1 << 20, 1 << 30
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_KEY = re.compile(r"sha256:[0-9a-f]{64}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+_KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """A part of the settings: names that it does not have are errors, and nothing changes it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelSettings(Strict):
+class ModelSettings(StrictModel):
     """One model that can be asked for."""
 
     name: str = Field(description="what requests call it")
@@ -48,14 +48,14 @@ class ModelSettings(Strict):
 
     @field_validator("name", "aliases")
     @classmethod
-    def _named(cls, value: Any) -> Any:
+    def _check_names(cls, value: Any) -> Any:
         for name in (value,) if isinstance(value, str) else value:
-            if not _NAME.fullmatch(name):
+            if not _MODEL_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is no name; expected letters, digits and . _ : / - only")
         return value
 
 
-class Bounds(Strict):
+class Bounds(StrictModel):
     """How much one request may be. Bytes, pixels, seconds."""
 
     body: int = Field(default=64 * MIB, gt=0, description="bytes of a request with pictures")
@@ -118,29 +118,29 @@ class Settings(BaseSettings):
 
     @field_validator("data")
     @classmethod
-    def _home(cls, value: Path) -> Path:
+    def _expand_user(cls, value: Path) -> Path:
         return value.expanduser()
 
     @field_validator("keys")
     @classmethod
-    def _hashed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(_KEY.fullmatch(key) for key in value):
+    def _check_key_hashes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_KEY_HASH.fullmatch(key) for key in value):
             raise ValueError("expected sha256: and 64 hexadecimal digits; `enlarger key` makes a key and its hash")
         return value
 
     @field_validator("fetch_networks")
     @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for network in value:
             ipaddress.ip_network(network)
         return value
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_consistency(self) -> Self:
         names = [name for model in self.known_models for name in (model.name, *model.aliases)]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"several models are called {', '.join(twice)}; give each name once")
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"several models are called {', '.join(duplicates)}; give each name once")
         for model in self.models:
             if model.refiner is not None and model.refiner not in names:
                 raise ValueError(
@@ -169,8 +169,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = os.environ.get("ENLARGER_CONFIG")
-        toml = () if file is None else (TomlConfigSettingsSource(settings_cls, Path(file)),)
+        config_path = os.environ.get("ENLARGER_CONFIG")
+        toml = () if config_path is None else (TomlConfigSettingsSource(settings_cls, Path(config_path)),)
         return (init_settings, env_settings, *toml)
 
 
@@ -184,12 +184,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def read_settings(**flags: Any) -> Settings:
+def load_settings(**flags: Any) -> Settings:
     """The settings of flags, environment and file; a flag of None was not given. Raises InputError, naming faults."""
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()]
-        raise InputError("; ".join(faults)) from error
+        problems = [f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()]
+        raise InputError("; ".join(problems)) from error
     except (OSError, ValueError) as error:  # the file
         raise InputError(f"the configuration cannot be read: {error}") from error

@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from enlarger.errors import InputError
-from enlarger.requests import DepthRequest, filled, one_per, request_of
+from enlarger.requests import DepthRequest, make_request, one_per_image, with_defaults
 from enlarger.runtime.runtime import Offload
-from enlarger.tasks.depth_estimator import DepthEstimator, normalise_depth, read_depth
+from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
+from enlarger.tasks.inputs import PreparedImage, prepare_picture, run_each_image, split_images
 from enlarger.tasks.latents import Latents
-from enlarger.tasks.model import Model, load_model
-from enlarger.tasks.parts import Result, Watch, pad_to, quiet
-from enlarger.tasks.reading import Location
-from enlarger.tasks.refine import remake
-from enlarger.tasks.sources import Opened, each_source, open_picture, sources_of
+from enlarger.tasks.loading import Location
+from enlarger.tasks.refine import run_image_to_image
+from enlarger.tasks.result import ProgressCallback, Result, no_progress, pad_to_multiple
+from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,42 +26,46 @@ class DepthToImage:
     Without an `estimator` every request has to bring its depth maps.
     """
 
-    model: Model
+    model: StableDiffusion
     estimator: DepthEstimator | None = None
 
-    def __call__(self, request: DepthRequest, watch: Watch = quiet) -> Result:
+    def __call__(self, request: DepthRequest, watch: ProgressCallback = no_progress) -> Result:
         """Each input gives `count` pictures of its own size, in order. One picture is computed at a time."""
-        count = len(sources_of(request.image))
-        maps = one_per(None if request.depth is None else _maps_of(request.depth), count, "depth")
+        count = len(split_images(request.image))
+        depth_maps = one_per_image(None if request.depth is None else _split_depth_maps(request.depth), count, "depth")
 
-        def one(request: DepthRequest, seeds: tuple[int, ...]) -> Result:
+        def run_one(request: DepthRequest, seeds: tuple[int, ...]) -> Result:
             if isinstance(request.image, Latents):
                 raise InputError(
                     "found latents, expected a picture: its depth is seen in its pixels; decode them first"
                 )
-            opened = open_picture(request.image, self.model.granularity)
-            depth = self._depth(opened, request.depth)
-            return remake(self.model, filled(request, "depth"), opened, seeds, watch, {"concat": depth})
+            prepared = prepare_picture(request.image, self.model.size_multiple)
+            depth = self._depth_channel(prepared, request.depth)
+            return run_image_to_image(
+                self.model, with_defaults(request, "depth"), prepared, seeds, watch, {"concat": depth}
+            )
 
-        return each_source(request, one, depth=maps)
+        return run_each_image(request, run_one, depth=depth_maps)
 
-    def _depth(self, opened: Opened, given: Any) -> Tensor:
+    def _depth_channel(self, prepared: PreparedImage, depth_map: Any) -> Tensor:
         """The depth of the padded picture as the network's fifth channel, (1, 1, h, w) in -1..1."""
-        if given is None and self.estimator is None:
+        if depth_map is None and self.estimator is None:
             raise InputError("found no depth map; give one per picture, or load the model with its depth estimator")
-        height, width = opened.size
-        seen = opened.image[..., :height, :width]
-        found = read_depth(given) if given is not None else cast("DepthEstimator", self.estimator)(seen)
-        if len(found) != 1:
-            raise InputError(f"found {len(found)} depth maps for one picture, expected one; give a list of them")
-        factor = self.model.networks.vae.factor
-        if seen.shape != opened.image.shape:
-            found = F.interpolate(found, (height, width), mode="bicubic", align_corners=False)
-            found = pad_to(found, self.model.granularity)
-        return normalise_depth(found, (opened.image.shape[2] // factor, opened.image.shape[3] // factor))
+        height, width = prepared.size
+        visible = prepared.image[..., :height, :width]
+        depth_values = (
+            read_depth_map(depth_map) if depth_map is not None else cast("DepthEstimator", self.estimator)(visible)
+        )
+        if len(depth_values) != 1:
+            raise InputError(f"found {len(depth_values)} depth maps for one picture, expected one; give a list of them")
+        factor = self.model.latent_diffusion.vae.downsample_factor
+        if visible.shape != prepared.image.shape:
+            depth_values = F.interpolate(depth_values, (height, width), mode="bicubic", align_corners=False)
+            depth_values = pad_to_multiple(depth_values, self.model.size_multiple)
+        return normalise_depth(depth_values, (prepared.image.shape[2] // factor, prepared.image.shape[3] // factor))
 
 
-def _maps_of(depth: Any) -> list[Any]:
+def _split_depth_maps(depth: Any) -> list[Any]:
     """One depth map, a list of them, or a batch (B, H, W) or (B, 1, H, W), as a list."""
     if isinstance(depth, list | tuple):
         return list(cast("Sequence[Any]", depth))
@@ -71,7 +75,7 @@ def _maps_of(depth: Any) -> list[Any]:
 
 def depth(
     image: Any, prompt: Any = "", *, model: Location, depth: Any = None, device: str = "auto",
-    precision: str = "auto", offload: Offload = "none", watch: Watch = quiet, **options: Any,
+    precision: str = "auto", offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Any,
 ) -> Result:  # fmt: skip
     """Remake one or several pictures with their depth kept: paths, PIL images, arrays or tensors in -1..1.
 
@@ -80,7 +84,7 @@ def depth(
     enlarger[depth]. `options` are `DepthRequest`'s. Raises InputError for pictures, maps and options that cannot be
     used.
     """
-    request = request_of(DepthRequest, image=image, prompt=prompt, depth=depth, **options)
+    request = make_request(DepthRequest, image=image, prompt=prompt, depth=depth, **options)
     return load_depth(model, device, precision, offload, estimator=depth is None)(request, watch)
 
 
@@ -88,12 +92,12 @@ def load_depth(
     model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none", estimator: bool = True
 ) -> DepthToImage:
     """Load a depth checkpoint once for many requests; `estimator` loads the network that estimates depth too."""
-    found = load_model(model, device, precision, offload).for_task("depth")
-    return DepthToImage(found, estimator_of(found) if estimator else None)
+    checkpoint_model = load_stable_diffusion(model, device, precision, offload).require_task("depth")
+    return DepthToImage(checkpoint_model, load_depth_estimator(checkpoint_model) if estimator else None)
 
 
-def estimator_of(model: Model) -> DepthEstimator | None:
+def load_depth_estimator(model: StableDiffusion) -> DepthEstimator | None:
     """The network beside the checkpoint that estimates depth; None where there is none, as with single files."""
     if not (model.path / "depth_estimator").is_dir():
         return None
-    return DepthEstimator.from_folder(model.path, model.networks.dtype, model.networks.runtime)
+    return DepthEstimator.from_folder(model.path, model.latent_diffusion.dtype, model.latent_diffusion.runtime)

@@ -8,21 +8,29 @@ from typing import Any
 from PIL import Image
 
 from enlarger.errors import InputError
-from enlarger.images import Picture, read_picture, to_pil
-from enlarger.requests import HANDOFF, GenerateRequest, UpscaleRequest, filled, one_per, request_of, seeds_for
+from enlarger.image.picture import Picture, read_picture, to_pil
+from enlarger.requests import (
+    DEFAULT_HANDOFF,
+    GenerateRequest,
+    UpscaleRequest,
+    make_request,
+    one_per_image,
+    seeds_for,
+    with_defaults,
+)
 from enlarger.runtime.runtime import Offload
-from enlarger.tasks.denoise import Expert, denoise
-from enlarger.tasks.enlarge import Upscaler, bundled, load_upscaler
-from enlarger.tasks.experts import Plan, turns_of, untils_of
+from enlarger.tasks.experts import SamplingReport, check_handoff_sigmas, trace_network_calls
+from enlarger.tasks.inputs import join_results
 from enlarger.tasks.latents import Latents, check_space
-from enlarger.tasks.model import Model, load_model, words_of
-from enlarger.tasks.parts import Progress, Result, Watch, quiet
-from enlarger.tasks.reading import Checkpoint, Location
-from enlarger.tasks.sources import joined_results
-from enlarger.tasks.upscale_compact import CompactUpscale
-from enlarger.tasks.upscale_latent import LatentUpscale
+from enlarger.tasks.loading import Checkpoint, Location
+from enlarger.tasks.result import Progress, ProgressCallback, Result, no_progress
+from enlarger.tasks.sampling import Expert, sample_latents
+from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion, prompt_spec_from_options
+from enlarger.tasks.upscale.bundled import BundledUpscaler
+from enlarger.tasks.upscale.latent_x2 import LatentUpscaler
+from enlarger.tasks.upscale.upscale import Upscaler, load_bundled, load_upscaler
 
-Locations = Location | Sequence[Location] | None
+CheckpointLocations = Location | Sequence[Location] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,145 +41,177 @@ class Generator:
     ladder. `upscaler` enlarges; None is the bundled one.
     """
 
-    model: Model
-    refiners: tuple[Model, ...] = ()
+    model: StableDiffusion
+    refiners: tuple[StableDiffusion, ...] = ()
     upscaler: Upscaler | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError for checkpoints whose latents do not fit together."""
         for refiner in self.refiners:
-            check_space(self.model.space, refiner.networks.vae.config, f"the refiner {refiner.name}")
-        if self.upscaler is not None and isinstance(self.upscaler.task, LatentUpscale):
-            check_space(self.model.space, self.upscaler.task.vae.config, f"the upscaler {self.upscaler.name}")
+            check_space(self.model.latent_space, refiner.latent_diffusion.vae.config, f"the refiner {refiner.name}")
+        if self.upscaler is not None and isinstance(self.upscaler.task, LatentUpscaler):
+            check_space(self.model.latent_space, self.upscaler.task.vae.config, f"the upscaler {self.upscaler.name}")
 
-    def __call__(self, request: GenerateRequest, watch: Watch = quiet) -> Result:
+    def __call__(self, request: GenerateRequest, watch: ProgressCallback = no_progress) -> Result:
         """Each prompt gives `count` pictures of exactly the size asked for, times `upscale`, in order.
 
         One picture is computed at a time, so that it is the same to the last bit alone and among others.
         `Result.latents` are those before enlarging; they cover the size that the network needed, which can be larger.
         """
-        prompts, negatives = _pairs(request)
+        prompts, negatives = _prompt_pairs(request)
         seeds = seeds_for(request.seed, len(prompts))
-        alone = [
+        single_requests = [
             replace(request, prompt=prompt, negative=negative, seed=seed, count=1)
             for prompt, negative, seed in zip(prompts, negatives, seeds, strict=True)
         ]
-        return joined_results([self.several([one], watch)[0] for one in alone])
+        return join_results([self.run_batch([one], watch)[0] for one in single_requests])
 
-    def explain(self, request: GenerateRequest) -> Plan:
+    def explain(self, request: GenerateRequest) -> SamplingReport:
         """Who would run which step, and how many calls that makes; nothing is computed."""
         options = self._options(request)
-        method = self.model.method(options["steps"], options["solver"], [0])
+        plan = self.model.sampling_plan(options["steps"], options["solver"], [0])
         names = ["base", *("refiner" if i == 1 else f"refiner {i}" for i in range(1, len(self.refiners) + 1))]
-        turns = turns_of(names, self._untils(request), method.solver, method.course.ladder)
+        network_calls = trace_network_calls(
+            names, self._handoff_sigmas(request), plan.solver, plan.sigma_schedule.sigmas
+        )
         if request.upscale > 1:
-            turns += self._upscaler.turns(self._enlarging(request, None, 0), self._size(options))
-        return Plan(turns, len(_pairs(request)[0]))
+            network_calls += self._effective_upscaler.network_calls(
+                self._upscale_request(request, None, 0), self._size(options)
+            )
+        return SamplingReport(network_calls, len(_prompt_pairs(request)[0]))
 
     @property
-    def _upscaler(self) -> Upscaler:
-        return bundled(self.model.networks.runtime) if self.upscaler is None else self.upscaler
+    def _effective_upscaler(self) -> Upscaler:
+        return load_bundled(self.model.latent_diffusion.runtime) if self.upscaler is None else self.upscaler
 
     def _options(self, request: GenerateRequest) -> dict[str, Any]:
         """The options with their defaults."""
-        return filled(request, "generate/xl" if self.model.sized else "generate")
+        return with_defaults(request, "generate/xl" if self.model.has_micro_conditioning else "generate")
 
     def _size(self, options: dict[str, Any]) -> tuple[int, int]:
         """Height and width in pixels."""
-        side = self.model.side * self.model.networks.vae.factor
+        side = self.model.sample_size * self.model.latent_diffusion.vae.downsample_factor
         height, width = (side if options[name] is None else int(options[name]) for name in ("height", "width"))
         return height, width
 
-    def _untils(self, request: GenerateRequest) -> tuple[float, ...]:
+    def _handoff_sigmas(self, request: GenerateRequest) -> tuple[float, ...]:
         """The noise level down to which each network works."""
-        given = request.handoff
-        levels = [] if given is None else list(given) if isinstance(given, Sequence) else [given]
-        if given is None and len(self.refiners) == 1:
+        handoff = request.handoff
+        handoff_sigmas = [] if handoff is None else list(handoff) if isinstance(handoff, Sequence) else [handoff]
+        if handoff is None and len(self.refiners) == 1:
             schedule = self.model.sampler.schedule
-            levels = [float(schedule.sigmas[round(HANDOFF * schedule.count)])]
-        if len(levels) != len(self.refiners):
-            raise InputError(f"found {len(levels)} hand-offs for {len(self.refiners)} refiners; give one for each")
-        return untils_of(levels)
+            handoff_sigmas = [float(schedule.sigmas[round(DEFAULT_HANDOFF * schedule.num_train_timesteps)])]
+        if len(handoff_sigmas) != len(self.refiners):
+            raise InputError(
+                f"found {len(handoff_sigmas)} hand-offs for {len(self.refiners)} refiners; give one for each"
+            )
+        return check_handoff_sigmas(handoff_sigmas)
 
-    def several(self, requests: Sequence[GenerateRequest], watch: Watch = quiet) -> list[Result]:
+    def run_batch(self, requests: Sequence[GenerateRequest], watch: ProgressCallback = no_progress) -> list[Result]:
         """One picture of each request, in one batch. They differ in prompts and seed alone, see `together`."""
         seeds = [seeds_for(request.seed, 1)[0] for request in requests]
-        words = [words_of(self._options(request)) for request in requests]
+        prompt_specs = [prompt_spec_from_options(self._options(request)) for request in requests]
         model, options = self.model, self._options(requests[0])
-        size, method = self._size(options), model.method(options["steps"], options["solver"], seeds)
+        size, plan = self._size(options), model.sampling_plan(options["steps"], options["solver"], seeds)
         experts = [
-            Expert(one.networks.unet, one.on(method.course).precondition, one.tell_several(words, size), until)
-            for one, until in zip((model, *self.refiners), self._untils(requests[0]), strict=True)
+            Expert(
+                one.latent_diffusion.unet,
+                one.bind_schedule(plan.sigma_schedule).precondition,
+                one.condition_batch(prompt_specs, size),
+                handoff_sigma,
+            )
+            for one, handoff_sigma in zip((model, *self.refiners), self._handoff_sigmas(requests[0]), strict=True)
         ]
-        networks = model.networks
-        start = networks.draw(networks.shape(len(seeds), latent_size(model, *size)), method.noise)
-        values = denoise(experts, start * method.course.start, method, networks.runtime, watch).cpu()
-        made = [
-            self._finish(Latents(values[i : i + 1], model.space), size, request, seeds[i], watch)
+        latent_diffusion = model.latent_diffusion
+        unit_noise = latent_diffusion.draw_noise(
+            latent_diffusion.latent_shape(len(seeds), padded_latent_size(model, *size)), plan.noise
+        )
+        latents = sample_latents(
+            experts, unit_noise * plan.sigma_schedule.init_noise_sigma, plan, latent_diffusion.runtime, watch
+        ).cpu()
+        results = [
+            self._finish(Latents(latents[i : i + 1], model.latent_space), size, request, seeds[i], watch)
             for i, request in enumerate(requests)
         ]
-        return [replace(one, notes=told.notes + one.notes) for one, told in zip(made, words, strict=True)]
+        return [
+            replace(one, notes=prompt_spec.notes + one.notes)
+            for one, prompt_spec in zip(results, prompt_specs, strict=True)
+        ]
 
     def _finish(
-        self, latents: Latents, size: tuple[int, int], request: GenerateRequest, seed: int, watch: Watch
+        self, latents: Latents, size: tuple[int, int], request: GenerateRequest, seed: int, watch: ProgressCallback
     ) -> Result:
         """One picture's latents made a picture, and judged."""
-        image, notes = self._picture(latents, size, request, seed, watch)
-        flagged, said = self.model.judge([] if self.model.checker is None else [read_picture(image).colour])
-        return Result((image,), (seed,), self.model.name, notes + said, latents=latents, flagged=flagged)
+        image, notes = self._decode_picture(latents, size, request, seed, watch)
+        flagged, safety_notes = self.model.check_safety(
+            [] if self.model.safety_checker is None else [read_picture(image).colour]
+        )
+        return Result((image,), (seed,), self.model.name, notes + safety_notes, latents=latents, flagged=flagged)
 
-    def _picture(
-        self, latents: Latents, size: tuple[int, int], request: GenerateRequest, seed: int, watch: Watch
+    def _decode_picture(
+        self, latents: Latents, size: tuple[int, int], request: GenerateRequest, seed: int, watch: ProgressCallback
     ) -> tuple[Image.Image, tuple[str, ...]]:
         """The latents as a picture of `size` (height, width), times `upscale`."""
-        upscaler = self._upscaler if request.upscale > 1 else None
-        straight = upscaler is not None and isinstance(upscaler.task, LatentUpscale)
-        pixels = None if straight else self.model.networks.decode(latents.values)[0, :, : size[0], : size[1]]
+        upscaler = self._effective_upscaler if request.upscale > 1 else None
+        upscales_latents = upscaler is not None and isinstance(upscaler.task, LatentUpscaler)
+        pixels = (
+            None if upscales_latents else self.model.latent_diffusion.decode(latents.values)[0, :, : size[0], : size[1]]
+        )
         if upscaler is None:
             assert pixels is not None
             return to_pil(Picture(pixels.cpu())), ()
-        given = latents if pixels is None else pixels.clamp(-1, 1).cpu()
+        upscaler_input = latents if pixels is None else pixels.clamp(-1, 1).cpu()
 
-        def seen(progress: Progress) -> None:
+        def report(progress: Progress) -> None:
             watch(replace(progress, stage=f"enlarge: {progress.stage}"))
 
-        made = upscaler(self._enlarging(request, given, seed), seen)
+        upscaled = upscaler(self._upscale_request(request, upscaler_input, seed), report)
         height, width = (round(side * request.upscale) for side in size)
-        return made.image.crop((0, 0, width, height)), made.notes
+        return upscaled.image.crop((0, 0, width, height)), upscaled.notes
 
-    def _enlarging(self, request: GenerateRequest, image: Any, seed: int) -> UpscaleRequest:
+    def _upscale_request(self, request: GenerateRequest, image: Any, seed: int) -> UpscaleRequest:
         """What the upscaler is asked for: the same prompts where it can read them."""
-        asked = UpscaleRequest(image, request.upscale, seed=seed, steps=request.upscale_steps)
-        if not isinstance(self._upscaler.task, CompactUpscale):
-            return replace(asked, prompt=request.prompt, negative=request.negative, long_prompt=request.long_prompt)
+        upscale_request = UpscaleRequest(image, request.upscale, seed=seed, steps=request.upscale_steps)
+        if not isinstance(self._effective_upscaler.task, BundledUpscaler):
+            return replace(
+                upscale_request, prompt=request.prompt, negative=request.negative, long_prompt=request.long_prompt
+            )
         if request.upscale_steps is not None:
             raise InputError(
                 f"upscale_steps is {request.upscale_steps}, but the bundled upscaler takes no steps; "
                 "give an upscaler's folder, or leave it"
             )
-        return asked
+        return upscale_request
 
 
-def _pairs(request: GenerateRequest) -> tuple[list[str], list[str]]:
+def _prompt_pairs(request: GenerateRequest) -> tuple[list[str], list[str]]:
     """Prompts and negative prompts, each `count` times in a row."""
     prompts = [request.prompt] if isinstance(request.prompt, str) else list(request.prompt)
     if not prompts:
         raise InputError("an empty list of prompts, expected at least one")
-    negatives = one_per(request.negative, len(prompts), "negative")
+    negatives = one_per_image(request.negative, len(prompts), "negative")
     return [p for p in prompts for _ in range(request.count)], [n for n in negatives for _ in range(request.count)]
 
 
-def latent_size(model: Model, height: int, width: int) -> tuple[int, int]:
+def padded_latent_size(model: StableDiffusion, height: int, width: int) -> tuple[int, int]:
     """The latents that cover a picture, in sizes that the network halves evenly."""
-    multiple, factor = model.granularity, model.networks.vae.factor
+    multiple, factor = model.size_multiple, model.latent_diffusion.vae.downsample_factor
     high, wide = (-(-side // multiple) * multiple // factor for side in (height, width))
     return high, wide
 
 
 def generate(
-    prompt: Any, *, model: Location, refiner: Locations = None, upscaler: Location | None = None,
-    device: str = "auto", precision: str = "auto", offload: Offload = "none", watch: Watch = quiet, **options: Any,
-) -> Result:  # fmt: skip
+    prompt: Any,
+    *,
+    model: Location,
+    refiner: CheckpointLocations = None,
+    upscaler: Location | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    offload: Offload = "none",
+    watch: ProgressCallback = no_progress,
+    **options: Any,
+) -> Result:
     """Make pictures from text with the Stable Diffusion checkpoint in a folder; `options` are `GenerateRequest`'s.
 
     `refiner` is a folder, or several, of checkpoints that finish the picture below the noise levels `handoff`. With
@@ -179,7 +219,7 @@ def generate(
     picture; other upscalers, None being the bundled one, enlarge the picture. Raises InputError for latents that do not
     fit together, and Unsupported for checkpoints made for something else.
     """
-    request = request_of(GenerateRequest, prompt=prompt, **options)
+    request = make_request(GenerateRequest, prompt=prompt, **options)
     if upscaler is not None and request.upscale == 1:
         raise InputError(f"found the upscaler {upscaler}, but upscale is 1; give upscale, or leave both")
     return load_generator(model, device, precision, offload, refiner, upscaler)(request, watch)
@@ -187,13 +227,18 @@ def generate(
 
 def load_generator(
     model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none",
-    refiner: Locations = None, upscaler: Location | None = None,
+    refiner: CheckpointLocations = None, upscaler: Location | None = None,
 ) -> Generator:  # fmt: skip
     """Load a text-to-image checkpoint, and what works on its latents after it, once for many requests."""
-    folders = [] if refiner is None else [refiner] if isinstance(refiner, str | Path | Checkpoint) else list(refiner)
-    place = (device, precision, offload)
+    refiner_locations = (
+        [] if refiner is None else [refiner] if isinstance(refiner, str | Path | Checkpoint) else list(refiner)
+    )
+    load_options = (device, precision, offload)
     return Generator(
-        load_model(model, *place).for_task("generate"),
-        tuple(load_model(folder, *place).for_task("generate", "refine") for folder in folders),
-        None if upscaler is None else load_upscaler(upscaler, *place),
+        load_stable_diffusion(model, *load_options).require_task("generate"),
+        tuple(
+            load_stable_diffusion(folder, *load_options).require_task("generate", "refine")
+            for folder in refiner_locations
+        ),
+        None if upscaler is None else load_upscaler(upscaler, *load_options),
     )

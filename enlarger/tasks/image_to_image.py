@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from enlarger.diffusion.noise import PerImage
-from enlarger.tasks.denoise import Method, Told
-from enlarger.tasks.networks import Networks, each
-from enlarger.tasks.parts import Watch, quiet
+from enlarger.diffusion.noise import PerSampleGenerators
+from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
+from enlarger.tasks.result import ProgressCallback, no_progress
+from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,21 +18,23 @@ class ImageToImageJob:
     noise. What else the network is told (a depth map) is in `told`.
     """
 
-    told: Told
+    conditioning: GuidedConditioning
     image: Tensor
-    method: Method
-    noisy: bool = False
+    plan: SamplingPlan
+    is_noisy: bool = False
 
 
-def image_to_image(networks: Networks, job: ImageToImageJob, watch: Watch = quiet) -> Tensor:
+def image_to_image(
+    latent_diffusion: LatentDiffusion, job: ImageToImageJob, watch: ProgressCallback = no_progress
+) -> Tensor:
     """Latents (B, C, h, w) in float32. Noise is drawn for the encoding, then for the start.
 
     Results of one picture share its encoding's noise, unless each has a generator of its own.
     """
-    tokens, noise = job.told.positive.tokens, job.method.noise
+    tokens, noise = job.conditioning.positive.tokens, job.plan.noise
     assert tokens is not None, "Stable Diffusion is always told tokens"
-    image = each(job.image, len(tokens)) if isinstance(noise, PerImage) else job.image
-    start = each(networks.encode(image, noise), len(tokens))
-    if not job.noisy:
-        start = start + job.method.course.ladder[0] * networks.draw(start.shape, noise)
-    return networks.denoise(job.told, start, job.method, watch)
+    image = repeat_each(job.image, len(tokens)) if isinstance(noise, PerSampleGenerators) else job.image
+    latents = repeat_each(latent_diffusion.encode(image, noise), len(tokens))
+    if not job.is_noisy:
+        latents = latents + job.plan.sigma_schedule.sigmas[0] * latent_diffusion.draw_noise(latents.shape, noise)
+    return latent_diffusion.sample(job.conditioning, latents, job.plan, watch)

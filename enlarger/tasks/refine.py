@@ -8,103 +8,116 @@ import torch
 from torch import Tensor
 
 from enlarger.diffusion.noise import from_seeds
-from enlarger.diffusion.sampler import Course
+from enlarger.diffusion.sampler import SigmaSchedule
 from enlarger.errors import InputError
-from enlarger.images import to_pil
-from enlarger.requests import RefineRequest, filled, request_of
+from enlarger.image.picture import to_pil
+from enlarger.requests import RefineRequest, make_request, with_defaults
 from enlarger.runtime.runtime import Offload
-from enlarger.tasks.denoise import Method
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
+from enlarger.tasks.inputs import PreparedImage, prepare_picture, run_each_image
 from enlarger.tasks.latents import Latents
-from enlarger.tasks.model import Model, load_model, words_of
-from enlarger.tasks.parts import Result, Watch, quiet
-from enlarger.tasks.reading import Location
-from enlarger.tasks.sources import Opened, each_source, open_picture
+from enlarger.tasks.loading import Location
+from enlarger.tasks.result import ProgressCallback, Result, no_progress
+from enlarger.tasks.sampling import SamplingPlan
+from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion, prompt_spec_from_options
 
 
 @dataclass(frozen=True, eq=False)
 class Refiner:
     """A loaded checkpoint, of text-to-image or SDXL's refiner; calling it with a request remakes its pictures."""
 
-    model: Model
+    model: StableDiffusion
 
-    def __call__(self, request: RefineRequest, watch: Watch = quiet) -> Result:
+    def __call__(self, request: RefineRequest, watch: ProgressCallback = no_progress) -> Result:
         """Each input gives `count` pictures of its own size, in order. One picture is computed at a time."""
 
-        def one(request: RefineRequest, seeds: tuple[int, ...]) -> Result:
-            name = "refine/xl" if self.model.sized else "refine"
-            return remake(self.model, filled(request, name), self._open(request.image), seeds, watch)
+        def run_one(request: RefineRequest, seeds: tuple[int, ...]) -> Result:
+            name = "refine/xl" if self.model.has_micro_conditioning else "refine"
+            return run_image_to_image(
+                self.model, with_defaults(request, name), self._prepare_input(request.image), seeds, watch
+            )
 
-        return each_source(request, one)
+        return run_each_image(request, run_one)
 
-    def _open(self, source: Any) -> Opened:
+    def _prepare_input(self, source: Any) -> PreparedImage:
         if not isinstance(source, Latents):
-            return open_picture(source, self.model.granularity)
-        vae = self.model.networks.vae
+            return prepare_picture(source, self.model.size_multiple)
+        vae = self.model.latent_diffusion.vae
         values = source.values_for(vae, f"refining with {self.model.name}")
-        return Opened(values, (values.shape[2] * vae.factor, values.shape[3] * vae.factor))
+        return PreparedImage(values, (values.shape[2] * vae.downsample_factor, values.shape[3] * vae.downsample_factor))
 
 
-def remake(
-    model: Model, options: Mapping[str, Any], opened: Opened, seeds: Sequence[int], watch: Watch,
-    beside: Mapping[str, Tensor] | None = None,
-) -> Result:  # fmt: skip
+def run_image_to_image(
+    model: StableDiffusion,
+    options: Mapping[str, Any],
+    prepared: PreparedImage,
+    seeds: Sequence[int],
+    watch: ProgressCallback,
+    extra_conditioning: Mapping[str, Tensor] | None = None,
+) -> Result:
     """One picture from each seed, after `options` of a request; `beside` is what the network is told besides."""
     if options["strength"] == 0:
-        return _unchanged(model, opened, seeds)
-    words = words_of(options)
-    whole = model.method(options["steps"], options["solver"], seeds)
-    course = last_share(whole.course, options["strength"])
-    told = model.tell_one(words, opened.size).beside(**(beside or {}))
-    networks = model.on(course)
+        return _input_as_result(model, prepared, seeds)
+    prompt_spec = prompt_spec_from_options(options)
+    full_plan = model.sampling_plan(options["steps"], options["solver"], seeds)
+    sigma_schedule = truncate_by_strength(full_plan.sigma_schedule, options["strength"])
+    conditioning = model.condition_one(prompt_spec, prepared.size).with_fields(**(extra_conditioning or {}))
+    latent_diffusion = model.bind_schedule(sigma_schedule)
     latents = [
-        image_to_image(networks, ImageToImageJob(told, opened.image, Method(course, whole.solver, noise)), watch)
+        image_to_image(
+            latent_diffusion,
+            ImageToImageJob(conditioning, prepared.image, SamplingPlan(sigma_schedule, full_plan.solver, noise)),
+            watch,
+        )
         for noise in (from_seeds([seed]) for seed in seeds)
     ]
-    made = [networks.decode(one) for one in latents]
-    flagged, said = model.judge([one[0] for one in made])
+    decoded = [latent_diffusion.decode(one) for one in latents]
+    flagged, safety_notes = model.check_safety([one[0] for one in decoded])
     return Result(
-        tuple(opened.close(one) for one in made),
+        tuple(prepared.to_image(one) for one in decoded),
         tuple(seeds),
         model.name,
-        opened.notes + words.notes + said,
-        latents=Latents(torch.cat(latents).cpu(), model.space),
+        prepared.notes + prompt_spec.notes + safety_notes,
+        latents=Latents(torch.cat(latents).cpu(), model.latent_space),
         flagged=flagged,
     )
 
 
-def last_share(course: Course, strength: float) -> Course:
+def truncate_by_strength(sigma_schedule: SigmaSchedule, strength: float) -> SigmaSchedule:
     """The last min(int(steps * strength), steps) steps, as diffusers counts; InputError where none is left."""
-    steps = min(int(course.steps * strength), course.steps)
+    steps = min(int(sigma_schedule.steps * strength), sigma_schedule.steps)
     if steps < 1:
         raise InputError(
-            f"strength {strength:g} of {course.steps} steps is less than one step; give more of either, or strength 0, "
+            f"strength {strength:g} of {sigma_schedule.steps} steps is less than one step; give more of either, or "
+            "strength 0, "
             "which keeps the picture"
         )
-    return course.part(course.steps - steps)
+    return sigma_schedule.subrange(sigma_schedule.steps - steps)
 
 
-def _unchanged(model: Model, opened: Opened, seeds: Sequence[int]) -> Result:
+def _input_as_result(model: StableDiffusion, prepared: PreparedImage, seeds: Sequence[int]) -> Result:
     note = "strength is 0: the picture is the input, no network has changed it"
     latents = None
-    if opened.picture is None:
-        image = opened.close(model.networks.decode(opened.image))
-        latents = Latents(opened.image.float().repeat(len(seeds), 1, 1, 1), model.space)
+    if prepared.picture is None:
+        image = prepared.to_image(model.latent_diffusion.decode(prepared.image))
+        latents = Latents(prepared.image.float().repeat(len(seeds), 1, 1, 1), model.latent_space)
     else:
-        image = to_pil(opened.picture)
-    return Result(tuple(image.copy() for _ in seeds), tuple(seeds), model.name, (*opened.notes, note), latents=latents)
+        image = to_pil(prepared.picture)
+    return Result(
+        tuple(image.copy() for _ in seeds), tuple(seeds), model.name, (*prepared.notes, note), latents=latents
+    )
 
 
 def refine(
     image: Any, prompt: Any = "", *, model: Location, device: str = "auto", precision: str = "auto",
-    offload: Offload = "none", watch: Watch = quiet, **options: Any,
+    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Any,
 ) -> Result:  # fmt: skip
     """Remake one or several pictures: paths, PIL images, arrays, tensors in -1..1, or `Latents` of the model's space.
 
     `model` is a folder of Stable Diffusion 1 or 2 or SDXL, base or refiner; `options` are `RefineRequest`'s. Raises
     InputError for pictures and options that cannot be used, Unsupported for checkpoints made for something else.
     """
-    request = request_of(RefineRequest, image=image, prompt=prompt, **options)
+    request = make_request(RefineRequest, image=image, prompt=prompt, **options)
     return load_refiner(model, device, precision, offload)(request, watch)
 
 
@@ -112,4 +125,4 @@ def load_refiner(
     model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none"
 ) -> Refiner:  # fmt: skip
     """Load a checkpoint once for many requests."""
-    return Refiner(load_model(model, device, precision, offload).for_task("generate", "refine"))
+    return Refiner(load_stable_diffusion(model, device, precision, offload).require_task("generate", "refine"))

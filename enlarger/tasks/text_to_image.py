@@ -4,24 +4,30 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from enlarger.tasks.denoise import Method, Told
-from enlarger.tasks.networks import Networks
-from enlarger.tasks.parts import Watch, quiet
+from enlarger.tasks.latent_diffusion import LatentDiffusion
+from enlarger.tasks.result import ProgressCallback, no_progress
+from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
 
 
 @dataclass(frozen=True, eq=False)
 class TextToImageJob:
     """One batch of B latents of `size` (h, w). `initial` replaces the first unit noise, (B, C, h, w)."""
 
-    told: Told
+    conditioning: GuidedConditioning
     size: tuple[int, int]
-    method: Method
-    initial: Tensor | None = None
+    plan: SamplingPlan
+    initial_noise: Tensor | None = None
 
 
-def text_to_image(networks: Networks, job: TextToImageJob, watch: Watch = quiet) -> Tensor:
+def text_to_image(
+    latent_diffusion: LatentDiffusion, job: TextToImageJob, watch: ProgressCallback = no_progress
+) -> Tensor:
     """Latents (B, C, h, w) in float32, scaled as the checkpoint's autoencoder scales them."""
-    tokens = job.told.positive.tokens
+    tokens = job.conditioning.positive.tokens
     assert tokens is not None, "Stable Diffusion is always told tokens"
-    unit = networks.draw(networks.shape(len(tokens), job.size), job.method.noise, job.initial)
-    return networks.denoise(job.told, unit * job.method.course.start, job.method, watch)
+    unit_noise = latent_diffusion.draw_noise(
+        latent_diffusion.latent_shape(len(tokens), job.size), job.plan.noise, job.initial_noise
+    )
+    return latent_diffusion.sample(
+        job.conditioning, unit_noise * job.plan.sigma_schedule.init_noise_sigma, job.plan, watch
+    )

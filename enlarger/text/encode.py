@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from enlarger.errors import InputError
-from enlarger.nn.clip_text import ClipFeatures, ClipText
-from enlarger.text.tokenize import Tokenizer, Tokens
-from enlarger.text.weights import interpolate
+from enlarger.nn.clip_text import ClipText, ClipTextOutput
+from enlarger.text.tokenize import TokenizedPrompts, Tokenizer
+from enlarger.text.weights import apply_token_weights
 
 # Which state the networks attend to: SD1 and SD2 the last one normalised; the x2 upscaler the last one as it is;
 # SDXL the one before it as it is.
-Layer = Literal["last_norm", "last", "penultimate"]
+OutputLayer = Literal["last_norm", "last", "penultimate"]
 
 
 @dataclass(frozen=True)
-class Encoded:
+class PromptEmbeds:
     """Text features of B prompts; L is 77, or a multiple of it for long prompts."""
 
     tokens: Tensor  # (B, L, D)
@@ -27,16 +27,16 @@ class Encoded:
     mask: Tensor  # (B, L) bool, True at real tokens, start and end included
 
 
-def encode(
+def encode_prompts(
     tokenizer: Tokenizer,
     encoder: ClipText,
-    texts: Sequence[str],
+    prompts: Sequence[str],
     *,
-    layer: Layer = "last_norm",
-    long: bool = False,
+    layer: OutputLayer = "last_norm",
+    long_prompt: bool = False,
     weighted: bool = False,
     clip_skip: int = 0,
-) -> Encoded:
+) -> PromptEmbeds:
     """Encode prompts that belong together (both branches of a guidance too: one call gives them one length).
 
     A text over 75 tokens is cut with a warning that names what was cut; with `long` it is encoded in pieces of 75,
@@ -45,70 +45,88 @@ def encode(
     `clip_skip` counts layers back from `layer`; "last_norm" normalises that one instead. It counts as diffusers'
     argument does: 0 is `layer` itself, which other programs call a clip skip of 1 (SD1) or 2 (SDXL).
     """
-    if layer not in get_args(Layer):
-        raise InputError(f"layer is {layer!r}, expected one of {', '.join(get_args(Layer))}.")
-    rows = pieces(tokenizer, texts, long, weighted)
-    warn_of_cuts(tokenizer, rows)
-    return encode_pieces(tokenizer, encoder, rows, layer, clip_skip)
+    if layer not in get_args(OutputLayer):
+        raise InputError(f"layer is {layer!r}, expected one of {', '.join(get_args(OutputLayer))}.")
+    chunks = tokenize_prompts(tokenizer, prompts, long_prompt, weighted)
+    warn_truncated(tokenizer, chunks)
+    return encode_chunks(tokenizer, encoder, chunks, layer, clip_skip)
 
 
-def pieces(tokenizer: Tokenizer, texts: Sequence[str], long: bool, weighted: bool) -> tuple[Tokens, ...]:
+def tokenize_prompts(
+    tokenizer: Tokenizer, prompts: Sequence[str], long_prompt: bool, weighted: bool
+) -> tuple[TokenizedPrompts, ...]:
     """The prompts as one `Tokens` per position in the sequence of pieces; one alone unless `long`."""
-    texts = [texts] if isinstance(texts, str) else texts
-    if not long:
-        return (tokenizer(texts, weighted),)
-    found = [tokenizer.chunks(text, weighted) for text in texts]
-    longest = max(len(chunks.ids) for chunks in found)
-    whole = [_joined((chunks, _empty(tokenizer, longest - len(chunks.ids))), torch.cat) for chunks in found]
-    return tuple(_joined(whole, lambda rows, k=k: torch.stack([row[k] for row in rows])) for k in range(longest))
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if not long_prompt:
+        return (tokenizer(prompts, weighted),)
+    chunked_prompts = [tokenizer.tokenize_in_chunks(text, weighted) for text in prompts]
+    num_chunks = max(len(chunks.ids) for chunks in chunked_prompts)
+    padded_prompts = [
+        _join_tokens((chunks, _empty_prompts(tokenizer, num_chunks - len(chunks.ids))), torch.cat)
+        for chunks in chunked_prompts
+    ]
+    return tuple(
+        _join_tokens(padded_prompts, lambda rows, k=k: torch.stack([row[k] for row in rows])) for k in range(num_chunks)
+    )
 
 
-def filled(tokenizer: Tokenizer, rows: Sequence[Tokens], count: int) -> tuple[Tokens, ...]:
+def pad_chunks(
+    tokenizer: Tokenizer, chunks: Sequence[TokenizedPrompts], num_chunks: int
+) -> tuple[TokenizedPrompts, ...]:
     """At least `count` pieces: empty prompts come after the last, with nothing real in them."""
-    return (*rows, *(_empty(tokenizer, len(rows[0].ids)) for _ in range(count - len(rows))))
+    return (*chunks, *(_empty_prompts(tokenizer, len(chunks[0].ids)) for _ in range(num_chunks - len(chunks))))
 
 
-def warn_of_cuts(tokenizer: Tokenizer, rows: Sequence[Tokens]) -> None:
+def warn_truncated(tokenizer: Tokenizer, chunks: Sequence[TokenizedPrompts]) -> None:
     """Say what did not fit, each part once; the warning points at the caller's caller."""
-    for part in dict.fromkeys(part for tokens in rows for part in tokens.cut if part):
-        room = tokenizer.length - 2
-        warnings.warn(f"the prompt is longer than {room} tokens; left out: {part!r}", UserWarning, stacklevel=3)
+    for removed_text in dict.fromkeys(part for tokens in chunks for part in tokens.removed_text if part):
+        max_tokens = tokenizer.model_max_length - 2
+        warnings.warn(
+            f"the prompt is longer than {max_tokens} tokens; left out: {removed_text!r}", UserWarning, stacklevel=3
+        )
 
 
-def encode_pieces(
-    tokenizer: Tokenizer, encoder: ClipText, rows: Sequence[Tokens], layer: Layer, clip_skip: int
-) -> Encoded:
+def encode_chunks(
+    tokenizer: Tokenizer, encoder: ClipText, chunks: Sequence[TokenizedPrompts], layer: OutputLayer, clip_skip: int
+) -> PromptEmbeds:
     """Features of the pieces side by side, weighted where a token has a weight."""
     device = encoder.embeddings.token_embedding.weight.device
     with torch.no_grad():
-        features = [encoder(piece.ids.to(device)) for piece in rows]
-        states = [_states(encoder, found, layer, clip_skip) for found in features]
-        if any(bool((piece.weights != 1).any()) for piece in rows):
-            empty = _states(encoder, encoder(tokenizer([""]).ids.to(device)), layer, clip_skip)
-            states = [interpolate(x, empty, piece.weights.to(device)) for x, piece in zip(states, rows, strict=True)]
-    first: ClipFeatures = features[0]
-    pooled = first.pooled if first.projected is None else first.projected
-    return Encoded(torch.cat(states, dim=1), pooled, torch.cat([piece.mask for piece in rows], dim=1).to(device))
+        features = [encoder(piece.ids.to(device)) for piece in chunks]
+        hidden_states = [_select_hidden_state(encoder, found, layer, clip_skip) for found in features]
+        if any(bool((piece.weights != 1).any()) for piece in chunks):
+            empty = _select_hidden_state(encoder, encoder(tokenizer([""]).ids.to(device)), layer, clip_skip)
+            hidden_states = [
+                apply_token_weights(x, empty, piece.weights.to(device))
+                for x, piece in zip(hidden_states, chunks, strict=True)
+            ]
+    first: ClipTextOutput = features[0]
+    pooled = first.pooler_output if first.text_embeds is None else first.text_embeds
+    return PromptEmbeds(
+        torch.cat(hidden_states, dim=1), pooled, torch.cat([piece.mask for piece in chunks], dim=1).to(device)
+    )
 
 
-def _empty(tokenizer: Tokenizer, count: int) -> Tokens:
+def _empty_prompts(tokenizer: Tokenizer, count: int) -> TokenizedPrompts:
     """Rows of the empty prompt with nothing real in them."""
     rows = tokenizer([""] * count)
     return replace(rows, mask=torch.zeros_like(rows.mask))
 
 
-def _joined(found: Sequence[Tokens], join: Callable[[list[Tensor]], Tensor]) -> Tokens:
+def _join_tokens(chunks: Sequence[TokenizedPrompts], join: Callable[[list[Tensor]], Tensor]) -> TokenizedPrompts:
     """One `Tokens` of several that lost nothing."""
-    ids, mask, weights = (join([getattr(one, name) for one in found]) for name in ("ids", "mask", "weights"))
-    return Tokens(ids, mask, ("",) * len(ids), weights)
+    ids, mask, weights = (join([getattr(one, name) for one in chunks]) for name in ("ids", "mask", "weights"))
+    return TokenizedPrompts(ids, mask, ("",) * len(ids), weights)
 
 
-def _states(encoder: ClipText, found: ClipFeatures, layer: Layer, clip_skip: int) -> Tensor:
+def _select_hidden_state(encoder: ClipText, features: ClipTextOutput, layer: OutputLayer, clip_skip: int) -> Tensor:
     """The wanted state; `found.states` holds one more than there are layers, the last before the final norm."""
-    back = clip_skip + (2 if layer == "penultimate" else 1)
-    if not 0 <= clip_skip <= len(found.states) - back + clip_skip:
-        most = len(found.states) - back + clip_skip
-        raise InputError(f"clip_skip is {clip_skip}, expected 0 to {most} for this text encoder.")
+    offset = clip_skip + (2 if layer == "penultimate" else 1)
+    if not 0 <= clip_skip <= len(features.hidden_states) - offset + clip_skip:
+        max_clip_skip = len(features.hidden_states) - offset + clip_skip
+        raise InputError(f"clip_skip is {clip_skip}, expected 0 to {max_clip_skip} for this text encoder.")
     if layer == "last_norm":
-        return found.last if clip_skip == 0 else encoder.final_layer_norm(found.states[-back])
-    return found.states[-back]
+        return (
+            features.last_hidden_state if clip_skip == 0 else encoder.final_layer_norm(features.hidden_states[-offset])
+        )
+    return features.hidden_states[-offset]

@@ -10,22 +10,22 @@ from torch import Tensor
 
 from enlarger.errors import InputError
 
-STEP = 1.1  # what one pair of brackets multiplies or divides by
-LIMIT = 10.0  # of a weight and of the product of nested ones, either sign
-NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|[+-]?inf(?:inity)?|nan"
+BRACKET_FACTOR = 1.1  # what one pair of brackets multiplies or divides by
+MAX_WEIGHT = 10.0  # of a weight and of the product of nested ones, either sign
+NUMBER_PATTERN = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|[+-]?inf(?:inity)?|nan"
 # An escaped bracket or backslash; a number that closes a round bracket; a mark; text.
-PIECES = re.compile(rf"\\[\\()\[\]]|:\s*({NUMBER})\s*\)|[()\[\]:\\]|[^()\[\]:\\]+", re.IGNORECASE)
+PROMPT_PATTERN = re.compile(rf"\\[\\()\[\]]|:\s*({NUMBER_PATTERN})\s*\)|[()\[\]:\\]|[^()\[\]:\\]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Weighted:
+class WeightedText:
     """A part of a prompt and its weight."""
 
     text: str
     weight: float
 
 
-def parse(text: str) -> tuple[Weighted, ...]:
+def parse_prompt_attention(text: str) -> tuple[WeightedText, ...]:
     r"""The parts of a prompt by weight; neighbours differ in weight and none is empty.
 
     `(a)` is 1.1, `[a]` 1 / 1.1, `(a:1.2)` 1.2, and nesting multiplies. `\(`, `\)`, `\[`, `\]` and `\\` are the
@@ -36,22 +36,22 @@ def parse(text: str) -> tuple[Weighted, ...]:
     Source: the syntax of AUTOMATIC1111's `parse_prompt_attention`, which gives a bracket without its partner and
     `(a:b)` a weight of 1.1.
     """
-    pieces = list(PIECES.finditer(text))
-    opening, closing = _pairs(pieces)
-    weights, found = [1.0], list[Weighted]()
-    for i, piece in enumerate(pieces):
-        if i in opening:
-            weights.append(weights[-1] * opening[i])
-        elif i in closing:
+    matches = list(PROMPT_PATTERN.finditer(text))
+    opening_factors, closing_positions = _match_brackets(matches)
+    weights, parts = [1.0], list[WeightedText]()
+    for i, match in enumerate(matches):
+        if i in opening_factors:
+            weights.append(weights[-1] * opening_factors[i])
+        elif i in closing_positions:
             weights.pop()
         else:
-            part = piece[0][1:] if len(piece[0]) == 2 and piece[0][0] == "\\" else piece[0]
-            before = found.pop().text if found and found[-1].weight == weights[-1] else ""
-            found.append(Weighted(before + part, _checked(weights[-1], f"{weights[-1]:g}", text)))
-    return tuple(found)
+            part = match[0][1:] if len(match[0]) == 2 and match[0][0] == "\\" else match[0]
+            before = parts.pop().text if parts and parts[-1].weight == weights[-1] else ""
+            parts.append(WeightedText(before + part, _check_weight(weights[-1], f"{weights[-1]:g}", text)))
+    return tuple(parts)
 
 
-def interpolate(features: Tensor, empty: Tensor, weights: Tensor) -> Tensor:
+def apply_token_weights(features: Tensor, empty_features: Tensor, weights: Tensor) -> Tensor:
     """Features (B, L, D) at a distance of `weights` (B, L) times their own from those of the empty prompt (1, L, D).
 
     Weight 0 gives the empty prompt's, and weight 1 leaves the features as they are, to the bit. What has no weight
@@ -59,58 +59,62 @@ def interpolate(features: Tensor, empty: Tensor, weights: Tensor) -> Tensor:
 
     Source: ComfyUI's `encode_token_weights`; compel's weights below 1 lead to the empty prompt likewise.
     """
-    kind = torch.promote_types(features.dtype, torch.float32)
-    factor, base = weights[..., None].to(kind), empty.to(kind)
-    moved = base + factor * (features.to(kind) - base)
-    return torch.where(factor == 1, features, moved.to(features.dtype))
+    compute_dtype = torch.promote_types(features.dtype, torch.float32)
+    factor, base = weights[..., None].to(compute_dtype), empty_features.to(compute_dtype)
+    weighted = base + factor * (features.to(compute_dtype) - base)
+    return torch.where(factor == 1, features, weighted.to(features.dtype))
 
 
-def _pairs(pieces: Sequence[re.Match[str]]) -> tuple[dict[int, float], set[int]]:
+def _match_brackets(matches: Sequence[re.Match[str]]) -> tuple[dict[int, float], set[int]]:
     """Positions of the brackets that open a weight, with their factors, and of those that close one."""
-    opening, closing = dict[int, float](), set[int]()
-    opened, waiting, colons = list[int](), {"(": 0, "[": 0}, set[int]()
-    for i, piece in enumerate(pieces):
-        mark = piece[0]
-        if mark in waiting:
-            opened.append(i)
-            waiting[mark] += 1
-        elif mark == ":" and opened:
-            colons.add(opened[-1])
-        elif mark in (")", "]") or piece[1] is not None:
-            partner = "(" if mark[-1] == ")" else "["
-            if not waiting[partner]:
+    opening_factors, closing_positions = dict[int, float](), set[int]()
+    open_positions, open_counts, with_colon = list[int](), {"(": 0, "[": 0}, set[int]()
+    for i, match in enumerate(matches):
+        symbol = match[0]
+        if symbol in open_counts:
+            open_positions.append(i)
+            open_counts[symbol] += 1
+        elif symbol == ":" and open_positions:
+            with_colon.add(open_positions[-1])
+        elif symbol in (")", "]") or match[1] is not None:
+            open_bracket = "(" if symbol[-1] == ")" else "["
+            if not open_counts[open_bracket]:
                 continue
-            start = _close(pieces, partner, opened, waiting, colons)
-            if partner == "[" or piece[1] is not None or start not in colons:
-                opening[start] = _factor(piece, partner)
-                closing.add(i)
-    return opening, closing
+            start = _close_bracket(matches, open_bracket, open_positions, open_counts, with_colon)
+            if open_bracket == "[" or match[1] is not None or start not in with_colon:
+                opening_factors[start] = _bracket_factor(match, open_bracket)
+                closing_positions.add(i)
+    return opening_factors, closing_positions
 
 
-def _close(
-    pieces: Sequence[re.Match[str]], partner: str, opened: list[int], waiting: dict[str, int], colons: set[int]
+def _close_bracket(
+    matches: Sequence[re.Match[str]],
+    open_bracket: str,
+    open_positions: list[int],
+    open_counts: dict[str, int],
+    with_colon: set[int],
 ) -> int:
     """Where the innermost open `partner` stands; brackets opened within it have no partner, so they are text."""
     while True:
-        start = opened.pop()
-        waiting[pieces[start][0]] -= 1
-        if pieces[start][0] == partner:
+        start = open_positions.pop()
+        open_counts[matches[start][0]] -= 1
+        if matches[start][0] == open_bracket:
             return start
-        if start in colons:
-            colons.add(opened[-1])
+        if start in with_colon:
+            with_colon.add(open_positions[-1])
 
 
-def _factor(piece: re.Match[str], partner: str) -> float:
-    if piece[1] is not None:
-        return _checked(float(piece[1]), piece[1], piece.string)
-    return STEP if partner == "(" else 1 / STEP
+def _bracket_factor(match: re.Match[str], open_bracket: str) -> float:
+    if match[1] is not None:
+        return _check_weight(float(match[1]), match[1], match.string)
+    return BRACKET_FACTOR if open_bracket == "(" else 1 / BRACKET_FACTOR
 
 
-def _checked(weight: float, shown: str, text: str) -> float:
-    if math.isfinite(weight) and abs(weight) <= LIMIT:
+def _check_weight(weight: float, weight_text: str, text: str) -> float:
+    if math.isfinite(weight) and abs(weight) <= MAX_WEIGHT:
         return weight
     start = text if len(text) <= 60 else text[:57] + "..."
     raise InputError(
-        f"the prompt {start!r} has a weight of {shown}, expected {-LIMIT:g} to {LIMIT:g}; "
+        f"the prompt {start!r} has a weight of {weight_text}, expected {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}; "
         r"write \( and \) for brackets that are text."
     )

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from enlarger.degrade import Pixels
+from enlarger.image.degrade import Pixels
 
 Draw = np.random.Generator
 Colour = tuple[int, int, int]

@@ -1,4 +1,4 @@
-"""Batches of pairs: large pictures, and small ones as people have them. Each batch follows from the seed and its step."""
+"""Batches of pairs: large pictures, and small ones as people have them; each follows from the seed and its step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from enlarger.degrade import Pixels, Severity, degrade
+from enlarger.image.degrade import Pixels, Severity, degrade
 from enlarger.train.drawn import drawn_pair
 from enlarger.train.photos import Photos
 

@@ -11,9 +11,9 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from enlarger.degrade import Pixels
 from enlarger.errors import InputError
-from enlarger.images import pictures_in
+from enlarger.image.degrade import Pixels
+from enlarger.image.picture import list_pictures
 
 SCALES = (0.45, 0.9)  # photographs are made smaller, so that their pixels hold real detail
 HOLD_OUT = 40  # one picture in so many is never trained on
@@ -55,7 +55,7 @@ def read_photos(folder: Path, work: Path, crop: int, seed: int = 0, workers: int
     Raises InputError if none is large enough, or one cannot be read.
     """
     index, data = work / "photos.json", work / "photos.bin"
-    paths = pictures_in(folder)
+    paths = list_pictures(folder)
     about = {"pictures": [[path.name, path.stat().st_size] for path in paths], "crop": crop, "seed": seed}
     if not index.exists() or {**json.loads(index.read_text()), "places": None} != {**about, "places": None}:
         work.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from enlarger.degrade import Severity
-from enlarger.nn.compact import enlarge_bicubic
+from enlarger.image.degrade import Severity
+from enlarger.nn.compact import upsample_bicubic
 from enlarger.nn.perceptual import Judges, first_stages
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig, backproject
 from enlarger.train.loop import Loss, Recipe, channels_last, learn
@@ -58,7 +58,7 @@ def train_detailer(shop: Workshop, net: UpscaleNet, recipe: Recipe, mixture: Mix
 
 
 def train_restorer(shop: Workshop, net: UpscaleNet, recipe: Recipe, mixture: Mixture) -> UpscaleNet:
-    """Absolute error and a little of what the eye sees, of damaged pictures; the network is told how damaged they are."""
+    """Absolute error and a little of what the eye sees, of damaged pictures; how damaged they are is an input."""
     eye = Eye(shop.judges)
 
     def loss(module: nn.Module, pair: Pair, progress: float) -> Tensor:
@@ -107,7 +107,7 @@ def _train(
     @torch.inference_mode()
     def score(module: nn.Module) -> dict[str, float]:
         found = module(probe.small, plane(probe)) if net.config.extra_channels else module(probe.small)
-        scores = {"psnr": psnr(found, probe.large), "bicubic": psnr(enlarge_bicubic(probe.small), probe.large)}
+        scores = {"psnr": psnr(found, probe.large), "bicubic": psnr(upsample_bicubic(probe.small), probe.large)}
         if shop.judges is not None:
             scores["lpips"] = float(shop.judges.alex(found, probe.large).mean())
         return scores

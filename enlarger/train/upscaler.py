@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from enlarger.checkpoint.folder import Bundle, read_folder
-from enlarger.checkpoint.write import save_folder
+from enlarger.checkpoint.folder.load import PipelineComponents, read_folder
+from enlarger.checkpoint.folder.save import save_folder
 from enlarger.errors import InputError
 from enlarger.nn.perceptual import read_judges
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
@@ -78,7 +78,7 @@ def train_upscaler(plan: Plan, stages: Mapping[str, Stage] = SHIPPED, crop: int 
 def save_upscaler(parts: Mapping[str, nn.Module], out: Path) -> None:
     """Write the networks as a folder that `enlarger upscale --model` reads."""
     index = {"_class_name": "CompactUpscale"} | {n: ["enlarger", type(m).__name__] for n, m in parts.items()}
-    save_folder(Bundle(out, index, dict(parts)), out)
+    save_folder(PipelineComponents(out, index, dict(parts)), out)
 
 
 def _networks(folder: Path) -> dict[str, nn.Module]:

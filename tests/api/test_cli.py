@@ -19,10 +19,10 @@ from PIL import Image
 
 from enlarger.cli.main import run
 from enlarger.errors import CheckpointError, InputError, Unsupported
-from enlarger.evaluate.upscale import Evaluation, Table
-from enlarger.images import one_line, read_picture, to_pil
+from enlarger.evaluate.upscale import Evaluation, EvaluationTable
+from enlarger.image.picture import one_line, read_picture, to_pil
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.parts import Progress, Result, Watch
+from enlarger.tasks.result import Progress, ProgressCallback, Result
 from enlarger.train.upscaler import Plan
 from tests.support.pictures import bad_files, odd_files, texture
 
@@ -42,7 +42,7 @@ class Fake:
         self.loaded.append(arguments)
         return self
 
-    def __call__(self, request: UpscaleRequest, watch: Watch) -> Result:
+    def __call__(self, request: UpscaleRequest, watch: ProgressCallback) -> Result:
         self.requests.append(request)
         self.before(request)
         picture = read_picture(request.image)
@@ -58,7 +58,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake()
-    monkeypatch.setattr("enlarger.tasks.enlarge.load_upscaler", made.load)
+    monkeypatch.setattr("enlarger.tasks.upscale.upscale.load_upscaler", made.load)
     return made
 
 
@@ -352,7 +352,7 @@ def test_a_model_that_does_not_load_ends_the_run(call: Any, monkeypatch: pytest.
     def load(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr("enlarger.tasks.enlarge.load_upscaler", load)
+    monkeypatch.setattr("enlarger.tasks.upscale.upscale.load_upscaler", load)
     status, out, err = call("upscale", "a.png")
     said = str(error) if isinstance(error, CheckpointError) else "unexpected RuntimeError: odd; set ENLARGER_DEBUG=1"
     assert (status, out) == (1, "") and f"error: {said}" in err and "Traceback" not in err
@@ -404,10 +404,10 @@ def test_train_passes_on_what_it_is_given(call: Any, monkeypatch: pytest.MonkeyP
 def test_evaluate_passes_on_what_it_is_given(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
 
-    def evaluate(*arguments: Any) -> Table:
+    def evaluate(*arguments: Any) -> EvaluationTable:
         given.append(arguments[:-1])
         arguments[-1](Progress("evaluate", 1, 1))
-        return Table(({"set": "s", "psnr": 30.0},))
+        return EvaluationTable(({"set": "s", "psnr": 30.0},))
 
     monkeypatch.setattr("enlarger.evaluate.upscale.evaluate_upscale", evaluate)
     assert call("evaluate", "upscale")[0] == 2
@@ -451,9 +451,9 @@ def test_version_is_the_packages(tmp_path: Path) -> None:
 FAKE = """
     import signal, sys, time
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-    import enlarger.tasks.enlarge
-    from enlarger.images import read_picture, to_pil
-    from enlarger.tasks.parts import Progress, Result
+    import enlarger.tasks.upscale.upscale
+    from enlarger.image.picture import read_picture, to_pil
+    from enlarger.tasks.result import Progress, Result
 
     def load(*_):
         def upscaler(request, watch):
@@ -465,7 +465,7 @@ FAKE = """
             return Result((image.resize((image.width * 2, image.height * 2)),), (0,), "fake")
         return upscaler
 
-    enlarger.tasks.enlarge.load_upscaler = load
+    enlarger.tasks.upscale.upscale.load_upscaler = load
     from enlarger.cli.main import run
     run()
 """

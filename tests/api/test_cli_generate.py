@@ -14,10 +14,10 @@ from PIL import Image
 from enlarger import DepthRequest, GenerateRequest, InputError, RefineRequest
 from enlarger.cli.generate import slug
 from enlarger.cli.main import run
-from enlarger.images import read_picture, to_pil
+from enlarger.image.picture import read_picture, to_pil
 from enlarger.nn.autoencoder import AutoencoderKL
-from enlarger.tasks.experts import Plan, Turn
-from enlarger.tasks.parts import Progress, Result, Watch
+from enlarger.tasks.experts import NetworkCall, SamplingReport
+from enlarger.tasks.result import Progress, ProgressCallback, Result
 from tests.support import tiny, tiny_depth, tiny_xl
 from tests.support.pictures import texture
 
@@ -36,10 +36,10 @@ class Fake:
         self.loaded.append((*arguments, *more.values()))
         return self
 
-    def explain(self, request: GenerateRequest) -> Plan:
-        return Plan((Turn(1, "base", 3.0, 0.0, 1),), len(request.prompt))
+    def explain(self, request: GenerateRequest) -> SamplingReport:
+        return SamplingReport((NetworkCall(1, "base", 3.0, 0.0, 1),), len(request.prompt))
 
-    def __call__(self, request: Any, watch: Watch) -> Result:
+    def __call__(self, request: Any, watch: ProgressCallback) -> Result:
         self.requests.append(request)
         self.before(request)
         watch(Progress("denoise", 1, 1))

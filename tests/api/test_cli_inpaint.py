@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from enlarger.cli.main import run
-from enlarger.images import save_image
+from enlarger.image.picture import save_image
 from tests.support import tiny
 from tests.support.pictures import texture
-from tests.support.tiny_inpaint import repairer
+from tests.support.tiny_inpaint import tiny_inpainter
 
 one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 AUTO = "note: mask_mode auto took the mask as 'white': its white part is repainted"
@@ -28,7 +28,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     def load(*arguments: Any) -> Any:
         calls.append(arguments)
-        return repairer(9)
+        return tiny_inpainter(9)
 
     monkeypatch.setattr("enlarger.tasks.repair.load_inpainter", load)
     return calls

@@ -16,11 +16,11 @@ from PIL import Image
 
 import enlarger
 from enlarger.cli.main import run
-from enlarger.cli.serve import model_of
-from enlarger.client.replies import Result
+from enlarger.cli.serve import parse_model
+from enlarger.client.responses import Result
 from enlarger.errors import InputError
-from enlarger.service.edge.keys import hash_of
-from enlarger.service.settings import Settings, read_settings
+from enlarger.service.middleware.api_keys import hash_key
+from enlarger.service.settings import Settings, load_settings
 from tests.support.service import Served, running, start, stop
 
 KEY = "a key for the tests"
@@ -65,7 +65,7 @@ def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Served]:
-    with running(models=(), keys=[hash_of(KEY)]) as served:
+    with running(models=(), keys=[hash_key(KEY)]) as served:
         yield served
 
 
@@ -138,11 +138,11 @@ def test_a_wrong_configuration_is_one_line(
 
 
 def test_models_are_named_on_the_command_line() -> None:
-    assert model_of("sd=path/to=it") == {"name": "sd", "path": "path/to=it", "keep": False}
-    assert model_of("sd=x,keep") == {"name": "sd", "path": "x", "keep": True}
+    assert parse_model("sd=path/to=it") == {"name": "sd", "path": "path/to=it", "keep": False}
+    assert parse_model("sd=x,keep") == {"name": "sd", "path": "x", "keep": True}
     for words in ("sd", "=x", "sd=", "sd=,keep"):
         with pytest.raises(InputError, match="expected NAME=PATH, or NAME=PATH,keep"):
-            model_of(words)
+            parse_model(words)
 
 
 def test_flags_win_over_variables_and_these_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_flags_win_over_variables_and_these_over_the_file(tmp_path: Path, monkey
     monkeypatch.setenv("ENLARGER_CONFIG", str(file))
     monkeypatch.setenv("ENLARGER_PORT", "6")
     monkeypatch.setenv("ENLARGER_DISK", "7")
-    settings = read_settings(disk=8, host=None)
+    settings = load_settings(disk=8, host=None)
     assert (settings.queue, settings.port, settings.disk, settings.host) == (3, 6, 8, "127.0.0.1")
 
 
@@ -160,7 +160,7 @@ def test_a_key_and_its_hash_are_printed() -> None:
     assert (status, err) == (0, "")
     first, second = out.splitlines()
     made = first.removeprefix("key: ")
-    assert second == f'configuration: keys = ["{hash_of(made)}"]'
+    assert second == f'configuration: keys = ["{hash_key(made)}"]'
     assert call("key")[1] != out
 
 
@@ -254,7 +254,7 @@ def test_sigterm_ends_a_service_in_order(tmp_path: Path) -> None:
     with running(tmp_path / "data", models=()) as served:
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(30) == 0
-        assert "Traceback" not in served.said()
+        assert "Traceback" not in served.log_tail()
 
 
 def test_a_client_outlives_the_service(tmp_path: Path) -> None:

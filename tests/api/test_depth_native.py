@@ -80,16 +80,16 @@ def test_a_constant_map_is_fine(task: DepthToImage) -> None:
 def test_a_map_covers_the_picture_and_not_its_padding(task: DepthToImage) -> None:
     """The picture is padded to the right: a map of its own size and one of twice that give the same there."""
     ramp = torch.linspace(0, 1, 50).expand(33, 50)
-    channel = task._depth(_opened(task, 50, 33), ramp)
+    channel = task._depth_channel(_opened(task, 50, 33), ramp)
     assert channel.shape == (1, 1, 6, 8)  # of 64 x 48
     assert_close(channel[0, 0, :, -1], torch.ones(6), 1e-6)
     assert float(channel[0, 0, 0, 5]) > 0.7  # pixels 40 to 48 of 50
 
 
 def _opened(task: DepthToImage, width: int, height: int) -> Any:
-    from enlarger.tasks.sources import open_picture
+    from enlarger.tasks.inputs import prepare_picture
 
-    return open_picture(tiny.picture(width, height), task.model.granularity)
+    return prepare_picture(tiny.picture(width, height), task.model.size_multiple)
 
 
 def test_one_of_several_is_the_same_alone(task: DepthToImage) -> None:
@@ -129,7 +129,7 @@ def test_the_estimator_is_only_loaded_if_needed(monkeypatch: pytest.MonkeyPatch)
     def load(*args: Any) -> None:
         raise AssertionError("not needed")
 
-    monkeypatch.setattr("enlarger.tasks.depth_estimator.DepthEstimator.from_folder", load)
+    monkeypatch.setattr("enlarger.tasks.auxiliary.depth_estimator.DepthEstimator.from_folder", load)
     found = enlarger.depth(
         tiny.picture(16, 16), "a", model=tiny_depth.depth_folder(), depth=normal(4, 4), device="cpu", steps=2
     )

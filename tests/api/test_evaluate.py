@@ -11,7 +11,7 @@ from PIL import Image
 from enlarger.errors import InputError
 from enlarger.evaluate import upscale as evaluation
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.parts import Result
+from enlarger.tasks.result import Result
 
 
 class Interpolation:
@@ -24,7 +24,7 @@ class Interpolation:
         return Result((image.resize((2 * image.width, 2 * image.height), Image.Resampling.BICUBIC),), (0,), "test")
 
 
-def evaluate(folder: Path, **options: Any) -> evaluation.Table:
+def evaluate(folder: Path, **options: Any) -> evaluation.EvaluationTable:
     return evaluation.evaluate_upscale(evaluation.Evaluation(folder, **options))
 
 
@@ -52,7 +52,17 @@ def test_every_folder_is_a_set_with_a_row_for_each_method(folder: Path) -> None:
 def test_a_model_that_interpolates_has_the_figures_of_interpolation(folder: Path) -> None:
     rows = {(r["set"], r["method"]): r for r in evaluate(folder, steps=(3,)).rows}
     for name in ("one", "two"):
-        for figure in ("psnr", "psnr_y", "ssim", "ms_ssim", "gmsd", "fine_energy", "fine_correlation", "largest", "mean"):
+        for figure in (
+            "psnr",
+            "psnr_y",
+            "ssim",
+            "ms_ssim",
+            "gmsd",
+            "fine_energy",
+            "fine_correlation",
+            "largest",
+            "mean",
+        ):
             assert rows[name, "3 steps"][figure] == rows[name, "bicubic"][figure]
     assert rows["one", "bicubic"]["ms_ssim"] is None and rows["two", "bicubic"]["ms_ssim"] is not None
 

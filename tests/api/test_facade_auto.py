@@ -16,7 +16,7 @@ from enlarger.diffusers import (
     AutoPipelineForText2Image,
     DiffusionPipeline,
 )
-from enlarger.diffusers.auto import CLASSES, FAMILIES
+from enlarger.diffusers.auto import PIPELINE_CLASSES, PIPELINE_FAMILIES
 from enlarger.diffusers.utils import load_image, make_image_grid
 from enlarger.errors import CheckpointError, Unsupported
 from tests.support import tiny, tiny_models, tiny_xl
@@ -43,13 +43,13 @@ def test_a_folder_is_read_as_what_it_names(name: str) -> None:
     assert type(made).__name__ == name and made.dtype == torch.float16
 
 
-@pytest.mark.parametrize("name", sorted(CLASSES))
+@pytest.mark.parametrize("name", sorted(PIPELINE_CLASSES))
 def test_signatures_are_diffusers(name: str) -> None:
     def listed(function: Any) -> list[tuple[str, Any]]:
         found = inspect.signature(function).parameters.values()
         return [(p.name, tuple(p.default) if isinstance(p.default, list) else p.default) for p in found]
 
-    theirs, ours = getattr(diffusers, name), CLASSES[name]
+    theirs, ours = getattr(diffusers, name), PIPELINE_CLASSES[name]
     assert listed(ours.__call__) == listed(theirs.__call__)
     assert [n for n, _ in listed(ours.__init__)] == [n for n, _ in listed(theirs.__init__)]
 
@@ -65,7 +65,7 @@ ADAPTERS = ("load_lora_weights", "unload_lora_weights", "fuse_lora", "set_adapte
 
 
 def test_methods_that_people_call_exist() -> None:
-    for name, kind in CLASSES.items():
+    for name, kind in PIPELINE_CLASSES.items():
         wanted = METHODS if name == "StableDiffusionLatentUpscalePipeline" else METHODS + ADAPTERS
         assert [method for method in wanted if not hasattr(kind, method)] == []
 
@@ -80,7 +80,7 @@ AUTO = {
 @pytest.mark.parametrize("task", AUTO)
 @pytest.mark.parametrize(("family", "folder"), [(0, tiny.sd1_folder), (1, tiny_xl.base_folder)])
 def test_each_family_does_each_task_in_a_class_of_its_own(task: str, family: int, folder: Any) -> None:
-    kind = FAMILIES[family][task]
+    kind = PIPELINE_FAMILIES[family][task]
     assert kind.__name__ == type(getattr(diffusers, f"AutoPipelineFor{task}").from_pretrained(folder())).__name__
     made = AUTO[task].from_pretrained(folder())
     assert type(made) is kind

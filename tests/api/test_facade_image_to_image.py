@@ -71,7 +71,7 @@ def test_signatures_are_diffusers(kind: type[Pipeline]) -> None:
         assert listed(getattr(kind, name)) == listed(getattr(theirs, name))
     names = [name for name, _ in listed(kind.__init__)]
     assert names == [name for name, _ in listed(theirs.__init__)]
-    assert set(kind.PARTS) | {"self", "requires_safety_checker"} == {*names, "requires_safety_checker"}
+    assert set(kind.COMPONENT_TYPES) | {"self", "requires_safety_checker"} == {*names, "requires_safety_checker"}
 
 
 def test_a_written_folder_reads_back(pipe: Any, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_unknown_argument(pipe: Any) -> None:
 )
 def test_other_checkpoints(name: str, folder: Folder, said: str) -> None:
     kind = KINDS[name][0]
-    given = {part: None for part in ("depth_estimator",) if part in kind.PARTS}
+    given = {part: None for part in ("depth_estimator",) if part in kind.COMPONENT_TYPES}
     with pytest.raises(InputError, match=said):
         kind.from_pretrained(folder(), **given)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from enlarger.checkpoint.lora import apply_lora
+from enlarger.checkpoint.adapters.lora import apply_lora
 from enlarger.diffusers import StableDiffusionPipeline
 from enlarger.diffusers.lora import LoraMethods
 from enlarger.errors import CheckpointError, InputError, Unsupported

@@ -9,7 +9,7 @@ import diffusers
 import pytest
 
 import enlarger.diffusers.schedulers as ours_room
-from enlarger.diffusers.schedulers import CLASSES
+from enlarger.diffusers.schedulers import SCHEDULER_CLASSES
 from enlarger.errors import CheckpointError, Unsupported
 from tests.support import tiny
 from tests.support.close import assert_close
@@ -20,7 +20,7 @@ SD1 = {"_class_name": "PNDMScheduler", **tiny.SD1_SCHEDULER}
 SDXL = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", "steps_offset": 1}
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", SCHEDULER_CLASSES)
 def test_defaults_are_diffusers(name: str) -> None:
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
     expected = {key: p.default for key, p in parameters.items() if key != "self"}
@@ -28,7 +28,7 @@ def test_defaults_are_diffusers(name: str) -> None:
     assert list(getattr(ours_room, name).DEFAULTS) == list(expected)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", SCHEDULER_CLASSES)
 @pytest.mark.parametrize("file", [SD1, SDXL, tiny.X2_SCHEDULER], ids=["sd1", "sdxl", "x2"])
 def test_configs_carry_over_as_in_diffusers(name: str, file: dict[str, Any]) -> None:
     others = ["EulerDiscreteScheduler"] if "KDPM2" in name else ["PNDMScheduler", "EulerDiscreteScheduler"]  # slow
@@ -42,7 +42,7 @@ def carry_over(first: str, second: str, file: dict[str, Any]) -> None:
         return getattr(room, second).from_config(getattr(room, first).from_config(file).config).config
 
     found, expected = chain(ours_room), chain(diffusers)
-    for key in CLASSES[second].DEFAULTS:
+    for key in SCHEDULER_CLASSES[second].DEFAULTS:
         assert found[key] == expected[key] and getattr(found, key) == found[key], key
 
 
@@ -63,8 +63,8 @@ def test_configs_of_diffusers_are_read() -> None:
 def test_settings_by_position_name_and_change() -> None:
     made = ours_room.EulerDiscreteScheduler(1000, 0.00085, beta_end=0.012)
     assert (made.config.beta_start, made.config["beta_end"], made.config.get("nothing")) == (0.00085, 0.012, None)
-    assert made.changed(use_karras_sigmas=True).config.use_karras_sigmas and not made.config.use_karras_sigmas
-    assert made.json() == {
+    assert made.with_config(use_karras_sigmas=True).config.use_karras_sigmas and not made.config.use_karras_sigmas
+    assert made.to_dict() == {
         "_class_name": "EulerDiscreteScheduler",
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
@@ -98,25 +98,29 @@ def test_settings_by_position_name_and_change() -> None:
 def test_ladders_are_diffusers(name: str, settings: dict[str, Any]) -> None:
     theirs = getattr(diffusers, name)(**settings)
     theirs.set_timesteps(7)
-    course = getattr(ours_room, name)(**settings).sampler().course(7)
+    course = getattr(ours_room, name)(**settings).sampler().sigma_schedule(7)
     levels = theirs.sigmas.unique().flip(0) if "Heun" in name else theirs.sigmas
-    assert_close(course.ladder.float(), levels[: len(course.ladder)], 2e-5 * float(levels[0]))
-    scale = 1 if not course.preserving else float(course.ladder[0] ** 2 + 1) ** 0.5  # theirs has unit variance then
+    assert_close(course.sigmas.float(), levels[: len(course.sigmas)], 2e-5 * float(levels[0]))
+    scale = (
+        1 if not course.variance_preserving else float(course.sigmas[0] ** 2 + 1) ** 0.5
+    )  # theirs has unit variance then
     assert course.start == pytest.approx(float(theirs.init_noise_sigma) * scale, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", SCHEDULER_CLASSES)
 def test_files_are_read_by_diffusers(name: str, tmp_path: Path) -> None:
     changes = {"beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "use_karras_sigmas": True}
-    made = CLASSES[name](**{key: value for key, value in changes.items() if key in CLASSES[name].DEFAULTS})
-    (tmp_path / "scheduler_config.json").write_text(json.dumps(made.json()))
+    made = SCHEDULER_CLASSES[name](
+        **{key: value for key, value in changes.items() if key in SCHEDULER_CLASSES[name].DEFAULTS}
+    )
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(made.to_dict()))
     theirs = getattr(diffusers, name).from_pretrained(tmp_path)
     for key in made.DEFAULTS:
         assert theirs.config[key] == made.config[key], key
-    assert CLASSES[name].from_pretrained(tmp_path).json() == made.json()
+    assert SCHEDULER_CLASSES[name].from_pretrained(tmp_path).to_dict() == made.to_dict()
     saved = tmp_path / "theirs"
     theirs.save_pretrained(saved)  # all settings, an infinite one among them
-    assert dict(CLASSES[name].from_pretrained(saved).config) == {**made.config, **_extra(saved, made.config)}
+    assert dict(SCHEDULER_CLASSES[name].from_pretrained(saved).config) == {**made.config, **_extra(saved, made.config)}
 
 
 def _extra(folder: Path, known: Any) -> dict[str, Any]:

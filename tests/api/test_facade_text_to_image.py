@@ -90,7 +90,9 @@ def test_a_missing_safety_checker_is_said(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"has no safety_checker; safety_checker=None silences this"):
         pipe = StableDiffusionPipeline.from_pretrained(folder)
     assert pipe.safety_checker is None and pipe.components["feature_extractor"] is None
-    with pytest.raises(InputError, match=r"safety_checker is a builtins.object, expected enlarger.tasks.safety"):
+    with pytest.raises(
+        InputError, match=r"safety_checker is a builtins.object, expected enlarger.tasks.auxiliary.safety_checker"
+    ):
         pipe.safety_checker = object()
 
 

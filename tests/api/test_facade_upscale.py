@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from enlarger.checkpoint.folder import read_folder
+from enlarger.checkpoint.folder.load import read_folder
 from enlarger.diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -219,7 +219,9 @@ def test_parts_must_be_ours(pipe: Upscaler) -> None:
         InputError, match=r"expected one of enlarger.diffusers; make it by from_config\(scheduler.config"
     ):
         pipe.scheduler = theirs["scheduler"]
-    assert EulerDiscreteScheduler.from_config(theirs["scheduler"].config).config.stated == pipe.scheduler.config.stated
+    assert (
+        EulerDiscreteScheduler.from_config(theirs["scheduler"].config).config.explicit == pipe.scheduler.config.explicit
+    )
 
 
 def test_loading_refuses() -> None:

@@ -46,9 +46,9 @@ def counted(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(part, "forward", forward)
 
-    count(generator.model.networks.unet, "base")
+    count(generator.model.latent_diffusion.unet, "base")
     for refiner in generator.refiners:
-        count(refiner.networks.unet, "refiner")
+        count(refiner.latent_diffusion.unet, "refiner")
     if generator.upscaler is not None:
         count(generator.upscaler.task.unet, "x2")  # type: ignore[union-attr]
     decode = AutoencoderKL.decode
@@ -107,9 +107,9 @@ def test_base_and_refiner_equal_diffusers(xl: Generator) -> None:
     start = normal(1, 4, 6, 8)
     middle = base(**call, width=64, height=48, latents=start, denoising_end=0.8).images
     expected = refiner(**call, image=middle, denoising_start=0.8).images
-    made = xl.model.networks
+    made = xl.model.latent_diffusion
     noise = torch.Generator().manual_seed(1)
-    assert torch.equal(made.draw((1, 4, 6, 8), lambda like: torch.randn(like.shape, generator=noise)), start)
+    assert torch.equal(made.draw_noise((1, 4, 6, 8), lambda like: torch.randn(like.shape, generator=noise)), start)
     found = xl(GenerateRequest("a boat", width=64, height=48, steps=10, seed=1))
     assert found.latents is not None and expected.std() > 1
     assert_close(found.latents.values, expected, 1e-4)

@@ -13,12 +13,12 @@ import enlarger
 from enlarger.errors import Cancelled, InputError, Unsupported
 from enlarger.requests import InpaintRequest
 from enlarger.tasks import repair
-from enlarger.tasks.parts import Progress
-from enlarger.tasks.repair import Changed, Repair, Repairer, load_inpainter
+from enlarger.tasks.repair import ChangedPixels, Inpainter, InpaintResult, load_inpainter
+from enlarger.tasks.result import Progress
 from tests.support import tiny
 from tests.support.close import assert_close
 from tests.support.pictures import gamma_profile, texture
-from tests.support.tiny_inpaint import inpaint_folder, repairer
+from tests.support.tiny_inpaint import inpaint_folder, tiny_inpainter
 
 one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 BOX = (12, 10, 30, 20)  # left, top, right, bottom
@@ -35,8 +35,8 @@ def mask(width: int = 50, height: int = 37, value: float = 1.0) -> np.ndarray[An
     return made
 
 
-def repaint(image: Any, mask: Any, channels: int = 9, **options: Any) -> Repair:
-    return repairer(channels)(InpaintRequest(image, mask, **({"steps": 2, "prompt": "a cat"} | options)))
+def repaint(image: Any, mask: Any, channels: int = 9, **options: Any) -> InpaintResult:
+    return tiny_inpainter(channels)(InpaintRequest(image, mask, **({"steps": 2, "prompt": "a cat"} | options)))
 
 
 def pixels(image: Image.Image) -> np.ndarray[Any, Any]:
@@ -47,11 +47,11 @@ def without_networks(monkeypatch: pytest.MonkeyPatch, make: Any = lambda image: 
     """`make` stands in for the networks; gives the pictures and masks that they would get."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def run(self: Repairer, image: Tensor, mask: Tensor, *others: Any) -> Tensor:
+    def run(self: Inpainter, image: Tensor, mask: Tensor, *others: Any) -> Tensor:
         seen.append((image, mask))
         return make(image)
 
-    monkeypatch.setattr(repair.Repairer, "_run", run)
+    monkeypatch.setattr(repair.Inpainter, "_run", run)
     return seen
 
 
@@ -68,7 +68,7 @@ def test_folders_are_loaded_and_files_repainted(tmp_path: Path, channels: int) -
     assert stages == ["denoise 1/3", "denoise 2/3", "denoise 3/3"] * 2
     assert (found.seeds, found.model, found.notes) == ((5, 6), str(folder), (AUTO,))
     assert [(image.mode, image.size) for image in found.images] == [("RGB", (50, 37))] * 2
-    assert found.changed[0] == Changed(180, BOX) and found.coverage == (pytest.approx(180 / 18.5),) * 2
+    assert found.changed[0] == ChangedPixels(180, BOX) and found.coverage == (pytest.approx(180 / 18.5),) * 2
     assert found.mask.mode == "L" and (pixels(found.mask) == mask() * 255).all()
     first, second = (pixels(image) for image in found.images)
     assert (first != second).any() and ((first == pixels(picture())).all(2) | (mask() > 0)).all()
@@ -106,8 +106,8 @@ def test_what_the_networks_get(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jobs[0].image.shape == (1, 3, 40, 52) and jobs[0].mask.shape == (1, 1, 40, 52)
     assert_close(jobs[0].image[0, :, :37, :50], torch.from_numpy(texture(50, 37) / 127.5 - 1).permute(2, 0, 1), 1e-6)
     assert_close(jobs[0].mask[0, 0, :37, :50], mask(value=0.25), 0)
-    assert (jobs[0].blank, jobs[0].soft, jobs[0].method.course.steps) == (True, True, 4)
-    assert (jobs[1].blank, jobs[1].soft, jobs[1].method.course.steps) == (False, True, 2)
+    assert (jobs[0].from_pure_noise, jobs[0].soft_mask, jobs[0].method.sigma_schedule.steps) == (True, True, 4)
+    assert (jobs[1].from_pure_noise, jobs[1].soft_mask, jobs[1].method.sigma_schedule.steps) == (False, True, 2)
 
 
 def test_the_mask_weighs_old_and_new(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_expanding_adds_a_border_and_keeps_the_inside() -> None:
     border = np.ones((26, 41), bool)
     border[:21, 8:38] = False
     assert (pixels(found.image)[border][:, 3] == 255).all() and (pixels(found.mask) == border * 255).all()
-    assert found.changed[0] == Changed(int(border.sum()), (0, 0, 41, 26))
+    assert found.changed[0] == ChangedPixels(int(border.sum()), (0, 0, 41, 26))
     several = repaint(np.array(picture(30, 21)), mask(30, 21), expand=(0, 4, 0, 0), crop=2)
     assert several.image.shape == (25, 30, 3) and several.coverage[0] > 16
 
@@ -184,7 +184,7 @@ def test_an_empty_mask_and_strength_0_call_no_network(monkeypatch: pytest.Monkey
     found = repaint(image, mask(value=0), count=2)
     assert found.notes[-1] == "the mask is empty: the picture is returned as it was"
     assert found.image.mode == "P" and found.image.tobytes() == image.tobytes() and len(found.images) == 2
-    assert found.changed == (Changed(0, None),) * 2 and found.coverage == (0.0, 0.0)
+    assert found.changed == (ChangedPixels(0, None),) * 2 and found.coverage == (0.0, 0.0)
     array = texture(50, 37)
     kept = repaint(array, mask(), strength=0, preserve="none")
     assert (kept.image == array).all() and kept.notes[-1] == "strength is 0: no network has changed the picture"
@@ -292,4 +292,4 @@ def test_a_watcher_may_stop_the_run() -> None:
         raise Cancelled("enough")
 
     with pytest.raises(Cancelled, match="enough"):
-        repairer(9)(InpaintRequest(picture(), mask(), steps=2), stop)
+        tiny_inpainter(9)(InpaintRequest(picture(), mask(), steps=2), stop)

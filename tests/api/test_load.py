@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 import enlarger
 import enlarger.diffusers as face
 from enlarger import Checkpoint, CheckpointError, GenerateRequest, InputError, NonFinite, Unsupported, UpscaleRequest
-from enlarger.checkpoint.folder import read_folder
-from enlarger.checkpoint.save_single import save_single_file
-from enlarger.checkpoint.write import save_folder
+from enlarger.checkpoint.folder.load import read_folder
+from enlarger.checkpoint.folder.save import save_folder
+from enlarger.checkpoint.single_file.save import save_single_file
 from enlarger.cli.main import app
 from enlarger.errors import EnlargerError
 from tests.support import tiny, tiny_xl

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from enlarger.checkpoint.folder import read_folder
+from enlarger.checkpoint.folder.load import read_folder
 from enlarger.cli.main import run
 from enlarger.hub.cache import resolve
+from tests.support.hub_pull import ROOT, tree
 from tests.support.hub_server import COMMIT, NEEDED, Hub, model, serve
-from tests.support.pulling import ROOT, tree
 from tests.support.tiny_models import x2_folder
 
 NAME = "owner/model"
@@ -103,9 +103,9 @@ def test_variants_add_to_a_copy_and_revisions_have_their_own(hub: Hub, home: Pat
     folder = home / "models" / "owner--model" / COMMIT
     assert set(tree(folder)) == NEEDED | {"unet/diffusion_pytorch_model.fp16.safetensors"}
     assert len(hub.large()) == 3
-    asked = len(hub.asked)
+    asked = len(hub.requests)
     assert command("pull", NAME, "--revision", COMMIT, "--variant", "fp16")[1] == f"{folder}\n"
-    assert len(hub.asked) == asked  # a commit stands for the same files forever
+    assert len(hub.requests) == asked  # a commit stands for the same files forever
     assert "has no revision 'v9'" in command("pull", NAME, "--mirror", hub.url, "--revision", "v9")[2]
 
 

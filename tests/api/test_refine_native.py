@@ -13,7 +13,7 @@ from PIL import Image
 
 import enlarger
 from enlarger import InputError, Latents, Refiner, RefineRequest, Unsupported, load_refiner
-from enlarger.images import Picture, to_pil
+from enlarger.image.picture import Picture, to_pil
 from tests.support import tiny, tiny_depth, tiny_inpaint, tiny_x4, tiny_xl
 from tests.support.close import assert_close
 
@@ -68,7 +68,7 @@ def test_equals_diffusers(folder: Callable[[], Path], strength: float) -> None:
     assert found is not None and found.space == "sdxl"
     assert_close(found.values, expected, 1e-4)
     other = xl(replace(request, score=2.0)).latents
-    assert other is not None and torch.equal(other.values, found.values) != xl.model.scored
+    assert other is not None and torch.equal(other.values, found.values) != xl.model.has_aesthetic_score
 
 
 def test_strength_counts_steps_as_diffusers_does(sd: Refiner) -> None:
@@ -87,7 +87,7 @@ def test_strength_0_gives_the_input_back(sd: Refiner) -> None:
     assert found.notes == ("strength is 0: the picture is the input, no network has changed it",)
     latents = Latents(tiny.latents(1, 4, 6), "sd")
     decoded = sd(RefineRequest(latents, strength=0))
-    expected = to_pil(Picture(sd.model.networks.decode(latents.values)[0]))
+    expected = to_pil(Picture(sd.model.latent_diffusion.decode(latents.values)[0]))
     assert decoded.image.tobytes() == expected.tobytes() and decoded.latents is not None
     assert_close(decoded.latents.values, latents.values, 0)
 
@@ -96,7 +96,9 @@ def test_more_strength_is_farther_from_the_picture(sd: Refiner) -> None:
     """Measured in latents, whose start is the same."""
     picture = tiny.picture(32, 32)
     made = [sd(RefineRequest(picture, steps=20, strength=strength)).latents for strength in (0.05, 0.5, 1.0)]
-    start = sd.model.networks.vae.encode(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1).mean
+    start = sd.model.latent_diffusion.vae.encode(
+        torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
+    ).mean
     apart = [float((one.values - start).abs().mean()) for one in made if one is not None]
     assert apart == sorted(apart) and len(apart) == 3
 

@@ -13,12 +13,18 @@ import pytest
 from PIL import Image
 
 from enlarger.diffusion.solvers import SOLVERS
-from enlarger.service.faults import Fault, Refused
-from enlarger.service.jobs import Ask, folder_of
-from enlarger.service.routes.asks import ask_of, edit_wish, generation_wish, upscale_wish, variation_wish
-from enlarger.service.routes.fields import SCHEDULERS, Edit, Generation, UpscaleForm, Variation
+from enlarger.service.jobs.job import JobSpec, job_folder
+from enlarger.service.problems import Problem, ProblemError
+from enlarger.service.routes.parsed_request import (
+    build_job_spec,
+    parse_edit,
+    parse_generation,
+    parse_upscale,
+    parse_variation,
+)
+from enlarger.service.routes.request_models import SCHEDULERS, Edit, Generation, UpscaleForm, Variation
 from enlarger.service.settings import Bounds
-from tests.support.fake_service import Fake, fake_service, served
+from tests.support.fake_service import FakeService, fake_service, serve_in_thread
 
 BOUNDS = Bounds()
 
@@ -38,47 +44,47 @@ def size_of(item: Any) -> tuple[int, int]:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Fake, str]]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeService, str]]:
     fake = fake_service(tmp_path_factory.mktemp("service"))
-    with served(fake.app) as url:
+    with serve_in_thread(fake.app) as url:
         yield fake, url
 
 
 @pytest.fixture
-def fake(running: tuple[Fake, str]) -> Iterator[Fake]:
+def fake(running: tuple[FakeService, str]) -> Iterator[FakeService]:
     yield running[0]
     running[0].queue.known.clear()
-    running[0].queue.fails = None
+    running[0].queue.problem = None
 
 
 @pytest.fixture
-def client(running: tuple[Fake, str]) -> Iterator[openai.OpenAI]:
+def client(running: tuple[FakeService, str]) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{running[1]}/v1", api_key="none", max_retries=0) as made:
         yield made
 
 
-def asked(fake: Fake) -> Ask:
+def asked(fake: FakeService) -> JobSpec:
     (job,) = fake.queue.known.values()
-    return job.ask
+    return job.spec
 
 
 # The two dialects of /v1/images/upscale
 
 
-def upscaled(fake: Fake, url: str, **data: str) -> tuple[dict[str, Any], Ask]:
+def upscaled(fake: FakeService, url: str, **data: str) -> tuple[dict[str, Any], JobSpec]:
     answer = httpx2.post(f"{url}/v1/images/upscale", files={"image": file_of()}, data=data)
     assert answer.status_code == 200, answer.text
     return answer.json(), asked(fake)
 
 
-def test_the_documented_dialect_answers_pictures(fake: Fake, running: tuple[Fake, str]) -> None:
+def test_the_documented_dialect_answers_pictures(fake: FakeService, running: tuple[FakeService, str]) -> None:
     body, ask = upscaled(fake, running[1], prompt="a man", n="1", guidance_scale="8", model="tiny-x2")
     assert size_of(body["data"][0]["b64_json"]) == (48, 32)
     assert ask.options["guidance"] == 8.0
     assert ask.options["steps"] == 25
 
 
-def test_the_dialect_of_localai_answers_addresses(fake: Fake, running: tuple[Fake, str]) -> None:
+def test_the_dialect_of_localai_answers_addresses(fake: FakeService, running: tuple[FakeService, str]) -> None:
     body, ask = upscaled(fake, running[1], model="bundled", scale="4")
     assert "b64_json" not in body["data"][0]
     answer = httpx2.get(body["data"][0]["url"])
@@ -101,7 +107,7 @@ CASES: list[tuple[dict[str, Any], str, dict[str, Any], bool]] = [
 
 @pytest.mark.parametrize(("fields", "kind", "options", "url"), CASES)
 def test_which_dialect_it_is(fields: dict[str, Any], kind: str, options: dict[str, Any], url: bool) -> None:
-    wish = upscale_wish(UpscaleForm(**fields, seed=0), BOUNDS, kind)
+    wish = parse_upscale(UpscaleForm(**fields, seed=0), BOUNDS, kind)
     assert options.items() <= wish.options.items()
     assert wish.url == url
     assert ("steps" in wish.options) == ("steps" in options)
@@ -113,7 +119,7 @@ def test_which_dialect_it_is(fields: dict[str, Any], kind: str, options: dict[st
 
 def test_generations_as_asks() -> None:
     body = Generation(prompt="a", size="65x33", n=2, seed=0, upscale=True, output_format="jpeg", output_compression=0)
-    ask = ask_of(generation_wish(body, BOUNDS, "finisher"), "sd", BOUNDS)
+    ask = build_job_spec(parse_generation(body, BOUNDS, "finisher"), "sd", BOUNDS)
     assert ask.size == (130, 66)
     assert ask.options == {
         "prompt": "a",
@@ -127,29 +133,29 @@ def test_generations_as_asks() -> None:
     }
     assert (ask.output.format, ask.output.quality) == ("jpeg", 1)
     assert ask.notes == ("output_compression 0 is written as 1, the least there is",)
-    assert Ask.from_json(ask.to_json()) == ask
-    plain = generation_wish(Generation(prompt="", upscale=1.0, negative_prompt="", guidance_scale=0.0), BOUNDS, None)
+    assert JobSpec.from_json(ask.to_json()) == ask
+    plain = parse_generation(Generation(prompt="", upscale=1.0, negative_prompt="", guidance_scale=0.0), BOUNDS, None)
     assert plain.options.keys() == {"prompt", "negative", "guidance", "seed", "count", "long_prompt"}
-    assert ask_of(plain, "sd", BOUNDS).size is None
+    assert build_job_spec(plain, "sd", BOUNDS).size is None
 
 
 def test_edits_and_variations_as_asks() -> None:
-    masked, whole = (edit_wish(Edit(prompt="a"), BOUNDS, mask) for mask in (True, False))
+    masked, whole = (parse_edit(Edit(prompt="a"), BOUNDS, mask) for mask in (True, False))
     assert (masked.task, "strength" in masked.options) == ("inpaint", False)
     assert (whole.task, whole.options["strength"]) == ("refine", 0.75)
-    assert edit_wish(Edit(prompt="a", strength=0.0), BOUNDS, False).options["strength"] == 0.0
-    ask = ask_of(masked, "sd", BOUNDS, (10, 20), ("a note",))
+    assert parse_edit(Edit(prompt="a", strength=0.0), BOUNDS, False).options["strength"] == 0.0
+    ask = build_job_spec(masked, "sd", BOUNDS, (10, 20), ("a note",))
     assert (ask.image, ask.mask, ask.size, ask.notes) == ("image.png", "mask.png", (10, 20), ("a note",))
-    varied = variation_wish(Variation(), BOUNDS)
+    varied = parse_variation(Variation(), BOUNDS)
     assert (varied.task, varied.options["prompt"], varied.options["strength"]) == ("refine", "", 0.6)
 
 
 def test_what_an_ask_may_not_say() -> None:
-    wish = generation_wish(Generation(prompt="a", size="64x64"), Bounds(output_pixels=4096), None)
-    with pytest.raises(Refused, match="64x64 pixels, expected at most 4,095"):
-        ask_of(wish, "sd", Bounds(output_pixels=4095))
-    with pytest.raises(Refused, match="n is 3, expected 1 to 2"):
-        generation_wish(Generation(prompt="a", n=3), Bounds(count=2), None)
+    wish = parse_generation(Generation(prompt="a", size="64x64"), Bounds(output_pixels=4096), None)
+    with pytest.raises(ProblemError, match="64x64 pixels, expected at most 4,095"):
+        build_job_spec(wish, "sd", Bounds(output_pixels=4095))
+    with pytest.raises(ProblemError, match="n is 3, expected 1 to 2"):
+        parse_generation(Generation(prompt="a", n=3), Bounds(count=2), None)
 
 
 def test_the_names_of_solvers_are_those_of_the_library() -> None:
@@ -159,7 +165,7 @@ def test_the_names_of_solvers_are_those_of_the_library() -> None:
 # The openai package
 
 
-def test_generate(client: openai.OpenAI, fake: Fake) -> None:
+def test_generate(client: openai.OpenAI, fake: FakeService) -> None:
     made = client.images.generate(prompt="a cat", model="dall-e-2", n=2, size="64x48", extra_body={"seed": 0})
     assert made.data is not None
     assert [size_of(item.b64_json) for item in made.data] == [(64, 48)] * 2
@@ -170,7 +176,7 @@ def test_generate(client: openai.OpenAI, fake: Fake) -> None:
     assert asked(fake).options["seed"] == 0
 
 
-def test_generate_with_a_refiner_and_enlarged(client: openai.OpenAI, fake: Fake) -> None:
+def test_generate_with_a_refiner_and_enlarged(client: openai.OpenAI, fake: FakeService) -> None:
     extra = {"refiner": True, "upscale": 2, "num_inference_steps": 3}
     made = client.images.generate(prompt="a cat", model="tiny-sd", size="64x48", extra_body=extra)
     assert made.data is not None
@@ -178,7 +184,7 @@ def test_generate_with_a_refiner_and_enlarged(client: openai.OpenAI, fake: Fake)
     assert asked(fake).options["refiner"] == "tiny-refiner"
 
 
-def test_edit_with_a_mask(client: openai.OpenAI, fake: Fake) -> None:
+def test_edit_with_a_mask(client: openai.OpenAI, fake: FakeService) -> None:
     mask = file_of(mode="L", colour=255)
     made = client.images.edit(
         image=file_of(), mask=mask, prompt="a hat", extra_body={"seed": 3, "mask_mode": "luminance"}
@@ -188,16 +194,16 @@ def test_edit_with_a_mask(client: openai.OpenAI, fake: Fake) -> None:
     ask = asked(fake)
     assert (ask.task, ask.image, ask.mask, ask.size) == ("inpaint", "image.png", "mask.png", (24, 16))
     (job,) = fake.queue.known
-    assert {"image.png", "mask.png"} <= {file.name for file in folder_of(fake.settings.data, job).iterdir()}
+    assert {"image.png", "mask.png"} <= {file.name for file in job_folder(fake.settings.data, job).iterdir()}
     assert not list((fake.settings.data / "spool").iterdir())
 
 
-def test_edit_takes_the_mask_from_the_picture(client: openai.OpenAI, fake: Fake) -> None:
+def test_edit_takes_the_mask_from_the_picture(client: openai.OpenAI, fake: FakeService) -> None:
     client.images.edit(image=[file_of(mode="RGBA", colour=(9, 9, 9, 0))], prompt="a hat")
     assert (asked(fake).task, asked(fake).mask) == ("inpaint", "mask.png")
 
 
-def test_edit_of_a_whole_picture(client: openai.OpenAI, fake: Fake) -> None:
+def test_edit_of_a_whole_picture(client: openai.OpenAI, fake: FakeService) -> None:
     made = client.images.edit(image=file_of(), prompt="a hat", size="40x40", input_fidelity="high")
     assert made.data is not None
     assert size_of(made.data[0].b64_json) == (40, 40)
@@ -207,7 +213,7 @@ def test_edit_of_a_whole_picture(client: openai.OpenAI, fake: Fake) -> None:
     assert any("cropped from 24x16 to 40x40" in one for one in said)
 
 
-def test_variation(client: openai.OpenAI, fake: Fake) -> None:
+def test_variation(client: openai.OpenAI, fake: FakeService) -> None:
     with pytest.deprecated_call():
         made = client.images.create_variation(image=file_of(), n=2, extra_body={"seed": 1})
     assert made.data is not None
@@ -215,7 +221,7 @@ def test_variation(client: openai.OpenAI, fake: Fake) -> None:
     assert asked(fake).options["strength"] == 0.6
 
 
-def test_a_stream_of_pictures(client: openai.OpenAI, fake: Fake) -> None:
+def test_a_stream_of_pictures(client: openai.OpenAI, fake: FakeService) -> None:
     events = list(client.images.generate(prompt="a", size="64x48", stream=True, partial_images=2, n=2))
     assert [event.type for event in events] == [
         "image_generation.partial_image",
@@ -230,20 +236,20 @@ def test_a_stream_of_pictures(client: openai.OpenAI, fake: Fake) -> None:
     assert asked(fake).previews == 2
 
 
-def test_a_stream_of_edits(client: openai.OpenAI, fake: Fake) -> None:
+def test_a_stream_of_edits(client: openai.OpenAI, fake: FakeService) -> None:
     events = list(client.images.edit(image=file_of(), prompt="a", stream=True, partial_images=0))
     assert [event.type for event in events] == ["image_edit.completed"]
     assert events[0].background == "auto"
 
 
-def test_a_stream_that_fails_raises(client: openai.OpenAI, fake: Fake) -> None:
-    fake.queue.fails = Fault(500, "out_of_memory", "too little memory")
+def test_a_stream_that_fails_raises(client: openai.OpenAI, fake: FakeService) -> None:
+    fake.queue.problem = Problem(500, "out_of_memory", "too little memory")
     with pytest.raises(openai.APIError, match="too little memory") as caught:
         list(client.images.generate(prompt="a", stream=True))
     assert caught.value.code == "out_of_memory"
 
 
-def test_progress_is_in_comments_that_the_package_skips(running: tuple[Fake, str], fake: Fake) -> None:
+def test_progress_is_in_comments_that_the_package_skips(running: tuple[FakeService, str], fake: FakeService) -> None:
     body = {"prompt": "a", "stream": True}
     text = httpx2.post(f"{running[1]}/v1/images/generations", json=body).text
     assert text.startswith(": queued\n\n")
@@ -251,7 +257,7 @@ def test_progress_is_in_comments_that_the_package_skips(running: tuple[Fake, str
     assert "event: image_generation.completed\ndata: {" in text
 
 
-def test_a_stream_is_not_put_off(client: openai.OpenAI, fake: Fake) -> None:
+def test_a_stream_is_not_put_off(client: openai.OpenAI, fake: FakeService) -> None:
     events = list(client.images.generate(prompt="a", stream=True, extra_headers={"Prefer": "respond-async"}))
     assert [event.type for event in events] == ["image_generation.completed"]
 
@@ -264,7 +270,7 @@ def test_models(client: openai.OpenAI) -> None:
     assert caught.value.code == "model_not_found"
 
 
-def test_errors_are_raised_as_the_package_knows_them(client: openai.OpenAI, fake: Fake) -> None:
+def test_errors_are_raised_as_the_package_knows_them(client: openai.OpenAI, fake: FakeService) -> None:
     with pytest.raises(openai.BadRequestError, match="paint every pixel") as caught:
         client.images.generate(prompt="a", background="transparent")
     assert (caught.value.code, caught.value.param) == ("unsupported", "background")
@@ -283,7 +289,7 @@ def edit(url: str, **body: Any) -> httpx2.Response:
     return httpx2.post(f"{url}/v1/images/edits", content=json.dumps({"prompt": "a"} | body), headers=headers)
 
 
-def test_edits_in_json(running: tuple[Fake, str], fake: Fake) -> None:
+def test_edits_in_json(running: tuple[FakeService, str], fake: FakeService) -> None:
     mask = {"image_url": data_url(mode="L", colour=255)}
     answer = edit(running[1], images=[{"image_url": data_url()}], mask=mask, mask_mode="luminance")
     assert size_of(answer.json()["data"][0]["b64_json"]) == (24, 16)
@@ -312,7 +318,7 @@ JSON_REFUSED: list[tuple[dict[str, Any], str, str | None, str]] = [
 
 @pytest.mark.parametrize(("body", "code", "param", "text"), JSON_REFUSED)
 def test_edits_in_json_that_are_refused(
-    running: tuple[Fake, str], fake: Fake, body: dict[str, Any], code: str, param: str | None, text: str
+    running: tuple[FakeService, str], fake: FakeService, body: dict[str, Any], code: str, param: str | None, text: str
 ) -> None:
     answer = edit(running[1], **body)
     error = answer.json()["error"]
@@ -321,7 +327,7 @@ def test_edits_in_json_that_are_refused(
     assert not fake.queue.known
 
 
-def test_inpainting_of_localai(running: tuple[Fake, str], fake: Fake) -> None:
+def test_inpainting_of_localai(running: tuple[FakeService, str], fake: FakeService) -> None:
     url = f"{running[1]}/v1/images/inpainting"
     files = {"image": file_of(), "mask": file_of(mode="L", colour=255)}
     answer = httpx2.post(url, files=files, data={"prompt": "a", "mask_mode": "luminance"})
@@ -331,7 +337,9 @@ def test_inpainting_of_localai(running: tuple[Fake, str], fake: Fake) -> None:
     assert missing.json()["error"]["message"] == "mask is missing; send it as a file, white is repainted"
 
 
-def test_the_folder_is_empty_after_refusals(running: tuple[Fake, str], fake: Fake, tmp_path: Path) -> None:
-    before = fake.left
+def test_the_folder_is_empty_after_refusals(
+    running: tuple[FakeService, str], fake: FakeService, tmp_path: Path
+) -> None:
+    before = fake.leftover_files
     edit(running[1], images=[{"image_url": data_url()}], mask={"image_url": data_url(9, 9)})
-    assert fake.left == before
+    assert fake.leftover_files == before

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.support.fake_service import Fake, fake_service
+from tests.support.fake_service import FakeService, fake_service
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 jsonschema_rs = pytest.importorskip("jsonschema_rs", reason="jsonschema_rs is not installed; schemathesis brings it")
@@ -18,12 +18,12 @@ OPEN = {"/v1/", "/healthz", "/readyz", "/health", "/v1/images/{id}/content"}
 
 
 @pytest.fixture(scope="module")
-def fake(tmp_path_factory: pytest.TempPathFactory) -> Fake:
+def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeService:
     return fake_service(tmp_path_factory.mktemp("service"), queue=10_000)
 
 
 @pytest.fixture(scope="module")
-def document(fake: Fake) -> dict[str, Any]:
+def document(fake: FakeService) -> dict[str, Any]:
     return fake.app.openapi()
 
 
@@ -104,7 +104,7 @@ QUICK = settings(
 )
 
 
-def test_calls_that_are_made_up_get_documented_answers(fake: Fake) -> None:
+def test_calls_that_are_made_up_get_documented_answers(fake: FakeService) -> None:
     api = schemathesis.openapi.from_asgi("/openapi.json", fake.app)
     made = 0
     for found in api.get_all_operations():

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from enlarger.service.faults import Fault
-from enlarger.service.jobs import folder_of, new_id
-from enlarger.service.routes.page import PAGE
+from enlarger.service.jobs.job import job_folder, new_job_id
+from enlarger.service.problems import Problem
+from enlarger.service.routes.page import PAGE_FILES
 from enlarger.service.settings import Bounds
-from tests.support.fake_service import Fake, fake_service, served
+from tests.support.fake_service import FakeService, fake_service, serve_in_thread
 
 
 def png(width: int = 20, height: int = 10, mode: str = "RGB", colour: Any = None) -> bytes:
@@ -27,24 +27,24 @@ def png(width: int = 20, height: int = 10, mode: str = "RGB", colour: Any = None
 
 
 @pytest.fixture
-def fake(tmp_path: Path) -> Fake:
+def fake(tmp_path: Path) -> FakeService:
     return fake_service(tmp_path)
 
 
 @pytest.fixture
-def client(fake: Fake) -> Iterator[TestClient]:
+def client(fake: FakeService) -> Iterator[TestClient]:
     with TestClient(fake.app, raise_server_exceptions=True) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, Fake]]:
+def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, FakeService]]:
     """A service for requests that never become jobs."""
     fake = fake_service(tmp_path_factory.mktemp("still"))
     with TestClient(fake.app) as client:
         yield client, fake
     assert not fake.queue.known
-    assert not fake.left
+    assert not fake.leftover_files
 
 
 def upscale(client: TestClient, image: bytes | None = None, headers: Any = None, **fields: Any) -> httpx2.Response:
@@ -69,7 +69,7 @@ def fault_in(answer: httpx2.Response, status: int, code: str, param: str | None,
     assert text in body["error"]["message"]
 
 
-def only(fake: Fake) -> Any:
+def only(fake: FakeService) -> Any:
     (job,) = fake.queue.known.values()
     return job
 
@@ -77,7 +77,7 @@ def only(fake: Fake) -> Any:
 # What is asked for
 
 
-def test_upscale_gives_pictures_of_exactly_the_size(client: TestClient, fake: Fake) -> None:
+def test_upscale_gives_pictures_of_exactly_the_size(client: TestClient, fake: FakeService) -> None:
     answer = upscale(client, png(21, 11), prompt="x", n=3, seed=0)
     body = answer.json()
     assert [picture_of(item).size for item in body["data"]] == [(42, 22)] * 3
@@ -95,10 +95,10 @@ def test_upscale_gives_pictures_of_exactly_the_size(client: TestClient, fake: Fa
     }
 
 
-def test_a_seed_is_drawn_and_told_if_none_is_given(client: TestClient, fake: Fake) -> None:
+def test_a_seed_is_drawn_and_told_if_none_is_given(client: TestClient, fake: FakeService) -> None:
     first, second = (upscale(client, prompt="").json()["enlarger"]["seed"] for _ in range(2))
     assert first != second
-    assert {job.ask.options["seed"] for job in fake.queue.known.values()} == {first, second}
+    assert {job.spec.options["seed"] for job in fake.queue.known.values()} == {first, second}
 
 
 def test_size_fits_the_input_and_says_how(client: TestClient) -> None:
@@ -121,13 +121,13 @@ def test_an_address_gives_the_picture_and_the_download_a_name(client: TestClient
     identity = body["enlarger"]["id"]
     missing = client.get(f"/v1/images/{identity}/content?variant=7")
     fault_in(missing, 404, "job_not_found", "variant", "variant is 7, but job")
-    fault_in(client.get(f"/v1/images/{new_id()}/content"), 404, "job_not_found", "id", "it has expired")
+    fault_in(client.get(f"/v1/images/{new_job_id()}/content"), 404, "job_not_found", "id", "it has expired")
     fault_in(client.get("/v1/images/..%2f..%2fx/content"), 404, "not_found", None, "there is nothing")
 
 
-def test_a_result_that_was_swept_has_expired(client: TestClient, fake: Fake) -> None:
+def test_a_result_that_was_swept_has_expired(client: TestClient, fake: FakeService) -> None:
     url = upscale(client, prompt="x", response_format="url").json()["data"][0]["url"]
-    for file in folder_of(fake.settings.data, only(fake).id).glob("result*"):
+    for file in job_folder(fake.settings.data, only(fake).id).glob("result*"):
         file.unlink()
     fault_in(client.get(url), 404, "job_not_found", None, "have expired")
 
@@ -184,7 +184,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
 
 @pytest.mark.parametrize(("fields", "code", "param", "text"), REFUSED)
 def test_a_value_that_is_wrong_is_named(
-    still: tuple[TestClient, Fake], fields: dict[str, Any], code: str, param: str, text: str
+    still: tuple[TestClient, FakeService], fields: dict[str, Any], code: str, param: str, text: str
 ) -> None:
     client, _ = still
     body = json.dumps({"prompt": "a cat"} | fields)
@@ -193,7 +193,7 @@ def test_a_value_that_is_wrong_is_named(
 
 
 @pytest.mark.parametrize("text", ["NaN", "1e309", "nan", "inf", "", "1_000", "2 ", "0x2", "½"])
-def test_numbers_of_forms_are_numbers(still: tuple[TestClient, Fake], text: str) -> None:
+def test_numbers_of_forms_are_numbers(still: tuple[TestClient, FakeService], text: str) -> None:
     client, _ = still
     fault_in(upscale(client, prompt="x", guidance_scale=text), 400, "invalid_value", "guidance_scale", "expected a")
     fault_in(upscale(client, scale=text), 400, "invalid_value", "scale", "scale is ")
@@ -213,13 +213,13 @@ BODIES = [
 
 @pytest.mark.parametrize(("body", "code", "text"), BODIES)
 def test_a_body_that_is_no_json_object_is_refused(
-    still: tuple[TestClient, Fake], body: bytes, code: str, text: str
+    still: tuple[TestClient, FakeService], body: bytes, code: str, text: str
 ) -> None:
     headers = {"Content-Type": "application/json"}
     fault_in(still[0].post("/v1/images/generations", content=body, headers=headers), 400, code, None, text)
 
 
-def test_other_content_types_are_refused(still: tuple[TestClient, Fake]) -> None:
+def test_other_content_types_are_refused(still: tuple[TestClient, FakeService]) -> None:
     client, _ = still
     for headers in ({"Content-Type": "text/plain"}, {}):
         answer = client.post("/v1/images/generations", content=b'{"prompt": "x"}', headers=headers)
@@ -228,13 +228,13 @@ def test_other_content_types_are_refused(still: tuple[TestClient, Fake]) -> None
     fault_in(answer, 415, "unsupported_media_type", None, "expected multipart/form-data")
 
 
-def test_a_missing_prompt_is_missing(still: tuple[TestClient, Fake]) -> None:
+def test_a_missing_prompt_is_missing(still: tuple[TestClient, FakeService]) -> None:
     client, _ = still
     answer = client.post("/v1/images/generations", json={})
     fault_in(answer, 400, "missing_parameter", "prompt", "prompt is missing")
 
 
-def test_forms_that_cannot_be_used(still: tuple[TestClient, Fake]) -> None:
+def test_forms_that_cannot_be_used(still: tuple[TestClient, FakeService]) -> None:
     client, fake = still
     path = "/v1/images/upscale"
     missing = client.post(path, data={"prompt": "x"})
@@ -257,7 +257,7 @@ def test_forms_that_cannot_be_used(still: tuple[TestClient, Fake]) -> None:
         assert answer.status_code == 400, kind
     many = client.post(path, files={"image": png()}, data={f"f{i}": "1" for i in range(40)})
     fault_in(many, 400, "invalid_form", None, "Too many fields")
-    assert not fake.left
+    assert not fake.leftover_files
 
 
 def test_pictures_that_cannot_be_used_leave_nothing(tmp_path: Path) -> None:
@@ -270,17 +270,17 @@ def test_pictures_that_cannot_be_used_leave_nothing(tmp_path: Path) -> None:
         fault_in(upscale(client, b"nothing", prompt="x"), 400, "image_parse_error", "image", "cannot be decoded")
         fault_in(upscale(client, png(50, 50), prompt="x"), 400, "image_too_large", "image", "too many pixels")
         fault_in(upscale(client, prompt="x", size="50x50"), 400, "image_too_large", "size", "size is 50x50")
-    assert not fake.left
+    assert not fake.leftover_files
 
 
 def test_a_result_over_the_limit_is_refused(tmp_path: Path) -> None:
     fake = fake_service(tmp_path, bounds=Bounds(output_pixels=1000))
     with TestClient(fake.app) as client:
         fault_in(upscale(client, scale=16), 400, "image_too_large", "scale", "320x160 pixels, expected at most 1,000")
-    assert not fake.left
+    assert not fake.leftover_files
 
 
-def test_what_the_framework_refuses_has_the_same_form(still: tuple[TestClient, Fake]) -> None:
+def test_what_the_framework_refuses_has_the_same_form(still: tuple[TestClient, FakeService]) -> None:
     client, _ = still
     fault_in(client.get("/no/such"), 404, "not_found", None, 'there is nothing at "/no/such"')
     answer = client.put("/v1/jobs/x")
@@ -293,7 +293,7 @@ def test_what_the_framework_refuses_has_the_same_form(still: tuple[TestClient, F
 # Jobs
 
 
-def test_a_job_for_later(client: TestClient, fake: Fake) -> None:
+def test_a_job_for_later(client: TestClient, fake: FakeService) -> None:
     fake.queue.held = True
     answer = upscale(client, prompt="x", live="true", headers={"Prefer": "wait=5, respond-async"})
     job = answer.json()
@@ -314,7 +314,7 @@ def test_a_job_for_later(client: TestClient, fake: Fake) -> None:
     assert client.get("/v1/queue").json()["counts"] == {"succeeded": 1}
     assert client.delete(f"/v1/jobs/{job['id']}").json() == {"id": job["id"], "object": "job", "deleted": True}
     fault_in(client.get(f"/v1/jobs/{job['id']}"), 404, "job_not_found", "id", "there is no job")
-    assert not fake.left
+    assert not fake.leftover_files
 
 
 def until_over(client: TestClient, id: str) -> dict[str, Any]:
@@ -356,7 +356,7 @@ def test_events_are_replayed_from_where_they_were_left(client: TestClient) -> No
     fault_in(odd, 400, "invalid_value", "Last-Event-ID", "Last-Event-ID is 'x'")
 
 
-def test_a_job_is_canceled_once(client: TestClient, fake: Fake) -> None:
+def test_a_job_is_canceled_once(client: TestClient, fake: FakeService) -> None:
     fake.queue.held = True
     id = generate(client, headers={"Prefer": "respond-async"}).json()["id"]
     for _ in range(2):
@@ -365,8 +365,8 @@ def test_a_job_is_canceled_once(client: TestClient, fake: Fake) -> None:
     assert fake.queue.canceled == [(id, "client")]
 
 
-def test_a_job_that_fails_says_why(client: TestClient, fake: Fake) -> None:
-    fake.queue.fails = Fault(500, "non_finite_output", "the model gave numbers that are none")
+def test_a_job_that_fails_says_why(client: TestClient, fake: FakeService) -> None:
+    fake.queue.problem = Problem(500, "non_finite_output", "the model gave numbers that are none")
     answer = generate(client)
     fault_in(answer, 500, "non_finite_output", None, "numbers that are none")
     assert answer.headers["x-should-retry"] == "false"
@@ -394,7 +394,7 @@ def test_jobs_are_their_owners_alone(tmp_path: Path) -> None:
         assert [job["id"] for job in client.get("/v1/jobs", headers=mine).json()["data"]] == [id]
 
 
-def test_a_key_gives_the_same_job_again(client: TestClient, fake: Fake) -> None:
+def test_a_key_gives_the_same_job_again(client: TestClient, fake: FakeService) -> None:
     headers = {"Idempotency-Key": "one"}
     first, second = (generate(client, headers=headers).json() for _ in range(2))
     assert first["enlarger"]["id"] == second["enlarger"]["id"]
@@ -404,7 +404,7 @@ def test_a_key_gives_the_same_job_again(client: TestClient, fake: Fake) -> None:
     fault_in(
         generate(client, headers={"Idempotency-Key": ""}), 400, "invalid_value", "Idempotency-Key", "expected 1 to"
     )
-    assert fake.left == [first["enlarger"]["id"]]
+    assert fake.leftover_files == [first["enlarger"]["id"]]
 
 
 def test_a_full_queue_is_said_and_leaves_nothing(tmp_path: Path) -> None:
@@ -415,14 +415,14 @@ def test_a_full_queue_is_said_and_leaves_nothing(tmp_path: Path) -> None:
         answer = upscale(client, prompt="x")
         fault_in(answer, 429, "queue_full", None, "full")
         assert answer.headers["retry-after"] == "2"
-        assert fake.left == [first]
+        assert fake.leftover_files == [first]
 
 
 def test_a_client_that_goes_away_takes_its_job_along(tmp_path: Path) -> None:
     fake = fake_service(tmp_path)
     fake.queue.held = True
     body = {"prompt": "a cat", "size": "64x64"}
-    with served(fake.app) as url:
+    with serve_in_thread(fake.app) as url:
         for more in ({}, {"stream": True}):
             with pytest.raises(httpx2.ReadTimeout), httpx2.Client(timeout=0.3) as client:
                 client.post(f"{url}/v1/images/generations", json=body | more)
@@ -438,7 +438,7 @@ def test_a_client_that_goes_away_takes_its_job_along(tmp_path: Path) -> None:
 # The rest
 
 
-def test_health(client: TestClient, fake: Fake) -> None:
+def test_health(client: TestClient, fake: FakeService) -> None:
     assert client.get("/v1/").json() == {"status": True}
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready", "state": "READY"}
@@ -475,13 +475,13 @@ def test_models_info_metrics(client: TestClient) -> None:
 
 
 def test_the_page_comes_from_a_list(client: TestClient) -> None:
-    assert "index.html" in PAGE
+    assert "index.html" in PAGE_FILES
     answer = client.get("/")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert answer.headers["cache-control"] == "no-cache"
     assert client.get("/", headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
     assert client.head("/").status_code == 200
-    for name in PAGE:
+    for name in PAGE_FILES:
         assert client.get(f"/page/{name}").status_code == 200
     fault_in(client.get("/page/page.py"), 404, "not_found", None, "the page has no file 'page.py'")
     fault_in(client.get("/page/..%2Fsettings.py"), 404, "not_found", None, "there is nothing")

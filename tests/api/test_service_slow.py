@@ -15,10 +15,10 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from enlarger.service.edge.guard import guarded
-from enlarger.service.edge.metrics import Metrics
-from enlarger.service.edge.server import bound, listening
-from enlarger.service.queue.claims import Claim, Claims
+from enlarger.service.jobs.reservations import Reservation, Reservations
+from enlarger.service.middleware.metrics import Metrics
+from enlarger.service.middleware.stack import middleware_stack
+from enlarger.service.server import bind_socket, run_uvicorn
 from enlarger.service.settings import MIB, Bounds, Settings
 
 HEAD, IDLE, BODY, ANSWER = 0.4, 0.3, 1.0, 0.5  # seconds
@@ -40,9 +40,9 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         await JSONResponse({"got": got})(scope, receive, send)
 
 
-def roomy(owner: str, patience: float | None) -> Claim:
+def roomy(owner: str, patience: float | None) -> Reservation:
     """There is always room."""
-    return Claims().take(owner)
+    return Reservations().reserve(owner)
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +55,11 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 def served(data: Path) -> Iterator[int]:
     bounds = Bounds(body=2 * MIB, header_seconds=HEAD, idle_seconds=IDLE, body_seconds=BODY)
     settings = Settings(port=0, data=data, bounds=bounds)
-    listener, stop = bound(settings.host, settings.port), threading.Event()
+    listener, stop = bind_socket(settings.host, settings.port), threading.Event()
     started = threading.Event()
 
     async def run() -> None:
-        async with listening(guarded(app, settings, Metrics(), roomy), settings, listener, ANSWER):
+        async with run_uvicorn(middleware_stack(app, settings, Metrics(), roomy), settings, listener, ANSWER):
             started.set()
             while not stop.is_set():
                 await asyncio.sleep(0.02)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import enlarger
-from enlarger.service.jobs import DONE, Ask, Output
-from enlarger.service.worker.recipes import read_recipe
+from enlarger.service.jobs.job import RESULT_FILE, JobSpec, OutputOptions
+from enlarger.service.worker.generation_metadata import read_metadata
 from tests.support import tiny, tiny_xl
 from tests.support.worker import Worker, working
 
@@ -47,7 +47,7 @@ def opened(worker: Worker, job: dict[str, Any], name: str) -> Image.Image:
 
 
 def result(worker: Worker, job: dict[str, Any], index: int = 0) -> Image.Image:
-    done = json.loads((worker.folder(job) / DONE).read_text())
+    done = json.loads((worker.folder(job) / RESULT_FILE).read_text())
     about = done["images"][index]
     image = opened(worker, job, about["file"])
     assert image.size == (about["width"], about["height"])
@@ -55,9 +55,9 @@ def result(worker: Worker, job: dict[str, Any], index: int = 0) -> Image.Image:
     return image
 
 
-def upscale(**more: Any) -> Ask:
+def upscale(**more: Any) -> JobSpec:
     options = {"by": 2, "seed": 1, "long_prompt": True, **more.pop("options", {})}
-    return Ask("upscale", "bundled", options, "image.png", **more)
+    return JobSpec("upscale", "bundled", options, "image.png", **more)
 
 
 def test_all_models_are_described_before_any_is_loaded(worker: Worker) -> None:
@@ -83,7 +83,7 @@ def test_enlarging_with_the_bundled_model(worker: Worker) -> None:
     image = tiny.picture(64, 64)
     ask = upscale(options={"prompt": "a boat", "guidance": 7.5, "steps": 20}, notes=("said before",), live=True)
     job = worker.job(ask, image)
-    done = worker.done(job)
+    done = worker.run_to_result(job)
     expected = enlarger.upscale(image, 2, device="cpu")
     found = result(worker, job)
     assert (pixels(found) == pixels(expected.image)).all() and done["consistency"] == expected.consistency
@@ -105,8 +105,8 @@ def test_enlarging_with_the_bundled_model(worker: Worker) -> None:
 
 
 def test_generating_and_the_recipe_in_the_file(worker: Worker) -> None:
-    job = worker.job(Ask("generate", "sd", GENERATE | {"count": 2, "negative": "grey"}, size=SIZE, previews=1))
-    done = worker.done(job)
+    job = worker.job(JobSpec("generate", "sd", GENERATE | {"count": 2, "negative": "grey"}, size=SIZE, previews=1))
+    done = worker.run_to_result(job)
     assert done["recipe"] == {
         "enlarger": enlarger.__version__, "task": "generate", "model": "sd", "seeds": [7, 8], "input": None,
         "options": {
@@ -125,11 +125,11 @@ def test_generating_and_the_recipe_in_the_file(worker: Worker) -> None:
     previews = [event["index"] for event in worker.seen if event["event"] == "preview" and event["id"] == job["id"]]
     assert previews == [0] and opened(worker, job, "preview-0.png").size == SIZE
     second = result(worker, job, 1)
-    recipe = read_recipe(second)
+    recipe = read_metadata(second)
     assert recipe is not None and recipe["seeds"] == [8]
     assert second.info["parameters"].splitlines()[:2] == ["a boat", "Negative prompt: grey"]
-    again = worker.job(Ask(recipe["task"], recipe["model"], recipe["options"] | {"seed": recipe["seeds"][0]}))
-    worker.done(again)
+    again = worker.job(JobSpec(recipe["task"], recipe["model"], recipe["options"] | {"seed": recipe["seeds"][0]}))
+    worker.run_to_result(again)
     assert (pixels(result(worker, again)) == pixels(second)).all()
     expected = enlarger.generate(model=tiny.sd1_folder(), device="cpu", **(GENERATE | {"negative": "grey", "seed": 8}))
     assert (pixels(expected.image) == pixels(second)).all()
@@ -140,25 +140,25 @@ def test_one_model_serves_three_tasks(worker: Worker) -> None:
     image, mask = tiny.picture(*SIZE), Image.new("L", SIZE)
     mask.paste(255, (8, 8, 32, 32))
     options = {"prompt": "a cat", "steps": 2, "seed": 3}
-    inpaint = worker.job(Ask("inpaint", "sd", options, "image.png", "mask.png", SIZE, live=True), image, mask)
-    done = worker.done(inpaint)
+    inpaint = worker.job(JobSpec("inpaint", "sd", options, "image.png", "mask.png", SIZE, live=True), image, mask)
+    done = worker.run_to_result(inpaint)
     found = result(worker, inpaint)
     (changed,) = done["changed"]
     assert 0 < changed["pixels"] <= 24 * 24 and changed["box"][0] >= 8 and changed["box"][2] <= 32
     assert (pixels(found)[:8] == pixels(image)[:8]).all() and (pixels(found) != pixels(image)).any()
     assert done["recipe"]["input"]["width"] == 48 and len(done["recipe"]["input"]["sha256"]) == 64
-    refine = worker.job(Ask("refine", "sd", options | {"strength": 0.5, "score": 9}, "image.png", size=SIZE), image)
-    assert worker.done(refine)["notes"] == ["the score changes nothing: sd has no use for it"]
-    generate = worker.job(Ask("generate", "sd", GENERATE, size=SIZE))
-    worker.done(generate)
+    refine = worker.job(JobSpec("refine", "sd", options | {"strength": 0.5, "score": 9}, "image.png", size=SIZE), image)
+    assert worker.run_to_result(refine)["notes"] == ["the score changes nothing: sd has no use for it"]
+    generate = worker.job(JobSpec("generate", "sd", GENERATE, size=SIZE))
+    worker.run_to_result(generate)
     after = sum(event["event"] == "loading" and event["model"] == "sd" for event in worker.seen)
     assert after <= max(loads, 1)
 
 
 def test_a_refiner_finishes_and_the_bundled_model_enlarges(worker: Worker) -> None:
     options = GENERATE | {"refiner": True, "upscale": 1.5, "score": 7.0}
-    job = worker.job(Ask("generate", "xl", options, size=(72, 60)))
-    done = worker.done(job)
+    job = worker.job(JobSpec("generate", "xl", options, size=(72, 60)))
+    done = worker.run_to_result(job)
     place = {"model": tiny_xl.base_folder(), "refiner": tiny_xl.refiner_folder(), "device": "cpu"}
     expected = enlarger.generate(**place, **(GENERATE | {"upscale": 1.5, "score": 7.0}))
     assert (pixels(result(worker, job)) == pixels(expected.image)).all()
@@ -168,14 +168,18 @@ def test_a_refiner_finishes_and_the_bundled_model_enlarges(worker: Worker) -> No
 @pytest.mark.parametrize(
     ("output", "mode", "notes"),
     [
-        (Output("jpeg", 90), "RGBA", ["jpeg has no transparency: the picture is laid on white; PNG and WebP keep it"]),
-        (Output("webp"), "RGBA", []),
-        (Output("webp"), "I;16", ["webp holds 8 bits: the 16-bit grey is rounded; PNG keeps it"]),
-        (Output("png"), "I;16", []),
-        (Output("png"), "LA", []),
+        (
+            OutputOptions("jpeg", 90),
+            "RGBA",
+            ["jpeg has no transparency: the picture is laid on white; PNG and WebP keep it"],
+        ),
+        (OutputOptions("webp"), "RGBA", []),
+        (OutputOptions("webp"), "I;16", ["webp holds 8 bits: the 16-bit grey is rounded; PNG keeps it"]),
+        (OutputOptions("png"), "I;16", []),
+        (OutputOptions("png"), "LA", []),
     ],
 )
-def test_formats(worker: Worker, output: Output, mode: str, notes: list[str]) -> None:
+def test_formats(worker: Worker, output: OutputOptions, mode: str, notes: list[str]) -> None:
     image = tiny.picture(24, 20).convert("L" if mode in ("LA", "I;16") else "RGB")
     if mode == "I;16":
         image = Image.fromarray(np.array(image).astype(np.uint16) * 257)
@@ -183,32 +187,32 @@ def test_formats(worker: Worker, output: Output, mode: str, notes: list[str]) ->
         image = image.convert(mode)
         image.putalpha(tiny.picture(24, 20, 1).convert("L"))
     job = worker.job(upscale(output=output, size=(50, 40)), image)
-    done = worker.done(job)
+    done = worker.run_to_result(job)
     found = result(worker, job)
     kept = {"jpeg": "RGB", "webp": "RGB" if mode == "I;16" else "RGBA", "png": mode}[output.format]
     assert (found.format, found.mode, found.size) == (output.format.upper(), kept, (50, 40))
     said = [note for note in done["notes"] if "the model made" not in note]
     assert said == notes and "the model made 48 x 40 pixels, resized to 50 x 40" in done["notes"]
-    assert read_recipe(found) == done["recipe"]
+    assert read_metadata(found) == done["recipe"]
 
 
 def test_jobs_that_are_alike_share_a_batch(worker: Worker) -> None:
-    asks = [Ask("generate", "sd", GENERATE | {"seed": seed}, size=SIZE, live=True) for seed in (7, 11, 12)]
+    asks = [JobSpec("generate", "sd", GENERATE | {"seed": seed}, size=SIZE, live=True) for seed in (7, 11, 12)]
     jobs = [worker.job(ask) for ask in asks]
     events = worker.run(*jobs)
     assert [e["size"] for e in events if e.get("what") == "batch"] == [3]
     assert {e["id"] for e in events if e["event"] == "done"} == {job["id"] for job in jobs}
     alone = worker.job(asks[1])
-    worker.done(alone)
+    worker.run_to_result(alone)
     assert np.abs(pixels(result(worker, alone)) - pixels(result(worker, jobs[1]))).max() <= 1
 
 
 def test_one_job_of_a_batch_is_canceled_and_one_cannot_be_done(worker: Worker) -> None:
-    asks = [Ask("generate", "sd", GENERATE | {"steps": 60, "seed": seed}, size=SIZE) for seed in (1, 2)]
-    jobs = [*(worker.job(ask) for ask in asks), worker.job(Ask("refine", "sd", {"seed": 1}, "image.png"))]
-    worker.say(do="run", jobs=jobs)
+    asks = [JobSpec("generate", "sd", GENERATE | {"steps": 60, "seed": seed}, size=SIZE) for seed in (1, 2)]
+    jobs = [*(worker.job(ask) for ask in asks), worker.job(JobSpec("refine", "sd", {"seed": 1}, "image.png"))]
+    worker.send(do="run", jobs=jobs)
     worker.until("progress", id=jobs[0]["id"])
-    worker.say(do="cancel", id=jobs[0]["id"])
+    worker.send(do="cancel", id=jobs[0]["id"])
     worker.until("canceled", id=jobs[0]["id"])
     worker.until("done", id=jobs[1]["id"])
     fault = worker.until("failed", id=jobs[2]["id"])["fault"]
@@ -218,55 +222,55 @@ def test_one_job_of_a_batch_is_canceled_and_one_cannot_be_done(worker: Worker) -
 
 
 def test_a_cancel_is_heard_within_a_step(worker: Worker) -> None:
-    job = worker.job(Ask("generate", "sd", GENERATE | {"steps": 900, "width": 128, "height": 128}, size=(128, 128)))
-    worker.say(do="run", jobs=[job])
+    job = worker.job(JobSpec("generate", "sd", GENERATE | {"steps": 900, "width": 128, "height": 128}, size=(128, 128)))
+    worker.send(do="run", jobs=[job])
     worker.until("progress", id=job["id"])
     start = time.monotonic()
-    worker.say(do="cancel", id=job["id"])
+    worker.send(do="cancel", id=job["id"])
     worker.until("canceled", id=job["id"])
     worker.until("idle")
     assert time.monotonic() - start < 1
-    worker.say(do="cancel", id=job["id"])  # late: of no effect
-    worker.done(worker.job(upscale(), tiny.picture(16, 16)))
+    worker.send(do="cancel", id=job["id"])  # late: of no effect
+    worker.run_to_result(worker.job(upscale(), tiny.picture(16, 16)))
 
 
 def test_a_broken_model_and_odd_options_fail_and_no_more(worker: Worker) -> None:
-    fault = worker.failed(worker.job(Ask("generate", "broken", GENERATE)))
+    fault = worker.run_to_problem(worker.job(JobSpec("generate", "broken", GENERATE)))
     assert (fault["status"], fault["code"]) == (500, "model_unusable") and "/nowhere/at all" in fault["message"]
-    fault = worker.failed(worker.job(Ask("generate", "nothing", GENERATE)))
+    fault = worker.run_to_problem(worker.job(JobSpec("generate", "nothing", GENERATE)))
     assert (fault["status"], fault["code"]) == (404, "model_not_found")
-    fault = worker.failed(worker.job(Ask("generate", "paint", GENERATE)))
+    fault = worker.run_to_problem(worker.job(JobSpec("generate", "paint", GENERATE)))
     assert fault["code"] == "unsupported" and fault["message"] == "paint cannot generate; it can inpaint"
-    fault = worker.failed(worker.job(Ask("generate", "sd", GENERATE | {"steps": 0})))
+    fault = worker.run_to_problem(worker.job(JobSpec("generate", "sd", GENERATE | {"steps": 0})))
     assert fault["code"] == "invalid_value" and fault["message"] == "steps is 0, expected 1 to 1000"
-    fault = worker.failed(worker.job(Ask("generate", "sd", GENERATE | {"colour": "red"})))
+    fault = worker.run_to_problem(worker.job(JobSpec("generate", "sd", GENERATE | {"colour": "red"})))
     assert "'colour'" in fault["message"]
-    worker.done(worker.job(upscale(), tiny.picture(16, 16)))
+    worker.run_to_result(worker.job(upscale(), tiny.picture(16, 16)))
 
 
 def test_a_finished_job_is_not_done_again_nor_overwritten(worker: Worker) -> None:
     job = worker.job(upscale(), tiny.picture(16, 16))
-    before = worker.done(job)
+    before = worker.run_to_result(job)
     events = [e["event"] for e in worker.run(job) if e.get("id") == job["id"]]
     assert events == ["started", "done"]
-    assert json.loads((worker.folder(job) / DONE).read_text()) == before
+    assert json.loads((worker.folder(job) / RESULT_FILE).read_text()) == before
 
 
 def test_loading_and_unloading(worker: Worker) -> None:
-    worker.say(do="unload", model="sd")
-    worker.say(do="load", model="x2")
+    worker.send(do="unload", model="sd")
+    worker.send(do="load", model="x2")
     loaded = worker.until("models")["loaded"]
     while "x2" not in loaded:
         loaded = worker.until("models")["loaded"]
     assert loaded["x2"] > 100_000 and "sd" not in loaded
-    worker.say(do="load", model="broken")
+    worker.send(do="load", model="broken")
     assert "/nowhere/at all" in worker.until("models")["error"]["broken"]
 
 
 def test_the_x2_upscaler(worker: Worker) -> None:
     options = {"prompt": "a boat", "steps": 8, "guidance": 2.0, "detail": 0.5, "by": 2, "seed": 0}
-    job = worker.job(Ask("upscale", "x2", options, "image.png", previews=2, live=True), tiny.picture(40, 30))
-    done = worker.done(job)
+    job = worker.job(JobSpec("upscale", "x2", options, "image.png", previews=2, live=True), tiny.picture(40, 30))
+    done = worker.run_to_result(job)
     assert done["notes"] == ["detail changes nothing: x2 has no use for it"] and done["tokens"] == 2
     for k in range(2):
         assert opened(worker, job, f"preview-{k}.png").size == (80, 60)
@@ -278,8 +282,10 @@ def test_the_x2_upscaler(worker: Worker) -> None:
 
 def test_the_process_ends_with_its_standard_input(tmp_path: Path) -> None:
     with working(tmp_path, *MODELS[:2]) as worker:
-        job = worker.job(Ask("generate", "sd", GENERATE | {"steps": 900, "width": 256, "height": 256}, size=(256, 256)))
-        worker.say(do="run", jobs=[job])
+        job = worker.job(
+            JobSpec("generate", "sd", GENERATE | {"steps": 900, "width": 256, "height": 256}, size=(256, 256))
+        )
+        worker.send(do="run", jobs=[job])
         worker.until("progress", id=job["id"])
         start = time.monotonic()
         assert worker.process.stdin is not None

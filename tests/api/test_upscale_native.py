@@ -1,4 +1,4 @@
-"""`enlarger.tasks.enlarge` on a tiny x2 folder: exact sizes, seeds, batches, cancelling, latents, refusals."""
+"""`enlarger.tasks.upscale.upscale` on a tiny x2 folder: exact sizes, seeds, batches, cancelling, latents, refusals."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ from enlarger.diffusion.solvers import SOLVERS
 from enlarger.errors import Cancelled, InputError, Unsupported
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.enlarge import Upscaler, load_upscaler
 from enlarger.tasks.latents import Latents
-from enlarger.tasks.parts import Progress, Result, encode_text
-from enlarger.tasks.upscale_compact import CompactUpscale
-from enlarger.tasks.upscale_latent import LatentUpscale, LatentUpscaleJob
+from enlarger.tasks.result import Progress, Result, encode_guided_prompts
+from enlarger.tasks.upscale.bundled import BundledUpscaler
+from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
+from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler
 from tests.support import tiny
 from tests.support.close import assert_close
 from tests.support.random_weights import randomise
@@ -72,15 +72,17 @@ def test_inputs_keep_their_seeds_and_prompts(upscaler: Upscaler) -> None:
         assert (pixels(found) == pixels(expected)).all()
 
 
-def job(task: LatentUpscale, seeds: list[int], low: Tensor, **changes: Any) -> LatentUpscaleJob:
-    text = encode_text(task.tokenizer, task.text_encoder, task.runtime, ["a"] * len(seeds), [""] * len(seeds), "last")
+def job(task: LatentUpscaler, seeds: list[int], low: Tensor, **changes: Any) -> LatentUpscaleJob:
+    text = encode_guided_prompts(
+        task.tokenizer, task.text_encoder, task.runtime, ["a"] * len(seeds), [""] * len(seeds), "last"
+    )
     options = {"solver": SOLVERS["euler_ancestral"], "guidance": Guidance(4.0), **changes}
-    return LatentUpscaleJob(low, text, task.sampler.course(3), noise=from_seeds(seeds), **options)
+    return LatentUpscaleJob(low, text, task.sampler.sigma_schedule(3), noise=from_seeds(seeds), **options)
 
 
 def test_a_batch_of_tensors_equals_singles(upscaler: Upscaler) -> None:
     task, seeds, low = upscaler.task, [3, 8, 3], tiny.latents(3, 8, 12)
-    assert isinstance(task, LatentUpscale)
+    assert isinstance(task, LatentUpscaler)
     together = task(job(task, seeds, low))
     singles = [task(job(task, [seed], low[i : i + 1])) for i, seed in enumerate(seeds)]
     assert together.std() > 0.1
@@ -90,7 +92,7 @@ def test_a_batch_of_tensors_equals_singles(upscaler: Upscaler) -> None:
 def test_interleaved_samplings_equal_separate_ones(upscaler: Upscaler) -> None:
     """Two runs of each solver, advanced in turns over one network."""
     task = upscaler.task
-    assert isinstance(task, LatentUpscale)
+    assert isinstance(task, LatentUpscaler)
 
     def steps(seed: int, name: str) -> Any:
         low, noise = tiny.latents(1, 8, 8, seed), from_seeds([seed])
@@ -103,7 +105,7 @@ def test_interleaved_samplings_equal_separate_ones(upscaler: Upscaler) -> None:
                     :, :4
                 ]
 
-        ladder = task.sampler.course(4).ladder
+        ladder = task.sampler.sigma_schedule(4).sigmas
         return SOLVERS[name](denoise, noise(low.repeat(1, 1, 2, 2)) * ladder[0], ladder, noise)
 
     def last(run: Any) -> Tensor:
@@ -173,7 +175,7 @@ def test_refusals(upscaler: Upscaler) -> None:
 
 def test_the_bundled_kind_refuses_prompts_and_latents() -> None:
     parts = [randomise(UpscaleNet(UpscaleNetConfig(8, 1, 8, 0, extra))) for extra in (0, 0, 1, 0)]
-    bundled = Upscaler(CompactUpscale(*parts), "bundled")
+    bundled = Upscaler(BundledUpscaler(*parts), "bundled")
     assert bundled(UpscaleRequest(tiny.picture(17, 9))).image.size == (34, 18)
     for name, value in {"prompt": "a cat", "negative": "ugly", "guidance": 2.0, "noise_level": 0.1}.items():
         with pytest.raises(Unsupported, match=f"{name} is set, but the bundled model has no use for it"):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from enlarger import CheckpointError, InputError, Latents, Result, Unsupported, Upscaler, UpscaleRequest, load_upscaler
-from enlarger.tasks import enlarge as enlarge_room
+from enlarger.tasks.upscale import upscale as enlarge_room
 from tests.support import tiny, tiny_x4
 from tests.support.close import assert_close
 
@@ -91,7 +91,7 @@ def test_the_low_resolution_schedule_is_the_folders(x4: Upscaler, tmp_path: Path
 
 
 def test_large_inputs_are_said_to_be_taken_whole(x4: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enlarge_room, "LARGE", 15 * 16)
+    monkeypatch.setattr(enlarge_room, "X4_LARGE_PIXELS", 15 * 16)
     assert enlarged(x4, tiny.picture(15, 16)).notes == ()
     note = "the x4 upscaler took the picture whole, without tiles: its memory grows with the picture"
     assert enlarged(x4, tiny.picture(16, 16)).notes == (note,)

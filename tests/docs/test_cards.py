@@ -112,8 +112,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def halved(folder: Path, place: Path) -> Path:
     """The model with its weights in half precision under the names of the variant "fp16"."""
-    from enlarger.checkpoint.folder import read_folder
-    from enlarger.checkpoint.write import save_folder
+    from enlarger.checkpoint.folder.load import read_folder
+    from enlarger.checkpoint.folder.save import save_folder
 
     return save_folder(read_folder(folder), place, torch.float16, variant="fp16")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from enlarger.service.app import make_app
-from enlarger.service.settings import read_settings
+from enlarger.service.app import create_app
+from enlarger.service.settings import load_settings
 from tests.support.settings_table import DOCUMENT, filled
 
 ROOT = Path(__file__).parents[2]
@@ -32,14 +32,14 @@ def test_every_error_is_listed_with_its_status() -> None:
 
 def test_every_route_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ENLARGER_CONFIG", raising=False)
-    paths = make_app(read_settings(data=tmp_path)).openapi()["paths"]
+    paths = create_app(load_settings(data=tmp_path)).openapi()["paths"]
     text = DOCUMENT.read_text()
     assert [path for path in paths if f"`{path.replace(':path', '')}`" not in text] == []
 
 
 def test_the_sample_configuration_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENLARGER_CONFIG", str(DEPLOY / "enlarger.toml"))
-    settings = read_settings()
+    settings = load_settings()
     assert (settings.port, settings.host, settings.queue, settings.bounds.steps) == (8997, "127.0.0.1", 16, 150)
 
 
@@ -48,7 +48,7 @@ def test_commented_settings_of_the_sample_load_too(tmp_path: Path, monkeypatch: 
     file = tmp_path / "enlarger.toml"
     file.write_text(re.sub(r"^# (?=[a-z]+ = |\[\[)", "", text, flags=re.M))
     monkeypatch.setenv("ENLARGER_CONFIG", str(file))
-    settings = read_settings()
+    settings = load_settings()
     assert [model.name for model in settings.models] == ["sd", "x2"]
     assert (settings.hosts, len(settings.keys)) == (("pictures.example.org",), 1)
 
@@ -56,7 +56,7 @@ def test_commented_settings_of_the_sample_load_too(tmp_path: Path, monkeypatch: 
 def test_the_unit_gives_more_time_than_draining_takes() -> None:
     unit = (DEPLOY / "enlarger.service").read_text()
     seconds = int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.M)[0])
-    assert seconds > read_settings().drain_seconds
+    assert seconds > load_settings().drain_seconds
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")

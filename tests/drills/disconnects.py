@@ -94,7 +94,7 @@ def place_freed(served: Served) -> float:
 
 def settle(served: Served) -> None:
     """Wait until nothing waits and nothing runs, and a moment for connections to close."""
-    until(lambda: jobs.idle(served), 30, served.said)
+    until(lambda: jobs.idle(served), 30, served.log_tail)
     time.sleep(0.3)
 
 

@@ -62,7 +62,7 @@ def wait_for(served: Served, ids: Iterable[str], seconds: float = 60) -> dict[st
     """The jobs, when all are over."""
     found: dict[str, dict[str, Any]] = {}
     for id in ids:
-        until(lambda id=id: found.setdefault(id, over(served, id) or {}) or found.pop(id), seconds, served.said)
+        until(lambda id=id: found.setdefault(id, over(served, id) or {}) or found.pop(id), seconds, served.log_tail)
     return found
 
 
@@ -73,7 +73,7 @@ def over(served: Served, id: str) -> dict[str, Any] | None:
 
 def wait_status(served: Served, id: str, *statuses: str, seconds: float = 30) -> None:
     """Until a job stands so."""
-    until(lambda: job(served, id)["status"] in statuses, seconds, served.said)
+    until(lambda: job(served, id)["status"] in statuses, seconds, served.log_tail)
 
 
 def results(served: Served, done: dict[str, Any]) -> list[bytes]:

@@ -9,7 +9,7 @@ from typing import Literal
 import psutil
 
 Role = Literal["server", "worker", "decoder", "other"]
-MARKS: dict[str, Role] = {"enlarger.service.worker": "worker", "enlarger.service.pictures": "decoder"}
+MARKS: dict[str, Role] = {"enlarger.service.worker": "worker", "enlarger.service.uploads": "decoder"}
 
 
 def family(pid: int) -> dict[int, Role]:

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from tests.drills import jobs, wire
 from tests.drills.figures import Figure, none, share
 from tests.drills.payloads import LINES, SCRIPTS
-from tests.support.addresses import FORBIDDEN
+from tests.support.forbidden_urls import FORBIDDEN
 from tests.support.service import Served, until
 
 KEY = "drill-key-0123456789abcdef"

@@ -8,11 +8,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from enlarger import UpscaleRequest, load_upscaler
-from enlarger.degrade import DEGRADATIONS
 from enlarger.errors import Unsupported
 from enlarger.evaluate.metrics import consistency, fine_band, gmsd, psnr, ssim
-from enlarger.images import read_picture
-from enlarger.tasks.enlarge import BUNDLED, Upscaler
+from enlarger.image.degrade import DEGRADATIONS
+from enlarger.image.picture import read_picture
+from enlarger.tasks.upscale.upscale import BUNDLED_FOLDER, Upscaler
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ("bread", "bridge", "mandrill")
@@ -129,4 +129,4 @@ def test_it_refuses_what_it_has_no_use_for(upscaler: Upscaler) -> None:
 
 
 def test_it_is_small() -> None:
-    assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) <= 40_000_000
+    assert sum(path.stat().st_size for path in BUNDLED_FOLDER.rglob("*") if path.is_file()) <= 40_000_000

@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.errors import Cancelled, InputError, Unsupported
-from enlarger.fidelity import reduce
+from enlarger.image.consistency import downscale
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig, backproject
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.enlarge import Upscaler
-from enlarger.tasks.parts import Progress
-from enlarger.tasks.upscale_compact import CompactUpscale
+from enlarger.tasks.result import Progress
+from enlarger.tasks.upscale.bundled import BundledUpscaler
+from enlarger.tasks.upscale.upscale import Upscaler
 from tests.support.close import assert_close, max_difference
 from tests.support.pictures import texture
 from tests.support.random_weights import normal, randomise
@@ -24,8 +24,8 @@ PLAIN, COARSE = UpscaleNetConfig(8, 2, 8, 0), UpscaleNetConfig(8, 2, 8, 1)
 TOLD = UpscaleNetConfig(8, 2, 8, 1, extra_channels=1)
 
 
-def task(tile: int = 512, predictor: UpscaleNet | None = None) -> CompactUpscale:
-    return CompactUpscale(
+def task(tile: int = 512, predictor: UpscaleNet | None = None) -> BundledUpscaler:
+    return BundledUpscaler(
         randomise(UpscaleNet(COARSE)) if predictor is None else predictor,
         randomise(UpscaleNet(PLAIN), seed=1),
         randomise(UpscaleNet(TOLD), seed=2),
@@ -41,8 +41,8 @@ def untrained() -> UpscaleNet:
 @pytest.fixture
 def photograph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is given is no graphics: random networks are as wrong about every picture."""
-    for room in ("upscale_compact", "enlarge"):
-        monkeypatch.setattr(f"enlarger.tasks.{room}.is_graphics", lambda *_: False)
+    for room in ("bundled", "upscale"):
+        monkeypatch.setattr(f"enlarger.tasks.upscale.{room}.is_graphics", lambda *_: False)
 
 
 PHOTOGRAPH = pytest.mark.usefixtures("photograph")
@@ -79,10 +79,10 @@ def test_the_reach_is_a_bound_and_not_idle(config: UpscaleNetConfig) -> None:
     furthest = 0
     for row in (40, 41):  # where a pixel lies among the two of a coarse one matters
         top, bottom, left, right = spread(net, picture(81, 83).double(), row, 41)
-        assert max(row - top // 2, bottom // 2 - row, 41 - left // 2, right // 2 - 41) <= net.reach
+        assert max(row - top // 2, bottom // 2 - row, 41 - left // 2, right // 2 - 41) <= net.receptive_radius
         furthest = max(furthest, bottom // 2 - row, row - top // 2)
-    assert furthest > net.reach - 4
-    assert net.reach % net.granularity == 0
+    assert furthest > net.receptive_radius - 4
+    assert net.receptive_radius % net.size_multiple == 0
 
 
 @PHOTOGRAPH
@@ -137,7 +137,7 @@ def test_the_strength_of_a_restoration_is_told() -> None:
 
 def test_back_projection_brings_the_half_nearer() -> None:
     small, large = picture(16, 18), picture(32, 36)
-    before, after = (max_difference(reduce(x, (16, 18)), small) for x in (large, backproject(large, small)))
+    before, after = (max_difference(downscale(x, (16, 18)), small) for x in (large, backproject(large, small)))
     assert after < before / 2
 
 
@@ -212,7 +212,9 @@ def test_graphics_are_not_made_consistent_unless_asked() -> None:
 
 
 def test_a_batch_may_hold_graphics_and_photographs() -> None:
-    cells = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (1, 1, 12, 10))).float().expand(-1, 3, -1, -1) * 2 - 1
+    cells = (
+        torch.from_numpy(np.random.default_rng(0).integers(0, 2, (1, 1, 12, 10))).float().expand(-1, 3, -1, -1) * 2 - 1
+    )
     smooth = torch.from_numpy(texture(10, 12)).permute(2, 0, 1)[None] / 127.5 - 1
     upscale = task(predictor=untrained())
     both = upscale(torch.cat([cells, smooth]), detail=1.0)
@@ -272,7 +274,7 @@ def test_16_bits_stay_16_bits() -> None:
     image = upscaler()(UpscaleRequest(Image.fromarray(array), consistent=True)).image
     made = np.asarray(image)
     assert image.mode == "I;16" and made.shape == (20, 24) and len(np.unique(made)) > 256
-    back = reduce(torch.from_numpy(made.astype(np.float32))[None, None], (10, 12))
+    back = downscale(torch.from_numpy(made.astype(np.float32))[None, None], (10, 12))
     assert_close(back[0, 0], torch.from_numpy(array.astype(np.float32)), 1.0)
 
 

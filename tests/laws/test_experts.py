@@ -11,21 +11,21 @@ from torch import Tensor, nn
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import from_seeds
-from enlarger.diffusion.sampler import Course, Sampler, calls
+from enlarger.diffusion.sampler import Sampler, SigmaSchedule, network_call_sigmas
 from enlarger.diffusion.schedule import scaled_linear
 from enlarger.diffusion.solvers import SOLVERS, dpm_adaptive
 from enlarger.errors import InputError
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.denoise import Expert, Method, Told, denoise
-from enlarger.tasks.experts import Plan, turns_of, untils_of
+from enlarger.tasks.experts import SamplingReport, check_handoff_sigmas, trace_network_calls
+from enlarger.tasks.sampling import Expert, GuidedConditioning, SamplingPlan, sample_latents
 from tests.support.close import assert_close, max_difference
 from tests.support.random_weights import normal, randomise
 
 SCHEDULE = scaled_linear(0.00085, 0.012)
 SAMPLERS = {
-    "leading": Sampler(SCHEDULE, spacing="leading", offset=1),
+    "leading": Sampler(SCHEDULE, timestep_spacing="leading", steps_offset=1),
     "linspace": Sampler(SCHEDULE),
-    "karras": Sampler(SCHEDULE, curve="karras"),
+    "karras": Sampler(SCHEDULE, sigma_curve="karras"),
 }
 STEPS = 8
 
@@ -44,35 +44,37 @@ class Small(nn.Module):
         return self.outside(torch.tanh(self.inside(x) + told))
 
 
-def told(guided: bool = False) -> Told:
+def told(guided: bool = False) -> GuidedConditioning:
     tokens = normal(1, 3, 2)
     negative = Conditioning(tokens * 0) if guided else None
-    return Told(Conditioning(tokens), negative, Guidance(3.0 if guided else 1.0))
+    return GuidedConditioning(Conditioning(tokens), negative, Guidance(3.0 if guided else 1.0))
 
 
-def run(networks: list[Small], untils: list[float], name: str, course: Course, sampler: Sampler, **more: Any) -> Tensor:
+def run(
+    networks: list[Small], untils: list[float], name: str, course: SigmaSchedule, sampler: Sampler, **more: Any
+) -> Tensor:
     experts = [
         Expert(network, sampler.precondition(course), told(**more), until)
         for network, until in zip(networks, untils, strict=True)
     ]
-    start = normal(1, 4, 4, 4) * course.start
-    return denoise(experts, start, Method(course, SOLVERS[name], from_seeds([3])), Runtime())
+    start = normal(1, 4, 4, 4) * course.init_noise_sigma
+    return sample_latents(experts, start, SamplingPlan(course, SOLVERS[name], from_seeds([3])), Runtime())
 
 
 @pytest.mark.parametrize("spacing", SAMPLERS)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_same_weights_in_both_stages_are_the_unsplit_run(name: str, spacing: str) -> None:
     sampler = SAMPLERS[spacing]
-    course = sampler.course(STEPS)
+    course = sampler.sigma_schedule(STEPS)
     alone = randomise(Small())
     whole = run([alone], [0.0], name, course, sampler)
-    for handoff in (float(SCHEDULE.sigmas[200]), float(course.ladder[3]), 5.0):
+    for handoff in (float(SCHEDULE.sigmas[200]), float(course.sigmas[3]), 5.0):
         untils = [handoff, 0.0]
         base, refiner = randomise(Small()), randomise(Small())
         split = run([base, refiner], untils, name, course, sampler)
         assert_close(split, whole, 0)
         assert base.calls and refiner.calls and base.calls + refiner.calls == alone.calls
-        plan = Plan(turns_of(["base", "refiner"], untils, SOLVERS[name], course.ladder))
+        plan = SamplingReport(trace_network_calls(["base", "refiner"], untils, SOLVERS[name], course.sigmas))
         if name == "dpm_adaptive":
             assert plan.calls is None and [turn.who for turn in plan.turns] == ["base", "refiner"]
             continue
@@ -86,18 +88,18 @@ def test_the_same_weights_in_both_stages_are_the_unsplit_run(name: str, spacing:
 @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m_sde"])
 def test_five_experts_with_guidance_are_one(name: str) -> None:
     sampler = SAMPLERS["leading"]
-    course = sampler.course(20)
+    course = sampler.sigma_schedule(20)
     alone, untils = randomise(Small()), [9.0, 4.0, 1.0, 0.3, 0.0]
     whole = run([alone], [0.0], name, course, sampler, guided=True)
     networks = [randomise(Small()) for _ in untils]
     assert_close(run(networks, untils, name, course, sampler, guided=True), whole, 0)
-    plan = Plan(turns_of(list("abcde"), untils, SOLVERS[name], course.ladder))
+    plan = SamplingReport(trace_network_calls(list("abcde"), untils, SOLVERS[name], course.sigmas))
     assert [sum(t.calls or 0 for t in plan.turns if t.who == who) for who in "abcde"] == [n.calls for n in networks]
 
 
 def test_other_weights_below_the_handoff_change_the_picture() -> None:
     sampler = SAMPLERS["linspace"]
-    course = sampler.course(STEPS)
+    course = sampler.sigma_schedule(STEPS)
     whole = run([randomise(Small())], [0.0], "euler", course, sampler)
     split = run([randomise(Small()), randomise(Small(), 1)], [1.0, 0.0], "euler", course, sampler)
     assert max_difference(split, whole) > 0.01
@@ -105,9 +107,9 @@ def test_other_weights_below_the_handoff_change_the_picture() -> None:
 
 @pytest.mark.parametrize("name", sorted(SOLVERS.keys() - {"dpm_adaptive"}))
 def test_the_plan_lists_all_calls_of_every_step(name: str) -> None:
-    ladder = SAMPLERS["linspace"].course(STEPS).ladder
-    turns = turns_of(["base"], [0.0], SOLVERS[name], ladder)
-    levels = calls(SOLVERS[name], ladder)
+    ladder = SAMPLERS["linspace"].sigma_schedule(STEPS).sigmas
+    turns = trace_network_calls(["base"], [0.0], SOLVERS[name], ladder)
+    levels = network_call_sigmas(SOLVERS[name], ladder)
     assert levels is not None and sum(turn.calls or 0 for turn in turns) == len(levels)
     assert [turn.step for turn in turns] == list(range(1, len(turns) + 1))
     assert turns[0].start == float(ladder[0]) and turns[-1].stop == 0
@@ -117,7 +119,7 @@ def test_the_plan_lists_all_calls_of_every_step(name: str) -> None:
 def test_a_call_belongs_to_the_expert_of_its_own_level() -> None:
     """Heun's second call looks from the lower end of its step."""
     ladder = torch.tensor([4.0, 2.0, 1.0, 0.0], dtype=torch.float64)
-    turns = turns_of(["base", "refiner"], [2.0, 0.0], SOLVERS["heun"], ladder)
+    turns = trace_network_calls(["base", "refiner"], [2.0, 0.0], SOLVERS["heun"], ladder)
     found = [(turn.step, turn.who, turn.start, turn.stop, turn.calls) for turn in turns]
     assert found == [
         (1, "base", 4.0, 2.0, 2),
@@ -129,14 +131,14 @@ def test_a_call_belongs_to_the_expert_of_its_own_level() -> None:
 
 def test_the_table() -> None:
     ladder = torch.tensor([4.0, 2.0, 0.0], dtype=torch.float64)
-    plan = Plan(turns_of(["base", "the refiner"], [3.0, 0.0], SOLVERS["euler"], ladder), 2)
+    plan = SamplingReport(trace_network_calls(["base", "the refiner"], [3.0, 0.0], SOLVERS["euler"], ladder), 2)
     assert str(plan).splitlines() == [
         "    step  network      noise level         calls",
         "       1  base         4.0000 -> 2.0000    1",
         "       2  the refiner  2.0000 -> 0.0000    1",
         "calls of the networks for 2 pictures: 4",
     ]
-    adaptive = Plan(turns_of(["base", "refiner"], [3.0, 0.0], dpm_adaptive, ladder))
+    adaptive = SamplingReport(trace_network_calls(["base", "refiner"], [3.0, 0.0], dpm_adaptive, ladder))
     assert str(adaptive).splitlines()[1:] == [
         "adaptive  base     4.0000 -> 3.0000    -",
         "adaptive  refiner  3.0000 -> 0.0000    -",
@@ -147,13 +149,13 @@ def test_the_table() -> None:
 def test_an_expert_without_levels_has_no_turn() -> None:
     ladder = torch.tensor([4.0, 2.0, 0.0], dtype=torch.float64)
     for solver in (SOLVERS["euler"], dpm_adaptive):
-        assert {turn.who for turn in turns_of(["a", "b"], [9.0, 0.0], solver, ladder)} == {"b"}
-        assert {turn.who for turn in turns_of(["a", "b"], [0.0, 0.0], solver, ladder)} == {"a"}
+        assert {turn.who for turn in trace_network_calls(["a", "b"], [9.0, 0.0], solver, ladder)} == {"b"}
+        assert {turn.who for turn in trace_network_calls(["a", "b"], [0.0, 0.0], solver, ladder)} == {"a"}
 
 
 def test_handoffs_fall() -> None:
-    assert untils_of([]) == (0.0,) and untils_of([3.0, 0.5]) == (3.0, 0.5, 0.0)
+    assert check_handoff_sigmas([]) == (0.0,) and check_handoff_sigmas([3.0, 0.5]) == (3.0, 0.5, 0.0)
     with pytest.raises(
         InputError, match=r"the hand-offs are at noise levels 0.5, 3, expected falling ones, one per re"
     ):
-        untils_of([0.5, 3.0])
+        check_handoff_sigmas([0.5, 3.0])

@@ -18,12 +18,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from enlarger.checkpoint import files, pickles
-from enlarger.checkpoint.files import open_file
-from enlarger.checkpoint.folder import COMPONENTS, read_folder
-from enlarger.checkpoint.schedulers import schedule_config
+from enlarger.checkpoint.config.schedulers import sampler_from_config
+from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, read_folder
+from enlarger.checkpoint.tensors import pickle_guard, safetensors_file
+from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
 from enlarger.errors import CheckpointError, EnlargerError
-from enlarger.jsonfile import read_json
+from enlarger.strict_json import read_json
 from tests.support import hostile
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
@@ -165,9 +165,9 @@ def test_no_mutation_of_a_safetensors_file_escapes_as_another_error(tmp_path: Pa
     for seed in range(MUTATIONS):
         path.write_bytes(mutated(seed))
         try:
-            weights = open_file(path)
-            for name in weights.names():
-                assert weights.read(name).shape == weights.shape(name), seed
+            weights = open_checkpoint(path)
+            for name in weights.keys():
+                assert weights.get_tensor(name).shape == weights.shape(name), seed
         except CheckpointError as error:
             assert str(path) in str(error) and str(error).isprintable() and len(str(error)) < 2000, seed
             refused += 1
@@ -199,14 +199,14 @@ def test_no_program_runs(tmp_path: Path, canary: Path, label: str, monkeypatch: 
     path = tmp_path / "model.ckpt"
     path.write_bytes(hostile.with_program(hostile.programs(str(canary))[label]))
     with pytest.raises(CheckpointError, match=r"model\.ckpt: not opened, since it is a pickle.*allow_pickle=True"):
-        open_file(path)
+        open_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"model\.ckpt: refused, and nothing in it has run: its program"):
-        open_file(path, allow_pickle=True)
-    monkeypatch.setattr(pickles, "check_program", lambda *_: frozenset())  # the second gate alone
+        open_checkpoint(path, allow_pickle=True)
+    monkeypatch.setattr(pickle_guard, "check_opcodes", lambda *_: frozenset())  # the second gate alone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about protocols
         with pytest.raises(CheckpointError, match="torch's restricted reader does not take it"):
-            open_file(path, allow_pickle=True)
+            open_checkpoint(path, allow_pickle=True)
 
 
 @pytest.mark.parametrize("ending", ["ckpt", "pt", "safetensors"])
@@ -215,9 +215,9 @@ def test_no_hiding_place_helps(tmp_path: Path, canary: Path, label: str, ending:
     path = tmp_path / f"model.{ending}"
     path.write_bytes(hostile.containers(hostile.programs(str(canary))["os.system"])[label])
     with pytest.raises(CheckpointError, match=rf"model\.{ending}: "):
-        open_file(path)
+        open_checkpoint(path)
     with pytest.raises(CheckpointError, match=rf"model\.{ending}: "):
-        open_file(path, allow_pickle=True)
+        open_checkpoint(path, allow_pickle=True)
 
 
 def test_the_same_files_without_a_hostile_program_are_read(tmp_path: Path) -> None:
@@ -225,21 +225,21 @@ def test_the_same_files_without_a_hostile_program_are_read(tmp_path: Path) -> No
     good = hostile.benign()
     for harmless in (hostile.zipped(good), hostile.zipped(good | {"data/9": hostile.zipped(good)})):
         path.write_bytes(harmless)
-        assert open_file(path, allow_pickle=True).names() == ("a", "b")
+        assert open_checkpoint(path, allow_pickle=True).keys() == ("a", "b")
 
 
 def test_pickles_are_not_read_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.ckpt"
     path.write_bytes(hostile.zipped(hostile.benign()))
-    for reader in ("open_pickle", "_header"):
-        monkeypatch.setattr(files, reader, lambda *_: pytest.fail("opened"))
+    for reader in ("open_pickle", "_read_header"):
+        monkeypatch.setattr(safetensors_file, reader, lambda *_: pytest.fail("opened"))
     with pytest.raises(CheckpointError, match="not opened, since it is a pickle"):
-        open_file(path)
+        open_checkpoint(path)
 
 
 def test_no_other_way_to_unpickle_stands_in_the_package() -> None:
     """`weights_only=True` wherever torch.load is, and nothing that runs pickles or code of a model besides."""
-    for path in sorted(Path(files.__file__).parents[1].rglob("*.py")):
+    for path in sorted(Path(safetensors_file.__file__).parents[2].rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
@@ -256,7 +256,7 @@ def test_bombs_are_refused_before_they_are_read(tmp_path: Path, label: str) -> N
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError, match="refused, and nothing in it has run: "):
-            open_file(path, allow_pickle=True)
+            open_checkpoint(path, allow_pickle=True)
         assert tracemalloc.get_traced_memory()[1] < 100 << 20
     finally:
         tracemalloc.stop()
@@ -297,10 +297,10 @@ def configs() -> list[tuple[Callable[[Any], Any], dict[str, Any]]]:
     for path in sorted(CONFIGS.glob("*/*.json")):
         config = json.loads(path.read_text())
         kind = config.get("_class_name") or (config.get("architectures") or ["none"])[0]
-        if kind in COMPONENTS:
-            found.append((COMPONENTS[kind].read, config))
+        if kind in COMPONENT_CLASSES:
+            found.append((COMPONENT_CLASSES[kind].read_config, config))
         elif path.name.startswith("scheduler"):
-            found.append((schedule_config, config))
+            found.append((sampler_from_config, config))
     return found
 
 

@@ -10,10 +10,11 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "enlarger"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-BOTTOM = "bottom"  # the modules that lie beside the rooms: errors, images, requests, ...
-TASKS = {"nn", "diffusion", "text", "checkpoint", "runtime", "hub", "tasks"}
+BOTTOM = "bottom"  # the modules that lie beside the rooms: errors, requests, strict_json
+TASKS = {"image", "nn", "diffusion", "text", "checkpoint", "runtime", "hub", "tasks"}
 MAY_IMPORT = {  # each room, itself and the bottom aside
     BOTTOM: set(),
+    "image": set(),
     "nn": set(),
     "diffusion": set(),
     "text": {"nn", "diffusion"},
@@ -24,10 +25,11 @@ MAY_IMPORT = {  # each room, itself and the bottom aside
     "train": TASKS,
     "evaluate": TASKS,
     "diffusers": TASKS,
-    "client": set(),
+    "client": {"image"},
     "service": TASKS,  # its worker alone, see `test_the_server_does_not_compute`
     "cli": TASKS | {"train", "evaluate", "client", "service"},  # its verbs are the doors of the workshops
 }
+LIGHT = {"decode", "encode", "colour"}  # the modules of `image` that do without torch
 DOORS = {"enlarger", "enlarger.__main__"}  # they only pass on what others hold
 FOREIGN = {
     "diffusers",
@@ -39,8 +41,8 @@ FOREIGN = {
     "huggingface_hub",
 }  # what the tests compare with
 EXTRAS = {
-    "enlarger.tasks.depth_estimator": {"transformers"},
-    "enlarger.tasks.safety": {"transformers"},
+    "enlarger.tasks.auxiliary.depth_estimator": {"transformers"},
+    "enlarger.tasks.auxiliary.safety_checker": {"transformers"},
     "enlarger.hub.listing": {"huggingface_hub"},
 }
 
@@ -115,9 +117,9 @@ def test_the_server_does_not_compute(path: Path) -> None:
 
 def heavy(name: str) -> bool:
     """Whether an absolute name is torch, or imports it."""
-    if name.split(".")[0] == "torch" or name.startswith("enlarger.images"):
-        return True
-    return name.startswith("enlarger.") and room(name) in TASKS - {"hub"}
+    if name.startswith("enlarger.image."):
+        return name.split(".")[2] not in LIGHT
+    return name.split(".")[0] == "torch" or (name.startswith("enlarger.") and room(name) in TASKS - {"hub"})
 
 
 def test_every_room_has_its_place() -> None:
@@ -130,16 +132,20 @@ def test_every_room_has_its_place() -> None:
     [
         ("enlarger.nn.unet", "import torch\nfrom enlarger.nn.blocks import sinusoid", []),
         ("enlarger.nn.unet", "def f():\n    from enlarger.diffusion import sample", ["enlarger.diffusion.sample"]),
-        ("enlarger.nn.unet", "from ..tasks import enlarge", ["enlarger.tasks.enlarge"]),
+        ("enlarger.nn.unet", "from ..tasks import depth", ["enlarger.tasks.depth"]),
         ("enlarger.errors", "import enlarger.text.encode", ["enlarger.text.encode"]),
-        ("enlarger.tasks.parts", "import enlarger", ["enlarger"]),
-        ("enlarger.tasks.parts", "from diffusers.models import UNet2DModel", ["diffusers.models.UNet2DModel"]),
+        ("enlarger.tasks.result", "import enlarger", ["enlarger"]),
+        ("enlarger.tasks.result", "from diffusers.models import UNet2DModel", ["diffusers.models.UNet2DModel"]),
         ("enlarger.evaluate.sheet", "from enlarger.train import photos", ["enlarger.train.photos"]),
         ("enlarger.cli.train", "from enlarger.train import photos", []),
-        ("enlarger.tasks.safety", "def f():\n    import transformers", []),
-        ("enlarger.tasks.safety", "import transformers\ndef f():\n    import transformers", ["transformers"]),
-        ("enlarger.tasks.safety", "def f():\n    import diffusers", ["diffusers"]),
-        ("enlarger.tasks.parts", "def f():\n    import transformers", ["transformers"]),
+        ("enlarger.tasks.auxiliary.safety_checker", "def f():\n    import transformers", []),
+        (
+            "enlarger.tasks.auxiliary.safety_checker",
+            "import transformers\ndef f():\n    import transformers",
+            ["transformers"],
+        ),
+        ("enlarger.tasks.auxiliary.safety_checker", "def f():\n    import diffusers", ["diffusers"]),
+        ("enlarger.tasks.result", "def f():\n    import transformers", ["transformers"]),
     ],
 )
 def test_an_upward_import_is_found(module: str, source: str, found: list[str]) -> None:

@@ -11,9 +11,9 @@ from PIL import Image
 
 from enlarger.requests import InpaintRequest
 from enlarger.tasks import repair
-from enlarger.tasks.repair import Repair, Repairer
+from enlarger.tasks.repair import Inpainter, InpaintResult
 from tests.support import tiny
-from tests.support.tiny_inpaint import repairer
+from tests.support.tiny_inpaint import tiny_inpainter
 
 one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 
@@ -92,7 +92,7 @@ def same_kind(found: Any, source: Any) -> None:
         assert (found.dtype, found.shape) == (source.dtype, source.shape)
 
 
-def check_preserved(result: Repair, source: Any, mask: np.ndarray[Any, Any]) -> None:
+def check_preserved(result: InpaintResult, source: Any, mask: np.ndarray[Any, Any]) -> None:
     """Same kind; same bytes where the mask is 0, and of the alpha everywhere; what changed is reported."""
     if not mask.any():
         assert any("mask is empty" in note for note in result.notes)
@@ -111,7 +111,7 @@ def check_preserved(result: Repair, source: Any, mask: np.ndarray[Any, Any]) -> 
     assert result.changed[0].box == box
 
 
-def painted(self: Repairer, image: torch.Tensor, mask: Any, options: Any, seed: int, watch: Any) -> torch.Tensor:
+def painted(self: Inpainter, image: torch.Tensor, mask: Any, options: Any, seed: int, watch: Any) -> torch.Tensor:
     """What stands in for the networks: random colours, some out of range."""
     assert image.isfinite().all() and mask.shape[-2:] == image.shape[-2:]
     return torch.empty(image.shape).uniform_(-1.5, 1.5, generator=torch.Generator().manual_seed(seed))
@@ -131,22 +131,22 @@ def painted(self: Repairer, image: torch.Tensor, mask: Any, options: Any, seed: 
 def test_nothing_changes_outside_the_mask(
     kind: Any, shape: str, size: Any, seed: int, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> None:
-    monkeypatch.setattr(repair.Repairer, "_run", painted)
+    monkeypatch.setattr(repair.Inpainter, "_run", painted)
     random = np.random.default_rng(seed)
     source, mask = make_picture(kind, size, random), make_mask(shape, size, random)
     copy = np.array(pixels(source))
-    result = repairer(4)(InpaintRequest(source, mask, seed=seed, **options))
+    result = tiny_inpainter(4)(InpaintRequest(source, mask, seed=seed, **options))
     check_preserved(result, source, mask)
     assert copy.tobytes() == pixels(source).tobytes(), "the input itself is left alone"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_each_kind_is_repainted(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repair.Repairer, "_run", painted)
+    monkeypatch.setattr(repair.Inpainter, "_run", painted)
     random = np.random.default_rng(0)
     source, mask = make_picture(kind, (9, 12), random), np.zeros((9, 12), bool)
     mask[2:7, 3:9] = True
-    result = repairer(4)(InpaintRequest(source, mask, feather=0))
+    result = tiny_inpainter(4)(InpaintRequest(source, mask, feather=0))
     check_preserved(result, source, mask)
     assert 25 <= result.changed[0].pixels <= 30
 
@@ -162,10 +162,10 @@ def test_each_kind_is_repainted(kind: Any, monkeypatch: pytest.MonkeyPatch) -> N
 def test_nothing_inside_changes_when_a_picture_is_expanded(
     kind: Any, size: Any, sides: Any, shape: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repair.Repairer, "_run", painted)
+    monkeypatch.setattr(repair.Inpainter, "_run", painted)
     random = np.random.default_rng(seed)
     source, mask = make_picture(kind, size, random), make_mask(shape, size, random)
-    result = repairer(4)(InpaintRequest(source, mask, seed=seed, expand=sides, feather=1))
+    result = tiny_inpainter(4)(InpaintRequest(source, mask, seed=seed, expand=sides, feather=1))
     mode = result.image.mode if isinstance(source, Image.Image) else None
     before, after = pixels(source, mode), pixels(result.image)
     left, top, right, bottom = sides
@@ -189,5 +189,5 @@ def test_nothing_changes_outside_the_mask_with_networks(
 ) -> None:
     random = np.random.default_rng(seed)
     source, mask = make_picture(kind, size, random), make_mask(shape, size, random)
-    result = repairer(channels)(InpaintRequest(source, mask, seed=seed, steps=2, guidance=1.0, **options))
+    result = tiny_inpainter(channels)(InpaintRequest(source, mask, seed=seed, steps=2, guidance=1.0, **options))
     check_preserved(result, source, mask)

@@ -14,7 +14,7 @@ from enlarger.nn.k_unet import KUNet
 from enlarger.nn.unet import UNet
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.runtime import runtime
-from enlarger.runtime.runtime import Offload, Runtime, own_tensors, pick_device, pick_precision
+from enlarger.runtime.runtime import Offload, Runtime, direct_tensors, resolve_device, resolve_dtype
 from tests.support.random_weights import normal, randomise
 from tests.support.tiny_models import AUTOENCODER, K_UNET, TEXT, UNET
 
@@ -63,10 +63,10 @@ def test_offload_changes_nothing(name: str, offload: Offload) -> None:
 @contextmanager
 def far_away(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     """A runtime for a device that the test only plays: what is not on it holds NaN."""
-    real = {id(t): t.data for layer in module.modules() for t in own_tensors(layer)}
+    real = {id(t): t.data for layer in module.modules() for t in direct_tensors(layer)}
 
     def move(layer: nn.Module, device: torch.device) -> None:
-        for tensor in own_tensors(layer):
+        for tensor in direct_tensors(layer):
             away = torch.full_like(tensor.data, float("nan"))
             tensor.data = real[id(tensor)] if device.type == "meta" else away
 
@@ -76,7 +76,7 @@ def far_away(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run
             move(layer, torch.device("cpu"))
         yield Runtime(torch.device("meta"), "sequential")
     for layer in module.modules():
-        for tensor in own_tensors(layer):
+        for tensor in direct_tensors(layer):
             tensor.data = real[id(tensor)]
 
 
@@ -88,13 +88,13 @@ def test_layers_use_their_weights_only_while_they_are_there(name: str, monkeypat
         assert not torch.isfinite(call(module)).all()  # the play works
         with place.hold(module):
             assert call(module).equal(expected)
-        assert all(torch.isnan(t).all() for layer in module.modules() for t in own_tensors(layer))  # all put back
+        assert all(torch.isnan(t).all() for layer in module.modules() for t in direct_tensors(layer))  # all put back
     assert call(module).equal(expected)
 
 
 @pytest.mark.parametrize("offload", ["none", "model", "sequential"])
 def test_a_failure_inside_leaves_no_hooks(offload: Offload) -> None:
-    module, _ = CASES["predictor"]
+    module, _ = CASES["upscale_net"]
     with pytest.raises(ValueError, match="stop"), Runtime(offload=offload).hold(module):
         raise ValueError("stop")
     with pytest.raises(RuntimeError), Runtime(offload=offload).hold(module):
@@ -105,7 +105,7 @@ def test_a_failure_inside_leaves_no_hooks(offload: Offload) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_offload_on_a_device(offload: Offload) -> None:
-    module = randomise(Predictor(PredictorConfig(4, 1)))
+    module = randomise(UpscaleNet(UpscaleNetConfig(4, 2, 4, 0)))
     picture = normal(1, 3, 16, 16)
     expected = module(picture)
     with Runtime(torch.device("cuda"), offload).hold(module):
@@ -115,19 +115,19 @@ def test_offload_on_a_device(offload: Offload) -> None:
 
 
 def test_devices() -> None:
-    assert pick_device("cpu") == torch.device("cpu")
-    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(InputError, match=r"^no device is called 'gpu'; expected auto, cpu, cuda, cuda:0, mps ...$"):
-        pick_device("gpu")
+        resolve_device("gpu")
     with pytest.raises(InputError, match=r"^device 'cuda:99' cannot be used here; give another, or auto$"):
-        pick_device("cuda:99")
+        resolve_device("cuda:99")
     with pytest.raises(InputError, match=r"^device 'meta' cannot be used here; give another, or auto$"):
-        pick_device("meta")
+        resolve_device("meta")
 
 
 def test_precisions() -> None:
-    assert pick_precision("auto", torch.device("cpu")) == torch.float32
-    assert pick_precision("auto", torch.device("cuda")) == torch.float16
-    assert pick_precision("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
+    assert resolve_dtype("auto", torch.device("cuda")) == torch.float16
+    assert resolve_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     with pytest.raises(InputError, match=r"^precision is 'half', expected auto, float32, float16, bfloat16$"):
-        pick_precision("half", torch.device("cpu"))
+        resolve_dtype("half", torch.device("cpu"))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from enlarger.service.jobs import Job, folder_of
-from enlarger.service.queue.store import Database
+from enlarger.service.jobs.job import Job, job_folder
+from enlarger.service.jobs.store import JobDatabase
 
 KILLS = int(os.environ.get("ENLARGER_TEST_KILLS", "10"))
 JOBS = 6 * KILLS
@@ -69,8 +69,8 @@ def jobs_of(data: Path) -> dict[str, Job]:
     link = sqlite3.connect(data / "queue.sqlite3")
     assert link.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     link.close()
-    database = Database.open(data / "queue.sqlite3")
-    found = {job.key or "": job for job in database.list("", None, 10_000)}
+    database = JobDatabase.open(data / "queue.sqlite3")
+    found = {job.idempotency_key or "": job for job in database.list("", None, 10_000)}
     database.close()
     return found
 
@@ -80,7 +80,7 @@ def check(data: Path, given: dict[str, str]) -> None:
     found = jobs_of(data)
     assert {key: found[key].id for key in given} == given
     for job in found.values():
-        folder = folder_of(data, job.id)
+        folder = job_folder(data, job.id)
         noted = (folder / "runs").read_text().split()[::2] if (folder / "runs").exists() else []
         assert noted.count("end") <= 1 and "again" not in noted, "completed twice"
         if (folder / "done.json").exists():
@@ -105,7 +105,7 @@ def test_no_job_is_lost_or_completed_twice_whoever_is_killed(tmp_path: Path) -> 
     check(tmp_path, given)
     assert last.all and len(given) == JOBS
     for job in jobs_of(tmp_path).values():
-        died = job.fault is not None and job.fault.code == "worker_died" and job.crashes == 2
+        died = job.problem is not None and job.problem.code == "worker_died" and job.crashes == 2
         assert job.status == "succeeded" or (job.status == "failed" and died)
 
 
@@ -115,4 +115,4 @@ def test_a_queue_that_is_left_alone_loses_nothing_either(tmp_path: Path) -> None
         assert one.process.wait(60) == 0 and one.all
     check(tmp_path, given)
     assert [job.status for job in jobs_of(tmp_path).values()] == ["succeeded"] * 5
-    assert {job.starts for job in jobs_of(tmp_path).values()} == {1}
+    assert {job.attempts for job in jobs_of(tmp_path).values()} == {1}

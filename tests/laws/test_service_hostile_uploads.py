@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from enlarger.images import read_picture
-from enlarger.service.faults import Refused
-from enlarger.service.pictures.decode import Decoded, Decoder
+from enlarger.image.picture import read_picture
+from enlarger.service.problems import ProblemError
 from enlarger.service.settings import Settings
+from enlarger.service.uploads.decoder_pool import DecodedImage, DecoderPool
 from tests.support.pictures import gamma_profile, odd_files, png_header, texture
 from tests.unit.test_bad_pictures import mutate
 
@@ -45,18 +45,18 @@ class Upload:
 class Pool:
     """A started decoder and the loop it lives on."""
 
-    decoder: Decoder
+    decoder: DecoderPool
     runner: asyncio.Runner
     folder: Path
 
-    def take(self, data: bytes) -> tuple[Decoded | Refused, float]:
+    def take(self, data: bytes) -> tuple[DecodedImage | ProblemError, float]:
         source, out = self.folder / "upload", self.folder / "out.png"
         source.write_bytes(data)
         out.unlink(missing_ok=True)
         start = time.perf_counter()
         try:
-            found = self.runner.run(self.decoder.picture(source, out, most=MOST))
-        except Refused as error:
+            found = self.runner.run(self.decoder.decode_image(source, out, max_pixels=MOST))
+        except ProblemError as error:
             assert not out.exists()
             return error, time.perf_counter() - start
         assert read_picture(out).width == found.width
@@ -64,18 +64,18 @@ class Pool:
 
     def memory(self) -> int:
         """The most bytes that any of the children ever held."""
-        files = (Path(f"/proc/{child.process.pid}/status") for child in self.decoder._children)
+        files = (Path(f"/proc/{child.process.pid}/status") for child in self.decoder._processes)
         lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
         return max((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM")), default=0)
 
     def pids(self) -> set[int]:
-        return {child.process.pid for child in self.decoder._children}
+        return {child.process.pid for child in self.decoder._processes}
 
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory) -> Iterator[Pool]:
     with asyncio.Runner() as runner:
-        decoder = Decoder(Settings())
+        decoder = DecoderPool(Settings())
         runner.run(decoder.start())
         try:
             yield Pool(decoder, runner, tmp_path_factory.mktemp("pool"))
@@ -200,8 +200,8 @@ REFUSED = [*bombs(), *strangers(), *stuffed()]
 @pytest.mark.parametrize("upload", [u for u in REFUSED if u.code is not None], ids=lambda upload: upload.name)
 def test_hostile_files_are_refused_soon_and_with_their_code(pool: Pool, upload: Upload) -> None:
     found, seconds = min((pool.take(upload.data) for _ in range(3)), key=lambda each: each[1])
-    assert isinstance(found, Refused), found
-    fault = found.fault
+    assert isinstance(found, ProblemError), found
+    fault = found.problem
     assert (fault.status, fault.code, fault.param) == (400, upload.code, "image")
     assert fault.message.startswith("image: ") and fault.message.isprintable() and ";" in fault.message
     assert str(pool.folder) not in fault.message
@@ -212,7 +212,9 @@ def test_damaged_files_give_a_picture_or_a_refusal(pool: Pool) -> None:
     before, uploads = pool.pids(), [*truncated(), *(upload for upload in REFUSED if upload.code is None)]
     for upload in uploads:
         found, seconds = pool.take(upload.data)
-        assert isinstance(found, Decoded) or (found.fault.status == 400 and found.fault.code in CODES), upload.name
+        assert isinstance(found, DecodedImage) or (found.problem.status == 400 and found.problem.code in CODES), (
+            upload.name
+        )
         assert seconds < 2, upload.name
     assert len(uploads) > 60 and pool.pids() == before, "a child was lost"
 
@@ -221,7 +223,7 @@ def test_odd_pictures_and_polyglots_are_taken(pool: Pool, tmp_path: Path) -> Non
     cases = [Upload(case.path.name, case.path.read_bytes()) for case in odd_files(tmp_path)]
     for upload in [*cases, *odd_pictures(), *polyglots()]:
         found, _ = pool.take(upload.data)
-        assert isinstance(found, Decoded), f"{upload.name}: {found}"
+        assert isinstance(found, DecodedImage), f"{upload.name}: {found}"
         assert b"script" not in (pool.folder / "out.png").read_bytes()
 
 
@@ -231,10 +233,10 @@ def test_mutated_files_give_a_picture_or_a_refusal(pool: Pool, kind: str) -> Non
     for _ in range(60):
         data = mutate(whole, dice)
         found, _ = pool.take(data)
-        assert isinstance(found, Decoded) or (found.fault.status == 400 and found.fault.code in CODES)
+        assert isinstance(found, DecodedImage) or (found.problem.status == 400 and found.problem.code in CODES)
 
 
 def test_the_pool_is_whole_after_all_that_and_small(pool: Pool) -> None:
     found, _ = pool.take(saved("PNG"))
-    assert isinstance(found, Decoded)
+    assert isinstance(found, DecodedImage)
     assert len(pool.pids()) >= 1 and pool.memory() < MEMORY

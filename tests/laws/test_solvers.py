@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from enlarger.diffusion import precondition, solvers
-from enlarger.diffusion.conditioning import Conditioning, stack
+from enlarger.diffusion.conditioning import Conditioning, stack_branches
 from enlarger.diffusion.denoiser import Denoiser
 from enlarger.diffusion.guidance import Guidance
-from enlarger.diffusion.noise import Noise, PerImage, Shared, from_seeds
+from enlarger.diffusion.noise import Noise, PerSampleGenerators, SharedGenerator, from_seeds
 from enlarger.diffusion.sample import Solver, Step, sample
-from enlarger.diffusion.sampler import Sampler, calls
-from enlarger.diffusion.schedule import check_ladder, karras, scaled_linear
-from enlarger.diffusion.solvers import SOLVERS, Control
+from enlarger.diffusion.sampler import Sampler, network_call_sigmas
+from enlarger.diffusion.schedule import check_sigmas, karras_sigmas, scaled_linear
+from enlarger.diffusion.solvers import SOLVERS, PIDStepSizeController
 from enlarger.errors import Cancelled, InputError, NonFinite, Unsupported
 from tests.support.close import assert_close, max_difference
 from tests.support.random_weights import normal, randomise
@@ -38,12 +38,12 @@ DETERMINISTIC: dict[str, tuple[Solver, float, tuple[int, ...]]] = {  # with the 
     "dpmpp_singlestep of order 1": (partial(solvers.dpmpp_singlestep, order=1), 1, USUAL),
     "dpmpp_singlestep": (solvers.dpmpp_singlestep, 2, USUAL),
     "dpmpp_singlestep of order 3": (
-        partial(solvers.dpmpp_singlestep, order=3, lower_final=False),
+        partial(solvers.dpmpp_singlestep, order=3, lower_order_final=False),
         3,
         (48, 96, 192),
     ),
     "dpmpp_singlestep of order 3, heun": (
-        partial(solvers.dpmpp_singlestep, order=3, heun=True, lower_final=False),
+        partial(solvers.dpmpp_singlestep, order=3, heun=True, lower_order_final=False),
         3,
         (48, 96, 192),
     ),
@@ -71,11 +71,13 @@ STOCHASTIC: dict[str, Solver] = {
     "dpmpp_singlestep at eta 1": partial(solvers.dpmpp_singlestep, eta=1.0),
     "dpm_fast at eta 1": partial(solvers.dpm_fast, eta=1.0),
     "dpmpp_2m_sde": solvers.dpmpp_2m_sde,
-    "dpm_adaptive at eta 1": partial(solvers.dpm_adaptive, eta=1.0, control=Control(0.01, 0.001)),
+    "dpm_adaptive at eta 1": partial(
+        solvers.dpm_adaptive, eta=1.0, step_size_controller=PIDStepSizeController(0.01, 0.001)
+    ),
 }
 LADDERS = {
-    "long": torch.cat([karras(0.05, MOST, 8), torch.zeros(1, dtype=torch.float64)]),
-    "above 0": karras(0.05, MOST, 8),
+    "long": torch.cat([karras_sigmas(0.05, MOST, 8), torch.zeros(1, dtype=torch.float64)]),
+    "above 0": karras_sigmas(0.05, MOST, 8),
     "one step": torch.tensor([MOST, 0.0], dtype=torch.float64),
     "one step above 0": torch.tensor([MOST, 0.5], dtype=torch.float64),
 }
@@ -95,7 +97,7 @@ def exact(x: Tensor, sigma: float, lower: float) -> Tensor:
 
 
 def noise(seed: int = 0) -> Noise:
-    return Shared(torch.Generator().manual_seed(seed))
+    return SharedGenerator(torch.Generator().manual_seed(seed))
 
 
 def start(*shape: int) -> Tensor:
@@ -118,15 +120,15 @@ def test_halving_the_steps_divides_the_error_by_the_order(name: str) -> None:
 
 
 def test_the_adaptive_error_falls_with_the_tolerance() -> None:
-    controls = [Control(relative=r, absolute=r / 10) for r in (0.1, 0.01, 0.001, 0.0001)]
-    errors = [error(partial(solvers.dpm_adaptive, control=control), 1) for control in controls]
+    controls = [PIDStepSizeController(rtol=r, atol=r / 10) for r in (0.1, 0.01, 0.001, 0.0001)]
+    errors = [error(partial(solvers.dpm_adaptive, step_size_controller=control), 1) for control in controls]
     assert errors == sorted(errors, reverse=True) and errors[-1] < 5e-4, errors
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_stochastic_solvers_reproduce_mean_and_spread(name: str) -> None:
     x = MEAN + normal(1, 1, 100, 200) * math.sqrt(SPREAD**2 + MOST**2)
-    ladder = torch.cat([karras(0.01, MOST, 300), torch.zeros(1, dtype=torch.float64)])
+    ladder = torch.cat([karras_sigmas(0.01, MOST, 300), torch.zeros(1, dtype=torch.float64)])
     found = sample(STOCHASTIC[name], gaussian, x, ladder, noise(1))
     assert abs(float(found.mean()) - MEAN) < 0.02
     assert abs(float(found.std()) - SPREAD) < 0.02  # 0.0035 of it is chance
@@ -151,7 +153,7 @@ def test_every_ladder_is_walked_to_its_end(name: str, ladder: str) -> None:
     assert steps[-1].x.shape == x.shape and steps[-1].x.dtype == torch.float32
     assert torch.isfinite(steps[-1].x).all()
     if sigmas[-1] == 0 and name not in MIXING:
-        assert_close(steps[-1].x, steps[-1].clean, 1e-5)  # the last step jumps to the clean estimate
+        assert_close(steps[-1].x, steps[-1].denoised, 1e-5)  # the last step jumps to the clean estimate
     if name not in ("dpm_adaptive", "dpm_fast"):
         assert [float(step.sigma) for step in steps] == [float(sigma) for sigma in sigmas[1:]]
     if ladder == "long" and name in ("heun", "dpm_adaptive"):
@@ -215,9 +217,9 @@ def test_calls_are_known_beforehand(name: str, ladder: str) -> None:
         return gaussian(x, sigma)
 
     list(SOLVERS[name](counted, x, sigmas, noise()))
-    said = calls(SOLVERS[name], sigmas)
+    said = network_call_sigmas(SOLVERS[name], sigmas)
     if name == "dpm_adaptive":
-        assert said is None and calls(partial(solvers.dpm_adaptive, eta=1.0), sigmas) is None
+        assert said is None and network_call_sigmas(partial(solvers.dpm_adaptive, eta=1.0), sigmas) is None
         return
     assert said == pytest.approx(seen) and said[0] == pytest.approx(MOST) and min(said) > 0
     count, to_zero = len(sigmas) - 1, bool(sigmas[-1] == 0)
@@ -254,7 +256,7 @@ def denoiser(count: int, scale: float = 1.0, rescale: float = 0.0, *, guided: bo
         torch.float32,
         precondition.epsilon(schedule),
         given,
-        stack(without, given) if guided else None,
+        stack_branches(without, given) if guided else None,
         Guidance(scale, rescale, **more),  # pyright: ignore[reportArgumentType]
     )
 
@@ -283,10 +285,10 @@ def test_guidance_is_linear_in_its_scale() -> None:
 
 def test_rescale_restores_the_contrast_of_the_conditional_branch() -> None:
     output = normal(4, 2, 8, 8)
-    plain, restored = Guidance(7.0).merge(output), Guidance(7.0, 1.0).merge(output)
-    assert Guidance(7.0, 0.0).merge(output).equal(plain)
+    plain, restored = Guidance(7.0).combine(output), Guidance(7.0, 1.0).combine(output)
+    assert Guidance(7.0, 0.0).combine(output).equal(plain)
     assert_close(restored.std((1, 2, 3)), output[2:].std((1, 2, 3)), 1e-5)
-    assert_close(Guidance(7.0, 0.3).merge(output), 0.3 * restored + 0.7 * plain, 1e-5)
+    assert_close(Guidance(7.0, 0.3).combine(output), 0.3 * restored + 0.7 * plain, 1e-5)
 
 
 def test_outside_its_interval_guidance_is_off() -> None:
@@ -295,7 +297,7 @@ def test_outside_its_interval_guidance_is_off() -> None:
         level = torch.tensor(sigma, dtype=torch.float64)
         found = denoiser(2, 4.0, interval=(1.0, 2.0))(x, level)
         assert found.equal(denoiser(2, 4.0 if on else 1.0)(x, level))
-    assert Guidance(0.0).active(5.0) and not Guidance(1.0).active(5.0)
+    assert Guidance(0.0).is_active(5.0) and not Guidance(1.0).is_active(5.0)
 
 
 def taken(conditioning: Conditioning, part: slice) -> Conditioning:
@@ -313,7 +315,7 @@ def test_a_batch_equals_singles(name: str) -> None:
         part = slice(i, i + 1)
         given, without = taken(whole.conditioning, part), taken(unconditional(3).conditioning, part)
         alone = Denoiser(
-            whole.network, whole.dtype, whole.precondition, given, stack(without, given), whole.guidance
+            whole.network, whole.dtype, whole.precondition, given, stack_branches(without, given), whole.guidance
         )  # fmt: skip
         single = sample(SOLVERS[name], alone, x[part], LADDERS["long"], from_seeds([seed]))
         assert_close(single, found[part], 1e-5)
@@ -354,13 +356,13 @@ def test_no_picture_is_made_of_what_is_not_a_number(name: str, value: float) -> 
 
 def test_refusals() -> None:
     with pytest.raises(Unsupported, match=r"must fall strictly to 0 or above, found \[1.0, 2.0\]"):
-        check_ladder(torch.tensor([1.0, 2.0]))
+        check_sigmas(torch.tensor([1.0, 2.0]))
     for bad in ([1.0], [1.0, -0.1], [math.inf, 0.0]):
         with pytest.raises(Unsupported, match="sigmas must fall strictly"):
-            check_ladder(torch.tensor(bad))
+            check_sigmas(torch.tensor(bad))
     sampler = Sampler(scaled_linear(0.00085, 0.012))
-    assert sampler.using(None) is sampler and sampler.using("heun").solver == "heun"
+    assert sampler.with_solver(None) is sampler and sampler.with_solver("heun").solver == "heun"
     with pytest.raises(InputError, match="no solver is called 'magic'; there are euler, "):
-        sampler.using("magic")
+        sampler.with_solver("magic")
     with pytest.raises(AssertionError, match="2 images for 1 generators"):
-        PerImage((torch.Generator(),))(torch.zeros(2, 1))
+        PerSampleGenerators((torch.Generator(),))(torch.zeros(2, 1))

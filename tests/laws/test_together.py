@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from enlarger import GenerateRequest, Generator, Progress, Upscaler, UpscaleRequest, load_generator, load_upscaler
-from enlarger.tasks.together import batches, together
+from enlarger.tasks.batching import group_into_batches, run_in_batches
 from tests.support import tiny, tiny_xl
 
 one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
@@ -39,7 +39,7 @@ def check(task: Any, requests: Sequence[Any]) -> None:
     """A batch of all, of two of them, and the other way round, against one at a time."""
     alone = [task(request) for request in requests]
     for order in [tuple(range(len(requests))), tuple(reversed(range(len(requests)))), *permutations(range(2))]:
-        made = together(task, [requests[i] for i in order])
+        made = run_in_batches(task, [requests[i] for i in order])
         for i, result in zip(order, made, strict=True):
             assert result.seeds == alone[i].seeds and result.notes == alone[i].notes
             assert result.consistency == pytest.approx(alone[i].consistency, abs=0.01)
@@ -49,7 +49,7 @@ def check(task: Any, requests: Sequence[Any]) -> None:
 
 
 def test_generating(generator: Generator) -> None:
-    requests = [SD[1], SD[3]] if generator.model.zero_empty else SD
+    requests = [SD[1], SD[3]] if generator.model.force_zeros_for_empty_prompt else SD
     check(generator, requests)
 
 
@@ -68,7 +68,7 @@ def test_the_bundled_model() -> None:
     upscaler = load_upscaler(None, "cpu")
     for by in (2, 3.2):
         requests = [UpscaleRequest(picture, by, seed=i) for i, picture in enumerate(pictures)]
-        assert batches(upscaler, requests) == [(0, 1, 2, 3)]
+        assert group_into_batches(upscaler, requests) == [(0, 1, 2, 3)]
         check(upscaler, requests)
 
 
@@ -78,7 +78,7 @@ def test_the_x2_upscaler() -> None:
         UpscaleRequest(tiny.picture(40, 30, i), prompt=prompt, steps=3, seed=i, guidance=3.0)
         for i, prompt in enumerate(("a boat", "", "two cats"))
     ]
-    assert batches(upscaler, requests) == [(0, 1, 2)]
+    assert group_into_batches(upscaler, requests) == [(0, 1, 2)]
     check(upscaler, requests)
 
 
@@ -89,42 +89,44 @@ def test_what_is_not_alike_runs_by_itself(generator: Generator) -> None:
         replace(one, count=2), replace(one, solver="dpm_adaptive"), replace(one, solver="dpm_adaptive"),
         replace(one, prompt=LONG, long_prompt=True), replace(one, long_prompt=True), replace(one, upscale=2.0),
     ]  # fmt: skip
-    assert batches(generator, [one, *others, one]) == [(0, 11), *((i,) for i in range(1, 11))]
+    assert group_into_batches(generator, [one, *others, one]) == [(0, 11), *((i,) for i in range(1, 11))]
     refined = Generator(generator.model, (generator.model,))
-    assert batches(refined, [one, one]) == [(0,), (1,)]
-    assert batches(generator, [replace(one, prompt=LONG), one]) == [(0, 1)]
+    assert group_into_batches(refined, [one, one]) == [(0,), (1,)]
+    assert group_into_batches(generator, [replace(one, prompt=LONG), one]) == [(0, 1)]
 
 
 def test_long_prompts_share_a_batch_with_those_as_long(generator: Generator) -> None:
     long = replace(SD[0], prompt=LONG, negative="x", long_prompt=True)
     short = replace(long, prompt="a boat")
     requests = [long, short, replace(long, seed=5)]
-    assert batches(generator, requests) == [(0, 2), (1,)]
+    assert group_into_batches(generator, requests) == [(0, 2), (1,)]
     check(generator, requests)
 
 
-@pytest.mark.parametrize("change", [{"detail": 0.5}, {"restore": 0.5}, {"by": 3.0}, {"image": tiny.picture(40, 31)}, {"count": 2}])
+@pytest.mark.parametrize(
+    "change", [{"detail": 0.5}, {"restore": 0.5}, {"by": 3.0}, {"image": tiny.picture(40, 31)}, {"count": 2}]
+)
 def test_enlargements_that_are_not_alike_run_by_themselves(change: dict[str, Any]) -> None:
     upscaler = load_upscaler(None, "cpu")
     one = UpscaleRequest(tiny.picture(40, 30))
-    assert batches(upscaler, [one, replace(one, **change), one]) == [(0, 2), (1,)]
+    assert group_into_batches(upscaler, [one, replace(one, **change), one]) == [(0, 2), (1,)]
     turned = tiny.picture(30, 40)
     turned.getexif()[0x0112] = 6
-    assert batches(upscaler, [one, replace(one, image=turned)]) == [(0, 1)]
+    assert group_into_batches(upscaler, [one, replace(one, image=turned)]) == [(0, 1)]
     array = replace(one, image=np.zeros((30, 40, 3), np.uint8))
-    assert batches(upscaler, [array, array]) == [(0,), (1,)]
+    assert group_into_batches(upscaler, [array, array]) == [(0,), (1,)]
 
 
 def test_the_watcher_sees_one_course(generator: Generator) -> None:
     seen: list[Progress] = []
     requests = [replace(one, negative="x") for one in SD]
-    together(generator, requests, seen.append)
+    run_in_batches(generator, requests, seen.append)
     assert [progress.done for progress in seen] == list(range(1, seen[0].total + 1))
-    assert all(progress.step is not None and len(progress.step.clean) == 4 for progress in seen)
+    assert all(progress.step is not None and len(progress.step.denoised) == 4 for progress in seen)
     assert isinstance(seen[0].step.x, torch.Tensor)  # type: ignore[union-attr]
 
 
 def test_other_networks_take_one_at_a_time() -> None:
     upscaler = Upscaler(load_generator(tiny.sd1_folder(), "cpu").model, "x4")
     one = UpscaleRequest(tiny.picture(40, 30))
-    assert batches(upscaler, [one, one]) == [(0,), (1,)]
+    assert group_into_batches(upscaler, [one, one]) == [(0,), (1,)]

@@ -12,10 +12,10 @@ ATOL = 1e-5
 START, END = 98, 99  # in a vocabulary of 100
 
 CONFIGS = {
-    "L": ClipTextConfig(32, 3, 4, 64, "quick_gelu", vocabulary=100),
-    "H": ClipTextConfig(48, 2, 3, 96, "gelu", vocabulary=100),
-    "bigG": ClipTextConfig(32, 2, 2, 64, "gelu", vocabulary=100, projection=24),
-    "named end": ClipTextConfig(32, 2, 4, 64, "quick_gelu", vocabulary=100, projection=32, end_token=97),
+    "L": ClipTextConfig(32, 3, 4, 64, "quick_gelu", vocab_size=100),
+    "H": ClipTextConfig(48, 2, 3, 96, "gelu", vocab_size=100),
+    "bigG": ClipTextConfig(32, 2, 2, 64, "gelu", vocab_size=100, projection_dim=24),
+    "named end": ClipTextConfig(32, 2, 4, 64, "quick_gelu", vocab_size=100, projection_dim=32, eos_token_id=97),
 }
 
 
@@ -23,12 +23,12 @@ def transformers_model(config: ClipTextConfig) -> torch.nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     theirs = CLIPTextConfig(
-        vocab_size=config.vocabulary, hidden_size=config.width, intermediate_size=config.inner,
+        vocab_size=config.vocab_size, hidden_size=config.width, intermediate_size=config.intermediate_size,
         num_hidden_layers=config.layers, num_attention_heads=config.heads, hidden_act=config.activation,
-        projection_dim=config.projection or 7, max_position_embeddings=config.positions,
-        eos_token_id=2 if config.end_token is None else config.end_token, bos_token_id=0, pad_token_id=1,
+        projection_dim=config.projection_dim or 7, max_position_embeddings=config.max_positions,
+        eos_token_id=2 if config.eos_token_id is None else config.eos_token_id, bos_token_id=0, pad_token_id=1,
     )  # fmt: skip
-    return (CLIPTextModel if config.projection is None else CLIPTextModelWithProjection)(theirs).eval()
+    return (CLIPTextModel if config.projection_dim is None else CLIPTextModelWithProjection)(theirs).eval()
 
 
 def ids(end: int) -> torch.Tensor:
@@ -45,19 +45,19 @@ def test_equals_transformers(name: str) -> None:
     ours, theirs = randomise(ClipText(config)), transformers_model(config)
     stripped = {key.removeprefix("text_model."): key for key in theirs.state_dict()}
     theirs.load_state_dict({stripped[key]: value for key, value in ours.state_dict().items()}, strict=True)
-    tokens = ids(END if config.end_token is None else config.end_token)
+    tokens = ids(END if config.eos_token_id is None else config.eos_token_id)
     with torch.inference_mode():
         found, expected = ours(tokens), theirs(tokens, output_hidden_states=True)
     assert len(found.states) == len(expected.hidden_states) == config.layers + 1
     for a, b in zip(found.states, expected.hidden_states, strict=True):
         assert_close(a, b, ATOL)
     assert_close(found.last, expected.last_hidden_state, ATOL)
-    if config.projection is None:
-        assert found.projected is None
+    if config.projection_dim is None:
+        assert found.text_embeds is None
         assert_close(found.pooled, expected.pooler_output, ATOL)
     else:
-        assert found.projected is not None
-        assert_close(found.projected, expected.text_embeds, ATOL)
+        assert found.text_embeds is not None
+        assert_close(found.text_embeds, expected.text_embeds, ATOL)
 
 
 def test_pooled_is_the_last_state_at_the_first_end_token() -> None:

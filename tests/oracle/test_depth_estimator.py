@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from enlarger.checkpoint.settings import Json
-from enlarger.images import Picture, to_pil
+from enlarger.checkpoint.config.strict_config import Json
+from enlarger.image.picture import Picture, to_pil
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.depth_estimator import DPT, DepthEstimator, normalise_depth
-from enlarger.tasks.vision import preprocess_config
+from enlarger.tasks.auxiliary.depth_estimator import DEFAULT_PREPROCESSOR, DepthEstimator, normalise_depth
+from enlarger.tasks.auxiliary.vision import preprocessor_from_config
 from tests.support.close import assert_close
 from tests.support.official import config_of
 from tests.support.random_weights import normal
@@ -53,12 +53,12 @@ SIZES = [(64, 64), (40, 104), (150, 90), (33, 47)]
 def test_preprocessing_equals_transformers(changed: Json, height: int, width: int) -> None:
     processor, batch = depth_processor(**changed), pictures(2, height, width)
     expected = processor(images(batch), return_tensors="pt").pixel_values
-    found = preprocess_config(saved(processor), DPT)(batch)
+    found = preprocessor_from_config(saved(processor), DEFAULT_PREPROCESSOR)(batch)
     assert_close(found, expected, 255 * ATOL if changed == {"do_rescale": False} else ATOL)
 
 
 def test_the_official_preprocessing() -> None:
-    found = preprocess_config(config_of("stable-diffusion-2-depth/feature_extractor"), DPT)
+    found = preprocessor_from_config(config_of("stable-diffusion-2-depth/feature_extractor"), DEFAULT_PREPROCESSOR)
     from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
     processor, batch = (

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from enlarger.diffusers.stable_diffusion_depth2img import StableDiffusionDepth2ImgPipeline
 from tests.support import tiny
-from tests.support.both import both, pair, swapping
 from tests.support.close import assert_close
+from tests.support.pipeline_pairs import load_pipelines, run_both, scheduler_swapper
 from tests.support.random_weights import normal
 
 ATOL = 1e-4  # of pixels in 0..1
@@ -31,12 +31,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:You have passed")
 
 @pytest.fixture(scope="module")
 def pipes() -> tuple[Any, Any]:
-    return pair(StableDiffusionDepth2ImgPipeline, "StableDiffusionDepth2ImgPipeline", tiny.depth_folder())
+    return load_pipelines(StableDiffusionDepth2ImgPipeline, "StableDiffusionDepth2ImgPipeline", tiny.depth_folder())
 
 
 @pytest.fixture
 def swapped(pipes: tuple[Any, Any]) -> Any:
-    yield from swapping(pipes)
+    yield from scheduler_swapper(pipes)
 
 
 def depth(count: int = 1, height: int = 30, width: int = 50) -> Tensor:
@@ -45,7 +45,7 @@ def depth(count: int = 1, height: int = 30, width: int = 50) -> Tensor:
 
 def compare(pipes: tuple[Any, Any], **call: Any) -> None:
     options = {"image": tiny.picture(64, 40), "depth_map": depth()} | call
-    found, expected = both(pipes, **options)
+    found, expected = run_both(pipes, **options)
     assert expected.std() > 0.03
     assert_close(found, expected, ATOL)
 
@@ -61,7 +61,7 @@ def test_schedulers(pipes: Any, swapped: Any, name: str, changes: dict[str, Any]
 def test_depth_matters(pipes: Any) -> None:
     ours = (pipes[0], pipes[0])
     call = {"image": tiny.picture(64, 40), "num_inference_steps": 3}
-    near, far = both(ours, depth_map=depth(), **call)[0], both(ours, depth_map=-depth(), **call)[0]
+    near, far = run_both(ours, depth_map=depth(), **call)[0], run_both(ours, depth_map=-depth(), **call)[0]
     assert np.abs(near - far).max() > 1e-2
 
 
@@ -84,13 +84,13 @@ def test_pictures_prompts_and_maps_keep_together(pipes: Any) -> None:
     ours = (pipes[0], pipes[0])
     images, maps = [tiny.picture(64, 48, seed=1), tiny.picture(64, 48, seed=2)], depth(2)
     call = {"num_inference_steps": 3}
-    found = both(
+    found = run_both(
         ours, seed=[4, 5, 6, 7], prompt=["a cat", "two dogs"], num_images_per_prompt=2, image=images, depth_map=maps,
         **call,
     )[0]  # fmt: skip
     for i, which in enumerate((0, 0, 1, 1)):
         prompt = ("a cat", "two dogs")[which]
-        one = both(ours, seed=4 + i, prompt=prompt, image=images[which], depth_map=maps[which], **call)[0]
+        one = run_both(ours, seed=4 + i, prompt=prompt, image=images[which], depth_map=maps[which], **call)[0]
         assert_close(found[i : i + 1], one, 1e-5)
 
 
@@ -101,24 +101,24 @@ def test_kinds_of_pictures_keep_their_sides(pipes: Any) -> None:
     array = np.asarray(picture, np.float32) / 255
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     for call in ({"depth_map": depth()}, {"depth_map": None}):
-        expected = both(ours, image=picture, num_inference_steps=2, **call)[0]
+        expected = run_both(ours, image=picture, num_inference_steps=2, **call)[0]
         assert expected.shape == (1, 48, 72, 3)
         for image in (array, array[None], [array], tensor, tensor[None], [tensor]):
-            assert_close(both(ours, image=image, num_inference_steps=2, **call)[0], expected, ATOL)
+            assert_close(run_both(ours, image=image, num_inference_steps=2, **call)[0], expected, ATOL)
     compare(pipes, image=tensor, num_inference_steps=2)
 
 
 def test_a_constant_map_is_no_depth(pipes: Any) -> None:
     ours = (pipes[0], pipes[0])
     call = {"image": tiny.picture(64, 40), "num_inference_steps": 2}
-    found = both(ours, depth_map=torch.full((1, 20, 30), 7.0), **call)[0]
+    found = run_both(ours, depth_map=torch.full((1, 20, 30), 7.0), **call)[0]
     assert np.isfinite(found).all()
 
 
 def test_latents_with_a_map(pipes: Any) -> None:
     """Theirs makes the map an eighth of the latents' size then, which cannot run."""
     ours = (pipes[0], pipes[0])
-    found = both(ours, image=tiny.latents(1, 5, 8), depth_map=depth())[0]
+    found = run_both(ours, image=tiny.latents(1, 5, 8), depth_map=depth())[0]
     assert found.shape == (1, 40, 64, 3)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from enlarger.diffusers.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
 from tests.support import tiny
-from tests.support.both import both, pair, swapping
 from tests.support.close import assert_close
+from tests.support.pipeline_pairs import load_pipelines, run_both, scheduler_swapper
 from tests.support.random_weights import normal
 
 ATOL = 1e-4  # of pixels in 0..1
@@ -41,17 +41,17 @@ one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 
 @pytest.fixture(scope="module")
 def pipes() -> tuple[Any, Any]:
-    return pair(StableDiffusionImg2ImgPipeline, "StableDiffusionImg2ImgPipeline", tiny.sd1_folder())
+    return load_pipelines(StableDiffusionImg2ImgPipeline, "StableDiffusionImg2ImgPipeline", tiny.sd1_folder())
 
 
 @pytest.fixture
 def swapped(pipes: tuple[Any, Any]) -> Any:
-    yield from swapping(pipes)
+    yield from scheduler_swapper(pipes)
 
 
 def compare(pipes: tuple[Any, Any], **call: Any) -> None:
     options = {"image": tiny.picture(64, 40)} | call
-    found, expected = both(pipes, **options)
+    found, expected = run_both(pipes, **options)
     assert expected.std() > 0.03
     assert_close(found, expected, ATOL)
 
@@ -110,9 +110,9 @@ def test_pictures_and_prompts_keep_together(pipes: Any) -> None:
     """a, a, b, b: where diffusers pairs a, b, a, b. Each result equals the one made alone."""
     ours = (pipes[0], pipes[0])
     call = {"prompt": ["a cat", "two dogs"], "num_images_per_prompt": 2, "image": images()}
-    found = both(ours, seed=[4, 5, 6, 7], **call)[0]
+    found = run_both(ours, seed=[4, 5, 6, 7], **call)[0]
     for i, (prompt, image) in enumerate(zip(["a cat"] * 2 + ["two dogs"] * 2, [0, 0, 1, 1], strict=True)):
-        alone = both(ours, seed=4 + i, prompt=prompt, image=images()[image])[0]
+        alone = run_both(ours, seed=4 + i, prompt=prompt, image=images()[image])[0]
         assert_close(found[i : i + 1], alone, 1e-5)
 
 
@@ -130,7 +130,7 @@ def test_kinds_of_pictures(pipes: Any) -> None:
 def test_latents_in_and_out(pipes: Any) -> None:
     given = tiny.latents(1, 5, 8)
     compare(pipes, image=given)
-    found, expected = both(pipes, image=given, output_type="latent")
+    found, expected = run_both(pipes, image=given, output_type="latent")
     assert_close(found, expected, LATENT_ATOL)
     compare(pipes, output_type="pt")
 

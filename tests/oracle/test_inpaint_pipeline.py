@@ -10,8 +10,8 @@ from torch import Tensor
 
 from enlarger.diffusers.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
 from tests.support import tiny
-from tests.support.both import both, pair, swapping
 from tests.support.close import assert_close, max_difference
+from tests.support.pipeline_pairs import load_pipelines, run_both, scheduler_swapper
 from tests.support.random_weights import normal
 
 ATOL = 1e-4  # of pixels in 0..1
@@ -36,8 +36,8 @@ one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 def made() -> dict[int, tuple[Any, Any]]:
     name, given = "StableDiffusionInpaintPipeline", {"safety_checker": None}
     return {
-        4: pair(StableDiffusionInpaintPipeline, name, tiny.sd1_folder(), **given),
-        9: pair(StableDiffusionInpaintPipeline, name, tiny.inpaint_folder(), **given),
+        4: load_pipelines(StableDiffusionInpaintPipeline, name, tiny.sd1_folder(), **given),
+        9: load_pipelines(StableDiffusionInpaintPipeline, name, tiny.inpaint_folder(), **given),
     }
 
 
@@ -53,7 +53,7 @@ def nine(made: dict[int, tuple[Any, Any]]) -> tuple[Any, Any]:
 
 @pytest.fixture
 def swapped(pipes: tuple[Any, Any]) -> Any:
-    yield from swapping(pipes)
+    yield from scheduler_swapper(pipes)
 
 
 def mask(width: int = 64, height: int = 40, blur: float = 0.0) -> Image.Image:
@@ -65,7 +65,7 @@ def mask(width: int = 64, height: int = 40, blur: float = 0.0) -> Image.Image:
 
 def compare(pipes: tuple[Any, Any], **call: Any) -> None:
     options = {"image": tiny.picture(64, 40), "mask_image": mask(), **SIZE} | call
-    found, expected = both(pipes, **options)
+    found, expected = run_both(pipes, **options)
     if isinstance(found, list):
         compare_bytes(found, expected)
         return
@@ -158,10 +158,12 @@ def test_pictures_and_prompts_keep_together(pipes: Any) -> None:
     hidden = normal(2, 4, 5, 8, seed=6)
     call = {**SIZE, "num_inference_steps": 3}
     latents = {"image": tiny.latents(2, 5, 8), "masked_image_latents": hidden}
-    found = both(ours, prompt=prompts, num_images_per_prompt=2, mask_image=masks, latents=start, **latents, **call)[0]
+    found = run_both(ours, prompt=prompts, num_images_per_prompt=2, mask_image=masks, latents=start, **latents, **call)[
+        0
+    ]
     for i, which in enumerate((0, 0, 1, 1)):
         one = {name: value[which : which + 1] for name, value in latents.items()}
-        alone = both(
+        alone = run_both(
             ours, prompt=prompts[which], mask_image=masks[which], latents=start[i : i + 1], **one, **call
         )[0]  # fmt: skip
         assert_close(found[i : i + 1], alone, 1e-5)
@@ -182,7 +184,7 @@ def test_crop_around_the_mask(nine: Any, pad: int, place: tuple[int, ...], size:
         "height": size[0], "width": size[1], "num_inference_steps": 2,
     }  # fmt: skip
     compare(nine, **call)
-    image = both(nine, **call)[0][0]
+    image = run_both(nine, **call)[0][0]
     far = np.asarray(covered) == 0
     assert image.size == whole.size and max_difference(np.asarray(image)[far], np.asarray(whole)[far]) == 0
 
@@ -203,7 +205,7 @@ def test_latents_given(pipes: Any) -> None:
     compare(pipes, latents=normal(1, 4, 5, 8), strength=0.7)  # PNDM: the start has unit variance
     compare(pipes, masked_image_latents=normal(1, 4, 5, 8), strength=0.7)
     compare(pipes, image=tiny.latents(1, 5, 8), masked_image_latents=normal(1, 4, 5, 8), strength=0.7)
-    found, expected = both(pipes, image=tiny.picture(64, 40), mask_image=mask(), **SIZE, output_type="latent")
+    found, expected = run_both(pipes, image=tiny.picture(64, 40), mask_image=mask(), **SIZE, output_type="latent")
     assert_close(found, expected, LATENT_ATOL)
     compare(pipes, output_type="pt", num_inference_steps=2)
 

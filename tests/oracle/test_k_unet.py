@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from enlarger.errors import InputError
-from enlarger.nn.k_unet import KStage, KUNet, KUNetConfig, double, halve
+from enlarger.nn.k_unet import KStage, KUNet, KUNetConfig, downsample, upsample
 from tests.support import k_diffusion
 from tests.support.close import assert_close
 from tests.support.random_weights import normal, randomise
@@ -119,8 +119,8 @@ def test_batch_equals_singles() -> None:
 def test_resampling_equals_k_diffusion(height: int, width: int) -> None:
     layers = k_diffusion.load("layers")
     x = normal(2, 5, height, width)
-    assert_close(halve(x), layers.Downsample2d()(x), 1e-6)
-    assert_close(double(x), layers.Upsample2d()(x), 1e-6)
+    assert_close(downsample(x), layers.Downsample2d()(x), 1e-6)
+    assert_close(upsample(x), layers.Upsample2d()(x), 1e-6)
 
 
 def test_without_vector_and_attention() -> None:

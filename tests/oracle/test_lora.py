@@ -19,10 +19,10 @@ from diffusers.utils.state_dict_utils import (
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from enlarger.checkpoint.configs import clip_projection_config, clip_text_config, unet_config
-from enlarger.checkpoint.folder import read_folder
-from enlarger.checkpoint.lora import apply_lora, apply_loras, read_lora
-from enlarger.checkpoint.lora_names import KOHYA, spellings
+from enlarger.checkpoint.adapters.lora import apply_lora, apply_loras, read_lora
+from enlarger.checkpoint.adapters.lora_key_mapping import KOHYA_PREFIXES, layer_aliases
+from enlarger.checkpoint.config.network_configs import clip_projection_config, clip_text_config, unet_config
+from enlarger.checkpoint.folder.load import read_folder
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
 from tests.support import tiny
@@ -198,8 +198,8 @@ def our_outputs(networks: Mapping[str, Any]) -> Tensors:
             else:
                 made = network(IDS)
                 found[part] = made.last
-                if made.projected is not None:
-                    found[f"{part} projected"] = made.projected
+                if made.text_embeds is not None:
+                    found[f"{part} projected"] = made.text_embeds
     return found
 
 
@@ -214,11 +214,11 @@ def _unet_inputs(unet: Any) -> dict[str, Any]:
 
 
 def _our_unet(unet: UNet) -> Tensor:
-    from enlarger.nn.blocks import sinusoid
+    from enlarger.nn.blocks import sinusoidal_embedding
 
     vector = None
     if unet.config.vector_channels is not None:
-        vector = torch.cat([normal(2, 32, seed=3), sinusoid(torch.zeros(12), 8).reshape(2, -1)], dim=1)
+        vector = torch.cat([normal(2, 32, seed=3), sinusoidal_embedding(torch.zeros(12), 8).reshape(2, -1)], dim=1)
     tokens = normal(2, 5, unet.config.context_channels, seed=2)
     return unet(normal(2, 4, 8, 8), torch.tensor([10.0, 900.0]), tokens=tokens, vector=vector)
 
@@ -251,7 +251,7 @@ def test_layouts(case: str, request: pytest.FixtureRequest, tmp_path: Path) -> N
     finally:
         theirs.unload_lora_weights()
     lora = read_lora(file, networks)
-    changed = {part: apply_lora(network, lora.parts[part]) for part, network in networks.items()}
+    changed = {part: apply_lora(network, lora.components[part]) for part, network in networks.items()}
     for name, found in our_outputs(changed).items():
         assert_close(found, expected[name], ATOL)
         assert (found - before[name]).abs().max() > 0.05
@@ -278,7 +278,7 @@ def test_settings_in_the_header(sd1: Any, tmp_path: Path) -> None:
     finally:
         theirs.unload_lora_weights()
     lora = read_lora(file, networks)
-    for name, found in our_outputs({p: apply_lora(n, lora.parts[p]) for p, n in networks.items()}).items():
+    for name, found in our_outputs({p: apply_lora(n, lora.components[p]) for p, n in networks.items()}).items():
         assert_close(found, expected[name], ATOL)
 
 
@@ -296,7 +296,7 @@ def test_several_adapters_with_weights(sd1: Any, tmp_path: Path) -> None:
         theirs.unload_lora_weights()
     loras = [read_lora(file, networks) for file in files]
     changed = {
-        part: apply_loras(network, zip((lora.parts[part] for lora in loras), (0.7, -0.4), strict=True))
+        part: apply_loras(network, zip((lora.components[part] for lora in loras), (0.7, -0.4), strict=True))
         for part, network in networks.items()
     }
     for name, found in our_outputs(changed).items():
@@ -324,9 +324,9 @@ def test_official_names(file: str) -> None:
         else:
             network = ClipText((clip_projection_config if part == "text_encoder_2" else clip_text_config)(config))
     layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    table = spellings(part, layers)
+    table = layer_aliases(part, layers)
     assert set(table.values()) == set(layers)
-    for prefix in KOHYA[part]:
+    for prefix in KOHYA_PREFIXES[part]:
         plain = {kohya_of(prefix, _long(part, layer)): layer for layer in layers}
         assert len(plain) == len(layers) and plain.items() <= table.items()
         assert_converted(part, {name: layer for name, layer in plain.items() if not _diffusers_misses(layer)})

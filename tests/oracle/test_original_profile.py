@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from enlarger.checkpoint.schedulers import schedule_config
+from enlarger.checkpoint.config.schedulers import sampler_from_config
 from enlarger.diffusion.guidance import Guidance
-from enlarger.diffusion.noise import Shared
-from enlarger.diffusion.solvers import Control, dpm_adaptive, euler
+from enlarger.diffusion.noise import SharedGenerator
+from enlarger.diffusion.solvers import PIDStepSizeController, dpm_adaptive, euler
 from enlarger.errors import Unsupported
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.nn.k_unet import KStage, KUNet, KUNetConfig
-from enlarger.tasks.enlarge import ORIGINAL_ADAPTIVE
-from enlarger.tasks.parts import Text
-from enlarger.tasks.upscale_latent import LatentUpscale, LatentUpscaleJob
-from enlarger.text.encode import Encoded
+from enlarger.tasks.result import GuidedText
+from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
+from enlarger.tasks.upscale.upscale import ORIGINAL_ADAPTIVE
+from enlarger.text.encode import PromptEmbeds
 from tests.support import k_diffusion, tiny
 from tests.support.close import assert_close
 from tests.support.random_weights import normal, randomise
@@ -41,7 +41,7 @@ class Original:
     inner: Any
     embed: Any  # k-diffusion's Fourier features
 
-    def one(self, x: Tensor, sigma: Tensor, low: Tensor, level: Tensor, text: Encoded) -> Tensor:
+    def one(self, x: Tensor, sigma: Tensor, low: Tensor, level: Tensor, text: PromptEmbeds) -> Tensor:
         scaled = F.interpolate(low, scale_factor=2, mode="nearest") * (level[:, None, None, None] ** 2 + 1) ** -0.5
         condition = torch.cat([self.embed(level.log1p()[:, None]), text.pooled], 1)
         return self.inner(
@@ -49,7 +49,7 @@ class Original:
             cross_cond_padding=(~text.mask).float(),
         )  # fmt: skip
 
-    def guided(self, low: Tensor, level: float, text: Text, scale: float) -> Callable[..., Tensor]:
+    def guided(self, low: Tensor, level: float, text: GuidedText, scale: float) -> Callable[..., Tensor]:
         assert text.negative is not None
         levels = torch.full((len(low),), level)
 
@@ -63,7 +63,7 @@ class Original:
 
 
 @cache
-def models() -> tuple[LatentUpscale, Original]:
+def models() -> tuple[LatentUpscaler, Original]:
     """Ours and theirs with the same random weights."""
     layers = k_diffusion.load("layers")
     theirs = randomise(
@@ -77,35 +77,35 @@ def models() -> tuple[LatentUpscale, Original]:
     embed = layers.FourierFeatures(1, 128, std=2)
     embed.weight = 2 * normal(64, 1, seed=8)
     vae = AutoencoderKL(AutoencoderConfig((8,), 1, 4, 0.18215, groups=8))
-    sampler = schedule_config({"_class_name": "EulerDiscreteScheduler", **tiny.X2_SCHEDULER})
+    sampler = sampler_from_config({"_class_name": "EulerDiscreteScheduler", **tiny.X2_SCHEDULER})
     nothing: Any = None  # no prompts are encoded here
-    ours = LatentUpscale(nothing, nothing, network.eval(), vae, sampler, noise_frequencies=embed.weight)
+    ours = LatentUpscaler(nothing, nothing, network.eval(), vae, sampler, noise_frequencies=embed.weight)
     return ours, Original(layers.Denoiser(theirs, sigma_data=1.0), embed)
 
 
-def text() -> Text:
+def text() -> GuidedText:
     """Two prompts and their negatives, of different lengths."""
 
-    def encoded(seed: int, lengths: tuple[int, int]) -> Encoded:
+    def encoded(seed: int, lengths: tuple[int, int]) -> PromptEmbeds:
         mask = torch.arange(LENGTH) < torch.tensor(lengths)[:, None]
-        return Encoded(normal(BATCH, LENGTH, CONTEXT, seed=seed), normal(BATCH, POOLED, seed=seed + 1), mask)
+        return PromptEmbeds(normal(BATCH, LENGTH, CONTEXT, seed=seed), normal(BATCH, POOLED, seed=seed + 1), mask)
 
-    return Text(encoded(10, (3, 6)), encoded(12, (2, 2)))
+    return GuidedText(encoded(10, (3, 6)), encoded(12, (2, 2)))
 
 
-def branches(text: Text, scale: float) -> Text:
+def branches(text: GuidedText, scale: float) -> GuidedText:
     """What `text_for` gives in the `original` profile: at scale 0 the negative prompt stands alone."""
     assert text.negative is not None
     if scale == 0:
-        return Text(text.negative)
-    return Text(text.positive) if scale == 1 else text
+        return GuidedText(text.negative)
+    return GuidedText(text.positive) if scale == 1 else text
 
 
 def run_ours(scale: float, level: float, solver: Any, steps: int) -> Tensor:
     ours, _ = models()
     guidance = Guidance(scale if scale not in (0, 1) else 1.0)
-    noise = Shared(torch.Generator().manual_seed(3))
-    low, course = normal(BATCH, 4, *SIZE, seed=5), ours.sampler.course(steps)
+    noise = SharedGenerator(torch.Generator().manual_seed(3))
+    low, course = normal(BATCH, 4, *SIZE, seed=5), ours.sampler.sigma_schedule(steps)
     return ours(LatentUpscaleJob(low, branches(text(), scale), course, solver, noise, guidance, level, True))
 
 
@@ -153,8 +153,12 @@ def test_dpm_adaptive(tolerance: float, eta: float) -> None:
             noise_sampler=lambda *_: torch.randn(x.shape, generator=generator),
         )  # fmt: skip
 
-    control = Control(relative, absolute, proportional=0.2, integral=0.4)
-    solver = ORIGINAL_ADAPTIVE if (tolerance, eta) == (0.25, 1) else partial(dpm_adaptive, eta=eta, control=control)
+    control = PIDStepSizeController(relative, absolute, pcoeff=0.2, icoeff=0.4)
+    solver = (
+        ORIGINAL_ADAPTIVE
+        if (tolerance, eta) == (0.25, 1)
+        else partial(dpm_adaptive, eta=eta, step_size_controller=control)
+    )
     found, expected = run_ours(1, 0.2, solver, 1), run_theirs(1, 0.2, sampler)
     assert expected.std() > 0.1
     assert_close(found, expected, ATOL)
@@ -164,19 +168,26 @@ def test_padding_matters() -> None:
     """Without the mask the numbers are others: the test above would notice."""
     ours, _ = models()
     job = LatentUpscaleJob(
-        normal(BATCH, 4, *SIZE), Text(text().positive), ours.sampler.course(2), euler,
-        Shared(torch.Generator().manual_seed(3)),
+        normal(BATCH, 4, *SIZE), GuidedText(text().positive), ours.sampler.sigma_schedule(2), euler,
+        SharedGenerator(torch.Generator().manual_seed(3)),
     )  # fmt: skip
     masked = LatentUpscaleJob(
-        job.low, job.text, job.course, euler, Shared(torch.Generator().manual_seed(3)), mask_padding=True
-    )  # fmt: skip
+        job.low_res,
+        job.text_features,
+        job.sigma_schedule,
+        euler,
+        SharedGenerator(torch.Generator().manual_seed(3)),
+        mask_padding=True,
+    )
     assert (ours(job) - ours(masked)).abs().max() > 0.01
 
 
 def test_a_noise_level_needs_its_weights() -> None:
     ours, _ = models()
-    without = LatentUpscale(ours.tokenizer, ours.text_encoder, ours.unet, ours.vae, ours.sampler)
+    without = LatentUpscaler(ours.tokenizer, ours.text_encoder, ours.unet, ours.vae, ours.sampler)
     low = normal(BATCH, 4, *SIZE)
-    job = LatentUpscaleJob(low, Text(text().positive), ours.sampler.course(1), euler, Shared(None), level=0.5)
+    job = LatentUpscaleJob(
+        low, GuidedText(text().positive), ours.sampler.sigma_schedule(1), euler, SharedGenerator(None), noise_level=0.5
+    )
     with pytest.raises(Unsupported, match=r"noise_level is 0.5, but these weights lack low_res_noise_embed.weight"):
         without(job)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enlarger.checkpoint.folder import Bundle, read_folder
-from enlarger.checkpoint.write import save_folder
-from enlarger.nn.preview import AutoencoderTiny, TinyConfig, TinyDecoder
-from enlarger.tasks.preview import Previewer, read_preview
+from enlarger.checkpoint.folder.load import PipelineComponents, read_folder
+from enlarger.checkpoint.folder.save import save_folder
+from enlarger.nn.taesd import AutoencoderTiny, AutoencoderTinyConfig, DecoderTiny
+from enlarger.tasks.auxiliary.preview import Previewer, load_previewer
 from tests.support.close import assert_close
 from tests.support.random_weights import normal, randomise
 
@@ -59,7 +59,7 @@ def original_file(folder: Path, place: Path) -> Path:
 @pytest.mark.parametrize("size", [(8, 8), (5, 3)])
 def test_both_halves_equal_diffusers(size: tuple[int, int], scale: float) -> None:
     other = theirs()
-    ours = AutoencoderTiny(TinyConfig(16, scale=scale))
+    ours = AutoencoderTiny(AutoencoderTinyConfig(16, scaling_factor=scale))
     ours.load_state_dict(other.state_dict(), strict=True)
     image, latents = normal(2, 3, 8 * size[0], 8 * size[1]), 2 * normal(2, 4, *size)
     with torch.inference_mode():
@@ -73,14 +73,14 @@ def test_the_official_width_has_the_official_keys() -> None:
     from diffusers import AutoencoderTiny as Theirs
 
     with torch.device("meta"):
-        ours, other = AutoencoderTiny(TinyConfig()), Theirs()
+        ours, other = AutoencoderTiny(AutoencoderTinyConfig()), Theirs()
     assert {n: t.shape for n, t in ours.state_dict().items()} == {n: t.shape for n, t in other.state_dict().items()}
     assert sum(p.numel() for p in ours.decoder.parameters()) == 1_222_531
 
 
 def test_the_original_names_are_all_there() -> None:
     with torch.device("meta"):
-        ours = TinyDecoder(TinyConfig()).state_dict()
+        ours = DecoderTiny(AutoencoderTinyConfig()).state_dict()
     shifted = {f"layers.{int(name.split('.', 1)[0]) - 1}.{name.split('.', 1)[1]}" for name in original_names()}
     assert shifted == set(ours) and len(shifted) == len(original_names())
 
@@ -90,7 +90,7 @@ def test_every_layout_gives_the_same_picture(folder: Path, tmp_path: Path) -> No
     with torch.inference_mode():
         expected = other.decode(clean).sample.clamp(-1, 1)
     for path in (folder, folder / WEIGHTS, original_file(folder, tmp_path)):
-        previewer = read_preview(path)
+        previewer = load_previewer(path)
         assert isinstance(previewer, Previewer)
         with torch.inference_mode():
             assert_close(previewer.decoder(clean).clamp(-1, 1), expected, ATOL)
@@ -99,8 +99,8 @@ def test_every_layout_gives_the_same_picture(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_folder_with_it_reads_and_comes_back(tmp_path: Path) -> None:
-    network = randomise(AutoencoderTiny(TinyConfig(16, latent_channels=16, decoder_blocks=(1, 2, 1))))
-    path = save_folder(Bundle(tmp_path, {"_class_name": "Any"}, {"vae": network}), tmp_path / "whole")
+    network = randomise(AutoencoderTiny(AutoencoderTinyConfig(16, latent_channels=16, decoder_blocks=(1, 2, 1))))
+    path = save_folder(PipelineComponents(tmp_path, {"_class_name": "Any"}, {"vae": network}), tmp_path / "whole")
     found = read_folder(path)
     assert found.index["vae"] == ["diffusers", "AutoencoderTiny"]
     assert found.components["vae"].config == network.config

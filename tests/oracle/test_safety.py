@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enlarger.images import Picture, to_pil
-from enlarger.nn.safety import CONCEPTS, SPECIAL
+from enlarger.image.picture import Picture, to_pil
+from enlarger.nn.safety_checker import NUM_CONCEPTS, NUM_SPECIAL_CONCEPTS
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.safety import CLIP, SafetyChecker
-from enlarger.tasks.vision import preprocess_config
+from enlarger.tasks.auxiliary.safety_checker import DEFAULT_PREPROCESSOR, SafetyChecker
+from enlarger.tasks.auxiliary.vision import preprocessor_from_config
 from tests.support.close import assert_close
 from tests.support.official import config_of
 from tests.support.tiny_vision import clip_processor, pictures, safety_network, save_beside
@@ -48,14 +48,14 @@ def embeddings(network: Any, inputs: torch.Tensor) -> torch.Tensor:
 )  # fmt: skip
 def test_preprocessing_equals_transformers(changed: dict[str, Any], height: int, width: int) -> None:
     processor, batch = clip_processor(**changed), pictures(2, height, width)
-    found = preprocess_config(json.loads(processor.to_json_string()), CLIP)(batch)
+    found = preprocessor_from_config(json.loads(processor.to_json_string()), DEFAULT_PREPROCESSOR)(batch)
     assert_close(found, pixels(batch, processor), ATOL)
 
 
 def test_the_official_preprocessing() -> None:
     config = config_of("stable-diffusion-v1-4/feature_extractor")
-    found, batch = preprocess_config(config, CLIP), pictures(1, 150, 231)
-    assert found == CLIP == preprocess_config({}, CLIP)
+    found, batch = preprocessor_from_config(config, DEFAULT_PREPROCESSOR), pictures(1, 150, 231)
+    assert found == DEFAULT_PREPROCESSOR == preprocessor_from_config({}, DEFAULT_PREPROCESSOR)
     assert_close(found(batch), pixels(batch, clip_processor(**config)), ATOL)
 
 
@@ -92,7 +92,7 @@ def test_decisions_equal_diffusers_for_thresholds_all_around(tmp_path: Path, see
     batch, network, generator = pictures(12, 32, 32), safety_network(), np.random.default_rng(seed)
     inputs = pixels(batch, clip_processor())
     seen = embeddings(network, inputs)
-    for name, count in (("concept", CONCEPTS), ("special_care", SPECIAL)):
+    for name, count in (("concept", NUM_CONCEPTS), ("special_care", NUM_SPECIAL_CONCEPTS)):
         unit = torch.nn.functional.normalize(getattr(network, f"{name}_embeds"))
         highest = (seen @ unit.mT).amax(0)
         around = torch.from_numpy(generator.uniform(-0.004, 0.02, count)).float()
@@ -136,7 +136,7 @@ def test_the_official_config_builds_the_official_keys() -> None:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPVisionModel
 
-    from enlarger.nn.safety import ConceptNetwork
+    from enlarger.nn.safety_checker import SafetyCheckerNetwork
 
     config = CLIPConfig(
         projection_dim=768,
@@ -147,7 +147,7 @@ def test_the_official_config_builds_the_official_keys() -> None:
     )  # fmt: skip
     with torch.device("meta"):
         ours, other = (
-            ConceptNetwork(CLIPVisionModel(config.vision_config), 1024, 768),
+            SafetyCheckerNetwork(CLIPVisionModel(config.vision_config), 1024, 768),
             StableDiffusionSafetyChecker(config),
         )
     assert {n: t.shape for n, t in ours.state_dict().items()} == {n: t.shape for n, t in other.state_dict().items()}

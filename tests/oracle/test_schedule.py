@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from enlarger.checkpoint.schedulers import schedule_config
+from enlarger.checkpoint.config.schedulers import sampler_from_config
 from enlarger.diffusion import precondition
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.denoiser import Denoiser
-from enlarger.diffusion.noise import Shared
+from enlarger.diffusion.noise import SharedGenerator
 from enlarger.diffusion.sampler import Sampler
 from enlarger.diffusion.schedule import cosine, linear
 from enlarger.diffusion.solvers import SOLVERS
@@ -48,7 +48,7 @@ def levels(scheduler: Any, times: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_training_sigmas_of_the_official_files(name: str) -> None:
     config = config_of(f"{name}/scheduler")
-    sampler, other = schedule_config(config), theirs(config)
+    sampler, other = sampler_from_config(config), theirs(config)
     assert_close(sampler.schedule.sigmas, levels(other, torch.arange(1000)), 1e-5)
     for time, product in VECTORS["alphas_cumprod"][str(config["beta_start"])].items():
         assert abs(float(1 / (sampler.schedule.sigmas[int(time)] ** 2 + 1)) - product) < 1e-7
@@ -58,20 +58,22 @@ def test_training_sigmas_of_the_official_files(name: str) -> None:
 @pytest.mark.parametrize("steps", [2, 7, 20, 75])
 def test_courses_of_the_official_files(name: str, steps: int) -> None:
     config = config_of(f"{name}/scheduler")
-    sampler, other = schedule_config(config), theirs(config, steps)
-    course = sampler.course(steps)
+    sampler, other = sampler_from_config(config), theirs(config, steps)
+    course = sampler.sigma_schedule(steps)
     if hasattr(other, "sigmas"):
-        wanted = other.sigmas[:-1] if sampler.spacing == "log_linear" else other.sigmas  # its N + 2 levels, N steps
-        assert_close(course.ladder, wanted, 1e-5)
-        assert abs(course.start - float(other.init_noise_sigma)) < 1e-5
-        if sampler.spacing != "log_linear":  # there the times only count
-            assert_close(sampler.schedule.time(course.ladder[:-1]), other.timesteps, 1e-3)
+        wanted = (
+            other.sigmas[:-1] if sampler.timestep_spacing == "log_linear" else other.sigmas
+        )  # its N + 2 levels, N steps
+        assert_close(course.sigmas, wanted, 1e-5)
+        assert abs(course.init_noise_sigma - float(other.init_noise_sigma)) < 1e-5
+        if sampler.timestep_spacing != "log_linear":  # there the times only count
+            assert_close(sampler.schedule.time(course.sigmas[:-1]), other.timesteps, 1e-3)
     else:
         times = torch.unique(other.timesteps).flip(0)  # PNDM lists its second time twice
-        assert_close(course.ladder[:-1], levels(other, times), 1e-5)
-        assert_close(course.ladder[-1], levels(other, torch.tensor(0)), 1e-6)
-        assert abs(course.start**2 - course.ladder[0] ** 2 - 1) < 1e-9
-        assert abs(course.end**-2 - course.ladder[-1] ** 2 - 1) < 1e-9
+        assert_close(course.sigmas[:-1], levels(other, times), 1e-5)
+        assert_close(course.sigmas[-1], levels(other, torch.tensor(0)), 1e-6)
+        assert abs(course.init_noise_sigma**2 - course.sigmas[0] ** 2 - 1) < 1e-9
+        assert abs(course.final_scale**-2 - course.sigmas[-1] ** 2 - 1) < 1e-9
 
 
 @pytest.mark.parametrize("kind", ["EulerDiscreteScheduler", "HeunDiscreteScheduler"])
@@ -82,15 +84,17 @@ def test_every_ladder(kind: str, spacing: str, flag: str | None, steps: int) -> 
     config = EULER | {"_class_name": kind, "timestep_spacing": spacing} | ({flag: True} if flag else {})
     other = theirs(config, steps)
     wanted = other.sigmas if kind.startswith("Euler") else torch.cat([other.sigmas[:-1:2], other.sigmas[-1:]])
-    course = schedule_config(config).course(steps)
-    assert_close(course.ladder, wanted, 1e-5)
-    assert abs(course.start - float(other.init_noise_sigma)) < 1e-5
+    course = sampler_from_config(config).sigma_schedule(steps)
+    assert_close(course.sigmas, wanted, 1e-5)
+    assert abs(course.init_noise_sigma - float(other.init_noise_sigma)) < 1e-5
 
 
 def test_karras_levels_lie_between_those_that_the_spacing_visits() -> None:
-    ladder = schedule_config(EULER | {"timestep_spacing": "leading", "use_karras_sigmas": True}).course(5).ladder
+    ladder = (
+        sampler_from_config(EULER | {"timestep_spacing": "leading", "use_karras_sigmas": True}).sigma_schedule(5).sigmas
+    )
     assert abs(ladder[0] - 5.134) < 1e-3 and abs(ladder[-2] - 0.0413) < 1e-4
-    whole = schedule_config(EULER | {"use_karras_sigmas": True}).course(5).ladder
+    whole = sampler_from_config(EULER | {"use_karras_sigmas": True}).sigma_schedule(5).sigmas
     assert abs(whole[0] - 14.6146) < 1e-3 and abs(whole[-2] - 0.02917) < 1e-4
 
 
@@ -108,7 +112,7 @@ def test_karras_levels_lie_between_those_that_the_spacing_visits() -> None:
 @pytest.mark.parametrize("offset", [0, 1])
 def test_the_last_level(kind: str, change: dict[str, Any], end: float, offset: int) -> None:
     config = EULER | {"_class_name": kind, "steps_offset": offset} | change
-    ladder = schedule_config(config).course(10).ladder
+    ladder = sampler_from_config(config).sigma_schedule(10).sigmas
     assert abs(float(ladder[-1]) - end) < 1e-6
     assert bool((ladder[1:] < ladder[:-1]).all())
 
@@ -116,9 +120,9 @@ def test_the_last_level(kind: str, change: dict[str, Any], end: float, offset: i
 @pytest.mark.parametrize("curve", ["linear", "scaled_linear"])
 def test_zero_terminal_schedules(curve: str) -> None:
     config = EULER | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "beta_schedule": curve}
-    course, other = schedule_config(config).course(10), theirs(config, 10)
-    assert abs(float(course.ladder[0]) - 4096) < 1e-3  # they keep it finite in the same way
-    assert_close(1 / (course.ladder**2 + 1), 1 / (other.sigmas.double() ** 2 + 1), 1e-6)
+    course, other = sampler_from_config(config).sigma_schedule(10), theirs(config, 10)
+    assert abs(float(course.sigmas[0]) - 4096) < 1e-3  # they keep it finite in the same way
+    assert_close(1 / (course.sigmas**2 + 1), 1 / (other.sigmas.double() ** 2 + 1), 1e-6)
 
 
 def test_linear_and_cosine_schedules() -> None:
@@ -134,11 +138,11 @@ def test_linear_and_cosine_schedules() -> None:
 def test_clean_estimates_equal_the_schedulers(kind: str, index: int) -> None:
     for name in ("EulerDiscreteScheduler", "DDIMScheduler"):
         config = EULER | {"_class_name": name, "prediction_type": kind, "set_alpha_to_one": False, "clip_sample": False}
-        other, sampler = theirs(config, 10), schedule_config(config)
-        course, time = sampler.course(10), other.timesteps[index]
+        other, sampler = theirs(config, 10), sampler_from_config(config)
+        course, time = sampler.sigma_schedule(10), other.timesteps[index]
         x, output = normal(2, 3, 4, 4), normal(2, 3, 4, 4, seed=2)
-        x = other.scale_model_input(x * course.ladder[index].float(), time) if name.startswith("Euler") else x
-        scales = sampler.precondition()(course.ladder[index])
+        x = other.scale_model_input(x * course.sigmas[index].float(), time) if name.startswith("Euler") else x
+        scales = sampler.precondition()(course.sigmas[index])
         latent = x / scales.input  # x is what the network sees
         found = latent * scales.skip + output * scales.output
         sample = latent.float() if name.startswith("Euler") else x
@@ -161,24 +165,24 @@ def trajectory(sampler: Sampler) -> list[torch.Tensor]:
     counted = iter(torch.linspace(999, 0, 6))
 
     def network(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        if sampler.spacing == "log_linear":  # their times only count the steps there
+        if sampler.timestep_spacing == "log_linear":  # their times only count the steps there
             time = next(counted)[None]
         return 0.3 * x + 0.1 * torch.sin(time / 100)[:, None, None, None]
 
-    course = sampler.course(6)
+    course = sampler.sigma_schedule(6)
     denoise = Denoiser(network, torch.float32, sampler.precondition(), Conditioning())
-    x = torch.linspace(-1, 1, 8).reshape(1, 2, 2, 2) * course.start
-    steps = SOLVERS[sampler.solver](denoise, x, course.ladder, Shared(torch.Generator().manual_seed(0)))
-    return [step.x * ((step.sigma**2 + 1) ** -0.5 if sampler.preserving else 1) for step in steps]
+    x = torch.linspace(-1, 1, 8).reshape(1, 2, 2, 2) * course.init_noise_sigma
+    steps = SOLVERS[sampler.solver](denoise, x, course.sigmas, SharedGenerator(torch.Generator().manual_seed(0)))
+    return [step.x * ((step.sigma**2 + 1) ** -0.5 if sampler.variance_preserving else 1) for step in steps]
 
 
 @pytest.mark.parametrize("case", VECTORS["cases"])
 def test_recorded_numbers(case: str) -> None:
     said = VECTORS["cases"][case]
     config = config_of(f"{said['config_of']}/scheduler") | {"_class_name": said["class"]} | said["overrides"]
-    sampler = schedule_config(config)
+    sampler = sampler_from_config(config)
     for steps, wanted in said["schedules"].items():
-        ladder = sampler.course(int(steps)).ladder
+        ladder = sampler.sigma_schedule(int(steps)).sigmas
         if "sigmas" in wanted:
             sigmas = torch.tensor(wanted["sigmas"], dtype=torch.float64)
             sigmas = torch.cat([sigmas[:-1:2], sigmas[-1:]]) if sampler.solver == "heun" else sigmas
@@ -202,22 +206,25 @@ def test_zero_terminal_ddim() -> None:
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",
     }
-    other, sampler = theirs(config, 10), schedule_config(config)
-    x, course = normal(1, 3, 4, 4), sampler.course(10)
+    other, sampler = theirs(config, 10), sampler_from_config(config)
+    x, course = normal(1, 3, 4, 4), sampler.sigma_schedule(10)
     denoise = Denoiser(lambda x, time: torch.sin(x), torch.float32, sampler.precondition(), Conditioning())
-    found = list(SOLVERS["ddim"](denoise, x * course.start, course.ladder, Shared(None)))[-1].x * course.end
+    found = (
+        list(SOLVERS["ddim"](denoise, x * course.init_noise_sigma, course.sigmas, SharedGenerator(None)))[-1].x
+        * course.final_scale
+    )
     for time in other.timesteps:
         x = other.step(torch.sin(x), time, x).prev_sample
     assert_close(found, x, 5e-4)
 
 
 def test_refusals() -> None:
-    schedule = schedule_config(EULER).schedule
+    schedule = sampler_from_config(EULER).schedule
     with pytest.raises(InputError, match="steps is 0, expected 1 to 1000"):
-        schedule.ladder(0)
+        schedule.sampling_sigmas(0)
     with pytest.raises(InputError, match="steps is 1001, expected 1 to 1000"):
-        schedule.ladder(1001)
+        schedule.sampling_sigmas(1001)
     with pytest.raises(Unsupported, match="sigmas must fall strictly to 0 or above, found"):
-        schedule_config(EULER | {"timestep_spacing": "leading"}).course(1000)  # time 1000 does not exist
+        sampler_from_config(EULER | {"timestep_spacing": "leading"}).sigma_schedule(1000)  # time 1000 does not exist
     with pytest.raises(Unsupported, match=r"log_linear.*exclude each other"):
-        schedule_config(EULER | {"interpolation_type": "log_linear", "use_karras_sigmas": True})
+        sampler_from_config(EULER | {"interpolation_type": "log_linear", "use_karras_sigmas": True})

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.schedulers import SCHEDULERS
-from enlarger.diffusers.schedulers import CLASSES
+from enlarger.checkpoint.config.schedulers import SCHEDULERS
+from enlarger.diffusers.schedulers import SCHEDULER_CLASSES
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.denoiser import Denoiser
-from enlarger.diffusion.noise import Shared
+from enlarger.diffusion.noise import SharedGenerator
 from enlarger.diffusion.sample import Step
 from enlarger.diffusion.sampler import Sampler
 from tests.support.close import assert_close
@@ -48,7 +48,7 @@ def their_run(scheduler: Any, steps: int) -> tuple[list[Tensor], list[float]]:
     if "generator" in scheduler.step.__code__.co_varnames:
         options["generator"] = generator
     if isinstance(scheduler, diffusers.DPMSolverSDEScheduler):  # in place of the Brownian tree
-        noise = Shared(generator)
+        noise = SharedGenerator(generator)
         scheduler.noise_sampler = lambda sigma, lower: noise(START)
     for time in scheduler.timesteps:
         output = network(scheduler.scale_model_input(x, time), time.float())
@@ -65,10 +65,10 @@ def our_run(sampler: Sampler, steps: int) -> tuple[list[Step], list[float]]:
         told.append(float(time[0]))
         return network(x, time)
 
-    course = sampler.course(steps)
+    course = sampler.sigma_schedule(steps)
     denoise = Denoiser(telling, torch.float32, sampler.precondition(course), Conditioning())
-    noise = Shared(torch.Generator().manual_seed(7))
-    return list(sampler.method()(denoise, START * course.start, course.ladder, noise)), told
+    noise = SharedGenerator(torch.Generator().manual_seed(7))
+    return list(sampler.make_solver()(denoise, START * course.init_noise_sigma, course.sigmas, noise)), told
 
 
 def whole_steps(sampler: Sampler, seen: list[Tensor]) -> list[Tensor]:
@@ -82,8 +82,8 @@ def whole_steps(sampler: Sampler, seen: list[Tensor]) -> list[Tensor]:
 
 def compare(name: str, settings: dict[str, Any], steps: int = 10, told_atol: float = 1e-3, atol: float = 1e-5) -> None:
     config = STABLE | UNBOUNDED.get(name, {}) | settings
-    known = {key: value for key, value in config.items() if key in CLASSES[name].DEFAULTS}
-    sampler = CLASSES[name](**known).sampler()
+    known = {key: value for key, value in config.items() if key in SCHEDULER_CLASSES[name].DEFAULTS}
+    sampler = SCHEDULER_CLASSES[name](**known).sampler()
     latents, times = their_run(getattr(diffusers, name)(**known), steps)
     found, told = our_run(sampler, steps)
     assert told == pytest.approx(times, abs=told_atol)
@@ -91,7 +91,7 @@ def compare(name: str, settings: dict[str, Any], steps: int = 10, told_atol: flo
     assert len(found) == len(kept)
     for step, wanted in zip(found, kept, strict=True):
         unit = (float(step.sigma) ** 2 + 1) ** -0.5
-        assert_close(step.x * unit, wanted if sampler.preserving else wanted * unit, atol)
+        assert_close(step.x * unit, wanted if sampler.variance_preserving else wanted * unit, atol)
 
 
 # In diffusers' UNCHAINED "linspace" ends a step elsewhere than the next begins.
@@ -123,7 +123,7 @@ def test_lengths(name: str, steps: int) -> None:
     compare(name, {"timestep_spacing": "leading", "skip_prk_steps": True}, steps)
 
 
-WITH_CURVES = [(name, curve) for name in SCHEDULERS for curve in CURVES if curve in CLASSES[name].DEFAULTS]
+WITH_CURVES = [(name, curve) for name in SCHEDULERS for curve in CURVES if curve in SCHEDULER_CLASSES[name].DEFAULTS]
 
 
 @pytest.mark.parametrize(("name", "curve"), WITH_CURVES)
@@ -133,7 +133,7 @@ def test_curves(name: str, curve: str) -> None:
         # its level halfway is the next one, of which theirs tell the rounded time one call later and not yet
         loose = {"told_atol": 0.5, "atol": 5e-3} if rounded else {}
         compare(name, {curve: True, "timestep_spacing": spacing}, **loose)
-    if SCHEDULERS[name].grid == "one_more":  # whole times, which hang on the last digit
+    if SCHEDULERS[name].timestep_grid == "one_more":  # whole times, which hang on the last digit
         compare(name, {curve: True, "beta_start": 0.0001, "beta_end": 0.02})
         compare(name, {curve: True, "beta_schedule": "linear"})
 
@@ -144,14 +144,15 @@ def test_the_cosine_schedule() -> None:
     cosine = {"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}
     multistep = diffusers.DPMSolverMultistepScheduler(**cosine)
     multistep.set_timesteps(10)  # lists its first time twice, which its steps do not survive
-    course = CLASSES["DPMSolverMultistepScheduler"](**cosine).sampler().course(10)
-    assert course.times.tolist() == multistep.timesteps.tolist()
+    course = SCHEDULER_CLASSES["DPMSolverMultistepScheduler"](**cosine).sampler().sigma_schedule(10)
+    assert course.timesteps.tolist() == multistep.timesteps.tolist()
 
 
 ZERO_TERMINAL = [
     name
     for name in SCHEDULERS
-    if "rescale_betas_zero_snr" in CLASSES[name].DEFAULTS and not name.startswith("DD")  # whose first level is infinite
+    if "rescale_betas_zero_snr" in SCHEDULER_CLASSES[name].DEFAULTS
+    and not name.startswith("DD")  # whose first level is infinite
 ]
 
 

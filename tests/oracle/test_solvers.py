@@ -9,25 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.schedulers import schedule_config
+from enlarger.checkpoint.config.schedulers import sampler_from_config
 from enlarger.diffusion import solvers
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.denoiser import Denoiser
-from enlarger.diffusion.noise import Shared
+from enlarger.diffusion.noise import SharedGenerator
 from enlarger.diffusion.sample import Solver, sample
-from enlarger.diffusion.schedule import karras, scaled_linear
+from enlarger.diffusion.schedule import karras_sigmas, scaled_linear
 from tests.support import k_diffusion
 from tests.support.close import assert_close
 from tests.support.random_weights import normal
 
-LADDER = torch.cat([karras(0.03, 10.0, 10), torch.zeros(1, dtype=torch.float64)])
-NONZERO = karras(0.03, 10.0, 11)  # ends above 0
+LADDER = torch.cat([karras_sigmas(0.03, 10.0, 10), torch.zeros(1, dtype=torch.float64)])
+NONZERO = karras_sigmas(0.03, 10.0, 11)  # ends above 0
 TRAINED = scaled_linear(0.00085, 0.012)
 LADDERS = {
     "karras": LADDER,
     "above 0": NONZERO,
-    "linspace": TRAINED.ladder(10),
-    "leading": TRAINED.ladder(10, "leading", 1),
+    "linspace": TRAINED.sampling_sigmas(10),
+    "leading": TRAINED.sampling_sigmas(10, "leading", 1),
 }
 START = normal(2, 3, 4, 4) * 10
 
@@ -48,7 +48,7 @@ def generator() -> torch.Generator:
 
 
 def noise_sampler(like: Tensor = START) -> Callable[[Any, Any], Tensor]:
-    noise = Shared(generator())
+    noise = SharedGenerator(generator())
     return lambda sigma, lower: noise(like)
 
 
@@ -93,11 +93,11 @@ def test_k_diffusion(theirs: ModuleType, name: str, kind: str) -> None:
     wanted = getattr(theirs, function)(
         denoise, START, ladder.float(), disable=True, callback=lambda d: seen.append(d["denoised"]), **options
     )
-    steps = list(ours(denoise, START, ladder, Shared(generator())))
+    steps = list(ours(denoise, START, ladder, SharedGenerator(generator())))
     assert_close(steps[-1].x, wanted, 1e-5)
     assert len(steps) == len(seen)
     for step, clean in zip(steps, seen, strict=True):
-        assert_close(step.clean, clean, 1e-5)
+        assert_close(step.denoised, clean, 1e-5)
 
 
 @pytest.fixture
@@ -116,7 +116,9 @@ def test_k_diffusion_fast(theirs: ModuleType, calls: int, eta: float) -> None:
     wanted = theirs.sample_dpm_fast(
         denoise, start, 0.03, 10.0, calls, disable=True, eta=eta, noise_sampler=noise_sampler(start)
     )
-    found = list(solvers.dpm_fast(denoise, start, karras(0.03, 10.0, calls + 1), Shared(generator()), eta))
+    found = list(
+        solvers.dpm_fast(denoise, start, karras_sigmas(0.03, 10.0, calls + 1), SharedGenerator(generator()), eta)
+    )
     assert_close(found[-1].x, wanted, 1e-8)
 
 
@@ -140,7 +142,11 @@ def test_k_diffusion_adaptive(theirs: ModuleType, eta: float, control: dict[str,
         return_info=True,
         **options,
     )
-    steps = list(solvers.dpm_adaptive(denoise, start, NONZERO, Shared(generator()), eta, solvers.Control(**control)))
+    steps = list(
+        solvers.dpm_adaptive(
+            denoise, start, NONZERO, SharedGenerator(generator()), eta, solvers.PIDStepSizeController(**control)
+        )
+    )
     assert len(steps) == info["n_accept"]
     assert_close(steps[-1].x, wanted, 1e-8)
 
@@ -172,7 +178,7 @@ def test_diffusers(name: str, prediction: str, eta: float) -> None:
     diffusers = pytest.importorskip("diffusers", reason="the oracle needs diffusers")
     config = STABLE | SCHEDULERS[name] | {"_class_name": name, "prediction_type": prediction}
     scheduler = getattr(diffusers, name).from_config(config)
-    sampler = schedule_config(config)
+    sampler = sampler_from_config(config)
 
     def network(x: Tensor, time: Tensor) -> Tensor:
         return 0.5 * torch.sin(2 * x + 0.001 * time.reshape(-1, 1, 1, 1)) + 0.3 * x
@@ -186,11 +192,11 @@ def test_diffusers(name: str, prediction: str, eta: float) -> None:
     for time in scheduler.timesteps:
         x = scheduler.step(network(scheduler.scale_model_input(x, time), time), time, x, **options).prev_sample
 
-    course = sampler.course(10)
+    course = sampler.sigma_schedule(10)
     denoiser = Denoiser(network, torch.float32, sampler.precondition(), Conditioning())
     solver = partial(solvers.ddim, eta=eta) if eta else solvers.SOLVERS[sampler.solver]
-    found = sample(solver, denoiser, start * course.start, course.ladder, Shared(generator()))
-    assert_close(found * course.end, x, 1e-5)
+    found = sample(solver, denoiser, start * course.init_noise_sigma, course.sigmas, SharedGenerator(generator()))
+    assert_close(found * course.final_scale, x, 1e-5)
 
 
 def test_dpm_solver_multistep() -> None:
@@ -202,9 +208,9 @@ def test_dpm_solver_multistep() -> None:
         scheduler.set_timesteps(10)
         ladder = scheduler.sigmas.double()
         x = START / (ladder[0] ** 2 + 1).sqrt()
-        noise = Shared(generator())
+        noise = SharedGenerator(generator())
         for time, sigma in zip(scheduler.timesteps, ladder, strict=False):
             clean = denoise(x * (sigma**2 + 1).sqrt(), sigma)
             x = scheduler.step(clean, time, x, variance_noise=noise(x) if "sde" in algorithm else None).prev_sample
-        found = sample(solver, denoise, START, ladder, Shared(generator()))
+        found = sample(solver, denoise, START, ladder, SharedGenerator(generator()))
         assert_close(found, x, 1e-5)

@@ -32,7 +32,7 @@ def test_ids_and_masks_equal_transformers(tmp_path: Path, name: str) -> None:
     oracle.save_pretrained(tmp_path / "theirs")
     ours = Tokenizer.from_folder(folder)
     (tmp_path / "ours").mkdir()
-    for file, text in ours.files().items():
+    for file, text in ours.to_files().items():
         (tmp_path / "ours" / file).write_text(text, "utf-8")
     texts = prompts(300)
     settings = {"padding": "max_length", "truncation": True, "max_length": 77}

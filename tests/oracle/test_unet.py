@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from enlarger.errors import InputError
-from enlarger.nn.blocks import sinusoid
+from enlarger.nn.blocks import sinusoidal_embedding
 from enlarger.nn.unet import Stage, UNet, UNetConfig
 from tests.support.close import assert_close
 from tests.support.random_weights import normal, randomise
@@ -37,9 +37,11 @@ SD2 = (Stage(16, 2, 1, 1), Stage(32, 2, 1, 2), Stage(48, 2, 1, 3), Stage(48, 2, 
 BASE = (Stage(16, 2, 0, 1), Stage(32, 2, 2, 2), Stage(48, 2, 3, 3))
 REFINER = (Stage(16, 2, 0, 1), Stage(32, 2, 2, 2), Stage(48, 2, 2, 3), Stage(48, 2, 0, 3))
 X4 = (
-    Stage(16, 2, 0, 2, cross_only=True), Stage(32, 2, 1, 2, cross_only=True), Stage(32, 2, 1, 2, cross_only=True),
+    Stage(16, 2, 0, 2, only_cross_attention=True),
+    Stage(32, 2, 1, 2, only_cross_attention=True),
+    Stage(32, 2, 1, 2, only_cross_attention=True),
     Stage(48, 2, 1, 2),
-)  # fmt: skip
+)
 TEXT_TIME = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
 
 FAMILIES = {
@@ -47,7 +49,7 @@ FAMILIES = {
     "sd1 inpainting": family(SD1, linear=False, channels=9),
     "sd2": family(SD2, linear=True, upcast_attention=True),
     "sd2 depth": family(SD2, linear=True, channels=5),
-    "x4": family(X4, linear=True, channels=7, labels=30),
+    "x4": family(X4, linear=True, channels=7, num_class_embeds=30),
     "sdxl base": family(BASE, linear=True, mid=(3, 3), vector_channels=68, theirs=TEXT_TIME),
     "sdxl refiner": family(REFINER, linear=True, mid=(2, 3), vector_channels=60, theirs=TEXT_TIME),
     "one layer, two stages": family((Stage(16, 1, 1, 2), Stage(32, 1, 1, 2)), linear=False),
@@ -58,18 +60,25 @@ def diffusers_unet(of: Family) -> torch.nn.Module:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     config, stages = of.config, of.config.stages
-    depths = [stage.depth for stage in stages]
+    depths = [stage.transformer_depth for stage in stages]
     return UNet2DConditionModel(
-        in_channels=config.in_channels, out_channels=config.out_channels, layers_per_block=stages[0].layers,
-        block_out_channels=[stage.channels for stage in stages], norm_num_groups=config.groups,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        layers_per_block=stages[0].layers,
+        block_out_channels=[stage.channels for stage in stages],
+        norm_num_groups=config.groups,
         down_block_types=["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
         up_block_types=["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
-        transformer_layers_per_block=[*[depth or 1 for depth in depths[:-1]], config.mid_depth],
-        attention_head_dim=[stage.heads for stage in stages], cross_attention_dim=CONTEXT,
-        only_cross_attention=[stage.cross_only for stage in stages], use_linear_projection=config.linear_projection,
-        projection_class_embeddings_input_dim=config.vector_channels, num_class_embeds=config.labels,
-        upcast_attention=config.upcast_attention, **of.theirs,
-    ).eval()  # fmt: skip
+        transformer_layers_per_block=[*[depth or 1 for depth in depths[:-1]], config.mid_transformer_depth],
+        attention_head_dim=[stage.heads for stage in stages],
+        cross_attention_dim=CONTEXT,
+        only_cross_attention=[stage.only_cross_attention for stage in stages],
+        use_linear_projection=config.linear_projection,
+        projection_class_embeddings_input_dim=config.vector_channels,
+        num_class_embeds=config.num_class_embeds,
+        upcast_attention=config.upcast_attention,
+        **of.theirs,
+    ).eval()
 
 
 def inputs(config: UNetConfig, height: int = 16, width: int = 24, batch: int = 2) -> dict[str, Any]:
@@ -79,7 +88,7 @@ def inputs(config: UNetConfig, height: int = 16, width: int = 24, batch: int = 2
         "time": torch.linspace(17.5, 981, batch),
         "tokens": normal(batch, LENGTH, CONTEXT, seed=2),
         "vector": vector,
-        "label": None if config.labels is None else torch.arange(20, 20 + batch),
+        "label": None if config.num_class_embeds is None else torch.arange(20, 20 + batch),
     }
 
 
@@ -123,7 +132,9 @@ def test_sinusoid_equals_diffusers() -> None:
 
     values = torch.tensor([0.0, 1.0, 17.5, 999.0, 1024.0])
     assert_close(
-        sinusoid(values, 32), get_timestep_embedding(values, 32, flip_sin_to_cos=True, downscale_freq_shift=0), ATOL
+        sinusoidal_embedding(values, 32),
+        get_timestep_embedding(values, 32, flip_sin_to_cos=True, downscale_freq_shift=0),
+        ATOL,
     )
 
 
@@ -144,12 +155,12 @@ def test_half_precision_stays_half_and_close() -> None:
 
 
 def test_refuses_a_missing_or_needless_input() -> None:
-    config = replace(FAMILIES["sdxl base"].config, labels=3)
+    config = replace(FAMILIES["sdxl base"].config, num_class_embeds=3)
     ours, given = randomise(UNet(config)), inputs(config) | {"label": torch.tensor([0, 2])}
     with pytest.raises(InputError, match="this UNet got no `vector` and was built with vector_channels=68; pass"):
         ours(**given | {"vector": None})
     plain = randomise(UNet(FAMILIES["sd1"].config))
     with pytest.raises(
-        InputError, match="this UNet got a `label` and was built with labels=None; pass `label` exactly"
+        InputError, match="this UNet got a `label` and was built with num_class_embeds=None; pass `label` exactly"
     ):
         plain(**inputs(FAMILIES["sd1"].config) | {"label": torch.tensor([0, 2])})

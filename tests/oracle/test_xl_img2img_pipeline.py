@@ -25,12 +25,12 @@ one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 
 @pytest.fixture(scope="module")
 def bases() -> tuple[Any, Any]:
-    return tiny_xl.both(diffusers.StableDiffusionXLPipeline, StableDiffusionXLPipeline, tiny_xl.base_folder())
+    return tiny_xl.load_pipelines(diffusers.StableDiffusionXLPipeline, StableDiffusionXLPipeline, tiny_xl.base_folder())
 
 
 @pytest.fixture(scope="module")
 def refiners() -> tuple[Any, Any]:
-    return tiny_xl.both(
+    return tiny_xl.load_pipelines(
         diffusers.StableDiffusionXLImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline, tiny_xl.refiner_folder()
     )
 
@@ -38,7 +38,7 @@ def refiners() -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def plain() -> tuple[Any, Any]:
     """The base model's image-to-image: no scores."""
-    return tiny_xl.both(
+    return tiny_xl.load_pipelines(
         diffusers.StableDiffusionXLImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline, tiny_xl.base_folder()
     )
 

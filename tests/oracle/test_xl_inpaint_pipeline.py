@@ -34,7 +34,7 @@ one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 def made() -> dict[str, tuple[Any, Any]]:
     kinds = diffusers.StableDiffusionXLInpaintPipeline, StableDiffusionXLInpaintPipeline
     folders = {"4": tiny_xl.base_folder(), "9": tiny_xl.inpaint_folder(), "refiner": tiny_xl.refiner_folder()}
-    return {name: tiny_xl.both(*kinds, folder) for name, folder in folders.items()}
+    return {name: tiny_xl.load_pipelines(*kinds, folder) for name, folder in folders.items()}
 
 
 @pytest.fixture(params=["4", "9"])

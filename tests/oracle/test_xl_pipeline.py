@@ -30,7 +30,7 @@ one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 
 @pytest.fixture(scope="module")
 def pipes() -> tuple[Any, Any]:
-    return tiny_xl.both(diffusers.StableDiffusionXLPipeline, StableDiffusionXLPipeline, tiny_xl.base_folder())
+    return tiny_xl.load_pipelines(diffusers.StableDiffusionXLPipeline, StableDiffusionXLPipeline, tiny_xl.base_folder())
 
 
 def compare(pipes: tuple[Any, Any], atol: float = ATOL, seed: int | list[int] = 0, **call: Any) -> Tensor:

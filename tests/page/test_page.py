@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from tests.support.browser import Watched, chromium, photo, pixels, png, tab
+from tests.support.browser import WatchedPage, chromium, photo, pixels, png, tab
 from tests.support.service import Served, running
 
 MOST_BYTES = 80 * 1000
@@ -63,7 +63,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, service: Served) -> Iterator[Watched]:
+def page(browser: Any, service: Served) -> Iterator[WatchedPage]:
     """The page, loaded; afterwards nothing was complained of and no other host was asked."""
     with tab(browser, service.url) as watched:
         try:
@@ -72,32 +72,32 @@ def page(browser: Any, service: Served) -> Iterator[Watched]:
         finally:
             for job in httpx2.get(f"{service.url}/v1/jobs").json()["data"]:
                 httpx2.delete(f"{service.url}/v1/jobs/{job['id']}")
-        assert watched.complaints == []
-        assert watched.strangers == []
+        assert watched.console_errors == []
+        assert watched.external_urls == []
 
 
-def enlarge(page: Watched, name: str = "photo.png", data: bytes | None = None) -> bytes:
+def enlarge(page: WatchedPage, name: str = "photo.png", data: bytes | None = None) -> bytes:
     """Drop a picture, enlarge it, wait for the result."""
     data = photo() if data is None else data
     page.drop({name: data})
     page.wait_for_selector(".pick")
     page.click("#go")
-    page.done()
+    page.wait_for_result()
     return data
 
 
-def result(page: Watched) -> bytes:
+def result(page: WatchedPage) -> bytes:
     """The file behind the download button."""
     return httpx2.get(page.get_attribute("#download", "href"), timeout=30).content
 
 
-def clip(page: Watched) -> float:
+def clip(page: WatchedPage) -> float:
     """How many pixels of the view's left side the later picture leaves free."""
     text = page.evaluate("getComputedStyle(document.querySelector('#layer-after')).clipPath")
     return float(re.findall(r"([\d.]+)px\)$", text)[0])
 
 
-def slow(page: Watched) -> None:
+def slow(page: WatchedPage) -> None:
     """Start a job that takes longer than any test."""
     page.click("#tab-generate")
     page.fill("#prompt", "a slow one")
@@ -118,7 +118,7 @@ def test_the_page_is_small_and_asks_for_no_inline_code() -> None:
     assert not re.search(rb"<script>|<style|\sstyle=|\son\w+=", parts["index.html"])
 
 
-def test_a_dropped_photo_is_enlarged_while_progress_is_told(page: Watched) -> None:
+def test_a_dropped_photo_is_enlarged_while_progress_is_told(page: WatchedPage) -> None:
     page.evaluate(
         """() => {
           window.values = [];
@@ -142,7 +142,7 @@ def test_a_dropped_photo_is_enlarged_while_progress_is_told(page: Watched) -> No
     assert page.violations() == []
 
 
-def test_the_line_between_before_and_after_obeys_the_keyboard(page: Watched) -> None:
+def test_the_line_between_before_and_after_obeys_the_keyboard(page: WatchedPage) -> None:
     enlarge(page)
     middle = clip(page)
     page.focus("#cut")
@@ -165,7 +165,7 @@ def test_the_line_between_before_and_after_obeys_the_keyboard(page: Watched) -> 
     assert page.evaluate("getComputedStyle(document.querySelector('#after')).imageRendering") == "pixelated"
 
 
-def test_the_pointer_moves_the_line_zooms_and_pans(page: Watched) -> None:
+def test_the_pointer_moves_the_line_zooms_and_pans(page: WatchedPage) -> None:
     enlarge(page)
     box = page.locator("#view").bounding_box()
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -186,7 +186,7 @@ def test_the_pointer_moves_the_line_zooms_and_pans(page: Watched) -> None:
     assert page.evaluate("document.querySelector('#after').style.transform") != before
 
 
-def test_escape_cancels_a_long_job(page: Watched, service: Served) -> None:
+def test_escape_cancels_a_long_job(page: WatchedPage, service: Served) -> None:
     slow(page)
     page.wait_for_selector('li[data-state="running"]')
     page.keyboard.press("Escape")
@@ -197,7 +197,7 @@ def test_escape_cancels_a_long_job(page: Watched, service: Served) -> None:
     assert page.is_visible("#retry")
 
 
-def test_the_queue_holds_several_pictures_and_one_can_be_dropped_from_it(page: Watched) -> None:
+def test_the_queue_holds_several_pictures_and_one_can_be_dropped_from_it(page: WatchedPage) -> None:
     slow(page)
     page.wait_for_selector('li[data-state="running"]')
     page.click("#tab-upscale")
@@ -215,7 +215,7 @@ def test_the_queue_holds_several_pictures_and_one_can_be_dropped_from_it(page: W
     assert page.locator("#cards li").count() == 3
 
 
-def test_a_painted_mask_is_sent_and_what_is_not_painted_stays(page: Watched) -> None:
+def test_a_painted_mask_is_sent_and_what_is_not_painted_stays(page: WatchedPage) -> None:
     page.click("#tab-inpaint")
     data = photo(96, 64)
     page.drop({"photo.png": data})
@@ -243,12 +243,12 @@ def test_a_painted_mask_is_sent_and_what_is_not_painted_stays(page: Watched) -> 
     assert mask.shape[:2] == (64, 96) and fields["mask_mode"] == b"luminance" and fields["prompt"] == b"a red door"
     grey = mask[..., 0] if mask.ndim == 3 else mask
     assert grey[32, 24] == 255 and grey[2, 2] == 0 and 0.01 < (grey > 127).mean() < 0.4
-    page.done()
+    page.wait_for_result()
     made = pixels(result(page))
     assert np.array_equal(made[:4], pixels(data)[:4])
 
 
-def test_the_mask_can_be_undone_inverted_and_cleared(page: Watched) -> None:
+def test_the_mask_can_be_undone_inverted_and_cleared(page: WatchedPage) -> None:
     page.click("#tab-inpaint")
     page.drop({"photo.png": photo(64, 64)})
     page.wait_for_selector("#painter:visible")
@@ -275,7 +275,7 @@ def test_the_mask_can_be_undone_inverted_and_cleared(page: Watched) -> None:
     assert share() == 0
 
 
-def test_result_and_recipe_are_downloaded_and_the_recipe_is_put_back(page: Watched, tmp_path: Path) -> None:
+def test_result_and_recipe_are_downloaded_and_the_recipe_is_put_back(page: WatchedPage, tmp_path: Path) -> None:
     page.click("#more summary")
     page.fill("#seed", "41")
     page.check("[name=times][value='3']")
@@ -310,7 +310,7 @@ def test_result_and_recipe_are_downloaded_and_the_recipe_is_put_back(page: Watch
         assert settings() == ["41", "3", "0.5"] and page.is_checked("[name=times][value='3']")
 
 
-def test_the_code_shown_gives_the_same_picture(page: Watched, tmp_path: Path) -> None:
+def test_the_code_shown_gives_the_same_picture(page: WatchedPage, tmp_path: Path) -> None:
     data = photo()
     page.click("#more summary")
     page.fill("#seed", "7")
@@ -334,14 +334,14 @@ def test_the_code_shown_gives_the_same_picture(page: Watched, tmp_path: Path) ->
         made.unlink()
 
 
-def test_code_for_generating_gives_the_same_picture(page: Watched, tmp_path: Path) -> None:
+def test_code_for_generating_gives_the_same_picture(page: WatchedPage, tmp_path: Path) -> None:
     page.click("#tab-generate")
     page.fill("#prompt", 'it\'s $HOME, a "door" \\ 100 % @file ünïcödé')
     page.click("#more summary")
     for name, value in {"steps": "2", "seed": "0", "width": "64", "height": "72"}.items():
         page.fill(f"#{name}", value)
     page.click("#go")
-    page.done()
+    page.wait_for_result()
     expected = pixels(result(page))
     assert expected.shape == (72, 64, 3)
     page.click("#code summary")
@@ -360,7 +360,7 @@ def test_code_for_generating_gives_the_same_picture(page: Watched, tmp_path: Pat
         assert np.array_equal(pixels((tmp_path / "result.png").read_bytes()), expected), kind
 
 
-def test_hostile_names_prompts_and_recipes_are_text(page: Watched) -> None:
+def test_hostile_names_prompts_and_recipes_are_text(page: WatchedPage) -> None:
     page.evaluate("() => { window.hit = undefined }")
     page.drop({f"{name}.png": photo(8, 8) for name in HOSTILE})
     page.until(f"document.querySelectorAll('#cards li').length === {len(HOSTILE)}")
@@ -384,7 +384,7 @@ def test_hostile_names_prompts_and_recipes_are_text(page: Watched) -> None:
     for prompt in HOSTILE[:3]:
         page.fill("#prompt", prompt)
         page.click("#go")
-        page.done()
+        page.wait_for_result()
         assert prompt in page.inner_text("#cards li:first-child")
     for prompt in HOSTILE:
         page.fill("#prompt", prompt)
@@ -394,7 +394,7 @@ def test_hostile_names_prompts_and_recipes_are_text(page: Watched) -> None:
     assert page.locator("#stage script, #cards script, main iframe, main [onerror], main a:not(#download)").count() == 0
 
 
-def test_what_is_wrong_is_said_at_its_field(page: Watched) -> None:
+def test_what_is_wrong_is_said_at_its_field(page: WatchedPage) -> None:
     page.click("#tab-generate")
     page.click("#more summary")
     page.fill("#seed", "-1")
@@ -410,19 +410,19 @@ def test_what_is_wrong_is_said_at_its_field(page: Watched) -> None:
     assert page.inner_text("#height-error") == "Give both width and height, or neither."
 
 
-def test_a_file_that_is_no_picture_fails_in_words(page: Watched) -> None:
+def test_a_file_that_is_no_picture_fails_in_words(page: WatchedPage) -> None:
     page.drop({"broken.png": b"\x89PNG\r\n\x1a\nnothing"})
     page.wait_for_selector("#failed:visible")
     assert "cannot show" in page.inner_text("#failed-text")
     page.click("#go")
     page.wait_for_selector('li[data-state="failed"]')
     assert len(page.inner_text("#failed-text")) > 20
-    page.complaints.clear()  # Chromium notes each 4xx
+    page.console_errors.clear()  # Chromium notes each 4xx
     page.drop({"notes.txt": b"hello"}, "text/plain")
     assert "neither a picture nor a recipe" in page.inner_text("#found-text")
 
 
-def test_a_busy_service_is_asked_again_when_it_says_so(page: Watched) -> None:
+def test_a_busy_service_is_asked_again_when_it_says_so(page: WatchedPage) -> None:
     answers = [429]
 
     def busy(route: Any) -> None:
@@ -437,18 +437,18 @@ def test_a_busy_service_is_asked_again_when_it_says_so(page: Watched) -> None:
     page.click("#go")
     page.wait_for_selector('li[data-state="waiting"]')
     assert "16 jobs wait already. Trying again in" in page.inner_text("#doing-more")
-    page.done()
-    page.complaints.clear()
+    page.wait_for_result()
+    page.console_errors.clear()
 
 
-def test_without_streams_the_job_is_asked_for(page: Watched) -> None:
+def test_without_streams_the_job_is_asked_for(page: WatchedPage) -> None:
     page.route("**/events", lambda route: route.abort())
     enlarge(page)
     assert "96 × 64" in page.inner_text("#facts")
-    page.complaints.clear()
+    page.console_errors.clear()
 
 
-def test_a_key_is_asked_for_and_sent(page: Watched) -> None:
+def test_a_key_is_asked_for_and_sent(page: WatchedPage) -> None:
     seen: list[str | None] = []
 
     def guarded(route: Any) -> None:
@@ -469,30 +469,30 @@ def test_a_key_is_asked_for_and_sent(page: Watched) -> None:
     page.until("document.querySelector('#model').options.length > 0")
     assert seen[-1] == "Bearer right" and page.evaluate("localStorage.length") <= 2
     assert page.evaluate("sessionStorage.getItem('enlarger.key')") == "right"
-    page.complaints.clear()
+    page.console_errors.clear()
 
 
-def test_the_gallery_outlives_a_reload_and_says_what_has_expired(page: Watched, service: Served) -> None:
+def test_the_gallery_outlives_a_reload_and_says_what_has_expired(page: WatchedPage, service: Served) -> None:
     enlarge(page)
     job = httpx2.get(f"{service.url}/v1/jobs").json()["data"][0]["id"]
     page.open()
-    page.done()
+    page.wait_for_result()
     assert page.is_visible("#divider") and page.locator(".thumb:visible").count() == 1
     page.until("document.querySelector('#before').naturalWidth === 48")
     httpx2.delete(f"{service.url}/v1/jobs/{job}")
     page.open()
     page.wait_for_selector('li[data-state="expired"]')
-    page.complaints.clear()
+    page.console_errors.clear()
     assert "Expired" in page.inner_text("#failed-title")
     page.click("#retry")
-    page.done()
+    page.wait_for_result()
     page.click("#clear")
     assert page.locator("#cards li").count() == 0
     page.open()
     assert page.is_visible("#empty")
 
 
-def test_the_result_goes_on_to_another_task(page: Watched) -> None:
+def test_the_result_goes_on_to_another_task(page: WatchedPage) -> None:
     enlarge(page)
     page.click("#onward")
     page.wait_for_selector('li[data-state="ready"]')
@@ -502,7 +502,7 @@ def test_the_result_goes_on_to_another_task(page: Watched) -> None:
     page.click("#more summary")
     page.fill("#steps", "4")
     page.click("#go")
-    page.done()
+    page.wait_for_result()
     assert "96 × 64" in page.inner_text("#facts")
 
 
@@ -530,10 +530,10 @@ def test_every_state_is_accessible_and_fits(browser: Any, service: Served, width
         sound("working")
         page.click("#cancel")
         sound("canceled")
-        assert page.complaints == [] and page.strangers == []
+        assert page.console_errors == [] and page.external_urls == []
 
 
-def test_a_task_without_a_model_says_how_to_add_one(page: Watched) -> None:
+def test_a_task_without_a_model_says_how_to_add_one(page: WatchedPage) -> None:
     def bundled(route: Any) -> None:
         found = route.fetch().json()
         route.fulfill(json=found | {"data": [one for one in found["data"] if one["id"] == "bundled"]})
@@ -546,7 +546,7 @@ def test_a_task_without_a_model_says_how_to_add_one(page: Watched) -> None:
     assert page.is_disabled("#go") and page.violations() == []
 
 
-def test_everything_is_reached_by_the_tab_key(page: Watched) -> None:
+def test_everything_is_reached_by_the_tab_key(page: WatchedPage) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "skip"
     reached: list[str] = []

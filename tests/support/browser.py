@@ -38,13 +38,13 @@ DROP = """([files, target]) => {
 
 
 @dataclass
-class Watched:
+class WatchedPage:
     """One tab, with everything that must not happen in it written down."""
 
     page: Any  # playwright's
     url: str
-    complaints: list[str] = field(default_factory=list[str])
-    strangers: list[str] = field(default_factory=list[str])  # addresses of other hosts that were asked for
+    console_errors: list[str] = field(default_factory=list[str])
+    external_urls: list[str] = field(default_factory=list[str])  # addresses of other hosts that were asked for
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.page, name)
@@ -65,7 +65,7 @@ class Watched:
         ]
         self.page.evaluate(DROP, [listed, target])
 
-    def done(self, seconds: float = 60) -> None:
+    def wait_for_result(self, seconds: float = 60) -> None:
         """Wait until the chosen picture's result is shown."""
         self.page.wait_for_selector("#after-bar:visible, #failed:visible", timeout=seconds * 1000)
         assert self.page.is_visible("#after-bar"), self.page.inner_text("#failed")
@@ -77,21 +77,21 @@ class Watched:
         found = Axe().run(self.page).response["violations"]
         return [f"{item['id']}: {node['html']} {node['failureSummary']}" for item in found for node in item["nodes"]]
 
-    def _note(self, message: Any) -> None:
+    def _on_console(self, message: Any) -> None:
         place = message.location.get("url", "")
         if message.type in ("error", "warning") and not place.endswith("/preview"):  # a job can end before it is asked
-            self.complaints.append(f"{message.text} ({place})")
+            self.console_errors.append(f"{message.text} ({place})")
 
-    def _ask(self, request: Any) -> None:
+    def _on_request(self, request: Any) -> None:
         place = urlsplit(request.url)
         if place.scheme not in ("blob", "data") and f"{place.scheme}://{place.netloc}" != self.url.rstrip("/"):
-            self.strangers.append(request.url)
+            self.external_urls.append(request.url)
 
     def watch(self) -> None:
-        self.page.on("console", self._note)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
-        self.page.on("request", self._ask)
+        self.page.on("console", self._on_console)
+        self.page.on("pageerror", lambda error: self.console_errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.console_errors.append(f"dialog: {dialog.message}"))
+        self.page.on("request", self._on_request)
 
 
 @contextmanager
@@ -110,10 +110,10 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def tab(browser: Any, url: str, width: int = 1280, height: int = 800, **options: Any) -> Iterator[Watched]:
+def tab(browser: Any, url: str, width: int = 1280, height: int = 800, **options: Any) -> Iterator[WatchedPage]:
     """A tab with storage of its own."""
     context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True, **options)
-    watched = Watched(context.new_page(), url if url.endswith("/") else url + "/")
+    watched = WatchedPage(context.new_page(), url if url.endswith("/") else url + "/")
     watched.page.set_default_timeout(10_000)
     watched.watch()
     try:

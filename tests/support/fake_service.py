@@ -18,16 +18,16 @@ from fastapi import FastAPI
 from PIL import Image
 
 from enlarger.service.core import Service
-from enlarger.service.faults import Fault, Refused, refuse
-from enlarger.service.jobs import DONE, Ask, Job, Status, Task, folder_of
-from enlarger.service.pictures.decode import Decoded
-from enlarger.service.pictures.fetch import Fetcher
-from enlarger.service.pictures.masks import Fit, fitted, read_mask
-from enlarger.service.queue.claims import Claim, Claims
-from enlarger.service.queue.events import Boards
-from enlarger.service.queue.state import ModelState, Standing
-from enlarger.service.routes import replies, routers
+from enlarger.service.jobs.events import EventLogs
+from enlarger.service.jobs.job import RESULT_FILE, Job, JobSpec, JobStatus, Task, job_folder
+from enlarger.service.jobs.reservations import Reservation, Reservations
+from enlarger.service.jobs.state import JobProgress, ModelState
+from enlarger.service.problems import Problem, ProblemError, problem_error
+from enlarger.service.routes import responses, routers
 from enlarger.service.settings import ModelSettings, Settings
+from enlarger.service.uploads.decoder_pool import DecodedImage
+from enlarger.service.uploads.fetch import UrlFetcher
+from enlarger.service.uploads.masks import Fit, apply_fit, read_mask
 
 MODELS = (
     ModelSettings(name="tiny-sd", path="tiny-sd", aliases=("dall-e-2",), refiner="tiny-refiner"),
@@ -45,88 +45,90 @@ SIDE = 64  # of what the models generate where nothing was asked for
 
 
 @dataclass
-class FakeQueue:
+class FakeJobManager:
     """Runs each job at once, or, while `held`, when it is let go."""
 
     settings: Settings
     known: dict[str, Job] = field(default_factory=dict[str, Job])
     held: bool = False
-    fails: Fault | None = None
+    problem: Problem | None = None
     state: str = "READY"
     expected_wait: float = 0.0
     canceled: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
-    boards: Boards = field(default_factory=Boards)
-    standings: dict[str, Standing] = field(default_factory=dict[str, Standing])
+    event_logs: EventLogs = field(default_factory=EventLogs)
+    progress_by_job: dict[str, JobProgress] = field(default_factory=dict[str, JobProgress])
     loaded: set[str] = field(default_factory=set[str])
     tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         return self.state in ("READY", "BUSY")
 
-    def check_room(self, owner: str, patience: float | None = None) -> None:
-        if sum(not job.over for job in self.known.values()) >= self.settings.queue:
-            raise refuse(429, "queue_full", "the queue is full", retry_after=2)
+    def check_capacity(self, owner: str, max_wait: float | None = None) -> None:
+        if sum(not job.is_finished for job in self.known.values()) >= self.settings.queue:
+            raise problem_error(429, "queue_full", "the queue is full", retry_after=2)
 
-    def claim(self, owner: str, patience: float | None = None) -> Claim:
-        self.check_room(owner, patience)
-        return Claims().take(owner)
+    def reserve(self, owner: str, max_wait: float | None = None) -> Reservation:
+        self.check_capacity(owner, max_wait)
+        return Reservations().reserve(owner)
 
     async def submit(
-        self, ask: Ask, *, id: str, owner: str = "", attached: bool = False, key: str | None = None,
-        claim: Claim | None = None,
+        self, spec: JobSpec, *, id: str, owner: str = "", attached: bool = False, idempotency_key: str | None = None,
+        reservation: Reservation | None = None,
     ) -> Job:  # fmt: skip
-        folder = folder_of(self.settings.data, id)
+        folder = job_folder(self.settings.data, id)
         assert folder.is_dir()
-        earlier = None if key is None else await self.find_key(owner, key)
+        earlier = None if idempotency_key is None else await self.find_by_idempotency_key(owner, idempotency_key)
         if earlier is not None:
             rmtree(folder)
             return earlier
         try:
-            self.check_room(owner)
-        except Refused:
+            self.check_capacity(owner)
+        except ProblemError:
             rmtree(folder)
             raise
-        job = Job(id, ask, "queued", time.time(), owner, attached, key)
+        job = Job(id, spec, "queued", time.time(), owner, attached, idempotency_key)
         self.known[id] = job
-        self.boards.publish(id, "queued", {"status": "queued", "position": 1})
+        self.event_logs.publish(id, "queued", {"status": "queued", "position": 1})
         task = asyncio.get_running_loop().create_task(self._run(id))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return job
 
-    async def find_key(self, owner: str, key: str) -> Job | None:
-        return next((job for job in self.known.values() if (job.owner, job.key) == (owner, key)), None)
+    async def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
+        return next(
+            (job for job in self.known.values() if (job.owner, job.idempotency_key) == (owner, idempotency_key)), None
+        )
 
     async def get(self, id: str) -> Job | None:
         return self.known.get(id)
 
     async def wait(self, id: str) -> Job:
-        while not (job := self.known[id]).over:
+        while not (job := self.known[id]).is_finished:
             await asyncio.sleep(0.002)
         return job
 
     async def events(self, id: str, after: int = 0) -> AsyncIterator[Any]:
-        board = self.boards.find(id)
-        if board is not None:
-            async for event in board.follow(after):
+        event_log = self.event_logs.find(id)
+        if event_log is not None:
+            async for event in event_log.subscribe(after):
                 yield event
 
     async def cancel(self, id: str, cause: str = "client") -> Job | None:
         job = self.known.get(id)
-        if job is None or job.over:
+        if job is None or job.is_finished:
             return job
         self.canceled.append((id, cause))
-        return self._end(id, "canceled", fault=Fault(499, "canceled", "the job was canceled"))
+        return self._end(id, "canceled", problem=Problem(499, "canceled", "the job was canceled"))
 
-    async def forget(self, id: str) -> None:
+    async def delete(self, id: str) -> None:
         self.known.pop(id, None)
-        rmtree(folder_of(self.settings.data, id))
+        rmtree(job_folder(self.settings.data, id))
 
-    def standing(self, job: Job) -> Standing:
-        if job.over:
-            return replace(self.standings.get(job.id, Standing(None)), position=None)
-        return self.standings.get(job.id, Standing(1))
+    def progress(self, job: Job) -> JobProgress:
+        if job.is_finished:
+            return replace(self.progress_by_job.get(job.id, JobProgress(None)), position=None)
+        return self.progress_by_job.get(job.id, JobProgress(1))
 
     def models(self) -> list[ModelState]:
         return [
@@ -135,22 +137,22 @@ class FakeQueue:
         ]
 
     def model_for(self, task: Task, name: str | None) -> ModelState:
-        if not self.ready:
-            raise refuse(503, "model_loading", "the models are being read", retry_after=5)
+        if not self.is_ready:
+            raise problem_error(503, "model_loading", "the models are being read", retry_after=5)
         able = [one for one in self.models() if task in one.tasks]
         if name is None:
             return able[0]
         found = next((one for one in self.models() if name in (one.name, *one.aliases)), None)
         if found is None:
-            raise refuse(404, "model_not_found", f"there is no model {name!r}", "model")
+            raise problem_error(404, "model_not_found", f"there is no model {name!r}", "model")
         if found not in able:
-            raise refuse(400, "unsupported", f"{name} cannot {task}", "model")
+            raise problem_error(400, "unsupported", f"{name} cannot {task}", "model")
         return found
 
-    async def load(self, name: str) -> None:
+    async def load_model(self, name: str) -> None:
         self.loaded.add(name)
 
-    async def unload(self, name: str) -> None:
+    async def unload_model(self, name: str) -> None:
         self.loaded.discard(name)
 
     def counts(self) -> dict[str, int]:
@@ -159,99 +161,110 @@ class FakeQueue:
     async def _run(self, id: str) -> None:
         while self.held:
             await asyncio.sleep(0.002)
-        if self.known[id].over:
+        if self.known[id].is_finished:
             return
         job = self.known[id] = replace(self.known[id], status="running", started=time.time())
-        folder = folder_of(self.settings.data, id)
-        self.boards.publish(id, "started", {"status": "running", "position": 0})
-        for index in range(max(job.ask.previews, 1)):
+        folder = job_folder(self.settings.data, id)
+        self.event_logs.publish(id, "started", {"status": "running", "position": 0})
+        for index in range(max(job.spec.previews, 1)):
             about = {"stage": "denoise", "step": index + 1, "steps": 4, "progress": 0.25, "eta_seconds": 1.5}
-            self.standings[id] = Standing(0, **about)
-            self.boards.publish(id, "progress", about)
-            if job.ask.previews or job.ask.live:
+            self.progress_by_job[id] = JobProgress(0, **about)
+            self.event_logs.publish(id, "progress", about)
+            if job.spec.previews or job.spec.live:
                 name = f"preview-{index}.png"
                 Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / name)
-                self.standings[id] = Standing(0, **about, preview=name)
-                self.boards.publish(id, "preview", {"file": name, "index": index if job.ask.previews else None})
-        if self.fails is not None:
-            self._end(id, "failed", fault=self.fails)
+                self.progress_by_job[id] = JobProgress(0, **about, preview=name)
+                self.event_logs.publish(id, "preview", {"file": name, "index": index if job.spec.previews else None})
+        if self.problem is not None:
+            self._end(id, "failed", problem=self.problem)
         else:
-            done = done_of(job.ask, folder)
-            (folder / DONE).write_text(json.dumps(done))
+            done = write_result(job.spec, folder)
+            (folder / RESULT_FILE).write_text(json.dumps(done))
             self._end(id, "succeeded", result=done)
 
-    def _end(self, id: str, status: Status, **more: Any) -> Job:
+    def _end(self, id: str, status: JobStatus, **more: Any) -> Job:
         job = self.known[id] = replace(self.known[id], status=status, finished=time.time(), **more)
-        self.boards.publish(id, status, {"status": status})
+        self.event_logs.publish(id, status, {"status": status})
         return job
 
-    async def list(self, owner: str, status: Status | None = None, limit: int = 100) -> list[Job]:
+    async def list(self, owner: str, status: JobStatus | None = None, limit: int = 100) -> list[Job]:
         mine = [job for job in self.known.values() if job.owner == owner and status in (None, job.status)]
         return mine[::-1][:limit]
 
 
-def done_of(ask: Ask, folder: Path) -> dict[str, Any]:
+def write_result(spec: JobSpec, folder: Path) -> dict[str, Any]:
     """Results as a worker writes them: each of one colour, made of its seed."""
-    size = ask.size or (SIDE, SIDE)
+    size = spec.size or (SIDE, SIDE)
     images = []
-    for index in range(ask.options["count"]):
-        seed = ask.options["seed"] + index
-        file = folder / f"result-{index}.{ask.output.format}"
-        Image.new("RGB", size, (seed % 256, index, 0)).save(file, ask.output.format)
+    for index in range(spec.options["count"]):
+        seed = spec.options["seed"] + index
+        file = folder / f"result-{index}.{spec.output.format}"
+        Image.new("RGB", size, (seed % 256, index, 0)).save(file, spec.output.format)
         about = {"file": file.name, "width": size[0], "height": size[1], "seed": seed, "flagged": None}
-        images.append(about | {"format": ask.output.format, "bytes": file.stat().st_size})
-    given = None if ask.image is None else {"sha256": "0" * 64, "width": 8, "height": 8}
+        images.append(about | {"format": spec.output.format, "bytes": file.stat().st_size})
+    input_info = None if spec.image is None else {"sha256": "0" * 64, "width": 8, "height": 8}
     return {
         "images": images,
-        "model": ask.model,
+        "model": spec.model,
         "notes": ["a note of the worker"],
         "consistency": 0.5,
         "changed": None,
         "tokens": 5,
         "timings": {"load": 0.0, "inference": 0.1, "encode": 0.01},
-        "recipe": {"task": ask.task, "options": dict(ask.options), "input": given},
+        "recipe": {"task": spec.task, "options": dict(spec.options), "input": input_info},
     }
 
 
-def opened(source: Path, param: str) -> Image.Image:
+def open_image(source: Path, param: str) -> Image.Image:
     """A picture, in memory. Raises Refused."""
     try:
         with Image.open(source) as image:
             image.load()
             return image
     except (OSError, SyntaxError, ValueError) as error:
-        raise refuse(400, "image_parse_error", f"{param}: cannot be decoded", param) from error
+        raise problem_error(400, "image_parse_error", f"{param}: cannot be decoded", param) from error
 
 
 class FakeDecoder:
     """Decodes in this process."""
 
-    async def picture(
-        self, source: Path, out: Path, *, most: int, param: str = "image", fit: Fit | None = None
-    ) -> Decoded:
-        image = opened(source, param)
-        if image.width * image.height > most:
-            raise refuse(400, "image_too_large", f"{param}: too many pixels", param)
+    async def decode_image(
+        self, source: Path, out: Path, *, max_pixels: int, param: str = "image", fit: Fit | None = None
+    ) -> DecodedImage:
+        image = open_image(source, param)
+        if image.width * image.height > max_pixels:
+            raise problem_error(400, "image_too_large", f"{param}: too many pixels", param)
         return self._write(image, source, out, fit)
 
-    async def mask(
+    async def decode_mask(
         self, source: Path, out: Path, *, size: tuple[int, int], mode: str = "auto", resize: bool = False,
         fit: Fit | None = None, param: str = "mask",
-    ) -> Decoded:  # fmt: skip
-        image = opened(source, param)
+    ) -> DecodedImage:  # fmt: skip
+        image = open_image(source, param)
         if image.size != size and not resize:
-            raise refuse(400, "mask_size_mismatch", f"{param}: has another size", param)
+            raise problem_error(400, "mask_size_mismatch", f"{param}: has another size", param)
         return self._write(read_mask(image, mode, []).resize(size), source, out, fit)
 
-    async def mask_of_picture(self, source: Path, out: Path, *, fit: Fit | None = None) -> Decoded:
-        return self._write(opened(source, "image").getchannel("A").point(lambda value: 255 - value), source, out, fit)
+    async def decode_alpha_mask(self, source: Path, out: Path, *, fit: Fit | None = None) -> DecodedImage:
+        return self._write(
+            open_image(source, "image").getchannel("A").point(lambda value: 255 - value), source, out, fit
+        )
 
-    def _write(self, image: Image.Image, source: Path, out: Path, fit: Fit | None) -> Decoded:
-        made = image if fit is None else fitted(image, fit)
-        made.save(out, "PNG")
+    def _write(self, image: Image.Image, source: Path, out: Path, fit: Fit | None) -> DecodedImage:
+        fitted_image = image if fit is None else apply_fit(image, fit)
+        fitted_image.save(out, "PNG")
         clear = "A" in image.getbands() and cast("tuple[int, int]", image.getchannel("A").getextrema())[0] < 255
         digest = sha256(source.read_bytes()).hexdigest()
-        return Decoded(made.width, made.height, image.format or "PNG", made.mode, (), digest, clear, image.size)
+        return DecodedImage(
+            fitted_image.width,
+            fitted_image.height,
+            image.format or "PNG",
+            fitted_image.mode,
+            (),
+            digest,
+            clear,
+            image.size,
+        )
 
 
 class FakeMetrics:
@@ -262,24 +275,24 @@ class FakeMetrics:
 
 
 @dataclass(frozen=True)
-class Fake:
+class FakeService:
     """An application and what is behind it."""
 
     app: FastAPI
-    queue: FakeQueue
+    queue: FakeJobManager
     settings: Settings
 
     @property
-    def left(self) -> list[str]:
+    def leftover_files(self) -> list[str]:
         """What lies in the folders of jobs and uploads."""
         places = (self.settings.data / "jobs", self.settings.data / "spool")
         return [entry.name for place in places if place.is_dir() for entry in place.iterdir()]
 
 
-def fake_service(data: Path, **settings: Any) -> Fake:
+def fake_service(data: Path, **settings: Any) -> FakeService:
     """The routes, as the application has them, over fakes."""
-    given = Settings(data=data, models=MODELS, **settings)
-    queue = FakeQueue(given)
+    service_settings = Settings(data=data, models=MODELS, **settings)
+    queue = FakeJobManager(service_settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -288,16 +301,16 @@ def fake_service(data: Path, **settings: Any) -> Fake:
             task.cancel()
 
     app = FastAPI(title="enlarger", version="0", docs_url=None, redoc_url=None, lifespan=lifespan)
-    parts: Any = (given, queue, FakeDecoder(), Fetcher(given), FakeMetrics())
+    parts: Any = (service_settings, queue, FakeDecoder(), UrlFetcher(service_settings), FakeMetrics())
     app.state.service = Service(*parts)
     for router in routers():
         app.include_router(router)
-    replies.install(app)
-    return Fake(app, queue, given)
+    responses.install_exception_handlers(app)
+    return FakeService(app, queue, service_settings)
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def serve_in_thread(app: FastAPI) -> Iterator[str]:
     """The application on a free port, in a thread; its address."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)

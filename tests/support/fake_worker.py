@@ -23,11 +23,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-WROTE = threading.Lock()
+WRITE_LOCK = threading.Lock()
 
 
-def say(**message: Any) -> None:
-    with WROTE:
+def send(**message: Any) -> None:
+    with WRITE_LOCK:
         os.write(1, json.dumps(message).encode() + b"\n")
 
 
@@ -57,19 +57,19 @@ def main() -> None:
     threading.Thread(target=listen, args=(inbox, canceled), daemon=True).start()
     start = inbox.get()
     time.sleep(options.slow)
-    say(event="ready", device=options.device, models=[described(model) for model in start["models"]])
-    say(event="idle")
+    send(event="ready", device=options.device, models=[describe_model(model) for model in start["models"]])
+    send(event="idle")
     loaded: dict[str, int] = {}
     while True:
         message = inbox.get()
         if message["do"] == "run":
             run(Path(start["data"]), message["jobs"], canceled, loaded, options.load)
-            say(event="idle")
+            send(event="idle")
         else:
             change(loaded, message["model"], message["do"] == "load")
 
 
-def described(model: dict[str, Any]) -> dict[str, Any]:
+def describe_model(model: dict[str, Any]) -> dict[str, Any]:
     tasks = ["upscale"] if model["path"] == "bundled" else ["generate", "refine", "inpaint"]
     kind = "bundled" if model["path"] == "bundled" else "sd"
     error = "no such file" if model["path"] == "missing" else None
@@ -80,19 +80,19 @@ def change(loaded: dict[str, int], model: str, load: bool) -> None:
     loaded.pop(model, None)
     if load:
         loaded[model] = 1000
-    say(event="models", loaded=loaded)
+    send(event="models", loaded=loaded)
 
 
 def run(data: Path, jobs: list[dict[str, Any]], canceled: set[str], loaded: dict[str, int], seconds: float) -> None:
     model = jobs[0]["ask"]["model"]
     if model not in loaded:
-        say(event="loading", model=model)
+        send(event="loading", model=model)
         time.sleep(seconds)
         change(loaded, model, True)
-    say(event="measured", what="batch", size=len(jobs))
+    send(event="measured", what="batch", size=len(jobs))
     for job in jobs:
         note(data, job["id"], "begin")
-        say(event="started", id=job["id"])
+        send(event="started", id=job["id"])
     plan = jobs[0]["ask"]["options"].get("fake", {})
     left = denoise(data, jobs, plan, canceled)
     if plan.get("mute"):
@@ -100,10 +100,10 @@ def run(data: Path, jobs: list[dict[str, Any]], canceled: set[str], loaded: dict
     for job in left:
         own = job["ask"]["options"].get("fake", {})
         if "fail" in own:
-            say(event="failed", id=job["id"], fault=own["fail"])
+            send(event="failed", id=job["id"], fault=own["fail"])
             continue
         finish(data, job, own)
-        say(event="done", id=job["id"])
+        send(event="done", id=job["id"])
 
 
 def denoise(data: Path, jobs: list[dict[str, Any]], plan: dict[str, Any], canceled: set[str]) -> list[dict[str, Any]]:
@@ -118,14 +118,14 @@ def denoise(data: Path, jobs: list[dict[str, Any]], plan: dict[str, Any], cancel
             time.sleep(1)
         for job in [job for job in left if job["id"] in canceled]:
             left.remove(job)
-            say(event="canceled", id=job["id"])
+            send(event="canceled", id=job["id"])
         if not left:
             break
         for job in left:
-            say(event="progress", id=job["id"], stage="denoise", done=i + 1, total=steps)
+            send(event="progress", id=job["id"], stage="denoise", done=i + 1, total=steps)
             if plan.get("preview"):
                 (data / "jobs" / job["id"] / f"preview-{i}.png").write_bytes(b"png")
-                say(event="preview", id=job["id"], file=f"preview-{i}.png", index=i)
+                send(event="preview", id=job["id"], file=f"preview-{i}.png", index=i)
     return left
 
 
@@ -139,10 +139,10 @@ def crash(data: Path, jobs: list[dict[str, Any]], plan: dict[str, Any]) -> None:
 
 def finish(data: Path, job: dict[str, Any], plan: dict[str, Any]) -> None:
     """The result, in place whole or not at all; an earlier one is kept."""
-    folder, ask = data / "jobs" / job["id"], job["ask"]
-    width, height = ask["size"] or (8, 8)
-    image = {"file": "result-0.png", "width": width, "height": height, "seed": ask["options"].get("seed", 0)}
-    done = {"images": [image | {"format": "png", "bytes": 3, "flagged": None}], "model": ask["model"], "notes": []}
+    folder, spec = data / "jobs" / job["id"], job["ask"]
+    width, height = spec["size"] or (8, 8)
+    image = {"file": "result-0.png", "width": width, "height": height, "seed": spec["options"].get("seed", 0)}
+    done = {"images": [image | {"format": "png", "bytes": 3, "flagged": None}], "model": spec["model"], "notes": []}
     done |= {"timings": {"load": 0.0, "inference": 0.01, "encode": 0.0}, "tokens": 0, "by": os.getpid()}
     (folder / "result-0.png").write_bytes(b"png")
     part = folder / f".done-{os.getpid()}"

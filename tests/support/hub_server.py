@@ -78,18 +78,20 @@ class Hub:
     commit: str = COMMIT
     url: str = ""
     refusals: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)  # repository: status, headers
-    cuts: list[int] = field(default_factory=list)  # bytes of large answers after which the connection breaks, in turn
+    cut_after: list[int] = field(
+        default_factory=list
+    )  # bytes of large answers after which the connection breaks, in turn
     statuses: list[int] = field(default_factory=list)  # of the next large answers, instead of the file
     ranges: bool = True  # whether parts are sent
     parts: list[str] = field(default_factory=list)  # what is wrong with the next parts
     etag: Callable[[str], str] = '"{}"'.format
     damage: list[int] = field(default_factory=list)  # in so many large answers one bit is wrong
-    elsewhere: Callable[[str], str] = "/cdn/{}".format  # digest: where large files are
+    cdn_url: Callable[[str], str] = "/cdn/{}".format  # digest: where large files are
     digest: str | None = None  # that is listed for large files, instead of theirs
     api_redirect: str | None = None
     pause: float = 0.0  # seconds after every 16 kB
     sent: int = 0  # bytes of all bodies
-    asked: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
+    requests: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def file(self, digest: str) -> bytes:
@@ -98,7 +100,7 @@ class Hub:
 
     def large(self) -> list[Mapping[str, str]]:
         """The headers of all questions for large files."""
-        return [headers for path, headers in self.asked if path.startswith("/cdn/")]
+        return [headers for path, headers in self.requests if path.startswith("/cdn/")]
 
 
 def sha256(data: bytes) -> str:
@@ -138,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         with self.hub.lock:
-            self.hub.asked.append((self.path, dict(self.headers)))
+            self.hub.requests.append((self.path, dict(self.headers)))
         words = path.strip("/").split("/")
         if words[:2] == ["api", "models"]:
             self.api("/".join(words[2:4]), words[-1])
@@ -168,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
         if data is None:
             self.answer(404, **{"X-Error-Code": "EntryNotFound"})
         elif is_large(path):
-            self.answer(302, Location=self.hub.elsewhere(sha256(data)), **{"X-Linked-Etag": f'"{sha256(data)}"'})
+            self.answer(302, Location=self.hub.cdn_url(sha256(data)), **{"X-Linked-Etag": f'"{sha256(data)}"'})
         else:
             self.answer(200, data, ETag='"small"')
 
@@ -180,23 +182,23 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(hub.statuses.pop(0))
             return
         start = 0
-        wanted = self.headers.get("Range") if hub.ranges else None
-        if wanted is not None and self.headers.get("If-Range", etag) == etag:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        requested_range = self.headers.get("Range") if hub.ranges else None
+        if requested_range is not None and self.headers.get("If-Range", etag) == etag:
+            start = int(requested_range.removeprefix("bytes=").removesuffix("-"))
             if start >= len(data):
                 self.answer(416, **{"Content-Range": f"bytes */{len(data)}"})
                 return
-        fault = hub.parts.pop(0) if start and hub.parts else ""
-        if fault == "416":
+        failure = hub.parts.pop(0) if start and hub.parts else ""
+        if failure == "416":
             self.answer(416)
             return
         if hub.damage:
             where = hub.damage.pop() + start
             data = data[:where] + bytes([data[where] ^ 1]) + data[where + 1 :]
-        first, total = start - (fault == "shifted"), len(data) + (fault == "longer")
-        span = {"Content-Range": f"bytes {first}-{len(data) - 1}/{total}"} if start and fault != "unnamed" else {}
-        etag = '"another"' if fault == "etag" else etag
-        cut = hub.cuts.pop(0) if hub.cuts else None
+        first, total = start - (failure == "shifted"), len(data) + (failure == "longer")
+        span = {"Content-Range": f"bytes {first}-{len(data) - 1}/{total}"} if start and failure != "unnamed" else {}
+        etag = '"another"' if failure == "etag" else etag
+        cut = hub.cut_after.pop(0) if hub.cut_after else None
         self.answer(206 if start else 200, data[start:], cut, ETag=etag, **span)
 
     def answer(self, status: int, body: bytes = b"", cut: int | None = None, **headers: str) -> None:

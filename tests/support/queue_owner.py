@@ -8,28 +8,28 @@ import os
 import sys
 from pathlib import Path
 
-from tests.support.queues import give, queue_of, until
+from tests.support.queues import queue_of, submit_job, until
 
 SLOW = {"steps": 4, "seconds": 0.004}
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     os.write(1, f"{text}\n".encode())
 
 
 async def main(data: Path, count: int) -> None:
     queue = queue_of(data, queue=1000)
     await queue.start()
-    await until(lambda: queue.ready)
-    say("ready")
+    await until(lambda: queue.is_ready)
+    print_line("ready")
     jobs = []
     for key in map(str, range(count)):
-        jobs.append(await queue.find_key("", key) or await give(queue, SLOW, key=key))
-        say(f"given {key} {jobs[-1].id}")
+        jobs.append(await queue.find_by_idempotency_key("", key) or await submit_job(queue, SLOW, key=key))
+        print_line(f"given {key} {jobs[-1].id}")
     for job in jobs:
         await queue.wait(job.id)
     await queue.drain()
-    say("all")
+    print_line("all")
 
 
 if __name__ == "__main__":

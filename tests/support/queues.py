@@ -9,15 +9,15 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from enlarger.service.jobs import Ask, Job, folder_of, new_id
-from enlarger.service.queue.queue import Queue
+from enlarger.service.jobs.job import Job, JobSpec, job_folder, new_job_id
+from enlarger.service.jobs.manager import JobManager
 from enlarger.service.settings import ModelSettings, Settings
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 SD = ModelSettings(name="sd", path="tiny", aliases=("dall-e-2",))
 
 
-class Counted:
+class RecordingMetrics:
     """Metrics that only remember."""
 
     def __init__(self) -> None:
@@ -38,49 +38,49 @@ def settings(data: Path, **values: Any) -> Settings:
     return Settings(**{"data": data, "models": (SD,), "devices": ("cpu",), "drain_seconds": 5} | values)
 
 
-def queue_of(data: Path, *flags: str, metrics: Any = None, **values: Any) -> Queue:
+def queue_of(data: Path, *flags: str, metrics: Any = None, **values: Any) -> JobManager:
     """A queue that is not started; `flags` are those of the fake worker."""
-    return Queue(settings(data, **values), Counted() if metrics is None else metrics, (*FAKE, *flags))
+    return JobManager(settings(data, **values), RecordingMetrics() if metrics is None else metrics, (*FAKE, *flags))
 
 
 @asynccontextmanager
-async def running(data: Path, *flags: str, metrics: Any = None, **values: Any) -> AsyncGenerator[Queue]:
+async def running(data: Path, *flags: str, metrics: Any = None, **values: Any) -> AsyncGenerator[JobManager]:
     """A queue whose workers are ready; drained at the end."""
     queue = queue_of(data, *flags, metrics=metrics, **values)
     await queue.start()
     try:
-        await until(lambda: queue.ready)
+        await until(lambda: queue.is_ready)
         yield queue
     finally:
         await queue.drain()
 
 
-def ask(fake: Mapping[str, Any] | None = None, **values: Any) -> Ask:
+def make_job_spec(fake: Mapping[str, Any] | None = None, **values: Any) -> JobSpec:
     """A picture to generate; `fake`: what the fake worker does."""
     options = {"prompt": "a lighthouse", "seed": 0, "fake": dict(fake or {})} | values.pop("options", {})
-    return Ask(**{"task": "generate", "model": "sd", "options": options, "size": (64, 48)} | values)
+    return JobSpec(**{"task": "generate", "model": "sd", "options": options, "size": (64, 48)} | values)
 
 
-async def give(queue: Queue, fake: Mapping[str, Any] | None = None, **values: Any) -> Job:
+async def submit_job(queue: JobManager, fake: Mapping[str, Any] | None = None, **values: Any) -> Job:
     """Submit a job; `values` are of `submit` and of the Ask."""
-    named = {key: values.pop(key) for key in ("owner", "attached", "key") if key in values}
-    return await queue.submit(ask(fake, **values), id=prepared(queue), **named)
+    named = {key: values.pop(key) for key in ("owner", "attached", "idempotency_key") if key in values}
+    return await queue.submit(make_job_spec(fake, **values), id=new_job_folder(queue), **named)
 
 
-def prepared(queue: Queue) -> str:
+def new_job_folder(queue: JobManager) -> str:
     """The id of a job whose folder is there, as the routes make it."""
-    id = new_id()
-    folder_of(data_of(queue), id).mkdir(parents=True)
+    id = new_job_id()
+    job_folder(data_of(queue), id).mkdir(parents=True)
     return id
 
 
-def data_of(queue: Queue) -> Path:
+def data_of(queue: JobManager) -> Path:
     return queue._settings.data
 
 
-def runs(queue: Queue, id: str) -> list[str]:
+def runs(queue: JobManager, id: str) -> list[str]:
     """What the workers noted of a job: begin, end, again."""
-    path = folder_of(data_of(queue), id) / "runs"
+    path = job_folder(data_of(queue), id) / "runs"
     return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -91,7 +91,7 @@ async def until(true: Callable[[], Any], seconds: float = 20) -> None:
             await asyncio.sleep(0.005)
 
 
-def looped(test: Callable[..., Any]) -> Callable[..., None]:
+def async_test(test: Callable[..., Any]) -> Callable[..., None]:
     """Run an asynchronous test in a loop of its own."""
 
     @wraps(test)

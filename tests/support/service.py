@@ -47,9 +47,9 @@ class Served:
             return False
 
     def wait_ready(self, seconds: float = START_SECONDS) -> None:
-        until(self.ready, seconds, self.said)
+        until(self.ready, seconds, self.log_tail)
 
-    def said(self) -> str:
+    def log_tail(self) -> str:
         """The end of its log."""
         return self.log.read_text(errors="replace")[-4000:]
 
@@ -98,19 +98,19 @@ def start(
         command = [sys.executable, "-m", "enlarger", "serve", "--config", str(config)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
 
-    def said() -> str:
+    def read_log() -> str:
         with log.open("rb") as stream:
             stream.seek(before)
             return stream.read().decode(errors="replace")
 
     def address() -> str | None:
-        assert process.poll() is None, f"the service ended with {process.returncode}: {said()}"
-        found = [line for line in said().splitlines() if "serves on" in line]
+        assert process.poll() is None, f"the service ended with {process.returncode}: {read_log()}"
+        found = [line for line in read_log().splitlines() if "serves on" in line]
         match = READY.search(found[0]) if found else None
         return match.group(1) if match else None
 
     try:
-        until(address, START_SECONDS, said)
+        until(address, START_SECONDS, read_log)
     except BaseException:
         process.kill()
         raise

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from enlarger.checkpoint.bundled import clip_tokenizer, family_configs
-from enlarger.checkpoint.configs import (
+from enlarger.checkpoint.config.bundled_configs import clip_tokenizer, family_configs
+from enlarger.checkpoint.config.network_configs import (
     autoencoder_config,
     clip_projection_config,
     clip_text_config,
 )
-from enlarger.checkpoint.folder import Bundle
+from enlarger.checkpoint.folder.load import PipelineComponents
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.nn.clip_text import ClipText, ClipTextConfig
 from enlarger.nn.k_unet import KStage, KUNet, KUNetConfig
@@ -68,7 +68,7 @@ def unet_of(family: str, context: int) -> UNetConfig | KUNetConfig:
         return UNetConfig(channels, 4, (Stage(32, 1, 1), Stage(64, 1)), 1, 8, context, False)
     if family == "x4":
         stages = (Stage(32, 1, 0, 8, True), Stage(64, 1, 1, 8, True), Stage(64, 1, 1, 8, False))
-        return UNetConfig(channels, 4, stages, 1, 8, context, True, labels=1000)
+        return UNetConfig(channels, 4, stages, 1, 8, context, True, num_class_embeds=1000)
     if family.startswith("sd2"):
         stages = (Stage(64, 2, 1, 1), Stage(128, 2, 0, 2))
         return UNetConfig(channels, 4, stages, 1, 2, context, True, upcast_attention=family == "sd2")
@@ -78,7 +78,7 @@ def unet_of(family: str, context: int) -> UNetConfig | KUNetConfig:
     return UNetConfig(channels, 4, stages, 2, 1, context, True, pooled + sizes * 8, 8)
 
 
-def tiny_single(family: str, place: Path = Path("tiny")) -> Bundle:
+def tiny_single(family: str, place: Path = Path("tiny")) -> PipelineComponents:
     """A whole random model of a family, as a folder of it would be read."""
     configs = family_configs(family)
     parts: dict[str, Any] = {name: value for name, value in configs.items() if "scheduler" in name}
@@ -88,7 +88,14 @@ def tiny_single(family: str, place: Path = Path("tiny")) -> Bundle:
             second = name == "text_encoder_2"
             known = (clip_projection_config if second else clip_text_config)(configs[name])
             text = ClipTextConfig(
-                64, 2, 1, 96, known.activation, 300, projection=24 if second else None, end_token=known.end_token
+                64,
+                2,
+                1,
+                96,
+                known.activation,
+                300,
+                projection_dim=24 if second else None,
+                eos_token_id=known.eos_token_id,
             )
             parts[name] = randomise(ClipText(text), number)
             open_clip = second or configs[name]["hidden_size"] == 1024
@@ -96,13 +103,13 @@ def tiny_single(family: str, place: Path = Path("tiny")) -> Bundle:
             widths.append(text.width)
     known = autoencoder_config(configs["vae"])
     channels = (32, 32, 64) if family == "x4" else (32, 32, 64, 32)
-    vae = AutoencoderConfig(channels, 1, 4, known.scale, known.force_upcast)
+    vae = AutoencoderConfig(channels, 1, 4, known.scaling_factor, known.force_upcast)
     parts["vae"] = randomise(AutoencoderKL(vae), 2)
     unet = unet_of(family, sum(widths))
     parts["unet"] = randomise(KUNet(unet) if isinstance(unet, KUNetConfig) else UNet(unet), 3)
     if family == "x2":
         parts["noise_frequencies"] = torch.randn(64, 1, generator=torch.Generator().manual_seed(4))
-    return Bundle(place, configs["model_index"], {name: parts[name] for name in sorted(parts)})
+    return PipelineComponents(place, configs["model_index"], {name: parts[name] for name in sorted(parts)})
 
 
 class InMemory:
@@ -127,5 +134,5 @@ class InMemory:
         return found.to(dtype, copy=True) if dtype and found.is_floating_point() else found.clone()
 
 
-def networks(bundle: Bundle) -> dict[str, nn.Module]:
+def networks(bundle: PipelineComponents) -> dict[str, nn.Module]:
     return {name: part for name, part in bundle.components.items() if isinstance(part, nn.Module)}

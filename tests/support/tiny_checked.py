@@ -19,13 +19,13 @@ def folder_with_checker(place: Path, above: float) -> tuple[Path, Any]:
     Also diffusers' checker."""
     folder, network = place / "sd1", safety_network()
     shutil.copytree(tiny.sd1_folder(), folder)
-    made = StableDiffusionPipeline.from_pretrained(folder)
-    made.set_progress_bar_config(disable=True)
-    seen = clip_processor()(made("a cat", num_inference_steps=2, generator=torch.manual_seed(0)).images[0])
-    inputs = torch.from_numpy(np.stack(seen["pixel_values"]))
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    processed = clip_processor()(pipeline("a cat", num_inference_steps=2, generator=torch.manual_seed(0)).images[0])
+    inputs = torch.from_numpy(np.stack(processed["pixel_values"]))
     with torch.inference_mode():
-        shown = torch.nn.functional.normalize(network.visual_projection(network.vision_model(inputs)[1]))
-    network.concept_embeds[4], network.concept_embeds_weights[4] = 3 * shown[0], 1 - above
+        embeds = torch.nn.functional.normalize(network.visual_projection(network.vision_model(inputs)[1]))
+    network.concept_embeds[4], network.concept_embeds_weights[4] = 3 * embeds[0], 1 - above
     save_beside(folder, "safety_checker", network, clip_processor())
     index = json.loads((folder / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]

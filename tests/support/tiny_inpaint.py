@@ -4,12 +4,12 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from enlarger.checkpoint.folder import Bundle
-from enlarger.checkpoint.write import save_folder
+from enlarger.checkpoint.folder.load import PipelineComponents
+from enlarger.checkpoint.folder.save import save_folder
 from enlarger.nn.unet import Stage, UNet, UNetConfig
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.model import Model, model_of
-from enlarger.tasks.repair import Repairer
+from enlarger.tasks.repair import Inpainter
+from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffusion
 from tests.support.random_weights import randomise
 from tests.support.tiny_models import x2_bundle
 
@@ -26,25 +26,28 @@ DDIM = {
 KINDS = {9: "StableDiffusionInpaintPipeline", 4: "StableDiffusionPipeline"}
 
 
-def inpaint_bundle(place: Path, channels: int) -> Bundle:
+def inpaint_bundle(place: Path, channels: int) -> PipelineComponents:
     """The parts of a model whose UNet takes `channels`; its autoencoder has factor 2."""
     unet = randomise(UNet(UNetConfig(channels, 4, STAGES, 1, 4, 32, False)), 3)
     bundle = x2_bundle(place, unet=unet, scheduler=DDIM)
-    return Bundle(
-        place, {"_class_name": KINDS[channels]}, bundle.components, bundle.configs | {"unet": {"sample_size": 16}}
+    return PipelineComponents(
+        place,
+        {"_class_name": KINDS[channels]},
+        bundle.components,
+        bundle.network_configs | {"unet": {"sample_size": 16}},
     )
 
 
 @cache
-def inpaint_model(channels: int) -> Model:
+def inpaint_model(channels: int) -> StableDiffusion:
     """The same loaded on the CPU; trained, it says, on pictures of 32 x 32. One for all tests."""
     with TemporaryDirectory() as place:
-        return model_of(inpaint_bundle(Path(place), channels), Runtime(), f"tiny{channels}")
+        return build_stable_diffusion(inpaint_bundle(Path(place), channels), Runtime(), f"tiny{channels}")
 
 
-def repairer(channels: int) -> Repairer:
+def tiny_inpainter(channels: int) -> Inpainter:
     """What `load_inpainter` gives."""
-    return Repairer(inpaint_model(channels).for_task("inpaint", "generate"))
+    return Inpainter(inpaint_model(channels).require_task("inpaint", "generate"))
 
 
 def inpaint_folder(place: Path, channels: int) -> Path:

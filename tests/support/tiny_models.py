@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from enlarger.checkpoint.folder import Bundle
-from enlarger.checkpoint.write import save_folder
+from enlarger.checkpoint.folder.load import PipelineComponents
+from enlarger.checkpoint.folder.save import save_folder
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.nn.clip_text import ClipText, ClipTextConfig
 from enlarger.nn.k_unet import KStage, KUNet, KUNetConfig
@@ -23,7 +23,7 @@ EULER = {
     "interpolation_type": "log_linear",
     "prediction_type": "original_sample",
 }
-TEXT = ClipTextConfig(32, 2, 4, 64, "quick_gelu", vocabulary=64)
+TEXT = ClipTextConfig(32, 2, 4, 64, "quick_gelu", vocab_size=64)
 AUTOENCODER = AutoencoderConfig((32, 32), 1, 4, 0.18215, groups=8)
 K_UNET = KUNetConfig(
     8, 5, (KStage(32, 2, False, False), KStage(64, 2, True, False), KStage(64, 2, True, True)), 32, 16, 160
@@ -31,7 +31,7 @@ K_UNET = KUNetConfig(
 UNET = UNetConfig(4, 4, (Stage(32, 1, 1, 4), Stage(64, 1, 0, 4)), 1, 4, 32, False)
 
 
-def x2_bundle(place: Path, **parts: Any) -> Bundle:
+def x2_bundle(place: Path, **parts: Any) -> PipelineComponents:
     """The x2 upscaler's five parts; `parts` replaces or adds some."""
     components = {
         "scheduler": EULER,
@@ -40,18 +40,18 @@ def x2_bundle(place: Path, **parts: Any) -> Bundle:
         "unet": randomise(KUNet(K_UNET)),
         "vae": randomise(AutoencoderKL(AUTOENCODER)),
     }
-    return Bundle(place, {"_class_name": "StableDiffusionLatentUpscalePipeline"}, components | parts)
+    return PipelineComponents(place, {"_class_name": "StableDiffusionLatentUpscalePipeline"}, components | parts)
 
 
-def sdxl_bundle(place: Path) -> Bundle:
+def sdxl_bundle(place: Path) -> PipelineComponents:
     """Parts of SDXL: an ordinary UNet with a vector input, and a second text encoder with a projection."""
     unet = UNetConfig(4, 4, (Stage(32, 1, 0, 2), Stage(64, 1, 2, 4)), 2, 4, 64, True, 32 + 6 * 8, 8)
-    second = ClipTextConfig(32, 2, 4, 64, "gelu", vocabulary=64, projection=32)
+    second = ClipTextConfig(32, 2, 4, 64, "gelu", vocab_size=64, projection_dim=32)
     tokenizer = Tokenizer.from_folder(small_tokenizer_folder(place / "small_tokenizer_2"))
     bundle = x2_bundle(
         place, unet=randomise(UNet(unet)), text_encoder_2=randomise(ClipText(second)), tokenizer_2=tokenizer
     )
-    return Bundle(
+    return PipelineComponents(
         place, {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}, bundle.components
     )
 

@@ -133,12 +133,12 @@ def _saved(pipe: Any, name: str) -> Path:
     return folder
 
 
-def both(theirs: Any, ours: Any, folder: Path) -> tuple[Any, Any]:
+def load_pipelines(theirs: Any, ours: Any, folder: Path) -> tuple[Any, Any]:
     """Our pipeline and diffusers', quiet, of one folder."""
-    made = ours.from_pretrained(folder), theirs.from_pretrained(folder, add_watermarker=False)
-    for pipe in made:
+    pipelines = ours.from_pretrained(folder), theirs.from_pretrained(folder, add_watermarker=False)
+    for pipe in pipelines:
         pipe.set_progress_bar_config(disable=True)
-    return made
+    return pipelines
 
 
 def generators(seed: int | list[int]) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from enlarger.service.jobs import DONE, Ask, folder_of, new_id
+from enlarger.service.jobs.job import RESULT_FILE, JobSpec, job_folder, new_job_id
 
 SECONDS = 60.0
 
@@ -34,7 +34,7 @@ class Worker:
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.say(do="start", models=list(models), device="cpu", memory=memory, data=str(data))
+        self.send(do="start", models=list(models), device="cpu", memory=memory, data=str(data))
 
     def _read(self) -> None:
         for line in self.process.stdout or ():
@@ -49,7 +49,7 @@ class Worker:
             with suppress(BrokenPipeError):
                 stream.close()
 
-    def say(self, **message: Any) -> None:
+    def send(self, **message: Any) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(message).encode() + b"\n")
         self.process.stdin.flush()
@@ -70,38 +70,38 @@ class Worker:
             assert found["event"] != "failed" or found["id"] != fields.get("id"), found
         raise AssertionError(f"no {event} {fields}")
 
-    def job(self, ask: Ask, image: Image.Image | None = None, mask: Image.Image | None = None) -> dict[str, Any]:
+    def job(self, spec: JobSpec, image: Image.Image | None = None, mask: Image.Image | None = None) -> dict[str, Any]:
         """A job with its pictures in place, as a run message lists it."""
-        id = new_id()
-        folder = folder_of(self.data, id)
+        id = new_job_id()
+        folder = job_folder(self.data, id)
         folder.mkdir(parents=True)
         for name, picture in (("image.png", image), ("mask.png", mask)):
             if picture is not None:
                 picture.save(folder / name)
-        return {"id": id, "ask": ask.to_json()}
+        return {"id": id, "ask": spec.to_json()}
 
     def folder(self, job: dict[str, Any]) -> Path:
-        return folder_of(self.data, job["id"])
+        return job_folder(self.data, job["id"])
 
     def run(self, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
         """All that was said of the jobs, and besides, until the worker is idle again."""
         before = len(self.seen)
-        self.say(do="run", jobs=list(jobs))
+        self.send(do="run", jobs=list(jobs))
         self.until("idle")
         return self.seen[before:]
 
-    def done(self, job: dict[str, Any]) -> dict[str, Any]:
+    def run_to_result(self, job: dict[str, Any]) -> dict[str, Any]:
         """What the job's file says, once it has run by itself."""
         events = self.run(job)
         assert [e["event"] for e in events if e["event"] in ("done", "failed", "canceled")] == ["done"], events
-        return json.loads((self.folder(job) / DONE).read_text())
+        return json.loads((self.folder(job) / RESULT_FILE).read_text())
 
-    def failed(self, job: dict[str, Any]) -> dict[str, Any]:
+    def run_to_problem(self, job: dict[str, Any]) -> dict[str, Any]:
         """The fault of a job that fails."""
         events = self.run(job)
-        faults = [e["fault"] for e in events if e["event"] == "failed"]
-        assert len(faults) == 1 and not (self.folder(job) / DONE).exists(), events
-        return faults[0]
+        problems = [e["fault"] for e in events if e["event"] == "failed"]
+        assert len(problems) == 1 and not (self.folder(job) / RESULT_FILE).exists(), events
+        return problems[0]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from enlarger.errors import InputError
-from enlarger.images import Picture, read_picture, to_pil
+from enlarger.image.picture import Picture, read_picture, to_pil
 from tests.support.pictures import all_files, bad_files, odd_files, texture
 
 

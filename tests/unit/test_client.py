@@ -20,10 +20,10 @@ import pytest
 from PIL import Image
 
 from enlarger import AsyncClient, Client
-from enlarger.client import calls, follow
-from enlarger.client.follow import Listen, Next, Patience, Pause, Send, Work
-from enlarger.client.pictures import file_of
-from enlarger.client.replies import Answer, Lost, Progress, error_of, job_of
+from enlarger.client import endpoints, job_protocol
+from enlarger.client.images import encode_image_file
+from enlarger.client.job_protocol import Compute, OpenStream, ReadStream, RetryPolicy, Send, Sleep
+from enlarger.client.responses import HttpResponse, NoResponse, Progress, error_from_response, job_from_json
 from enlarger.errors import Cancelled, CheckpointError, InputError, NonFinite, ServiceError, Unsupported
 
 ID = "abcdefghijklmnopqrstuv"
@@ -56,13 +56,13 @@ DONE = job("succeeded", progress=1.0, result=RESULT)
 FAULT = {"message": "it broke", "type": "server_error", "param": None, "code": "worker_died"}
 
 
-def answer(found: Any, status: int = 200, **headers: str) -> Answer:
-    return Answer(
+def answer(found: Any, status: int = 200, **headers: str) -> HttpResponse:
+    return HttpResponse(
         status, {name.replace("_", "-"): value for name, value in headers.items()}, json.dumps(found).encode()
     )
 
 
-STREAM = Answer(200, {"content-type": "text/event-stream; charset=utf-8"})
+STREAM = HttpResponse(200, {"content-type": "text/event-stream; charset=utf-8"})
 
 
 def event(number: int, kind: str, data: dict[str, Any]) -> bytes:
@@ -80,20 +80,20 @@ class Clock:
 
 
 def played(
-    replies: list[Any], watch: Callable[[Progress], None] = follow.ignore, **patience: Any
+    replies: list[Any], watch: Callable[[Progress], None] = job_protocol.ignore, **patience: Any
 ) -> tuple[Any, list[Any]]:
     """The result of making a picture where the service replies so, and what was done."""
     clock = Clock()
     kind = {"timeout": 600.0, "retries": 2} | patience
-    steps = follow.made(
-        lambda: calls.upscale(PICTURE, 2, None, {}), "key", Patience(**kind, begun=0.0, clock=clock), watch
+    steps = job_protocol.run_task(
+        lambda: endpoints.upscale(PICTURE, 2, None, {}), "key", RetryPolicy(**kind, started=0.0, clock=clock), watch
     )
     done: list[Any] = []
     waiting = iter(replies)
     action = next(steps)
     try:
         while True:
-            if isinstance(action, Work):
+            if isinstance(action, Compute):
                 try:
                     reply = action.function()
                 except Exception as error:  # noqa: BLE001 - as the client does
@@ -102,7 +102,7 @@ def played(
                     action = steps.send(reply)
                 continue
             done.append(action)
-            if isinstance(action, Pause):
+            if isinstance(action, Sleep):
                 clock.now += action.seconds
                 action = steps.send(None)
                 continue
@@ -114,10 +114,10 @@ def played(
 
 
 def paths(done: list[Any]) -> list[str]:
-    return [f"{one.call.method} {one.call.path}" for one in done if isinstance(one, Send | Listen)]
+    return [f"{one.request.method} {one.request.path}" for one in done if isinstance(one, Send | OpenStream)]
 
 
-CONTENT = Answer(200, {}, png(PICTURE))
+CONTENT = HttpResponse(200, {}, png(PICTURE))
 ACCEPTED = answer(job("queued", position=2), 202)
 
 
@@ -136,7 +136,7 @@ def test_events_lead_to_the_pictures() -> None:
         f"GET /v1/jobs/{ID}/events",
         f"GET /v1/images/{ID}/content",  # of the address only the path: the key goes nowhere else
     ]
-    assert done[0].call.headers == {"Prefer": "respond-async", "Idempotency-Key": "key"}
+    assert done[0].request.headers == {"Prefer": "respond-async", "Idempotency-Key": "key"}
     assert result.image.tobytes() == PICTURE.tobytes()
     assert (result.seeds, result.model, result.id, result.notes) == ((7,), "bundled", ID, ("a note",))
     assert (result.consistency, result.recipe, result.files) == (0.5, {"a": 1}, (png(PICTURE),))
@@ -145,24 +145,26 @@ def test_events_lead_to_the_pictures() -> None:
 def test_a_lost_stream_goes_on_after_the_last_event() -> None:
     first = event(41, "progress", {"status": "running"})
     running = answer(job("running"))
-    down = [Lost("gone"), answer({"error": FAULT}, 502), Lost("gone"), running]
-    result, done = played([ACCEPTED, STREAM, first, Lost("cut"), *down, STREAM, event(42, "succeeded", DONE), CONTENT])
+    down = [NoResponse("gone"), answer({"error": FAULT}, 502), NoResponse("gone"), running]
+    result, done = played(
+        [ACCEPTED, STREAM, first, NoResponse("cut"), *down, STREAM, event(42, "succeeded", DONE), CONTENT]
+    )
     assert result.id == ID
-    heard = [one.call.headers.get("Last-Event-ID") for one in done if isinstance(one, Listen)]
+    heard = [one.request.headers.get("Last-Event-ID") for one in done if isinstance(one, OpenStream)]
     assert heard == [None, "41"]
 
 
 def test_without_events_the_job_is_asked_for() -> None:
     running = answer(job("running"))
-    deaf = [Lost("no"), running, Answer(404, {}), running]
+    deaf = [NoResponse("no"), running, HttpResponse(404, {}), running]
     _, done = played([ACCEPTED, *deaf, running, answer(DONE), CONTENT])
-    assert sum(isinstance(one, Listen) for one in done) == follow.DEAF
-    assert [one.seconds for one in done if isinstance(one, Pause)] == [follow.POLL] * 2
+    assert sum(isinstance(one, OpenStream) for one in done) == job_protocol.MAX_SILENT_STREAMS
+    assert [one.seconds for one in done if isinstance(one, Sleep)] == [job_protocol.POLL_SECONDS] * 2
 
 
 def test_a_job_is_given_up_when_nobody_answers() -> None:
     with pytest.raises(ServiceError, match=r"gone; is the service running \(`enlarger serve`\)"):
-        played([ACCEPTED, *[Lost("gone")] * 30])
+        played([ACCEPTED, *[NoResponse("gone")] * 30])
 
 
 def test_busy_services_are_waited_for() -> None:
@@ -170,7 +172,7 @@ def test_busy_services_are_waited_for() -> None:
     starting = answer({"error": {"message": "starting", "code": "model_loading"}}, 503, retry_after="2")
     seen: list[Progress] = []
     _, done = played([full, full, full, starting, answer(DONE, 202), CONTENT], seen.append)
-    assert [one.seconds for one in done if isinstance(one, Pause)] == [7, 7, 7, 2]
+    assert [one.seconds for one in done if isinstance(one, Sleep)] == [7, 7, 7, 2]
     assert seen[0] == Progress("waiting for the service", 0, 1)
     with pytest.raises(ServiceError, match=r"^full$") as caught:
         played([full] * 3, timeout=15)
@@ -178,18 +180,18 @@ def test_busy_services_are_waited_for() -> None:
 
 
 def test_broken_connections_are_tried_again() -> None:
-    _, done = played([Lost("no"), answer({"error": FAULT}, 500), answer(DONE, 202), CONTENT])
-    assert [one.seconds for one in done if isinstance(one, Pause)] == [0.5, 1.0]
-    assert len({one.call.headers["Idempotency-Key"] for one in done[:4] if isinstance(one, Send)}) == 1
+    _, done = played([NoResponse("no"), answer({"error": FAULT}, 500), answer(DONE, 202), CONTENT])
+    assert [one.seconds for one in done if isinstance(one, Sleep)] == [0.5, 1.0]
+    assert len({one.request.headers["Idempotency-Key"] for one in done[:4] if isinstance(one, Send)}) == 1
     with pytest.raises(ServiceError, match="no; is the service running"):
-        played([Lost("no")] * 3)
+        played([NoResponse("no")] * 3)
     with pytest.raises(ServiceError, match=r"^it broke \(request 5\)$"):
         played([answer({"error": FAULT}, 500, x_should_retry="false", x_request_id="5")])
 
 
 def test_a_call_ends_with_its_time_and_cancels_the_job() -> None:
     running = answer(job("running"))
-    deaf = [Lost("no"), running, Lost("no"), running]
+    deaf = [NoResponse("no"), running, NoResponse("no"), running]
     with pytest.raises(ServiceError, match="no result within 3 seconds; give a larger timeout") as caught:
         played([ACCEPTED, *deaf, *[running] * 4, answer(job("canceled"))], timeout=3)
     assert caught.value.code == "timeout"
@@ -197,14 +199,16 @@ def test_a_call_ends_with_its_time_and_cancels_the_job() -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError()])
 def test_what_breaks_in_cancels_the_job(error: BaseException) -> None:
-    steps = follow.finished(job_of(job("running")), Patience(None, 2, 0.0), follow.ignore, cancels=True)
-    assert isinstance(next(steps), Listen)
-    assert isinstance(steps.send(STREAM), Next)
+    steps = job_protocol.wait_for_result(
+        job_from_json(job("running")), RetryPolicy(None, 2, 0.0), job_protocol.ignore, cancel_on_exit=True
+    )
+    assert isinstance(next(steps), OpenStream)
+    assert isinstance(steps.send(STREAM), ReadStream)
     action = steps.throw(error)
     assert isinstance(action, Send)
-    assert (action.call.path, action.seconds) == (f"/v1/jobs/{ID}/cancel", follow.GOODBYE)
+    assert (action.request.path, action.timeout) == (f"/v1/jobs/{ID}/cancel", job_protocol.CANCEL_SECONDS)
     with pytest.raises(type(error)):
-        steps.send(Lost("gone"))
+        steps.send(NoResponse("gone"))
 
 
 def test_a_watcher_may_cancel() -> None:
@@ -240,42 +244,46 @@ def test_how_a_job_may_end(end: dict[str, Any], kind: type[Exception], text: str
         (answer({"error": {"message": "bad", "code": "model_unusable"}}, 500), CheckpointError, "bad"),
         (answer({"error": {"message": "bad", "code": "invalid_api_key"}}, 401), ServiceError, "bad"),
         (answer({"detail": "x"}, 422), ServiceError, """the service answered 422: {"detail": "x"}"""),
-        (Answer(502, {}, b"<html>\n bad gateway"), ServiceError, "the service answered 502: <html> bad gateway"),
-        (Answer(301, {}, b""), ServiceError, "the service answered 301: nothing"),
+        (HttpResponse(502, {}, b"<html>\n bad gateway"), ServiceError, "the service answered 502: <html> bad gateway"),
+        (HttpResponse(301, {}, b""), ServiceError, "the service answered 301: nothing"),
     ],
 )
-def test_errors_are_those_of_the_library(found: Answer, kind: type[Exception], text: str) -> None:
-    error = error_of(found)
+def test_errors_are_those_of_the_library(found: HttpResponse, kind: type[Exception], text: str) -> None:
+    error = error_from_response(found)
     assert (type(error), str(error)) == (kind, text)
 
 
 def test_answers_that_are_no_json() -> None:
     with pytest.raises(ServiceError, match="the service answered 200 with '<html>', expected a JSON object"):
-        Answer(200, {}, b"<html>").json()
+        HttpResponse(200, {}, b"<html>").json()
     with pytest.raises(ServiceError, match="what the service sent cannot be read as a picture"):
-        played([answer(DONE, 202), Answer(200, {}, b"no picture")])
+        played([answer(DONE, 202), HttpResponse(200, {}, b"no picture")])
     with pytest.raises(
         InputError, match="the service answered the address 'file:///etc/passwd', expected one with /v1/"
     ):
-        calls.content("file:///etc/passwd")
+        endpoints.content("file:///etc/passwd")
 
 
 def test_options_go_by_their_names_in_http() -> None:
-    call = calls.upscale(PICTURE, 3, "x4", {"prompt": "a", "steps": 9, "guidance": 0, "consistent": False, "seed": 0})
+    call = endpoints.upscale(
+        PICTURE, 3, "x4", {"prompt": "a", "steps": 9, "guidance": 0, "consistent": False, "seed": 0}
+    )
     assert call.form == {
         "scale": "3", "prompt": "a", "num_inference_steps": "9", "guidance_scale": "0", "seed": "0", "n": "1",
         "consistent": "false", "response_format": "url", "model": "x4",
     }  # fmt: skip
-    made = calls.generate("a", "sd", True, {"width": 64, "height": 32, "negative": "b", "solver": "heun", "upscale": 2})
+    made = endpoints.generate(
+        "a", "sd", True, {"width": 64, "height": 32, "negative": "b", "solver": "heun", "upscale": 2}
+    )
     assert made.json == {
         "prompt": "a", "negative_prompt": "b", "seed": 0, "n": 1, "scheduler": "heun", "size": "64x32", "upscale": 2,
         "model": "sd", "refiner": True,
     }  # fmt: skip
-    call = calls.inpaint(PICTURE, PICTURE, "", None, {"mask_mode": "white", "strength": 0.5})
+    call = endpoints.inpaint(PICTURE, PICTURE, "", None, {"mask_mode": "white", "strength": 0.5})
     assert call.form is not None
     assert call.form["mask_mode"] == "luminance"
     assert set(call.files) == {"image", "mask"}
-    assert calls.refine(PICTURE, "", None, {}).form == {
+    assert endpoints.refine(PICTURE, "", None, {}).form == {
         "prompt": "", "seed": "0", "n": "1", "strength": "0.3", "response_format": "url",
         "mask_mode": "none",
     }  # fmt: skip
@@ -284,26 +292,30 @@ def test_options_go_by_their_names_in_http() -> None:
 @pytest.mark.parametrize(
     ("ask", "kind", "text"),
     [
-        (lambda: calls.upscale(PICTURE, 17, None, {}), InputError, "by is 17, expected 1 to 16"),
-        (lambda: calls.upscale(PICTURE, 2, None, {"bigger": 1}), InputError, "the options are those of UpscaleRequest"),
+        (lambda: endpoints.upscale(PICTURE, 17, None, {}), InputError, "by is 17, expected 1 to 16"),
         (
-            lambda: calls.upscale(PICTURE, 2, None, {"profile": "original"}),
+            lambda: endpoints.upscale(PICTURE, 2, None, {"bigger": 1}),
+            InputError,
+            "the options are those of UpscaleRequest",
+        ),
+        (
+            lambda: endpoints.upscale(PICTURE, 2, None, {"profile": "original"}),
             Unsupported,
             "but a service does not take it",
         ),
         (
-            lambda: calls.upscale(PICTURE, 2, None, {"seed": [1, 2]}),
+            lambda: endpoints.upscale(PICTURE, 2, None, {"seed": [1, 2]}),
             InputError,
             "seed has several values, expected one",
         ),
         (
-            lambda: calls.generate("a", None, False, {"width": 64}),
+            lambda: endpoints.generate("a", None, False, {"width": 64}),
             InputError,
             "width is 64 and height is None; give both",
         ),
-        (lambda: calls.generate("a", None, False, {"score": 7}), Unsupported, "score is 7, .* leave it at 6.0"),
-        (lambda: calls.inpaint(PICTURE, None, "", None, {}), InputError, "mask is missing"),  # type: ignore[arg-type]
-        (lambda: calls.inpaint(PICTURE, PICTURE, "", None, {"crop": 3}), Unsupported, "crop is 3, but a service"),
+        (lambda: endpoints.generate("a", None, False, {"score": 7}), Unsupported, "score is 7, .* leave it at 6.0"),
+        (lambda: endpoints.inpaint(PICTURE, None, "", None, {}), InputError, "mask is missing"),  # type: ignore[arg-type]
+        (lambda: endpoints.inpaint(PICTURE, PICTURE, "", None, {"crop": 3}), Unsupported, "crop is 3, but a service"),
         (lambda: Client("localhost:8997"), InputError, "url is 'localhost:8997', expected an address such as http://"),
     ],
 )
@@ -319,7 +331,7 @@ def test_pil_images_are_sent_without_a_loss(mode: str) -> None:
     image = Image.new("I;16", (6, 4), 40000) if mode == "I;16" else PICTURE.convert(mode)
     image.info["icc_profile"] = b"profile" if mode == "RGB" else None
     image.getexif()[0x0112], image.getexif()[0x010F] = 6, "maker"
-    with Image.open(io.BytesIO(file_of(image))) as sent:
+    with Image.open(io.BytesIO(encode_image_file(image))) as sent:
         assert sent.mode == mode
         assert sent.tobytes() == image.transpose(Image.Transpose.ROTATE_270).tobytes()
         assert not {0x0112, 0x010F} & set(sent.getexif())
@@ -337,7 +349,7 @@ def test_pil_images_are_sent_without_a_loss(mode: str) -> None:
     ],
 )
 def test_arrays_are_sent(array: np.ndarray[Any, Any], mode: str, value: Any) -> None:
-    with Image.open(io.BytesIO(file_of(array))) as sent:
+    with Image.open(io.BytesIO(encode_image_file(array))) as sent:
         assert (sent.mode, sent.size, sent.getpixel((0, 0))) == (mode, (6, 4), value)
 
 
@@ -354,13 +366,13 @@ def test_arrays_are_sent(array: np.ndarray[Any, Any], mode: str, value: Any) -> 
 )
 def test_what_is_no_picture_is_refused(source: Any, text: str) -> None:
     with pytest.raises(InputError, match=text):
-        file_of(source)
+        encode_image_file(source)
 
 
 def test_files_and_bytes_are_sent_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"anything")
-    assert file_of(path) == file_of(str(path)) == file_of(b"anything") == b"anything"
+    assert encode_image_file(path) == encode_image_file(str(path)) == encode_image_file(b"anything") == b"anything"
 
 
 class Script:

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from enlarger.degrade import DEGRADATIONS, Pixels, Severity, blur, compress, degrade, rounded, sensor_noise
-from enlarger.nn.compact import enlarge_bicubic, halve_bicubic
-from enlarger.tasks.input_quality import blockiness, half_error, input_hint, is_flat, is_graphics, noise_level
+from enlarger.image.degrade import DEGRADATIONS, Pixels, Severity, blur, compress, degrade, rounded, sensor_noise
+from enlarger.image.input_quality import blockiness, half_error, input_hint, is_flat, is_graphics, noise_level
+from enlarger.nn.compact import downsample_bicubic, upsample_bicubic
 from tests.support.pictures import texture
 
 
@@ -89,10 +89,10 @@ def test_small_pictures_tell_nothing() -> None:
 
 
 def test_whose_half_a_picture_is() -> None:
-    large = enlarge_bicubic(tensor(photo())[None])
-    assert half_error(large, halve_bicubic(large)) < 0.1 and not is_graphics(large, halve_bicubic(large))
-    assert half_error(large, halve_bicubic(large) + 0.1) == pytest.approx(12.75, abs=0.1)
-    assert is_graphics(large, halve_bicubic(large) + 0.1)
+    large = upsample_bicubic(tensor(photo())[None])
+    assert half_error(large, downsample_bicubic(large)) < 0.1 and not is_graphics(large, downsample_bicubic(large))
+    assert half_error(large, downsample_bicubic(large) + 0.1) == pytest.approx(12.75, abs=0.1)
+    assert is_graphics(large, downsample_bicubic(large) + 0.1)
 
 
 def test_where_a_picture_is_flat() -> None:

@@ -10,7 +10,12 @@ import torch
 from PIL import Image
 
 from enlarger.errors import CheckpointError, InputError, NonFinite, Unsupported
-from enlarger.tasks.depth_estimator import DPT, DepthEstimator, normalise_depth, read_depth
+from enlarger.tasks.auxiliary.depth_estimator import (
+    DEFAULT_PREPROCESSOR,
+    DepthEstimator,
+    normalise_depth,
+    read_depth_map,
+)
 from tests.support.close import assert_close
 from tests.support.random_weights import normal
 
@@ -62,7 +67,7 @@ def test_every_kind_of_map_is_read_alike(tmp_path: Path) -> None:
     ]  # fmt: skip
     expected = normalise_depth(levels, (3, 7))
     for source in sources:
-        found = read_depth(source)
+        found = read_depth_map(source)
         assert found.shape == (1, 1, 24, 56) and found.dtype == torch.float32
         assert_close(normalise_depth(found, (3, 7)), expected, 1e-5)
 
@@ -70,13 +75,13 @@ def test_every_kind_of_map_is_read_alike(tmp_path: Path) -> None:
 def test_eight_bits_are_enough_for_a_map() -> None:
     image = Image.fromarray((ramp(24, 56)[0] * 255).round().byte().numpy())
     for one in (image, image.convert("RGB"), np.array(image)):
-        assert_close(normalise_depth(read_depth(one), (3, 7)), normalise_depth(ramp(24, 56), (3, 7)), 0.01)
+        assert_close(normalise_depth(read_depth_map(one), (3, 7)), normalise_depth(ramp(24, 56), (3, 7)), 0.01)
 
 
 @pytest.mark.parametrize("image", [Image.new("RGB", (4, 4), "red"), Image.new("LA", (4, 4), 128)])
 def test_coloured_maps_are_refused(image: Image.Image) -> None:
     with pytest.raises(InputError, match="found a depth map with colour or alpha, expected grey"):
-        read_depth(image)
+        read_depth_map(image)
 
 
 def test_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +98,7 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_bad_pictures_are_refused() -> None:
-    estimator = DepthEstimator(torch.nn.Linear(1, 1), DPT)
+    estimator = DepthEstimator(torch.nn.Linear(1, 1), DEFAULT_PREPROCESSOR)
     with pytest.raises(InputError, match=r"found pictures of shape \(3, 8, 8\), expected \(B, 3, H, W\) in -1..1"):
         estimator(torch.zeros(3, 8, 8))
     with pytest.raises(NonFinite):

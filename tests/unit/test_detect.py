@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from enlarger.checkpoint import expected
-from enlarger.checkpoint.build import difference
-from enlarger.checkpoint.detect import Found, detect, require
 from enlarger.checkpoint.families import FAMILIES
+from enlarger.checkpoint.load_module import state_dict_mismatch
+from enlarger.checkpoint.single_file import reference_shapes
+from enlarger.checkpoint.single_file.detect import DetectedCheckpoint, detect, require_family
 from enlarger.errors import CheckpointError, Unsupported
 from tests.support.single import LAYOUTS, original_shapes_of
 
-family_shapes = cache(expected.family_shapes)
+family_shapes = cache(reference_shapes.family_shapes)
 COMPONENTS = {
     "sd1": {"unet", "vae", "text_encoder"},
     "sd2": {"unet", "vae", "text_encoder"},
@@ -30,32 +30,32 @@ def test_official_single_files(table: str) -> None:
     family, layout = LAYOUTS[table]
     shapes = original_shapes_of(table)
     found = detect(shapes)
-    assert (found.family, found.layout, found.wrapper) == (family, layout, "")
+    assert (found.family, found.layout, found.key_prefix) == (family, layout, "")
     assert set(found.components) == COMPONENTS[layout]
     if family is not None:
-        assert found.kind == "model" and found.prediction == PREDICTIONS.get(family, "epsilon")
-        assert FAMILIES[family].text in found.text and FAMILIES[family].task in found.text
+        assert found.kind == "model" and found.prediction_type == PREDICTIONS.get(family, "epsilon")
+        assert FAMILIES[family].label in found.description and FAMILIES[family].task in found.description
     wrapped = detect({f"model_ema.{name}": shape for name, shape in shapes.items()})
-    assert (wrapped.family, wrapped.wrapper) == (family, "model_ema.")
+    assert (wrapped.family, wrapped.key_prefix) == (family, "model_ema.")
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_diffusers_unets(family: str) -> None:
     found = detect(family_shapes(family)["unet"])
     assert (found.kind, found.family, found.layout) == ("unet", family, "diffusers")
-    assert found.text.startswith(f"the UNet of {FAMILIES[family].text}")
+    assert found.description.startswith(f"the UNet of {FAMILIES[family].label}")
 
 
 def test_other_parts() -> None:
     parts = family_shapes("sd1")
-    assert detect(parts["vae"]).text == "an autoencoder of Stable Diffusion 1, 2 or XL"
-    assert detect(family_shapes("x4")["vae"]).text == "an autoencoder of the x4 upscaler"
+    assert detect(parts["vae"]).description == "an autoencoder of Stable Diffusion 1, 2 or XL"
+    assert detect(family_shapes("x4")["vae"]).description == "an autoencoder of the x4 upscaler"
     official = {f"text_model.{name}": shape for name, shape in parts["text_encoder"].items()}
     for shapes in (official, parts["text_encoder"]):
         assert (detect(shapes).kind, detect(shapes).layout) == ("text_encoder", "diffusers")
     prefix = "cond_stage_model.model."
     tower = {n: s for n, s in original_shapes_of("sd2").items() if n.startswith(prefix)}
-    assert (detect(tower).kind, detect(tower).wrapper) == ("text_encoder", prefix)
+    assert (detect(tower).kind, detect(tower).key_prefix) == ("text_encoder", prefix)
 
 
 def test_a_model_without_its_parts() -> None:
@@ -69,8 +69,8 @@ def test_a_model_without_its_parts() -> None:
 
 def test_averaged_copies_and_marks_are_seen() -> None:
     shapes = original_shapes_of("sdxl_base")
-    assert detect(shapes | {"model_ema.diffusion_modelout2bias": (4,)}).averaged and not detect(shapes).averaged
-    assert detect(shapes | {"v_pred": (0,)}).prediction == "v_prediction"
+    assert detect(shapes | {"model_ema.diffusion_modelout2bias": (4,)}).has_ema and not detect(shapes).has_ema
+    assert detect(shapes | {"v_pred": (0,)}).prediction_type == "v_prediction"
 
 
 OTHERS: dict[str, Any] = {
@@ -98,9 +98,9 @@ OTHERS: dict[str, Any] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_files_of_other_kinds(name: str) -> None:
     found = detect({name: (4, 768)})
-    assert (found.kind, found.text) == OTHERS[name] and found.family is None and found.advice
+    assert (found.kind, found.description) == OTHERS[name] and found.family is None and found.advice
     with pytest.raises(CheckpointError, match=r"a.file: holds .*; expected Stable Diffusion 1 \(text to image"):
-        require(found, ["sd1"], "a.file")
+        require_family(found, ["sd1"], "a.file")
 
 
 @pytest.mark.parametrize(("extra", "kind"), [
@@ -158,24 +158,26 @@ SWAPS = {  # weights of the first where the second is expected
 def test_twelve_swaps(swap: str) -> None:
     """As a whole file where another model is wanted, and as the UNet in the folder of another model."""
     given, wanted = SWAPS[swap]
-    whole = Found("model", detect(family_shapes(given)["unet"]).text.removeprefix("the UNet of "), given)
+    whole = DetectedCheckpoint(
+        "model", detect(family_shapes(given)["unet"]).description.removeprefix("the UNet of "), given
+    )
     with pytest.raises(CheckpointError) as error:
-        require(whole, [wanted], "m.safetensors")
+        require_family(whole, [wanted], "m.safetensors")
     for family in (given, wanted):
-        assert f"{FAMILIES[family].text} ({FAMILIES[family].task})" in str(error.value)
-    said = difference(family_shapes(wanted)["unet"], family_shapes(given)["unet"])
+        assert f"{FAMILIES[family].label} ({FAMILIES[family].task})" in str(error.value)
+    said = state_dict_mismatch(family_shapes(wanted)["unet"], family_shapes(given)["unet"])
     assert said is not None
-    kind = FAMILIES[given].text.removesuffix(" inpainting").removesuffix(" depth").removeprefix("the ")
+    kind = FAMILIES[given].label.removesuffix(" inpainting").removesuffix(" depth").removeprefix("the ")
     assert kind in said and f"These weights are for {FAMILIES[given].task}" in said, said
-    require(whole, [wanted, given], "m.safetensors")
+    require_family(whole, [wanted, given], "m.safetensors")
 
 
 def test_swapped_parts_of_folders() -> None:
     """The other networks of a folder say whose they are."""
     parts = {family: family_shapes(family) for family in ("sd1", "sd2", "x4", "sdxl")}
-    said = difference(parts["sd2"]["text_encoder"], parts["sd1"]["text_encoder"])
+    said = state_dict_mismatch(parts["sd2"]["text_encoder"], parts["sd1"]["text_encoder"])
     assert said is not None and "looks like CLIP ViT-L's text encoder (SD1" in said
-    said = difference(parts["sd1"]["vae"], parts["x4"]["vae"])
+    said = state_dict_mismatch(parts["sd1"]["vae"], parts["x4"]["vae"])
     assert said is not None and "looks like an AutoencoderKL with 3 levels" in said
-    said = difference(parts["sdxl"]["text_encoder_2"], parts["sdxl"]["text_encoder"])
+    said = state_dict_mismatch(parts["sdxl"]["text_encoder_2"], parts["sdxl"]["text_encoder"])
     assert said is not None and "its config like CLIP bigG's text encoder (SDXL's text_encoder_2)" in said

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enlarger import fidelity
-from enlarger.fidelity import make_consistent, reduce, stay_true
-from enlarger.resize import resize_matrix
+from enlarger.image import consistency
+from enlarger.image.consistency import downscale, make_consistent, make_consistent_in_range
+from enlarger.image.resize import resize_matrix
 from tests.support.close import assert_close, max_difference
 from tests.support.random_weights import normal
 
@@ -30,7 +30,7 @@ def test_the_reduction_of_the_result_is_the_input(small: tuple[int, int], large:
     wanted = draw(2, 3, *small)
     found = make_consistent(draw(2, 3, *large, seed=1), wanted)
     assert found.shape == (2, 3, *large) and found.dtype == torch.float32
-    assert_close(reduce(found, small), wanted, 5e-6)
+    assert_close(downscale(found, small), wanted, 5e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -39,14 +39,14 @@ def test_any_size_and_factor(height: int, width: int, by: float, seed: int) -> N
     by = min(by, 200 / max(height, width))
     large = (max(height, round(by * height)), max(width, round(by * width)))
     wanted = draw(1, 1, height, width, seed=seed)
-    assert_close(reduce(make_consistent(draw(1, 1, *large, seed=seed + 1), wanted), (height, width)), wanted, 1e-4)
+    assert_close(downscale(make_consistent(draw(1, 1, *large, seed=seed + 1), wanted), (height, width)), wanted, 1e-4)
 
 
 def test_a_consistent_picture_stays_as_it_is() -> None:
     small = draw(1, 3, 9, 12)
     once = make_consistent(draw(1, 3, 18, 24, seed=1), small)
     assert_close(make_consistent(once, small), once, 5e-6)
-    assert_close(make_consistent(once, reduce(once, (9, 12))), once, 5e-6)
+    assert_close(make_consistent(once, downscale(once, (9, 12))), once, 5e-6)
 
 
 def test_the_change_is_the_smallest_possible() -> None:
@@ -54,7 +54,7 @@ def test_the_change_is_the_smallest_possible() -> None:
     change = make_consistent(large, small) - large
     rows, columns = resize_matrix(12, 6), resize_matrix(10, 5)
     whole = torch.kron(rows, columns)  # (30, 120): the reduction of both axes
-    least = torch.linalg.lstsq(whole, (small - reduce(large, (6, 5))).flatten(), driver="gelsd").solution
+    least = torch.linalg.lstsq(whole, (small - downscale(large, (6, 5))).flatten(), driver="gelsd").solution
     assert_close(change.flatten(), least, 1e-10)
     other = make_consistent(draw(1, 1, 12, 10, seed=2, dtype=torch.float64), small) - large
     assert float(change.norm()) < float(other.norm())
@@ -86,26 +86,28 @@ def test_the_blocks_equal_the_whole_inverse(small: int, large: int) -> None:
     reduction = resize_matrix(large, small)
     whole = torch.linalg.solve(reduction @ reduction.T, reduction).T
     found = torch.zeros_like(whole)
-    for block in fidelity._lift(small, large):
+    for block in consistency._pseudo_inverse(small, large):
         found[block.start : block.end, block.low : block.high] = block.matrix
     assert_close(found, whole, 1e-7)
 
 
 def test_no_block_grows_with_the_picture() -> None:
-    blocks = fidelity._lift(2000, 4000)
+    blocks = consistency._pseudo_inverse(2000, 4000)
     assert max(block.matrix.numel() for block in blocks) < 128 * 160
     small = draw(1, 1, 2, 2000)
     found = make_consistent(draw(1, 1, 4, 4000, seed=1), small)
-    assert max_difference(reduce(found, (2, 2000)), small) < 5e-6
+    assert max_difference(downscale(found, (2, 2000)), small) < 5e-6
 
 
 def test_it_stays_true_within_the_range_of_pictures() -> None:
     small = torch.tanh(2 * normal(1, 3, 12, 15))
     large = torch.tanh(2 * normal(1, 3, 24, 30, seed=4))
-    found = stay_true(large, small)
+    found = make_consistent_in_range(large, small)
     assert float(found.abs().max()) <= 1
     once = make_consistent(large, small).clamp(-1, 1)
-    errors = [float((reduce(x, (12, 15)) - small).abs().mean()) for x in (large, once, found)]
+    errors = [float((downscale(x, (12, 15)) - small).abs().mean()) for x in (large, once, found)]
     assert errors[2] < errors[1] / 1.5 < errors[0] / 1.5
     calm = 0.1 * small
-    assert_close(reduce(stay_true(0.1 * large, calm), (12, 15)), calm, 1e-5)  # away from the ends both hold
+    assert_close(
+        downscale(make_consistent_in_range(0.1 * large, calm), (12, 15)), calm, 1e-5
+    )  # away from the ends both hold

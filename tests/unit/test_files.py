@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from enlarger.checkpoint import files
-from enlarger.checkpoint.files import DTYPES, open_file, open_weights
-from enlarger.checkpoint.tensorfile import save_tensors
+from enlarger.checkpoint.tensors import safetensors_file
+from enlarger.checkpoint.tensors.safetensors_file import DTYPES, open_checkpoint, open_weights
+from enlarger.checkpoint.tensors.save_safetensors import save_safetensors
 from enlarger.errors import CheckpointError
 
 TENSORS = {
@@ -40,40 +40,40 @@ def entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[
 
 def test_reads_what_safetensors_writes(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "a.safetensors")
-    weights = open_file(tmp_path / "a.safetensors")
-    assert set(weights.names()) == set(TENSORS) and weights.path == tmp_path / "a.safetensors"
+    weights = open_checkpoint(tmp_path / "a.safetensors")
+    assert set(weights.keys()) == set(TENSORS) and weights.path == tmp_path / "a.safetensors"
     for name, tensor in TENSORS.items():
         assert weights.shape(name) == tuple(tensor.shape) and weights.dtype(name) == tensor.dtype
-        found = weights.read(name)
+        found = weights.get_tensor(name)
         assert found.dtype == tensor.dtype and found.equal(tensor)
 
 
 def test_writes_what_safetensors_reads(tmp_path: Path) -> None:
-    save_tensors(tmp_path / "a.safetensors", TENSORS)
+    save_safetensors(tmp_path / "a.safetensors", TENSORS)
     found = load_file(tmp_path / "a.safetensors")
     assert set(found) == set(TENSORS) and all(found[name].equal(tensor) for name, tensor in TENSORS.items())
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    save_tensors(tmp_path / "b.safetensors", {"t": TENSORS["wide.weight"].transpose(0, 2)}, torch.float16)
+    save_safetensors(tmp_path / "b.safetensors", {"t": TENSORS["wide.weight"].transpose(0, 2)}, torch.float16)
     assert load_file(tmp_path / "b.safetensors")["t"].equal(TENSORS["wide.weight"].transpose(0, 2).half())
 
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_every_type_round_trips(tmp_path: Path, name: str) -> None:
     tensor = torch.tensor([0, 1, 1, 0, 1]).to(DTYPES[name])
-    save_tensors(tmp_path / "a.safetensors", {"t": tensor})
-    found = open_file(tmp_path / "a.safetensors").read("t")
+    save_safetensors(tmp_path / "a.safetensors", {"t": tensor})
+    found = open_checkpoint(tmp_path / "a.safetensors").get_tensor("t")
     assert found.dtype == tensor.dtype and found.float().equal(tensor.float())
 
 
 def test_conversion_in_blocks_equals_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "BLOCK", 64)
+    monkeypatch.setattr(safetensors_file, "BLOCK_BYTES", 64)
     tensor = torch.randn(7, 13, generator=torch.Generator().manual_seed(0))
     save_file({"t": tensor, "ids": TENSORS["ids"], "scalar": TENSORS["scalar"]}, tmp_path / "a.safetensors")
-    weights = open_file(tmp_path / "a.safetensors")
-    assert weights.read("t", torch.bfloat16).equal(tensor.bfloat16())
-    assert weights.read("scalar", torch.float32).equal(torch.tensor(2.5))
-    assert weights.read("ids", torch.float16).dtype == torch.int64
+    weights = open_checkpoint(tmp_path / "a.safetensors")
+    assert weights.get_tensor("t", torch.bfloat16).equal(tensor.bfloat16())
+    assert weights.get_tensor("scalar", torch.float32).equal(torch.tensor(2.5))
+    assert weights.get_tensor("ids", torch.float16).dtype == torch.int64
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_conversion_in_blocks_equals_conversion(tmp_path: Path, monkeypatch: pyt
 def test_damage_is_one_named_error(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "a.safetensors").write_bytes(data)
     with pytest.raises(CheckpointError, match=message) as error:
-        open_file(tmp_path / "a.safetensors")
+        open_checkpoint(tmp_path / "a.safetensors")
     assert str(tmp_path / "a.safetensors") in str(error.value)
 
 
@@ -140,9 +140,9 @@ def test_no_mutation_escapes_as_another_error(tmp_path_factory: pytest.TempPathF
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
     try:
-        weights = open_file(path)
-        for name in weights.names():
-            weights.read(name)
+        weights = open_checkpoint(path)
+        for name in weights.keys():
+            weights.get_tensor(name)
     except CheckpointError as error:
         assert "mutated.safetensors" in str(error)
 
@@ -150,42 +150,42 @@ def test_no_mutation_escapes_as_another_error(tmp_path_factory: pytest.TempPathF
 def test_a_file_cut_after_opening(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(TENSORS, path)
-    weights = open_file(path)
+    weights = open_checkpoint(path)
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(CheckpointError, match=r"a.safetensors: .* cannot be read \(the file ends early\)"):
-        [weights.read(name) for name in weights.names()]
+        [weights.get_tensor(name) for name in weights.keys()]
     path.unlink()
     with pytest.raises(CheckpointError, match="ids cannot be read"):
-        weights.read("ids")
+        weights.get_tensor("ids")
 
 
 def test_only_ordinary_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(CheckpointError, match=r"pipe.safetensors: found a pipe or device, expected a file of weights"):
-        open_file(tmp_path / "pipe.safetensors")
+        open_checkpoint(tmp_path / "pipe.safetensors")
     with pytest.raises(CheckpointError, match=f"{tmp_path.name}: found a folder, expected a file of weights"):
-        open_file(tmp_path)
+        open_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match=r"absent: cannot be read .No such file"):
-        open_file(tmp_path / "absent")
+        open_checkpoint(tmp_path / "absent")
     with pytest.raises(CheckpointError, match=r"a\\x00b': not the name of a file"):
-        open_file(tmp_path / "a\0b")
+        open_checkpoint(tmp_path / "a\0b")
 
 
 def test_content_decides_what_a_file_is(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "a.ckpt")
-    assert set(open_file(tmp_path / "a.ckpt").names()) == set(TENSORS)
+    assert set(open_checkpoint(tmp_path / "a.ckpt").keys()) == set(TENSORS)
     torch.save(TENSORS, tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match=r"b\.safetensors: not opened, since it is a pickle"):
-        open_file(tmp_path / "b.safetensors")
+        open_checkpoint(tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match=r"b\.safetensors: a pickle under the name of safetensors; .* name it"):
-        open_file(tmp_path / "b.safetensors", allow_pickle=True)
+        open_checkpoint(tmp_path / "b.safetensors", allow_pickle=True)
     path = (tmp_path / "b.safetensors").rename(tmp_path / "b")
-    assert set(open_file(path, allow_pickle=True).names()) == set(TENSORS)
+    assert set(open_checkpoint(path, allow_pickle=True).keys()) == set(TENSORS)
 
 
 def test_metadata_are_the_files_own_words(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "a.safetensors", {"format": "pt", "title": "ä"})
-    assert open_file(tmp_path / "a.safetensors").metadata == {"format": "pt", "title": "ä"}
+    assert open_checkpoint(tmp_path / "a.safetensors").metadata == {"format": "pt", "title": "ä"}
     for name in ("model-1", "model-2"):
         save_file({name: torch.ones(1)}, tmp_path / f"{name}.safetensors", {"format": "pt", "part": name})
     places = {name: f"{name}.safetensors" for name in ("model-1", "model-2")}
@@ -201,12 +201,12 @@ def test_a_weight_in_two_shards_is_refused(tmp_path: Path) -> None:
 
 
 def test_blocks_are_the_whole_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "BLOCK", 16)
+    monkeypatch.setattr(safetensors_file, "BLOCK_BYTES", 16)
     save_file(TENSORS, tmp_path / "a.safetensors")
-    weights = open_file(tmp_path / "a.safetensors")
+    weights = open_checkpoint(tmp_path / "a.safetensors")
     for name, tensor in TENSORS.items():
         assert torch.cat(
-            [torch.zeros(0, dtype=tensor.dtype), *(block.clone() for block in weights.blocks(name))]
+            [torch.zeros(0, dtype=tensor.dtype), *(block.clone() for block in weights.iter_blocks(name))]
         ).equal(tensor.reshape(-1))
 
 
@@ -214,7 +214,7 @@ def test_old_pickled_weights_are_found_where_they_are_allowed(tmp_path: Path) ->
     torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"found only pytorch_model.bin, pickles.*allow_pickle=True.*convert"):
         open_weights(tmp_path)
-    assert open_weights(tmp_path, "model", allow_pickle=True).read("a").equal(torch.ones(2))
+    assert open_weights(tmp_path, "model", allow_pickle=True).get_tensor("a").equal(torch.ones(2))
     with pytest.raises(CheckpointError, match=r"no weights of variant 'fp16'; found only .*pytorch_model.fp16.bin"):
         open_weights(tmp_path, "model", "fp16", allow_pickle=True)
 
@@ -228,7 +228,7 @@ def sharded(folder: Path, places: dict[str, Any]) -> Path:
 
 def test_shards_read_as_one(tmp_path: Path) -> None:
     weights = open_weights(sharded(tmp_path, {"a": "model-1.safetensors", "b": "model-2.safetensors"}))
-    assert set(weights.names()) == {"a", "b"} and weights.read("b").equal(torch.ones(2))
+    assert set(weights.keys()) == {"a", "b"} and weights.get_tensor("b").equal(torch.ones(2))
     assert weights.path.name == "model.safetensors.index.json"
 
 
@@ -267,7 +267,7 @@ def test_shard_names_stay_in_the_folder(tmp_path: Path, name: str) -> None:
 def test_an_index_that_does_not_fit(tmp_path: Path, places: Any, message: str | None) -> None:
     folder = sharded(tmp_path, places)
     if message is None:  # a file beside the shards that the index does not list is no part of the model
-        assert open_weights(folder).names() == ("a",)
+        assert open_weights(folder).keys() == ("a",)
         return
     with pytest.raises(CheckpointError, match=message):
         open_weights(folder)

@@ -1,11 +1,11 @@
-"""`enlarger.tasks.fill`: what is put under a mask comes from what is visible around it."""
+"""`enlarger.image.fill`: what is put under a mask comes from what is visible around it."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from enlarger.images import read_picture
-from enlarger.tasks.fill import fill_under, surroundings
+from enlarger.image.fill import fill_masked, pull_push_fill
+from enlarger.image.picture import read_picture
 from tests.support.close import assert_close
 from tests.support.pictures import texture
 
@@ -13,7 +13,7 @@ MODES = ["noise", "blur", "patch"]
 
 
 def fill(colour: Tensor, mask: Tensor, mode: str, seed: int = 0) -> Tensor:
-    return fill_under(colour, mask, mode, torch.Generator().manual_seed(seed))
+    return fill_masked(colour, mask, mode, torch.Generator().manual_seed(seed))
 
 
 def photo(width: int = 70, height: int = 50) -> Tensor:
@@ -89,4 +89,4 @@ def test_soft_masks_mix() -> None:
 def test_surroundings_without_sweeps_are_pull_push() -> None:
     colour = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]]]])
     weight = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]]]])
-    assert surroundings(colour, weight).flatten().tolist() == [1, 1, 1, 1]
+    assert pull_push_fill(colour, weight).flatten().tolist() == [1, 1, 1, 1]

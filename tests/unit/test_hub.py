@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from enlarger.errors import CheckpointError, InputError, Unsupported
-from enlarger.hub import cache, fetch, names
-from enlarger.hub.cache import Copy, find_copy, only_variant, read_copy, repair_command, resolve
-from enlarger.hub.fetch import Patience, Wanted
-from enlarger.hub.licence import accept, accepted, read_licence
-from enlarger.hub.listing import Listing, select
-from enlarger.hub.names import read_book
+from enlarger.hub import aliases, cache, fetch
+from enlarger.hub.aliases import read_alias_table
+from enlarger.hub.cache import LocalSnapshot, find_snapshot, read_snapshot, repair_command, resolve, snapshot_variant
+from enlarger.hub.fetch import RemoteFile, RetryPolicy
+from enlarger.hub.licence import is_accepted, read_licence, record_acceptance
+from enlarger.hub.listing import RepoListing, select_files
 from tests.support.hub_server import CARD, COMMIT, NEEDED, model
 
 ALIASES = [
@@ -29,27 +29,27 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_aliases_are_configured_whole(home: Path) -> None:
-    book = read_book(home)
+    book = read_alias_table(home)
     assert [*book.aliases] == ALIASES and book.endpoint == "https://huggingface.co"
     for alias in book.aliases.values():
         for repository in (alias.repository, *alias.mirrors):
-            assert names.REPOSITORY.fullmatch(repository) and book.owner(repository) is alias
-        assert alias.repository not in book.gone, "an alias points to what is there"
+            assert aliases.REPOSITORY_NAME.fullmatch(repository) and book.alias_of(repository) is alias
+        assert alias.repository not in book.unavailable, "an alias points to what is there"
         assert alias.revision == "main" or cache.is_commit(alias.revision)
         assert alias.licence and alias.out_of_scope.startswith("README.md")
         for path, sha256 in alias.sha256.items():
             assert path.endswith(".safetensors") and re.fullmatch("[0-9a-f]{64}", sha256)
-    assert all(book.instead(repository) is not None for repository in book.gone)
+    assert all(book.replacement(repository) is not None for repository in book.unavailable)
     assert len(book.aliases["sdxl"].sha256) == 13
 
 
 def test_a_name_is_an_alias_or_a_repository(home: Path) -> None:
-    book = read_book(home)
-    assert book.find("sdxl").repository == "stabilityai/stable-diffusion-xl-base-1.0"
-    assert book.find("sdxl").revision == "462165984030d82259a11f4367a4eed129e94a7b"
-    other = book.find("runwayml/stable-diffusion-v1-5")
+    book = read_alias_table(home)
+    assert book.lookup("sdxl").repository == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert book.lookup("sdxl").revision == "462165984030d82259a11f4367a4eed129e94a7b"
+    other = book.lookup("runwayml/stable-diffusion-v1-5")
     assert other.revision == "main" and other.alias is book.aliases["sd15"] and other.repositories == (other.name,)
-    assert book.find("some.one/a_model-1.0").alias is None
+    assert book.lookup("some.one/a_model-1.0").alias is None
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_name_is_an_alias_or_a_repository(home: Path) -> None:
 )  # fmt: skip
 def test_an_unknown_name_gets_the_nearest(home: Path, name: str, near: str) -> None:
     with pytest.raises(InputError) as caught:
-        read_book(home).find(name)
+        read_alias_table(home).lookup(name)
     assert str(caught.value).startswith(f"no checkpoint is called {name!r}; {near[:12]}")
     assert set(near.split(": ")[1].split(", ")) <= set(re.split(r"[:;,]? ", str(caught.value)))
 
@@ -67,20 +67,20 @@ def test_an_unknown_name_gets_the_nearest(home: Path, name: str, near: str) -> N
 def test_a_file_in_the_cache_folder_adds_aliases_and_hosts(home: Path) -> None:
     home.mkdir()
     (home / "hub.json").write_text('{"aliases": {"mine": {"repository": "me/mine"}}, "hosts": ["cdn.me"]}')
-    book = read_book(home)
-    assert book.find("mine").repository == "me/mine" and "sd15" in book.aliases and "cdn.me" in book.hosts
+    book = read_alias_table(home)
+    assert book.lookup("mine").repository == "me/mine" and "sd15" in book.aliases and "cdn.me" in book.allowed_hosts
     (home / "hub.json").write_text('{"aliases": {"mine": {"repo": "me/mine"}}}')
     with pytest.raises(CheckpointError, match=r"hub\.json: TypeError.*expected aliases, hosts, gone and endpoint"):
-        read_book(home)
+        read_alias_table(home)
 
 
-def listing(files: dict[str, bytes] | list[str]) -> Listing:
+def listing(files: dict[str, bytes] | list[str]) -> RepoListing:
     sizes = {path: len(data) for path, data in files.items()} if isinstance(files, dict) else dict.fromkeys(files, 1)
-    return Listing("owner/model", COMMIT, {path: Wanted(path, size) for path, size in sizes.items()})
+    return RepoListing("owner/model", COMMIT, {path: RemoteFile(path, size) for path, size in sizes.items()})
 
 
 def paths(files: dict[str, bytes] | list[str], index: dict | None, variant: str | None = None) -> set[str]:
-    return {wanted.path for wanted in select(listing(files), index, variant)}
+    return {wanted.path for wanted in select_files(listing(files), index, variant)}
 
 
 def test_only_the_files_that_a_model_needs_are_selected() -> None:
@@ -143,9 +143,9 @@ def test_a_repository_of_several_single_files_lists_them() -> None:
 def test_a_card_tells_licence_and_what_the_model_is_not_for() -> None:
     licence = read_licence(CARD)
     assert (licence.name, licence.link) == ("openrail++", "")
-    assert licence.uses == "### Out-of-Scope Use\nNot for facts.[2J\n#### Details\nNor for people."
+    assert licence.out_of_scope == "### Out-of-Scope Use\nNot for facts.[2J\n#### Details\nNor for people."
     other = read_licence('---\nlicense: other\nlicense_name: "sai-nc"\nlicense_link: LICENSE.md\n---\n## Uses\nAll.')
-    assert (other.name, other.link, other.uses) == ("sai-nc", "LICENSE.md", "")
+    assert (other.name, other.link, other.out_of_scope) == ("sai-nc", "LICENSE.md", "")
     assert read_licence("---\nlicense:\n- mit\n- x\n---\n").name == "mit"
     assert read_licence("# Card\n- **License:** [CreativeML Open RAIL++-M License](x)").name.startswith("CreativeML")
     assert read_licence("").name == ""
@@ -153,27 +153,27 @@ def test_a_card_tells_licence_and_what_the_model_is_not_for() -> None:
 
 def test_several_sections_about_misuse_are_all_kept() -> None:
     card = "## Misuse\na\n### Malicious use\nb\n# Training\nc\n## Out-of-scope use\nd\n## Bias\ne"
-    assert read_licence(card).uses == "## Misuse\na\n### Malicious use\nb\n## Out-of-scope use\nd"
-    assert len(read_licence("## Misuse\n" + "long " * 9999).uses) < 6100
+    assert read_licence(card).out_of_scope == "## Misuse\na\n### Malicious use\nb\n## Out-of-scope use\nd"
+    assert len(read_licence("## Misuse\n" + "long " * 9999).out_of_scope) < 6100
 
 
 def test_an_accepted_licence_is_remembered_with_its_date(tmp_path: Path) -> None:
-    assert not accepted(tmp_path, "mit")
-    accept(tmp_path, "mit", {"revision": COMMIT})
-    accept(tmp_path, "openrail++", {"revision": COMMIT})
-    assert accepted(tmp_path, "mit") and not accepted(tmp_path, "other")
+    assert not is_accepted(tmp_path, "mit")
+    record_acceptance(tmp_path, "mit", {"revision": COMMIT})
+    record_acceptance(tmp_path, "openrail++", {"revision": COMMIT})
+    assert is_accepted(tmp_path, "mit") and not is_accepted(tmp_path, "other")
     entry = json.loads((tmp_path / "licences.json").read_text())["mit"]
     assert entry["revision"] == COMMIT and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", entry["date"])
 
 
 def put(
     repository: str, revision: str = COMMIT, files: dict[str, bytes] | None = None, folder: Path | None = None
-) -> Copy:
+) -> LocalSnapshot:
     """A copy as pulling leaves it."""
     files = {"unet/config.json": b"{}", "unet/model.safetensors": b"weights"} if files is None else files
-    folder = cache.model_folder(repository) / revision if folder is None else folder
-    wanted = {path: Wanted(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()}
-    copy = Copy(folder, repository, revision, "https://huggingface.co", wanted)
+    folder = cache.repo_folder(repository) / revision if folder is None else folder
+    wanted = {path: RemoteFile(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()}
+    copy = LocalSnapshot(folder, repository, revision, "https://huggingface.co", wanted)
     copy.save()
     for path, data in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -183,10 +183,10 @@ def put(
 
 def test_a_record_is_read_as_it_was_written() -> None:
     copy = put("owner/model")
-    assert read_copy(copy.folder) == copy and [*cache.copies()] == [copy]
-    (copy.folder / cache.RECORD).write_text('{"repository": "x"}')
+    assert read_snapshot(copy.folder) == copy and [*cache.local_snapshots()] == [copy]
+    (copy.folder / cache.RECORD_FILE).write_text('{"repository": "x"}')
     with pytest.raises(CheckpointError, match=r"damaged record \(KeyError\('files'\)\); delete .* and pull it again"):
-        read_copy(copy.folder)
+        read_snapshot(copy.folder)
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,9 @@ def test_a_record_is_read_as_it_was_written() -> None:
 )
 def test_a_record_cannot_lead_out_of_its_folder(tmp_path: Path, entry: dict) -> None:
     about = {"repository": "o/m", "revision": COMMIT, "endpoint": "https://x", "files": entry}
-    (tmp_path / cache.RECORD).write_text(json.dumps(about))
+    (tmp_path / cache.RECORD_FILE).write_text(json.dumps(about))
     with pytest.raises(CheckpointError, match="damaged record"):
-        read_copy(tmp_path)
+        read_snapshot(tmp_path)
 
 
 def test_names_resolve_to_paths_and_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,11 +226,11 @@ def test_names_resolve_to_paths_and_nothing_is_fetched(tmp_path: Path, monkeypat
 
 
 def test_the_revision_that_was_pulled_last_under_a_name_is_taken(home: Path) -> None:
-    source = read_book(home).find("owner/model")
+    source = read_alias_table(home).lookup("owner/model")
     old, new = put("owner/model", "a" * 40), put("owner/model", "b" * 40)
     cache.save_ref("owner/model", "main", old.revision)
-    assert find_copy(source) == old and find_copy(source, new.revision) == new
-    assert find_copy(source, "v2") is None and cache.commit_of("owner/model", "main") == old.revision
+    assert find_snapshot(source) == old and find_snapshot(source, new.revision) == new
+    assert find_snapshot(source, "v2") is None and cache.resolve_commit("owner/model", "main") == old.revision
 
 
 def test_the_repair_command_names_folder_and_mirror(tmp_path: Path) -> None:
@@ -238,34 +238,34 @@ def test_the_repair_command_names_folder_and_mirror(tmp_path: Path) -> None:
     assert repair_command(put("owner/model")) == start
     aside = put("owner/model", folder=tmp_path / "a b")
     assert repair_command(aside) == f'{start} --to "{tmp_path / "a b"}"'
-    other = Copy(cache.model_folder("owner/model") / COMMIT, "owner/model", COMMIT, "https://mirror.example")
+    other = LocalSnapshot(cache.repo_folder("owner/model") / COMMIT, "owner/model", COMMIT, "https://mirror.example")
     assert repair_command(other) == f"{start} --mirror https://mirror.example"
 
 
 def test_the_variant_of_a_folder_that_has_one() -> None:
     half = put("o/a", files={"unet/model.fp16.safetensors": b"", "vae/model.fp16-00001-of-00002.safetensors": b""})
-    assert only_variant(half.folder) == "fp16"
-    assert only_variant(put("o/b").folder) is None and only_variant(Path("nowhere")) is None
+    assert snapshot_variant(half.folder) == "fp16"
+    assert snapshot_variant(put("o/b").folder) is None and snapshot_variant(Path("nowhere")) is None
     both = put("o/c", files={"unet/model.fp16.safetensors": b"", "vae/model.safetensors": b""})
-    assert only_variant(both.folder) is None
+    assert snapshot_variant(both.folder) is None
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ENLARGER_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("sys.platform", "linux")
-    assert cache.home() == tmp_path / "enlarger"
+    assert cache.cache_dir() == tmp_path / "enlarger"
     monkeypatch.setattr("sys.platform", "darwin")
-    assert cache.home() == Path.home() / "Library/Caches/enlarger"
+    assert cache.cache_dir() == Path.home() / "Library/Caches/enlarger"
     monkeypatch.setenv("ENLARGER_HOME", "~/models")
-    assert cache.home() == Path.home() / "models"
+    assert cache.cache_dir() == Path.home() / "models"
 
 
 def test_patience_doubles_and_heeds_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(fetch.time, "sleep", slept.append)
     for failures in (1, 2, 3, 4):
-        Patience(5, 0.5).pause(failures, None)
-    Patience(5, 0.5).pause(1, 7.0)
-    Patience(5, 0.5).pause(1, 9e9)
+        RetryPolicy(5, 0.5).sleep(failures, None)
+    RetryPolicy(5, 0.5).sleep(1, 7.0)
+    RetryPolicy(5, 0.5).sleep(1, 9e9)
     assert slept == [0, 0.5, 1, 2, 7, 60]

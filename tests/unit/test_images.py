@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageCms
 
 from enlarger.errors import InputError, NonFinite
-from enlarger.images import Picture, check_output, read_picture, resize, resize_matrix, save_image, to_pil
-from enlarger.saving import FORMATS
+from enlarger.image.encode import FORMAT_MODES
+from enlarger.image.picture import Picture, check_output, read_picture, resize, resize_matrix, save_image, to_pil
 from tests.support.close import assert_close, max_difference
 from tests.support.pictures import gamma_profile, texture
 
@@ -81,7 +81,7 @@ def test_every_source_gives_the_same_picture_and_comes_back_exactly(channels: in
     Image.fromarray(values).save(path)
     for source in (path, str(path), Image.fromarray(values), values, values / 255):
         picture = read_picture(source)
-        assert (picture.width, picture.height, picture.grey) == (13, 7, channels < 3)
+        assert (picture.width, picture.height, picture.is_grey) == (13, 7, channels < 3)
         assert picture.colour.shape == (3, 7, 13) and picture.colour.dtype == torch.float32
         assert (picture.alpha is not None) == (channels in (2, 4))
         assert picture.colour.min() >= -1 and picture.colour.max() <= 1
@@ -92,8 +92,8 @@ def test_every_source_gives_the_same_picture_and_comes_back_exactly(channels: in
 def test_tensors_are_taken_in_minus_one_to_one_and_kept() -> None:
     tensor = torch.linspace(-1, 1, 60).reshape(3, 4, 5)
     picture = read_picture(tensor)
-    assert torch.equal(picture.colour, tensor) and not picture.grey
-    assert read_picture(tensor[:1]).grey
+    assert torch.equal(picture.colour, tensor) and not picture.is_grey
+    assert read_picture(tensor[:1]).is_grey
     picture.colour.zero_()
     assert tensor.abs().max() == 1
 
@@ -120,7 +120,7 @@ def test_sixteen_bit_grey_keeps_every_level(suffix: str, tmp_path: Path) -> None
     Image.fromarray(levels).save(path)
     for source in (path, levels, Image.fromarray(levels), Image.fromarray(levels.astype(np.int32))):
         picture = read_picture(source)
-        assert (picture.grey, picture.depth) == (True, 16)
+        assert (picture.is_grey, picture.bit_depth) == (True, 16)
         assert np.array_equal(np.asarray(to_pil(picture)), levels)
     save_image(to_pil(read_picture(path)), copy)
     assert np.array_equal(opened(copy)[0], levels)
@@ -194,7 +194,9 @@ def test_a_profile_that_differs_is_converted_and_one_that_agrees_is_kept(tmp_pat
     image.save(path, icc_profile=same)
     picture = read_picture(path)
     assert (
-        picture.icc == same and picture.notes == () and np.array_equal(np.asarray(to_pil(picture)), np.asarray(image))
+        picture.icc_profile == same
+        and picture.notes == ()
+        and np.array_equal(np.asarray(to_pil(picture)), np.asarray(image))
     )
     for suffix in ("png", "jpg", "webp", "tif"):
         saved = save_image(to_pil(picture), tmp_path / f"out.{suffix}")
@@ -204,7 +206,7 @@ def test_a_profile_that_differs_is_converted_and_one_that_agrees_is_kept(tmp_pat
 def test_grey_with_a_colour_profile_stays_grey(tmp_path: Path) -> None:
     Image.fromarray(texture(9, 9, 1)).save(tmp_path / "a.jpg", icc_profile=gamma_profile(), quality=100)
     picture = read_picture(tmp_path / "a.jpg")
-    assert picture.grey and picture.icc is None and to_pil(picture).mode == "L"
+    assert picture.is_grey and picture.icc_profile is None and to_pil(picture).mode == "L"
     assert picture.notes[0].startswith("converted to sRGB")
 
 
@@ -222,7 +224,7 @@ def test_every_pil_mode_is_read(mode: str) -> None:
     via = {"La": "LA", "PA": "P", "LA": "LA", "RGBa": "RGBA", "RGBA": "RGBA"}.get(mode, "RGB")
     image = base.convert(via).convert(mode)
     picture = read_picture(image)
-    assert picture.grey == (mode in ("1", "L", "LA", "La"))
+    assert picture.is_grey == (mode in ("1", "L", "LA", "La"))
     assert (picture.alpha is not None) == (mode in ("LA", "La", "PA", "RGBA", "RGBa"))
     expected = image.convert({"1": "L", "La": "LA"}.get(mode, "L" if mode == "L" else "LA" if mode == "LA" else "RGBA"))
     found = to_pil(picture).convert(expected.mode)
@@ -288,7 +290,7 @@ def test_a_format_holds_a_mode_or_refuses_it(mode: str, suffix: str, tmp_path: P
     deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     image = Image.fromarray(deep if mode == "I;16" else texture(8, 8, {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode]))
     kind = check_output(path)
-    if mode not in FORMATS[kind]:
+    if mode not in FORMAT_MODES[kind]:
         with pytest.raises(InputError, match=rf"{kind} cannot hold .*; save as \.png, or convert the picture first"):
             save_image(image, path)
         assert list(tmp_path.iterdir()) == []

@@ -9,16 +9,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from enlarger.checkpoint.adapters.textual_inversion import (
+    TextualInversion,
+    add_textual_inversion,
+    read_textual_inversion,
+)
 from enlarger.errors import CheckpointError, InputError
 from enlarger.nn.clip_text import ClipText, ClipTextConfig
-from enlarger.text.encode import encode
-from enlarger.text.inversion import Inversion, add_inversion, read_inversion
+from enlarger.text.encode import encode_prompts
 from enlarger.text.tokenize import Tokenizer
 from tests.support.clip_files import small_tokenizer_folder
 from tests.support.close import assert_close
 from tests.support.random_weights import normal, randomise
 
-TEXT = ClipTextConfig(32, 2, 4, 64, "quick_gelu", vocabulary=56)  # as many as the small tokenizer has
+TEXT = ClipTextConfig(32, 2, 4, 64, "quick_gelu", vocab_size=56)  # as many as the small tokenizer has
 VECTORS = normal(3, 32, seed=5)
 
 
@@ -32,8 +36,8 @@ def encoder() -> ClipText:
     return randomise(ClipText(TEXT))
 
 
-def inversion(vectors: Tensor = VECTORS, token: str = "<toy>") -> Inversion:
-    return read_inversion({token: vectors})
+def inversion(vectors: Tensor = VECTORS, token: str = "<toy>") -> TextualInversion:
+    return read_textual_inversion({token: vectors})
 
 
 def inner(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -49,15 +53,15 @@ def saved(path: Path, data: Any) -> Path:
 @pytest.mark.parametrize("shape", [(32,), (1, 32), (3, 32)])
 def test_files_of_diffusers(tmp_path: Path, shape: tuple[int, ...]) -> None:
     vectors = VECTORS[: shape[0]] if len(shape) == 2 else VECTORS[0]
-    found = read_inversion(saved(tmp_path / "learned_embeds.safetensors", {"<toy>": vectors}))
+    found = read_textual_inversion(saved(tmp_path / "learned_embeds.safetensors", {"<toy>": vectors}))
     assert found.token == "<toy>" and list(found.vectors) == ["32"]
     assert found.vectors["32"].equal(vectors.reshape(-1, 32))
-    assert read_inversion(tmp_path).token == "<toy>"
-    assert read_inversion(tmp_path, "<mine>").token == "<mine>"
+    assert read_textual_inversion(tmp_path).token == "<toy>"
+    assert read_textual_inversion(tmp_path, "<mine>").token == "<mine>"
 
 
 def test_files_of_automatic1111(tmp_path: Path) -> None:
-    assert read_inversion(saved(tmp_path / "style.safetensors", {"emb_params": VECTORS})).token == "style"
+    assert read_textual_inversion(saved(tmp_path / "style.safetensors", {"emb_params": VECTORS})).token == "style"
     data = {
         "string_to_token": {"*": 265},
         "string_to_param": {"*": torch.nn.Parameter(VECTORS)},
@@ -66,32 +70,32 @@ def test_files_of_automatic1111(tmp_path: Path) -> None:
     }
     path = saved(tmp_path / "old.pt", data)
     with pytest.raises(CheckpointError, match=r"old.pt: a pickle.*expected .safetensors.*give allow_pickle=True"):
-        read_inversion(path)
-    found = read_inversion(path, allow_pickle=True)
+        read_textual_inversion(path)
+    found = read_textual_inversion(path, allow_pickle=True)
     assert found.token == "x" and found.vectors["32"].equal(VECTORS) and not found.vectors["32"].requires_grad
     with pytest.raises(CheckpointError, match=r"old.pt: string_to_param holds no '\*'"):
-        read_inversion(saved(path, data | {"string_to_param": {}}), allow_pickle=True)
-    assert read_inversion(saved(tmp_path / "bare.bin", VECTORS), allow_pickle=True).token == "bare"
+        read_textual_inversion(saved(path, data | {"string_to_param": {}}), allow_pickle=True)
+    assert read_textual_inversion(saved(tmp_path / "bare.bin", VECTORS), allow_pickle=True).token == "bare"
 
 
 @pytest.mark.parametrize("names", [("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")])
 def test_files_for_two_encoders(tmp_path: Path, names: tuple[str, str]) -> None:
     data = {names[0]: normal(2, 32), names[1]: normal(2, 48)}
-    found = read_inversion(saved(tmp_path / "two.safetensors", data), "<two>")
+    found = read_textual_inversion(saved(tmp_path / "two.safetensors", data), "<two>")
     assert list(found.vectors) == ["clip_l", "clip_g"]
     assert found.vectors["clip_l"].equal(data[names[0]]) and found.vectors["clip_g"].equal(data[names[1]])
 
 
 def test_a_file_of_several_tokens_needs_a_choice(tmp_path: Path) -> None:
     path = saved(tmp_path / "many.safetensors", {"<a>": VECTORS[0], "<b>": VECTORS[1]})
-    assert read_inversion(path, "<b>").vectors["32"].equal(VECTORS[1:2])
+    assert read_textual_inversion(path, "<b>").vectors["32"].equal(VECTORS[1:2])
     with pytest.raises(CheckpointError, match=r"2 tensors \(<a>, <b>\), expected the vectors of one token; pick one"):
-        read_inversion(path, "<c>")
+        read_textual_inversion(path, "<c>")
 
 
 def test_the_vectors_are_a_copy() -> None:
     data = {"<toy>": VECTORS.clone()}
-    found = read_inversion(data)
+    found = read_textual_inversion(data)
     data["<toy>"].zero_()
     assert found.vectors["32"].equal(VECTORS)
 
@@ -104,7 +108,7 @@ class Evil:
 def test_pickles_run_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = saved(tmp_path / "evil.pt", {"<toy>": VECTORS, "more": Evil()})
     with pytest.raises(CheckpointError, match=r"evil.pt: cannot be read as a textual inversion"):
-        read_inversion(path, allow_pickle=True)
+        read_textual_inversion(path, allow_pickle=True)
     assert "must not run" not in capsys.readouterr().out
 
 
@@ -126,42 +130,42 @@ def test_pickles_run_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 )
 def test_what_is_no_inversion(data: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        read_inversion(data, "<a>" if "<a>" not in data else None)
+        read_textual_inversion(data, "<a>" if "<a>" not in data else None)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none.safetensors: no such file"):
-        read_inversion(tmp_path / "none.safetensors")
+        read_textual_inversion(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match=r"no learned_embeds.safetensors; found nothing"):
-        read_inversion(tmp_path)
+        read_textual_inversion(tmp_path)
     saved(tmp_path / "learned_embeds.bin", {"<toy>": VECTORS})
     with pytest.raises(CheckpointError, match=r"no learned_embeds.safetensors; found learned_embeds.bin"):
-        read_inversion(tmp_path)
-    assert read_inversion(tmp_path, allow_pickle=True).token == "<toy>"
+        read_textual_inversion(tmp_path)
+    assert read_textual_inversion(tmp_path, allow_pickle=True).token == "<toy>"
     (tmp_path / "bad.safetensors").write_bytes(b"12345678{")
     with pytest.raises(CheckpointError, match=r"bad.safetensors: cannot be read as a textual inversion"):
-        read_inversion(tmp_path / "bad.safetensors")
+        read_textual_inversion(tmp_path / "bad.safetensors")
     with pytest.raises(InputError, match="the token is empty or missing; give one with token="):
-        read_inversion(VECTORS)
+        read_textual_inversion(VECTORS)
     with pytest.raises(InputError, match="the token is empty or missing"):
-        read_inversion({"<toy>": VECTORS}, "")
+        read_textual_inversion({"<toy>": VECTORS}, "")
 
 
 def test_a_token_stands_for_all_its_vectors(tokenizer: Tokenizer, encoder: ClipText) -> None:
-    grown, made = add_inversion(tokenizer, encoder, inversion())
+    grown, made = add_textual_inversion(tokenizer, encoder, inversion())
     assert inner(grown, "a <toy> b") == [*inner(tokenizer, "a"), 56, 57, 58, *inner(tokenizer, "b")]
     assert inner(grown, "a<TOY>b") == inner(grown, "a <toy> b") and inner(grown, "<toy>_1 <toy>_2") == [57, 58]
     table = made.embeddings.token_embedding.weight
-    assert table.shape == (59, 32) and table[56:].equal(VECTORS) and made.config.vocabulary == 59
-    one, single = add_inversion(tokenizer, encoder, inversion(VECTORS[0]))
+    assert table.shape == (59, 32) and table[56:].equal(VECTORS) and made.config.vocab_size == 59
+    one, single = add_textual_inversion(tokenizer, encoder, inversion(VECTORS[0]))
     assert inner(one, "<toy>") == [56] and single.embeddings.token_embedding.weight.shape == (57, 32)
 
 
 def test_what_is_given_stays(tokenizer: Tokenizer, encoder: ClipText) -> None:
     texts, before = ["a <toy>", "the cat"], {name: value.clone() for name, value in encoder.state_dict().items()}
-    ids, features = tokenizer(texts).ids, encode(tokenizer, encoder, texts)
-    grown, made = add_inversion(tokenizer, encoder, inversion())
-    again = encode(tokenizer, encoder, texts)
+    ids, features = tokenizer(texts).ids, encode_prompts(tokenizer, encoder, texts)
+    grown, made = add_textual_inversion(tokenizer, encoder, inversion())
+    again = encode_prompts(tokenizer, encoder, texts)
     assert tokenizer(texts).ids.equal(ids) and again.tokens.equal(features.tokens)
     assert all(value.equal(before[name]) for name, value in encoder.state_dict().items()) and len(before) > 30
     assert encoder.config == TEXT and encoder.embeddings is not made.embeddings
@@ -169,72 +173,79 @@ def test_what_is_given_stays(tokenizer: Tokenizer, encoder: ClipText) -> None:
     moved = [name for name, value in made.state_dict().items() if value.data_ptr() != shared[name]]
     assert moved == ["embeddings.token_embedding.weight"] and not made.training
     assert not any(parameter.requires_grad for parameter in made.parameters())
-    assert encode(grown, made, ["the cat"]).tokens.equal(encode(tokenizer, encoder, ["the cat"]).tokens)
+    assert encode_prompts(grown, made, ["the cat"]).tokens.equal(encode_prompts(tokenizer, encoder, ["the cat"]).tokens)
 
 
 def test_inversions_add_up(tokenizer: Tokenizer, encoder: ClipText) -> None:
-    grown, made = add_inversion(*add_inversion(tokenizer, encoder, inversion()), inversion(VECTORS[:2] + 1, "mystyle"))
+    grown, made = add_textual_inversion(
+        *add_textual_inversion(tokenizer, encoder, inversion()), inversion(VECTORS[:2] + 1, "mystyle")
+    )
     assert inner(grown, "<toy>, mystyle")[:3] == [56, 57, 58] and inner(grown, "mystyle") == [59, 60]
     assert made.embeddings.token_embedding.weight[56:].equal(torch.cat([VECTORS, VECTORS[:2] + 1]))
 
 
 def test_spare_embeddings_are_used_first(tokenizer: Tokenizer) -> None:
-    encoder = randomise(ClipText(ClipTextConfig(32, 1, 4, 64, "gelu", vocabulary=64)))
-    _, made = add_inversion(tokenizer, encoder, inversion())
+    encoder = randomise(ClipText(ClipTextConfig(32, 1, 4, 64, "gelu", vocab_size=64)))
+    _, made = add_textual_inversion(tokenizer, encoder, inversion())
     table, old = made.embeddings.token_embedding.weight, encoder.embeddings.token_embedding.weight
     assert len(table) == 64 and table[56:59].equal(VECTORS) and table[59:].equal(old[59:])
 
 
 def test_precision_is_the_encoders(tokenizer: Tokenizer) -> None:
     encoder = randomise(ClipText(TEXT)).half()
-    assert add_inversion(tokenizer, encoder, inversion())[1].embeddings.token_embedding.weight.dtype == torch.float16
+    assert (
+        add_textual_inversion(tokenizer, encoder, inversion())[1].embeddings.token_embedding.weight.dtype
+        == torch.float16
+    )
 
 
 def test_weights_and_pieces_hold_for_every_vector(tokenizer: Tokenizer, encoder: ClipText) -> None:
-    grown, made = add_inversion(tokenizer, encoder, inversion())
+    grown, made = add_textual_inversion(tokenizer, encoder, inversion())
     row = grown(["a (<toy>:1.5) b"], weighted=True)
     assert row.weights[0, :6].tolist() == [1, 1, 1.5, 1.5, 1.5, 1]
-    assert grown(["a " * 74 + "<toy> b"]).cut == ("<toy> b",)
-    rows = grown.chunks("a " * 74 + "<toy>")
+    assert grown(["a " * 74 + "<toy> b"]).removed_text == ("<toy> b",)
+    rows = grown.tokenize_in_chunks("a " * 74 + "<toy>")
     assert rows.ids[0, 75] == 56 and rows.ids[1, 1:3].tolist() == [57, 58]
-    assert encode(grown, made, ["a " * 74 + "<toy>"], long=True).tokens.shape == (1, 154, 32)
+    assert encode_prompts(grown, made, ["a " * 74 + "<toy>"], long_prompt=True).tokens.shape == (1, 154, 32)
 
 
 def test_pooled_is_taken_at_the_end_token(tokenizer: Tokenizer, encoder: ClipText) -> None:
-    grown, made = add_inversion(tokenizer, encoder, inversion(VECTORS[0]))
-    found = encode(grown, made, ["a <toy> b"])
+    grown, made = add_textual_inversion(tokenizer, encoder, inversion(VECTORS[0]))
+    found = encode_prompts(grown, made, ["a <toy> b"])
     assert_close(found.pooled[0], found.tokens[0, 4], 0)
 
 
 @pytest.mark.parametrize("again", [False, True])
 def test_written_files_keep_the_tokens(tokenizer: Tokenizer, encoder: ClipText, tmp_path: Path, again: bool) -> None:
-    grown, _ = add_inversion(tokenizer, encoder, inversion())
+    grown, _ = add_textual_inversion(tokenizer, encoder, inversion())
     for _ in range(1 + again):
-        for name, text in grown.files().items():
+        for name, text in grown.to_files().items():
             (tmp_path / name).write_text(text, "utf-8")
         read = Tokenizer.from_folder(tmp_path)
         texts = ["a <toy> b", "<TOY>", "<toy>_1 the"]
-        assert read(texts).ids.equal(grown(texts).ids) and read.groups == {56: (56, 57, 58)}
+        assert read(texts).ids.equal(grown(texts).ids) and read.multi_vector_tokens == {56: (56, 57, 58)}
         grown = read
     listed = json.loads((tmp_path / "tokenizer_config.json").read_text())["added_tokens_decoder"]
     assert listed["57"]["content"] == "<toy>_1" and listed["57"]["special"] is False
 
 
 def test_the_right_vectors_for_each_encoder(tokenizer: Tokenizer, encoder: ClipText) -> None:
-    found = read_inversion({"clip_l": VECTORS, "clip_g": normal(3, 48)}, "<toy>")
-    wide = randomise(ClipText(ClipTextConfig(48, 1, 4, 64, "gelu", vocabulary=56, projection=8)))
-    assert add_inversion(tokenizer, encoder, found)[1].embeddings.token_embedding.weight[56:].equal(VECTORS)
-    assert add_inversion(tokenizer, wide, found)[1].embeddings.token_embedding.weight[56:].equal(normal(3, 48))
-    alike = read_inversion({"clip_l": VECTORS, "clip_g": VECTORS + 1}, "<toy>")
-    made = add_inversion(tokenizer, encoder, alike, part="clip_g")[1]
+    found = read_textual_inversion({"clip_l": VECTORS, "clip_g": normal(3, 48)}, "<toy>")
+    wide = randomise(ClipText(ClipTextConfig(48, 1, 4, 64, "gelu", vocab_size=56, projection_dim=8)))
+    assert add_textual_inversion(tokenizer, encoder, found)[1].embeddings.token_embedding.weight[56:].equal(VECTORS)
+    assert add_textual_inversion(tokenizer, wide, found)[1].embeddings.token_embedding.weight[56:].equal(normal(3, 48))
+    alike = read_textual_inversion({"clip_l": VECTORS, "clip_g": VECTORS + 1}, "<toy>")
+    made = add_textual_inversion(tokenizer, encoder, alike, encoder_key="clip_g")[1]
     assert made.embeddings.token_embedding.weight[56:].equal(VECTORS + 1)
     with pytest.raises(InputError, match="clip_l and clip_g of '<toy>' are both 32 wide; say which with part="):
-        add_inversion(tokenizer, encoder, alike)
+        add_textual_inversion(tokenizer, encoder, alike)
     with pytest.raises(InputError, match="part is 'clip_h', expected clip_l or clip_g"):
-        add_inversion(tokenizer, encoder, alike, part="clip_h")
+        add_textual_inversion(tokenizer, encoder, alike, encoder_key="clip_h")
     with pytest.raises(InputError, match="'<toy>' has vectors for clip_l, none for clip_g"):
-        add_inversion(tokenizer, encoder, read_inversion({"clip_l": VECTORS}, "<toy>"), part="clip_g")
-    assert add_inversion(tokenizer, encoder, inversion(), part="clip_l")[0].groups
+        add_textual_inversion(
+            tokenizer, encoder, read_textual_inversion({"clip_l": VECTORS}, "<toy>"), encoder_key="clip_g"
+        )
+    assert add_textual_inversion(tokenizer, encoder, inversion(), encoder_key="clip_l")[0].multi_vector_tokens
 
 
 def test_another_width_is_refused(tokenizer: Tokenizer, encoder: ClipText) -> None:
@@ -242,26 +253,26 @@ def test_another_width_is_refused(tokenizer: Tokenizer, encoder: ClipText) -> No
         InputError,
         match=r"vectors of '<toy>' are 1024 wide \(SD2\), the text encoder is 32 wide; use an inversion that",
     ):
-        add_inversion(tokenizer, encoder, inversion(normal(1, 1024)))
+        add_textual_inversion(tokenizer, encoder, inversion(normal(1, 1024)))
 
 
 @pytest.mark.parametrize("token", ["the</w>", "a", "A", "<toy>_1", "<TOY>", "<toy>_2", "<|endoftext|>"])
 def test_tokens_that_exist_are_refused(tokenizer: Tokenizer, encoder: ClipText, token: str) -> None:
-    grown, made = add_inversion(tokenizer, encoder, inversion())
+    grown, made = add_textual_inversion(tokenizer, encoder, inversion())
     with pytest.raises(InputError, match=r"the tokenizer already knows .*; choose another name with token="):
-        add_inversion(grown, made, inversion(VECTORS[:1], token))
+        add_textual_inversion(grown, made, inversion(VECTORS[:1], token))
 
 
 @pytest.mark.parametrize(("first", "second"), [("<toy>", "<toy>_1"), ("<toy>_1", "<toy>")])
 def test_tokens_that_would_join_are_refused(tokenizer: Tokenizer, encoder: ClipText, first: str, second: str) -> None:
-    grown, made = add_inversion(tokenizer, encoder, inversion(VECTORS[:1], first))
+    grown, made = add_textual_inversion(tokenizer, encoder, inversion(VECTORS[:1], first))
     with pytest.raises(InputError, match=f"'{second}' and a token that is there read as parts of one; choose another"):
-        add_inversion(grown, made, inversion(VECTORS[:1], second))
+        add_textual_inversion(grown, made, inversion(VECTORS[:1], second))
 
 
 def test_a_tokenizer_of_another_model_is_refused(tokenizer: Tokenizer) -> None:
-    encoder = randomise(ClipText(ClipTextConfig(32, 1, 4, 64, "gelu", vocabulary=50)))
+    encoder = randomise(ClipText(ClipTextConfig(32, 1, 4, 64, "gelu", vocab_size=50)))
     with pytest.raises(
         InputError, match="the tokenizer has 56 tokens and the text encoder 50 embeddings, expected both"
     ):
-        add_inversion(tokenizer, encoder, inversion())
+        add_textual_inversion(tokenizer, encoder, inversion())

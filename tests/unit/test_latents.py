@@ -5,7 +5,14 @@ import torch
 
 from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
-from enlarger.tasks.latents import SCALES, Latents, Space, check_space, joined, space_of
+from enlarger.tasks.latents import (
+    SPACE_BY_SCALING_FACTOR,
+    Latents,
+    LatentSpace,
+    check_space,
+    join_latents,
+    latent_space_of,
+)
 from tests.support.close import assert_close
 from tests.support.random_weights import normal
 
@@ -17,10 +24,10 @@ def config(scale: float) -> AutoencoderConfig:
 
 
 def test_spaces_are_told_by_the_scale() -> None:
-    for scale, space in SCALES.items():
-        assert space_of(config(scale)) == space and Latents(VALUES, space).scale == scale
+    for scale, space in SPACE_BY_SCALING_FACTOR.items():
+        assert latent_space_of(config(scale)) == space and Latents(VALUES, space).scale == scale
     with pytest.raises(InputError, match=r"scale is 0.5, expected 0.18215 \(sd\), 0.13025 \(sdxl\), 0.08333 \(x4\)"):
-        space_of(config(0.5))
+        latent_space_of(config(0.5))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +50,7 @@ def test_spaces_are_told_by_the_scale() -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_wrong_mix_names_the_right_checkpoint(found: Space, scale: float, message: str) -> None:
+def test_a_wrong_mix_names_the_right_checkpoint(found: LatentSpace, scale: float, message: str) -> None:
     with pytest.raises(InputError) as raised:
         check_space(found, config(scale), "x2")
     assert str(raised.value) == message
@@ -56,7 +63,7 @@ def test_noise_and_channels() -> None:
     autoencoder = AutoencoderKL(config(0.18215))
     assert Latents(VALUES, "sd").values_for(autoencoder, "x2") is VALUES
     noisy = Latents(VALUES, "sd", 2.5)
-    assert noisy.values_for(autoencoder, "x2", noisy=True) is VALUES
+    assert noisy.values_for(autoencoder, "x2", allow_noise=True) is VALUES
     with pytest.raises(InputError, match=r"found latents with noise of level 2.5 for x2, expected finished ones; run "):
         noisy.values_for(autoencoder, "x2")
     with pytest.raises(InputError, match="found latents with 3 channels for x2, expected 4"):
@@ -80,7 +87,7 @@ def test_splitting_and_joining() -> None:
     assert len(latents) == 3 and repr(latents) == "Latents((3, 4, 2, 5), 'sdxl', sigma=0.5)"
     parts = [latents[i] for i in range(3)]
     assert [tuple(part.values.shape) for part in parts] == [(1, 4, 2, 5)] * 3
-    whole = joined(parts)
+    whole = join_latents(parts)
     assert whole is not None and (whole.space, whole.sigma) == ("sdxl", 0.5)
     assert_close(whole.values, VALUES, 0)
     assert torch.equal(latents[1:].values, VALUES[1:])
@@ -91,5 +98,5 @@ def test_splitting_and_joining() -> None:
         None,
     ]
     for other in others:
-        assert joined([parts[0], other]) is None
-    assert joined([]) is None
+        assert join_latents([parts[0], other]) is None
+    assert join_latents([]) is None

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from enlarger.checkpoint.configs import unet_config
-from enlarger.checkpoint.lora import Lora, apply_lora, apply_loras, make_lora, read_lora
-from enlarger.checkpoint.lora_names import spellings
+from enlarger.checkpoint.adapters.lora import Lora, apply_lora, apply_loras, parse_lora, read_lora
+from enlarger.checkpoint.adapters.lora_key_mapping import layer_aliases
+from enlarger.checkpoint.config.network_configs import unet_config
 from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
@@ -46,7 +46,7 @@ def kohya(layer: str, down: Tensor, up: Tensor, **more: Tensor) -> dict[str, Ten
 def changed(networks: dict[str, nn.Module], tensors: dict[str, Tensor], layer: str, scale: float = 1.0) -> Tensor:
     """How much a LoRA changes a layer of the UNet."""
     unet = networks["unet"]
-    made = apply_lora(unet, make_lora(tensors, networks).parts["unet"], scale)
+    made = apply_lora(unet, parse_lora(tensors, networks).components["unet"], scale)
     return made.get_parameter(f"{layer}.weight") - unet.get_parameter(f"{layer}.weight")
 
 
@@ -86,8 +86,8 @@ def test_linear_layers_and_small_convolutions_are_the_same(networks: Any, layer:
 def test_the_module_stays_and_shares_the_rest(networks: Any) -> None:
     unet = networks["unet"]
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    lora = make_lora(kohya(ATTENTION, normal(2, 32), normal(32, 2)), networks)
-    made = apply_lora(unet, lora.parts["unet"])
+    lora = parse_lora(kohya(ATTENTION, normal(2, 32), normal(32, 2)), networks)
+    made = apply_lora(unet, lora.components["unet"])
     assert isinstance(made, UNet) and made.config == unet.config and not made.training
     mine, theirs = dict(made.named_parameters()), dict(unet.named_parameters())
     assert [name for name in theirs if mine[name] is not theirs[name]] == [f"{ATTENTION}.weight"]
@@ -99,7 +99,9 @@ def test_half_precision_is_rounded_once() -> None:
     unet = randomise(UNet(UNET)).half()
     networks = {"unet": unet}
     updates = [
-        make_lora(kohya(ATTENTION, normal(2, 32, seed=k).half(), normal(32, 2, seed=9).half()), networks).parts["unet"]
+        parse_lora(kohya(ATTENTION, normal(2, 32, seed=k).half(), normal(32, 2, seed=9).half()), networks).components[
+            "unet"
+        ]
         for k in range(3)
     ]
     weight = unet.get_parameter(f"{ATTENTION}.weight")
@@ -122,7 +124,7 @@ def test_settings_of_peft(networks: Any, tmp_path: Path) -> None:
         "text_encoder.lora_alpha": 8, "text_encoder.use_rslora": True,
     }  # fmt: skip
     save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(settings)})
-    parts = read_lora(tmp_path / "a.safetensors", networks).parts
+    parts = read_lora(tmp_path / "a.safetensors", networks).components
     assert parts["unet"][f"{ATTENTION}.weight"].scale == 0.5
     assert parts["text_encoder"][f"{TEXT_LAYER}.weight"].scale == 4.0
     for said, message in (("{", "is not valid JSON"), ("[]", "is a JSON list, expected an object")):
@@ -130,22 +132,22 @@ def test_settings_of_peft(networks: Any, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=message):
             read_lora(tmp_path / "b.safetensors", networks)
     with pytest.raises(CheckpointError, match="its lora_adapter_metadata cannot be understood"):
-        make_lora(tensors, networks, {"unet.lora_alpha": "much"})
+        parse_lora(tensors, networks, {"unet.lora_alpha": "much"})
 
 
 def test_a_layer_in_two_spellings(networks: Any) -> None:
     down, up = normal(2, 32), normal(32, 2)
     plain = {f"unet.{ATTENTION}.lora.down.weight": down, f"unet.{ATTENTION}.lora.up.weight": up}
-    assert len(make_lora(kohya(ATTENTION, down, up) | plain, networks).parts["unet"]) == 1
+    assert len(parse_lora(kohya(ATTENTION, down, up) | plain, networks).components["unet"]) == 1
     with pytest.raises(CheckpointError, match=rf"and unet.{ATTENTION} change one layer differently; expected one"):
-        make_lora(kohya(ATTENTION, 2 * down, up) | plain, networks)
+        parse_lora(kohya(ATTENTION, 2 * down, up) | plain, networks)
 
 
 def test_names_without_a_part_are_the_unets(networks: Any) -> None:
     down, up = normal(2, 32), normal(32, 2)
     old = ATTENTION.replace("attn2", "attn2.processor")
-    lora = make_lora({f"{old}_lora.down.weight": down, f"{old}_lora.up.weight": up}, networks)
-    assert list(lora.parts["unet"]) == [f"{ATTENTION}.weight"]
+    lora = parse_lora({f"{old}_lora.down.weight": down, f"{old}_lora.up.weight": up}, networks)
+    assert list(lora.components["unet"]) == [f"{ATTENTION}.weight"]
 
 
 KINDS = {
@@ -159,21 +161,21 @@ KINDS = {
 def test_other_kinds(networks: Any, ending: str) -> None:
     tensors = kohya(ATTENTION, normal(2, 32), normal(32, 2), **{ending: torch.ones(1)})
     with pytest.raises(Unsupported, match=f"this is {re.escape(KINDS[ending])}.*expected a LoRA: .* Merge it into"):
-        make_lora(tensors, networks)
+        parse_lora(tensors, networks)
 
 
 def test_names_that_fit_nothing(networks: Any) -> None:
     tensors = {f"lora_te2_text_model_{k}.lora_down.weight": normal(2, 8) for k in range(12)}
     with pytest.raises(CheckpointError, match=r"12 names fit no layer of the model: (lora_te2_\w+, ){9}\w+ and 2 more"):
-        make_lora(tensors, networks)
+        parse_lora(tensors, networks)
     with pytest.raises(CheckpointError, match="it is empty"):
-        make_lora({}, networks)
+        parse_lora({}, networks)
     with pytest.raises(CheckpointError, match=r"1 names fit no layer of the model: model.diffusion_model.x.weight"):
-        make_lora({"model.diffusion_model.x.weight": normal(2, 2)}, networks)
+        parse_lora({"model.diffusion_model.x.weight": normal(2, 2)}, networks)
     with pytest.raises(CheckpointError, match="made for a transformer"):
-        make_lora({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": normal(2, 2)}, networks)
+        parse_lora({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": normal(2, 2)}, networks)
     with pytest.raises(InputError, match="found a network called 'vae', expected one of unet, text_encoder"):
-        make_lora({}, {"vae": networks["unet"]})
+        parse_lora({}, {"vae": networks["unet"]})
 
 
 FAMILIES = {
@@ -193,27 +195,27 @@ def test_another_family(made_for: str, model: str) -> None:
         tensors |= kohya(name, torch.empty(4, layer.in_features), torch.empty(layer.out_features, 4))
     said = rf"The LoRA looks made for {FAMILIES[made_for]}, the model has {FAMILIES[model]}, 4 input channels; use a"
     with pytest.raises(CheckpointError, match=said):
-        make_lora(tensors, {"unet": other})
-    assert len(make_lora(tensors, {"unet": one}).parts["unet"]) == len(layers)
+        parse_lora(tensors, {"unet": other})
+    assert len(parse_lora(tensors, {"unet": one}).components["unet"]) == len(layers)
 
 
 def test_damaged_files(networks: Any) -> None:
     down, up = normal(2, 32), normal(32, 2)
     name = "lora_unet_" + ATTENTION.replace(".", "_")
     with pytest.raises(CheckpointError, match=f"{name} has no up half; fetch the file again"):
-        make_lora({f"{name}.lora_down.weight": down}, networks)
+        parse_lora({f"{name}.lora_down.weight": down}, networks)
     with pytest.raises(CheckpointError, match="has no down and no up half"):
-        make_lora({f"{name}.alpha": torch.tensor(1.0)}, networks)
+        parse_lora({f"{name}.alpha": torch.tensor(1.0)}, networks)
     for tensors in (
         kohya(ATTENTION, torch.tensor(1.0), up),
         kohya(ATTENTION, down[:0], up[:, :0]),
         kohya(ATTENTION, down, up, alpha=torch.ones(2)),
     ):
         with pytest.raises(CheckpointError, match="is no product of low rank"):
-            make_lora(tensors, networks)
+            parse_lora(tensors, networks)
     for tensors in (kohya(ATTENTION, down[:, 1:], up), kohya(ATTENTION, down[:1], up)):
         with pytest.raises(CheckpointError, match=r"1 changes do not fit the model's weights: .*expected factors of"):
-            make_lora(tensors, networks)
+            parse_lora(tensors, networks)
 
 
 def test_pickles(networks: Any, tmp_path: Path) -> None:
@@ -229,13 +231,13 @@ def test_pickles(networks: Any, tmp_path: Path) -> None:
 
 
 def test_a_lora_of_another_network(networks: Any) -> None:
-    lora = make_lora(kohya(ATTENTION, normal(2, 32), normal(32, 2)), networks)
+    lora = parse_lora(kohya(ATTENTION, normal(2, 32), normal(32, 2)), networks)
     with pytest.raises(InputError, match=f"the LoRA does not fit the network's {ATTENTION}.weight; read it for this"):
-        apply_lora(networks["text_encoder"], lora.parts["unet"])
+        apply_lora(networks["text_encoder"], lora.components["unet"])
 
 
 def test_every_network_can_be_spelled() -> None:
     """No name stands for two layers, in the x2 upscaler's network either."""
     for network in (KUNet(K_UNET), UNet(UNET)):
         layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-        assert set(spellings("unet", layers).values()) == set(layers)
+        assert set(layer_aliases("unet", layers).values()) == set(layers)

@@ -1,4 +1,4 @@
-"""`enlarger.tasks.mask`: what counts as a mask and in which sense, sizes, feathers and boxes."""
+"""`enlarger.image.mask`: what counts as a mask and in which sense, sizes, feathers and boxes."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from enlarger.errors import InputError
-from enlarger.tasks.mask import box_of, distance, feathered, grown, read_mask
+from enlarger.image.mask import bounding_box, distance_to_edge, expand_box, feather_mask, read_mask
 from tests.support.close import assert_close
 
 LEVELS = np.array([[0, 51, 255], [255, 0, 102]], np.uint8)
@@ -92,30 +92,30 @@ def test_distances_are_euclidean(most: int) -> None:
     places = torch.nonzero(~inside).double()
     grid = torch.cartesian_prod(torch.arange(17.0), torch.arange(23.0)).double()
     nearest = torch.cdist(grid, places).amin(1).view(17, 23)
-    found = distance(inside, most)
+    found = distance_to_edge(inside, most)
     near = nearest <= most
     assert_close(found[near], nearest[near], 1e-5)
     assert (found[~near] > most).all()
-    assert (distance(torch.ones(4, 5, dtype=torch.bool), 3) == 4).all()
+    assert (distance_to_edge(torch.ones(4, 5, dtype=torch.bool), 3) == 4).all()
 
 
 def test_a_feather_lies_inside_the_edge() -> None:
     mask = torch.zeros(1, 1, 12)
     mask[..., 2:] = 1
-    assert_close(feathered(mask, 3)[0, 0], np.array([0, 0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 4]) / 4, 1e-6)
-    assert feathered(mask, 0) is mask
+    assert_close(feather_mask(mask, 3)[0, 0], np.array([0, 0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 4]) / 4, 1e-6)
+    assert feather_mask(mask, 0) is mask
     soft = mask * 0.5
-    assert_close(feathered(soft, 3), feathered(mask, 3) / 2, 1e-6)
-    assert (feathered(mask, 512) < 1).all() and (feathered(mask, 512)[mask > 0] > 0).all()
+    assert_close(feather_mask(soft, 3), feather_mask(mask, 3) / 2, 1e-6)
+    assert (feather_mask(mask, 512) < 1).all() and (feather_mask(mask, 512)[mask > 0] > 0).all()
 
 
 def test_boxes() -> None:
     mask = torch.zeros(1, 20, 30)
-    assert box_of(mask) is None
+    assert bounding_box(mask) is None
     mask[:, 3:7, 10:12] = 0.01
-    assert box_of(mask) == (10, 3, 12, 7)
-    assert grown((10, 3, 12, 7), 0, (20, 30)) == (9, 3, 13, 7)
-    assert grown((10, 3, 12, 7), 2, (20, 30)) == (7, 1, 15, 9)
-    assert grown((0, 0, 2, 7), 1, (20, 30)) == (0, 0, 8, 8)
-    assert grown((0, 15, 30, 20), 4, (20, 30)) == (0, 0, 30, 20)
-    assert grown((28, 18, 30, 20), 500, (20, 30)) == (0, 0, 30, 20)
+    assert bounding_box(mask) == (10, 3, 12, 7)
+    assert expand_box((10, 3, 12, 7), 0, (20, 30)) == (9, 3, 13, 7)
+    assert expand_box((10, 3, 12, 7), 2, (20, 30)) == (7, 1, 15, 9)
+    assert expand_box((0, 0, 2, 7), 1, (20, 30)) == (0, 0, 8, 8)
+    assert expand_box((0, 15, 30, 20), 4, (20, 30)) == (0, 0, 30, 20)
+    assert expand_box((28, 18, 30, 20), 500, (20, 30)) == (0, 0, 30, 20)

@@ -10,7 +10,7 @@ from PIL import Image
 from enlarger.errors import InputError
 from enlarger.evaluate.metrics import METRICS, consistency, fine_band, luma, psnr, psnr_y, studio_luma
 from enlarger.evaluate.sheet import contact_sheet
-from enlarger.images import resize
+from enlarger.image.picture import resize
 from tests.support.close import assert_close
 from tests.support.pictures import texture
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from enlarger.diffusion.noise import PerImage, Shared, from_seeds
+from enlarger.diffusion.noise import PerSampleGenerators, SharedGenerator, from_seeds
 from tests.support.close import assert_close
 
 
@@ -18,12 +18,12 @@ def test_an_image_does_not_depend_on_its_neighbours() -> None:
 
 def test_shared_noise_is_one_draw() -> None:
     like = torch.zeros(2, 1, 2, 2)
-    drawn = Shared(torch.Generator().manual_seed(3))(like)
+    drawn = SharedGenerator(torch.Generator().manual_seed(3))(like)
     assert drawn.equal(torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(3)))
     torch.manual_seed(5)
     expected = torch.randn(2, 1, 2, 2)
     torch.manual_seed(5)
-    assert Shared(None)(like).equal(expected)
+    assert SharedGenerator(None)(like).equal(expected)
 
 
 def test_noise_is_shaped_typed_and_normal() -> None:
@@ -37,4 +37,4 @@ def test_noise_is_shaped_typed_and_normal() -> None:
 def test_seed_0_is_a_seed() -> None:
     like = torch.zeros(1, 1, 2, 2)
     assert from_seeds([0])(like).equal(from_seeds([0])(like))
-    assert isinstance(from_seeds([0]), PerImage)
+    assert isinstance(from_seeds([0]), PerSampleGenerators)

@@ -20,7 +20,10 @@ def weights() -> dict[str, Tensor]:
     torch.manual_seed(0)
     made: dict[str, Tensor] = {}
     for i, (out, into, size) in enumerate(ALEX):
-        made |= {f"alex.{i}.weight": torch.randn(out, into, size, size) / (into**0.5 * size), f"alex.{i}.bias": torch.zeros(out)}
+        made |= {
+            f"alex.{i}.weight": torch.randn(out, into, size, size) / (into**0.5 * size),
+            f"alex.{i}.bias": torch.zeros(out),
+        }
         made[f"alex.heads.{i}"] = torch.rand(out)
     for i, (out, into) in enumerate(zip(VGG, (3, *VGG), strict=False)):
         made |= {f"vgg.{i}.weight": torch.randn(out, into, 3, 3) / (into**0.5 * 2), f"vgg.{i}.bias": torch.zeros(out)}
@@ -56,8 +59,14 @@ def test_equal_pictures_are_at_no_distance_and_worse_ones_further(judges: Judges
 
 def test_lpips_is_the_published_formula(judges: Judges) -> None:
     truth, worse = pictures()
-    kept, unit = weights(), [(x - torch.tensor(SHIFT).view(1, 3, 1, 1)) / torch.tensor(SCALE).view(1, 3, 1, 1) for x in (worse, truth)]
-    features = [F.conv2d(F.conv2d(x, kept["vgg.0.weight"], padding=1).relu(), kept["vgg.1.weight"], padding=1).relu() for x in unit]
+    kept, unit = (
+        weights(),
+        [(x - torch.tensor(SHIFT).view(1, 3, 1, 1)) / torch.tensor(SCALE).view(1, 3, 1, 1) for x in (worse, truth)],
+    )
+    features = [
+        F.conv2d(F.conv2d(x, kept["vgg.0.weight"], padding=1).relu(), kept["vgg.1.weight"], padding=1).relu()
+        for x in unit
+    ]
     a, b = (F.normalize(f, dim=1) for f in features)
     expected = ((a - b).square() * kept["vgg.heads.0"].view(1, -1, 1, 1)).sum(1).mean((1, 2))
     assert torch.allclose(first_stages(judges.vgg, 1)(worse, truth), expected, atol=1e-5)

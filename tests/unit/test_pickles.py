@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from enlarger.checkpoint import pickle_program, pickles
-from enlarger.checkpoint.build import build
-from enlarger.checkpoint.files import Tensors, open_file
-from enlarger.checkpoint.pickle_program import MOST_AXES, STORAGES
-from enlarger.checkpoint.pickles import open_pickle
+from enlarger.checkpoint.load_module import load_module
+from enlarger.checkpoint.tensors import pickle_guard, pickle_opcodes
+from enlarger.checkpoint.tensors.pickle_guard import open_pickle
+from enlarger.checkpoint.tensors.pickle_opcodes import MAX_DIMS, STORAGE_DTYPES
+from enlarger.checkpoint.tensors.safetensors_file import LazyTensors, open_checkpoint
 from enlarger.errors import CheckpointError, Unsupported
 from tests.support.hostile import apply, benign, call, name, value, zipped
 
@@ -61,27 +61,27 @@ def test_reads_what_torch_saves(tmp_path: Path) -> None:
         "flags": torch.tensor([True, False]),
         "parameter": nn.Parameter(torch.ones(2)),
     }
-    weights: Tensors = open_pickle(saved(tmp_path / "a.ckpt", tensors))
-    assert weights.names() == tuple(tensors) and weights.path == tmp_path / "a.ckpt"
+    weights: LazyTensors = open_pickle(saved(tmp_path / "a.ckpt", tensors))
+    assert weights.keys() == tuple(tensors) and weights.path == tmp_path / "a.ckpt"
     for label, expected in tensors.items():
-        found = weights.read(label)
+        found = weights.get_tensor(label)
         assert weights.shape(label) == tuple(expected.shape) and weights.dtype(label) == found.dtype == expected.dtype
         assert found.equal(expected.detach()) and found.is_contiguous() and not found.requires_grad
-        whole = torch.cat([torch.zeros(0, dtype=found.dtype), *open_pickle(weights.path).blocks(label)])
+        whole = torch.cat([torch.zeros(0, dtype=found.dtype), *open_pickle(weights.path).iter_blocks(label)])
         assert whole.equal(found.reshape(-1))
 
 
-@pytest.mark.parametrize("dtype", STORAGES.values(), ids=str)
+@pytest.mark.parametrize("dtype", STORAGE_DTYPES.values(), ids=str)
 def test_every_type_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     expected = torch.tensor([0, 1, 1, 0, 1]).to(dtype)
-    found = open_pickle(saved(tmp_path / "a.pt", {"t": expected})).read("t")
+    found = open_pickle(saved(tmp_path / "a.pt", {"t": expected})).get_tensor("t")
     assert found.dtype == dtype and found.equal(expected)
 
 
 def test_only_floating_weights_are_converted(tmp_path: Path) -> None:
     weights = open_pickle(saved(tmp_path / "a.pt", {"t": torch.ones(3), "ids": torch.arange(3)}))
-    assert weights.read("t", torch.float16).dtype == torch.float16
-    assert weights.read("ids", torch.float16).dtype == torch.int64
+    assert weights.get_tensor("t", torch.float16).dtype == torch.float16
+    assert weights.get_tensor("ids", torch.float16).dtype == torch.int64
 
 
 def test_dictionaries_are_opened_and_the_rest_is_counted(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_dictionaries_are_opened_and_the_rest_is_counted(tmp_path: Path) -> None
         "lr": 1e-4,
     }
     weights = open_pickle(saved(tmp_path / "a.ckpt", found))
-    assert {label: weights.shape(label)[0] for label in weights.names()} == {
+    assert {label: weights.shape(label)[0] for label in weights.keys()} == {
         "a": 1,
         "inner.state_dict.b": 2,
         "model_ema.a": 3,
@@ -119,14 +119,14 @@ def test_what_lightning_writes_besides_has_no_effect(tmp_path: Path, monkeypatch
     for label in ("pytorch_lightning", "pytorch_lightning.callbacks", path):
         monkeypatch.delitem(sys.modules, label)
     before = set(torch.serialization.get_safe_globals())
-    assert open_pickle(file).names() == ("a",)
+    assert open_pickle(file).keys() == ("a",)
     assert set(torch.serialization.get_safe_globals()) == before and path not in sys.modules
 
 
 def test_a_network_is_built_from_a_pickle(tmp_path: Path) -> None:
     expected = nn.Linear(3, 2)
     path = saved(tmp_path / "a.pth", expected.state_dict())
-    found = build(lambda: nn.Linear(3, 2), open_file(path, allow_pickle=True))
+    found = load_module(lambda: nn.Linear(3, 2), open_checkpoint(path, allow_pickle=True))
     path.unlink()
     assert all(a.equal(b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
@@ -144,10 +144,10 @@ def test_a_file_that_changed_after_opening(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"a\.ckpt: a cannot be read: found 5,000 bytes, expected .* open it again"
     ):
-        weights.read("a")
+        weights.get_tensor("a")
     path.unlink()
     with pytest.raises(CheckpointError, match=r"a cannot be read .No such file"):
-        next(weights.blocks("a"))
+        next(weights.iter_blocks("a"))
     with pytest.raises(CheckpointError, match=r"a\.ckpt: no such file"):
         open_pickle(path)
 
@@ -185,7 +185,7 @@ def test_what_holds_no_tensors(tmp_path: Path) -> None:
 
 def test_the_hand_made_checkpoint_is_read(tmp_path: Path) -> None:
     """So that what is wrong in the tests below is the one thing that differs."""
-    assert open_pickle(checkpoint(tmp_path / "a", x=tensor(), y=b"}" + b"q\x01", z=ordered() + b"}b")).names() == ("x",)
+    assert open_pickle(checkpoint(tmp_path / "a", x=tensor(), y=b"}" + b"q\x01", z=ordered() + b"}b")).keys() == ("x",)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_the_hand_made_checkpoint_is_read(tmp_path: Path) -> None:
         (tensor(offset=-1), "calls torch._utils._rebuild_tensor_v2 in a way"),
         (tensor(shape=(2**40,), stride=(0,)), "calls torch._utils._rebuild_tensor_v2 in a way"),  # one number, a bomb
         (tensor(shape=(2,), stride=(2**62,)), "calls torch._utils._rebuild_tensor_v2 in a way"),
-        (tensor(shape=(1,) * (MOST_AXES + 1), stride=(1,) * (MOST_AXES + 1)), "in a way that no tensor needs"),
+        (tensor(shape=(1,) * (MAX_DIMS + 1), stride=(1,) * (MAX_DIMS + 1)), "in a way that no tensor needs"),
         (tensor(shape=(True,)), "in a way that no tensor needs"),
         (tensor(shape=(2, 2)), "in a way that no tensor needs"),
         (tensor(grad=None), "in a way that no tensor needs"),
@@ -254,7 +254,7 @@ def test_a_program_that_makes_more_than_tensors(tmp_path: Path, steps: bytes, me
 def test_dictionaries_in_dictionaries_end(tmp_path: Path) -> None:
     itself = b"}q\x01" + value("self") + b"h\x01s" + value("t") + tensor() + b"s"
     weights = open_pickle(checkpoint(tmp_path / "a", x=itself))
-    assert weights.names() == ("x.t",) and weights.notes == ("left out 1 entries that are no named tensors: x.self",)
+    assert weights.keys() == ("x.t",) and weights.notes == ("left out 1 entries that are no named tensors: x.self",)
     deep = b"}" + (value("a") + b"}") * 50_000 + value("t") + tensor() + b"s" * 50_001
     with pytest.raises(CheckpointError, match="it holds no tensors in dictionaries"):
         open_pickle(checkpoint(tmp_path / "b", x=deep))
@@ -267,7 +267,7 @@ def test_dictionaries_in_dictionaries_end(tmp_path: Path) -> None:
 
 def test_attributes_of_a_dictionary_do_not_hide_it(tmp_path: Path) -> None:
     shadow = ordered() + b"}" + value("items") + b"Nsb" + value("t") + tensor() + b"s"
-    assert open_pickle(checkpoint(tmp_path / "a", x=shadow)).names() == ("x.t",)
+    assert open_pickle(checkpoint(tmp_path / "a", x=shadow)).keys() == ("x.t",)
 
 
 def altered(rng: random.Random, whole: bytes) -> bytes:
@@ -291,8 +291,8 @@ def test_no_mutation_escapes_as_another_error(tmp_path: Path, make: Callable[[ra
     for seed in range(200):
         path.write_bytes(make(random.Random(seed)))
         try:
-            weights = open_file(path, allow_pickle=True)
-            read += len([weights.read(label) for label in weights.names()])
+            weights = open_checkpoint(path, allow_pickle=True)
+            read += len([weights.get_tensor(label) for label in weights.keys()])
         except CheckpointError as error:
             assert "mutated.ckpt: " in str(error) and str(error).isprintable(), seed
     assert read > 0
@@ -303,10 +303,10 @@ def test_the_limits_leave_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     numbers = torch.zeros(1)
     names = [f"model.diffusion_model.input_blocks.{count}.1.transformer_blocks.0.attn1.weight" for count in range(8000)]
     path = saved(tmp_path / "a.ckpt", {"state_dict": {label: numbers.clone() for label in names}})
-    assert open_pickle(path).names() == tuple(names)
-    monkeypatch.setattr(pickle_program, "MOST_STEPS", 1000)
+    assert open_pickle(path).keys() == tuple(names)
+    monkeypatch.setattr(pickle_opcodes, "MAX_OPCODES", 1000)
     with pytest.raises(CheckpointError, match="its program has more than 1,000 steps"):
         open_pickle(path)
-    monkeypatch.setattr(pickles, "LARGEST_PROGRAM", 1000)
+    monkeypatch.setattr(pickle_guard, "MAX_PROGRAM_BYTES", 1000)
     with pytest.raises(CheckpointError, match=r"data\.pkl has [\d,]+ bytes, at most 1,000"):
         open_pickle(path)

@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from enlarger.checkpoint.preview import decoder_name, tiny_config, tiny_json
+from enlarger.checkpoint.taesd import tiny_config, tiny_json, to_decoder_key
 from enlarger.errors import CheckpointError, InputError, NonFinite, Unsupported
-from enlarger.nn.preview import AutoencoderTiny, TinyConfig, TinyDecoder
+from enlarger.nn.taesd import AutoencoderTiny, AutoencoderTinyConfig, DecoderTiny
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.preview import Previewer, linear_preview, read_preview
+from enlarger.tasks.auxiliary.preview import Previewer, linear_preview, load_previewer
 from tests.support.random_weights import normal, randomise
 
-TINY = TinyConfig(8, encoder_blocks=(1, 1), decoder_blocks=(1, 1))
+TINY = AutoencoderTinyConfig(8, encoder_blocks=(1, 1), decoder_blocks=(1, 1))
 
 
 def test_linear_preview_is_one_pixel_per_latent() -> None:
@@ -48,7 +48,7 @@ def test_linear_preview_refuses_other_latents() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_previewer_batch_equals_singles(dtype: torch.dtype) -> None:
-    previewer = Previewer(randomise(TinyDecoder(TINY)).to(dtype))
+    previewer = Previewer(randomise(DecoderTiny(TINY)).to(dtype))
     clean = normal(3, 4, 5, 2)
     together = previewer(clean)
     assert [picture.size for picture in together] == [(4, 10)] * 3
@@ -58,18 +58,18 @@ def test_previewer_batch_equals_singles(dtype: torch.dtype) -> None:
 
 
 def test_offload_changes_nothing() -> None:
-    decoder, clean = randomise(TinyDecoder(TINY)), normal(1, 4, 4, 4)
+    decoder, clean = randomise(DecoderTiny(TINY)), normal(1, 4, 4, 4)
     pictures = [Previewer(decoder, Runtime(offload=offload))(clean)[0] for offload in ("none", "model", "sequential")]
     assert pictures[0].tobytes() == pictures[1].tobytes() == pictures[2].tobytes()
 
 
 def test_previewer_refuses_other_latents() -> None:
     with pytest.raises(InputError, match=r"found latents of shape \(1, 16, 2, 2\), expected \(B, 4, h, w\)"):
-        Previewer(TinyDecoder(TINY))(torch.zeros(1, 16, 2, 2))
+        Previewer(DecoderTiny(TINY))(torch.zeros(1, 16, 2, 2))
 
 
 def test_latents_are_bent_not_cut() -> None:
-    decoder = randomise(TinyDecoder(TINY))
+    decoder = randomise(DecoderTiny(TINY))
     with torch.inference_mode():
         far, farther = (decoder(torch.full((1, 4, 2, 2), value)) for value in (1e3, 1e6))
     assert torch.equal(far, farther)
@@ -80,15 +80,17 @@ def test_autoencoder_rebuilds_the_size() -> None:
 
 
 def test_names_of_both_layouts() -> None:
-    assert decoder_name("1.weight") == decoder_name("decoder.layers.0.weight") == "layers.0.weight"
-    assert decoder_name("18.conv.4.bias") == decoder_name("decoder.layers.17.conv.4.bias") == "layers.17.conv.4.bias"
-    assert decoder_name("encoder.layers.0.weight") is None
+    assert to_decoder_key("1.weight") == to_decoder_key("decoder.layers.0.weight") == "layers.0.weight"
+    assert (
+        to_decoder_key("18.conv.4.bias") == to_decoder_key("decoder.layers.17.conv.4.bias") == "layers.17.conv.4.bias"
+    )
+    assert to_decoder_key("encoder.layers.0.weight") is None
 
 
 def test_config_comes_back() -> None:
-    config = TinyConfig(32, 16, (1, 2), (2, 1), 0.5)
+    config = AutoencoderTinyConfig(32, 16, (1, 2), (2, 1), 0.5)
     assert tiny_config(tiny_json(config)) == config
-    assert tiny_config({"_class_name": "AutoencoderTiny"}) == TinyConfig()
+    assert tiny_config({"_class_name": "AutoencoderTiny"}) == AutoencoderTinyConfig()
 
 
 @pytest.mark.parametrize(
@@ -102,20 +104,20 @@ def test_config_comes_back() -> None:
 )
 def test_other_configs_are_refused(changed: dict, message: str) -> None:
     with pytest.raises(Unsupported, match=message):
-        tiny_config(tiny_json(TinyConfig()) | changed)
+        tiny_config(tiny_json(AutoencoderTinyConfig()) | changed)
 
 
 def test_files_that_hold_something_else(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no such file or folder. Nothing is downloaded: fetch TAESD first"):
-        read_preview(tmp_path / "taesd")
+        load_previewer(tmp_path / "taesd")
     (tmp_path / "taesd_decoder.pth").write_bytes(b"PK")
     with pytest.raises(CheckpointError, match=r"programs that run when opened.*fetch taesd_decoder.safetensors"):
-        read_preview(tmp_path / "taesd_decoder.pth")
+        load_previewer(tmp_path / "taesd_decoder.pth")
     save_file({"0.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "taesd_encoder.safetensors")
     with pytest.raises(CheckpointError, match=r"found 0.weight ..., expected TAESD's decoder"):
-        read_preview(tmp_path / "taesd_encoder.safetensors")
+        load_previewer(tmp_path / "taesd_encoder.safetensors")
     save_file({"1.weight": torch.zeros(8, 4, 3, 3)}, tmp_path / "part.safetensors")
     with pytest.raises(CheckpointError, match=r"weights missing: layers.0.bias"):
-        read_preview(tmp_path / "part.safetensors")
+        load_previewer(tmp_path / "part.safetensors")
     with pytest.raises(CheckpointError, match=r"config.json: cannot be read"):
-        read_preview(tmp_path)
+        load_previewer(tmp_path)

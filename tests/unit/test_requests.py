@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from enlarger.errors import InputError
-from enlarger.requests import DEFAULTS, GenerateRequest, UpscaleRequest, filled, one_per, request_of, seeds_for
+from enlarger.requests import (
+    DEFAULTS,
+    GenerateRequest,
+    UpscaleRequest,
+    make_request,
+    one_per_image,
+    seeds_for,
+    with_defaults,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,13 +69,13 @@ def test_the_ends_of_the_limits_and_numpy_numbers_pass() -> None:
 
 
 def test_zero_is_a_value_and_none_means_the_default() -> None:
-    given = filled(UpscaleRequest(None, guidance=0, detail=0, seed=0, consistent=False), "upscale/bundled")
+    given = with_defaults(UpscaleRequest(None, guidance=0, detail=0, seed=0, consistent=False), "upscale/bundled")
     assert (given["guidance"], given["detail"], given["seed"], given["consistent"]) == (0, 0, 0, False)
-    silent = filled(UpscaleRequest(None), "upscale/bundled")
+    silent = with_defaults(UpscaleRequest(None), "upscale/bundled")
     assert {name: silent[name] for name in DEFAULTS["upscale/bundled"]} == DEFAULTS["upscale/bundled"]
-    assert filled(UpscaleRequest(None), "upscale/diffusers")["steps"] == 75
-    assert filled(UpscaleRequest(None), "upscale/diffusers")["detail"] is None  # no default there
-    assert filled(GenerateRequest(""), "generate")["guidance"] == 7.5
+    assert with_defaults(UpscaleRequest(None), "upscale/diffusers")["steps"] == 75
+    assert with_defaults(UpscaleRequest(None), "upscale/diffusers")["detail"] is None  # no default there
+    assert with_defaults(GenerateRequest(""), "generate")["guidance"] == 7.5
 
 
 def test_the_model_cards_default_solvers() -> None:
@@ -82,15 +90,15 @@ def test_requests_do_not_change() -> None:
 
 
 def test_one_per_picture() -> None:
-    assert one_per("a", 3, "prompt") == ["a", "a", "a"]
-    assert one_per(["a"], 2, "prompt") == ["a", "a"]
-    assert one_per(("a", "b"), 2, "prompt") == ["a", "b"]
-    assert one_per(Path("x"), 2, "output") == [Path("x")] * 2
-    assert one_per("", 0, "prompt") == []
+    assert one_per_image("a", 3, "prompt") == ["a", "a", "a"]
+    assert one_per_image(["a"], 2, "prompt") == ["a", "a"]
+    assert one_per_image(("a", "b"), 2, "prompt") == ["a", "b"]
+    assert one_per_image(Path("x"), 2, "output") == [Path("x")] * 2
+    assert one_per_image("", 0, "prompt") == []
     with pytest.raises(InputError, match=r"^2 values of prompt for 3 images; give one or 3$"):
-        one_per(["a", "b"], 3, "prompt")
+        one_per_image(["a", "b"], 3, "prompt")
     with pytest.raises(InputError, match=r"^0 values of prompt for 2 images; give one or 2$"):
-        one_per([], 2, "prompt")
+        one_per_image([], 2, "prompt")
 
 
 def test_seeds_count_on() -> None:
@@ -102,6 +110,6 @@ def test_seeds_count_on() -> None:
 
 
 def test_requests_from_options_by_name() -> None:
-    assert request_of(GenerateRequest, prompt="a boat", steps=3) == GenerateRequest("a boat", steps=3)
+    assert make_request(GenerateRequest, prompt="a boat", steps=3) == GenerateRequest("a boat", steps=3)
     with pytest.raises(InputError, match="argument 'stepz'; the options are those of GenerateRequest"):
-        request_of(GenerateRequest, prompt="a boat", stepz=3)
+        make_request(GenerateRequest, prompt="a boat", stepz=3)

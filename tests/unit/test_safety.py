@@ -9,18 +9,23 @@ import pytest
 import torch
 
 from enlarger.errors import CheckpointError, InputError, Unsupported
-from enlarger.tasks.safety import CLIP, SafetyChecker, checker_name, note_without_checker
-from enlarger.tasks.vision import preprocess_config, read_preprocess
+from enlarger.tasks.auxiliary.safety_checker import (
+    DEFAULT_PREPROCESSOR,
+    SafetyChecker,
+    map_checker_key,
+    missing_checker_note,
+)
+from enlarger.tasks.auxiliary.vision import preprocessor_from_config, read_preprocessor
 from tests.support.tiny_vision import pictures
 
 
 def test_the_note_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert note_without_checker(tmp_path) == f"not checked for unsafe content: {tmp_path} has no safety_checker"
+    assert missing_checker_note(tmp_path) == f"not checked for unsafe content: {tmp_path} has no safety_checker"
     (tmp_path / "safety_checker").mkdir()
-    assert note_without_checker(tmp_path) is None
+    assert missing_checker_note(tmp_path) is None
     monkeypatch.setitem(sys.modules, "transformers", None)
     expected = "not checked for unsafe content: the checker needs transformers; install enlarger[safety]"
-    assert note_without_checker(tmp_path) == expected
+    assert missing_checker_note(tmp_path) == expected
     with pytest.raises(Unsupported, match=r"install enlarger\[safety\], or leave the checker out"):
         SafetyChecker.from_folder(tmp_path)
 
@@ -33,10 +38,10 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_names_of_old_and_new_files() -> None:
-    assert checker_name("vision_model.vision_model.pre_layrnorm.bias") == "vision_model.pre_layrnorm.bias"
-    assert checker_name("vision_model.pre_layrnorm.bias") == "vision_model.pre_layrnorm.bias"
-    assert checker_name("concept_embeds") == "concept_embeds"
-    assert checker_name("vision_model.vision_model.embeddings.position_ids") is None
+    assert map_checker_key("vision_model.vision_model.pre_layrnorm.bias") == "vision_model.pre_layrnorm.bias"
+    assert map_checker_key("vision_model.pre_layrnorm.bias") == "vision_model.pre_layrnorm.bias"
+    assert map_checker_key("concept_embeds") == "concept_embeds"
+    assert map_checker_key("vision_model.vision_model.embeddings.position_ids") is None
 
 
 @pytest.mark.parametrize(
@@ -50,7 +55,7 @@ def test_names_of_old_and_new_files() -> None:
 )
 def test_unknown_preprocessing_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(Unsupported, match=message):
-        preprocess_config(changed, CLIP)
+        preprocessor_from_config(changed, DEFAULT_PREPROCESSOR)
 
 
 @pytest.mark.parametrize(
@@ -64,18 +69,18 @@ def test_wrong_preprocessing_is_refused_with_its_file(tmp_path: Path, changed: d
     (tmp_path / "feature_extractor").mkdir()
     file = tmp_path / "feature_extractor" / "preprocessor_config.json"
     with pytest.raises(CheckpointError, match=r"preprocessor_config.json: cannot be read"):
-        read_preprocess(tmp_path, CLIP)
+        read_preprocessor(tmp_path, DEFAULT_PREPROCESSOR)
     file.write_text(json.dumps(changed))
     with pytest.raises(CheckpointError, match=rf"preprocessor_config.json: .*{message}"):
-        read_preprocess(tmp_path, CLIP)
+        read_preprocessor(tmp_path, DEFAULT_PREPROCESSOR)
 
 
 def test_a_crop_larger_than_the_picture_is_refused() -> None:
-    narrow = preprocess_config({"size": 20, "crop_size": 28}, CLIP)
+    narrow = preprocessor_from_config({"size": 20, "crop_size": 28}, DEFAULT_PREPROCESSOR)
     with pytest.raises(Unsupported, match=r"crops 20 x 40 pixels to \(28, 28\); give a larger size"):
         narrow(pictures(1, 30, 60))
 
 
 def test_bad_pictures_are_refused() -> None:
     with pytest.raises(InputError, match=r"found pictures of shape \(1, 4, 8, 8\), expected \(B, 3, H, W\) in -1..1"):
-        SafetyChecker(torch.nn.Linear(1, 1), CLIP)(torch.zeros(1, 4, 8, 8))
+        SafetyChecker(torch.nn.Linear(1, 1), DEFAULT_PREPROCESSOR)(torch.zeros(1, 4, 8, 8))

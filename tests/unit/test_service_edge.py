@@ -21,18 +21,18 @@ import pytest
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 
 from enlarger.errors import InputError
-from enlarger.service.edge.asgi import Head
-from enlarger.service.edge.guard import guarded, patience_of
-from enlarger.service.edge.keys import hash_of, new_key
-from enlarger.service.edge.log import Lines, say
-from enlarger.service.edge.metrics import Metrics
-from enlarger.service.edge.origins import Origins, plain
-from enlarger.service.edge.server import bound, url_of
-from enlarger.service.faults import refuse
-from enlarger.service.queue.claims import Claim, Claims
+from enlarger.service.jobs.reservations import Reservation, Reservations
+from enlarger.service.middleware.api_keys import generate_key, hash_key
+from enlarger.service.middleware.asgi import RequestHead
+from enlarger.service.middleware.cors import AllowedOrigins, normalize_origin
+from enlarger.service.middleware.json_logging import JsonFormatter, log_event
+from enlarger.service.middleware.metrics import Metrics
+from enlarger.service.middleware.stack import client_timeout, middleware_stack
+from enlarger.service.problems import problem_error
+from enlarger.service.server import bind_socket, server_url
 from enlarger.service.settings import MIB, Bounds, Settings
 
-KEY, HASH = new_key()
+KEY, HASH = generate_key()
 ID = "A" * 22
 POSTS = ("/v1/images/upscale", "/v1/images/generations", "/v1/images/edits", "/v1/jobs/x/cancel")
 
@@ -61,8 +61,8 @@ class Seen:
     calls: int = 0
 
 
-def roomy(owner: str, patience: float | None) -> Claim:
-    return Claims().take(owner)
+def roomy(owner: str, patience: float | None) -> Reservation:
+    return Reservations().reserve(owner)
 
 
 def ask(
@@ -120,7 +120,9 @@ def ask(
         "server": (server, 8997),
         "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in given],
     }
-    outside = guarded(plain_app if app is None else app, settings, Metrics() if metrics is None else metrics, room)
+    outside = middleware_stack(
+        plain_app if app is None else app, settings, Metrics() if metrics is None else metrics, room
+    )
     asyncio.run(outside(scope, receive, send))
     return answer, seen
 
@@ -210,8 +212,8 @@ def test_the_own_page_and_programs_may(settings: Settings, headers: dict[str, st
 def test_the_own_origin_behind_a_proxy_is_that_of_its_scheme(settings: Settings) -> None:
     headers = {"Host": "localhost", "Origin": "https://localhost"}
     assert ask(settings, "POST", POSTS[0], headers, scheme="https")[0].status == 200
-    assert plain("HTTPS://A.example:443/") == plain("https://a.example")
-    assert plain("http://a.example:443") == "http://a.example:443"
+    assert normalize_origin("HTTPS://A.example:443/") == normalize_origin("https://a.example")
+    assert normalize_origin("http://a.example:443") == "http://a.example:443"
 
 
 def test_a_foreign_page_reads_nothing_of_the_api(settings: Settings) -> None:
@@ -264,7 +266,7 @@ def test_a_browser_may_ask_beforehand_for_a_listed_origin(tmp_path: Path) -> Non
 @pytest.mark.parametrize("origin", ["*", "null"])
 def test_origins_are_named_one_by_one(tmp_path: Path, origin: str) -> None:
     with pytest.raises(InputError, match=r"origins has '\*' or 'null', which stand for every page"):
-        Origins.of(made(tmp_path, origins=(origin,)))
+        AllowedOrigins.from_settings(made(tmp_path, origins=(origin,)))
 
 
 # Keys
@@ -272,14 +274,14 @@ def test_origins_are_named_one_by_one(tmp_path: Path, origin: str) -> None:
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Settings:
-    return Settings(data=tmp_path, keys=(hash_of("another"), HASH, hash_of("third")))
+    return Settings(data=tmp_path, keys=(hash_key("another"), HASH, hash_key("third")))
 
 
 def test_a_new_key_is_long_and_kept_as_its_hash() -> None:
-    key, kept = new_key()
+    key, kept = generate_key()
     assert key.startswith("enl_") and len(key) == 4 + 43
     assert kept == "sha256:" + sha256(key.encode()).hexdigest()
-    assert new_key()[0] != key
+    assert generate_key()[0] != key
 
 
 @pytest.mark.parametrize(
@@ -375,7 +377,7 @@ def test_work_is_refused_before_its_body_is_read(settings: Settings) -> None:
 
     def full(owner: str, patience: float | None) -> None:
         asked.append((owner, patience))
-        raise refuse(429, "queue_full", "16 jobs wait", retry_after=7.2)
+        raise problem_error(429, "queue_full", "16 jobs wait", retry_after=7.2)
 
     answer, seen = ask(settings, "POST", POSTS[0], {"x-stainless-read-timeout": "600"}, b"x" * MIB, room=full)
     assert (answer.status, answer.code, seen.calls) == (429, "queue_full", 0)
@@ -390,7 +392,7 @@ def test_work_is_refused_before_its_body_is_read(settings: Settings) -> None:
     [("10", 10.0), ("0.5", 0.5), ("nan", None), ("inf", None), ("-1", None), ("0", None), ("x", None), ("", None)],
 )
 def test_the_patience_of_a_client_is_a_number_of_seconds(given: str, expected: float | None) -> None:
-    assert patience_of(Head("POST", "/", "http", {"x-stainless-read-timeout": (given,)})) == expected
+    assert client_timeout(RequestHead("POST", "/", "http", {"x-stainless-read-timeout": (given,)})) == expected
 
 
 # Answers
@@ -466,7 +468,7 @@ def test_websockets_are_closed_and_the_lifespan_passes(settings: Settings) -> No
     async def send(message: Any) -> None:
         sent.append(message["type"])
 
-    outside = guarded(app, settings, Metrics(), roomy)
+    outside = middleware_stack(app, settings, Metrics(), roomy)
     for kind in ("websocket", "lifespan"):
         asyncio.run(outside({"type": kind}, None, send))  # type: ignore[arg-type]  # neither is read from
     assert (seen, sent) == (["lifespan"], ["websocket.close"])
@@ -512,7 +514,7 @@ def test_a_client_that_left_is_counted_as_such(settings: Settings) -> None:
 def lines() -> Iterator[io.StringIO]:
     stream = io.StringIO()
     handler, logger = logging.StreamHandler(stream), logging.getLogger("enlarger")
-    handler.setFormatter(Lines())
+    handler.setFormatter(JsonFormatter())
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -555,27 +557,30 @@ def test_an_exception_is_told_by_type_and_place_but_not_by_its_text(lines: io.St
     try:
         int("secret")
     except ValueError as error:
-        say("went\nwrong \x1b[31m\u2028", logging.ERROR, error, id="one")
+        log_event("went\nwrong \x1b[31m\u2028", logging.ERROR, error, id="one")
         record = logging.LogRecord("x", logging.ERROR, "", 0, "wrong", None, (type(error), error, error.__traceback__))
     [line] = lines.getvalue().splitlines()
     found = json.loads(line)
     assert (found["event"], found["error"], found["id"]) == ("went\nwrong \x1b[31m\u2028", "ValueError", "one")
     assert "test_service_edge.py" in found["where"][0]
     assert "secret" not in line and line.isascii()
-    assert json.loads(Lines(texts=True).format(record))["text"] == "invalid literal for int() with base 10: 'secret'"
+    assert (
+        json.loads(JsonFormatter(include_error_text=True).format(record))["text"]
+        == "invalid literal for int() with base 10: 'secret'"
+    )
 
 
 # The server
 
 
 def test_a_taken_port_is_an_error_in_one_line() -> None:
-    with bound("127.0.0.1", 0) as first:
+    with bind_socket("127.0.0.1", 0) as first:
         first.listen()
         port = first.getsockname()[1]
-        assert url_of("127.0.0.1", first) == f"http://127.0.0.1:{port}"
-        assert url_of("0.0.0.0", first) == f"http://127.0.0.1:{port}"
+        assert server_url("127.0.0.1", first) == f"http://127.0.0.1:{port}"
+        assert server_url("0.0.0.0", first) == f"http://127.0.0.1:{port}"
         with pytest.raises(InputError) as caught:
-            bound("127.0.0.1", port)
+            bind_socket("127.0.0.1", port)
     assert str(caught.value) == (
         f"port {port} of 127.0.0.1 is taken; end what listens there, or give another port (0 picks a free one)"
     )
@@ -583,7 +588,7 @@ def test_a_taken_port_is_an_error_in_one_line() -> None:
 
 def test_an_address_of_another_machine_is_an_error() -> None:
     with pytest.raises(InputError, match=r"cannot listen on 192.0.2.1: .*; expected an address of this machine"):
-        bound("192.0.2.1", 0)
+        bind_socket("192.0.2.1", 0)
 
 
 PROGRAM = """
@@ -593,18 +598,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from fastapi import FastAPI
 from enlarger.errors import InputError
-from enlarger.service.edge.metrics import Metrics
-from enlarger.service.edge.server import serve
-from enlarger.service.faults import refuse
-from enlarger.service.queue.claims import Claims
+from enlarger.service.middleware.metrics import Metrics
+from enlarger.service.server import serve
+from enlarger.service.problems import refuse
+from enlarger.service.jobs.reservations import Reservations
 from enlarger.service.settings import Settings
 
 class Queue:
     draining = False
-    def claim(self, owner, patience=None):
+    def reserve(self, owner, max_wait=None):
         if self.draining:
             raise refuse(503, "draining", "the service is stopping", retry_after=5)
-        return Claims().take(owner)
+        return Reservations().reserve(owner)
     async def drain(self):
         self.draining = True
         while (Path(sys.argv[1]) / "busy").exists():
@@ -620,7 +625,7 @@ async def lifespan(app):
 
 queue = Queue()
 app = FastAPI(lifespan=lifespan)
-app.state.service = SimpleNamespace(queue=queue, metrics=Metrics())
+app.state.service = SimpleNamespace(jobs=queue, metrics=Metrics())
 
 @app.get("/healthz")
 async def live():

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from enlarger.service.faults import Refused
-from enlarger.service.pictures import fetch
-from enlarger.service.pictures.fetch import Fetcher, is_public, read_target, system_addresses, write_data_url
+from enlarger.service.problems import ProblemError
 from enlarger.service.settings import Bounds, Settings
-from tests.support.addresses import FORBIDDEN
+from enlarger.service.uploads import fetch
+from enlarger.service.uploads.fetch import UrlFetcher, is_public, parse_target, resolve_host, write_data_url
+from tests.support.forbidden_urls import FORBIDDEN
 
 LOCAL = ("127.0.0.0/8",)
 PICTURE = bytes(range(256)) * 20
@@ -99,19 +99,19 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def fetcher(*networks: str, resolve: Callable[[str, int], Sequence[str]] = system_addresses, **more) -> Fetcher:
+def fetcher(*networks: str, resolve: Callable[[str, int], Sequence[str]] = resolve_host, **more) -> UrlFetcher:
     settings = Settings(fetch=True, fetch_networks=networks, bounds=Bounds(image=len(PICTURE)))
-    return Fetcher(settings, resolve, **more)
+    return UrlFetcher(settings, resolve, **more)
 
 
-def fetched(fetcher: Fetcher, url: str, out: Path) -> None:
+def fetched(fetcher: UrlFetcher, url: str, out: Path) -> None:
     asyncio.run(fetcher.fetch(url, out))
 
 
-def refused(fetcher: Fetcher, url: str, out: Path) -> tuple[str, str]:
-    with pytest.raises(Refused) as caught:
+def refused(fetcher: UrlFetcher, url: str, out: Path) -> tuple[str, str]:
+    with pytest.raises(ProblemError) as caught:
         fetched(fetcher, url, out)
-    fault = caught.value.fault
+    fault = caught.value.problem
     assert (fault.status, fault.param) == (400, "image") and fault.message.startswith("image: ")
     until = time.monotonic() + 2
     while list(out.parent.iterdir()) and time.monotonic() < until:
@@ -121,7 +121,7 @@ def refused(fetcher: Fetcher, url: str, out: Path) -> tuple[str, str]:
 
 
 def test_nothing_is_fetched_unless_it_is_switched_on(tmp_path: Path, server: Server) -> None:
-    code, text = refused(Fetcher(Settings()), server.url("picture"), tmp_path / "a")
+    code, text = refused(UrlFetcher(Settings()), server.url("picture"), tmp_path / "a")
     assert code == "invalid_image_url" and server.asked == []
     assert text == (
         "image: this server fetches no URLs; send the picture as a file or as a data URL, or have `fetch = true` put "
@@ -309,16 +309,16 @@ def test_a_disk_that_is_full_is_no_fault_of_the_url(tmp_path: Path, server: Serv
     ],
 )
 def test_what_is_said_of_urls_that_cannot_be_read(url: str, words: str) -> None:
-    with pytest.raises(Refused) as caught:
-        read_target(url, "mask")
-    assert caught.value.fault.message.startswith("mask: the URL ") and words in caught.value.fault.message
+    with pytest.raises(ProblemError) as caught:
+        parse_target(url, "mask")
+    assert caught.value.problem.message.startswith("mask: the URL ") and words in caught.value.problem.message
 
 
 def test_a_url_is_taken_apart() -> None:
-    target = read_target("HTTPS://Photos.Test:8443/ä b.png?q=ü#part".replace(" ", "%20"), "image")
+    target = parse_target("HTTPS://Photos.Test:8443/ä b.png?q=ü#part".replace(" ", "%20"), "image")
     assert (target.scheme, target.host, target.port) == ("https", "photos.test", 8443)
     assert target.path == "/%C3%A4%20b.png?q=%C3%BC" and target.authority == "photos.test:8443"
-    assert read_target("http://[2606:4700::1]", "image").authority == "[2606:4700::1]"
+    assert parse_target("http://[2606:4700::1]", "image").authority == "[2606:4700::1]"
 
 
 @pytest.mark.parametrize("address", [PUBLIC, "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
@@ -351,12 +351,12 @@ def test_a_data_url_becomes_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_data_urls_that_are_no_good(url: str, code: str, text: str, tmp_path: Path) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ProblemError) as caught:
         write_data_url(url, tmp_path / "a", 10, "image")
-    fault = caught.value.fault
+    fault = caught.value.problem
     assert (fault.status, fault.code, fault.param) == (400, code, "image")
     assert text in fault.message and fault.message.startswith("image: ") and not (tmp_path / "a").exists()
 
 
 def test_the_default_deadline_is_ten_seconds() -> None:
-    assert fetch.SECONDS == 10 and fetch.MOST_REDIRECTS == 3
+    assert fetch.TIMEOUT_SECONDS == 10 and fetch.MAX_REDIRECTS == 3

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from enlarger.service.faults import Refused
-from enlarger.service.pictures.masks import Fit, fitted, mask_of_picture, read_mask, resized_mask
+from enlarger.service.problems import ProblemError
+from enlarger.service.uploads.masks import Fit, apply_fit, mask_from_alpha, read_mask, resize_mask
 from tests.support.pictures import texture
 
 KEEP, PAINT = 0, 255
@@ -61,9 +61,9 @@ TABLE: list[tuple[str, str, tuple[int, int] | str]] = [  # mask, mode, left and 
 @pytest.mark.parametrize(("name", "mode", "expected"), TABLE, ids=[f"{name}-{mode}" for name, mode, _ in TABLE])
 def test_the_table_of_masks(name: str, mode: str, expected: tuple[int, int] | str) -> None:
     if isinstance(expected, str):
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(ProblemError) as caught:
             read_mask(MASKS[name], mode, [])
-        fault = caught.value.fault
+        fault = caught.value.problem
         assert (fault.status, fault.code, fault.param) == (400, expected, "mask")
         return
     mask = read_mask(MASKS[name], mode, [])
@@ -96,7 +96,7 @@ class Said:
     ],
 )
 def test_what_is_said_of_a_mask_that_cannot_be_used(said: Said) -> None:
-    with pytest.raises(Refused, match=said.text):
+    with pytest.raises(ProblemError, match=said.text):
         read_mask(MASKS[said.mask], said.mode, [])
 
 
@@ -111,29 +111,29 @@ def test_nearly_black_and_nearly_white_count_in_a_jpeg() -> None:
     notes: list[str] = []
     mask = read_mask(halves("L", 7, 249), "luminance", notes, lossy=True)
     assert set(np.asarray(mask).flat) == {0, 255} and "within 8 steps of black or white" in notes[0]
-    with pytest.raises(Refused, match="black all over"):
+    with pytest.raises(ProblemError, match="black all over"):
         read_mask(halves("L", 7, 3), "auto", [], lossy=True)
 
 
 def test_a_picture_is_its_own_mask_where_it_is_transparent() -> None:
-    assert np.array_equal(np.asarray(mask_of_picture(MASKS["hole"])), np.asarray(MASKS["black and white"]))
+    assert np.array_equal(np.asarray(mask_from_alpha(MASKS["hole"])), np.asarray(MASKS["black and white"]))
     palette = halves("RGB", (1, 2, 3), (200, 100, 0)).quantize(2)
     palette.info["transparency"] = palette.getpixel((7, 0))
-    assert np.array_equal(np.asarray(mask_of_picture(palette)), np.asarray(MASKS["black and white"]))
+    assert np.array_equal(np.asarray(mask_from_alpha(palette)), np.asarray(MASKS["black and white"]))
     for name in ("opaque", "bits"):
-        with pytest.raises(Refused, match="image: nothing of it is transparent, and there is no mask"):
-            mask_of_picture(MASKS[name])
+        with pytest.raises(ProblemError, match="image: nothing of it is transparent, and there is no mask"):
+            mask_from_alpha(MASKS[name])
 
 
 def test_a_mask_of_another_size_is_refused_unless_it_may_be_resized() -> None:
     mask, notes = MASKS["black and white"], list[str]()
-    assert resized_mask(mask, (8, 4), False, notes) is mask
+    assert resize_mask(mask, (8, 4), False, notes) is mask
     with pytest.raises(
-        Refused, match="mask: is 8 x 4 pixels and the picture 16 x 8; make them equal, or send"
+        ProblemError, match="mask: is 8 x 4 pixels and the picture 16 x 8; make them equal, or send"
     ) as caught:
-        resized_mask(mask, (16, 8), False, notes)
-    assert caught.value.fault.code == "mask_size_mismatch" and notes == []
-    larger = resized_mask(mask, (16, 8), True, notes)
+        resize_mask(mask, (16, 8), False, notes)
+    assert caught.value.problem.code == "mask_size_mismatch" and notes == []
+    larger = resize_mask(mask, (16, 8), True, notes)
     assert larger.size == (16, 8) and np.asarray(larger)[0, 0] == 0 and np.asarray(larger)[0, -1] == 255
     assert notes == ["the mask was 8 x 4 pixels and the picture 16 x 8: resized to the picture"]
 
@@ -146,24 +146,24 @@ def test_a_fit_gives_its_size_and_keeps_the_mode(kind: str, size: tuple[int, int
     values = texture(31, 17, channels)
     image = Image.fromarray(values.astype(np.uint16) * 257 if mode == "I;16" else values)
     assert image.mode == mode
-    found = fitted(image, Fit(*size, kind))
+    found = apply_fit(image, Fit(*size, kind))
     assert found.size == size and found.mode == mode
     assert (found is image) == (size == image.size)
 
 
 def test_crop_keeps_the_middle_and_pad_repeats_the_edges() -> None:
     image = Image.fromarray(texture(20, 10))
-    cropped = fitted(image, Fit(10, 10, "crop"))
+    cropped = apply_fit(image, Fit(10, 10, "crop"))
     assert np.array_equal(np.asarray(cropped), np.asarray(image)[:, 5:15])
-    padded = np.asarray(fitted(image, Fit(20, 16, "pad")))
+    padded = np.asarray(apply_fit(image, Fit(20, 16, "pad")))
     assert np.array_equal(padded[3:13], np.asarray(image))
     assert (padded[:3] == padded[3]).all() and (padded[13:] == padded[12]).all()
-    assert fitted(Image.new("L", (100, 3), 9), Fit(10, 10, "pad")).getpixel((5, 0)) == 9
+    assert apply_fit(Image.new("L", (100, 3), 9), Fit(10, 10, "pad")).getpixel((5, 0)) == 9
 
 
 def test_what_is_transparent_lends_no_colour_to_its_neighbours() -> None:
     image = halves("RGBA", (0, 0, 0, 0), (250, 100, 50, 255))
-    values = np.asarray(fitted(image, Fit(16, 8)))
+    values = np.asarray(apply_fit(image, Fit(16, 8)))
     shown = values[values[..., 3] > 40]
     off = shown[:, :3].astype(int) - (250, 100, 50)
     assert off.min() >= -4 and off.max() <= 12  # no darker; Lanczos overshoots beside an edge
@@ -171,6 +171,6 @@ def test_what_is_transparent_lends_no_colour_to_its_neighbours() -> None:
 
 def test_sixteen_bits_are_resized_as_sixteen_bits() -> None:
     ramp = np.linspace(0, 65535, 64, dtype=np.float32)[None].repeat(8, 0)
-    found = np.asarray(fitted(Image.fromarray(ramp.astype(np.uint16)), Fit(128, 16)), float)
+    found = np.asarray(apply_fit(Image.fromarray(ramp.astype(np.uint16)), Fit(128, 16)), float)
     wanted = np.asarray(Image.fromarray(ramp).resize((128, 16), Image.Resampling.LANCZOS))
     assert np.abs(found - wanted.clip(0, 65535)).max() <= 2

@@ -4,7 +4,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import enlarger
-from enlarger.service.edge.metrics import DISTINCT, Metrics
+from enlarger.service.middleware.metrics import MAX_LABEL_VALUES, Metrics
 
 NAMES = """
 enlarger_requests_total enlarger_request_failures_total enlarger_request_duration_seconds enlarger_queue_wait_seconds
@@ -30,12 +30,12 @@ def metrics() -> Metrics:
     told.request("/v1/models", 200, 0.01)
     told.request("/v1/images/upscale", 429, 0.01, "queue_full")
     told.rejected("queue_full")
-    told.waited(1)
-    told.ran("upscale", "bundled", "decode", 0.5)
-    told.step("bundled", 0.1)
+    told.observe_queue_wait(1)
+    told.observe_stage("upscale", "bundled", "decode", 0.5)
+    told.observe_step("bundled", 0.1)
     told.images("upscale", "bundled", 2, 800)
     told.batch(2)
-    told.cancelled("client")
+    told.count_cancelled("client")
     told.oom("tiles")
     told.nonfinite("decode")
     told.model_loaded("bundled", True)
@@ -84,9 +84,9 @@ def test_labels_take_few_values() -> None:
     metrics = Metrics()
     for number in range(500):
         metrics.request(f"/{number}", 400, 0.1, f"code{number}")
-        metrics.step(f"model{number}", 0.1)
+        metrics.observe_step(f"model{number}", 0.1)
     found = samples(metrics)
-    assert found[("enlarger_request_failures_total", "code=other")] == 500 - DISTINCT
+    assert found[("enlarger_request_failures_total", "code=other")] == 500 - MAX_LABEL_VALUES
     routes = {labels for name, labels in found if name == "enlarger_request_duration_seconds_count"}
-    assert len(routes) == DISTINCT + 1 and "route=other" in routes
-    assert found[("enlarger_step_duration_seconds_count", "model=other")] == 500 - DISTINCT
+    assert len(routes) == MAX_LABEL_VALUES + 1 and "route=other" in routes
+    assert found[("enlarger_step_duration_seconds_count", "model=other")] == 500 - MAX_LABEL_VALUES

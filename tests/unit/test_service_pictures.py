@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from enlarger.images import read_picture, to_pil
-from enlarger.opening import UPRIGHT, open_upright
-from enlarger.service.faults import Refused
-from enlarger.service.pictures import decode
-from enlarger.service.pictures.decode import Decoded, Decoder
-from enlarger.service.pictures.masks import Fit
+from enlarger.image.decode import ORIENTATION_TRANSPOSES, open_upright
+from enlarger.image.picture import read_picture, to_pil
+from enlarger.service.problems import ProblemError
 from enlarger.service.settings import Bounds, Settings
+from enlarger.service.uploads import decoder_pool
+from enlarger.service.uploads.decoder_pool import DecodedImage, DecoderPool
+from enlarger.service.uploads.masks import Fit
 from tests.support.pictures import gamma_profile, odd_files, texture
 
 MOST = 1_000_000
@@ -31,22 +31,22 @@ MOST = 1_000_000
 class Pool:
     """A started decoder and the loop it lives on."""
 
-    decoder: Decoder
+    decoder: DecoderPool
     runner: asyncio.Runner
 
-    def picture(self, source: Path, out: Path, **more) -> Decoded:
-        return self.runner.run(self.decoder.picture(source, out, **({"most": MOST} | more)))
+    def picture(self, source: Path, out: Path, **more) -> DecodedImage:
+        return self.runner.run(self.decoder.decode_image(source, out, **({"most": MOST} | more)))
 
-    def mask(self, source: Path, out: Path, **more) -> Decoded:
-        return self.runner.run(self.decoder.mask(source, out, **more))
+    def mask(self, source: Path, out: Path, **more) -> DecodedImage:
+        return self.runner.run(self.decoder.decode_mask(source, out, **more))
 
     def pids(self) -> set[int]:
-        return {child.process.pid for child in self.decoder._children}
+        return {child.process.pid for child in self.decoder._processes}
 
 
 def started(**bounds) -> Iterator[Pool]:
     with asyncio.Runner() as runner:
-        decoder = Decoder(Settings(bounds=Bounds(**bounds)))
+        decoder = DecoderPool(Settings(bounds=Bounds(**bounds)))
         runner.run(decoder.start())
         try:
             yield Pool(decoder, runner)
@@ -70,16 +70,17 @@ def saved(path: Path, image: Image.Image, **options) -> Path:
 
 
 def refused(call, *arguments, **more) -> tuple[str, str]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ProblemError) as caught:
         call(*arguments, **more)
-    fault = caught.value.fault
+    fault = caught.value.problem
     assert fault.status == 400
     return fault.code, fault.message
 
 
 def test_the_decoder_imports_no_torch() -> None:
     code = (
-        "import sys; import enlarger.service.pictures.decoder; print([m for m in ('torch', 'fastapi', 'pydantic', "
+        "import sys; import enlarger.service.uploads.decoder_process; print([m for m in ('torch', 'fastapi', "
+        "'pydantic', "
         "'asyncio', 'ssl') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -91,9 +92,9 @@ def test_reading_what_was_written_equals_reading_what_was_sent(pool: Pool, tmp_p
         out = tmp_path / "out.png"
         found = pool.picture(case.path, out)
         before, after = read_picture(case.path), read_picture(out)
-        assert (found.width, found.height) == found.original == (before.width, before.height), case.path.name
+        assert (found.width, found.height) == found.original_size == (before.width, before.height), case.path.name
         assert np.array_equal(np.asarray(to_pil(before)), np.asarray(to_pil(after))), case.path.name
-        assert (before.grey, before.depth) == (after.grey, after.depth), case.path.name
+        assert (before.is_grey, before.bit_depth) == (after.is_grey, after.bit_depth), case.path.name
         assert {*before.notes} == {*found.notes, *after.notes}, case.path.name
         assert not {*found.notes} & {*after.notes}, f"{case.path.name}: said twice"
         assert found.sha256 == hashlib.sha256(case.path.read_bytes()).hexdigest()
@@ -106,7 +107,7 @@ def test_pixels_that_png_holds_are_not_converted(pool: Pool, tmp_path: Path) -> 
     with Image.open(out) as written:
         assert np.array_equal(np.asarray(written), np.asarray(image)) and written.mode == found.mode == "RGBA"
         assert written.info["icc_profile"] == gamma_profile()
-    assert found.format == "PNG" and found.transparent and found.notes == ()
+    assert found.format == "PNG" and found.has_transparency and found.notes == ()
 
 
 def test_nothing_but_pixels_and_profile_is_written(pool: Pool, tmp_path: Path) -> None:
@@ -128,7 +129,9 @@ def test_pictures_come_upright(pool: Pool, tmp_path: Path, suffix: str, orientat
     plain, source = saved(tmp_path / f"b.{suffix}", image), saved(tmp_path / f"a.{suffix}", image, exif=exif)
     found = pool.picture(source, tmp_path / "out.png")
     with Image.open(plain) as lying, Image.open(tmp_path / "out.png") as written:
-        upright = lying.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else lying
+        upright = (
+            lying.transpose(ORIENTATION_TRANSPOSES[orientation]) if orientation in ORIENTATION_TRANSPOSES else lying
+        )
         assert np.array_equal(np.asarray(written), np.asarray(upright))
     assert (found.width, found.height) == ((23, 14) if orientation < 5 else (14, 23))
 
@@ -159,8 +162,8 @@ def test_a_fit_is_applied_to_the_picture_and_to_its_mask(pool: Pool, tmp_path: P
     picture = saved(tmp_path / "a.png", Image.fromarray(texture(20, 10)))
     mask = saved(tmp_path / "m.png", Image.fromarray(np.repeat([[0, 255]], 10, 1).repeat(10, 0).astype(np.uint8)))
     found = pool.picture(picture, out, fit=Fit(10, 10, "crop"))
-    assert (found.width, found.height, found.original) == (10, 10, (20, 10))
-    found = pool.mask(mask, out, size=found.original, mode="auto", fit=Fit(10, 10, "crop"))
+    assert (found.width, found.height, found.original_size) == (10, 10, (20, 10))
+    found = pool.mask(mask, out, size=found.original_size, mode="auto", fit=Fit(10, 10, "crop"))
     assert (found.width, found.height, found.mode) == (10, 10, "L")
     values = np.asarray(open_upright(out))
     assert (values[:, :5] == 0).all() and (values[:, 5:] == 255).all()
@@ -177,7 +180,7 @@ def test_masks_of_every_kind(pool: Pool, tmp_path: Path) -> None:
     assert code == "mask_size_mismatch" and "is 10 x 10 pixels and the picture 10 x 20" in text
     assert pool.mask(deep, out, size=(10, 20), resize=True).height == 20
     source = saved(tmp_path / "a.png", Image.new("RGBA", (4, 3), (9, 9, 9, 0)))
-    assert pool.runner.run(pool.decoder.mask_of_picture(source, out)).mode == "L"
+    assert pool.runner.run(pool.decoder.decode_alpha_mask(source, out)).mode == "L"
     assert set(np.asarray(open_upright(out)).flat) == {255}
 
 
@@ -208,21 +211,23 @@ def test_files_are_refused_with_the_code_of_their_fault(pool: Pool, tmp_path: Pa
 
 def test_a_file_that_cannot_be_written_is_no_fault_of_the_picture(pool: Pool, tmp_path: Path) -> None:
     source = saved(tmp_path / "a.png", Image.fromarray(texture(30, 20)))
-    with pytest.raises(Refused, match=r"the service cannot write its files \(No such file or directory\)") as caught:
+    with pytest.raises(
+        ProblemError, match=r"the service cannot write its files \(No such file or directory\)"
+    ) as caught:
         pool.picture(source, tmp_path / "missing" / "out.png")
-    assert (caught.value.fault.status, caught.value.fault.code) == (500, "storage_failed")
+    assert (caught.value.problem.status, caught.value.problem.code) == (500, "storage_failed")
 
 
 def test_many_pictures_at_once_each_get_their_own_answer(pool: Pool, tmp_path: Path) -> None:
     sizes = [(k + 3, 20 - k) for k in range(16)]
     sources = [saved(tmp_path / f"{k}.png", Image.new("L", size)) for k, size in enumerate(sizes)]
 
-    async def all_of_them() -> list[Decoded]:
+    async def all_of_them() -> list[DecodedImage]:
         outs = (path.with_suffix(".out") for path in sources)
-        work = (pool.decoder.picture(s, o, most=MOST) for s, o in zip(sources, outs, strict=True))
+        work = (pool.decoder.decode_image(s, o, max_pixels=MOST) for s, o in zip(sources, outs, strict=True))
         return await asyncio.gather(*work)
 
-    assert [found.original for found in pool.runner.run(all_of_them())] == sizes
+    assert [found.original_size for found in pool.runner.run(all_of_them())] == sizes
 
 
 def test_a_child_that_hangs_costs_its_picture_and_is_replaced(own_pool: Pool, tmp_path: Path) -> None:
@@ -238,7 +243,7 @@ def test_a_child_that_hangs_costs_its_picture_and_is_replaced(own_pool: Pool, tm
     assert not before & own_pool.pids() and len(own_pool.pids()) == len(before)
 
 
-async def settled(decoder: Decoder) -> None:
+async def settled(decoder: DecoderPool) -> None:
     await asyncio.gather(*decoder._tasks)
 
 
@@ -248,7 +253,7 @@ def test_a_child_that_dies_costs_no_picture_but_one_it_dies_of(own_pool: Pool, t
     for _ in range(3):
         assert own_pool.picture(source, out).width == 4
     with pytest.MonkeyPatch.context() as deadly:
-        deadly.setattr(decode.Child, "ask", die)
+        deadly.setattr(decoder_pool.DecoderProcess, "ask", die)
         code, text = refused(own_pool.picture, source, out)
     assert (code, text) == (
         "image_parse_error",
@@ -258,9 +263,9 @@ def test_a_child_that_dies_costs_no_picture_but_one_it_dies_of(own_pool: Pool, t
     assert own_pool.picture(source, out).width == 4
 
 
-async def die(child: decode.Child, message: dict, seconds: float) -> dict:
+async def die(child: decoder_pool.DecoderProcess, message: dict, seconds: float) -> dict:
     child.process.kill()
-    return await child.read(seconds)
+    return await child.read_reply(seconds)
 
 
 def test_a_request_that_goes_away_leaves_the_pool_whole(own_pool: Pool, tmp_path: Path) -> None:
@@ -268,7 +273,7 @@ def test_a_request_that_goes_away_leaves_the_pool_whole(own_pool: Pool, tmp_path
 
     async def left() -> None:
         for _ in range(4):
-            task = asyncio.create_task(own_pool.decoder.picture(source, out, most=MOST))
+            task = asyncio.create_task(own_pool.decoder.decode_image(source, out, max_pixels=MOST))
             await asyncio.sleep(0.002)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -279,7 +284,7 @@ def test_a_request_that_goes_away_leaves_the_pool_whole(own_pool: Pool, tmp_path
 
 
 def test_children_are_replaced_after_some_pictures(own_pool: Pool, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(decode, "MOST_PICTURES", 2)
+    monkeypatch.setattr(decoder_pool, "MAX_IMAGES_PER_PROCESS", 2)
     source, before = saved(tmp_path / "a.png", Image.new("L", (4, 4))), own_pool.pids()
     for _ in range(4):
         assert own_pool.picture(source, tmp_path / "out.png").width == 4
@@ -300,20 +305,20 @@ def test_stopping_ends_the_children(tmp_path: Path) -> None:
 
 def test_a_decoder_that_cannot_start_says_so(monkeypatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/true")
-    with asyncio.Runner() as runner, pytest.raises(decode.Died, match="it ended without an answer"):
-        runner.run(Decoder(Settings()).start())
+    with asyncio.Runner() as runner, pytest.raises(decoder_pool.DecoderDied, match="it ended without an answer"):
+        runner.run(DecoderPool(Settings()).start())
 
 
 def test_a_decoder_that_cannot_be_replaced_is_a_fault_of_ours(own_pool: Pool, tmp_path: Path, monkeypatch) -> None:
     source, out = saved(tmp_path / "a.png", Image.new("L", (4, 4))), tmp_path / "out.png"
-    monkeypatch.setattr(decode, "MOST_PICTURES", 0)
+    monkeypatch.setattr(decoder_pool, "MAX_IMAGES_PER_PROCESS", 0)
     with monkeypatch.context() as broken:
         broken.setattr(sys, "executable", "/bin/true")
         for _ in own_pool.pids():
             assert own_pool.picture(source, out).width == 4
-        with pytest.raises(Refused, match="the service cannot start its decoder; its log says why") as caught:
+        with pytest.raises(ProblemError, match="the service cannot start its decoder; its log says why") as caught:
             own_pool.picture(source, out)
-        assert caught.value.fault.status == 500
+        assert caught.value.problem.status == 500
         own_pool.runner.run(settled(own_pool.decoder))
     assert own_pool.picture(source, out).width == 4
 

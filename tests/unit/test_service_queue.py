@@ -12,50 +12,63 @@ from pathlib import Path
 import pytest
 
 from enlarger.errors import InputError
-from enlarger.service.faults import Fault, Refused
-from enlarger.service.jobs import Event, Job, folder_of, new_id
-from enlarger.service.queue import lock, workers
-from enlarger.service.queue import queue as queue_file
-from enlarger.service.queue.book import STARTS
-from enlarger.service.queue.claims import ARRIVING
-from enlarger.service.queue.estimate import UNKNOWN, Costs, Pace
-from enlarger.service.queue.events import ENDED, KEPT, Board, Boards
-from enlarger.service.queue.queue import Queue
-from enlarger.service.queue.store import Database
+from enlarger.service.jobs import lock
+from enlarger.service.jobs import manager as queue_file
+from enlarger.service.jobs.events import MAX_EVENTS, MAX_FINISHED_LOGS, EventLog, EventLogs
+from enlarger.service.jobs.job import Job, JobEvent, job_folder, new_job_id
+from enlarger.service.jobs.lifecycle import MAX_ATTEMPTS
+from enlarger.service.jobs.manager import JobManager
+from enlarger.service.jobs.progress_estimator import DEFAULT_SECONDS, DurationStats, ProgressEstimator
+from enlarger.service.jobs.reservations import UPLOAD_SECONDS
+from enlarger.service.jobs.store import JobDatabase
+from enlarger.service.problems import Problem, ProblemError
 from enlarger.service.settings import Bounds, ModelSettings
-from tests.support.queues import Counted, ask, data_of, give, looped, prepared, queue_of, running, runs, settings, until
+from enlarger.service.workers import supervisor
+from tests.support.queues import (
+    RecordingMetrics,
+    async_test,
+    data_of,
+    make_job_spec,
+    new_job_folder,
+    queue_of,
+    running,
+    runs,
+    settings,
+    submit_job,
+    until,
+)
 
 SLOW = {"steps": 2000, "seconds": 0.005}
 QUICK = {"steps": 1, "seconds": 0.0}
 
 
-async def seen(queue: Queue, id: str, after: int = 0) -> list[Event]:
+async def seen(queue: JobManager, id: str, after: int = 0) -> list[JobEvent]:
     return [event async for event in queue.events(id, after)]
 
 
-def refused(call: Callable[[], object]) -> Fault:
-    with pytest.raises(Refused) as caught:
+def refused(call: Callable[[], object]) -> Problem:
+    with pytest.raises(ProblemError) as caught:
         call()
-    return caught.value.fault
+    return caught.value.problem
 
 
-async def refused_later(work) -> Fault:
-    with pytest.raises(Refused) as caught:
+async def refused_later(work) -> Problem:
+    with pytest.raises(ProblemError) as caught:
         await work
-    return caught.value.fault
+    return caught.value.problem
 
 
 # what a job goes through
 
 
-@looped
+@async_test
 async def test_a_job_runs_to_its_end_and_everybody_is_told(tmp_path: Path) -> None:
-    metrics = Counted()
+    metrics = RecordingMetrics()
     async with running(tmp_path, metrics=metrics) as queue:
-        job = await give(queue, {"preview": True})
+        job = await submit_job(queue, {"preview": True})
         assert (job.status, job.attached, queue.counts()["running"]) == ("queued", False, 1)
         over = await queue.wait(job.id)
-        assert (over.status, over.starts, over.crashes, over.fault) == ("succeeded", 1, 0, None)
+        assert (over.status, over.attempts, over.crashes, over.problem) == ("succeeded", 1, 0, None)
         assert over.result is not None and over.result["images"][0]["width"] == 64
         assert over.created <= (over.started or 0) <= (over.finished or 0)
         events = await seen(queue, job.id)
@@ -65,18 +78,18 @@ async def test_a_job_runs_to_its_end_and_everybody_is_told(tmp_path: Path) -> No
         assert [event.data["index"] for event in events if event.kind == "preview"] == [0, 1, 2]
         progress = [event.data["progress"] for event in events]
         assert progress == sorted(progress) and progress[-1] == 1.0
-        assert (await queue.get(job.id), queue.standing(over).progress) == (over, 1.0)
+        assert (await queue.get(job.id), queue.progress(over).progress) == (over, 1.0)
         assert queue.counts() == {"queued": 0, "running": 0, "succeeded": 1, "failed": 0, "canceled": 0}
         assert runs(queue, job.id) == ["begin", "end"]
     assert metrics.of("images") == [("generate", "sd", 1, 64 * 48)] and metrics.of("batch") == [(1,)]
-    assert len(metrics.of("waited")) == 1 and ("sd", True) in metrics.of("model_loaded")
+    assert len(metrics.of("observe_queue_wait")) == 1 and ("sd", True) in metrics.of("model_loaded")
     assert metrics.of("queue")[-1] == (0, 0) and metrics.of("jobs")[-1][0]["succeeded"] == 1
 
 
-@looped
+@async_test
 async def test_events_can_be_replayed_from_any_number(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
-        job = await give(queue)
+        job = await submit_job(queue)
         live = await seen(queue, job.id)
         for after in (0, 2, len(live) - 1):
             assert await seen(queue, job.id, after) == live[after:]
@@ -84,51 +97,51 @@ async def test_events_can_be_replayed_from_any_number(tmp_path: Path) -> None:
         assert await seen(queue, job.id, 5000) == live, "a number of an earlier process starts again"
 
 
-@looped
+@async_test
 async def test_jobs_run_in_the_order_in_which_they_came(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
-        jobs = [await give(queue, QUICK) for _ in range(6)]
+        jobs = [await submit_job(queue, QUICK) for _ in range(6)]
         over = [await queue.wait(job.id) for job in jobs]
         begun = [job.started or 0 for job in over]
         assert begun == sorted(begun)
         assert [job.id for job in await queue.list("", "succeeded")] == [job.id for job in reversed(jobs)]
 
 
-@looped
+@async_test
 async def test_a_waiting_job_is_told_its_position_and_when_it_ends(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
-        first = await give(queue, SLOW)
-        others = [await give(queue, QUICK) for _ in range(3)]
-        assert [queue.standing(job).position for job in (first, *others)] == [0, 1, 2, 3]
-        etas = [queue.standing(job).eta_seconds or 0 for job in (first, *others)]
-        assert etas == sorted(etas) and etas[-1] > 3 * UNKNOWN
-        assert queue.expected_wait > 3 * UNKNOWN
+        first = await submit_job(queue, SLOW)
+        others = [await submit_job(queue, QUICK) for _ in range(3)]
+        assert [queue.progress(job).position for job in (first, *others)] == [0, 1, 2, 3]
+        etas = [queue.progress(job).eta_seconds or 0 for job in (first, *others)]
+        assert etas == sorted(etas) and etas[-1] > 3 * DEFAULT_SECONDS
+        assert queue.expected_wait > 3 * DEFAULT_SECONDS
         await queue.cancel(others[0].id)
-        assert [queue.standing(job).position for job in others] == [None, 1, 2]
+        assert [queue.progress(job).position for job in others] == [None, 1, 2]
         await queue.cancel(first.id)
         await queue.wait(others[2].id)
         told = [event.data["position"] for event in await seen(queue, others[2].id) if event.kind == "queued"]
         assert told == [3, 2, 1]
 
 
-@looped
+@async_test
 async def test_a_fault_of_the_worker_is_the_jobs(tmp_path: Path) -> None:
-    fault = Fault(500, "non_finite_output", "NaN", None)
+    fault = Problem(500, "non_finite_output", "NaN", None)
     async with running(tmp_path) as queue:
-        job = await give(queue, QUICK | {"fail": fault.to_json()})
+        job = await submit_job(queue, QUICK | {"fail": fault.to_json()})
         over = await queue.wait(job.id)
-        assert (over.status, over.fault) == ("failed", fault)
-        other = await queue.wait((await give(queue, QUICK | {"fail": {"code": 1}})).id)
-        assert other.fault is not None and other.fault.code == "internal"
-        assert (await queue.wait((await give(queue, QUICK)).id)).status == "succeeded"
+        assert (over.status, over.problem) == ("failed", fault)
+        other = await queue.wait((await submit_job(queue, QUICK | {"fail": {"code": 1}})).id)
+        assert other.problem is not None and other.problem.code == "internal"
+        assert (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded"
 
 
-@looped
+@async_test
 async def test_an_unknown_job_is_said_to_be_unknown(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
-        id = new_id()
+        id = new_job_id()
         assert await queue.get(id) is None and await queue.cancel(id) is None
-        await queue.forget(id)
+        await queue.delete(id)
         assert (await refused_later(queue.wait(id))).code == "job_not_found"
         assert (await refused_later(seen(queue, id))).status == 404
 
@@ -136,55 +149,55 @@ async def test_an_unknown_job_is_said_to_be_unknown(tmp_path: Path) -> None:
 # batches
 
 
-@looped
+@async_test
 async def test_jobs_that_are_alike_run_together(tmp_path: Path) -> None:
-    metrics = Counted()
+    metrics = RecordingMetrics()
     async with running(tmp_path, "--slow", "0.2", batch=3, metrics=metrics) as queue:
-        blocker = await give(queue, {"steps": 20, "seconds": 0.01})
-        jobs = [await give(queue, QUICK, options={"seed": i, "prompt": str(i)}) for i in range(4)]
-        odd = await give(queue, QUICK, options={"count": 2})
-        jobs.append(await give(queue, QUICK, options={"seed": 9}))
+        blocker = await submit_job(queue, {"steps": 20, "seconds": 0.01})
+        jobs = [await submit_job(queue, QUICK, options={"seed": i, "prompt": str(i)}) for i in range(4)]
+        odd = await submit_job(queue, QUICK, options={"count": 2})
+        jobs.append(await submit_job(queue, QUICK, options={"seed": 9}))
         for job in (blocker, odd, *jobs):
             assert (await queue.wait(job.id)).status == "succeeded"
     assert [size for (size,) in metrics.of("batch")] == [1, 3, 2, 1]
 
 
 @pytest.mark.parametrize(("device", "size"), [("cpu", 1), ("cuda:0", 4)])
-@looped
+@async_test
 async def test_the_default_batch_depends_on_the_device(tmp_path: Path, device: str, size: int) -> None:
-    metrics = Counted()
+    metrics = RecordingMetrics()
     async with running(tmp_path, "--device", device, metrics=metrics) as queue:
-        await give(queue, {"steps": 10, "seconds": 0.01}, options={"count": 2})
-        for job in [await give(queue, QUICK) for _ in range(5)]:
+        await submit_job(queue, {"steps": 10, "seconds": 0.01}, options={"count": 2})
+        for job in [await submit_job(queue, QUICK) for _ in range(5)]:
             await queue.wait(job.id)
     assert max(size for (size,) in metrics.of("batch")) == size
 
 
-@looped
+@async_test
 async def test_only_the_guilty_one_of_a_batch_fails(tmp_path: Path) -> None:
-    metrics = Counted()
+    metrics = RecordingMetrics()
     async with running(tmp_path, batch=4, metrics=metrics) as queue:
-        await give(queue, {"steps": 10, "seconds": 0.01}, options={"count": 2})
+        await submit_job(queue, {"steps": 10, "seconds": 0.01}, options={"count": 2})
         good = {"steps": 2, "crash": None}
         # the worker looks at the crash option of each; the options of all are the same for `alike`
-        jobs = [await queue.submit(replace(ask(good)), id=prepared(queue)) for _ in range(3)]
-        bad = await give(queue, {"steps": 2, "crash": "always"})
+        jobs = [await queue.submit(replace(make_job_spec(good)), id=new_job_folder(queue)) for _ in range(3)]
+        bad = await submit_job(queue, {"steps": 2, "crash": "always"})
         ended = [await queue.wait(job.id) for job in (*jobs, bad)]
         assert [job.status for job in ended] == ["succeeded"] * 3 + ["failed"]
-        assert ended[-1].fault is not None and ended[-1].fault.code == "worker_died" and ended[-1].crashes == 2
+        assert ended[-1].problem is not None and ended[-1].problem.code == "worker_died" and ended[-1].crashes == 2
 
 
 # workers that die
 
 
-@looped
+@async_test
 async def test_a_job_whose_worker_died_once_is_run_again(tmp_path: Path) -> None:
-    metrics = Counted()
+    metrics = RecordingMetrics()
     async with running(tmp_path, metrics=metrics) as queue:
-        job = await give(queue, QUICK | {"crash": "once"})
-        behind = await give(queue, QUICK)
+        job = await submit_job(queue, QUICK | {"crash": "once"})
+        behind = await submit_job(queue, QUICK)
         over, next_ = await queue.wait(job.id), await queue.wait(behind.id)
-        assert (over.status, over.crashes, over.starts) == ("succeeded", 1, 2)
+        assert (over.status, over.crashes, over.attempts) == ("succeeded", 1, 2)
         assert (over.started or 0) < (next_.started or 0), "it comes back to the front"
         assert runs(queue, job.id) == ["begin", "begin", "end"]
         kinds = [event.kind for event in await seen(queue, job.id)]
@@ -192,79 +205,79 @@ async def test_a_job_whose_worker_died_once_is_run_again(tmp_path: Path) -> None
         assert metrics.of("worker_restart") == [()]
 
 
-@looped
+@async_test
 async def test_a_job_that_kills_its_workers_fails_and_the_next_runs(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
-        bad, good = await give(queue, QUICK | {"crash": "always"}), await give(queue, QUICK)
+        bad, good = await submit_job(queue, QUICK | {"crash": "always"}), await submit_job(queue, QUICK)
         over = await queue.wait(bad.id)
-        assert over.status == "failed" and over.fault is not None
-        assert (over.fault.status, over.fault.code, over.crashes) == (500, "worker_died", 2)
-        assert "and again when it was tried a second time" in over.fault.message
+        assert over.status == "failed" and over.problem is not None
+        assert (over.problem.status, over.problem.code, over.crashes) == (500, "worker_died", 2)
+        assert "and again when it was tried a second time" in over.problem.message
         assert (await queue.wait(good.id)).status == "succeeded"
 
 
-@looped
+@async_test
 async def test_a_job_that_was_complete_when_its_worker_died_is_not_run_again(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
-        job = await give(queue, QUICK | {"crash": "after"})
+        job = await submit_job(queue, QUICK | {"crash": "after"})
         assert (await queue.wait(job.id)).status == "succeeded" and runs(queue, job.id) == ["begin", "end"]
 
 
-@looped
+@async_test
 async def test_a_worker_that_forgets_its_job_is_taken_for_dead(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
-        over = await queue.wait((await give(queue, QUICK | {"mute": True})).id)
-        assert (over.status, over.crashes) == ("failed", 2) and over.fault is not None
-        assert (await queue.wait((await give(queue, QUICK)).id)).status == "succeeded"
+        over = await queue.wait((await submit_job(queue, QUICK | {"mute": True})).id)
+        assert (over.status, over.crashes) == ("failed", 2) and over.problem is not None
+        assert (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded"
 
 
-@looped
+@async_test
 async def test_nonsense_from_a_worker_harms_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(tmp_path) as queue:
-        assert (await queue.wait((await give(queue, {"garble": True})).id)).status == "succeeded"
-        runs_ = queue._runs
+        assert (await queue.wait((await submit_job(queue, {"garble": True})).id)).status == "succeeded"
+        runs_ = queue._pool
         for message in ({"event": "progress", "id": "x"}, {"event": "models"}, {"event": "new"}, {"event": "ready"}):
-            runs_.workers[0]._hear(message)
-        assert (await queue.wait((await give(queue, QUICK)).id)).status == "succeeded"
+            runs_.workers[0]._handle_message(message)
+        assert (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded"
     assert "a line that is no message" in caplog.text and "in a form that is not understood" in caplog.text
 
 
-@looped
+@async_test
 async def test_a_worker_that_fails_to_start_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor, "MAX_RESTART_DELAY", 0.01)
     (tmp_path / "left").write_text("3")
     async with running(tmp_path / "data", "--die", str(tmp_path / "left")) as queue:
-        assert queue.state == "READY" and (await queue.wait((await give(queue, QUICK)).id)).status == "succeeded"
+        assert queue.state == "READY" and (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded"
 
 
-@looped
+@async_test
 async def test_a_worker_that_cannot_start_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor, "MAX_RESTART_DELAY", 0.01)
     (tmp_path / "left").write_text("99")
     queue = queue_of(tmp_path / "data", "--die", str(tmp_path / "left"))
     await queue.start()
-    assert queue.state == "STARTING" and not queue.ready
-    fault = refused(lambda: queue.check_room(""))
+    assert queue.state == "STARTING" and not queue.is_ready
+    fault = refused(lambda: queue.check_capacity(""))
     assert (fault.status, fault.code) == (503, "model_loading") and fault.retry_after is not None
     await until(lambda: queue.state == "SETUP_FAILED")
-    assert not queue.ready and int((tmp_path / "left").read_text()) == 99 - workers.START_DEATHS
-    assert refused(lambda: queue.check_room("")).code == "no_worker"
+    assert not queue.is_ready and int((tmp_path / "left").read_text()) == 99 - supervisor.MAX_START_FAILURES
+    assert refused(lambda: queue.check_capacity("")).code == "no_worker"
     await queue.drain()
 
 
-@looped
+@async_test
 async def test_who_waits_is_told_when_no_worker_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor, "MAX_RESTART_DELAY", 0.01)
     left = tmp_path / "left"
     left.write_text("0")
     async with running(tmp_path / "data", "--die", str(left)) as queue:
-        first = await give(queue, QUICK | {"crash": "always"})
-        jobs = [await give(queue, QUICK, attached=attached) for attached in (True, False)]
+        first = await submit_job(queue, QUICK | {"crash": "always"})
+        jobs = [await submit_job(queue, QUICK, attached=attached) for attached in (True, False)]
         left.write_text("99")
         over = await queue.wait(jobs[0].id)
-        assert over.fault is not None and (over.fault.status, over.fault.code) == (503, "no_worker")
+        assert over.problem is not None and (over.problem.status, over.problem.code) == (503, "no_worker")
         assert queue.state == "DEFUNCT"
-        assert [queue.standing(job).position for job in (first, jobs[1])] == [1, 2]
+        assert [queue.progress(job).position for job in (first, jobs[1])] == [1, 2]
     restarted = queue_of(tmp_path / "data")
     await restarted.start()
     assert (await restarted.wait(jobs[1].id)).status == "succeeded"
@@ -274,83 +287,87 @@ async def test_who_waits_is_told_when_no_worker_comes_back(tmp_path: Path, monke
 # cancel
 
 
-@looped
+@async_test
 async def test_a_waiting_job_is_canceled_at_once(tmp_path: Path) -> None:
-    metrics = Counted()
+    metrics = RecordingMetrics()
     async with running(tmp_path, metrics=metrics) as queue:
-        first, second = await give(queue, SLOW), await give(queue)
+        first, second = await submit_job(queue, SLOW), await submit_job(queue)
         over = await queue.cancel(second.id, "disconnect")
-        assert over is not None and over.fault is not None
-        assert (over.status, over.fault.status, over.fault.code) == ("canceled", 499, "canceled")
+        assert over is not None and over.problem is not None
+        assert (over.status, over.problem.status, over.problem.code) == ("canceled", 499, "canceled")
         assert await queue.cancel(second.id) == over and runs(queue, second.id) == []
         assert [event.kind for event in await seen(queue, second.id)][-1] == "canceled"
         await queue.cancel(first.id)
-    assert metrics.total("cancelled") == {"disconnect": 1, "client": 1}
+    assert metrics.total("count_cancelled") == {"disconnect": 1, "client": 1}
 
 
-@looped
+@async_test
 async def test_a_running_job_frees_its_worker_within_a_step(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
-        job = await give(queue, SLOW)
-        await until(lambda: queue.standing(job).step)
+        job = await submit_job(queue, SLOW)
+        await until(lambda: queue.progress(job).step)
         waiting = asyncio.create_task(queue.wait(job.id))
         began = time.monotonic()
         await queue.cancel(job.id)
-        over = await queue.wait((await give(queue, QUICK)).id)
+        over = await queue.wait((await submit_job(queue, QUICK)).id)
         assert over.status == "succeeded" and time.monotonic() - began < 1
         assert (await waiting).status == "canceled" and runs(queue, job.id) == ["begin"]
 
 
-@looped
+@async_test
 async def test_a_worker_that_does_not_let_go_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "CANCEL_SECONDS", 0.1)
+    monkeypatch.setattr(supervisor, "CANCEL_SECONDS", 0.1)
     async with running(tmp_path, batch=2) as queue:
-        await give(queue, {"steps": 10, "seconds": 0.01}, options={"count": 2})
-        pair = [await give(queue, {"steps": 2, "hang": True}) for _ in range(2)]
+        await submit_job(queue, {"steps": 10, "seconds": 0.01}, options={"count": 2})
+        pair = [await submit_job(queue, {"steps": 2, "hang": True}) for _ in range(2)]
         await until(lambda: runs(queue, pair[1].id) == ["begin"])
         assert (await queue.cancel(pair[0].id)).status == "canceled"
         await until(lambda: runs(queue, pair[1].id) == ["begin", "begin"])
         assert (await queue.get(pair[1].id)).crashes == 0, "it is not blamed"
         await queue.cancel(pair[1].id)
-        assert (await queue.wait((await give(queue, QUICK)).id)).status == "succeeded"
+        assert (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded"
 
 
-@looped
+@async_test
 async def test_a_client_that_goes_while_its_job_is_written_down_leaves_none(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
         for attached in (True, False):
-            id = prepared(queue)
-            task = asyncio.create_task(queue.submit(ask(SLOW), id=id, attached=attached))
+            id = new_job_folder(queue)
+            task = asyncio.create_task(queue.submit(make_job_spec(SLOW), id=id, attached=attached))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await until(lambda: queue._book.line.lives or not queue._book._tasks)
+            await until(lambda: queue._lifecycle.queue.active_jobs or not queue._lifecycle._tasks)
             if attached:
                 assert (await queue.wait(id)).status == "canceled"
             else:
-                assert not (await queue.get(id)).over
+                assert not (await queue.get(id)).is_finished
                 await queue.cancel(id)
 
 
-@looped
+@async_test
 async def test_a_thousand_jobs_leave_nothing_in_memory(tmp_path: Path) -> None:
     async with running(tmp_path, queue=64) as queue:
-        blocker = await give(queue, SLOW)
+        blocker = await submit_job(queue, SLOW)
 
         async def one() -> None:
-            job = await give(queue)
+            job = await submit_job(queue)
             waiting = asyncio.create_task(queue.wait(job.id))
             watching = asyncio.create_task(seen(queue, job.id))
             await queue.cancel(job.id)
-            assert (await waiting).status == "canceled" and (await watching)[-1].last
+            assert (await waiting).status == "canceled" and (await watching)[-1].is_last
 
         for _ in range(20):
             await asyncio.gather(*(one() for _ in range(50)))
-        book = queue._book
-        assert list(book.line.lives) == list(book.line.running) == [blocker.id] and not book.line.waiting
-        assert len(book.boards) == ENDED + 1 and not queue._adding and not queue._runs._doomed
+        book = queue._lifecycle
+        assert list(book.queue.active_jobs) == list(book.queue.running) == [blocker.id] and not book.queue.waiting
+        assert (
+            len(book.event_logs) == MAX_FINISHED_LOGS + 1
+            and not queue._adding_owners
+            and not queue._pool._pending_deletions
+        )
         await queue.cancel(blocker.id)
         await until(lambda: not book._tasks and queue.state == "READY")
         assert len(asyncio.all_tasks()) == 3, "this test, the sweeper and the worker"
@@ -360,103 +377,105 @@ async def test_a_thousand_jobs_leave_nothing_in_memory(tmp_path: Path) -> None:
 # room
 
 
-@looped
+@async_test
 async def test_a_full_queue_refuses_and_says_when_to_come_back(tmp_path: Path) -> None:
     async with running(tmp_path, queue=2) as queue:
-        jobs = [await give(queue, SLOW) for _ in range(3)]
-        fault = refused(lambda: queue.check_room(""))
+        jobs = [await submit_job(queue, SLOW) for _ in range(3)]
+        fault = refused(lambda: queue.check_capacity(""))
         assert (fault.status, fault.code) == (429, "queue_full") and "2 jobs wait already" in fault.message
         assert fault.retry_after == pytest.approx(queue.expected_wait, abs=1)
-        id = prepared(queue)
-        assert (await refused_later(queue.submit(ask(), id=id))).code == "queue_full"
-        assert not folder_of(data_of(queue), id).exists()
+        id = new_job_folder(queue)
+        assert (await refused_later(queue.submit(make_job_spec(), id=id))).code == "queue_full"
+        assert not job_folder(data_of(queue), id).exists()
         await queue.cancel(jobs[1].id)
-        queue.check_room("")
+        queue.check_capacity("")
         for job in jobs:
             await queue.cancel(job.id)
 
 
-@looped
+@async_test
 async def test_simultaneous_jobs_never_exceed_the_queue(tmp_path: Path) -> None:
     async with running(tmp_path, queue=4) as queue:
-        first = await give(queue, SLOW)
-        found = await asyncio.gather(*(give(queue, QUICK) for _ in range(50)), return_exceptions=True)
+        first = await submit_job(queue, SLOW)
+        found = await asyncio.gather(*(submit_job(queue, QUICK) for _ in range(50)), return_exceptions=True)
         taken = [one for one in found if isinstance(one, Job)]
-        assert len(taken) == 4 and all(isinstance(one, Refused) for one in found if one not in taken)
+        assert len(taken) == 4 and all(isinstance(one, ProblemError) for one in found if one not in taken)
         await queue.cancel(first.id)
         assert [(await queue.wait(job.id)).status for job in taken] == ["succeeded"] * 4
         assert len(list((data_of(queue) / "jobs").iterdir())) == 5
 
 
-@looped
+@async_test
 async def test_a_claim_is_a_place_until_it_is_used_or_too_slow(tmp_path: Path) -> None:
     async with running(tmp_path, queue=2) as queue:
-        first = await give(queue, SLOW)
-        kept, slow = queue.claim(""), queue.claim("")
-        assert refused(lambda: queue.claim("")).code == "queue_full"
-        kept.received()
-        await asyncio.sleep(ARRIVING + 0.05)
-        late = queue.claim("")  # the other body was too long on the way
-        assert not slow.release() and refused(lambda: queue.claim("")).code == "queue_full"
-        taken = await queue.submit(ask(QUICK), id=prepared(queue), claim=kept)
-        assert refused(lambda: queue.claim("")).code == "queue_full"
+        first = await submit_job(queue, SLOW)
+        kept, slow = queue.reserve(""), queue.reserve("")
+        assert refused(lambda: queue.reserve("")).code == "queue_full"
+        kept.confirm()
+        await asyncio.sleep(UPLOAD_SECONDS + 0.05)
+        late = queue.reserve("")  # the other body was too long on the way
+        assert not slow.release() and refused(lambda: queue.reserve("")).code == "queue_full"
+        taken = await queue.submit(make_job_spec(QUICK), id=new_job_folder(queue), reservation=kept)
+        assert refused(lambda: queue.reserve("")).code == "queue_full"
         assert late.release()
-        queue.check_room("")
+        queue.check_capacity("")
         await queue.cancel(first.id)
         assert (await queue.wait(taken.id)).status == "succeeded"
 
 
-@looped
+@async_test
 async def test_claims_of_a_key_count_among_its_jobs(tmp_path: Path) -> None:
     async with running(tmp_path, bounds=Bounds(per_key=1)) as queue:
-        claim = queue.claim("a")
-        assert refused(lambda: queue.claim("a")).code == "rate_limit_exceeded"
-        queue.claim("b")
+        claim = queue.reserve("a")
+        assert refused(lambda: queue.reserve("a")).code == "rate_limit_exceeded"
+        queue.reserve("b")
         claim.release()
-        queue.claim("a")
+        queue.reserve("a")
 
 
-@looped
+@async_test
 async def test_a_key_has_only_so_many_jobs_at_a_time(tmp_path: Path) -> None:
     async with running(tmp_path, bounds=Bounds(per_key=2)) as queue:
-        jobs = [await give(queue, SLOW, owner="a") for _ in range(2)]
-        fault = refused(lambda: queue.check_room("a"))
+        jobs = [await submit_job(queue, SLOW, owner="a") for _ in range(2)]
+        fault = refused(lambda: queue.check_capacity("a"))
         assert (fault.status, fault.code) == (429, "rate_limit_exceeded") and fault.retry_after is not None
-        queue.check_room("b")
-        queue.check_room("")
+        queue.check_capacity("b")
+        queue.check_capacity("")
         for job in jobs:
             await queue.cancel(job.id)
-        queue.check_room("a")
+        queue.check_capacity("a")
 
 
-@looped
+@async_test
 async def test_nobody_is_admitted_to_wait_longer_than_wanted(tmp_path: Path) -> None:
     async with running(tmp_path, wait_seconds=8) as queue:
-        jobs = [await give(queue, SLOW)]
-        queue.check_room("")
-        assert refused(lambda: queue.check_room("", 3)).code == "queue_full"
-        jobs.append(await give(queue, SLOW))
-        fault = refused(lambda: queue.check_room("", 9999))
+        jobs = [await submit_job(queue, SLOW)]
+        queue.check_capacity("")
+        assert refused(lambda: queue.check_capacity("", 3)).code == "queue_full"
+        jobs.append(await submit_job(queue, SLOW))
+        fault = refused(lambda: queue.check_capacity("", 9999))
         assert "may wait 8 s" in fault.message and 0 < (fault.retry_after or 0) < 2.1
         for job in jobs:
             await queue.cancel(job.id)
 
 
-@looped
+@async_test
 async def test_the_same_key_gives_the_same_job(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
-        first, second = await asyncio.gather(*(give(queue, QUICK, owner="a", key="k") for _ in range(2)))
+        first, second = await asyncio.gather(*(submit_job(queue, QUICK, owner="a", key="k") for _ in range(2)))
         assert first.id == second.id
         over = await queue.wait(first.id)
-        assert await give(queue, QUICK, owner="a", key="k") == over == await queue.find_key("a", "k")
-        assert (await give(queue, QUICK, owner="b", key="k")).id != first.id
+        assert (
+            await submit_job(queue, QUICK, owner="a", key="k") == over == await queue.find_by_idempotency_key("a", "k")
+        )
+        assert (await submit_job(queue, QUICK, owner="b", key="k")).id != first.id
         await until(lambda: len(list((data_of(queue) / "jobs").iterdir())) == 2)
 
 
 # models
 
 
-@looped
+@async_test
 async def test_models_are_found_by_name_alias_and_task(tmp_path: Path) -> None:
     broken = ModelSettings(name="broken", path="missing")
     models = (ModelSettings(name="sd", path="tiny", aliases=("dall-e-2",)), broken)
@@ -465,7 +484,7 @@ async def test_models_are_found_by_name_alias_and_task(tmp_path: Path) -> None:
     assert [(model.name, model.kind) for model in queue.models()] == [("sd", None), ("broken", None), ("bundled", None)]
     assert refused(lambda: queue.model_for("generate", "sd")).code == "model_loading"
     assert refused(lambda: queue.model_for("generate", "other")).code == "model_not_found"
-    await until(lambda: queue.ready)
+    await until(lambda: queue.is_ready)
     assert queue.model_for("generate", None).name == queue.model_for("refine", "dall-e-2").name == "sd"
     assert queue.model_for("upscale", None).name == "bundled"
     fault = refused(lambda: queue.model_for("generate", "x"))
@@ -473,11 +492,11 @@ async def test_models_are_found_by_name_alias_and_task(tmp_path: Path) -> None:
     fault = refused(lambda: queue.model_for("generate", "bundled"))
     assert (fault.status, fault.code) == (400, "unsupported") and "those that can: sd" in fault.message
     assert refused(lambda: queue.model_for("generate", "broken")).code == "model_unusable"
-    await queue.load("dall-e-2")
+    await queue.load_model("dall-e-2")
     await until(lambda: queue.model_for("generate", "sd").loaded == 1000)
-    await queue.unload("sd")
+    await queue.unload_model("sd")
     await until(lambda: queue.model_for("generate", "sd").loaded is None)
-    assert (await refused_later(queue.load("x"))).status == 404
+    assert (await refused_later(queue.load_model("x"))).status == 404
     await queue.drain()
 
 
@@ -487,47 +506,47 @@ async def test_models_are_found_by_name_alias_and_task(tmp_path: Path) -> None:
 async def left(tmp_path: Path, *jobs: Job, done: bool = False) -> None:
     """A database as a service that was killed leaves it."""
     (tmp_path / "jobs").mkdir(parents=True, exist_ok=True)
-    database = Database.open(tmp_path / "queue.sqlite3")
+    database = JobDatabase.open(tmp_path / "queue.sqlite3")
     for job in jobs:
         database.add(job)
-        folder_of(tmp_path, job.id).mkdir()
+        job_folder(tmp_path, job.id).mkdir()
         if done:
             content = {"images": [{"width": 1, "height": 1}], "model": "sd"}
-            (folder_of(tmp_path, job.id) / "done.json").write_text(json.dumps(content))
+            (job_folder(tmp_path, job.id) / "done.json").write_text(json.dumps(content))
     database.close()
 
 
 def old(status="running", **values) -> Job:
-    return Job(**{"id": new_id(), "ask": ask(QUICK), "status": status, "created": time.time()} | values)
+    return Job(**{"id": new_job_id(), "spec": make_job_spec(QUICK), "status": status, "created": time.time()} | values)
 
 
-@looped
+@async_test
 async def test_what_an_earlier_service_left_is_taken_up(tmp_path: Path) -> None:
     complete, attached_complete = old(starts=1), old(starts=1, attached=True)
-    lost, worn = old(starts=3, crashes=1, started=5.0), old(starts=STARTS)
+    lost, worn = old(starts=3, crashes=1, started=5.0), old(starts=MAX_ATTEMPTS)
     waiting, gone = old("queued"), old("queued")
     attached = [old(starts=1, attached=True), old("queued", attached=True)]
     await left(tmp_path, complete, attached_complete, done=True)
     await left(tmp_path, lost, worn, waiting, *attached, gone)
-    folder_of(tmp_path, gone.id).rmdir()
+    job_folder(tmp_path, gone.id).rmdir()
     async with running(tmp_path) as queue:
         for job in (complete, attached_complete):
             over = await queue.wait(job.id)
             assert (over.status, runs(queue, job.id)) == ("succeeded", [])
         over = await queue.wait(lost.id)
-        assert (over.status, over.starts, over.crashes) == ("succeeded", 4, 1)
+        assert (over.status, over.attempts, over.crashes) == ("succeeded", 4, 1)
         assert (await queue.wait(waiting.id)).status == "succeeded"
         assert (over.started or 0) < ((await queue.get(waiting.id)).started or 0)
-        assert "ended 10 times" in (await queue.wait(worn.id)).fault.message
-        assert "files of this job are gone" in (await queue.wait(gone.id)).fault.message
-        assert [(await queue.wait(job.id)).fault.code for job in attached] == ["canceled"] * 2
+        assert "ended 10 times" in (await queue.wait(worn.id)).problem.message
+        assert "files of this job are gone" in (await queue.wait(gone.id)).problem.message
+        assert [(await queue.wait(job.id)).problem.code for job in attached] == ["canceled"] * 2
         assert queue.counts() == {"queued": 0, "running": 0, "succeeded": 4, "failed": 2, "canceled": 2}
 
 
-@looped
+@async_test
 async def test_a_job_that_ended_in_an_earlier_process_answers_with_its_last_event(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
-        job = await give(queue, QUICK)
+        job = await submit_job(queue, QUICK)
         await queue.wait(job.id)
     async with running(tmp_path) as queue:
         (event,) = await seen(queue, job.id, 7)
@@ -535,7 +554,7 @@ async def test_a_job_that_ended_in_an_earlier_process_answers_with_its_last_even
         assert queue.counts()["succeeded"] == 1
 
 
-@looped
+@async_test
 async def test_uploads_and_folders_of_nobody_are_deleted_at_the_start(tmp_path: Path) -> None:
     for name in ("spool/part", "jobs/aaaaaaaaaaaaaaaaaaaaaa/image.png", "jobs/bbbbbbbbbbbbbbbbbbbbbb/image.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -546,31 +565,31 @@ async def test_uploads_and_folders_of_nobody_are_deleted_at_the_start(tmp_path: 
         assert [path.name for path in (tmp_path / "jobs").iterdir()] == ["bbbbbbbbbbbbbbbbbbbbbb"]
 
 
-@looped
+@async_test
 async def test_only_one_service_uses_a_folder(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
         other = queue_of(tmp_path)
         with pytest.raises(InputError, match=f"in use by another service \\(process {os.getpid()}\\)"):
             await other.start()
         await other.drain()
-        assert queue.ready
+        assert queue.is_ready
     again = queue_of(tmp_path)
     await again.start()
     await again.drain()
 
 
-@looped
+@async_test
 async def test_workers_of_an_earlier_service_are_waited_for(tmp_path: Path) -> None:
-    held = await lock.take(tmp_path)
-    worker = os.dup(held.shared)
+    held = await lock.acquire(tmp_path)
+    worker = os.dup(held.workers_fd)
     held.release()
     with pytest.raises(InputError, match="worker processes of an earlier service still use it"):
-        await lock.take(tmp_path, 0.1)
+        await lock.acquire(tmp_path, 0.1)
     asyncio.get_running_loop().call_later(0.1, os.close, worker)
-    (await lock.take(tmp_path)).release()
+    (await lock.acquire(tmp_path)).release()
 
 
-@looped
+@async_test
 async def test_a_folder_that_cannot_be_used_is_said_to_be_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="cannot hold the service's files"):
@@ -584,53 +603,56 @@ async def test_a_folder_that_cannot_be_used_is_said_to_be_so(tmp_path: Path) -> 
 # the end
 
 
-@looped
+@async_test
 async def test_a_service_that_stops_ends_what_runs_and_keeps_what_waits(tmp_path: Path) -> None:
-    metrics = Counted()
+    metrics = RecordingMetrics()
     queue = queue_of(tmp_path, metrics=metrics)
     await queue.start()
-    await until(lambda: queue.ready)
-    runs_ = await give(queue, {"steps": 20, "seconds": 0.01}, attached=True)
-    attached, kept = await give(queue, QUICK, attached=True), await give(queue, QUICK)
+    await until(lambda: queue.is_ready)
+    runs_ = await submit_job(queue, {"steps": 20, "seconds": 0.01}, attached=True)
+    attached, kept = await submit_job(queue, QUICK, attached=True), await submit_job(queue, QUICK)
     waiting = [asyncio.create_task(queue.wait(job.id)) for job in (runs_, attached, kept)]
     watching = asyncio.create_task(seen(queue, kept.id))
     await asyncio.sleep(0.02)
     stopping = asyncio.create_task(queue.drain())
     await asyncio.sleep(0)
-    assert not queue.ready and refused(lambda: queue.check_room("")).code == "draining"
+    assert not queue.is_ready and refused(lambda: queue.check_capacity("")).code == "draining"
     assert (await refused_later(give_in(queue))).code == "draining"
     await stopping
     await queue.drain()
     assert (await waiting[0]).status == "succeeded"
-    told = (await waiting[1]).fault
+    told = (await waiting[1]).problem
     assert told is not None and (told.status, told.code, told.retry_after is None) == (503, "draining", False)
-    with pytest.raises(Refused, match="the service is stopping"):
+    with pytest.raises(ProblemError, match="the service is stopping"):
         await waiting[2]
-    assert not (await watching)[-1].last and metrics.total("cancelled") == {"draining": 1}
+    assert not (await watching)[-1].is_last and metrics.total("count_cancelled") == {"draining": 1}
     async with running(tmp_path) as queue:
         assert (await queue.wait(kept.id)).status == "succeeded" and runs(queue, kept.id) == ["begin", "end"]
 
 
-async def give_in(queue: Queue) -> None:
-    await queue.submit(ask(), id=prepared(queue))
+async def give_in(queue: JobManager) -> None:
+    await queue.submit(make_job_spec(), id=new_job_folder(queue))
 
 
-@looped
+@async_test
 async def test_what_runs_too_long_is_left_to_the_next_service(tmp_path: Path) -> None:
     queue = queue_of(tmp_path, drain_seconds=0.05, devices=("cpu", "cpu"))
     await queue.start()
-    await until(lambda: [worker.state for worker in queue._runs.workers] == ["idle", "idle"])
-    detached, attached = await give(queue, {"steps": 60, "seconds": 0.01}), await give(queue, SLOW, attached=True)
-    await until(lambda: queue.standing(detached).step and queue.standing(attached).step)
+    await until(lambda: [worker.state for worker in queue._pool.workers] == ["idle", "idle"])
+    detached, attached = (
+        await submit_job(queue, {"steps": 60, "seconds": 0.01}),
+        await submit_job(queue, SLOW, attached=True),
+    )
+    await until(lambda: queue.progress(detached).step and queue.progress(attached).step)
     await queue.drain()
-    assert all(worker.state == "down" for worker in queue._runs.workers)
+    assert all(worker.state == "down" for worker in queue._pool.workers)
     async with running(tmp_path) as queue:
-        assert (await queue.get(attached.id)).fault.code == "draining"
+        assert (await queue.get(attached.id)).problem.code == "draining"
         over = await queue.wait(detached.id)
-        assert (over.status, over.starts, over.crashes) == ("succeeded", 2, 0)
+        assert (over.status, over.attempts, over.crashes) == ("succeeded", 2, 0)
 
 
-@looped
+@async_test
 async def test_a_queue_that_never_started_can_be_stopped(tmp_path: Path) -> None:
     queue = queue_of(tmp_path)
     assert queue.state == "STARTING" and queue.expected_wait == 0
@@ -640,189 +662,193 @@ async def test_a_queue_that_never_started_can_be_stopped(tmp_path: Path) -> None
 # old results, full disks
 
 
-@looped
+@async_test
 async def test_old_results_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(tmp_path, job_minutes=0.001) as queue:
-        job, slow = await give(queue, QUICK), await give(queue, SLOW)
+        job, slow = await submit_job(queue, QUICK), await submit_job(queue, SLOW)
         await queue.wait(job.id)
         await asyncio.sleep(0.07)
-        await queue.sweep()
-        assert await queue.get(job.id) is None and not folder_of(tmp_path, job.id).exists()
+        await queue.delete_expired()
+        assert await queue.get(job.id) is None and not job_folder(tmp_path, job.id).exists()
         assert (await queue.get(slow.id)).status == "running" and queue.counts()["succeeded"] == 0
-        await queue.forget(slow.id)
+        await queue.delete(slow.id)
         assert await queue.get(slow.id) is None
-        await until(lambda: not queue._runs._doomed and queue.state == "READY")
+        await until(lambda: not queue._pool._pending_deletions and queue.state == "READY")
         await until(lambda: list((tmp_path / "jobs").iterdir()) == [])
-        assert len(queue._book.boards) == 0
+        assert len(queue._lifecycle.event_logs) == 0
 
 
-@looped
+@async_test
 async def test_the_oldest_results_go_where_the_disk_is_over_its_quota(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path, disk=2500 / (1 << 30)) as queue:
-        jobs = [await give(queue, QUICK) for _ in range(4)]
+        jobs = [await submit_job(queue, QUICK) for _ in range(4)]
         for job in jobs:
             await queue.wait(job.id)
-            (folder_of(tmp_path, job.id) / "result-0.png").write_bytes(b"x" * 700)
-        await queue.sweep()
+            (job_folder(tmp_path, job.id) / "result-0.png").write_bytes(b"x" * 700)
+        await queue.delete_expired()
         assert len(await queue.list("")) == 4, "what was just made is safe"
-        monkeypatch.setattr(queue_file, "FRESH_SECONDS", -1)
-        await queue.sweep()
+        monkeypatch.setattr(queue_file, "MIN_RETENTION_SECONDS", -1)
+        await queue.delete_expired()
         assert [job.id for job in await queue.list("")] == [jobs[3].id, jobs[2].id]
 
 
-@looped
+@async_test
 async def test_a_full_disk_refuses_jobs_and_the_service_lives(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
-        job = await give(queue, QUICK)
+        job = await submit_job(queue, QUICK)
         await queue.wait(job.id)
-        do = queue._book.store.do
-        await do(lambda database: database.link.execute("PRAGMA query_only = ON"))
+        do = queue._lifecycle.store.run
+        await do(lambda database: database.connection.execute("PRAGMA query_only = ON"))
         assert (await refused_later(give_in(queue))).code == "storage_failed"
-        assert (queue.state, queue.ready) == ("UNHEALTHY", False) and (await queue.get(job.id)).status == "succeeded"
-        await do(lambda database: database.link.execute("PRAGMA query_only = OFF"))
-        assert (await queue.wait((await give(queue, QUICK)).id)).status == "succeeded" and queue.ready
+        assert (queue.state, queue.is_ready) == ("UNHEALTHY", False) and (await queue.get(job.id)).status == "succeeded"
+        await do(lambda database: database.connection.execute("PRAGMA query_only = OFF"))
+        assert (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded" and queue.is_ready
 
 
-@looped
+@async_test
 async def test_an_end_that_cannot_be_written_down_is_told_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("enlarger.service.queue.book.RETRIES", (0.01, 0.01))
+    monkeypatch.setattr("enlarger.service.jobs.lifecycle.RETRY_DELAYS", (0.01, 0.01))
     async with running(tmp_path) as queue:
-        job = await give(queue, {"steps": 20, "seconds": 0.01})
-        await until(lambda: queue.standing(job).step)
-        do = queue._book.store.do
-        await do(lambda database: database.link.execute("PRAGMA query_only = ON"))
+        job = await submit_job(queue, {"steps": 20, "seconds": 0.01})
+        await until(lambda: queue.progress(job).step)
+        do = queue._lifecycle.store.run
+        await do(lambda database: database.connection.execute("PRAGMA query_only = ON"))
         over = await queue.wait(job.id)
-        assert (over.status, over.fault.code) == ("failed", "storage_failed") and await queue.get(job.id) == over
-        await do(lambda database: database.link.execute("PRAGMA query_only = OFF"))
-        await queue.sweep()
-        assert await do(Database.get, job.id) == over
+        assert (over.status, over.problem.code) == ("failed", "storage_failed") and await queue.get(job.id) == over
+        await do(lambda database: database.connection.execute("PRAGMA query_only = OFF"))
+        await queue.delete_expired()
+        assert await do(JobDatabase.get, job.id) == over
 
 
-@looped
+@async_test
 async def test_jobs_wait_while_the_disk_takes_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("enlarger.service.queue.runs.PATIENCE", 0.02)
+    monkeypatch.setattr("enlarger.service.workers.pool.RETRY_SECONDS", 0.02)
     async with running(tmp_path) as queue:
-        begin, failures = Database.claim, [1, 1]
+        begin, failures = JobDatabase.mark_running, [1, 1]
 
-        def claim(self: Database, *args):
+        def claim(self: JobDatabase, *args):
             if failures:
                 failures.pop()
                 raise sqlite3.OperationalError("disk I/O error")
             return begin(self, *args)
 
-        monkeypatch.setattr(Database, "claim", claim)
-        assert (await queue.wait((await give(queue, QUICK)).id)).status == "succeeded" and not failures
+        monkeypatch.setattr(JobDatabase, "mark_running", claim)
+        assert (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded" and not failures
 
 
 # events and estimates by themselves
 
 
-@looped
+@async_test
 async def test_a_board_keeps_the_newest_events_and_nothing_follows_the_last() -> None:
-    board = Board()
-    for i in range(KEPT + 10):
+    board = EventLog()
+    for i in range(MAX_EVENTS + 10):
         board.publish("progress", {"i": i})
     board.publish("succeeded", {})
     board.publish("progress", {})
-    numbers = [event.number async for event in board.follow()]
-    assert numbers == list(range(12, KEPT + 12))
-    boards = Boards()
-    for i in range(ENDED + 5):
+    numbers = [event.number async for event in board.subscribe()]
+    assert numbers == list(range(12, MAX_EVENTS + 12))
+    boards = EventLogs()
+    for i in range(MAX_FINISHED_LOGS + 5):
         boards.publish(str(i), "queued", {})
         boards.publish(str(i), "canceled", {})
-    assert len(boards) == ENDED and boards.find("4") is None and boards.find("5") is not None
-    boards.forget("5")
+    assert len(boards) == MAX_FINISHED_LOGS and boards.find("4") is None and boards.find("5") is not None
+    boards.remove("5")
     boards.publish("new", "queued", {})
-    assert len(boards) == ENDED
+    assert len(boards) == MAX_FINISHED_LOGS
 
 
 def test_costs_are_learned_by_size_and_lent_to_relatives() -> None:
-    costs, small, large = Costs(), ask(options={"steps": 10}), ask(options={"steps": 10, "count": 2}, size=(128, 96))
-    assert costs.seconds(small) == UNKNOWN
-    costs.learn(small, 2.0)
-    assert costs.seconds(small) == pytest.approx(2.0) and costs.seconds(large) == pytest.approx(16.0)
-    assert costs.seconds(ask(options={"steps": 20})) == pytest.approx(2.0), "the same task and model"
+    costs, small, large = (
+        DurationStats(),
+        make_job_spec(options={"steps": 10}),
+        make_job_spec(options={"steps": 10, "count": 2}, size=(128, 96)),
+    )
+    assert costs.expected_seconds(small) == DEFAULT_SECONDS
+    costs.record(small, 2.0)
+    assert costs.expected_seconds(small) == pytest.approx(2.0) and costs.expected_seconds(large) == pytest.approx(16.0)
+    assert costs.expected_seconds(make_job_spec(options={"steps": 20})) == pytest.approx(2.0), "the same task and model"
     for _ in range(20):
-        costs.learn(small, 4.0)
-    assert costs.seconds(small) == pytest.approx(4.0, rel=0.01)
-    assert costs.seconds(replace(small, size=None)) > costs.seconds(small)
+        costs.record(small, 4.0)
+    assert costs.expected_seconds(small) == pytest.approx(4.0, rel=0.01)
+    assert costs.expected_seconds(replace(small, size=None)) > costs.expected_seconds(small)
 
 
 def test_the_kinds_of_jobs_that_are_remembered_are_bounded() -> None:
-    costs = Costs()
+    costs = DurationStats()
     for steps in range(1000):
-        costs.learn(ask(options={"steps": steps}), 1.0)
-        costs.learn_passes(ask(options={"steps": steps}), [1.0])
-    assert len(costs._costs) <= 256 and len(costs._passes) <= 256
+        costs.record(make_job_spec(options={"steps": steps}), 1.0)
+        costs.record_passes(make_job_spec(options={"steps": steps}), [1.0])
+    assert len(costs._seconds_per_megapixel) <= 256 and len(costs._pass_seconds) <= 256
 
 
-def passes(pace: Pace, plan: list[tuple[str, int, float]], now: float) -> float:
+def passes(pace: ProgressEstimator, plan: list[tuple[str, int, float]], now: float) -> float:
     """Run the passes of a plan: stage, steps, seconds of each."""
     for stage, steps, seconds in plan:
         for i in range(steps):
             now += seconds
-            pace.see(stage, i + 1, steps, now)
+            pace.update(stage, i + 1, steps, now)
     return now
 
 
 def test_progress_follows_the_time_that_passes_take_and_never_goes_back() -> None:
     plan = [("predict", 4, 0.25), ("denoise", 8, 1.0)]
-    costs, what = Costs(), ask(task="upscale", options={"detail": 1.0})
-    first = Pace(what, costs, 100.0)
+    costs, what = DurationStats(), make_job_spec(task="upscale", options={"detail": 1.0})
+    first = ProgressEstimator(what, costs, 100.0)
     now = passes(first, plan[:1], 100.0)
-    assert first.best == pytest.approx(0.5), "half of the passes"
+    assert first.progress == pytest.approx(0.5), "half of the passes"
     now = passes(first, plan[1:], now)
-    assert first.best == 0.99
-    first.end(now + 1.0)
-    second = Pace(what, costs, 200.0)
+    assert first.progress == 0.99
+    first.finish(now + 1.0)
+    second = ProgressEstimator(what, costs, 200.0)
     now = passes(second, plan[:1], 200.0)
-    assert second.best == pytest.approx(0.1)
+    assert second.progress == pytest.approx(0.1)
     seen = []
     for i in range(8):
         now += 1.0
-        second.see("denoise", i + 1, 8, now)
-        seen.append((second.best, second.remaining(now)))
+        second.update("denoise", i + 1, 8, now)
+        seen.append((second.progress, second.remaining_seconds(now)))
     assert [best for best, _ in seen] == pytest.approx([0.2 + 0.1 * i for i in range(8)])
     assert [left for _, left in seen] == pytest.approx([8.0 - i for i in range(8)])
 
 
 def test_several_pictures_of_a_job_are_several_passes() -> None:
-    costs, what = Costs(), ask(task="upscale", options={"detail": 1.0, "count": 2})
+    costs, what = DurationStats(), make_job_spec(task="upscale", options={"detail": 1.0, "count": 2})
     for run in range(2):
-        pace, now, seen = Pace(what, costs, 100.0), 100.0, []
+        pace, now, seen = ProgressEstimator(what, costs, 100.0), 100.0, []
         for turn in range(2):
             for stage, steps, seconds in (("predict", 4, 0.5), ("denoise", 8, 1.0)):
                 for i in range(steps):
                     now += seconds
-                    pace.see(stage, turn * steps + i + 1, 2 * steps, now)
-                    seen.append(pace.best)
-        pace.end(now)
-        assert seen == sorted(seen) and len(pace.passes) == 3
+                    pace.update(stage, turn * steps + i + 1, 2 * steps, now)
+                    seen.append(pace.progress)
+        pace.finish(now)
+        assert seen == sorted(seen) and len(pace.finished_pass_seconds) == 3
         if run == 1:
             assert [seen[3], seen[11], seen[15]] == pytest.approx([0.1, 0.5, 0.6])
 
 
-@looped
+@async_test
 async def test_loading_does_not_count(tmp_path: Path) -> None:
     async with running(tmp_path, "--load", "0.3") as queue:
-        job = await give(queue, QUICK)
+        job = await submit_job(queue, QUICK)
         await queue.wait(job.id)
         assert [event.kind for event in await seen(queue, job.id) if event.data["stage"] == "loading"] == ["progress"]
-        assert queue._book.line.costs.seconds(job.ask) < 0.2
+        assert queue._lifecycle.queue.durations.expected_seconds(job.spec) < 0.2
 
 
 def test_what_came_before_the_first_step_does_not_count() -> None:
-    costs = Costs()
-    pace = Pace(ask(), costs, 0.0, shared=2)
+    costs = DurationStats()
+    pace = ProgressEstimator(make_job_spec(), costs, 0.0, batch_size=2)
     pace.start(50.0)
     now = passes(pace, [("denoise", 5, 1.0)], 50.0)
     pace.start(54.0)
-    pace.end(now)
-    assert costs.seconds(ask()) == pytest.approx(2.5), "half of a batch of two"
+    pace.finish(now)
+    assert costs.expected_seconds(make_job_spec()) == pytest.approx(2.5), "half of a batch of two"
 
 
 def test_the_settings_of_the_tests_are_valid(tmp_path: Path) -> None:

@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 
 from enlarger.errors import InputError
-from enlarger.service.faults import Fault, Refused
-from enlarger.service.jobs import Ask, Job, Output, new_id
-from enlarger.service.queue.store import MIGRATIONS, Database, Store
-from tests.support.queues import looped
+from enlarger.service.jobs.job import Job, JobSpec, OutputOptions, new_job_id
+from enlarger.service.jobs.store import MIGRATIONS, JobDatabase, JobStore
+from enlarger.service.problems import Problem, ProblemError
+from tests.support.queues import async_test
 
-ASK = Ask(
+ASK = JobSpec(
     "refine",
     "sd",
     {"prompt": "eine Möwe \u0000 😀", "seed": 0, "strength": 0.0},
     image="image.png",
     size=(8, 9),
-    output=Output("webp", 80),
+    output=OutputOptions("webp", 80),
     notes=("grey",),
 )
-FULL = Fault(500, "worker_died", "it died", None, None)
+FULL = Problem(500, "worker_died", "it died", None, None)
 
 
 @pytest.fixture
@@ -32,66 +32,66 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def database(path: Path):
-    database = Database.open(path)
+    database = JobDatabase.open(path)
     yield database
     database.close()
 
 
 def job(created: float = 1.0, **values) -> Job:
-    return Job(**{"id": new_id(), "ask": ASK, "status": "queued", "created": created} | values)
+    return Job(**{"id": new_job_id(), "spec": ASK, "status": "queued", "created": created} | values)
 
 
 def ended(job: Job, status="succeeded", at: float = 9.0, **values) -> Job:
     return replace(job, status=status, finished=at, **values)
 
 
-def test_a_job_comes_back_as_it_was_kept(database: Database) -> None:
-    plain = job(owner="abc", attached=True, key="k")
-    over = job(status="failed", started=2.5, finished=3.5, crashes=2, starts=3, result={"images": []}, fault=FULL)
+def test_a_job_comes_back_as_it_was_kept(database: JobDatabase) -> None:
+    plain = job(owner="abc", attached=True, idempotency_key="k")
+    over = job(status="failed", started=2.5, finished=3.5, crashes=2, attempts=3, result={"images": []}, fault=FULL)
     assert database.add(plain) is plain and database.add(over) is over
     assert [database.get(plain.id), database.get(over.id)] == [plain, over]
-    assert database.get("nothing") is None and database.find_key("abc", "k") == plain
+    assert database.get("nothing") is None and database.find_by_idempotency_key("abc", "k") == plain
 
 
 def test_what_is_kept_is_there_after_the_file_was_closed(path: Path) -> None:
-    first, kept = Database.open(path), job()
+    first, kept = JobDatabase.open(path), job()
     first.add(kept)
     first.close()
-    again = Database.open(path)
+    again = JobDatabase.open(path)
     assert again.get(kept.id) == kept
-    assert again.link.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert again.link.execute("PRAGMA synchronous").fetchone() == (1,)
-    assert again.link.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+    assert again.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert again.connection.execute("PRAGMA synchronous").fetchone() == (1,)
+    assert again.connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
     again.close()
 
 
-def test_a_job_ends_once(database: Database) -> None:
+def test_a_job_ends_once(database: JobDatabase) -> None:
     kept = database.add(job())
-    assert database.claim([kept.id, "nothing"], 5.0) == {kept.id}
+    assert database.mark_running([kept.id, "nothing"], 5.0) == {kept.id}
     assert database.finish(ended(kept, result={"images": [1]}))
     assert not database.finish(ended(kept, "failed", fault=FULL))
-    assert not database.requeue(kept.id, 1) and database.claim([kept.id], 6.0) == set()
+    assert not database.requeue(kept.id, 1) and database.mark_running([kept.id], 6.0) == set()
     found = database.get(kept.id)
-    assert found == ended(kept, result={"images": [1]}, started=5.0, starts=1)
+    assert found == ended(kept, result={"images": [1]}, started=5.0, attempts=1)
 
 
-def test_a_job_that_waits_again_has_not_started(database: Database) -> None:
+def test_a_job_that_waits_again_has_not_started(database: JobDatabase) -> None:
     kept = database.add(job())
-    database.claim([kept.id], 5.0)
+    database.mark_running([kept.id], 5.0)
     assert database.requeue(kept.id, 1)
-    assert database.get(kept.id) == replace(kept, starts=1, crashes=1)
+    assert database.get(kept.id) == replace(kept, attempts=1, crashes=1)
 
 
-def test_the_same_key_gives_the_earlier_job_to_its_owner_alone(database: Database) -> None:
-    first = database.add(job(owner="a", key="k"))
-    assert database.add(job(owner="a", key="k")) == first
-    other = job(owner="b", key="k")
-    assert database.add(other) is other and database.add(job(owner="a")).key is None
+def test_the_same_key_gives_the_earlier_job_to_its_owner_alone(database: JobDatabase) -> None:
+    first = database.add(job(owner="a", idempotency_key="k"))
+    assert database.add(job(owner="a", idempotency_key="k")) == first
+    other = job(owner="b", idempotency_key="k")
+    assert database.add(other) is other and database.add(job(owner="a")).idempotency_key is None
     assert database.add(job(owner="a")) != first
-    assert database.add(replace(first, key=None)) == first, "an id is taken"
+    assert database.add(replace(first, idempotency_key=None)) == first, "an id is taken"
 
 
-def test_jobs_are_listed_newest_first_and_wait_oldest_first(database: Database) -> None:
+def test_jobs_are_listed_newest_first_and_wait_oldest_first(database: JobDatabase) -> None:
     jobs = [database.add(job(created=5.0 - i, owner="a" if i < 3 else "b")) for i in range(5)]
     database.finish(ended(jobs[1]))
     assert list(database.list("a", None, 100)) == [jobs[2], ended(jobs[1]), jobs[0]]
@@ -101,19 +101,19 @@ def test_jobs_are_listed_newest_first_and_wait_oldest_first(database: Database) 
     assert database.ids() == {one.id for one in jobs}
 
 
-def test_what_has_ended_is_found_by_its_time(database: Database) -> None:
+def test_what_has_ended_is_found_by_its_time(database: JobDatabase) -> None:
     jobs = [database.add(job()) for _ in range(4)]
     for at, one in zip((7.0, 3.0, 5.0), jobs, strict=False):
         database.finish(ended(one, at=at))
-    assert list(database.ended(7.0)) == [jobs[1].id, jobs[2].id]
+    assert list(database.finished_before(7.0)) == [jobs[1].id, jobs[2].id]
     assert database.remove(jobs[1].id) == "succeeded" and database.remove(jobs[1].id) is None
-    assert list(database.ended(99.0)) == [jobs[2].id, jobs[0].id]
+    assert list(database.finished_before(99.0)) == [jobs[2].id, jobs[0].id]
 
 
-def test_a_claim_is_whole_or_nothing(database: Database) -> None:
+def test_a_claim_is_whole_or_nothing(database: JobDatabase) -> None:
     jobs = [database.add(job()) for _ in range(3)]
     with pytest.raises(sqlite3.Error):
-        database.claim([jobs[0].id, object()], 5.0)  # pyright: ignore
+        database.mark_running([jobs[0].id, object()], 5.0)  # pyright: ignore
     assert Counter(one.status for one in database.unfinished()) == {"queued": 3}
 
 
@@ -132,7 +132,7 @@ def test_a_file_that_is_not_ours_is_refused_and_left_alone(path: Path, make, tex
     make(path)
     before = path.read_bytes() if path.is_file() else b""
     with pytest.raises(InputError) as caught:
-        Database.open(path)
+        JobDatabase.open(path)
     assert str(path) in str(caught.value) and text in str(caught.value)
     assert before == (path.read_bytes() if path.is_file() else b"")
 
@@ -144,13 +144,13 @@ def foreign(path: Path) -> None:
 
 
 def newer(path: Path) -> None:
-    database = Database.open(path)
-    database.link.execute("PRAGMA user_version = 99")
+    database = JobDatabase.open(path)
+    database.connection.execute("PRAGMA user_version = 99")
     database.close()
 
 
 def damaged(path: Path) -> None:
-    database = Database.open(path)
+    database = JobDatabase.open(path)
     for _ in range(200):
         database.add(job())
     database.close()
@@ -159,40 +159,40 @@ def damaged(path: Path) -> None:
     path.write_bytes(content)
 
 
-@looped
+@async_test
 async def test_a_full_disk_is_told_as_such_and_passes(path: Path) -> None:
-    store = Store(path)
+    store = JobStore(path)
     await store.open()
-    await store.do(lambda database: database.link.execute("PRAGMA max_page_count = 1").fetchall())
-    with pytest.raises(Refused) as caught:
+    await store.run(lambda database: database.connection.execute("PRAGMA max_page_count = 1").fetchall())
+    with pytest.raises(ProblemError) as caught:
         for _ in range(200):
-            await store.do(Database.add, job())
-    assert (caught.value.fault.status, caught.value.fault.code) == (500, "storage_full") and store.failed
-    await store.do(lambda database: database.link.execute("PRAGMA max_page_count = 100000").fetchall())
+            await store.run(JobDatabase.add, job())
+    assert (caught.value.problem.status, caught.value.problem.code) == (500, "storage_full") and store.has_failed
+    await store.run(lambda database: database.connection.execute("PRAGMA max_page_count = 100000").fetchall())
     kept = job()
-    assert await store.do(Database.add, kept) is kept and not store.failed
+    assert await store.run(JobDatabase.add, kept) is kept and not store.has_failed
     await store.close()
 
 
-@looped
+@async_test
 async def test_a_disk_that_takes_nothing_is_told_as_such(path: Path) -> None:
-    store = Store(path)
+    store = JobStore(path)
     await store.open()
-    await store.do(lambda database: database.link.execute("PRAGMA query_only = ON"))
-    with pytest.raises(Refused) as caught:
-        await store.do(Database.add, job())
-    assert caught.value.fault.code == "storage_failed" and "readonly" in caught.value.fault.message
-    assert str(path.parent) not in caught.value.fault.message
-    assert await store.do(Database.counts) == {}
+    await store.run(lambda database: database.connection.execute("PRAGMA query_only = ON"))
+    with pytest.raises(ProblemError) as caught:
+        await store.run(JobDatabase.add, job())
+    assert caught.value.problem.code == "storage_failed" and "readonly" in caught.value.problem.message
+    assert str(path.parent) not in caught.value.problem.message
+    assert await store.run(JobDatabase.counts) == {}
     await store.close()
 
 
-@looped
+@async_test
 async def test_a_closed_store_refuses(path: Path) -> None:
-    store = Store(path)
+    store = JobStore(path)
     await store.open()
     await store.close()
     await store.close()
-    with pytest.raises(Refused) as caught:
-        await store.do(Database.counts)
-    assert (caught.value.fault.status, caught.value.fault.code) == (503, "draining")
+    with pytest.raises(ProblemError) as caught:
+        await store.run(JobDatabase.counts)
+    assert (caught.value.problem.status, caught.value.problem.code) == (503, "draining")

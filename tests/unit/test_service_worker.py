@@ -12,23 +12,23 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from enlarger.checkpoint.save_single import save_single_file
-from enlarger.checkpoint.single import read_single_file
+from enlarger.checkpoint.single_file.load import read_single_file
+from enlarger.checkpoint.single_file.save import save_single_file
 from enlarger.diffusion.sample import Step
 from enlarger.errors import Cancelled, InputError, NonFinite
-from enlarger.nn.preview import AutoencoderTiny, TinyConfig
-from enlarger.service.faults import Refused
-from enlarger.service.jobs import DONE, Ask, Output, folder_of, new_id
+from enlarger.nn.taesd import AutoencoderTiny, AutoencoderTinyConfig
+from enlarger.service.jobs.job import RESULT_FILE, JobSpec, OutputOptions, job_folder, new_job_id
+from enlarger.service.problems import ProblemError
 from enlarger.service.settings import GIB, ModelSettings
-from enlarger.service.worker import main, recipes, results, work
-from enlarger.service.worker.describe import described
-from enlarger.service.worker.previews import Painter, Previews, Wish, painter_of
-from enlarger.service.worker.shelf import Shelf, size_of
-from enlarger.service.worker.wanted import wanted_of
-from enlarger.service.worker.watching import Running, Watcher
-from enlarger.service.worker.work import Bench, fault_for, log
-from enlarger.tasks.parts import Progress
-from enlarger.tasks.preview import Previewer
+from enlarger.service.worker import executor, generation_metadata, main, results
+from enlarger.service.worker.executor import Executor, log_error, problem_for
+from enlarger.service.worker.model_cache import ModelCache, weight_bytes
+from enlarger.service.worker.model_description import describe_model
+from enlarger.service.worker.model_requests import build_requests
+from enlarger.service.worker.previews import PreviewDecoder, PreviewSpec, PreviewWriter, preview_decoder_for
+from enlarger.service.worker.progress_reporter import ProgressReporter, RunningJob
+from enlarger.tasks.auxiliary.preview import Previewer
+from enlarger.tasks.result import Progress
 from tests.support import tiny, tiny_models, tiny_x4, tiny_xl
 from tests.support.random_weights import normal, randomise
 from tests.support.single import tiny_single
@@ -56,34 +56,34 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Shelf:
+def shared() -> ModelCache:
     """One shelf for those that need no other: loading takes long."""
-    return Shelf([BUNDLED, SD, X2, X4], CPU, None, Told())
+    return ModelCache([BUNDLED, SD, X2, X4], CPU, None, Told())
 
 
 @pytest.fixture
-def bench(shared: Shelf) -> Bench:
+def bench(shared: ModelCache) -> Executor:
     shared.unload("x2")
-    shared.tell = Told()
-    return Bench(shared, shared.tell)
+    shared.send = Told()
+    return Executor(shared, shared.send)
 
 
-def told_by(bench: Bench) -> Told:
-    assert isinstance(bench.tell, Told)
-    return bench.tell
+def told_by(bench: Executor) -> Told:
+    assert isinstance(bench.send, Told)
+    return bench.send
 
 
-def shelf_of(*settings: ModelSettings, memory: float | None = None) -> tuple[Shelf, Told]:
+def shelf_of(*settings: ModelSettings, memory: float | None = None) -> tuple[ModelCache, Told]:
     told = Told()
-    return Shelf(settings, CPU, memory, told), told
+    return ModelCache(settings, CPU, memory, told), told
 
 
-def running(place: Path, ask: Ask, told: Told, image: Image.Image | None = None) -> Running:
-    folder = folder_of(place, new_id())
+def running(place: Path, ask: JobSpec, told: Told, image: Image.Image | None = None) -> RunningJob:
+    folder = job_folder(place, new_job_id())
     folder.mkdir(parents=True)
     if image is not None:
         image.save(folder / "image.png")
-    return Running(folder.name, ask, folder, told, threading.Event())
+    return RunningJob(folder.name, ask, folder, told, threading.Event())
 
 
 @pytest.mark.parametrize(
@@ -102,21 +102,21 @@ def running(place: Path, ask: Ask, told: Told, image: Image.Image | None = None)
 )
 def test_a_folder_is_described_and_its_size_foretold(path: Any, kind: str, tasks: list[str]) -> None:
     settings = ModelSettings(name="one", path=path if isinstance(path, str) else str(path()), aliases=("other",))
-    about = described(settings, CPU)
+    about = describe_model(settings, CPU)
     assert about.to_json() == {"name": "one", "kind": kind, "tasks": tasks, "aliases": ["other"], "error": None}
     shelf, _ = shelf_of(settings)
-    (loaded,) = shelf.take("one")
-    estimator = size_of(getattr(loaded.task, "estimator", None))
-    assert about.bytes is not None and loaded.bytes - estimator == pytest.approx(about.bytes, rel=0.01)
+    (loaded,) = shelf.get("one")
+    estimator = weight_bytes(getattr(loaded.task, "estimator", None))
+    assert about.num_bytes is not None and loaded.num_bytes - estimator == pytest.approx(about.num_bytes, rel=0.01)
 
 
 def test_a_single_file_is_described(tmp_path: Path) -> None:
 
     path = save_single_file(tiny_single("sd1", tmp_path), tmp_path / "one.safetensors")
-    about = described(ModelSettings(name="one", path=str(path), precision="bfloat16"), CPU)
+    about = describe_model(ModelSettings(name="one", path=str(path), precision="bfloat16"), CPU)
     assert (about.kind, about.error) == ("sd", None)
     parts = [part for part in read_single_file(path).components.values() if isinstance(part, torch.nn.Module)]
-    assert about.bytes == pytest.approx(size_of(tuple(parts)) / 2, rel=0.01)
+    assert about.num_bytes == pytest.approx(weight_bytes(tuple(parts)) / 2, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_single_file_is_described(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_with_a_model_is_said(settings: dict[str, Any], words: str) -> None:
-    about = described(ModelSettings(name="one", **settings), CPU)
+    about = describe_model(ModelSettings(name="one", **settings), CPU)
     assert about.error is not None and words in about.error and about.to_json()["tasks"] == []
 
 
@@ -139,98 +139,100 @@ def test_damaged_files_do_not_cost_the_other_models(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(
         '{"_class_name": "X", "unet": 5, "vae": [], "text_encoder": [null, null]}'
     )
-    assert "holds a X" in str(described(ModelSettings(name="one", path=str(tmp_path)), CPU).error)
+    assert "holds a X" in str(describe_model(ModelSettings(name="one", path=str(tmp_path)), CPU).error)
     (tmp_path / "file.safetensors").write_bytes(b"\xff" * 100)
-    assert described(ModelSettings(name="one", path=str(tmp_path / "file.safetensors")), CPU).error is not None
+    assert describe_model(ModelSettings(name="one", path=str(tmp_path / "file.safetensors")), CPU).error is not None
 
 
 def several(place: Path, *names: str) -> tuple[list[ModelSettings], float]:
     """Equal models, and the GiB that one takes."""
     path = str(tiny_models.x2_folder(place))
     settings = [ModelSettings(name=name, path=path) for name in names]
-    return settings, (described(settings[0], CPU).bytes or 0) / GIB
+    return settings, (describe_model(settings[0], CPU).num_bytes or 0) / GIB
 
 
 def test_the_longest_unused_model_goes_first(tmp_path: Path) -> None:
     models, each = several(tmp_path, "a", "b", "c")
     shelf, told = shelf_of(*models, memory=2.1 * each)
-    shelf.take("a")
-    shelf.take("b")
-    (first,) = shelf.take("a")
-    shelf.take("c")
-    assert list(shelf.loaded) == ["a", "c"] and sum(shelf.loaded.values()) <= 2.1 * each * GIB
-    assert shelf.take("a") == (first,) and list(shelf.loaded) == ["c", "a"]
+    shelf.get("a")
+    shelf.get("b")
+    (first,) = shelf.get("a")
+    shelf.get("c")
+    assert list(shelf.loaded_bytes) == ["a", "c"] and sum(shelf.loaded_bytes.values()) <= 2.1 * each * GIB
+    assert shelf.get("a") == (first,) and list(shelf.loaded_bytes) == ["c", "a"]
     assert [one["model"] for one in told.of("loading")] == ["a", "b", "c"]
-    assert told.of("models")[-1]["loaded"] == dict(shelf.loaded)
+    assert told.of("models")[-1]["loaded"] == dict(shelf.loaded_bytes)
     assert told.of("measured", what="model_load", model="c")[0]["seconds"] > 0
 
 
 def test_models_that_are_kept_or_at_work_stay(tmp_path: Path) -> None:
     (a, b, c), each = several(tmp_path, "a", "b", "c")
     shelf, _ = shelf_of(a.model_copy(update={"keep": True}), b, c, memory=2.1 * each)
-    shelf.take("a", "b")
+    shelf.get("a", "b")
     shelf.unload_others("b")
-    assert set(shelf.loaded) == {"a", "b"}
+    assert set(shelf.loaded_bytes) == {"a", "b"}
     with pytest.raises(
-        Refused, match=r"the weights of c take .* MiB beside .* MiB of a, b, and at most .* MiB are kept"
+        ProblemError, match=r"the weights of c take .* MiB beside .* MiB of a, b, and at most .* MiB are kept"
     ):
-        shelf.take("b", "c")
-    shelf.take("c")
-    assert set(shelf.loaded) == {"a", "c"}
+        shelf.get("b", "c")
+    shelf.get("c")
+    assert set(shelf.loaded_bytes) == {"a", "c"}
     shelf.unload("c", "nothing")
-    assert set(shelf.loaded) == {"a"}
+    assert set(shelf.loaded_bytes) == {"a"}
 
 
 def test_a_model_larger_than_the_memory_is_refused_unread() -> None:
     shelf, told = shelf_of(SD, BUNDLED, memory=1e-5)
     with pytest.raises(
-        Refused, match=r"the weights of sd take [\d.]+ MiB, and at most 0.0 MiB are kept; raise"
+        ProblemError, match=r"the weights of sd take [\d.]+ MiB, and at most 0.0 MiB are kept; raise"
     ) as found:
-        shelf.take("sd")
-    assert (found.value.fault.status, found.value.fault.code) == (500, "out_of_memory")
-    assert told.of("models") == [] and shelf.loaded == {}
+        shelf.get("sd")
+    assert (found.value.problem.status, found.value.problem.code) == (500, "out_of_memory")
+    assert told.of("models") == [] and shelf.loaded_bytes == {}
 
 
-def test_one_model_makes_three_tasks(shared: Shelf) -> None:
-    (loaded,) = shared.take("sd")
-    assert all(loaded.task_for(verb).model is loaded.model for verb in ("generate", "refine", "inpaint"))  # type: ignore[union-attr]
+def test_one_model_makes_three_tasks(shared: ModelCache) -> None:
+    (loaded,) = shared.get("sd")
+    assert all(loaded.task_for(verb).model is loaded.stable_diffusion for verb in ("generate", "refine", "inpaint"))  # type: ignore[union-attr]
     with pytest.raises(Exception, match="sd cannot upscale; it can generate, refine, inpaint"):
         loaded.task_for("upscale")
     with pytest.raises(Exception, match="bundled is an upscaler, expected a refiner"):
-        _ = shared.take("bundled")[0].refiner
+        _ = shared.get("bundled")[0].refiner
 
 
-def test_what_a_model_has_no_use_for_is_said(tmp_path: Path, shared: Shelf) -> None:
-    ask = Ask("upscale", "bundled", {"by": 2, "guidance": 0.0, "negative": "", "steps": 3, "detail": 0.5}, "image.png")
+def test_what_a_model_has_no_use_for_is_said(tmp_path: Path, shared: ModelCache) -> None:
+    ask = JobSpec(
+        "upscale", "bundled", {"by": 2, "guidance": 0.0, "negative": "", "steps": 3, "detail": 0.5}, "image.png"
+    )
     job = running(tmp_path, ask, Told(), tiny.picture(20, 10))
-    wanted = wanted_of(ask, shared.take("bundled")[0], job.folder)
+    wanted = build_requests(ask, shared.get("bundled")[0], job.folder)
     assert wanted.notes == tuple(f"{name} changes nothing: bundled has no use for it" for name in ("steps", "guidance"))
     assert wanted.options == {"by": 2, "count": 1, "detail": 0.5, "restore": 0.0}
     several = replace(ask, options={"by": 2, "count": 3, "restore": 0.25})
-    wanted = wanted_of(several, shared.take("bundled")[0], job.folder)
+    wanted = build_requests(several, shared.get("bundled")[0], job.folder)
     assert wanted.notes == ("count is 3, but the bundled model has one answer for a picture: one was made",)
     assert len(wanted.requests) == 1 and wanted.options == {"by": 2, "count": 1, "detail": 0.0, "restore": 0.25}
     plain = replace(ask, options={"by": 2, "solver": "heun", "long_prompt": True})
-    wanted = wanted_of(plain, shared.take("bundled")[0], job.folder)
-    assert wanted.notes == ("the solver changes nothing: bundled has no use for it",) and wanted.tokens == 0
-    assert wanted.shareable and wanted.input is not None and len(wanted.input["sha256"]) == 64
-    made = Ask("generate", "sd", {"prompt": "a boat " * 100, "count": 3, "seed": 2**63 - 1, "score": 3.0})
-    wanted = wanted_of(made, shared.take("sd")[0], job.folder)
+    wanted = build_requests(plain, shared.get("bundled")[0], job.folder)
+    assert wanted.notes == ("the solver changes nothing: bundled has no use for it",) and wanted.num_prompt_tokens == 0
+    assert wanted.is_batchable and wanted.input_info is not None and len(wanted.input_info["sha256"]) == 64
+    made = JobSpec("generate", "sd", {"prompt": "a boat " * 100, "count": 3, "seed": 2**63 - 1, "score": 3.0})
+    wanted = build_requests(made, shared.get("sd")[0], job.folder)
     assert wanted.seeds == (2**63 - 1, 0, 1) and [one.count for one in wanted.requests] == [1, 1, 1]
-    assert wanted.tokens == 200 and not wanted.shareable and wanted.options["width"] == 64
+    assert wanted.num_prompt_tokens == 200 and not wanted.is_batchable and wanted.options["width"] == 64
     with pytest.raises(InputError, match="refiner is true, but sd has none in the settings"):
-        wanted_of(Ask("generate", "sd", {"prompt": "", "refiner": True}), shared.take("sd")[0], job.folder)
+        build_requests(JobSpec("generate", "sd", {"prompt": "", "refiner": True}), shared.get("sd")[0], job.folder)
 
 
 LONG = "x" * 32_000
 
 
 def recipe(**options: Any) -> dict[str, Any]:
-    return recipes.recipe_of("1.0", "generate", "sd", options, [7, 8], None)
+    return generation_metadata.generation_metadata("1.0", "generate", "sd", options, [7, 8], None)
 
 
 def test_other_programs_can_read_the_parameters() -> None:
-    found = recipes.parameters_of(
+    found = generation_metadata.a1111_parameters(
         recipe(prompt="a\0boat", negative="grey", steps=20, solver="euler_ancestral", guidance=7.5, strength=0.3),
         (64, 48),
     )
@@ -238,8 +240,11 @@ def test_other_programs_can_read_the_parameters() -> None:
         "a boat\nNegative prompt: grey\nSteps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 7, Size: 64x48, Model: sd, "
         "Denoising strength: 0.3, Version: enlarger 1.0"
     )
-    assert recipes.recipe_for(recipe(count=2), 1)["seeds"] == [8] and recipe(count=2)["seeds"] == [7, 8]
-    assert recipes.recipe_for(recipe(count=2), 1)["options"]["count"] == 1
+    assert generation_metadata.metadata_of_image(recipe(count=2), 1)["seeds"] == [8] and recipe(count=2)["seeds"] == [
+        7,
+        8,
+    ]
+    assert generation_metadata.metadata_of_image(recipe(count=2), 1)["options"]["count"] == 1
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
@@ -248,9 +253,9 @@ def test_other_programs_can_read_the_parameters() -> None:
 )
 def test_a_recipe_comes_back_from_the_file(tmp_path: Path, format: Any, prompt: str) -> None:
     said = recipe(prompt=prompt, count=1)
-    about, notes = results.save(tiny.picture(24, 16), 0, tmp_path, Output(format), said)
+    about, notes = results.save_image(tiny.picture(24, 16), 0, tmp_path, OutputOptions(format), said)
     with Image.open(tmp_path / about["file"]) as image:
-        found = recipes.read_recipe(image)
+        found = generation_metadata.read_metadata(image)
         size = image.size
     fits = not (format == "jpeg" and len(prompt) == 32_000)
     assert found == (said if fits else None) and size == (24, 16) and about["seed"] == 7
@@ -262,12 +267,12 @@ def test_a_recipe_comes_back_from_the_file(tmp_path: Path, format: Any, prompt: 
 
 def test_a_file_without_a_recipe(tmp_path: Path) -> None:
     for text in (None, "[1]", "no JSON"):
-        info = recipes.PngImagePlugin.PngInfo()
+        info = generation_metadata.PngImagePlugin.PngInfo()
         if text is not None:
             info.add_itxt("enlarger", text)
         tiny.picture(8, 8).save(tmp_path / "a.png", pnginfo=info)
         with Image.open(tmp_path / "a.png") as image:
-            assert recipes.read_recipe(image) is None
+            assert generation_metadata.read_metadata(image) is None
 
 
 def test_the_profile_is_kept_and_nothing_else(tmp_path: Path) -> None:
@@ -275,7 +280,7 @@ def test_the_profile_is_kept_and_nothing_else(tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     image.info |= {"icc_profile": profile, "comment": b"mine", "parameters": "old"}
     for format in ("png", "jpeg", "webp"):
-        about, _ = results.save(image, 0, tmp_path, Output(format), recipe())
+        about, _ = results.save_image(image, 0, tmp_path, OutputOptions(format), recipe())
         with Image.open(tmp_path / about["file"]) as found:
             found.load()
             assert found.info["icc_profile"] == profile
@@ -283,10 +288,10 @@ def test_the_profile_is_kept_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_done_is_written_once(tmp_path: Path) -> None:
-    results.finish(tmp_path, {"images": []})
-    results.finish(tmp_path, {"images": ["another"]})
-    assert json.loads((tmp_path / DONE).read_text()) == {"images": []}
-    assert [path.name for path in tmp_path.iterdir()] == [DONE]
+    results.write_result_file(tmp_path, {"images": []})
+    results.write_result_file(tmp_path, {"images": ["another"]})
+    assert json.loads((tmp_path / RESULT_FILE).read_text()) == {"images": []}
+    assert [path.name for path in tmp_path.iterdir()] == [RESULT_FILE]
 
 
 def test_a_disk_that_takes_nothing_leaves_nothing(tmp_path: Path) -> None:
@@ -294,8 +299,8 @@ def test_a_disk_that_takes_nothing_leaves_nothing(tmp_path: Path) -> None:
         stream.write(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(Refused, match=r"cannot be stored \(No space left on device\)"):
-        results.write_whole(tmp_path / "a", full)
+    with pytest.raises(ProblemError, match=r"cannot be stored \(No space left on device\)"):
+        results.write_atomically(tmp_path / "a", full)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -304,19 +309,19 @@ def test_a_result_of_another_size_is_resized_and_that_is_said(mode: str) -> None
     image = (
         Image.fromarray(np.full((10, 20), 30_000, np.uint16)) if mode == "I;16" else tiny.picture(20, 10).convert(mode)
     )
-    found, notes = results.sized(image, (31, 17))
+    found, notes = results.resize_to(image, (31, 17))
     assert (found.mode, found.size) == (mode, (31, 17))
     assert notes == ("the model made 20 x 10 pixels, resized to 31 x 17",)
-    assert results.sized(image, (20, 10)) == (image, ()) and results.sized(image, None) == (image, ())
+    assert results.resize_to(image, (20, 10)) == (image, ()) and results.resize_to(image, None) == (image, ())
 
 
 class Shown:
     """Previews that were shown, with their sizes; and what failed."""
 
-    def __init__(self, folder: Path, wish: Wish, painter: Painter | None) -> None:
+    def __init__(self, folder: Path, wish: PreviewSpec, painter: PreviewDecoder | None) -> None:
         self.seen, self.failed = list[tuple[int | None, tuple[int, int]]](), list[Exception]()
         self.folder = folder
-        self.previews = Previews(folder, wish, painter, self.show, self.failed.append)
+        self.previews = PreviewWriter(folder, wish, painter, self.show, self.failed.append)
 
     def show(self, name: str, index: int | None) -> None:
         with Image.open(self.folder / name) as image:
@@ -325,16 +330,16 @@ class Shown:
     def walk(self, total: int, height: int = 6, width: int = 9) -> None:
         for done in range(1, total + 1):
             clean = normal(1, 4, height, width)
-            self.previews.see(Progress("denoise", done, total, Step(clean, clean, torch.tensor(0.0))), 0)
+            self.previews.update(Progress("denoise", done, total, Step(clean, clean, torch.tensor(0.0))), 0)
 
 
-def painter() -> Painter:
-    return Painter(lambda clean: Image.new("RGB", (clean.shape[-1], clean.shape[-2])), 8)
+def painter() -> PreviewDecoder:
+    return PreviewDecoder(lambda clean: Image.new("RGB", (clean.shape[-1], clean.shape[-2])), 8)
 
 
 @pytest.mark.parametrize(("total", "count"), [(20, 3), (3, 3), (1, 3), (7, 1), (50, 10)])
 def test_wanted_previews_come_once_each_and_large(tmp_path: Path, total: int, count: int) -> None:
-    shown = Shown(tmp_path, Wish(count, False, (140, 90), (70, 45)), painter())
+    shown = Shown(tmp_path, PreviewSpec(count, False, (140, 90), (70, 45)), painter())
     shown.walk(total)
     shown.walk(total)  # the job's second picture
     assert shown.seen == [(k, (140, 90)) for k in range(count)] and shown.failed == []
@@ -342,7 +347,7 @@ def test_wanted_previews_come_once_each_and_large(tmp_path: Path, total: int, co
 
 
 def test_live_previews_are_few_and_small(tmp_path: Path) -> None:
-    shown = Shown(tmp_path, Wish(0, True, (1400, 900), (72, 48)), painter())
+    shown = Shown(tmp_path, PreviewSpec(0, True, (1400, 900), (72, 48)), painter())
     shown.walk(500)
     assert shown.seen[0] == (None, (512, 329)) and len(shown.seen) < 10 and len(list(tmp_path.iterdir())) == 1
 
@@ -353,14 +358,14 @@ def test_a_picture_nobody_can_look_into_shows_its_input(tmp_path: Path) -> None:
         Image.fromarray(np.zeros((300, 600), np.uint16)),
         Image.new("LA", (600, 300)),
     ):
-        shown = Shown(tmp_path, Wish(2, True, (1200, 600), (600, 300)), None)
-        shown.previews.begin(image)
+        shown = Shown(tmp_path, PreviewSpec(2, True, (1200, 600), (600, 300)), None)
+        shown.previews.show_input(image)
         shown.walk(5)
         assert shown.seen == [(None, (512, 256))] and shown.failed == []
 
 
 def test_a_preview_that_fails_is_the_last(tmp_path: Path) -> None:
-    shown = Shown(tmp_path, Wish(3, True), Painter(lambda clean: Image.new("nothing", (1, 1)), 8))
+    shown = Shown(tmp_path, PreviewSpec(3, True), PreviewDecoder(lambda clean: Image.new("nothing", (1, 1)), 8))
     shown.walk(9)
     assert shown.seen == [] and len(shown.failed) == 1
 
@@ -371,35 +376,35 @@ def test_what_fills_latents_up_is_not_shown(tmp_path: Path) -> None:
         image.paste(0, (0, 0, 5, 3))
         return image
 
-    for wish in (Wish(1, False, (40, 24), (40, 24)), Wish(1, False, (40, 24), (20, 12), doubling=True)):
-        shown = Shown(tmp_path, wish, Painter(paint, 8))
+    for wish in (PreviewSpec(1, False, (40, 24), (40, 24)), PreviewSpec(1, False, (40, 24), (20, 12), is_upscale=True)):
+        shown = Shown(tmp_path, wish, PreviewDecoder(paint, 8))
         shown.walk(2, 4, 8)
         with Image.open(tmp_path / "preview-0.png") as image:
             assert image.size == (40, 24) and np.array(image)[:16, :32].max() == 0
 
 
-def test_painters(shared: Shelf) -> None:
-    bundled, sd, x2, x4 = shared.take("bundled", "sd", "x2", "x4")
-    assert painter_of(bundled) is None and painter_of(x4) is None
+def test_painters(shared: ModelCache) -> None:
+    bundled, sd, x2, x4 = shared.get("bundled", "sd", "x2", "x4")
+    assert preview_decoder_for(bundled) is None and preview_decoder_for(x4) is None
     clean = normal(1, 4, 6, 9)
     for loaded in (sd, x2):
-        found = painter_of(loaded)
-        assert found is not None and found.factor == 8 and found.paint(clean).size == (9, 6)
-    decoder = randomise(AutoencoderTiny(TinyConfig(8, encoder_blocks=(1, 1), decoder_blocks=(1, 1)))).decoder
-    found = painter_of(replace(sd, previewer=Previewer(decoder)))
-    assert found is not None and found.paint(clean).size == (18, 12)
+        found = preview_decoder_for(loaded)
+        assert found is not None and found.factor == 8 and found.decode(clean).size == (9, 6)
+    decoder = randomise(AutoencoderTiny(AutoencoderTinyConfig(8, encoder_blocks=(1, 1), decoder_blocks=(1, 1)))).decoder
+    found = preview_decoder_for(replace(sd, previewer=Previewer(decoder)))
+    assert found is not None and found.decode(clean).size == (18, 12)
 
 
 def test_progress_counts_over_all_pictures_and_is_not_told_too_often(tmp_path: Path) -> None:
     told = Told()
-    job = running(tmp_path, Ask("generate", "sd"), told)
-    shown = Previews(job.folder, Wish(0, False), None, lambda name, index: None, lambda error: None)
+    job = running(tmp_path, JobSpec("generate", "sd"), told)
+    shown = PreviewWriter(job.folder, PreviewSpec(0, False), None, lambda name, index: None, lambda error: None)
     for turn in range(2):
-        watcher = Watcher(told, [job], [shown], turn, 2)
+        watcher = ProgressReporter(told, [job], [shown], turn, 2)
         clean = torch.zeros(1, 4, 1, 1)
         for done in range(1, 301):
             watcher(Progress("denoise", done, 300, Step(clean, clean, clean)))
-        assert set(watcher.close()) == {"denoise", "decode"}
+        assert set(watcher.finish()) == {"denoise", "decode"}
     found = [(one["done"], one["total"]) for one in told.of("progress")]
     assert found[0] == (1, 600) and (300, 600) in found and found[-1] == (600, 600) and 4 <= len(found) < 20
     assert found == sorted(found) and told.of("measured", what="step", model="sd")
@@ -407,23 +412,26 @@ def test_progress_counts_over_all_pictures_and_is_not_told_too_often(tmp_path: P
 
 def test_the_last_cancel_of_a_batch_stops_it(tmp_path: Path) -> None:
     told = Told()
-    jobs = [running(tmp_path, Ask("generate", "sd"), told) for _ in range(2)]
-    shown = [Previews(job.folder, Wish(0, False), None, lambda name, index: None, lambda error: None) for job in jobs]
-    watcher = Watcher(told, jobs, shown)
-    jobs[0].stop.set()
+    jobs = [running(tmp_path, JobSpec("generate", "sd"), told) for _ in range(2)]
+    shown = [
+        PreviewWriter(job.folder, PreviewSpec(0, False), None, lambda name, index: None, lambda error: None)
+        for job in jobs
+    ]
+    watcher = ProgressReporter(told, jobs, shown)
+    jobs[0].cancel_event.set()
     watcher(Progress("denoise", 1, 3))
     assert [one["id"] for one in told.of("canceled")] == [jobs[0].id]
     assert [one["id"] for one in told.of("progress")] == [jobs[1].id]
-    jobs[1].stop.set()
+    jobs[1].cancel_event.set()
     with pytest.raises(Cancelled):
         watcher(Progress("denoise", 2, 3))
-    jobs[0].end("done")
+    jobs[0].finish("done")
     assert len(told.of("canceled")) == 2 and told.of("done") == []
 
 
 def faulty(monkeypatch: pytest.MonkeyPatch, errors: Sequence[Exception | None]) -> list[int]:
     """The computing raises these, one after another; gives the sizes of the batches that were tried."""
-    before, left, tried = work.together, list(errors), list[int]()
+    before, left, tried = executor.run_in_batches, list(errors), list[int]()
 
     def together(task: Any, requests: Any, watch: Any) -> Any:
         tried.append(len(requests))
@@ -432,7 +440,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch, errors: Sequence[Exception | None]) 
             raise error
         return before(task, requests, watch)
 
-    monkeypatch.setattr(work, "together", together)
+    monkeypatch.setattr(executor, "run_in_batches", together)
     return tried
 
 
@@ -444,25 +452,26 @@ NO_MEMORY = [
 
 @pytest.mark.parametrize("error", NO_MEMORY)
 def test_what_memory_does_not_suffice_for_is_tried_with_less(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Bench, error: Exception
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Executor, error: Exception
 ) -> None:
-    told, shelf = told_by(bench), bench.shelf
-    shelf.take("x2")
+    told, shelf = told_by(bench), bench.model_cache
+    shelf.get("x2")
     tried = faulty(monkeypatch, [error])
     jobs = [
-        running(tmp_path, Ask("generate", "sd", GENERATE | {"seed": seed}, size=(32, 24)), told) for seed in range(3)
+        running(tmp_path, JobSpec("generate", "sd", GENERATE | {"seed": seed}, size=(32, 24)), told)
+        for seed in range(3)
     ]
     bench.run(jobs)
-    assert tried == [3, 1, 1, 1] and len(told.of("done")) == 3 and list(shelf.loaded) == ["sd"]
+    assert tried == [3, 1, 1, 1] and len(told.of("done")) == 3 and list(shelf.loaded_bytes) == ["sd"]
     assert [one["fallback"] for one in told.of("measured", what="oom")] == ["single"]
 
 
 def test_one_job_is_tried_twice_and_the_next_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Bench
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Executor
 ) -> None:
     told = told_by(bench)
     tried = faulty(monkeypatch, [NO_MEMORY[0], NO_MEMORY[0], NO_MEMORY[0]])
-    jobs = [running(tmp_path, Ask("generate", "sd", GENERATE), told) for _ in range(3)]
+    jobs = [running(tmp_path, JobSpec("generate", "sd", GENERATE), told) for _ in range(3)]
     for job in jobs:
         bench.run([job])
     assert tried == [1, 1, 1, 1, 1]
@@ -473,12 +482,13 @@ def test_one_job_is_tried_twice_and_the_next_goes_on(
 
 
 def test_a_fault_in_a_batch_costs_only_its_own_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Bench
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Executor
 ) -> None:
     told = told_by(bench)
     tried = faulty(monkeypatch, [NonFinite("the picture"), None, NonFinite("the picture")])
     jobs = [
-        running(tmp_path, Ask("generate", "sd", GENERATE | {"seed": seed}, size=(32, 24)), told) for seed in range(3)
+        running(tmp_path, JobSpec("generate", "sd", GENERATE | {"seed": seed}, size=(32, 24)), told)
+        for seed in range(3)
     ]
     bench.run(jobs)
     assert tried == [3, 1, 1, 1] and [one["id"] for one in told.of("done")] == [jobs[0].id, jobs[2].id]
@@ -488,52 +498,54 @@ def test_a_fault_in_a_batch_costs_only_its_own_job(
     assert list(jobs[1].folder.iterdir()) == []
 
 
-def test_prompts_that_are_cut_are_said_to_their_own_user_alone(tmp_path: Path, bench: Bench) -> None:
+def test_prompts_that_are_cut_are_said_to_their_own_user_alone(tmp_path: Path, bench: Executor) -> None:
     told = told_by(bench)
     options = [GENERATE | {"long_prompt": False, "prompt": word * 100} for word in ("mine ", "yours ")]
-    jobs = [running(tmp_path, Ask("generate", "sd", each, size=(32, 24)), told) for each in options]
+    jobs = [running(tmp_path, JobSpec("generate", "sd", each, size=(32, 24)), told) for each in options]
     bench.run(jobs)
-    notes = [json.loads((job.folder / DONE).read_text())["notes"] for job in jobs]
+    notes = [json.loads((job.folder / RESULT_FILE).read_text())["notes"] for job in jobs]
     assert all("the prompt is longer than 75 tokens" in one[0] and len(one) == 1 for one in notes)
     assert "yours" not in notes[0][0] and "mine" not in notes[1][0]
     assert [one["size"] for one in told.of("measured", what="batch")] == [1, 1]
 
 
 def test_faults_say_no_path_of_the_job_and_the_log_no_prompt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Bench, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Executor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = told_by(bench)
-    job = running(tmp_path, Ask("generate", "sd", GENERATE), told)
+    job = running(tmp_path, JobSpec("generate", "sd", GENERATE), told)
     faulty(monkeypatch, [InputError(f"{job.folder}/image.png: odd {'x' * 2000}"), ValueError("a secret prompt")])
     bench.run([job])
-    bench.run([other := running(tmp_path, Ask("generate", "sd", GENERATE), told)])
+    bench.run([other := running(tmp_path, JobSpec("generate", "sd", GENERATE), told)])
     first, second = (one["fault"]["message"] for one in told.of("failed"))
     assert first.startswith("image.png: odd xxx") and len(first) < 1100
-    assert second == "unexpected ValueError; the log of the service says where" and other.over
+    assert second == "unexpected ValueError; the log of the service says where" and other.is_finished
     line = json.loads(capsys.readouterr().err)
     assert (
-        line["error"] == "ValueError" and "secret" not in str(line) and any("together" in one for one in line["frames"])
+        line["error"] == "ValueError"
+        and "secret" not in str(line)
+        and any("run_in_batches" in one for one in line["frames"])
     )
-    log("lost", OSError(28, "No space left"))
+    log_error("lost", OSError(28, "No space left"))
     assert "No space left" in json.loads(capsys.readouterr().err)["message"]
 
 
 def test_faults_of_memory_are_known_by_their_words() -> None:
-    assert {fault_for(error).code for error in (*NO_MEMORY, MemoryError())} == {"out_of_memory"}
-    assert fault_for(RuntimeError("shapes differ")).code == "internal"
+    assert {problem_for(error).code for error in (*NO_MEMORY, MemoryError())} == {"out_of_memory"}
+    assert problem_for(RuntimeError("shapes differ")).code == "internal"
 
 
 def test_the_inbox_hears_cancels_while_work_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ended: list[int] = []
     monkeypatch.setattr(main.os, "_exit", ended.append)
-    inbox, id = main.Inbox(main.Wire(1)), new_id()
-    run = {"do": "run", "jobs": [{"id": id, "ask": Ask("upscale", "bundled", image="image.png").to_json()}]}
-    messages = [run, {"do": "cancel", "id": id}, {"do": "cancel", "id": new_id()}]
+    inbox, id = main.MessageReader(main.MessageWriter(1)), new_job_id()
+    run = {"do": "run", "jobs": [{"id": id, "ask": JobSpec("upscale", "bundled", image="image.png").to_json()}]}
+    messages = [run, {"do": "cancel", "id": id}, {"do": "cancel", "id": new_job_id()}]
     inbox.listen(json.dumps(one).encode() for one in messages)
     assert ended == [0]
-    (job,) = inbox.jobs(inbox.waiting.get(), tmp_path)
-    assert job.stop.is_set() and job.folder == folder_of(tmp_path, id) and inbox.waiting.empty()
-    inbox.forget([job])
+    (job,) = inbox.running_jobs(inbox.messages.get(), tmp_path)
+    assert job.cancel_event.is_set() and job.folder == job_folder(tmp_path, id) and inbox.messages.empty()
+    inbox.remove_jobs([job])
     with pytest.raises(ValueError, match="Expecting value"):
         inbox.listen([b"no JSON"])
     assert ended == [0, 0]

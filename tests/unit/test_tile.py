@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from enlarger.runtime.tile import tiled
+from enlarger.runtime.tiling import apply_tiled
 from tests.support.close import assert_close
 from tests.support.random_weights import normal
 
@@ -37,7 +37,7 @@ def convolution(reach: int, scale: float = 1, seed: int = 0):
 def test_tiled_equals_whole(height: int, width: int, tile: int, reach: int, spare: int, scale: int) -> None:
     x = normal(2, 2, height, width, seed=height * 41 + width)
     function = convolution(reach, scale)
-    assert_close(tiled(function, x, tile=tile, margin=reach + spare, scale=scale), function(x), 1e-5)
+    assert_close(apply_tiled(function, x, tile_size=tile, margin=reach + spare, scale=scale), function(x), 1e-5)
 
 
 @settings(max_examples=15, deadline=None)
@@ -45,20 +45,20 @@ def test_tiled_equals_whole(height: int, width: int, tile: int, reach: int, spar
 def test_shrinking_functions(height: int, width: int, tile: int, factor: int) -> None:
     x = normal(1, 2, height * factor, width * factor)
     function = convolution(2, 1 / factor)
-    assert_close(tiled(function, x, tile=tile * factor, margin=4, scale=1 / factor), function(x), 1e-5)
+    assert_close(apply_tiled(function, x, tile_size=tile * factor, margin=4, scale=1 / factor), function(x), 1e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (17, 16), (16, 17), (33, 31)])
 def test_odd_sizes(size: tuple[int, int]) -> None:
     x, function = normal(1, 2, *size), convolution(3, 2)
-    found = tiled(function, x, tile=8, margin=3, scale=2)
+    found = apply_tiled(function, x, tile_size=8, margin=3, scale=2)
     assert found.shape == (1, 2, 2 * size[0], 2 * size[1])
     assert_close(found, function(x), 1e-5)
 
 
 def test_a_margin_too_small_is_seen() -> None:
     x, function = normal(1, 2, 20, 20), convolution(3)
-    assert float((tiled(function, x, tile=8, margin=2) - function(x)).abs().max()) > 1e-3
+    assert float((apply_tiled(function, x, tile_size=8, margin=2) - function(x)).abs().max()) > 1e-3
 
 
 def test_pieces_are_bounded_and_small_pictures_run_whole() -> None:
@@ -68,12 +68,15 @@ def test_pieces_are_bounded_and_small_pictures_run_whole() -> None:
         seen.append(tuple(x.shape[-2:]))
         return x
 
-    tiled(function, torch.zeros(1, 1, 12, 11), tile=8, margin=4)
+    apply_tiled(function, torch.zeros(1, 1, 12, 11), tile_size=8, margin=4)
     assert seen == [(12, 11)]
     seen.clear()
-    tiled(function, torch.zeros(1, 1, 100, 9), tile=16, margin=4)
+    apply_tiled(function, torch.zeros(1, 1, 100, 9), tile_size=16, margin=4)
     assert max(h for h, _ in seen) == 24 and len(seen) == 7
 
 
 def test_the_type_of_the_output_is_the_functions() -> None:
-    assert tiled(lambda x: x.double()[:, :1], torch.zeros(1, 3, 30, 30), tile=8, margin=2).dtype == torch.float64
+    assert (
+        apply_tiled(lambda x: x.double()[:, :1], torch.zeros(1, 3, 30, 30), tile_size=8, margin=2).dtype
+        == torch.float64
+    )

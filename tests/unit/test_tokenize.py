@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enlarger.errors import CheckpointError, InputError
-from enlarger.text.tokenize import Tokenizer, Tokens
+from enlarger.text.tokenize import TokenizedPrompts, Tokenizer
 from tests.support.clip_files import DATA, small_tokenizer_folder, tokenizer_folder, vocabulary_and_merges
 
 ROWS = json.loads((DATA / "clip" / "clip_tokens.json").read_text("utf-8"))["rows"]
@@ -33,13 +33,13 @@ def tokenizer(folders: dict[str, Path]) -> Tokenizer:
     return Tokenizer.from_folder(folders["sd1"])
 
 
-def inner(tokens: Tokens, row: int = 0) -> list[int]:
+def inner(tokens: TokenizedPrompts, row: int = 0) -> list[int]:
     """The ids between start and end."""
     return tokens.ids[row, tokens.mask[row]].tolist()[1:-1]
 
 
 def whole(tokenizer: Tokenizer, text: str) -> list[int]:
-    tokens = tokenizer.chunks(text)
+    tokens = tokenizer.tokenize_in_chunks(text)
     return [i for row in range(len(tokens.ids)) for i in inner(tokens, row)]
 
 
@@ -58,17 +58,22 @@ def only_tokenizer_json(source: Path, target: Path, pad: str) -> Path:
 @pytest.mark.parametrize("name", FOLDERS)
 def test_ids_equal_the_vectors(folders: dict[str, Path], name: str) -> None:
     tokenizer = Tokenizer.from_folder(folders[name])
-    assert (tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.length) == (49406, 49407, FOLDERS[name][2], 77)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length) == (
+        49406,
+        49407,
+        FOLDERS[name][2],
+        77,
+    )
     for row in ROWS:
         expected = row.get("ids_transformers", row["ids"])
-        if tokenizer.pad == 0:
+        if tokenizer.pad_token_id == 0:
             expected = row.get("ids_transformers_pad_bang", expected)
         assert whole(tokenizer, row["text"]) == expected, row["text"]
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
 def test_original_ids_equal_openai_vectors(folders: dict[str, Path], name: str) -> None:
-    tokenizer = Tokenizer.from_folder(folders[name], original=True)
+    tokenizer = Tokenizer.from_folder(folders[name], openai_compatible=True)
     for row in ROWS:
         assert whole(tokenizer, row["text"]) == row["ids"], row["text"]
 
@@ -77,7 +82,7 @@ def test_original_ids_equal_openai_vectors(folders: dict[str, Path], name: str) 
 def test_lone_tokenizer_json(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
     expected = Tokenizer.from_folder(folders[name])
     found = Tokenizer.from_folder(only_tokenizer_json(folders[name], tmp_path / "lone", "!" if name == "sd2" else ""))
-    assert found.pad == expected.pad
+    assert found.pad_token_id == expected.pad_token_id
     texts = [row["text"] for row in ROWS]
     assert found(texts).ids.equal(expected(texts).ids)
 
@@ -85,22 +90,22 @@ def test_lone_tokenizer_json(folders: dict[str, Path], tmp_path: Path, name: str
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
 @pytest.mark.parametrize("original", [False, True])
 def test_written_files_read_back_equal(folders: dict[str, Path], tmp_path: Path, name: str, original: bool) -> None:
-    tokenizer = Tokenizer.from_folder(folders[name], original=original)
-    for file, text in tokenizer.files().items():
+    tokenizer = Tokenizer.from_folder(folders[name], openai_compatible=original)
+    for file, text in tokenizer.to_files().items():
         (tmp_path / file).write_text(text, "utf-8")
-    again = Tokenizer.from_folder(tmp_path, original=original)
+    again = Tokenizer.from_folder(tmp_path, openai_compatible=original)
     texts = [row["text"] for row in ROWS]
-    assert again(texts).ids.equal(tokenizer(texts).ids) and again.pad == tokenizer.pad
+    assert again(texts).ids.equal(tokenizer(texts).ids) and again.pad_token_id == tokenizer.pad_token_id
 
 
 def test_special_tokens_map_wins_over_the_config(folders: dict[str, Path]) -> None:
     config = json.loads((folders["sd2"] / "tokenizer_config.json").read_text())
-    assert config["pad_token"] == "<|endoftext|>" and Tokenizer.from_folder(folders["sd2"]).pad == 0
+    assert config["pad_token"] == "<|endoftext|>" and Tokenizer.from_folder(folders["sd2"]).pad_token_id == 0
 
 
 def test_rows_are_start_text_end_padding(tokenizer: Tokenizer) -> None:
     tokens = tokenizer(["a photo", ""])
-    assert tokens.ids.shape == tokens.mask.shape == (2, 77) and tokens.cut == ("", "")
+    assert tokens.ids.shape == tokens.mask.shape == (2, 77) and tokens.removed_text == ("", "")
     assert tokens.ids[0, :5].tolist() == [49406, 320, 1125, 49407, 49407]
     assert tokens.mask.sum(1).tolist() == [4, 2]
 
@@ -111,22 +116,22 @@ def test_a_single_string_is_one_text(tokenizer: Tokenizer) -> None:
 
 def test_exactly_75_tokens_fit(tokenizer: Tokenizer) -> None:
     tokens = tokenizer(["a " * 75, "a " * 75 + "Red  Dog"])
-    assert tokens.cut == ("", "Red  Dog")
+    assert tokens.removed_text == ("", "Red  Dog")
     assert tokens.ids[0].equal(tokens.ids[1]) and tokens.mask.all()
     assert tokens.ids[0, -1] == 49407
 
 
 def test_chunks_lose_nothing(tokenizer: Tokenizer) -> None:
-    tokens = tokenizer.chunks("a " * 160)
+    tokens = tokenizer.tokenize_in_chunks("a " * 160)
     assert tokens.ids.shape == (3, 77) and tokens.mask.sum(1).tolist() == [77, 77, 12]
-    assert tokenizer.chunks("").ids.equal(tokenizer([""]).ids)
-    assert len(tokenizer.chunks("a " * 75).ids) == 1
+    assert tokenizer.tokenize_in_chunks("").ids.equal(tokenizer([""]).ids)
+    assert len(tokenizer.tokenize_in_chunks("a " * 75).ids) == 1
 
 
 def test_surrogates_and_nul_are_defined(tokenizer: Tokenizer) -> None:
     assert tokenizer(["a \ud800 b"]).ids.equal(tokenizer(["a \ufffd b"]).ids)
     assert tokenizer(["\ud83d\ude00"]).ids.equal(tokenizer(["\U0001f600"]).ids)
-    assert inner(tokenizer(["a\0b"])) and tokenizer.chunks("a\0b").mask.sum() < 10
+    assert inner(tokenizer(["a\0b"])) and tokenizer.tokenize_in_chunks("a\0b").mask.sum() < 10
 
 
 @settings(max_examples=60, deadline=None)
@@ -144,7 +149,7 @@ def test_a_prompt_that_is_no_text(tokenizer: Tokenizer) -> None:
 
 def test_added_tokens_are_matched_whole(folders: dict[str, Path], tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_folder(folders["sd1"])
-    for file, text in tokenizer.files().items():
+    for file, text in tokenizer.to_files().items():
         (tmp_path / file).write_text(text, "utf-8")
     path = tmp_path / "tokenizer_config.json"
     config = json.loads(path.read_text())

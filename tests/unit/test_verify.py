@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from enlarger.checkpoint import files
-from enlarger.checkpoint.files import DTYPES, Weights, open_file
-from enlarger.checkpoint.verify import first_non_finite, non_finite, verify
+from enlarger.checkpoint.tensors import safetensors_file
+from enlarger.checkpoint.tensors.finite_check import check_finite, find_first_non_finite, find_non_finite
+from enlarger.checkpoint.tensors.safetensors_file import DTYPES, SafetensorsCheckpoint, open_checkpoint
 from enlarger.errors import CheckpointError
 
 FLOATS = [dtype for dtype in DTYPES.values() if dtype.is_floating_point]
@@ -34,31 +34,31 @@ def test_the_weight_is_named(tmp_path: Path, bad: float, pickled: bool) -> None:
     }
     path = tmp_path / "model"
     torch.save(tensors, path) if pickled else save_file(tensors, path)
-    weights = open_file(path, allow_pickle=pickled)
-    assert non_finite(weights) == ("b.weight",)
+    weights = open_checkpoint(path, allow_pickle=pickled)
+    assert find_non_finite(weights) == ("b.weight",)
     with pytest.raises(CheckpointError, match=r"model: NaN or infinity in 1 weights: b.weight; expected numbers"):
-        verify(weights)
+        check_finite(weights)
 
 
 def test_whole_weights_pass(tmp_path: Path) -> None:
     largest = {str(dtype): torch.full((9,), torch.finfo(dtype).max, dtype=dtype) for dtype in FLOATS}
     save_file(largest | {"ids": torch.arange(3), "empty": torch.zeros(0)}, tmp_path / "a.safetensors")
-    weights = open_file(tmp_path / "a.safetensors")
-    verify(weights)
-    assert non_finite(weights) == ()
+    weights = open_checkpoint(tmp_path / "a.safetensors")
+    check_finite(weights)
+    assert find_non_finite(weights) == ()
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_nan_is_found_in_every_type(tmp_path: Path, dtype: torch.dtype) -> None:
     save_file({"a": with_bad(float("nan"), dtype), "b": torch.ones(2, dtype=dtype)}, tmp_path / "a.safetensors")
-    assert non_finite(open_file(tmp_path / "a.safetensors")) == ("a",)
+    assert find_non_finite(open_checkpoint(tmp_path / "a.safetensors")) == ("a",)
 
 
 @pytest.mark.parametrize("place", [0, 3, 4, 15, 16, 98, 99])
 def test_every_place_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int) -> None:
-    monkeypatch.setattr(files, "BLOCK", 16)
+    monkeypatch.setattr(safetensors_file, "BLOCK_BYTES", 16)
     save_file({"a": with_bad(float("inf"), place=place)}, tmp_path / "a.safetensors")
-    assert non_finite(open_file(tmp_path / "a.safetensors")) == ("a",)
+    assert find_non_finite(open_checkpoint(tmp_path / "a.safetensors")) == ("a",)
 
 
 def test_many_weights_are_counted(tmp_path: Path) -> None:
@@ -66,14 +66,14 @@ def test_many_weights_are_counted(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"NaN or infinity in 12 weights: w00, .*, w09 and 2 more; expected numbers"
     ):
-        verify(open_file(tmp_path / "a.safetensors"))
+        check_finite(open_checkpoint(tmp_path / "a.safetensors"))
 
 
 def test_other_holders_of_tensors_are_read_whole(tmp_path: Path) -> None:
     save_file({"a": with_bad(float("nan"))}, tmp_path / "a.safetensors")
 
     class Renamed:
-        def __init__(self, weights: Weights) -> None:
+        def __init__(self, weights: SafetensorsCheckpoint) -> None:
             self.weights, self.path = weights, weights.path
 
         def names(self) -> tuple[str, ...]:
@@ -86,9 +86,9 @@ def test_other_holders_of_tensors_are_read_whole(tmp_path: Path) -> None:
             return self.weights.dtype("a")
 
         def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-            return self.weights.read("a", dtype)
+            return self.weights.get_tensor("a", dtype)
 
-    assert non_finite(Renamed(open_file(tmp_path / "a.safetensors"))) == ("ours",)
+    assert find_non_finite(Renamed(open_checkpoint(tmp_path / "a.safetensors"))) == ("ours",)
 
 
 def test_a_block_of_a_large_weight_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,23 +100,23 @@ def test_a_block_of_a_large_weight_is_in_memory(tmp_path: Path, monkeypatch: pyt
         torch, "empty", lambda *size, **how: made.append(empty(*size, **how).nbytes) or empty(*size, **how)
     )
     tracemalloc.start()
-    assert non_finite(open_file(path)) == ()
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20 and made == [files.BLOCK]
+    assert find_non_finite(open_checkpoint(path)) == ()
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20 and made == [safetensors_file.BLOCK_BYTES]
     tracemalloc.stop()
 
 
 def test_the_first_bad_weight_of_a_network_is_named() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
-    assert first_non_finite(network) is None
+    assert find_first_non_finite(network) is None
     with torch.no_grad():
         network[2].weight[1, 1] = float("nan")
         network[1].running_mean[0] = float("inf")
-    assert first_non_finite(network) == "2.weight"  # parameters before buffers
+    assert find_first_non_finite(network) == "2.weight"  # parameters before buffers
     with torch.no_grad():
         network[2].weight.zero_()
-    assert first_non_finite(network.half()) == "1.running_mean"
+    assert find_first_non_finite(network.half()) == "1.running_mean"
 
 
 def test_a_network_without_memory_has_no_bad_weights() -> None:
     with torch.device("meta"):
-        assert first_non_finite(nn.Linear(2, 2)) is None
+        assert find_first_non_finite(nn.Linear(2, 2)) is None

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from enlarger.errors import InputError
 from enlarger.nn.clip_text import ClipText, ClipTextConfig
-from enlarger.text.encode import encode
+from enlarger.text.encode import encode_prompts
 from enlarger.text.tokenize import Tokenizer
-from enlarger.text.weights import interpolate, parse
+from enlarger.text.weights import apply_token_weights, parse_prompt_attention
 from tests.support.clip_files import small_tokenizer_folder
 from tests.support.close import assert_close
 from tests.support.random_weights import normal, randomise
 
-TEXT = ClipTextConfig(32, 3, 4, 64, "quick_gelu", vocabulary=64)
+TEXT = ClipTextConfig(32, 3, 4, 64, "quick_gelu", vocab_size=64)
 PARSED = {
     "": [],
     "a cat": [("a cat", 1)],
@@ -70,7 +70,7 @@ def encoder() -> ClipText:
 
 @pytest.mark.parametrize("text", PARSED)
 def test_the_syntax(text: str) -> None:
-    found = parse(text)
+    found = parse_prompt_attention(text)
     assert [part.text for part in found] == [part for part, _ in PARSED[text]]
     assert [part.weight for part in found] == pytest.approx([weight for _, weight in PARSED[text]])
 
@@ -81,21 +81,21 @@ def test_the_syntax(text: str) -> None:
 )
 def test_absurd_weights_are_refused(text: str, weight: str) -> None:
     with pytest.raises(InputError, match=rf"has a weight of {weight}, expected -10 to 10; write \\\( and \\\) for"):
-        parse(text)
+        parse_prompt_attention(text)
 
 
 def test_many_brackets_are_read_quickly() -> None:
-    assert parse("(" * 20000)[0].text == "(" * 20000
-    assert parse("[" * 20000 + ")" * 20000)[0].weight == 1
-    assert parse("([" * 5000 + "a" + "])" * 5000)[0].weight == pytest.approx(1)
+    assert parse_prompt_attention("(" * 20000)[0].text == "(" * 20000
+    assert parse_prompt_attention("[" * 20000 + ")" * 20000)[0].weight == 1
+    assert parse_prompt_attention("([" * 5000 + "a" + "])" * 5000)[0].weight == pytest.approx(1)
     with pytest.raises(InputError, match="expected -10 to 10"):
-        parse("(" * 50 + "a" + ")" * 50)
+        parse_prompt_attention("(" * 50 + "a" + ")" * 50)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(st.sampled_from("()[]:\\a1.2 \u0301É😀\ud800"), max_size=30))
 def test_any_text_is_read(tokenizer: Tokenizer, text: str) -> None:
-    parts = parse(text)
+    parts = parse_prompt_attention(text)
     assert all(part.text for part in parts)
     assert all(one.weight != other.weight for one, other in pairwise(parts))
     tokens = tokenizer([text], weighted=True)
@@ -112,15 +112,15 @@ def test_tokens_have_the_weight_of_their_first_character(tokenizer: Tokenizer) -
 
 
 def test_weight_one_changes_no_bit(tokenizer: Tokenizer, encoder: ClipText) -> None:
-    plain = encode(tokenizer, encoder, ["a red cat", "the dog"])
+    plain = encode_prompts(tokenizer, encoder, ["a red cat", "the dog"])
     for texts in (["a red cat", "the dog"], ["a (red:1) cat", "([the]) dog"], ["a (r:1.0)ed cat", "the dog"]):
-        found = encode(tokenizer, encoder, texts, weighted=True)
+        found = encode_prompts(tokenizer, encoder, texts, weighted=True)
         assert found.tokens.equal(plain.tokens) and found.pooled.equal(plain.pooled) and found.mask.equal(plain.mask)
 
 
 def test_unweighted_tokens_keep_their_bits(tokenizer: Tokenizer, encoder: ClipText) -> None:
-    plain = encode(tokenizer, encoder, ["a b c", "d"])
-    found = encode(tokenizer, encoder, ["a (b:1.5) c", "d"], weighted=True)
+    plain = encode_prompts(tokenizer, encoder, ["a b c", "d"])
+    found = encode_prompts(tokenizer, encoder, ["a (b:1.5) c", "d"], weighted=True)
     same = [(found.tokens[0, k] == plain.tokens[0, k]).all().item() for k in range(77)]
     assert [k for k in range(77) if not same[k]] == [2]
     assert found.tokens[1].equal(plain.tokens[1]) and found.pooled.equal(plain.pooled)
@@ -129,7 +129,7 @@ def test_unweighted_tokens_keep_their_bits(tokenizer: Tokenizer, encoder: ClipTe
 @pytest.mark.parametrize("layer", ["last_norm", "last", "penultimate"])
 def test_weights_lead_away_from_the_empty_prompt(tokenizer: Tokenizer, encoder: ClipText, layer: str) -> None:
     def tokens(text: str, weighted: bool = True) -> torch.Tensor:
-        return encode(tokenizer, encoder, [text], layer=layer, weighted=weighted).tokens[0]  # type: ignore[arg-type] - a layer
+        return encode_prompts(tokenizer, encoder, [text], layer=layer, weighted=weighted).tokens[0]  # type: ignore[arg-type] - a layer
 
     plain, empty = tokens("a b c", False), tokens("", False)
     assert tokens("a (b:0) c")[2].equal(empty[2])
@@ -138,17 +138,17 @@ def test_weights_lead_away_from_the_empty_prompt(tokenizer: Tokenizer, encoder: 
 
 
 def test_without_the_option_brackets_are_text(tokenizer: Tokenizer, encoder: ClipText) -> None:
-    plain, weighted = (encode(tokenizer, encoder, ["a (b:1.5) c"], weighted=on) for on in (False, True))
+    plain, weighted = (encode_prompts(tokenizer, encoder, ["a (b:1.5) c"], weighted=on) for on in (False, True))
     assert plain.mask.sum() > weighted.mask.sum()
 
 
 def test_weights_follow_the_pieces_of_long_prompts(tokenizer: Tokenizer, encoder: ClipText) -> None:
     text = "a " * 73 + "(b c d e:0.5) " + "f " * 5  # 75 fit: two of the weighted tokens on either side of the border
-    rows = tokenizer.chunks(text, weighted=True)
+    rows = tokenizer.tokenize_in_chunks(text, weighted=True)
     assert [row.nonzero()[:, 0].tolist() for row in rows.weights.ne(1)] == [[74, 75], [1, 2]]
-    found = encode(tokenizer, encoder, [text, "(b:0)"], long=True, weighted=True).tokens
-    plain = encode(tokenizer, encoder, ["a " * 73 + "b c d e " + "f " * 5, "b"], long=True).tokens
-    empty = encode(tokenizer, encoder, [""]).tokens[0]
+    found = encode_prompts(tokenizer, encoder, [text, "(b:0)"], long_prompt=True, weighted=True).tokens
+    plain = encode_prompts(tokenizer, encoder, ["a " * 73 + "b c d e " + "f " * 5, "b"], long_prompt=True).tokens
+    empty = encode_prompts(tokenizer, encoder, [""]).tokens[0]
     changed = (found != plain).any(dim=2)
     assert changed.nonzero().tolist() == [[0, 74], [0, 75], [0, 78], [0, 79], [1, 1]]
     assert_close(found[0, [74, 75]], (empty[[74, 75]] + plain[0, [74, 75]]) / 2, 1e-6)
@@ -158,11 +158,11 @@ def test_weights_follow_the_pieces_of_long_prompts(tokenizer: Tokenizer, encoder
 
 def test_cut_prompts_name_the_text_without_brackets(tokenizer: Tokenizer, encoder: ClipText) -> None:
     with pytest.warns(UserWarning, match=r"longer than 75 tokens; left out: 'red dog'$"):
-        encode(tokenizer, encoder, ["a " * 75 + "(red:1.2) dog"], weighted=True)
+        encode_prompts(tokenizer, encoder, ["a " * 75 + "(red:1.2) dog"], weighted=True)
 
 
 def test_entities_are_read_after_the_brackets(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.from_folder(small_tokenizer_folder(tmp_path / "t"), original=True)
+    tokenizer = Tokenizer.from_folder(small_tokenizer_folder(tmp_path / "t"), openai_compatible=True)
     row = tokenizer(["&lt;a (b:2) &#40;c&#41;"], weighted=True)
     assert row.ids.equal(tokenizer(["<a b (c)"]).ids) and row.weights.ne(1).sum() == 1
 
@@ -170,7 +170,7 @@ def test_entities_are_read_after_the_brackets(tmp_path: Path) -> None:
 def test_halves_are_interpolated_in_single_precision() -> None:
     features, empty, weights = normal(2, 5, 8), normal(1, 5, 8, seed=2), torch.full((2, 5), 3.0)
     weights[:, 0] = 1
-    half = interpolate(features.half(), empty.half(), weights)
+    half = apply_token_weights(features.half(), empty.half(), weights)
     assert half.dtype == torch.float16 and half[:, 0].equal(features.half()[:, 0])
-    exact = interpolate(features.half().float(), empty.half().float(), weights)
+    exact = apply_token_weights(features.half().float(), empty.half().float(), weights)
     assert_close(half, exact.half(), 0)

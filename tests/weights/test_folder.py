@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enlarger.checkpoint import folder as folder_room
-from enlarger.checkpoint.build import build, current_name
-from enlarger.checkpoint.files import open_file
-from enlarger.checkpoint.folder import Bundle, read_folder
-from enlarger.checkpoint.write import save_folder
+from enlarger.checkpoint.folder import load as folder_room
+from enlarger.checkpoint.folder.load import PipelineComponents, read_folder
+from enlarger.checkpoint.folder.save import save_folder
+from enlarger.checkpoint.load_module import load_module, to_current_key
+from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
 from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
@@ -70,7 +70,7 @@ def test_our_own_networks_round_trip(tmp_path: Path) -> None:
         "predictor": UpscaleNet(UpscaleNetConfig(channels=8, blocks=1, inner_blocks=1)),
         "restorer": UpscaleNet(UpscaleNetConfig(channels=8, blocks=1, inner_blocks=0, extra_channels=1)),
     }
-    path = save_folder(Bundle(tmp_path, {"_class_name": "Enlarger"}, parts), tmp_path / "ours")
+    path = save_folder(PipelineComponents(tmp_path, {"_class_name": "Enlarger"}, parts), tmp_path / "ours")
     found = read_folder(path)
     for name, module in parts.items():
         assert same_weights(found.components[name], module) and found.components[name].config == module.config
@@ -84,12 +84,12 @@ def test_the_table_takes_new_networks(tmp_path: Path, monkeypatch: pytest.Monkey
     class Mine(UpscaleNet):
         pass
 
-    monkeypatch.setitem(folder_room.COMPONENTS, "Mine", folder_room.COMPONENTS["UpscaleNet"])
+    monkeypatch.setitem(folder_room.COMPONENT_CLASSES, "Mine", folder_room.COMPONENT_CLASSES["UpscaleNet"])
     module = Mine(UpscaleNetConfig(channels=8, blocks=1))
-    path = save_folder(Bundle(tmp_path, {}, {"mine": module}), tmp_path / "model")
+    path = save_folder(PipelineComponents(tmp_path, {}, {"mine": module}), tmp_path / "model")
     assert same_weights(read_folder(path).components["mine"], module)
     with pytest.raises(InputError, match="Linear is not a network that can be saved; expected one of UNet2DCond"):
-        save_folder(Bundle(tmp_path, {}, {"odd": torch.nn.Linear(1, 1)}), tmp_path / "odd")
+        save_folder(PipelineComponents(tmp_path, {}, {"odd": torch.nn.Linear(1, 1)}), tmp_path / "odd")
     assert not (tmp_path / "odd").exists()
 
 
@@ -141,7 +141,7 @@ def test_old_autoencoder_names(tmp_path: Path) -> None:
     rewrite(path / "vae" / "diffusion_pytorch_model.safetensors", rename)
     assert (
         "encoder.mid_block.attentions.0.query.weight"
-        in open_file(path / "vae" / "diffusion_pytorch_model.safetensors").names()
+        in open_checkpoint(path / "vae" / "diffusion_pytorch_model.safetensors").keys()
     )
     assert same_weights(read_folder(path).components["vae"], expected)
 
@@ -169,9 +169,10 @@ def test_names_of_the_other_networks_stay() -> None:
         "down_blocks.0.attentions.0.proj_in.weight",
         "mid_block.attentions.0.transformer_blocks.0.attn1.to_k.weight",
     ):
-        assert current_name(name) == name
+        assert to_current_key(name) == name
     assert (
-        current_name("decoder.mid_block.attentions.0.proj_attn.bias") == "decoder.mid_block.attentions.0.to_out.0.bias"
+        to_current_key("decoder.mid_block.attentions.0.proj_attn.bias")
+        == "decoder.mid_block.attentions.0.to_out.0.bias"
     )
 
 
@@ -312,8 +313,8 @@ MEASURE = """
 import sys, torch
 from pathlib import Path
 from torch import nn
-from enlarger.checkpoint.build import build
-from enlarger.checkpoint.files import open_file
+from enlarger.checkpoint.load_module import build
+from enlarger.checkpoint.tensors.safetensors_file import open_file
 weights = open_file(Path(sys.argv[1]))
 dtype = getattr(torch, sys.argv[2])
 def make():
@@ -366,7 +367,7 @@ def test_diffusers_reads_variants_and_second_encoders(tmp_path: Path) -> None:
     pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(path, variant="fp16")
     ids = bundle.components["tokenizer_2"](["the a"]).ids
     expected = pipe.text_encoder_2(ids).text_embeds
-    assert_close(bundle.components["text_encoder_2"](ids).projected, expected, 1e-5)
+    assert_close(bundle.components["text_encoder_2"](ids).text_embeds, expected, 1e-5)
     x, tokens, pooled, sizes = normal(1, 4, 8, 8), normal(1, 77, 64), normal(1, 32), torch.zeros(1, 6)
     expected = pipe.unet(x, 3, tokens, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
     vector = torch.cat((pooled, torch.cat((torch.ones(6, 4), torch.zeros(6, 4)), 1).reshape(1, -1)), 1)
@@ -381,7 +382,7 @@ def test_we_read_what_diffusers_writes(tmp_path: Path, shards: str) -> None:
         pipe.save_pretrained(tmp_path / f"theirs{variant}", max_shard_size=shards, variant=variant)
         found = read_folder(tmp_path / f"theirs{variant}", variant=variant)
         for name in NETWORKS:
-            expected = {current_name(n): t for n, t in getattr(pipe, name).state_dict().items()}
+            expected = {to_current_key(n): t for n, t in getattr(pipe, name).state_dict().items()}
             state = found.components[name].state_dict()
             assert all(state[n].equal(t) for n, t in expected.items() if n in state) and state.keys() <= expected.keys()
 
@@ -389,6 +390,6 @@ def test_we_read_what_diffusers_writes(tmp_path: Path, shards: str) -> None:
 def test_a_build_without_a_folder(tmp_path: Path) -> None:
     module = randomise(UNet(UNET))
     save_file(module.state_dict(), tmp_path / "unet.safetensors")
-    again = build(lambda: UNet(UNET), open_file(tmp_path / "unet.safetensors"))
+    again = load_module(lambda: UNet(UNET), open_checkpoint(tmp_path / "unet.safetensors"))
     assert same_weights(again, module)
-    assert AUTOENCODER.scale == 0.18215
+    assert AUTOENCODER.scaling_factor == 0.18215

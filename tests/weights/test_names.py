@@ -6,10 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.expected import original_model
-from enlarger.checkpoint.names import LAYOUTS as RULES
-from enlarger.checkpoint.names import convert, original_places, original_shapes, restore
-from enlarger.checkpoint.rules import Place, our_shape
+from enlarger.checkpoint.single_file.key_mapping import LAYOUTS as RULES
+from enlarger.checkpoint.single_file.key_mapping import (
+    convert_from_original,
+    convert_to_original,
+    original_key_sources,
+    original_shapes,
+)
+from enlarger.checkpoint.single_file.key_rules import KeySource, diffusers_shape
+from enlarger.checkpoint.single_file.reference_shapes import original_family_shapes
 from enlarger.errors import CheckpointError
 from tests.support.random_weights import normal
 from tests.support.single import LAYOUTS, InMemory, original_shapes_of, shape_of, tables
@@ -17,14 +22,14 @@ from tests.support.single import LAYOUTS, InMemory, original_shapes_of, shape_of
 LOST = ("logit_scale", "model_ema.", ".resblocks.23.", "model.text_projection")  # what a bundle does not hold
 
 
-def steps(place: Place, shape: tuple[int, ...]) -> str:
+def steps(place: KeySource, shape: tuple[int, ...]) -> str:
     """A place in the words of the tables."""
-    rows = shape[0] // place.count if place.count > 1 else 0
-    part = f"rows {place.index * rows}:{(place.index + 1) * rows}" if rows else ""
-    if "attn.in_proj" not in place.name and rows:
-        part = f"chunk[{place.index}/{place.count}] dim0"
-    form = "transpose" if place.form == "transposed" else ""
-    if our_shape(Place(place.name, form=place.form), shape) != shape and not form:
+    rows = shape[0] // place.num_chunks if place.num_chunks > 1 else 0
+    part = f"rows {place.chunk * rows}:{(place.chunk + 1) * rows}" if rows else ""
+    if "attn.in_proj" not in place.key and rows:
+        part = f"chunk[{place.chunk}/{place.num_chunks}] dim0"
+    form = "transpose" if place.transform == "transposed" else ""
+    if diffusers_shape(KeySource(place.key, transform=place.transform), shape) != shape and not form:
         form = "squeeze trailing 1x1"
     return "; ".join(filter(None, (part, form))) or "-"
 
@@ -37,14 +42,14 @@ def test_every_layout_has_its_table() -> None:
 @pytest.mark.parametrize("table", LAYOUTS)
 def test_every_row_from_the_original(table: str) -> None:
     rows, shapes = tables()[table], original_shapes_of(table)
-    found = convert(LAYOUTS[table][1], InMemory(shapes))
+    found = convert_from_original(LAYOUTS[table][1], InMemory(shapes))
     told = Counter[tuple[str, ...]]()
-    for component, weights in found.parts.items():
-        for name in weights.names():
-            place = weights.where[name]
+    for component, weights in found.components.items():
+        for name in weights.keys():
+            place = weights.key_sources[name]
             target = "x".join(map(str, weights.shape(name)))
-            told[component, place.name, steps(place, shapes[place.name]), name, target] += 1
-    told.update(("", name, "dropped", "", "") for name in found.spare)
+            told[component, place.key, steps(place, shapes[place.key]), name, target] += 1
+    told.update(("", name, "dropped", "", "") for name in found.ignored_keys)
     wanted = Counter[tuple[str, ...]]()
     for row in rows:
         key, target = row["original_key"], row["target_key"]
@@ -56,7 +61,7 @@ def test_every_row_from_the_original(table: str) -> None:
         else:
             wanted["", key, "dropped", "", ""] += 1
     assert told == wanted and set(told.values()) == {1}
-    assert found.unmapped == ()
+    assert found.unexpected_keys == ()
 
 
 @pytest.mark.parametrize("table", LAYOUTS)
@@ -67,13 +72,13 @@ def test_every_row_back(table: str) -> None:
             name = row["target_key"].removeprefix("text_model.")
             parts[row["component"]][name] = shape_of(row["target_shape"])
     for component, shapes in parts.items():
-        places = original_places(layout, component, shapes)
+        places = original_key_sources(layout, component, shapes)
         rows = {
             (row["original_key"], row["target_key"].removeprefix("text_model."))
             for row in tables()[table]
             if row["target_key"] and row["component"] == component
         }
-        assert {(place.name, name) for name, place in places.items()} == rows
+        assert {(place.key, name) for name, place in places.items()} == rows
         wanted = {row["original_key"]: shape_of(row["original_shape"]) for row in tables()[table] if row["target_key"]}
         found = original_shapes(layout, component, shapes)
         assert found == {name: shape for name, shape in wanted.items() if name in found}
@@ -90,7 +95,7 @@ def test_official_configs_make_the_official_files(table: str) -> None:
         for row in tables()[table]
         if row["target_key"] or row["original_key"].startswith("low_res")
     }
-    assert original_model(family) == wanted
+    assert original_family_shapes(family) == wanted
 
 
 def small(table: str) -> dict[str, Tensor]:
@@ -108,17 +113,17 @@ def small(table: str) -> dict[str, Tensor]:
 def test_values_round_trip(table: str) -> None:
     layout, file = LAYOUTS[table][1], small(table)
     source = InMemory(file)
-    found = convert(layout, source)
+    found = convert_from_original(layout, source)
     assert source.reads == [], "nothing is read before it is asked for"
     back: dict[str, Tensor] = {}
-    for component, weights in found.parts.items():
-        ours = {name: weights.read(name) for name in weights.names()}
+    for component, weights in found.components.items():
+        ours = {name: weights.get_tensor(name) for name in weights.keys()}
         assert all(tensor.shape == weights.shape(name) for name, tensor in ours.items())
         assert all(t.is_contiguous() and t.untyped_storage().nbytes() == t.nbytes for t in ours.values())
-        back |= restore(layout, component, ours)
+        back |= convert_to_original(layout, component, ours)
     assert all(tensor.equal(file[name]) for name, tensor in back.items())
     missing = file.keys() - back.keys()
-    assert missing == set(found.spare), "all but what is no weight comes back"
+    assert missing == set(found.ignored_keys), "all but what is no weight comes back"
 
 
 K_QKV = "inner_model.u_net.d_blocks.3.5.qkv_proj.weight"
@@ -138,10 +143,10 @@ KINDS = {  # a weight of each kind of rule: its table, and what it is of the fil
 def test_one_weight_of_each_kind(name: str) -> None:
     table, expected = KINDS[name]
     file = small(table)
-    parts = convert(LAYOUTS[table][1], InMemory(file)).parts.values()
-    weights = next(part for part in parts if name in part.names())
-    assert weights.read(name).equal(expected(file))
-    assert weights.read(name, torch.float64).dtype == torch.float64
+    parts = convert_from_original(LAYOUTS[table][1], InMemory(file)).components.values()
+    weights = next(part for part in parts if name in part.keys())
+    assert weights.get_tensor(name).equal(expected(file))
+    assert weights.get_tensor(name, torch.float64).dtype == torch.float64
 
 
 def test_the_averaged_copy() -> None:
@@ -153,44 +158,46 @@ def test_the_averaged_copy() -> None:
         if name.startswith(prefix)
     }
     whole = InMemory(file | copies)
-    trained, averaged = convert("sd1", whole), convert("sd1", whole, ema=True)
-    assert trained.unmapped == averaged.unmapped == () and set(copies) <= set(trained.spare)
+    trained, averaged = convert_from_original("sd1", whole), convert_from_original("sd1", whole, ema=True)
+    assert trained.unexpected_keys == averaged.unexpected_keys == () and set(copies) <= set(trained.ignored_keys)
     name = "up_blocks.1.attentions.2.proj_in.weight"
-    assert averaged.parts["unet"].read(name).equal(trained.parts["unet"].read(name) + 1)
+    assert averaged.components["unet"].get_tensor(name).equal(trained.components["unet"].get_tensor(name) + 1)
     vae = "decoder.conv_in.weight"
-    assert averaged.parts["vae"].read(vae).equal(trained.parts["vae"].read(vae))
+    assert averaged.components["vae"].get_tensor(vae).equal(trained.components["vae"].get_tensor(vae))
     with pytest.raises(
         CheckpointError, match=r"no averaged weights: 686 of 686 are missing, .* read it with ema=False"
     ):
-        convert("sd1", InMemory(file), ema=True)
+        convert_from_original("sd1", InMemory(file), ema=True)
 
 
 def test_a_text_encoder_without_its_prefix() -> None:
     """As in files of programs that were written for transformers' newer releases."""
     file = small("sd1")
     bare = {name.replace("transformer.text_model.", "transformer."): tensor for name, tensor in file.items()}
-    one, other = (convert("sd1", InMemory(each)) for each in (file, bare))
+    one, other = (convert_from_original("sd1", InMemory(each)) for each in (file, bare))
     name = "encoder.layers.0.mlp.fc1.weight"
-    assert one.parts["text_encoder"].read(name).equal(other.parts["text_encoder"].read(name))
-    assert other.unmapped == ()
+    assert one.components["text_encoder"].get_tensor(name).equal(other.components["text_encoder"].get_tensor(name))
+    assert other.unexpected_keys == ()
 
 
 def test_depth_network_is_reported_by_name() -> None:
     file = small("sd2_depth") | {"depth_model.model.pretrained.model.cls_token": torch.zeros(1)}
-    assert convert("sd2", InMemory(file)).unmapped == ("depth_model.model.pretrained.model.cls_token",)
+    assert convert_from_original("sd2", InMemory(file)).unexpected_keys == (
+        "depth_model.model.pretrained.model.cls_token",
+    )
 
 
 def test_errors() -> None:
     file = small("ldm_vae_only")
     with pytest.raises(CheckpointError, match=r"vae: encoder.conv_middle.weight has no place in an original vae file"):
-        restore("vae", "vae", {"encoder.conv_middle.weight": torch.zeros(1)})
+        convert_to_original("vae", "vae", {"encoder.conv_middle.weight": torch.zeros(1)})
     ours = {
         "encoder.layers.0.layer_norm1.weight": torch.zeros(1),
         "encoder.layers.0.self_attn.q_proj.bias": torch.zeros(2),
     }
     with pytest.raises(CheckpointError, match=r"in_proj_bias needs 3 weights, found 1"):
-        restore("sd2", "text_encoder", ours)
-    odd = convert(
+        convert_to_original("sd2", "text_encoder", ours)
+    odd = convert_from_original(
         "sd2",
         InMemory(
             {
@@ -200,5 +207,5 @@ def test_errors() -> None:
         ),
     )
     with pytest.raises(CheckpointError, match=r"in_proj_bias has shape \(5,\), expected a multiple of 3 rows"):
-        odd.parts["text_encoder"].shape("encoder.layers.0.self_attn.q_proj.bias")
-    assert len(convert("vae", InMemory(file)).parts["vae"].names()) == 248
+        odd.components["text_encoder"].shape("encoder.layers.0.self_attn.q_proj.bias")
+    assert len(convert_from_original("vae", InMemory(file)).components["vae"].keys()) == 248

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from enlarger.checkpoint.configs import autoencoder_config, clip_projection_config, clip_text_config, unet_config
+from enlarger.checkpoint.config.network_configs import (
+    autoencoder_config,
+    clip_projection_config,
+    clip_text_config,
+    unet_config,
+)
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet, KUNetConfig

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from enlarger.checkpoint.bundled import clip_tokenizer, family_configs
-from enlarger.checkpoint.detect import detect
-from enlarger.checkpoint.elsewhere import read_vae_file
-from enlarger.checkpoint.files import open_file
-from enlarger.checkpoint.folder import COMPONENTS, Bundle, read_folder
-from enlarger.checkpoint.names_parts import original_grid
-from enlarger.checkpoint.save_single import original_tensors, save_single_file
-from enlarger.checkpoint.single import METADATA, OWN, read_single_file
-from enlarger.checkpoint.write import save_folder
+from enlarger.checkpoint.config.bundled_configs import clip_tokenizer, family_configs
+from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, PipelineComponents, read_folder
+from enlarger.checkpoint.folder.save import save_folder
+from enlarger.checkpoint.single_file.component_override import read_vae_file
+from enlarger.checkpoint.single_file.detect import detect
+from enlarger.checkpoint.single_file.key_mapping_vae_clip import original_vae_structure
+from enlarger.checkpoint.single_file.load import CONFIGS_METADATA_KEY, INDEX_METADATA_KEY, read_single_file
+from enlarger.checkpoint.single_file.save import original_state_dict, save_single_file
+from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
 from enlarger.errors import CheckpointError, EnlargerError, InputError, Unsupported
 from enlarger.nn.k_unet import KUNet
 from tests.support import k_diffusion, tiny
@@ -36,16 +36,16 @@ NOT_TOLD = {"sd2": "v_prediction"}
 
 
 @pytest.fixture(scope="module")
-def bundles() -> dict[str, Bundle]:
+def bundles() -> dict[str, PipelineComponents]:
     return {family: tiny_single(family) for family in FAMILIES}
 
 
-def elsewhere(bundle: Bundle, family: str) -> dict[str, Any]:
+def elsewhere(bundle: PipelineComponents, family: str) -> dict[str, Any]:
     """What the x2 upscaler's file needs beside itself."""
     return {name: bundle.components[name] for name in ("vae", "text_encoder")} if family == "x2" else {}
 
 
-def outputs(bundle: Bundle) -> dict[str, Tensor]:
+def outputs(bundle: PipelineComponents) -> dict[str, Tensor]:
     """What each network makes of a fixed input."""
     found: dict[str, Tensor] = {}
     with torch.inference_mode():
@@ -54,7 +54,7 @@ def outputs(bundle: Bundle) -> dict[str, Tensor]:
                 found[name] = module(normal(1, 3, 16, 16))
             elif name.startswith("text"):
                 made = module(torch.arange(77)[None])
-                found[name] = made.last if made.projected is None else made.projected
+                found[name] = made.last if made.text_embeds is None else made.text_embeds
             else:
                 found[name] = _unet_output(module)
     return found
@@ -65,28 +65,30 @@ def _unet_output(unet: Any) -> Tensor:
     given: dict[str, Any] = {"tokens": normal(1, 7, config.context_channels)}
     if config.vector_channels is not None:
         given["vector"] = normal(1, config.vector_channels)
-    if getattr(config, "labels", None) is not None:
+    if getattr(config, "num_class_embeds", None) is not None:
         given["label"] = torch.tensor([20])
     return unet(normal(1, config.in_channels, 8, 8), torch.tensor([0.5]), **given)
 
 
 def strip(path: Path, *keep: str) -> Path:
     """The file with no metadata but these."""
-    found = {name: value for name, value in open_file(path).metadata.items() if name in keep}
+    found = {name: value for name, value in open_checkpoint(path).metadata.items() if name in keep}
     save_file(load_file(path), path, found or None)
     return path
 
 
 @pytest.mark.parametrize("stated", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_written_and_read_back_equal(bundles: Mapping[str, Bundle], tmp_path: Path, family: str, stated: bool) -> None:
+def test_written_and_read_back_equal(
+    bundles: Mapping[str, PipelineComponents], tmp_path: Path, family: str, stated: bool
+) -> None:
     """With what our files say of themselves, and without, as if another program had written them."""
     bundle = bundles[family]
     path = save_single_file(bundle, tmp_path / "model.safetensors")
     if not stated:
         strip(path)
-    weights = open_file(path)
-    found = detect({name: weights.shape(name) for name in weights.names()})
+    weights = open_checkpoint(path)
+    found = detect({name: weights.shape(name) for name in weights.keys()})
     told = {"prediction": NOT_TOLD[family]} if family in NOT_TOLD and not stated else {}
     assert (found.family, found.kind) == (family, "model")
     again = read_single_file(path, **told, **elsewhere(bundle, family))
@@ -107,7 +109,7 @@ def test_written_and_read_back_equal(bundles: Mapping[str, Bundle], tmp_path: Pa
 
 
 @pytest.mark.parametrize("family", ["x4", "sdxl"])
-def test_folder_to_file_and_back(bundles: Mapping[str, Bundle], tmp_path: Path, family: str) -> None:
+def test_folder_to_file_and_back(bundles: Mapping[str, PipelineComponents], tmp_path: Path, family: str) -> None:
     """The same bits: a diffusers folder, a single file of it, and a folder of that."""
     folder = save_folder(bundles[family], tmp_path / "folder")
     file = save_single_file(read_folder(folder), tmp_path / "a.safetensors")
@@ -120,34 +122,37 @@ def test_folder_to_file_and_back(bundles: Mapping[str, Bundle], tmp_path: Path, 
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2_depth", "x4", "sdxl", "sdxl_refiner"])
-def test_diffusers_converts_what_we_write_to_the_same(bundles: Mapping[str, Bundle], family: str) -> None:
+def test_diffusers_converts_what_we_write_to_the_same(bundles: Mapping[str, PipelineComponents], family: str) -> None:
     from diffusers.loaders import single_file_utils as theirs
 
-    parts, tensors = bundles[family].components, original_tensors(bundles[family])
+    parts, tensors = bundles[family].components, original_state_dict(bundles[family])
     kinds = {"unet": theirs.convert_ldm_unet_checkpoint, "vae": theirs.convert_ldm_vae_checkpoint}
     for name, convert in kinds.items():
-        writer = COMPONENTS["UNet2DConditionModel" if name == "unet" else "AutoencoderKL"].write
+        writer = COMPONENT_CLASSES["UNet2DConditionModel" if name == "unet" else "AutoencoderKL"].write_config
         found = convert(dict(tensors), config=writer(parts[name].config))
         ours = parts[name].state_dict()
         assert ours.keys() == found.keys() and all(found[key].equal(tensor) for key, tensor in ours.items())
 
 
-def test_half_precision_and_metadata(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
+def test_half_precision_and_metadata(bundles: Mapping[str, PipelineComponents], tmp_path: Path) -> None:
     path = save_single_file(bundles["sd1"], tmp_path / "half.safetensors", torch.float16)
     kept = {"modelspec.title": "A model", "ss_note": "ß", "modelspec.architecture": "of its own"}
-    save_file(load_file(path), path, open_file(path).metadata | kept)
+    save_file(load_file(path), path, open_checkpoint(path).metadata | kept)
     again = read_single_file(path)
     assert {p.dtype for p in again.components["unet"].parameters()} == {torch.float16}
-    assert again.index[METADATA].items() >= kept.items() and OWN not in again.index[METADATA]
+    assert (
+        again.index[INDEX_METADATA_KEY].items() >= kept.items()
+        and CONFIGS_METADATA_KEY not in again.index[INDEX_METADATA_KEY]
+    )
     wide = read_single_file(path, dtype=torch.float32)
     assert {p.dtype for p in wide.components["unet"].parameters()} == {torch.float32}
-    second = open_file(save_single_file(again, tmp_path / "second.safetensors"))
+    second = open_checkpoint(save_single_file(again, tmp_path / "second.safetensors"))
     assert second.metadata.items() >= kept.items() and second.metadata["format"] == "pt"
     assert second.dtype("model.diffusion_model.out.2.bias") == torch.float16
     assert save_folder(again, tmp_path / "folder").is_dir()
 
 
-def test_prediction_is_asked_for_and_kept(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
+def test_prediction_is_asked_for_and_kept(bundles: Mapping[str, PipelineComponents], tmp_path: Path) -> None:
     path = save_single_file(bundles["sd2"], tmp_path / "a.safetensors")
     assert read_single_file(path).components["scheduler"]["prediction_type"] == "v_prediction"
     with pytest.raises(InputError) as error:
@@ -159,7 +164,7 @@ def test_prediction_is_asked_for_and_kept(bundles: Mapping[str, Bundle], tmp_pat
     )
     base, wide = (read_single_file(path, prediction=each) for each in ("epsilon", "v_prediction"))
     assert (base.index["scheduler"][1], wide.index["scheduler"][1]) == ("PNDMScheduler", "DDIMScheduler")
-    assert (base.configs["unet"]["sample_size"], wide.configs["unet"]["sample_size"]) == (64, 96)
+    assert (base.network_configs["unet"]["sample_size"], wide.network_configs["unet"]["sample_size"]) == (64, 96)
     assert (base.components["unet"].config.upcast_attention, wide.components["unet"].config.upcast_attention) == (
         False,
         True,
@@ -170,17 +175,17 @@ def test_prediction_is_asked_for_and_kept(bundles: Mapping[str, Bundle], tmp_pat
     assert read_single_file(path).components["scheduler"]["prediction_type"] == "v_prediction"
 
 
-def test_a_file_with_the_mark_of_v(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
-    tensors = original_tensors(bundles["sdxl"]) | {"v_pred": torch.zeros(0)}
+def test_a_file_with_the_mark_of_v(bundles: Mapping[str, PipelineComponents], tmp_path: Path) -> None:
+    tensors = original_state_dict(bundles["sdxl"]) | {"v_pred": torch.zeros(0)}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "v.safetensors")
     found = read_single_file(tmp_path / "v.safetensors")
     assert found.components["scheduler"]["prediction_type"] == "v_prediction"
 
 
-def test_constants_are_those_of_the_original_code(bundles: Mapping[str, Bundle]) -> None:
+def test_constants_are_those_of_the_original_code(bundles: Mapping[str, PipelineComponents]) -> None:
     """Ho et al. 2020, over betas of Rombach et al. 2022, in float64 as the original code computes them."""
     for family, (start, end) in {"sd1": (0.00085, 0.012), "x4": (0.0001, 0.02)}.items():
-        tensors = original_tensors(bundles[family])
+        tensors = original_state_dict(bundles[family])
         betas = torch.linspace(math.sqrt(start), math.sqrt(end), 1000, dtype=torch.float64) ** 2
         kept = (1 - betas).cumprod(0)
         before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
@@ -190,7 +195,7 @@ def test_constants_are_those_of_the_original_code(bundles: Mapping[str, Bundle])
         assert_close(tensors["posterior_variance"], (betas * (1 - before) / (1 - kept)).float(), 1e-6)
         assert_close(tensors["posterior_mean_coef2"], ((1 - before) * (1 - betas).sqrt() / (1 - kept)).float(), 1e-4)
     assert sum(name.startswith("low_scale_model.") for name in tensors) == 8
-    ids = original_tensors(bundles["sd1"])["cond_stage_model.transformer.text_model.embeddings.position_ids"]
+    ids = original_state_dict(bundles["sd1"])["cond_stage_model.transformer.text_model.embeddings.position_ids"]
     assert ids.equal(torch.arange(77)[None])
 
 
@@ -200,7 +205,7 @@ def test_the_bundled_tokenizer_is_the_official_one(tmp_path: Path, family: str, 
 
     official = Tokenizer.from_folder(tokenizer_folder(tmp_path / "t", pad))
     ours = clip_tokenizer("<|endoftext|>" if family == "sd1" else "!")
-    assert ours.files() == official.files() and ours.backend.to_str() == official.backend.to_str()
+    assert ours.to_files() == official.to_files() and ours.backend.to_str() == official.backend.to_str()
 
 
 class Surrounding(nn.Module):
@@ -223,7 +228,7 @@ def surrounding() -> Surrounding:
 
 @pytest.mark.parametrize("form", ["pth", "safetensors", "bare"])
 def test_k_diffusions_own_file(
-    bundles: Mapping[str, Bundle], surrounding: Surrounding, tmp_path: Path, form: str
+    bundles: Mapping[str, PipelineComponents], surrounding: Surrounding, tmp_path: Path, form: str
 ) -> None:
     """The trainer's file with both copies, the averaged one alone, and the network without what surrounds it."""
     path, options = tmp_path / "x2.safetensors", dict[str, Any]()
@@ -255,7 +260,9 @@ def test_k_diffusions_own_file(
         surrounding.load_state_dict(again, strict=True)
 
 
-def test_x2_file_says_what_it_lacks(surrounding: Surrounding, bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
+def test_x2_file_says_what_it_lacks(
+    surrounding: Surrounding, bundles: Mapping[str, PipelineComponents], tmp_path: Path
+) -> None:
     save_file(surrounding.state_dict(), tmp_path / "x2.safetensors")
     with pytest.raises(CheckpointError) as error:
         read_single_file(tmp_path / "x2.safetensors", vae=bundles["x2"].components["vae"])
@@ -273,7 +280,9 @@ def test_x2_file_says_what_it_lacks(surrounding: Surrounding, bundles: Mapping[s
         read_single_file(tmp_path / "x2.safetensors", vae=bundles["x2"].components["vae"], text_encoder=unlike)
 
 
-def test_parts_from_elsewhere(surrounding: Surrounding, bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
+def test_parts_from_elsewhere(
+    surrounding: Surrounding, bundles: Mapping[str, PipelineComponents], tmp_path: Path
+) -> None:
     """The two parts that the x2 file lacks: from a model's folder, parts' own folders, single files, a whole CLIP."""
     save_file(surrounding.state_dict(), tmp_path / "x2.safetensors")
     sd1 = bundles["sd1"]
@@ -296,7 +305,7 @@ def test_parts_from_elsewhere(surrounding: Surrounding, bundles: Mapping[str, Bu
         read_single_file(tmp_path / "x2.safetensors", vae=text, text_encoder=text)
 
 
-def test_vae_files(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
+def test_vae_files(bundles: Mapping[str, PipelineComponents], tmp_path: Path) -> None:
     """Alone as the fine-tuned ones are, in either layout, old names too, pickled; and inside a whole model."""
     bundle = bundles["sd1"]
     wanted: Any = bundle.components["vae"]
@@ -310,11 +319,11 @@ def test_vae_files(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
     for path in (single, tmp_path / "vae.safetensors", tmp_path / "vae.ckpt", tmp_path / "prefixed.safetensors", ours):
         found = read_vae_file(path, allow_pickle=True)
         assert same_weights(found, wanted) and found.config == wanted.config
-    assert read_vae_file(tmp_path / "vae.safetensors", family="sdxl").config.scale == 0.13025
+    assert read_vae_file(tmp_path / "vae.safetensors", family="sdxl").config.scaling_factor == 0.13025
     with pytest.raises(CheckpointError, match=r"vae\.ckpt: not opened, since it is a pickle"):
         read_vae_file(tmp_path / "vae.ckpt")
     x4 = save_single_file(bundles["x4"], tmp_path / "x4.safetensors")
-    assert read_vae_file(x4).config.scale == 0.08333
+    assert read_vae_file(x4).config.scaling_factor == 0.08333
     other = read_single_file(single, vae=tmp_path / "vae.ckpt", allow_pickle=True)
     assert same_weights(other.components["vae"], wanted)
     with pytest.raises(
@@ -323,7 +332,7 @@ def test_vae_files(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
         read_single_file(tmp_path / "vae.safetensors")
 
 
-def test_configs_of_a_folder(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
+def test_configs_of_a_folder(bundles: Mapping[str, PipelineComponents], tmp_path: Path) -> None:
     single = strip(save_single_file(bundles["sd1"], tmp_path / "sd1.safetensors"))
     (tmp_path / "c" / "scheduler").mkdir(parents=True)
     euler = family_configs("sdxl")["scheduler"]
@@ -338,8 +347,8 @@ def test_configs_of_a_folder(bundles: Mapping[str, Bundle], tmp_path: Path) -> N
         read_single_file(single, config=tmp_path)
 
 
-def test_averaged_weights(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in original_tensors(bundles["sd1"]).items()}
+def test_averaged_weights(bundles: Mapping[str, PipelineComponents], tmp_path: Path) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in original_state_dict(bundles["sd1"]).items()}
     inside = [name for name in tensors if name.startswith("model.diffusion_model.")]
     copies = {f"model_ema.{n.removeprefix('model.').replace('.', '')}": tensors[n] + 1 for n in inside}
     torch.save({"state_dict": tensors | copies, "global_step": 7}, tmp_path / "full.ckpt")
@@ -350,8 +359,8 @@ def test_averaged_weights(bundles: Mapping[str, Bundle], tmp_path: Path) -> None
     assert averaged.conv_in.weight.equal(trained.conv_in.weight + 1)
 
 
-def test_depth_networks_file(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in original_tensors(bundles["sd2_depth"]).items()}
+def test_depth_networks_file(bundles: Mapping[str, PipelineComponents], tmp_path: Path) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in original_state_dict(bundles["sd2_depth"]).items()}
     save_file(tensors | {"depth_model.model.pretrained.x": torch.zeros(3)}, tmp_path / "depth.safetensors")
     found = read_single_file(tmp_path / "depth.safetensors")
     assert found.skipped == ("depth_estimator",) and found.components["unet"].config.in_channels == 5
@@ -363,10 +372,10 @@ def test_depth_networks_file(bundles: Mapping[str, Bundle], tmp_path: Path) -> N
         read_single_file(tmp_path / "b.safetensors")
 
 
-def test_open_clips_whole_tower(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
+def test_open_clips_whole_tower(bundles: Mapping[str, PipelineComponents], tmp_path: Path) -> None:
     """Its last layer, its projection and its scale are not read."""
     prefix = "cond_stage_model.model."
-    tensors = {name: tensor.contiguous() for name, tensor in original_tensors(bundles["sd2_inpainting"]).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in original_state_dict(bundles["sd2_inpainting"]).items()}
     last = {n.replace("resblocks.1.", "resblocks.2."): t + 1 for n, t in tensors.items() if "resblocks.1." in n}
     more = {prefix + "text_projection": torch.ones(64, 64), prefix + "logit_scale": torch.ones(())}
     save_file(tensors | last | more, tmp_path / "whole.safetensors")
@@ -374,8 +383,8 @@ def test_open_clips_whole_tower(bundles: Mapping[str, Bundle], tmp_path: Path) -
     assert same_weights(found.components["text_encoder"], bundles["sd2_inpainting"].components["text_encoder"])
 
 
-def test_damage_is_named(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in original_tensors(bundles["sd1"]).items()}
+def test_damage_is_named(bundles: Mapping[str, PipelineComponents], tmp_path: Path) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in original_state_dict(bundles["sd1"]).items()}
     path = tmp_path / "a.safetensors"
     missing = {n: t for n, t in tensors.items() if n != "model.diffusion_model.middle_block.0.in_layers.2.weight"}
     save_file(missing, path)
@@ -387,7 +396,7 @@ def test_damage_is_named(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
     save_file({n: t for n, t in tensors.items() if not n.startswith("cond_stage")}, path)
     with pytest.raises(CheckpointError, match=r"without text_encoder. Pass text_encoder=, a folder or a file of them"):
         read_single_file(path)
-    save_file(tensors, path, {OWN: "[1]"})
+    save_file(tensors, path, {CONFIGS_METADATA_KEY: "[1]"})
     with pytest.raises(CheckpointError, match=r"its metadata enlarger.configs is damaged"):
         read_single_file(path)
     save_file(tensors | {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 8, 3, 3)}, path)
@@ -418,8 +427,8 @@ def damaged(tensors: dict[str, Tensor], kind: str, name: str) -> dict[str, Tenso
 
 
 @pytest.mark.parametrize("family", SIGNS)
-def test_any_damage_is_an_error_of_ours(bundles: Mapping[str, Bundle], tmp_path: Path, family: str) -> None:
-    whole = {name: tensor.contiguous() for name, tensor in original_tensors(bundles[family]).items()}
+def test_any_damage_is_an_error_of_ours(bundles: Mapping[str, PipelineComponents], tmp_path: Path, family: str) -> None:
+    whole = {name: tensor.contiguous() for name, tensor in original_state_dict(bundles[family]).items()}
     silent = []
     for sign in SIGNS[family]:
         name = next(name for name in whole if name.endswith(sign))
@@ -436,10 +445,10 @@ def test_any_damage_is_an_error_of_ours(bundles: Mapping[str, Bundle], tmp_path:
 
 def test_numbers_out_of_the_row_cost_nothing() -> None:
     huge = "encoder.down.999999999.block.888888888.norm1.weight"
-    assert original_grid({huge, "encoder.down.0.block.0.norm1.weight"}).levels == 1
+    assert original_vae_structure({huge, "encoder.down.0.block.0.norm1.weight"}).levels == 1
 
 
-def test_writing_refuses(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
+def test_writing_refuses(bundles: Mapping[str, PipelineComponents], tmp_path: Path) -> None:
     path = save_single_file(bundles["sd1"], tmp_path / "a.safetensors")
     before = path.read_bytes()
     with pytest.raises(InputError, match=r"a.safetensors: already exists"):
@@ -448,10 +457,10 @@ def test_writing_refuses(bundles: Mapping[str, Bundle], tmp_path: Path) -> None:
         save_single_file(bundles["sd1"], tmp_path / "a.ckpt")
     with torch.device("meta"):
         ghost = type(bundles["sd1"].components["unet"])(bundles["sd1"].components["unet"].config)
-    lost = Bundle(tmp_path, bundles["sd1"].index, {**bundles["sd1"].components, "unet": ghost})
+    lost = PipelineComponents(tmp_path, bundles["sd1"].index, {**bundles["sd1"].components, "unet": ghost})
     with pytest.raises(InputError, match=r"is without memory"):
         save_single_file(lost, path, overwrite=True)
-    none = Bundle(tmp_path, {}, {n: p for n, p in bundles["sd1"].components.items() if n != "vae"})
+    none = PipelineComponents(tmp_path, {}, {n: p for n, p in bundles["sd1"].components.items() if n != "vae"})
     with pytest.raises(InputError, match=r"has no vae, which a single file of this family holds"):
         save_single_file(none, tmp_path / "b.safetensors")
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]

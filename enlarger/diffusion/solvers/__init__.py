@@ -7,7 +7,7 @@ Each takes the denoiser, a latent x = clean + sigma * noise at the first level o
 from collections.abc import Mapping
 
 from enlarger.diffusion.sample import Solver
-from enlarger.diffusion.solvers.dpm import Control, dpm2, dpm2_ancestral, dpm_adaptive, dpm_fast
+from enlarger.diffusion.solvers.dpm import PIDStepSizeController, dpm2, dpm2_ancestral, dpm_adaptive, dpm_fast
 from enlarger.diffusion.solvers.dpmpp import (
     dpmpp_2m,
     dpmpp_2m_sde,
@@ -17,7 +17,7 @@ from enlarger.diffusion.solvers.dpmpp import (
     dpmpp_singlestep,
 )
 from enlarger.diffusion.solvers.euler import ddim, ddpm, euler, euler_ancestral, heun
-from enlarger.diffusion.solvers.levels import halfway, split_level, split_time
+from enlarger.diffusion.solvers.levels import ancestral_step, ancestral_step_in_time, log_midpoint
 from enlarger.diffusion.solvers.multistep import adams_bashforth, lms, plms, pndm
 from enlarger.diffusion.solvers.unipc import unipc
 
@@ -46,8 +46,10 @@ SOLVERS: Mapping[str, Solver] = {
 
 __all__ = [
     "SOLVERS",
-    "Control",
+    "PIDStepSizeController",
     "adams_bashforth",
+    "ancestral_step",
+    "ancestral_step_in_time",
     "ddim",
     "ddpm",
     "dpm2",
@@ -62,12 +64,10 @@ __all__ = [
     "dpmpp_singlestep",
     "euler",
     "euler_ancestral",
-    "halfway",
     "heun",
     "lms",
+    "log_midpoint",
     "plms",
     "pndm",
-    "split_level",
-    "split_time",
     "unipc",
 ]

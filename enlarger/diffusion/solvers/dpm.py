@@ -11,7 +11,7 @@ from torch import Tensor
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.sample import Step
-from enlarger.diffusion.solvers.levels import halfway, lowest, split_level, split_time
+from enlarger.diffusion.solvers.levels import ancestral_step, ancestral_step_in_time, last_positive_sigma, log_midpoint
 from enlarger.errors import NonFinite
 
 
@@ -25,17 +25,17 @@ def dpm2_ancestral(
 ) -> Iterator[Step]:  # fmt: skip
     """`dpm2` to below the next level, then fresh noise up to it."""
     for sigma, lower in pairwise(sigmas):
-        clean = denoise(x, sigma)
-        down, up = split_level(sigma, lower, eta)
-        slope = (x - clean) / sigma
-        if down > 0:
-            middle = halfway(sigma, down)
-            guess = x + slope * (middle - sigma)
-            slope = (guess - denoise(guess, middle)) / middle
-        x = x + slope * (down - sigma)
+        denoised = denoise(x, sigma)
+        sigma_down, sigma_up = ancestral_step(sigma, lower, eta)
+        slope = (x - denoised) / sigma
+        if sigma_down > 0:
+            midpoint = log_midpoint(sigma, sigma_down)
+            guess = x + slope * (midpoint - sigma)
+            slope = (guess - denoise(guess, midpoint)) / midpoint
+        x = x + slope * (sigma_down - sigma)
         if eta and lower > 0:
-            x = x + noise(x) * up
-        yield Step(x, clean, lower)
+            x = x + noise(x) * sigma_up
+        yield Step(x, denoised, lower)
 
 
 def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 0.0) -> Iterator[Step]:
@@ -44,23 +44,28 @@ def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: flo
     Of the ladder only its ends and its length are used; the levels are even over log(sigma). If it ends at 0, the last
     call is an Euler step from the last level above 0.
     """
-    end = lowest(sigmas)
-    calls = len(sigmas) - (1 if sigmas[-1] > 0 else 2)
-    orders = _orders(calls)
-    first, last = -math.log(sigmas[0]), -math.log(end)
-    stops = [first + (last - first) * i / len(orders) for i in range(len(orders))] + [last]
-    for order, (t, goal) in zip(orders, pairwise(stops), strict=True):
-        down, up = split_time(t, goal, last, eta)
-        x, clean = _dpm_step(denoise, x, t, down, order)
-        x = x + noise(x) * up if eta else x
-        yield Step(x, clean, _level(goal) if goal < last else torch.tensor(end, dtype=torch.float64))
+    sigma_min = last_positive_sigma(sigmas)
+    num_calls = len(sigmas) - (1 if sigmas[-1] > 0 else 2)
+    orders = _step_orders(num_calls)
+    t_start, t_end = -math.log(sigmas[0]), -math.log(sigma_min)
+    times = [t_start + (t_end - t_start) * i / len(orders) for i in range(len(orders))] + [t_end]
+    for order, (t, t_next) in zip(orders, pairwise(times), strict=True):
+        t_down, sigma_up = ancestral_step_in_time(t, t_next, t_end, eta)
+        x, denoised = _dpm_step(denoise, x, t, t_down, order)
+        x = x + noise(x) * sigma_up if eta else x
+        yield Step(x, denoised, _sigma_at(t_next) if t_next < t_end else torch.tensor(sigma_min, dtype=torch.float64))
     if sigmas[-1] == 0:
-        clean = denoise(x, sigmas[-2])
-        yield Step(clean, clean, sigmas[-1])
+        denoised = denoise(x, sigmas[-2])
+        yield Step(denoised, denoised, sigmas[-1])
 
 
 def dpm_adaptive(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 0.0, control: "Control | None" = None
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    eta: float = 0.0,
+    step_size_controller: "PIDStepSizeController | None" = None,
 ) -> Iterator[Step]:
     """DPM-Solver-23 with error control, Lu et al. 2022, algorithm 3 at order 3.
 
@@ -68,106 +73,110 @@ def dpm_adaptive(
     Accepted steps are yielded. The error is measured over the whole batch, so give it one image at a time where images
     must not depend on each other. Raises NonFinite, since no step is small enough then.
     """
-    control = Control() if control is None else control
-    t, stop, h = -math.log(sigmas[0]), -math.log(lowest(sigmas)), control.first
-    before = x  # the lower-order solution of the last accepted step
-    errors: list[float] = []  # inverse, of this step and the last two accepted
-    while t < stop - 1e-5:
-        goal = min(stop, t + h)
-        down, up = split_time(t, goal, stop, eta)
-        low, high, clean = _dpm_23_step(denoise, x, t, down)
-        tolerance = torch.clamp(control.relative * torch.maximum(low.abs(), before.abs()), min=control.absolute)
-        error = float(((low - high) / tolerance).square().mean().sqrt())
+    step_size_controller = PIDStepSizeController() if step_size_controller is None else step_size_controller
+    t, t_end, h = -math.log(sigmas[0]), -math.log(last_positive_sigma(sigmas)), step_size_controller.h_init
+    x_prev = x  # the lower-order solution of the last accepted step
+    inverse_errors: list[float] = []  # inverse, of this step and the last two accepted
+    while t < t_end - 1e-5:
+        t_next = min(t_end, t + h)
+        t_down, sigma_up = ancestral_step_in_time(t, t_next, t_end, eta)
+        x_low, x_high, denoised = _dpm_23_step(denoise, x, t, t_down)
+        tolerance = torch.clamp(
+            step_size_controller.rtol * torch.maximum(x_low.abs(), x_prev.abs()), min=step_size_controller.atol
+        )
+        error = float(((x_low - x_high) / tolerance).square().mean().sqrt())
         if not math.isfinite(error):
             raise NonFinite(
                 f"the network's output is not finite at sigma {math.exp(-t):.4g} ({x.dtype}); run in float32"
             )
-        inverse = 1 / (error + 1e-8)
-        errors = [inverse, *errors[1:]] if errors else [inverse] * 3
-        factor = control.factor(errors, order=1.5 if eta else 3)
+        inverse_error = 1 / (error + 1e-8)
+        inverse_errors = [inverse_error, *inverse_errors[1:]] if inverse_errors else [inverse_error] * 3
+        factor = step_size_controller.factor(inverse_errors, order=1.5 if eta else 3)
         h *= factor
-        if factor >= control.safety:
-            before, t, errors = low, goal, [errors[0], *errors[:2]]
-            x = high + noise(x) * up if eta else high
-            yield Step(x, clean, _level(t))
+        if factor >= step_size_controller.accept_safety:
+            x_prev, t, inverse_errors = x_low, t_next, [inverse_errors[0], *inverse_errors[:2]]
+            x = x_high + noise(x) * sigma_up if eta else x_high
+            yield Step(x, denoised, _sigma_at(t))
     if sigmas[-1] == 0:
-        clean = denoise(x, sigmas[-2])
-        yield Step(clean, clean, sigmas[-1])
+        denoised = denoise(x, sigmas[-2])
+        yield Step(denoised, denoised, sigmas[-1])
 
 
 @dataclass(frozen=True)
-class Control:
+class PIDStepSizeController:
     """A PID controller of step sizes over t = -log(sigma) (Soderlind 2003), with the tolerances of the error."""
 
-    relative: float = 0.05
-    absolute: float = 0.0078
-    proportional: float = 0.0
-    integral: float = 1.0
-    derivative: float = 0.0
-    safety: float = 0.81  # the least factor at which a step is accepted
-    first: float = 0.05  # the first step
+    rtol: float = 0.05
+    atol: float = 0.0078
+    pcoeff: float = 0.0
+    icoeff: float = 1.0
+    dcoeff: float = 0.0
+    accept_safety: float = 0.81  # the least factor at which a step is accepted
+    h_init: float = 0.05  # the first step
 
-    def factor(self, errors: Sequence[float], order: float) -> float:
+    def factor(self, inverse_errors: Sequence[float], order: float) -> float:
         """How much longer the next step is, from the inverse errors of this step and the two accepted before."""
         powers = (
-            (self.proportional + self.integral + self.derivative) / order,
-            -(self.proportional + 2 * self.derivative) / order,
-            self.derivative / order,
+            (self.pcoeff + self.icoeff + self.dcoeff) / order,
+            -(self.pcoeff + 2 * self.dcoeff) / order,
+            self.dcoeff / order,
         )
-        return 1 + math.atan(math.prod(e**p for e, p in zip(errors, powers, strict=True)) - 1)
+        return 1 + math.atan(math.prod(e**p for e, p in zip(inverse_errors, powers, strict=True)) - 1)
 
 
 @dataclass(frozen=True, eq=False)
-class _Leg:
+class _ExponentialStep:
     """The way from t over h of log(sigma): slopes at a share of it, and the factors of exponential integration."""
 
     denoise: Denoise
     t: float
     h: float
 
-    def slope(self, x: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    def slope(self, x: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
         """The noise estimate there and the clean one."""
-        sigma = _level(self.t + share * self.h)
-        clean = self.denoise(x, sigma)
-        return (x - clean) / sigma, clean
+        sigma = _sigma_at(self.t + fraction * self.h)
+        denoised = self.denoise(x, sigma)
+        return (x - denoised) / sigma, denoised
 
-    def grow(self, share: float) -> float:
-        return math.exp(-(self.t + share * self.h)) * math.expm1(share * self.h)
+    def first_order_weight(self, fraction: float) -> float:
+        return math.exp(-(self.t + fraction * self.h)) * math.expm1(fraction * self.h)
 
-    def bend(self, share: float) -> float:
-        return math.exp(-(self.t + share * self.h)) * (math.expm1(share * self.h) / (share * self.h) - 1)
+    def second_order_weight(self, fraction: float) -> float:
+        return math.exp(-(self.t + fraction * self.h)) * (math.expm1(fraction * self.h) / (fraction * self.h) - 1)
 
 
-def _dpm_step(denoise: Denoise, x: Tensor, t: float, goal: float, order: int) -> tuple[Tensor, Tensor]:
+def _dpm_step(denoise: Denoise, x: Tensor, t: float, t_next: float, order: int) -> tuple[Tensor, Tensor]:
     """A DPM-Solver step of order 1, 2 or 3 and the first clean estimate."""
     if order == 3:
-        _, high, clean = _dpm_23_step(denoise, x, t, goal)
-        return high, clean
-    leg = _Leg(denoise, t, goal - t)
-    first, clean = leg.slope(x, 0)
+        _, x_high, denoised = _dpm_23_step(denoise, x, t, t_next)
+        return x_high, denoised
+    step = _ExponentialStep(denoise, t, t_next - t)
+    first, denoised = step.slope(x, 0)
     if order == 1:
-        return x - leg.grow(1) * first, clean
-    second, _ = leg.slope(x - leg.grow(1 / 2) * first, 1 / 2)
-    return x - leg.grow(1) * second, clean
+        return x - step.first_order_weight(1) * first, denoised
+    second, _ = step.slope(x - step.first_order_weight(1 / 2) * first, 1 / 2)
+    return x - step.first_order_weight(1) * second, denoised
 
 
-def _dpm_23_step(denoise: Denoise, x: Tensor, t: float, goal: float) -> tuple[Tensor, Tensor, Tensor]:
+def _dpm_23_step(denoise: Denoise, x: Tensor, t: float, t_next: float) -> tuple[Tensor, Tensor, Tensor]:
     """DPM-Solver-2 and -3 from t to goal with shared evaluations (Lu et al. 2022, algorithms 1 and 2)."""
-    leg = _Leg(denoise, t, goal - t)
-    first, clean = leg.slope(x, 0)
-    second, _ = leg.slope(x - leg.grow(1 / 3) * first, 1 / 3)
-    third, _ = leg.slope(x - leg.grow(2 / 3) * first - leg.bend(2 / 3) * 2 * (second - first), 2 / 3)
-    low = x - leg.grow(1) * first - 1.5 * leg.grow(1) * (second - first)
-    high = x - leg.grow(1) * first - leg.bend(1) * 1.5 * (third - first)
-    return low, high, clean
+    step = _ExponentialStep(denoise, t, t_next - t)
+    first, denoised = step.slope(x, 0)
+    second, _ = step.slope(x - step.first_order_weight(1 / 3) * first, 1 / 3)
+    third, _ = step.slope(
+        x - step.first_order_weight(2 / 3) * first - step.second_order_weight(2 / 3) * 2 * (second - first), 2 / 3
+    )
+    x_low = x - step.first_order_weight(1) * first - 1.5 * step.first_order_weight(1) * (second - first)
+    x_high = x - step.first_order_weight(1) * first - step.second_order_weight(1) * 1.5 * (third - first)
+    return x_low, x_high, denoised
 
 
-def _orders(calls: int) -> list[int]:
+def _step_orders(num_calls: int) -> list[int]:
     """The orders of the steps that together make so many calls (Lu et al. 2022a, section 3.4)."""
-    if calls % 3:
-        return [3] * (calls // 3) + [calls % 3]
-    return [3] * (calls // 3 - 1) + [2, 1] if calls else []
+    if num_calls % 3:
+        return [3] * (num_calls // 3) + [num_calls % 3]
+    return [3] * (num_calls // 3 - 1) + [2, 1] if num_calls else []
 
 
-def _level(t: float) -> Tensor:
+def _sigma_at(t: float) -> Tensor:
     return torch.tensor(math.exp(-t), dtype=torch.float64)

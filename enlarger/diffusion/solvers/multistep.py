@@ -9,27 +9,27 @@ from torch import Tensor
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.sample import Step
-from enlarger.diffusion.solvers.levels import halfway
+from enlarger.diffusion.solvers.levels import log_midpoint
 
-Middle = Callable[[Tensor, Tensor], Tensor]  # of two levels, the one between them
+Midpoint = Callable[[Tensor, Tensor], Tensor]  # of two levels, the one between them
 
 
 def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
     """Liu et al. 2022 without the Runge-Kutta start: Adams-Bashforth slopes, the first step corrected once."""
     slopes: list[Tensor] = []
     for sigma, lower in pairwise(sigmas):
-        clean = denoise(x, sigma)
-        slopes = [(x - clean) / sigma, *slopes[:3]]
+        denoised = denoise(x, sigma)
+        slopes = [(x - denoised) / sigma, *slopes[:3]]
         slope = adams_bashforth(slopes)
         if len(slopes) == 1 and len(sigmas) > 2:
             guess = x + slope * (lower - sigma)
             slope = (slope + (guess - denoise(guess, lower)) / lower) / 2
         x = x + slope * (lower - sigma)
-        yield Step(x, clean, lower)
+        yield Step(x, denoised, lower)
 
 
 def pndm(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, middle: Middle = halfway
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, midpoint: Midpoint = log_midpoint
 ) -> Iterator[Step]:  # fmt: skip
     """Liu et al. 2022, algorithm 2: three Runge-Kutta steps of four calls each, then Adams-Bashforth slopes.
 
@@ -37,36 +37,38 @@ def pndm(
     """
     slopes: list[Tensor] = []
     for sigma, lower in pairwise(sigmas):
-        clean = denoise(x, sigma)
-        slopes = [(x - clean) / sigma, *slopes[:3]]
+        denoised = denoise(x, sigma)
+        slopes = [(x - denoised) / sigma, *slopes[:3]]
         if len(slopes) < 4 and lower > 0:
-            slope = _runge_kutta(denoise, x, slopes[0], sigma, middle(sigma, lower), lower)
+            slope = _runge_kutta(denoise, x, slopes[0], sigma, midpoint(sigma, lower), lower)
         else:
             slope = adams_bashforth(slopes)
         x = x + slope * (lower - sigma)
-        yield Step(x, clean, lower)
+        yield Step(x, denoised, lower)
 
 
 def lms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 4) -> Iterator[Step]:
     """Adams-Bashforth over uneven levels: the polynomial through up to four slopes, integrated (Katherine Crowson)."""
     assert 1 <= order <= 4, f"order {order}, expected 1 to 4"
-    levels: list[float] = []
+    past_sigmas: list[float] = []
     slopes: list[Tensor] = []
     for sigma, lower in pairwise(sigmas):
-        clean = denoise(x, sigma)
-        levels, slopes = [float(sigma), *levels][:order], [(x - clean) / sigma, *slopes][:order]
-        for share, slope in zip(_lagrange_integrals(levels, float(sigma), float(lower)), slopes, strict=True):
-            x = x + share * slope
-        yield Step(x, clean, lower)
+        denoised = denoise(x, sigma)
+        past_sigmas, slopes = [float(sigma), *past_sigmas][:order], [(x - denoised) / sigma, *slopes][:order]
+        for coefficient, slope in zip(
+            _lagrange_integrals(past_sigmas, float(sigma), float(lower)), slopes, strict=True
+        ):
+            x = x + coefficient * slope
+        yield Step(x, denoised, lower)
 
 
-def _runge_kutta(denoise: Denoise, x: Tensor, slope: Tensor, sigma: Tensor, half: Tensor, lower: Tensor) -> Tensor:
+def _runge_kutta(denoise: Denoise, x: Tensor, slope: Tensor, sigma: Tensor, midpoint: Tensor, lower: Tensor) -> Tensor:
     """The classical fourth-order slope from `sigma` to `lower`, given the one at `sigma`."""
-    total, last = slope, slope
-    for level, weight in ((half, 2), (half, 2), (lower, 1)):
-        guess = x + last * (level - sigma)
-        last = (guess - denoise(guess, level)) / level
-        total = total + weight * last
+    total, latest_slope = slope, slope
+    for level, weight in ((midpoint, 2), (midpoint, 2), (lower, 1)):
+        guess = x + latest_slope * (level - sigma)
+        latest_slope = (guess - denoise(guess, level)) / level
+        total = total + weight * latest_slope
     return total / 6
 
 
@@ -81,8 +83,8 @@ def adams_bashforth(slopes: Sequence[Tensor]) -> Tensor:
 
 def _lagrange_integrals(knots: Sequence[float], start: float, stop: float) -> list[float]:
     """Of each Lagrange polynomial over up to four knots; two Gauss points are exact to the third degree."""
-    centre, reach = (start + stop) / 2, (stop - start) / 2 / 3**0.5
-    points, all_knots = (centre - reach, centre + reach), torch.tensor(knots, dtype=torch.float64)
+    centre, half_width = (start + stop) / 2, (stop - start) / 2 / 3**0.5
+    points, all_knots = (centre - half_width, centre + half_width), torch.tensor(knots, dtype=torch.float64)
     integrals: list[float] = []
     for i, knot in enumerate(knots):
         others = torch.cat([all_knots[:i], all_knots[i + 1 :]])

@@ -10,11 +10,17 @@ from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.sample import Step
 
-Known = Sequence[tuple[Tensor, Tensor]]  # levels and clean estimates, newest first
+History = Sequence[tuple[Tensor, Tensor]]  # levels and clean estimates, newest first
 
 
 def unipc(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 2, bh1: bool = False, eased: float = 0.0
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    order: int = 2,
+    bh1: bool = False,
+    lower_order_final_sigma: float = 0.0,
 ) -> Iterator[Step]:
     """UniPC of order 1 to 3 with B(h) = exp(h) - 1 (`bh1`: B(h) = h), Zhao et al. 2023, algorithms 5 to 8.
 
@@ -22,46 +28,46 @@ def unipc(
     below ends with steps of lower order, the last of first order.
     """
     assert 1 <= order <= 3, f"order {order}, expected 1 to 3"
-    past: list[tuple[Tensor, Tensor]] = []
-    before, used = x, 0
-    for left, (sigma, lower) in zip(range(len(sigmas) - 1, 0, -1), pairwise(sigmas), strict=True):
-        clean = denoise(x, sigma)
-        if past:
-            x = _step(before, past[:used], sigma, bh1, clean)
-        past = [(sigma, clean), *past][:order]
-        used = min(len(past), left) if sigmas[-1] <= eased else len(past)
-        before = x
-        x = _step(before, past[:used], lower, bh1)
-        yield Step(x, clean, lower)
+    history: list[tuple[Tensor, Tensor]] = []
+    x_prev, used_order = x, 0
+    for steps_left, (sigma, lower) in zip(range(len(sigmas) - 1, 0, -1), pairwise(sigmas), strict=True):
+        denoised = denoise(x, sigma)
+        if history:
+            x = _unipc_update(x_prev, history[:used_order], sigma, bh1, denoised)
+        history = [(sigma, denoised), *history][:order]
+        used_order = min(len(history), steps_left) if sigmas[-1] <= lower_order_final_sigma else len(history)
+        x_prev = x
+        x = _unipc_update(x_prev, history[:used_order], lower, bh1)
+        yield Step(x, denoised, lower)
 
 
-def _step(x: Tensor, known: Known, lower: Tensor, bh1: bool, reached: Tensor | None = None) -> Tensor:
+def _unipc_update(x: Tensor, history: History, lower: Tensor, bh1: bool, denoised_next: Tensor | None = None) -> Tensor:
     """x from the first level known to `lower`; `reached` is the estimate there, if that is known too."""
-    (sigma, clean), *older = known
+    (sigma, denoised), *older = history
     h = sigma.log() - lower.log()
-    moved = lower / sigma * x - torch.expm1(-h) * clean
-    shares = [(sigma.log() - level.log()) / h for level, _ in older]
-    rates = [(estimate - clean) / share for share, (_, estimate) in zip(shares, older, strict=True)]
-    if reached is not None:
-        shares, rates = [*shares, torch.ones_like(h)], [*rates, reached - clean]
+    x_next = lower / sigma * x - torch.expm1(-h) * denoised
+    ratios = [(sigma.log() - level.log()) / h for level, _ in older]
+    rates = [(estimate - denoised) / ratio for ratio, (_, estimate) in zip(ratios, older, strict=True)]
+    if denoised_next is not None:
+        ratios, rates = [*ratios, torch.ones_like(h)], [*rates, denoised_next - denoised]
     if not rates:
-        return moved
+        return x_next
     scale = -h if bh1 else torch.expm1(-h)
-    for weight, rate in zip(_weights(torch.stack(shares), h, scale), rates, strict=True):
-        moved = moved - scale * weight * rate
-    return moved
+    for weight, rate in zip(_solve_weights(torch.stack(ratios), h, scale), rates, strict=True):
+        x_next = x_next - scale * weight * rate
+    return x_next
 
 
-def _weights(shares: Tensor, h: Tensor, scale: Tensor) -> Tensor:
+def _solve_weights(ratios: Tensor, h: Tensor, scale: Tensor) -> Tensor:
     """The weights of the differences that integrate polynomials exactly; one difference has the weight 1/2."""
-    count = len(shares)
+    count = len(ratios)
     if count == 1:
         return torch.full((1,), 0.5, dtype=h.dtype)
     phi, factorial = torch.expm1(-h) / -h - 1, 1
-    wanted: list[Tensor] = []
+    targets: list[Tensor] = []
     for k in range(1, count + 1):
         factorial *= k
-        wanted.append(phi * factorial / scale)
+        targets.append(phi * factorial / scale)
         phi = phi / -h - 1 / (factorial * (k + 1))
-    powers = torch.stack([shares**k for k in range(count)])
-    return torch.inverse(powers) @ torch.stack(wanted)
+    powers = torch.stack([ratios**k for k in range(count)])
+    return torch.inverse(powers) @ torch.stack(targets)

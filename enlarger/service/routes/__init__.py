@@ -7,7 +7,7 @@ from enlarger.service.routes import jobs, openai, openapi, page, status, upscale
 
 def routers() -> list[APIRouter]:
     """All routes, for the application."""
-    guarded = APIRouter(dependencies=[Security(openapi.BEARER), Security(openapi.HEADER)])
+    authenticated = APIRouter(dependencies=[Security(openapi.BEARER_AUTH), Security(openapi.API_KEY_AUTH)])
     for router in (upscale.router, openai.router, jobs.router, status.router):
-        guarded.include_router(router)
-    return [guarded, jobs.shared, status.public, page.router]
+        authenticated.include_router(router)
+    return [authenticated, jobs.public_router, status.public_router, page.router]

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-_running: set[asyncio.Task[Any]] = set()  # the loop itself holds tasks weakly
+_tasks: set[asyncio.Task[Any]] = set()  # the loop itself holds tasks weakly
 
 
-def in_background(work: Coroutine[Any, Any, Any]) -> None:
+def run_in_background(coroutine: Coroutine[Any, Any, Any]) -> None:
     """Run something to its end, whatever becomes of the caller."""
-    task = asyncio.get_running_loop().create_task(work)
-    _running.add(task)
-    task.add_done_callback(_running.discard)
+    task = asyncio.get_running_loop().create_task(coroutine)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)

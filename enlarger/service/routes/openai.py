@@ -3,183 +3,210 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from enlarger.jsonfile import shown
-from enlarger.service.core import Service, service_of
-from enlarger.service.faults import refuse
-from enlarger.service.jobs import Ask, Job
-from enlarger.service.routes import examples, openapi, replies
-from enlarger.service.routes.answers import Images
-from enlarger.service.routes.asks import Wish, ask_of, edit_wish, generation_wish, variation_wish
-from enlarger.service.routes.fields import Edit, EditJson, Generation, Inpainting, OpenAI, Variation
-from enlarger.service.routes.incoming import body_of, incoming
-from enlarger.service.routes.order import Order, order_of
-from enlarger.service.routes.serving import answered, earlier
-from enlarger.service.routes.sources import one_picture, pictures_of, referred
-from enlarger.service.routes.stream import Kind, Watched, streamed
-from enlarger.service.routes.workspace import Source, Workspace, fit_of, notes_of, workspace
+from enlarger.service.core import Service, get_service
+from enlarger.service.jobs.job import Job, JobSpec
+from enlarger.service.problems import problem_error
+from enlarger.service.routes import examples, openapi, responses
+from enlarger.service.routes.image_sources import form_image, form_images, json_images
+from enlarger.service.routes.job_response import find_idempotent_job, respond
+from enlarger.service.routes.parsed_request import (
+    ParsedRequest,
+    build_job_spec,
+    parse_edit,
+    parse_generation,
+    parse_variation,
+)
+from enlarger.service.routes.request_body import read_body, validate_body
+from enlarger.service.routes.request_headers import RequestHeaders, read_request_headers
+from enlarger.service.routes.request_models import Edit, EditJson, Generation, Inpainting, OpenAIBody, Variation
+from enlarger.service.routes.response_models import Images
+from enlarger.service.routes.sse import EventPrefix, ImageStream, event_stream_response
+from enlarger.service.routes.workspace import ImageSource, Workspace, fit_for, open_workspace, resize_notes
+from enlarger.strict_json import short_repr
 
 router = APIRouter(tags=["images"])
-PICTURE = {"image": "the picture: PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF; `image[]` is understood too"}
-MASKED = PICTURE | {
+IMAGE_FILE = {"image": "the picture: PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF; `image[]` is understood too"}
+IMAGE_AND_MASK_FILES = IMAGE_FILE | {
     "mask": "what is repainted, see `mask_mode`; without it, what is transparent of the picture, or all"
 }
-NEEDED = PICTURE | {"mask": "what is repainted: white"}
-Pictures = tuple[Source, Source | None]
+INPAINTING_FILES = IMAGE_FILE | {"mask": "what is repainted: white"}
+ImageSources = tuple[ImageSource, ImageSource | None]
 
 
 @router.post(
     "/v1/images/generations",
     summary="Make pictures from text",
     response_model=None,
-    responses=openapi.making(Images, examples.IMAGES, examples.GENERATION_STREAM, "image_generation"),
-    openapi_extra=openapi.body(openapi.json_body(Generation, examples.GENERATION)),
+    responses=openapi.image_responses(Images, examples.IMAGES, examples.GENERATION_STREAM, "image_generation"),
+    openapi_extra=openapi.request_body(openapi.json_body(Generation, examples.GENERATION)),
 )
 async def generations(request: Request) -> Response:
     """Pictures of exactly `size`; with `upscale` that many times larger. With `stream` the answer is a stream of events
     `image_generation.partial_image` and `image_generation.completed`."""
-    service = service_of(request)
+    service = get_service(request)
     bounds = service.settings.bounds
-    async with incoming(request, bounds, forms=False, objects=True) as found:
-        body = body_of(Generation, found)
-        order = order_of(request, body.stream is True)
-        _check(body)
-        model = service.queue.model_for("generate", body.model or None)
-        wish = generation_wish(body, bounds, _refiner(service, model.name) if body.refiner is True else None)
-        job = await earlier(service, order, (wish,), body.seed is not None)
+    async with read_body(request, bounds, allow_form=False, allow_json=True) as request_body:
+        body = validate_body(Generation, request_body)
+        request_headers = read_request_headers(request, body.stream is True)
+        _check_supported(body)
+        model = service.jobs.model_for("generate", body.model or None)
+        parsed = parse_generation(body, bounds, _refiner_name(service, model.name) if body.refiner is True else None)
+        job = await find_idempotent_job(service, request_headers, (parsed,), body.seed is not None)
         if job is None:
-            async with workspace(service) as room:
-                ask = ask_of(wish, model.name, bounds)
-            job = await room.submit(ask, order)
-    return await _answer(request, job, order, wish.url)
+            async with open_workspace(service) as workspace:
+                spec = build_job_spec(parsed, model.name, bounds)
+            job = await workspace.submit(spec, request_headers)
+    return await _respond(request, job, request_headers, parsed.url)
 
 
 @router.post(
     "/v1/images/edits",
     summary="Repaint a part of a picture, or all of it",
     response_model=None,
-    responses=openapi.making(Images, examples.IMAGES, examples.EDIT_STREAM, "image_edit"),
-    openapi_extra=openapi.body(
-        openapi.form(Edit, examples.EDIT, MASKED, ("image",)), openapi.json_body(EditJson, examples.EDIT_JSON)
+    responses=openapi.image_responses(Images, examples.IMAGES, examples.EDIT_STREAM, "image_edit"),
+    openapi_extra=openapi.request_body(
+        openapi.form_body(Edit, examples.EDIT, IMAGE_AND_MASK_FILES, ("image",)),
+        openapi.json_body(EditJson, examples.EDIT_JSON),
     ),
 )
 async def edits(request: Request) -> Response:
     """What the mask covers is repainted, and not one pixel else. Without a mask it is what is transparent of the
     picture; without that the whole picture is remade, `strength` (here 0.75 if absent) away from what it was."""
-    service = service_of(request)
-    async with incoming(request, service.settings.bounds, forms=True, objects=True) as found:
-        if found.form:
-            body, pictures = body_of(Edit, found), pictures_of(found)
+    service = get_service(request)
+    async with read_body(request, service.settings.bounds, allow_form=True, allow_json=True) as request_body:
+        if request_body.is_form:
+            body, sources = validate_body(Edit, request_body), form_images(request_body)
         else:
-            body = body_of(EditJson, found)
-            pictures = referred(body)
-        order = order_of(request, body.stream is True)
-        _check(body)
-        job, wish = await _edited(service, order, body, pictures)
-    return await _answer(request, job, order, wish.url, "image_edit")
+            body = validate_body(EditJson, request_body)
+            sources = json_images(body)
+        request_headers = read_request_headers(request, body.stream is True)
+        _check_supported(body)
+        job, parsed = await _submit_edit(service, request_headers, body, sources)
+    return await _respond(request, job, request_headers, parsed.url, "image_edit")
 
 
 @router.post(
     "/v1/images/inpainting",
     summary="Repaint a part of a picture, as LocalAI does",
     response_model=None,
-    responses=openapi.making(Images, examples.IMAGES),
-    openapi_extra=openapi.body(openapi.form(Inpainting, examples.EDIT, NEEDED, ("image", "mask"))),
+    responses=openapi.image_responses(Images, examples.IMAGES),
+    openapi_extra=openapi.request_body(
+        openapi.form_body(Inpainting, examples.EDIT, INPAINTING_FILES, ("image", "mask"))
+    ),
 )
 async def inpainting(request: Request) -> Response:
     """As edits with a mask; addresses are answered if `response_format` does not say otherwise."""
-    service, order = service_of(request), order_of(request)
-    async with incoming(request, service.settings.bounds, forms=True, objects=False) as found:
-        body, pictures = body_of(Inpainting, found), pictures_of(found)
-        if pictures[1] is None:
-            raise refuse(400, "missing_parameter", "mask is missing; send it as a file, white is repainted", "mask")
-        job, wish = await _edited(service, order, body, pictures)
-    return await answered(request, job, order, wish.url)
+    service, request_headers = get_service(request), read_request_headers(request)
+    async with read_body(request, service.settings.bounds, allow_form=True, allow_json=False) as request_body:
+        body, sources = validate_body(Inpainting, request_body), form_images(request_body)
+        if sources[1] is None:
+            raise problem_error(
+                400, "missing_parameter", "mask is missing; send it as a file, white is repainted", "mask"
+            )
+        job, parsed = await _submit_edit(service, request_headers, body, sources)
+    return await respond(request, job, request_headers, parsed.url)
 
 
 @router.post(
     "/v1/images/variations",
     summary="Make variations of a picture",
     response_model=None,
-    responses=openapi.making(Images, examples.IMAGES),
-    openapi_extra=openapi.body(openapi.form(Variation, examples.VARIATION, PICTURE, ("image",))),
+    responses=openapi.image_responses(Images, examples.IMAGES),
+    openapi_extra=openapi.request_body(openapi.form_body(Variation, examples.VARIATION, IMAGE_FILE, ("image",))),
 )
 async def variations(request: Request) -> Response:
     """The picture is remade without a prompt, `strength` (0.6 if absent) away from what it was."""
-    service, order = service_of(request), order_of(request)
+    service, request_headers = get_service(request), read_request_headers(request)
     bounds = service.settings.bounds
-    async with incoming(request, bounds, forms=True, objects=False) as found:
-        body, source = body_of(Variation, found), one_picture(found)
-        model = service.queue.model_for("refine", body.model or None)
-        wish = variation_wish(body, bounds)
-        job = await earlier(service, order, (wish,), body.seed is not None)
+    async with read_body(request, bounds, allow_form=True, allow_json=False) as request_body:
+        body, source = validate_body(Variation, request_body), form_image(request_body)
+        model = service.jobs.model_for("refine", body.model or None)
+        parsed = parse_variation(body, bounds)
+        job = await find_idempotent_job(service, request_headers, (parsed,), body.seed is not None)
         if job is None:
-            async with workspace(service) as room:
-                picture = await room.picture(source, bounds.pixels, fit_of(wish))
-                size, notes = (picture.width, picture.height), notes_of(fit_of(wish), picture)
-                ask = ask_of(wish, model.name, bounds, size, notes)
-            job = await room.submit(ask, order)
-    return await answered(request, job, order, wish.url)
+            async with open_workspace(service) as workspace:
+                decoded = await workspace.decode_image(source, bounds.pixels, fit_for(parsed))
+                size, notes = (decoded.width, decoded.height), resize_notes(fit_for(parsed), decoded)
+                spec = build_job_spec(parsed, model.name, bounds, size, notes)
+            job = await workspace.submit(spec, request_headers)
+    return await respond(request, job, request_headers, parsed.url)
 
 
-async def _edited(service: Service, order: Order, body: Edit | Inpainting, pictures: Pictures) -> tuple[Job, Wish]:
+async def _submit_edit(
+    service: Service, request_headers: RequestHeaders, body: Edit | Inpainting, sources: ImageSources
+) -> tuple[Job, ParsedRequest]:
     """The job of an edit. Whether it has a mask can depend on the picture, which is decoded first."""
     bounds = service.settings.bounds
-    masked, plain = (edit_wish(body, bounds, mask) for mask in (True, False))
-    possible = (masked,) if pictures[1] is not None else (masked, plain)
-    job = await earlier(service, order, possible, body.seed is not None)
+    with_mask, without_mask = (parse_edit(body, bounds, mask) for mask in (True, False))
+    candidates = (with_mask,) if sources[1] is not None else (with_mask, without_mask)
+    job = await find_idempotent_job(service, request_headers, candidates, body.seed is not None)
     if job is None:
-        async with workspace(service) as room:
-            ask = await _edit_ask(room, body, pictures, masked, plain)
-        job = await room.submit(ask, order)
-    return job, masked
+        async with open_workspace(service) as workspace:
+            spec = await _build_edit_spec(workspace, body, sources, with_mask, without_mask)
+        job = await workspace.submit(spec, request_headers)
+    return job, with_mask
 
 
-async def _edit_ask(room: Workspace, body: Edit | Inpainting, pictures: Pictures, masked: Wish, plain: Wish) -> Ask:
+async def _build_edit_spec(
+    workspace: Workspace,
+    body: Edit | Inpainting,
+    sources: ImageSources,
+    with_mask: ParsedRequest,
+    without_mask: ParsedRequest,
+) -> JobSpec:
     """The ask, with picture and mask decoded."""
-    image, mask = pictures
+    image, mask = sources
     if mask is not None and body.mask_mode == "none":
-        raise refuse(400, "invalid_value", "mask_mode is none, but there is a mask; leave one of them out", "mask_mode")
-    queue, bounds, fit = room.service.queue, room.service.settings.bounds, fit_of(masked)
+        raise problem_error(
+            400, "invalid_value", "mask_mode is none, but there is a mask; leave one of them out", "mask_mode"
+        )
+    queue, bounds, fit = workspace.service.jobs, workspace.service.settings.bounds, fit_for(with_mask)
     if mask is not None:
         queue.model_for("inpaint", body.model or None)  # before any work
-    picture = await room.picture(image, bounds.pixels, fit)
-    notes, wish = notes_of(fit, picture), masked
+    decoded = await workspace.decode_image(image, bounds.pixels, fit)
+    notes, parsed = resize_notes(fit, decoded), with_mask
     if mask is not None:
         resize = body.mask_resize is True
-        notes += (await room.mask(mask, picture, body.mask_mode or "auto", resize, fit)).notes
-    elif picture.transparent and body.mask_mode != "none":
-        notes += (await room.mask_of_picture(fit)).notes
+        notes += (await workspace.decode_mask(mask, decoded, body.mask_mode or "auto", resize, fit)).notes
+    elif decoded.has_transparency and body.mask_mode != "none":
+        notes += (await workspace.decode_alpha_mask(fit)).notes
     else:
-        wish = plain
-    model = queue.model_for(wish.task, body.model or None)
-    return ask_of(wish, model.name, bounds, (picture.width, picture.height), notes)
+        parsed = without_mask
+    model = queue.model_for(parsed.task, body.model or None)
+    return build_job_spec(parsed, model.name, bounds, (decoded.width, decoded.height), notes)
 
 
-async def _answer(request: Request, job: Job, order: Order, url: bool, kind: Kind = "image_generation") -> Response:
-    if not order.stream:
-        return await answered(request, job, order, url)
-    watched = Watched(service_of(request), job, kind, replies.base_of(request), url)
-    return streamed(watched.texts())
+async def _respond(
+    request: Request,
+    job: Job,
+    request_headers: RequestHeaders,
+    url: bool,
+    event_prefix: EventPrefix = "image_generation",
+) -> Response:
+    if not request_headers.stream:
+        return await respond(request, job, request_headers, url)
+    image_stream = ImageStream(get_service(request), job, event_prefix, responses.get_base_url(request), url)
+    return event_stream_response(image_stream.iter_events())
 
 
-def _check(body: OpenAI) -> None:
+def _check_supported(body: OpenAIBody) -> None:
     """Raises Refused for what no model here can do."""
     if body.background == "transparent":
         message = "background is transparent, but the models here paint every pixel; expected opaque or auto"
-        raise refuse(400, "unsupported", message, "background")
+        raise problem_error(400, "unsupported", message, "background")
     if body.background not in (None, "opaque", "auto"):
-        message = f"background is {shown(body.background)}, expected opaque or auto"
-        raise refuse(400, "invalid_value", message, "background")
+        message = f"background is {short_repr(body.background)}, expected opaque or auto"
+        raise problem_error(400, "invalid_value", message, "background")
     for name in ("upscale", "refiner"):
         if (body.model_extra or {}).get(name) not in (None, False, "", "false"):
             message = f"{name} is for generations alone; send the result of an edit to /v1/images/upscale"
-            raise refuse(400, "unsupported", message, name)
+            raise problem_error(400, "unsupported", message, name)
 
 
-def _refiner(service: Service, model: str) -> str:
+def _refiner_name(service: Service, model: str) -> str:
     """The model that finishes what another begins."""
     name = next(one.refiner for one in service.settings.known_models if one.name == model)
     if name is None:
         message = f"refiner is true, but the settings give {model} no refiner; set `refiner` of the model, or leave it"
-        raise refuse(400, "unsupported", message, "refiner")
+        raise problem_error(400, "unsupported", message, "refiner")
     return name

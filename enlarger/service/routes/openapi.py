@@ -7,16 +7,16 @@ from typing import Any
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel
 
-from enlarger.service.routes.answers import JobReply
+from enlarger.service.routes.response_models import JobReply
 
 Responses = dict[int | str, dict[str, Any]]
 Schema = dict[str, Any]
 
-BEARER = HTTPBearer(auto_error=False, scheme_name="bearer", description="a key of the service")
-HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="key", description="a key of the service")
+BEARER_AUTH = HTTPBearer(auto_error=False, scheme_name="bearer", description="a key of the service")
+API_KEY_AUTH = APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="key", description="a key of the service")
 
-FILE: Schema = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
-TEXTS = {
+FILE_SCHEMA: Schema = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+ERROR_DESCRIPTIONS = {
     400: "the request cannot be understood, or asks for what cannot be done; `param` names the field",
     401: "no key, or a wrong one",
     403: "the request comes from another web page, or names a host that this service is not",
@@ -30,7 +30,7 @@ TEXTS = {
     500: "the service or the model failed; asking again gives the same",
     503: "not ready yet, or about to end; come back after `Retry-After` seconds",
 }
-EXAMPLES = {
+ERROR_EXAMPLES = {
     400: ("invalid_request_error", "invalid_value", "n", "n is 0, expected greater than or equal to 1"),
     401: ("authentication_error", "invalid_api_key", None, "the key is wrong; send Authorization: Bearer and a key"),
     403: ("permission_error", "origin_not_allowed", None, "the request comes from another web page"),
@@ -44,17 +44,17 @@ EXAMPLES = {
     500: ("server_error", "out_of_memory", None, "the device has too little memory for this"),
     503: ("unavailable_error", "model_loading", None, "the models are being read"),
 }
-HEADERS: Mapping[str, Schema] = {
+RESPONSE_HEADERS: Mapping[str, Schema] = {
     "X-Request-Id": {"description": "names this request in the log", "schema": {"type": "string"}},
 }
-RETRY: Mapping[str, Schema] = {
+RETRY_HEADERS: Mapping[str, Schema] = {
     "Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 1}},
 }
 JOB_HEADERS: Mapping[str, Schema] = {
     "Location": {"description": "the job", "schema": {"type": "string"}, "required": True},
     "Preference-Applied": {"schema": {"type": "string", "const": "respond-async"}, "required": True},
 }
-ORDER: list[Schema] = [
+REQUEST_HEADERS: list[Schema] = [
     {
         "name": "Prefer",
         "in": "header",
@@ -69,45 +69,45 @@ ORDER: list[Schema] = [
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
     },
 ]
-SCHEMAS = "#/components/schemas"
-KEPT = "json:"
-READING = (400, 401, 403, 431, 500, 503)
-REFUSALS = (*READING, 408, 413)
-MAKING = (*REFUSALS, 404, 415, 429, 499)
+SCHEMAS_REF = "#/components/schemas"
+RAW_JSON_PREFIX = "json:"
+READ_STATUSES = (400, 401, 403, 431, 500, 503)
+BODY_STATUSES = (*READ_STATUSES, 408, 413)
+IMAGE_STATUSES = (*BODY_STATUSES, 404, 415, 429, 499)
 
 
-def kept(example: Any) -> str:
+def raw_example(example: Any) -> str:
     """An example as text: FastAPI drops the nulls of what is not."""
-    return KEPT + json.dumps(example)
+    return RAW_JSON_PREFIX + json.dumps(example)
 
 
-def one(kind: type[BaseModel], description: str, example: Any) -> dict[str, Any]:
+def ok_response(model_type: type[BaseModel], description: str, example: Any) -> dict[str, Any]:
     """One documented success, with its example."""
-    content = {"application/json": {"example": kept(example)}}
-    return {"model": kind, "description": description, "headers": dict(HEADERS), "content": content}
+    content = {"application/json": {"example": raw_example(example)}}
+    return {"model": model_type, "description": description, "headers": dict(RESPONSE_HEADERS), "content": content}
 
 
-def error(status: int) -> dict[str, Any]:
+def error_response(status: int) -> dict[str, Any]:
     """One documented error."""
-    type_, code, param, message = EXAMPLES[status]
-    example = kept({"error": {"message": message, "type": type_, "param": param, "code": code}})
-    headers = {**HEADERS, **(RETRY if status in (429, 503) else {})}
+    type_, code, param, message = ERROR_EXAMPLES[status]
+    example = raw_example({"error": {"message": message, "type": type_, "param": param, "code": code}})
+    headers = {**RESPONSE_HEADERS, **(RETRY_HEADERS if status in (429, 503) else {})}
     return {
-        "description": TEXTS[status],
+        "description": ERROR_DESCRIPTIONS[status],
         "headers": headers,
-        "content": {"application/json": {"schema": {"$ref": f"{SCHEMAS}/Error"}, "example": example}},
+        "content": {"application/json": {"schema": {"$ref": f"{SCHEMAS_REF}/Error"}, "example": example}},
     }
 
 
-def errors(*statuses: int) -> Responses:
+def error_responses(*statuses: int) -> Responses:
     """The documented errors of a route."""
-    return {status: error(status) for status in sorted(set(statuses))}
+    return {status: error_response(status) for status in sorted(set(statuses))}
 
 
-def event_stream(example: str, *kinds: str) -> dict[str, Any]:
+def event_stream_content(example: str, *event_names: str) -> dict[str, Any]:
     """The content of an answer that is server-sent events; the schema is that of one event."""
     properties: Schema = {
-        "event": {"type": "string", "enum": list(kinds)},
+        "event": {"type": "string", "enum": list(event_names)},
         "data": {"type": "string", "contentMediaType": "application/json"},
         "id": {"type": "string", "pattern": "^[0-9]+$"},
     }
@@ -115,36 +115,47 @@ def event_stream(example: str, *kinds: str) -> dict[str, Any]:
     return {"text/event-stream": {"schema": schema, "example": example}}
 
 
-def making(kind: type[BaseModel], example: Any, stream: str | None = None, events: str = "") -> Responses:
+def image_responses(
+    model_type: type[BaseModel], example: Any, stream: str | None = None, event_prefix: str = ""
+) -> Responses:
     """What a route answers that makes pictures, and streams events of such names."""
-    content: dict[str, Any] = {"application/json": {"example": kept(example)}}
+    content: dict[str, Any] = {"application/json": {"example": raw_example(example)}}
     if stream is not None:
-        content |= event_stream(stream, *(f"{events}.{name}" for name in ("partial_image", "completed")), "error")
+        content |= event_stream_content(
+            stream, *(f"{event_prefix}.{name}" for name in ("partial_image", "completed")), "error"
+        )
     return {
-        200: {"model": kind, "description": "the pictures", "headers": dict(HEADERS), "content": content},
+        200: {
+            "model": model_type,
+            "description": "the pictures",
+            "headers": dict(RESPONSE_HEADERS),
+            "content": content,
+        },
         202: {
             "model": JobReply,
             "description": "the job, with `Prefer: respond-async`",
-            "headers": {**HEADERS, **JOB_HEADERS},
+            "headers": {**RESPONSE_HEADERS, **JOB_HEADERS},
         },
-        **errors(*MAKING),
+        **error_responses(*IMAGE_STATUSES),
     }
 
 
-def form(kind: type[BaseModel], example: Any, files: Mapping[str, str], needed: tuple[str, ...]) -> Schema:
+def form_body(
+    model_type: type[BaseModel], example: Any, files: Mapping[str, str], required_files: tuple[str, ...]
+) -> Schema:
     """A multipart body: a model's fields, and files with what they are."""
-    schema = without_null(plain(kind))
-    pictures = {name: FILE | {"description": help} for name, help in files.items()}
-    schema["properties"] = pictures | schema["properties"]
-    schema["required"] = [*needed, *schema.get("required", [])]
-    return {"multipart/form-data": {"schema": schema, "example": kept(example)}}
+    schema = without_null(inline_schema(model_type))
+    file_schemas = {name: FILE_SCHEMA | {"description": help} for name, help in files.items()}
+    schema["properties"] = file_schemas | schema["properties"]
+    schema["required"] = [*required_files, *schema.get("required", [])]
+    return {"multipart/form-data": {"schema": schema, "example": raw_example(example)}}
 
 
-def plain(kind: type[BaseModel]) -> Schema:
+def inline_schema(model_type: type[BaseModel]) -> Schema:
     """A model's schema, whole."""
-    schema = kind.model_json_schema(ref_template="{model}")
-    known = schema.pop("$defs", {})
-    return _inlined(schema, known)
+    schema = model_type.model_json_schema(ref_template="{model}")
+    definitions = schema.pop("$defs", {})
+    return _inline_refs(schema, definitions)
 
 
 def without_null(part: Any) -> Any:
@@ -154,39 +165,39 @@ def without_null(part: Any) -> Any:
         return [without_null(item) for item in items if item not in (None, {"type": "null"})]
     if not isinstance(part, dict):
         return part
-    found: dict[str, Any] = {**part}  # pyright: ignore[reportUnknownVariableType]  JSON
-    if found.get("default", 0) is None:
-        del found["default"]
-    found = {name: without_null(value) for name, value in found.items()}
-    if len(found.get("anyOf", ())) == 1:
-        found |= found.pop("anyOf")[0]
-    return found
+    mapping: dict[str, Any] = {**part}  # pyright: ignore[reportUnknownVariableType]  JSON
+    if mapping.get("default", 0) is None:
+        del mapping["default"]
+    mapping = {name: without_null(value) for name, value in mapping.items()}
+    if len(mapping.get("anyOf", ())) == 1:
+        mapping |= mapping.pop("anyOf")[0]
+    return mapping
 
 
-def _inlined(part: Any, known: Mapping[str, Any]) -> Any:
+def _inline_refs(part: Any, definitions: Mapping[str, Any]) -> Any:
     """The schema with its references replaced by what they name."""
     if isinstance(part, dict):
-        found: dict[str, Any] = part  # pyright: ignore[reportUnknownVariableType]  JSON
-        if "$ref" in found:
-            return _inlined(known[found["$ref"]], known)
-        return {name: _inlined(value, known) for name, value in found.items()}
+        mapping: dict[str, Any] = part  # pyright: ignore[reportUnknownVariableType]  JSON
+        if "$ref" in mapping:
+            return _inline_refs(definitions[mapping["$ref"]], definitions)
+        return {name: _inline_refs(value, definitions) for name, value in mapping.items()}
     if isinstance(part, list):
         items: list[Any] = part  # pyright: ignore[reportUnknownVariableType]  JSON
-        return [_inlined(item, known) for item in items]
+        return [_inline_refs(item, definitions) for item in items]
     return part
 
 
-def body(*contents: Schema) -> Schema:
+def request_body(*contents: Schema) -> Schema:
     """The request body of a route, for `openapi_extra`, with the headers that all such routes read."""
-    merged = {kind: value for content in contents for kind, value in content.items()}
-    return {"requestBody": {"required": True, "content": merged}, "parameters": ORDER}
+    content_by_type = {kind: value for content in contents for kind, value in content.items()}
+    return {"requestBody": {"required": True, "content": content_by_type}, "parameters": REQUEST_HEADERS}
 
 
-def json_body(kind: type[BaseModel], example: Any) -> Schema:
+def json_body(model_type: type[BaseModel], example: Any) -> Schema:
     """A JSON body."""
-    return {"application/json": {"schema": plain(kind), "example": kept(example)}}
+    return {"application/json": {"schema": inline_schema(model_type), "example": raw_example(example)}}
 
 
-def picture(*kinds: str) -> dict[str, Any]:
+def image_content(*media_types: str) -> dict[str, Any]:
     """The content of an answer that is a picture."""
-    return {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}}
+    return {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media_types}}

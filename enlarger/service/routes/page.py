@@ -8,11 +8,11 @@ from importlib.resources import files
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from enlarger.service.faults import refuse
-from enlarger.service.routes.incoming import printable
+from enlarger.service.problems import problem_error
+from enlarger.service.routes.request_body import printable
 
 router = APIRouter(include_in_schema=False)
-TYPES = {
+MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -26,42 +26,42 @@ class PageFile:
     """A file of the page."""
 
     content: bytes
-    type: str
-    tag: str
+    media_type: str
+    etag: str
 
 
 def read_page() -> Mapping[str, PageFile]:
     """The files of the package's `page` folder, by name."""
     folder = files("enlarger.service") / "page"
-    found: dict[str, PageFile] = {}
+    page_files: dict[str, PageFile] = {}
     for item in folder.iterdir() if folder.is_dir() else ():
-        type_ = TYPES.get("." + item.name.rpartition(".")[2])
-        if type_ is not None and item.is_file():
+        media_type = MEDIA_TYPES.get("." + item.name.rpartition(".")[2])
+        if media_type is not None and item.is_file():
             content = item.read_bytes()
-            found[item.name] = PageFile(content, type_, f'"{sha256(content).hexdigest()[:32]}"')
-    return found
+            page_files[item.name] = PageFile(content, media_type, f'"{sha256(content).hexdigest()[:32]}"')
+    return page_files
 
 
-PAGE = read_page()
+PAGE_FILES = read_page()
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def index(request: Request) -> Response:
     """The page itself."""
-    return _answer(request, INDEX)
+    return _file_response(request, INDEX)
 
 
 @router.api_route("/page/{file}", methods=["GET", "HEAD"])
 async def part(request: Request, file: str) -> Response:
     """What the page loads."""
-    return _answer(request, file)
+    return _file_response(request, file)
 
 
-def _answer(request: Request, name: str) -> Response:
-    found = PAGE.get(name)
-    if found is None:
-        raise refuse(404, "not_found", f"the page has no file {printable(name)!r}")
-    headers = {"ETag": found.tag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-    if request.headers.get("if-none-match") == found.tag:
+def _file_response(request: Request, name: str) -> Response:
+    page_file = PAGE_FILES.get(name)
+    if page_file is None:
+        raise problem_error(404, "not_found", f"the page has no file {printable(name)!r}")
+    headers = {"ETag": page_file.etag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+    if request.headers.get("if-none-match") == page_file.etag:
         return Response(status_code=304, headers=headers)
-    return Response(found.content, headers=headers | {"Content-Type": found.type})
+    return Response(page_file.content, headers=headers | {"Content-Type": page_file.media_type})

@@ -8,40 +8,49 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from enlarger import __version__
-from enlarger.service.core import Service, service_of
-from enlarger.service.faults import Fault, refuse
-from enlarger.service.queue.state import ModelState
+from enlarger.service.core import Service, get_service
+from enlarger.service.jobs.state import ModelState
+from enlarger.service.problems import Problem, problem_error
 from enlarger.service.routes import examples, openapi
-from enlarger.service.routes.answers import Health, Info, LlamaUnready, ModelList, ModelReply, Readiness, Truth, Unready
-from enlarger.service.routes.fields import SCHEDULERS
-from enlarger.service.routes.incoming import printable
+from enlarger.service.routes.request_body import printable
+from enlarger.service.routes.request_models import SCHEDULERS
+from enlarger.service.routes.response_models import (
+    Health,
+    Info,
+    LlamaUnready,
+    ModelList,
+    ModelReply,
+    Readiness,
+    RootStatus,
+    Unready,
+)
 
-public = APIRouter(tags=["status"])  # without a key
+public_router = APIRouter(tags=["status"])  # without a key
 router = APIRouter(tags=["status"])
-STARTED = int(time.time())
+STARTED_AT = int(time.time())
 RETRY_SECONDS = 5
 
-Name = Annotated[str, Path(description="a model's `id`, or one of its other names", examples=["bundled"])]
-REFUSALS = openapi.errors(*openapi.READING)
-ONE = {200: openapi.one(ModelReply, "the model", examples.MODEL)}
+ModelName = Annotated[str, Path(description="a model's `id`, or one of its other names", examples=["bundled"])]
+ERROR_RESPONSES = openapi.error_responses(*openapi.READ_STATUSES)
+MODEL_RESPONSE = {200: openapi.ok_response(ModelReply, "the model", examples.MODEL)}
 
 
-BEGUN = {202: ONE[200] | {"description": "the model as it is now; the workers have been told"}}
+ACCEPTED_RESPONSE = {202: MODEL_RESPONSE[200] | {"description": "the model as it is now; the workers have been told"}}
 
 
-@public.get("/v1/", summary="The service is there", response_model=Truth)
+@public_router.get("/v1/", summary="The service is there", response_model=RootStatus)
 async def there() -> Response:
     """Always the same, from the first moment on."""
     return JSONResponse({"status": True})
 
 
-@public.get("/healthz", summary="The service lives", response_model=Health)
+@public_router.get("/healthz", summary="The service lives", response_model=Health)
 async def live() -> Response:
     """200 while models load, too."""
     return JSONResponse({"status": "ok"})
 
 
-@public.get(
+@public_router.get(
     "/readyz",
     summary="The service takes requests",
     response_model=Readiness,
@@ -49,14 +58,14 @@ async def live() -> Response:
 )
 async def ready(request: Request) -> Response:
     """503 while it starts, while it ends, and where no model can be used."""
-    queue = service_of(request).queue
-    if queue.ready:
+    queue = get_service(request).jobs
+    if queue.is_ready:
         return JSONResponse({"status": "ready", "state": queue.state})
-    fault = _unready(queue.state)
-    return JSONResponse(fault.body() | {"state": queue.state}, 503, fault.headers())
+    problem = _unready_problem(queue.state)
+    return JSONResponse(problem.body() | {"state": queue.state}, 503, problem.headers())
 
 
-@public.get(
+@public_router.get(
     "/health",
     summary="Health, as llama.cpp says it",
     response_model=Health,
@@ -64,11 +73,11 @@ async def ready(request: Request) -> Response:
 )
 async def health(request: Request) -> Response:
     """503 while models load."""
-    queue = service_of(request).queue
-    if queue.ready:
+    queue = get_service(request).jobs
+    if queue.is_ready:
         return JSONResponse({"status": "ok"})
-    said = "Loading model" if queue.state == "STARTING" else _unready(queue.state).message
-    error = {"code": 503, "message": said, "type": "unavailable_error"}
+    message = "Loading model" if queue.state == "STARTING" else _unready_problem(queue.state).message
+    error = {"code": 503, "message": message, "type": "unavailable_error"}
     return JSONResponse({"error": error}, 503, {"Retry-After": str(RETRY_SECONDS)})
 
 
@@ -79,48 +88,48 @@ async def health(request: Request) -> Response:
     response_class=PlainTextResponse,
     responses={
         200: {"description": "the figures", "content": {"text/plain": {"example": examples.METRICS}}},
-        **REFUSALS,
+        **ERROR_RESPONSES,
     },
 )
 async def metrics(request: Request) -> Response:
     """Seconds, bytes and counts; nothing of prompts or pictures."""
-    return Response(service_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(get_service(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-@router.get("/info", summary="What this service is", response_model=Info, responses=REFUSALS)
+@router.get("/info", summary="What this service is", response_model=Info, responses=ERROR_RESPONSES)
 async def info(request: Request) -> Response:
     """Version, devices, models and limits."""
-    service = service_of(request)
+    service = get_service(request)
     settings = service.settings
-    found: dict[str, Any] = {
+    body: dict[str, Any] = {
         "name": "enlarger",
         "version": __version__,
-        "state": service.queue.state,
+        "state": service.jobs.state,
         "devices": list(settings.devices),
-        "models": [_json(model) for model in service.queue.models()],
+        "models": [_model_json(model) for model in service.jobs.models()],
         "limits": settings.bounds.model_dump() | {"queue": settings.queue, "job_minutes": settings.job_minutes},
         "keys": bool(settings.keys),
         "fetch": settings.fetch,
         "schedulers": list(SCHEDULERS),
     }
-    return JSONResponse(found)
+    return JSONResponse(body)
 
 
-@router.get("/v1/models", summary="List models", response_model=ModelList, responses=REFUSALS)
+@router.get("/v1/models", summary="List models", response_model=ModelList, responses=ERROR_RESPONSES)
 async def models(request: Request) -> Response:
     """All that can be asked for, loaded or not."""
-    return JSONResponse({"object": "list", "data": [_json(one) for one in service_of(request).queue.models()]})
+    return JSONResponse({"object": "list", "data": [_model_json(one) for one in get_service(request).jobs.models()]})
 
 
 @router.get(
     "/v1/models/{id:path}",
     summary="One model",
     response_model=ModelReply,
-    responses={**ONE, **REFUSALS, **openapi.errors(404)},
+    responses={**MODEL_RESPONSE, **ERROR_RESPONSES, **openapi.error_responses(404)},
 )
-async def model(request: Request, id: Name) -> Response:
+async def model(request: Request, id: ModelName) -> Response:
     """By its name or one of its other names."""
-    return JSONResponse(_json(_named(service_of(request), id)))
+    return JSONResponse(_model_json(_find_model(get_service(request), id)))
 
 
 @router.post(
@@ -128,14 +137,14 @@ async def model(request: Request, id: Name) -> Response:
     status_code=202,
     summary="Load a model's weights",
     response_model=ModelReply,
-    responses={**BEGUN, **REFUSALS, **openapi.errors(404)},
+    responses={**ACCEPTED_RESPONSE, **ERROR_RESPONSES, **openapi.error_responses(404)},
 )
-async def load(request: Request, id: Name) -> Response:
+async def load(request: Request, id: ModelName) -> Response:
     """So that later requests do not wait for it; `loaded_bytes` shows when it is. Others go if memory is short."""
-    service = service_of(request)
-    name = _named(service, id).name
-    await service.queue.load(name)
-    return JSONResponse(_json(_named(service, name)), 202)
+    service = get_service(request)
+    name = _find_model(service, id).name
+    await service.jobs.load_model(name)
+    return JSONResponse(_model_json(_find_model(service, name)), 202)
 
 
 @router.post(
@@ -143,38 +152,42 @@ async def load(request: Request, id: Name) -> Response:
     status_code=202,
     summary="Drop a model's weights",
     response_model=ModelReply,
-    responses={**BEGUN, **REFUSALS, **openapi.errors(404)},
+    responses={**ACCEPTED_RESPONSE, **ERROR_RESPONSES, **openapi.error_responses(404)},
 )
-async def unload(request: Request, id: Name) -> Response:
+async def unload(request: Request, id: ModelName) -> Response:
     """They are read again when the model is asked for."""
-    service = service_of(request)
-    name = _named(service, id).name
-    await service.queue.unload(name)
-    return JSONResponse(_json(_named(service, name)), 202)
+    service = get_service(request)
+    name = _find_model(service, id).name
+    await service.jobs.unload_model(name)
+    return JSONResponse(_model_json(_find_model(service, name)), 202)
 
 
-def _unready(state: str) -> Fault:
+def _unready_problem(state: str) -> Problem:
     if state == "STARTING":
-        return Fault(503, "model_loading", "the service is starting: models are being read", retry_after=RETRY_SECONDS)
-    return Fault(503, "unavailable", f"the service takes no requests: it is {state}", retry_after=RETRY_SECONDS)
+        return Problem(
+            503, "model_loading", "the service is starting: models are being read", retry_after=RETRY_SECONDS
+        )
+    return Problem(503, "unavailable", f"the service takes no requests: it is {state}", retry_after=RETRY_SECONDS)
 
 
-def _named(service: Service, name: str) -> ModelState:
+def _find_model(service: Service, name: str) -> ModelState:
     """A model by name or by another of its names."""
-    known = service.queue.models()
-    for one in known:
+    model_states = service.jobs.models()
+    for one in model_states:
         if name == one.name or name in one.aliases:
             return one
-    there = ", ".join(one.name for one in known) or "none yet"
-    raise refuse(404, "model_not_found", f"there is no model {printable(name)!r}; there are: {there}", "model")
+    available = ", ".join(one.name for one in model_states) or "none yet"
+    raise problem_error(
+        404, "model_not_found", f"there is no model {printable(name)!r}; there are: {available}", "model"
+    )
 
 
-def _json(model: ModelState) -> dict[str, Any]:
-    more = {
+def _model_json(model: ModelState) -> dict[str, Any]:
+    extras = {
         "kind": model.kind,
         "tasks": list(model.tasks),
         "aliases": list(model.aliases),
         "loaded_bytes": model.loaded,
         "error": model.error,
     }
-    return {"id": model.name, "object": "model", "created": STARTED, "owned_by": "enlarger", "enlarger": more}
+    return {"id": model.name, "object": "model", "created": STARTED_AT, "owned_by": "enlarger", "enlarger": extras}

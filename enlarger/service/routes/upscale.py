@@ -3,50 +3,50 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from enlarger.service.core import service_of
-from enlarger.service.jobs import Ask
+from enlarger.service.core import get_service
+from enlarger.service.jobs.job import JobSpec
 from enlarger.service.routes import examples, openapi
-from enlarger.service.routes.answers import Images
-from enlarger.service.routes.asks import Wish, ask_of, upscale_wish
-from enlarger.service.routes.fields import UpscaleForm
-from enlarger.service.routes.incoming import body_of, incoming
-from enlarger.service.routes.order import order_of
-from enlarger.service.routes.serving import answered, earlier
-from enlarger.service.routes.sources import one_picture
-from enlarger.service.routes.workspace import Source, Workspace, fit_of, notes_of, workspace
+from enlarger.service.routes.image_sources import form_image
+from enlarger.service.routes.job_response import find_idempotent_job, respond
+from enlarger.service.routes.parsed_request import ParsedRequest, build_job_spec, parse_upscale
+from enlarger.service.routes.request_body import read_body, validate_body
+from enlarger.service.routes.request_headers import read_request_headers
+from enlarger.service.routes.request_models import UpscaleForm
+from enlarger.service.routes.response_models import Images
+from enlarger.service.routes.workspace import ImageSource, Workspace, fit_for, open_workspace, resize_notes
 
 router = APIRouter(tags=["images"])
-FILES = {"image": "the picture to enlarge: PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"}
+IMAGE_FILE = {"image": "the picture to enlarge: PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"}
 
 
 @router.post(
     "/v1/images/upscale",
     summary="Enlarge a picture",
     response_model=None,
-    responses=openapi.making(Images, examples.IMAGES),
-    openapi_extra=openapi.body(openapi.form(UpscaleForm, examples.UPSCALE, FILES, ("image",))),
+    responses=openapi.image_responses(Images, examples.IMAGES),
+    openapi_extra=openapi.request_body(openapi.form_body(UpscaleForm, examples.UPSCALE, IMAGE_FILE, ("image",))),
 )
 async def upscale(request: Request) -> Response:
     """The result is exactly `scale` times as wide and high as the input, after `size`. Two dialects meet here: with a
     `prompt` and no `scale` the pictures are in the answer, and steps and guidance are 25 and 7.5 where a model takes
     them; else addresses are answered, as LocalAI does, and defaults are the model's. `response_format` decides both."""
-    service, order = service_of(request), order_of(request)
+    service, request_headers = get_service(request), read_request_headers(request)
     bounds = service.settings.bounds
-    async with incoming(request, bounds, forms=True, objects=False) as found:
-        body, source = body_of(UpscaleForm, found), one_picture(found)
-        model = service.queue.model_for("upscale", body.model or None)
-        wish = upscale_wish(body, bounds, model.kind)
-        job = await earlier(service, order, (wish,), body.seed is not None)
+    async with read_body(request, bounds, allow_form=True, allow_json=False) as request_body:
+        body, source = validate_body(UpscaleForm, request_body), form_image(request_body)
+        model = service.jobs.model_for("upscale", body.model or None)
+        parsed = parse_upscale(body, bounds, model.kind)
+        job = await find_idempotent_job(service, request_headers, (parsed,), body.seed is not None)
         if job is None:
-            async with workspace(service) as room:
-                ask = await upscale_ask(room, wish, model.name, source)
-            job = await room.submit(ask, order)
-    return await answered(request, job, order, wish.url)
+            async with open_workspace(service) as workspace:
+                spec = await build_upscale_spec(workspace, parsed, model.name, source)
+            job = await workspace.submit(spec, request_headers)
+    return await respond(request, job, request_headers, parsed.url)
 
 
-async def upscale_ask(room: Workspace, wish: Wish, model: str, source: Source) -> Ask:
+async def build_upscale_spec(workspace: Workspace, parsed: ParsedRequest, model: str, source: ImageSource) -> JobSpec:
     """The ask, with the picture decoded."""
-    bounds, fit = room.service.settings.bounds, fit_of(wish)
-    most = min(bounds.pixels, bounds.upscale_pixels) if fit is None else bounds.pixels
-    picture = await room.picture(source, most, fit)
-    return ask_of(wish, model, bounds, (picture.width, picture.height), notes_of(fit, picture))
+    bounds, fit = workspace.service.settings.bounds, fit_for(parsed)
+    max_pixels = min(bounds.pixels, bounds.upscale_pixels) if fit is None else bounds.pixels
+    decoded = await workspace.decode_image(source, max_pixels, fit)
+    return build_job_spec(parsed, model, bounds, (decoded.width, decoded.height), resize_notes(fit, decoded))

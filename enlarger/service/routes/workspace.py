@@ -10,18 +10,18 @@ from pathlib import Path
 from starlette.datastructures import UploadFile
 
 from enlarger.service.core import Service
-from enlarger.service.faults import refuse
-from enlarger.service.jobs import Ask, Job, folder_of, new_id
-from enlarger.service.pictures.decode import Decoded
-from enlarger.service.pictures.fetch import write_data_url
-from enlarger.service.pictures.masks import Fit
-from enlarger.service.routes.asks import Wish
-from enlarger.service.routes.order import Order
+from enlarger.service.jobs.job import Job, JobSpec, job_folder, new_job_id
+from enlarger.service.problems import problem_error
+from enlarger.service.routes.parsed_request import ParsedRequest
+from enlarger.service.routes.request_headers import RequestHeaders
+from enlarger.service.uploads.decoder_pool import DecodedImage
+from enlarger.service.uploads.fetch import write_data_url
+from enlarger.service.uploads.masks import Fit
 
-IMAGE, MASK = "image.png", "mask.png"
-PIECE = 1 << 20
+IMAGE_NAME, MASK_NAME = "image.png", "mask.png"
+CHUNK_SIZE = 1 << 20
 
-Source = UploadFile | str  # a file of a form, or an address
+ImageSource = UploadFile | str  # a file of a form, or an address
 
 
 @dataclass(frozen=True)
@@ -33,99 +33,108 @@ class Workspace:
 
     @property
     def folder(self) -> Path:
-        return folder_of(self.service.settings.data, self.id)
+        return job_folder(self.service.settings.data, self.id)
 
-    def spooled(self, name: str) -> Path:
+    def spool_path(self, name: str) -> Path:
         """Where the file of a field is received."""
         return self.service.settings.data / "spool" / f"{self.id}-{name}"
 
-    async def receive(self, source: Source, name: str) -> Path:
+    async def receive(self, source: ImageSource, name: str) -> Path:
         """A picture's bytes on disk. Raises Refused for too many, for none, and for addresses that are no good."""
-        bounds, out = self.service.settings.bounds, self.spooled(name)
-        most = bounds.mask if name == "mask" else bounds.image
+        bounds, out = self.service.settings.bounds, self.spool_path(name)
+        max_bytes = bounds.mask if name == "mask" else bounds.image
         if isinstance(source, UploadFile):
-            await asyncio.to_thread(_copy, source, out, most, name)
+            await asyncio.to_thread(_copy_upload, source, out, max_bytes, name)
         elif source[:5].lower() == "data:":
-            await asyncio.to_thread(write_data_url, source, out, most, name)
+            await asyncio.to_thread(write_data_url, source, out, max_bytes, name)
         else:
             await self.service.fetcher.fetch(source, out, name)
         return out
 
-    async def picture(self, source: Source, most: int, fit: Fit | None) -> Decoded:
+    async def decode_image(self, source: ImageSource, max_pixels: int, fit: Fit | None) -> DecodedImage:
         """The picture, decoded into the folder."""
-        spooled = await self.receive(source, "image")
-        return await self.service.decoder.picture(spooled, self.folder / IMAGE, most=most, fit=fit)
+        received = await self.receive(source, "image")
+        return await self.service.decoder.decode_image(
+            received, self.folder / IMAGE_NAME, max_pixels=max_pixels, fit=fit
+        )
 
-    async def mask(self, source: Source, picture: Decoded, mode: str, resize: bool, fit: Fit | None) -> Decoded:
+    async def decode_mask(
+        self, source: ImageSource, decoded: DecodedImage, mode: str, resize: bool, fit: Fit | None
+    ) -> DecodedImage:
         """The mask of a picture, decoded into the folder."""
-        spooled = await self.receive(source, "mask")
-        out, size = self.folder / MASK, picture.original
-        return await self.service.decoder.mask(spooled, out, size=size, mode=mode, resize=resize, fit=fit)
+        received = await self.receive(source, "mask")
+        out, size = self.folder / MASK_NAME, decoded.original_size
+        return await self.service.decoder.decode_mask(received, out, size=size, mode=mode, resize=resize, fit=fit)
 
-    async def mask_of_picture(self, fit: Fit | None) -> Decoded:
+    async def decode_alpha_mask(self, fit: Fit | None) -> DecodedImage:
         """What is transparent of the picture that was received."""
-        return await self.service.decoder.mask_of_picture(self.spooled("image"), self.folder / MASK, fit=fit)
+        return await self.service.decoder.decode_alpha_mask(self.spool_path("image"), self.folder / MASK_NAME, fit=fit)
 
-    async def submit(self, ask: Ask, order: Order) -> Job:
+    async def submit(self, spec: JobSpec, request_headers: RequestHeaders) -> Job:
         """The job; with a key that was used before, that one's. From here on the folder is the queue's."""
-        return await self.service.queue.submit(
-            ask, id=self.id, owner=order.owner, attached=order.attached, key=order.key, claim=order.claim
+        return await self.service.jobs.submit(
+            spec,
+            id=self.id,
+            owner=request_headers.owner,
+            attached=request_headers.attached,
+            idempotency_key=request_headers.idempotency_key,
+            reservation=request_headers.reservation,
         )
 
 
 @asynccontextmanager
-async def workspace(service: Service) -> AsyncGenerator[Workspace]:
+async def open_workspace(service: Service) -> AsyncGenerator[Workspace]:
     """A new job's folder. What was received is gone at the end of the block; if it raises, the folder is too."""
-    room = Workspace(new_id(), service)
+    workspace = Workspace(new_job_id(), service)
     try:
-        await asyncio.to_thread(_make, room)
-        yield room
+        await asyncio.to_thread(_make_folders, workspace)
+        yield workspace
     except Exception:
-        await asyncio.to_thread(_remove, room, True)
+        await asyncio.to_thread(_remove_files, workspace, True)
         raise
     except BaseException:  # the handler is canceled, as the service stops: the folder may be the queue's already
-        asyncio.get_running_loop().run_in_executor(None, _remove, room, False)
+        asyncio.get_running_loop().run_in_executor(None, _remove_files, workspace, False)
         raise
-    await asyncio.to_thread(_remove, room, False)
+    await asyncio.to_thread(_remove_files, workspace, False)
 
 
-def fit_of(wish: Wish) -> Fit | None:
+def fit_for(parsed: ParsedRequest) -> Fit | None:
     """How the input is brought to the size that was asked for."""
-    return None if wish.size is None else Fit(*wish.size, wish.mode)
+    return None if parsed.size is None else Fit(*parsed.size, parsed.mode)
 
 
-def notes_of(fit: Fit | None, picture: Decoded) -> tuple[str, ...]:
+def resize_notes(fit: Fit | None, decoded: DecodedImage) -> tuple[str, ...]:
     """What to say about a picture, its shape included where that was changed."""
-    width, height = picture.original
+    width, height = decoded.original_size
     if fit is None or width * fit.height == height * fit.width:
-        return picture.notes
-    how = {"stretch": "stretched", "crop": "cropped", "pad": "padded"}[fit.mode]
+        return decoded.notes
+    verb = {"stretch": "stretched", "crop": "cropped", "pad": "padded"}[fit.mode]
     others = ", ".join(mode for mode in ("stretch", "crop", "pad") if mode != fit.mode)
-    said = f"the picture was {how} from {width}x{height} to {fit.width}x{fit.height}; resize_mode can be {others} too"
-    return (*picture.notes, said)
+    note = f"the picture was {verb} from {width}x{height} to {fit.width}x{fit.height}; resize_mode can be {others} too"
+    return (*decoded.notes, note)
 
 
-def _make(room: Workspace) -> None:
-    room.spooled("image").parent.mkdir(parents=True, exist_ok=True)
-    room.folder.mkdir(parents=True)
+def _make_folders(workspace: Workspace) -> None:
+    workspace.spool_path("image").parent.mkdir(parents=True, exist_ok=True)
+    workspace.folder.mkdir(parents=True)
 
 
-def _remove(room: Workspace, whole: bool) -> None:
+def _remove_files(workspace: Workspace, with_folder: bool) -> None:
     for name in ("image", "mask"):
-        room.spooled(name).unlink(missing_ok=True)
-    if whole:
-        shutil.rmtree(room.folder, ignore_errors=True)
+        workspace.spool_path(name).unlink(missing_ok=True)
+    if with_folder:
+        shutil.rmtree(workspace.folder, ignore_errors=True)
 
 
-def _copy(upload: UploadFile, out: Path, most: int, name: str) -> None:
+def _copy_upload(upload: UploadFile, out: Path, max_bytes: int, name: str) -> None:
     """The file of a form, copied. Raises Refused for one that is empty or too large."""
     size = 0
     with out.open("xb") as stream:
-        while piece := upload.file.read(PIECE):
-            size += len(piece)
-            if size > most:
-                message = f"{name}: has more than {most:,} bytes; shrink the picture or compress it better"
-                raise refuse(400, "image_file_too_large", message, name)
-            stream.write(piece)
+        while chunk := upload.file.read(CHUNK_SIZE):
+            size += len(chunk)
+            if size > max_bytes:
+                message = f"{name}: has more than {max_bytes:,} bytes; shrink the picture or compress it better"
+                raise problem_error(400, "image_file_too_large", message, name)
+            stream.write(chunk)
     if size == 0:
-        raise refuse(400, "empty_image_file", f"{name}: the file is empty, expected a picture", name)
+        raise problem_error(400, "empty_image_file", f"{name}: the file is empty, expected a picture", name)

@@ -12,138 +12,144 @@ from pathlib import Path
 from typing import Any
 
 from enlarger.errors import EnlargerError
-from enlarger.runtime.runtime import pick_device
-from enlarger.service.jobs import Ask, folder_of
+from enlarger.runtime.runtime import resolve_device
+from enlarger.service.jobs.job import JobSpec, job_folder
 from enlarger.service.settings import ModelSettings
-from enlarger.service.worker.shelf import Shelf, trim
-from enlarger.service.worker.watching import Running
-from enlarger.service.worker.work import Bench, fault_for, log
+from enlarger.service.worker.executor import Executor, log_error, problem_for
+from enlarger.service.worker.model_cache import ModelCache, trim_heap
+from enlarger.service.worker.progress_reporter import RunningJob
 
 Message = Mapping[str, Any]
-POLITE = 5  # of `nice`: the server goes first
+NICENESS = 5  # of `nice`: the server goes first
 
 
-class Wire:
+class MessageWriter:
     """Says things to the server, one whole line at a time, from any thread."""
 
-    def __init__(self, handle: int) -> None:
-        self._handle, self._lock = handle, threading.Lock()
+    def __init__(self, fd: int) -> None:
+        self._fd, self._lock = fd, threading.Lock()
 
-    def tell(self, event: str, **fields: Any) -> None:
-        line = memoryview(json.dumps({"event": event, **fields}).encode() + b"\n")
+    def send(self, event: str, **fields: Any) -> None:
+        unwritten = memoryview(json.dumps({"event": event, **fields}).encode() + b"\n")
         try:
             with self._lock:
-                while line:
-                    line = line[os.write(self._handle, line) :]
+                while unwritten:
+                    unwritten = unwritten[os.write(self._fd, unwritten) :]
         except OSError:  # the server is gone
             os._exit(0)
 
 
-class Inbox:
+class MessageReader:
     """What the server says. Cancels are heard at once; everything else waits for the main thread."""
 
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
-        self.waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._stops: dict[str, threading.Event] = {}
+    def __init__(self, writer: MessageWriter) -> None:
+        self.writer = writer
+        self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._cancel_events: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
 
     def listen(self, lines: Iterable[bytes]) -> None:
         """Read until the server closes its end, then end the process, whatever it is doing."""
         try:
             for line in lines:
-                self._hear(json.loads(line))
+                self._handle(json.loads(line))
         finally:
             os._exit(0)
 
-    def _hear(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         with self._lock:
             if message["do"] == "cancel":
-                stop = self._stops.get(message["id"])
-                if stop is not None:  # else the job is over
-                    stop.set()
+                cancel_event = self._cancel_events.get(message["id"])
+                if cancel_event is not None:  # else the job is over
+                    cancel_event.set()
                 return
             if message["do"] == "run":
-                self._stops |= {job["id"]: threading.Event() for job in message["jobs"]}
-        self.waiting.put(message)
+                self._cancel_events |= {job["id"]: threading.Event() for job in message["jobs"]}
+        self.messages.put(message)
 
-    def jobs(self, message: Message, data: Path) -> list[Running]:
+    def running_jobs(self, message: Message, data: Path) -> list[RunningJob]:
         """The jobs of a run."""
         with self._lock:
-            stops = dict(self._stops)
+            cancel_events = dict(self._cancel_events)
         return [
-            Running(job["id"], Ask.from_json(job["ask"]), folder_of(data, job["id"]), self.wire.tell, stops[job["id"]])
+            RunningJob(
+                job["id"],
+                JobSpec.from_json(job["ask"]),
+                job_folder(data, job["id"]),
+                self.writer.send,
+                cancel_events[job["id"]],
+            )
             for job in message["jobs"]
         ]
 
-    def forget(self, jobs: Sequence[Running]) -> None:
+    def remove_jobs(self, jobs: Sequence[RunningJob]) -> None:
         """The jobs are over; a cancel that comes now is for nobody."""
         with self._lock:
             for job in jobs:
-                self._stops.pop(job.id, None)
+                self._cancel_events.pop(job.id, None)
 
 
 def main() -> None:
     """Work until standard input closes."""
     for number in (signal.SIGINT, signal.SIGTERM):  # may reach the whole group; the server decides
         signal.signal(number, signal.SIG_IGN)
-    os.nice(POLITE)
-    wire = Wire(os.dup(1))
+    os.nice(NICENESS)
+    writer = MessageWriter(os.dup(1))
     os.dup2(2, 1)  # whatever a library prints goes to the log
-    inbox = Inbox(wire)
-    threading.Thread(target=inbox.listen, args=(sys.stdin.buffer,), daemon=True).start()
-    start = inbox.waiting.get()
-    assert start["do"] == "start", "the first message tells what to work with"
+    reader = MessageReader(writer)
+    threading.Thread(target=reader.listen, args=(sys.stdin.buffer,), daemon=True).start()
+    start_message = reader.messages.get()
+    assert start_message["do"] == "start", "the first message tells what to work with"
     try:
-        device = pick_device(start["device"])
+        device = resolve_device(start_message["device"])
     except EnlargerError as error:
         sys.exit(f"enlarger: {error}")
-    settings = [ModelSettings(**one) for one in start["models"]]
-    shelf = Shelf(settings, device, start["memory"], wire.tell)
+    settings = [ModelSettings(**one) for one in start_message["models"]]
+    model_cache = ModelCache(settings, device, start_message["memory"], writer.send)
     for one in settings:
         if one.keep:
-            _keep(shelf, one.name)
-    wire.tell("ready", device=str(device), models=[one.to_json() for one in shelf.known.values()])
-    _serve(inbox, Bench(shelf, wire.tell), Path(start["data"]))
+            _preload(model_cache, one.name)
+    writer.send("ready", device=str(device), models=[one.to_json() for one in model_cache.descriptions.values()])
+    _serve(reader, Executor(model_cache, writer.send), Path(start_message["data"]))
 
 
-def _serve(inbox: Inbox, bench: Bench, data: Path) -> None:
+def _serve(reader: MessageReader, executor: Executor, data: Path) -> None:
     """Do what is asked, in turn, for ever."""
-    wire, shelf = inbox.wire, bench.shelf
-    wire.tell("idle")
+    writer, model_cache = reader.writer, executor.model_cache
+    writer.send("idle")
     while True:
-        message = inbox.waiting.get()
+        message = reader.messages.get()
         match message["do"]:
             case "run":
-                jobs = inbox.jobs(message, data)
-                bench.run(jobs)
-                inbox.forget(jobs)
-                wire.tell("idle")
-                trim()
+                jobs = reader.running_jobs(message, data)
+                executor.run(jobs)
+                reader.remove_jobs(jobs)
+                writer.send("idle")
+                trim_heap()
             case "load":
-                error = _tried(lambda: shelf.take(message["model"]), "a model cannot be loaded")  # noqa: B023
+                error = _error_message_of(lambda: model_cache.get(message["model"]), "a model cannot be loaded")  # noqa: B023
                 if error is not None:
-                    wire.tell("models", loaded=dict(shelf.loaded), error={message["model"]: error})
+                    writer.send("models", loaded=dict(model_cache.loaded_bytes), error={message["model"]: error})
             case "unload":
-                shelf.unload(message["model"])
+                model_cache.unload(message["model"])
             case other:
                 raise AssertionError(f"no message is called {other!r}")
 
 
-def _keep(shelf: Shelf, name: str) -> None:
+def _preload(model_cache: ModelCache, name: str) -> None:
     """Load a model at the start; if that fails, it is listed with the reason."""
-    error = _tried(lambda: shelf.take(name), "a model to keep cannot be loaded")
+    error = _error_message_of(lambda: model_cache.get(name), "a model to keep cannot be loaded")
     if error is not None:
-        shelf.known[name] = replace(shelf.known[name], error=error)
+        model_cache.descriptions[name] = replace(model_cache.descriptions[name], error=error)
 
 
-def _tried(action: Callable[[], Any], what: str) -> str | None:
+def _error_message_of(action: Callable[[], Any], event: str) -> str | None:
     """Do something for whose failure there is no job to blame; gives the words for it."""
     try:
         action()
     except Exception as error:  # noqa: BLE001 - told, and the worker goes on
-        log(what, error)
-        return fault_for(error).message
+        log_error(event, error)
+        return problem_for(error).message
     return None
 
 

@@ -9,44 +9,44 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from enlarger.service.worker.shelf import Loaded
-from enlarger.tasks.enlarge import Upscaler
-from enlarger.tasks.model import Model
-from enlarger.tasks.parts import Progress
-from enlarger.tasks.preview import LINEAR, linear_preview
-from enlarger.tasks.upscale_latent import LatentUpscale
+from enlarger.service.worker.model_cache import LoadedModel
+from enlarger.tasks.auxiliary.preview import LATENT_RGB_FACTORS, linear_preview
+from enlarger.tasks.result import Progress
+from enlarger.tasks.stable_diffusion import StableDiffusion
+from enlarger.tasks.upscale.latent_x2 import LatentUpscaler
+from enlarger.tasks.upscale.upscale import Upscaler
 
 Size = tuple[int, int]  # width, height
-Show = Callable[[str, int | None], None]  # a file of the job's folder, and which of the wanted ones it is
-LIVE_SIDE = 512  # pixels, at most
-LIVE_SECONDS = 0.25  # between two, at least
-SHARE = 10  # previews for watchers take at most one part in so many of the time
+OnPreview = Callable[[str, int | None], None]  # a file of the job's folder, and which of the wanted ones it is
+MAX_LIVE_SIDE = 512  # pixels, at most
+MIN_LIVE_INTERVAL = 0.25  # between two, at least
+LIVE_COST_FACTOR = 10  # previews for watchers take at most one part in so many of the time
 
 
 @dataclass(frozen=True, eq=False)
-class Painter:
+class PreviewDecoder:
     """How clean latents (1, C, h, w) become a picture; `factor` is pixels of the result per latent."""
 
-    paint: Callable[[Tensor], Image.Image]
+    decode: Callable[[Tensor], Image.Image]
     factor: int
 
 
-def painter_of(loaded: Loaded) -> Painter | None:
+def preview_decoder_for(model: LoadedModel) -> PreviewDecoder | None:
     """The painter for a model's latents; None for those that nobody can show."""
-    task = loaded.task.task if isinstance(loaded.task, Upscaler) else loaded.model
-    if not isinstance(task, Model | LatentUpscale):
+    task = model.task.task if isinstance(model.task, Upscaler) else model.stable_diffusion
+    if not isinstance(task, StableDiffusion | LatentUpscaler):
         return None
-    networks, previewer = task.networks, loaded.previewer
+    networks, previewer = task.latent_diffusion, model.previewer
     if previewer is not None:
-        return Painter(lambda clean: previewer(clean)[0], networks.vae.factor)
-    space = task.space if isinstance(task, Model) else "sd"
-    if space not in LINEAR:
+        return PreviewDecoder(lambda denoised: previewer(denoised)[0], networks.vae.downsample_factor)
+    space = task.latent_space if isinstance(task, StableDiffusion) else "sd"
+    if space not in LATENT_RGB_FACTORS:
         return None
-    return Painter(lambda clean: linear_preview(clean, space)[0], networks.vae.factor)
+    return PreviewDecoder(lambda clean: linear_preview(clean, space)[0], networks.vae.downsample_factor)
 
 
 @dataclass(frozen=True)
-class Wish:
+class PreviewSpec:
     """Which previews a job wants, and how large its results are.
 
     `drawn` is the size that the network draws, or for an upscaler begins with; None: whatever the latents cover.
@@ -54,88 +54,108 @@ class Wish:
 
     count: int
     live: bool
-    full: Size | None = None
-    drawn: Size | None = None
-    doubling: bool = False  # an upscaler's latents are of a picture twice as large, or four times and so on
+    result_size: Size | None = None
+    network_size: Size | None = None
+    is_upscale: bool = False  # an upscaler's latents are of a picture twice as large, or four times and so on
 
 
-class Previews:
+class PreviewWriter:
     """The previews of a job; the wanted ones are of its first picture. Nothing that fails here touches the job:
     `failed` hears of it."""
 
     def __init__(
-        self, folder: Path, wish: Wish, painter: Painter | None, show: Show, failed: Callable[[Exception], None]
+        self,
+        folder: Path,
+        spec: PreviewSpec,
+        decoder: PreviewDecoder | None,
+        on_preview: OnPreview,
+        on_error: Callable[[Exception], None],
     ) -> None:
-        self.folder, self.wish, self.painter, self.show, self.failed = folder, wish, painter, show, failed
-        self._next = 0.0  # when a live one is due
-        self._made = 0  # of the wanted ones
-        self._broken = False
+        self.folder, self.spec, self.decoder, self.on_preview, self.on_error = (
+            folder,
+            spec,
+            decoder,
+            on_preview,
+            on_error,
+        )
+        self._next_live_time = 0.0  # when a live one is due
+        self._num_written = 0  # of the wanted ones
+        self._has_failed = False
 
-    def begin(self, image: Image.Image | None) -> None:
+    def show_input(self, image: Image.Image | None) -> None:
         """Show the input to watchers, where there will be nothing else to show."""
-        if self.wish.live and self.painter is None and image is not None:
-            self._safely(lambda: self._write(_plain(image).resize(self._live_size(image.size)), None))
+        if self.spec.live and self.decoder is None and image is not None:
+            self._disable_on_error(
+                lambda: self._write(_to_displayable(image).resize(self._live_size(image.size)), None)
+            )
 
-    def see(self, progress: Progress, row: int) -> None:
+    def update(self, progress: Progress, batch_index: int) -> None:
         """Show what is due; `row` is the picture's place in the batch."""
-        if progress.step is None or self.painter is None or not (self.wish.count or self.wish.live):
+        if progress.step is None or self.decoder is None or not (self.spec.count or self.spec.live):
             return
-        clean = progress.step.clean[row : row + 1]
-        self._safely(lambda: self._due(clean, progress.done, progress.total))
+        denoised = progress.step.denoised[batch_index : batch_index + 1]
+        self._disable_on_error(lambda: self._write_due(denoised, progress.done, progress.total))
 
-    def _due(self, clean: Tensor, done: int, total: int) -> None:
-        count = self.wish.count
-        while self._made < count and done >= max(1, round(total * (self._made + 1) / (count + 1))):
-            self._made += 1
-            self._write(self._painted(clean, self.wish.full), self._made - 1)
+    def _write_due(self, denoised: Tensor, done: int, total: int) -> None:
+        count = self.spec.count
+        while self._num_written < count and done >= max(1, round(total * (self._num_written + 1) / (count + 1))):
+            self._num_written += 1
+            self._write(self._decode(denoised, self.spec.result_size), self._num_written - 1)
         start = time.monotonic()
-        if self.wish.live and start >= self._next and done < total:
-            self._write(self._painted(clean, None), None)
+        if self.spec.live and start >= self._next_live_time and done < total:
+            self._write(self._decode(denoised, None), None)
             end = time.monotonic()
-            self._next = end + max(LIVE_SECONDS, SHARE * (end - start))
+            self._next_live_time = end + max(MIN_LIVE_INTERVAL, LIVE_COST_FACTOR * (end - start))
 
-    def _painted(self, clean: Tensor, size: Size | None) -> Image.Image:
+    def _decode(self, denoised: Tensor, size: Size | None) -> Image.Image:
         """The latents as a picture of a size, without what only fills them up; None: small."""
-        assert self.painter is not None
-        image = self.painter.paint(clean)
-        covered = tuple(side * self.painter.factor for side in (clean.shape[-1], clean.shape[-2]))
-        drawn = self._drawn((covered[0], covered[1]))
-        box = (0.0, 0.0, image.width * drawn[0] / covered[0], image.height * drawn[1] / covered[1])
-        target = self._live_size(self.wish.full or drawn) if size is None else size
+        assert self.decoder is not None
+        image = self.decoder.decode(denoised)
+        covered_size = tuple(side * self.decoder.factor for side in (denoised.shape[-1], denoised.shape[-2]))
+        picture_size = self._picture_size((covered_size[0], covered_size[1]))
+        box = (
+            0.0,
+            0.0,
+            image.width * picture_size[0] / covered_size[0],
+            image.height * picture_size[1] / covered_size[1],
+        )
+        target = self._live_size(self.spec.result_size or picture_size) if size is None else size
         return image.resize(target, Image.Resampling.BICUBIC, box)
 
-    def _drawn(self, covered: Size) -> Size:
+    def _picture_size(self, covered_size: Size) -> Size:
         """The part of what latents cover that is the picture."""
-        if self.wish.drawn is None or any(a > b for a, b in zip(self.wish.drawn, covered, strict=True)):
-            return covered
-        width, height = self.wish.drawn
-        while self.wish.doubling and 2 * width <= covered[0] and 2 * height <= covered[1]:
+        if self.spec.network_size is None or any(
+            a > b for a, b in zip(self.spec.network_size, covered_size, strict=True)
+        ):
+            return covered_size
+        width, height = self.spec.network_size
+        while self.spec.is_upscale and 2 * width <= covered_size[0] and 2 * height <= covered_size[1]:
             width, height = 2 * width, 2 * height
         return width, height
 
     def _live_size(self, size: Size) -> Size:
-        scale = min(1.0, LIVE_SIDE / max(size))
+        scale = min(1.0, MAX_LIVE_SIDE / max(size))
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
     def _write(self, image: Image.Image, index: int | None) -> None:
         """One file for each wanted preview, and the one after them for watchers, whole at any time."""
-        name = f"preview-{self.wish.count if index is None else index}.png"
-        part = self.folder / f".{name}.part"
-        image.save(part, format="PNG", compress_level=1)
-        os.replace(part, self.folder / name)
-        self.show(name, index)
+        name = f"preview-{self.spec.count if index is None else index}.png"
+        partial = self.folder / f".{name}.part"
+        image.save(partial, format="PNG", compress_level=1)
+        os.replace(partial, self.folder / name)
+        self.on_preview(name, index)
 
-    def _safely(self, action: Callable[[], None]) -> None:
-        if self._broken:
+    def _disable_on_error(self, action: Callable[[], None]) -> None:
+        if self._has_failed:
             return
         try:
             action()
         except Exception as error:  # noqa: BLE001 - a preview must not cost the picture
-            self._broken = True
-            self.failed(error)
+            self._has_failed = True
+            self.on_error(error)
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def _to_displayable(image: Image.Image) -> Image.Image:
     """Without a mode that cannot be resized or looked at."""
     if image.mode.startswith("I"):
         image = image.convert("I").point(lambda value: value / 256).convert("L")

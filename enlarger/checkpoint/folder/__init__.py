@@ -1,0 +1,1 @@
+"""Models in diffusers' folder layout: loading and saving."""

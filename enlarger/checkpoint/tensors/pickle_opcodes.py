@@ -1,0 +1,310 @@
+"""The program in a pickled checkpoint, walked through without running it: only what makes tensors may stand there."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pickletools import opcodes
+from struct import Struct
+from typing import Any, cast
+
+import torch
+
+from enlarger.checkpoint.tensors.pickle_zip import PickleRejected
+
+MAX_OPCODES = 500_000  # that of a whole training checkpoint has 100,000 or so
+MAX_DIMS = 64
+ORDERED_DICT = "collections.OrderedDict"
+REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
+REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
+CODECS_ENCODE = "_codecs.encode"
+STORAGE_DTYPES = {
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.DoubleStorage": torch.float64,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+}
+# What Lightning's checkpoints carry beside weights (a callback's name, its best score): made into inert things.
+LIGHTNING_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+ALLOWED_GLOBALS = {
+    ORDERED_DICT,
+    REBUILD_TENSOR,
+    REBUILD_PARAMETER,
+    CODECS_ENCODE,
+    *STORAGE_DTYPES,
+    LIGHTNING_CALLBACK,
+    *NUMPY_SCALARS,
+}
+
+OPCODE_STRUCTS = {  # how the steps' own numbers are written
+    code: Struct(form)
+    for form, codes in {
+        "<B": ("PROTO", "BININT1", "BINPUT", "BINGET", "LONG1"),
+        "<H": ("BININT2",),
+        "<i": ("BININT",),
+        "<I": ("LONG_BINPUT", "LONG_BINGET", "BINUNICODE"),
+        ">d": ("BINFLOAT",),
+    }.items()
+    for code in codes
+}
+OPCODE_NAMES = {ord(each.code): each.name for each in opcodes}
+MAX_NAME_LENGTH = 1000  # bytes of a module and its member
+CONSTANT_OPCODES: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+ARGUMENT_OPCODES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
+TUPLE_OPCODES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class ValueKind(Enum):
+    """What a step of the program would make, as far as it matters."""
+
+    LIST = "a list"
+    TENSOR = "a tensor"
+    INERT = "a thing without effect"
+
+
+@dataclass(frozen=True)
+class GlobalRef:
+    """A class or function that the program names."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class StorageRef:
+    """The numbers that tensors are views of."""
+
+    dtype: torch.dtype
+    num_elements: int
+
+
+@dataclass(eq=False)
+class DictValue:
+    """A dictionary: its keys."""
+
+    keys: set[Any] = field(default_factory=set[Any])
+
+
+@dataclass
+class UnpicklerState:
+    """The state of a program as it would be, with kinds in the place of values."""
+
+    storage_bytes: Mapping[str, int]  # the bytes of each storage in the file
+    stack: list[Any] = field(default_factory=list[Any])
+    marks: list[int] = field(default_factory=list[int])
+    memo: dict[int, Any] = field(default_factory=dict[int, Any])
+    storages: dict[str, StorageRef] = field(default_factory=dict[str, StorageRef])
+    global_names: set[str] = field(default_factory=set[str])
+
+    def execute(self, opcode: str, argument: Any) -> None:
+        if opcode in ARGUMENT_OPCODES:
+            self.stack.append(argument)
+        elif opcode in CONSTANT_OPCODES:
+            self.stack.append(CONSTANT_OPCODES[opcode])
+        elif opcode in TUPLE_OPCODES:
+            self.stack.append(self.pop(TUPLE_OPCODES[opcode]))
+        elif opcode in OPCODE_HANDLERS:
+            OPCODE_HANDLERS[opcode](self, argument)
+        else:
+            raise PickleRejected(f"its program has the step {opcode}, which no tensor needs")
+
+    def pop(self, count: int) -> tuple[Any, ...]:
+        """The uppermost values, none of them from below the last mark."""
+        begin = len(self.stack) - count
+        if begin < (self.marks[-1] if self.marks else 0):
+            raise PickleRejected("its program takes more than it has made")
+        taken = tuple(self.stack[begin:])
+        del self.stack[begin:]
+        return taken
+
+    def pop_to_mark(self) -> tuple[Any, ...]:
+        if not self.marks:
+            raise PickleRejected("its program takes more than it has made")
+        taken = self.pop(len(self.stack) - self.marks[-1])
+        self.marks.pop()
+        return taken
+
+    def peek(self) -> Any:
+        (found,) = self.pop(1)
+        self.stack.append(found)
+        return found
+
+
+def check_opcodes(program: bytes, storage_bytes: Mapping[str, int]) -> frozenset[str]:
+    """What a program names, all of it allowed. Raises `Refused` for anything that tensors by name do not need.
+
+    `sizes` are the bytes of each storage; tensors must lie inside theirs.
+    """
+    state, end = UnpicklerState(storage_bytes), 0
+    for count, (opcode, argument, position) in enumerate(_read_opcodes(program)):
+        if count == 0 and (opcode, argument) != ("PROTO", 2):
+            raise PickleRejected(
+                f"its program begins with {opcode} {argument}, expected pickle protocol 2 as torch.save's"
+            )
+        if count > MAX_OPCODES:
+            raise PickleRejected(f"its program has more than {MAX_OPCODES:,} steps")
+        if opcode == "STOP":
+            end = position
+            break
+        if count > 0:
+            state.execute(opcode, argument)
+    if end != len(program):
+        raise PickleRejected("something follows its program, or it has no end")
+    if state.marks or len(state.stack) != 1 or not isinstance(state.stack[0], DictValue):
+        raise PickleRejected("it holds something else than a dictionary of tensors")
+    return frozenset(state.global_names)
+
+
+def _read_opcodes(program: bytes) -> Iterator[tuple[str, Any, int]]:
+    """Each step's name, its argument, and where the next begins; read as torch's own reader reads them."""
+    position = 0
+    while position < len(program):
+        opcode, position = OPCODE_NAMES.get(program[position], f"{program[position]:#x}"), position + 1
+        argument: Any = None
+        if opcode in OPCODE_STRUCTS:
+            (argument,) = OPCODE_STRUCTS[opcode].unpack_from(program, position)
+            position += OPCODE_STRUCTS[opcode].size
+        if opcode in ("BINUNICODE", "LONG1"):  # the number is their length
+            data, position = program[position : position + argument], position + argument
+            text = opcode == "BINUNICODE"
+            argument = str(data, "utf-8", "surrogatepass") if text else int.from_bytes(data, "little", signed=True)
+        elif opcode == "GLOBAL":
+            module, member, _ = program[position : position + MAX_NAME_LENGTH].split(b"\n", 2)
+            argument, position = f"{module.decode()}.{member.decode()}", position + len(module) + len(member) + 2
+        yield opcode, argument, position
+    if position > len(program):
+        raise PickleRejected("its program is cut short")
+
+
+def _op_global(state: UnpicklerState, argument: Any) -> None:
+    name = str(argument)
+    if name not in ALLOWED_GLOBALS:
+        raise PickleRejected(f"its program names {name[:120]!r}, which no tensor needs")
+    state.global_names.add(name)
+    state.stack.append(GlobalRef(name))
+
+
+def _op_reduce(state: UnpicklerState, _: Any) -> None:
+    function, arguments = state.pop(2)
+    name = function.name if isinstance(function, GlobalRef) else "a value"
+    if type(arguments) is not tuple:
+        raise PickleRejected(f"its program calls {name} without arguments")
+    result = _call_result(name, cast("tuple[Any, ...]", arguments))
+    if result is None:
+        raise PickleRejected(f"its program calls {name} in a way that no tensor needs")
+    state.stack.append(result)
+
+
+def _call_result(name: str, arguments: tuple[Any, ...]) -> Any:
+    """What a call gives; None for one that is not as torch.save writes it."""
+    if name == ORDERED_DICT:
+        return None if arguments else DictValue()
+    if name == REBUILD_TENSOR:
+        return ValueKind.TENSOR if _is_valid_tensor(arguments) else None
+    if name == REBUILD_PARAMETER:
+        fits = len(arguments) == 3 and arguments[0] is ValueKind.TENSOR and isinstance(arguments[2], DictValue)
+        return ValueKind.TENSOR if fits and isinstance(arguments[1], bool) else None
+    if name == CODECS_ENCODE:
+        fits = len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] == "latin1"
+        return ValueKind.INERT if fits else None
+    return ValueKind.INERT if name in NUMPY_SCALARS else None
+
+
+def _is_valid_tensor(arguments: tuple[Any, ...]) -> bool:
+    """A view of a storage that lies inside it and has no more elements, as torch.save writes it."""
+    if len(arguments) != 6:
+        return False
+    storage, offset, shape, stride, gradient, hooks = arguments
+    if not isinstance(storage, StorageRef) or not isinstance(gradient, bool) or not isinstance(hooks, DictValue):
+        return False
+    if hooks.keys or not _is_count_tuple((offset,)) or not _is_count_tuple(shape) or not _is_count_tuple(stride):
+        return False
+    if len(shape) != len(stride) or math.prod(shape) > storage.num_elements:
+        return False
+    last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
+    return 0 in shape or last < storage.num_elements
+
+
+def _is_count_tuple(value: Any) -> bool:
+    if type(value) is not tuple or len(cast("Sequence[Any]", value)) > MAX_DIMS:
+        return False
+    return all(type(each) is int and 0 <= each < 1 << 62 for each in cast("Sequence[Any]", value))
+
+
+def _op_persistent_id(state: UnpicklerState, _: Any) -> None:
+    """("storage", type, key, device, count), which the file must hold."""
+    (persistent_id,) = state.pop(1)
+    if (
+        type(persistent_id) is not tuple
+        or len(cast("tuple[Any, ...]", persistent_id)) != 5
+        or persistent_id[0] != "storage"
+    ):
+        raise PickleRejected("its program asks for something else than stored numbers")
+    _, storage_type, key, device, count = cast("tuple[Any, ...]", persistent_id)
+    dtype = STORAGE_DTYPES.get(storage_type.name) if isinstance(storage_type, GlobalRef) else None
+    if dtype is None or not isinstance(key, str) or not isinstance(device, str) or not _is_count_tuple((count,)):
+        raise PickleRejected("its program describes stored numbers wrongly")
+    storage = StorageRef(dtype, count)
+    if (
+        state.storage_bytes.get(key, -1) < count * storage.dtype.itemsize
+        or state.storages.setdefault(key, storage) != storage
+    ):
+        raise PickleRejected(f"storage {key[:80]!r} does not hold {count:,} numbers of type {storage.dtype}")
+    state.stack.append(storage)
+
+
+def _op_set_items(state: UnpicklerState, items: tuple[Any, ...]) -> None:
+    target = state.peek()
+    keys = items[::2]
+    if not isinstance(target, DictValue) or len(items) % 2:
+        raise PickleRejected("its program sets an entry of something that is no dictionary")
+    for key in keys:
+        if not isinstance(key, str | int | float | GlobalRef | None):
+            raise PickleRejected("a dictionary has a key that is no text")
+        if key in target.keys:
+            raise PickleRejected(f"a dictionary has {str(key)[:80]!r} twice")
+        target.keys.add(key)
+
+
+def _op_append(state: UnpicklerState, _: tuple[Any, ...]) -> None:
+    if state.peek() is not ValueKind.LIST:
+        raise PickleRejected("its program appends to something that is no list")
+
+
+def _op_build(unpickler: UnpicklerState, _: Any) -> None:
+    (state,) = unpickler.pop(1)
+    target = unpickler.peek()
+    if not (isinstance(target, DictValue) and isinstance(state, DictValue)) and target is not ValueKind.INERT:
+        raise PickleRejected("its program changes something that is no dictionary")
+
+
+def _op_get(state: UnpicklerState, argument: Any) -> None:
+    if argument not in state.memo:
+        raise PickleRejected("its program recalls what it has not kept")
+    state.stack.append(state.memo[argument])
+
+
+OPCODE_HANDLERS: dict[str, Callable[[UnpicklerState, Any], None]] = {
+    "MARK": lambda walk, _: walk.marks.append(len(walk.stack)),
+    "EMPTY_LIST": lambda walk, _: walk.stack.append(ValueKind.LIST),
+    "EMPTY_DICT": lambda walk, _: walk.stack.append(DictValue()),
+    "TUPLE": lambda walk, _: walk.stack.append(walk.pop_to_mark()),
+    "BINPUT": lambda walk, argument: walk.memo.update({argument: walk.peek()}),
+    "LONG_BINPUT": lambda walk, argument: walk.memo.update({argument: walk.peek()}),
+    "BINGET": _op_get,
+    "LONG_BINGET": _op_get,
+    "GLOBAL": _op_global,
+    "REDUCE": _op_reduce,
+    "BINPERSID": _op_persistent_id,
+    "BUILD": _op_build,
+    "APPEND": lambda walk, _: _op_append(walk, walk.pop(1)),
+    "APPENDS": lambda walk, _: _op_append(walk, walk.pop_to_mark()),
+    "SETITEM": lambda walk, _: _op_set_items(walk, walk.pop(2)),
+    "SETITEMS": lambda walk, _: _op_set_items(walk, walk.pop_to_mark()),
+}

@@ -1,0 +1,366 @@
+"""Files of weights: named tensors that are read one at a time, from one file or several shards."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import Any, Protocol, TypeGuard, cast, overload
+
+import torch
+from torch import Tensor
+
+from enlarger.checkpoint.tensors.pickle_guard import (
+    ALLOW_PICKLE_HINT,
+    PICKLE_SUFFIXES,
+    PickleCheckpoint,
+    open_pickle,
+    pickle_refused_message,
+)
+from enlarger.errors import CheckpointError
+from enlarger.strict_json import Json, read_json, reject_duplicate_keys, short_repr
+
+WEIGHTS_STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' file names, without their endings
+PICKLE_STEMS = {"model": "pytorch_model"}  # of transformers' pickled files
+PICKLE_MAGIC = (b"PK", b"\x80", b"7z\xbc\xaf")  # how torch's files begin, new and old, and what pretends to be one
+TENSOR_INFO_KEYS = {"dtype", "shape", "data_offsets"}
+MAX_HEADER_BYTES = 100_000_000  # bytes, as in the format's own reader
+MAX_NAME_LENGTH = 1000
+MAX_ELEMENTS = 1 << 60  # bytes or elements: no file has more, and torch can count them
+MAX_DIMS = 64  # as torch
+BLOCK_BYTES = 1 << 20  # bytes converted at a time
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class LazyTensors(Protocol):
+    """Named tensors, whatever holds them; what `build` makes a network of."""
+
+    @property
+    def path(self) -> Path: ...
+    def keys(self) -> tuple[str, ...]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> torch.dtype: ...
+    def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: bytes `start` up to `stop` of `file`."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class SafetensorsCheckpoint:
+    """Named tensors of one file or of all its shards; nothing is read before `read`.
+
+    What `read` returns is memory of its own, not a view of the file: the file may be replaced or deleted afterwards.
+    """
+
+    path: Path  # the file, or the index that lists the shards
+    tensor_infos: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])  # the file's own words about itself
+    notes: tuple[str, ...] = ()  # nothing else is in such a file
+
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self.tensor_infos)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.tensor_infos[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.tensor_infos[name].dtype
+
+    def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor, converted block by block where it is floating and `dtype` asks for another type."""
+        info = self.tensor_infos[name]
+        same_dtype = dtype is None or not info.dtype.is_floating_point or dtype == info.dtype
+        try:
+            tensor = torch.empty(info.shape, dtype=info.dtype if same_dtype else dtype)
+        except RuntimeError as error:
+            raise CheckpointError(f"{info.file}: {name} of shape {info.shape} does not fit in memory.") from error
+        with _open_at(info, name) as file:
+            _read_into(file, tensor) if same_dtype else _read_converted(file, tensor, info.dtype)
+        return tensor
+
+    def iter_blocks(self, name: str) -> Iterator[Tensor]:
+        """The tensor's elements, a block at a time; a block is overwritten by the next."""
+        info = self.tensor_infos[name]
+        remaining, block = math.prod(info.shape), torch.empty(BLOCK_BYTES // info.dtype.itemsize, dtype=info.dtype)
+        with _open_at(info, name) as file:
+            while remaining:
+                part = block[:remaining]
+                _read_into(file, part)
+                remaining -= len(part)
+                yield part
+
+
+@contextmanager
+def _open_at(info: TensorInfo, name: str) -> Generator[FileIO]:
+    """The file at a tensor's first byte."""
+    try:
+        with info.file.open("rb", buffering=0) as file:
+            file.seek(info.start)
+            yield file
+    except (OSError, EOFError) as error:
+        raise CheckpointError(f"{info.file}: {name} cannot be read ({error}); fetch the file again.") from error
+
+
+@overload
+def open_weights(folder: Path, stem: str | None = None, variant: str | None = None) -> SafetensorsCheckpoint: ...
+@overload
+def open_weights(
+    folder: Path, stem: str | None = None, variant: str | None = None, *, allow_pickle: bool
+) -> SafetensorsCheckpoint | PickleCheckpoint: ...
+def open_weights(
+    folder: Path, stem: str | None = None, variant: str | None = None, *, allow_pickle: bool = False
+) -> SafetensorsCheckpoint | PickleCheckpoint:
+    """The weights in a component's folder: `stem[.variant].safetensors`, or the shards that an index lists.
+
+    `stem` None tries the usual ones. `allow_pickle` takes the old `.bin` file where there are no safetensors. Raises
+    `CheckpointError` saying what lies there instead.
+    """
+    stems = WEIGHTS_STEMS if stem is None else (stem,)
+    for name in stems:
+        single, index = weights_filenames(name, variant)
+        if (folder / single).is_file():
+            return _open_safetensors(folder / single)
+        if (folder / index).is_file():
+            return _open_shards(folder / index)
+    for name in stems if allow_pickle else ():
+        if (folder / pickle_filename(name, variant)).is_file():
+            return open_checkpoint(folder / pickle_filename(name, variant), allow_pickle=True)
+    raise CheckpointError(_missing_weights_message(folder, variant, allow_pickle))
+
+
+def weights_filenames(stem: str, variant: str | None) -> tuple[str, str]:
+    """The names of a whole file and of an index of shards."""
+    part = "" if variant is None else f".{variant}"
+    return f"{stem}{part}.safetensors", f"{stem}.safetensors.index{part}.json"
+
+
+def pickle_filename(stem: str, variant: str | None) -> str:
+    """The name of a whole pickled file; transformers' have another stem than its safetensors."""
+    part = "" if variant is None else f".{variant}"
+    return f"{PICKLE_STEMS.get(stem, stem)}{part}.bin"
+
+
+@overload
+def open_checkpoint(path: Path) -> SafetensorsCheckpoint: ...
+@overload
+def open_checkpoint(path: Path, *, allow_pickle: bool) -> SafetensorsCheckpoint | PickleCheckpoint: ...
+def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> SafetensorsCheckpoint | PickleCheckpoint:
+    """One file of weights: safetensors, or a pickle where `allow_pickle` says so. Its content decides, not its name.
+
+    Raises `CheckpointError` naming the file, and the tensor where one is concerned, for all that is damaged.
+    """
+    _, magic = _size_and_magic(path)
+    is_safetensors = magic[8:] == b"{"
+    if not is_safetensors and (magic.startswith(PICKLE_MAGIC) or path.suffix.lower() in PICKLE_SUFFIXES):
+        if not allow_pickle:
+            raise CheckpointError(pickle_refused_message(path))
+        return open_pickle(path)
+    return _open_safetensors(path)
+
+
+def _size_and_magic(path: Path) -> tuple[int, bytes]:
+    """The size and the first bytes of an ordinary file; nothing else is opened, since a pipe would never end."""
+    try:
+        file_stat = path.stat()
+        if not S_ISREG(file_stat.st_mode):
+            kind = "a folder" if S_ISDIR(file_stat.st_mode) else "a pipe or device"
+            raise CheckpointError(f"{path}: found {kind}, expected a file of weights.")
+        with path.open("rb", buffering=0) as file:
+            return file_stat.st_size, file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except ValueError as error:
+        raise CheckpointError(f"{str(path)!r}: not the name of a file ({error}).") from error
+
+
+def _open_safetensors(path: Path) -> SafetensorsCheckpoint:
+    """One safetensors file. Its header is checked against its size."""
+    size, magic = _size_and_magic(path)
+    length = int.from_bytes(magic[:8], "little")
+    if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+        raise CheckpointError(f"{path}: {size:,} bytes are no whole safetensors file; fetch it again.")
+    header = _read_header(path, length)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or any(type(each) is not str for each in cast("Json", metadata).values()):
+        raise CheckpointError(f"{path}: found other things than texts in __metadata__; fetch it again.")
+    tensor_infos = {name: _parse_tensor_info(path, name, found, 8 + length) for name, found in header.items()}
+    _check_offsets(path, tensor_infos, 8 + length, size)
+    return SafetensorsCheckpoint(path, tensor_infos, cast("dict[str, str]", metadata))
+
+
+def _read_header(path: Path, length: int) -> Json:
+    """The header's one JSON object, each name once."""
+    try:
+        with path.open("rb") as file:
+            file.seek(8)
+            header = json.loads(file.read(length).decode(), object_pairs_hook=_mark_duplicate_keys)
+        if not isinstance(header, dict):
+            raise ValueError(f"found {short_repr(header)}, expected one object")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged safetensors header ({error}); fetch the file again.") from error
+    return cast("Json", header)
+
+
+@dataclass(frozen=True, repr=False)
+class DuplicateKeys:
+    """Stands for a JSON object that names something twice, until it is known what the object describes."""
+
+    problem: str
+
+    def __repr__(self) -> str:
+        return f"an object where {self.problem}"
+
+
+def _mark_duplicate_keys(pairs: list[tuple[str, Any]]) -> Json | DuplicateKeys:
+    try:
+        return reject_duplicate_keys(pairs)
+    except ValueError as error:
+        return DuplicateKeys(str(error))
+
+
+def _parse_tensor_info(path: Path, name: str, description: Any, data_start: int) -> TensorInfo:
+    """One tensor's place, whose bytes begin at `data`."""
+    if len(name) > MAX_NAME_LENGTH or not name.isprintable():
+        raise CheckpointError(
+            f"{path}: found the name {short_repr(name)}, expected at most {MAX_NAME_LENGTH} plain characters."
+        )
+    if not isinstance(description, dict) or set(cast("Json", description)) != TENSOR_INFO_KEYS:
+        raise CheckpointError(
+            f"{path}: {name} is described by {short_repr(description)}, expected {', '.join(sorted(TENSOR_INFO_KEYS))}."
+        )
+    dtype_name, shape, offsets = (cast("Json", description)[each] for each in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
+        raise CheckpointError(f"{path}: {name} has type {short_repr(dtype_name)}, expected one of {', '.join(DTYPES)}.")
+    if not _is_count_list(shape) or not _is_count_list(offsets) or len(offsets) != 2:
+        raise CheckpointError(
+            f"{path}: {name} has shape {short_repr(shape)} and bytes {short_repr(offsets)}, expected lists of whole "
+            "numbers, two "
+            "for the bytes."
+        )
+    info = TensorInfo(path, DTYPES[dtype_name], tuple(shape), data_start + offsets[0], data_start + offsets[1])
+    length, elements = offsets[1] - offsets[0], math.prod(info.shape)
+    if length != elements * info.dtype.itemsize or math.prod(side or 1 for side in shape) >= MAX_ELEMENTS:
+        raise CheckpointError(f"{path}: {name} of shape {short_repr(info.shape)} does not fill its {length:,} bytes.")
+    return info
+
+
+def _is_count_list(value: Any) -> TypeGuard[list[int]]:
+    if not isinstance(value, list) or len(cast("list[Any]", value)) > MAX_DIMS:
+        return False
+    return all(type(each) is int and 0 <= each < MAX_ELEMENTS for each in cast("list[Any]", value))
+
+
+def _check_offsets(path: Path, tensor_infos: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
+    """The tensors follow each other without gaps and end with the file."""
+    end = data_start
+    for name, info in sorted(tensor_infos.items(), key=lambda item: (item[1].start, item[1].end)):
+        if info.start != end:
+            raise CheckpointError(f"{path}: {name} begins at byte {info.start:,}, expected {end:,}; fetch it again.")
+        end = info.end
+    if end != size:
+        state = "cut short" if end > size else "too long"
+        raise CheckpointError(f"{path}: {state}: {size:,} bytes, its header promises {end:,}; fetch the file again.")
+
+
+def _open_shards(index: Path) -> SafetensorsCheckpoint:
+    weight_map: Any = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: no weight_map; expected the file of each weight.")
+    shard_names = {key: str(place) for key, place in cast("dict[str, Any]", weight_map).items()}
+    shards = {name: _open_safetensors(_shard_path(index, name)) for name in sorted(set(shard_names.values()))}
+    tensor_infos = {key: entry for file in shards.values() for key, entry in file.tensor_infos.items()}
+    mismatched = sorted(set(tensor_infos) ^ set(shard_names))
+    mismatched += [
+        key for key, count in Counter(key for file in shards.values() for key in file.keys()).items() if count > 1
+    ]
+    mismatched += [
+        key
+        for key, place in shard_names.items()
+        if key in tensor_infos and tensor_infos[key].file != shards[place].path
+    ]
+    if mismatched:
+        raise CheckpointError(f"{index}: the index and the shards disagree about {', '.join(mismatched[:10])}.")
+    shard_metadata = [file.metadata for file in shards.values()]
+    return SafetensorsCheckpoint(
+        index,
+        tensor_infos,
+        {key: text for key, text in shard_metadata[0].items() if all(each.get(key) == text for each in shard_metadata)},
+    )
+
+
+def _shard_path(index: Path, name: str) -> Path:
+    """The file beside the index; a name that leads elsewhere is refused."""
+    if not name.endswith(".safetensors") or name.startswith(".") or set(name) & set("/\\:\0"):
+        raise CheckpointError(f"{index}: shard {name!r} is not the name of a safetensors file in the same folder.")
+    if not (index.parent / name).is_file():
+        raise CheckpointError(f"{index.parent / name}: this shard is missing; {index.name} lists it.")
+    return index.parent / name
+
+
+def _missing_weights_message(folder: Path, variant: str | None, allow_pickle: bool) -> str:
+    filenames = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    wanted = "weights" if variant is None else f"weights of variant {variant!r}"
+    tensors = [
+        name for name in filenames if name.endswith((".safetensors", ".json")) and name.startswith(WEIGHTS_STEMS)
+    ]
+    pickles = [name for name in filenames if name.endswith(PICKLE_SUFFIXES)]
+    if tensors:
+        return f"{folder}: no {wanted}, but {', '.join(tensors)}; choose the variant that is there, or none."
+    if pickles and not allow_pickle:
+        return (
+            f"{folder}: found only {', '.join(pickles)}, pickles, programs that run when opened. {ALLOW_PICKLE_HINT}."
+        )
+    expected = " or ".join(weights_filenames(stem, variant)[0] for stem in WEIGHTS_STEMS)
+    pickle_text = (
+        f", or {' or '.join(pickle_filename(stem, variant) for stem in WEIGHTS_STEMS)}" if allow_pickle else ""
+    )
+    found_text = f"found only {', '.join(pickles)}; " if pickles else ""
+    return f"{folder}: no {wanted}; {found_text}expected {expected}{pickle_text}."
+
+
+def _read_into(file: FileIO, tensor: Tensor) -> None:
+    """Read exactly as many bytes as the contiguous tensor has."""
+    remaining = tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
+    while remaining:
+        read = file.readinto(remaining)
+        if not read:
+            raise EOFError("the file ends early")
+        remaining = remaining[read:]
+
+
+def _read_converted(file: FileIO, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Read elements of `dtype` into a tensor of another type, holding one block of them at a time."""
+    block = torch.empty(BLOCK_BYTES // dtype.itemsize, dtype=dtype)
+    flat, size = tensor.reshape(-1), len(block)
+    for start in range(0, len(flat), size):
+        part = flat[start : start + size]
+        _read_into(file, block[: len(part)])
+        part.copy_(block[: len(part)])

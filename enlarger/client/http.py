@@ -1,0 +1,150 @@
+"""The line to a service: what `follow.py` says, done with httpx2; once for threads, once for event loops."""
+
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+import httpx2
+
+from enlarger import __version__
+from enlarger.client.endpoints import HttpRequest
+from enlarger.client.job_protocol import Action, Compute, OpenStream, ReadStream, Send, Sleep
+from enlarger.client.responses import HttpResponse, NoResponse
+from enlarger.errors import InputError
+
+READ_TIMEOUT = 120.0  # without a byte from the service; it decodes a picture before it answers
+STREAM_TIMEOUT = 45.0  # in a stream of events, where the service sends a sign of life every 15
+CONNECT_TIMEOUT = 10.0
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def client_options(url: str, key: str | None) -> dict[str, Any]:
+    """What both of httpx2's clients are made with."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"url is {url!r}, expected an address such as http://127.0.0.1:8997")
+    key = os.environ.get("ENLARGER_KEY") if key is None else key
+    headers = {"User-Agent": f"enlarger/{__version__}"}
+    return {
+        "base_url": url.rstrip("/").removesuffix("/v1"),
+        "headers": headers if key is None else headers | {"Authorization": f"Bearer {key}"},
+        "trust_env": parts.hostname not in LOOPBACK,  # no proxy is asked for this machine
+    }
+
+
+class HttpTransport:
+    """Does one action after the other; the stream of events is open until the next that is not `Next`."""
+
+    def __init__(self, http: httpx2.Client) -> None:
+        self._http = http
+        self._stack = ExitStack()
+        self._chunks: Iterator[bytes] = iter(())
+
+    def perform(self, action: Action) -> Any:
+        """The reply to an action."""
+        try:
+            match action:
+                case ReadStream():
+                    return next(self._chunks, None)
+                case Compute():
+                    self.close()
+                    return action.function()
+                case Sleep():
+                    self.close()
+                    return time.sleep(action.seconds)
+                case Send():
+                    self.close()
+                    response = self._http.request(**_request_options(action.request, READ_TIMEOUT, action.timeout))
+                    return _to_response(response, response.content)
+                case OpenStream():
+                    self.close()
+                    return self._open_stream(action.request)
+        except httpx2.HTTPError as error:
+            return _no_response(error, self._http.base_url)
+
+    def _open_stream(self, request: HttpRequest) -> HttpResponse:
+        response = self._stack.enter_context(self._http.stream(**_request_options(request, STREAM_TIMEOUT)))
+        self._chunks = response.iter_bytes()
+        return _to_response(response)
+
+    def close(self) -> None:
+        """End the stream, if there is one."""
+        self._chunks = iter(())
+        self._stack.close()
+
+
+class AsyncHttpTransport:
+    """The same on an event loop."""
+
+    def __init__(self, http: httpx2.AsyncClient) -> None:
+        self._http = http
+        self._stack = AsyncExitStack()
+        self._chunks: AsyncIterator[bytes] | None = None
+
+    async def perform(self, action: Action) -> Any:
+        """The reply to an action."""
+        try:
+            match action:
+                case ReadStream():
+                    return None if self._chunks is None else await anext(self._chunks, None)
+                case Compute():
+                    await self.close()
+                    return await anyio.to_thread.run_sync(action.function)
+                case Sleep():
+                    await self.close()
+                    return await anyio.sleep(action.seconds)
+                case Send():
+                    await self.close()
+                    response = await self._http.request(
+                        **_request_options(action.request, READ_TIMEOUT, action.timeout)
+                    )
+                    return _to_response(response, response.content)
+                case OpenStream():
+                    await self.close()
+                    return await self._open_stream(action.request)
+        except httpx2.HTTPError as error:
+            return _no_response(error, self._http.base_url)
+
+    async def _open_stream(self, request: HttpRequest) -> HttpResponse:
+        response = await self._stack.enter_async_context(self._http.stream(**_request_options(request, STREAM_TIMEOUT)))
+        self._chunks = response.aiter_bytes()
+        return _to_response(response)
+
+    async def close(self) -> None:
+        """End the stream, if there is one."""
+        self._chunks = None
+        await self._stack.aclose()
+
+
+def _request_options(request: HttpRequest, read_timeout: float, total_timeout: float | None = None) -> dict[str, Any]:
+    """A call as httpx2 takes it."""
+    files = {name: (name, data, "application/octet-stream") for name, data in request.files.items()}
+    body = {"json": request.json, "data": request.form, "files": files or None}
+    content = {name: value for name, value in body.items() if value is not None}
+    timeout = httpx2.Timeout(
+        read_timeout if total_timeout is None else total_timeout,
+        connect=CONNECT_TIMEOUT if total_timeout is None else total_timeout,
+    )
+    return {
+        "method": request.method,
+        "url": request.path,
+        "headers": dict(request.headers),
+        "timeout": timeout,
+        **content,
+    }
+
+
+def _to_response(response: httpx2.Response, body: bytes = b"") -> HttpResponse:
+    return HttpResponse(response.status_code, {name.lower(): value for name, value in response.headers.items()}, body)
+
+
+def _no_response(error: httpx2.HTTPError, url: httpx2.URL) -> NoResponse:
+    return NoResponse(f"{str(url).rstrip('/')} does not answer ({str(error) or type(error).__name__})")

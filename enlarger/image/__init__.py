@@ -1,0 +1,1 @@
+"""Pictures before and after the networks: decoding, encoding, colour, sizes, masks."""

@@ -1,0 +1,171 @@
+"""Opening picture files with Pillow: which formats, how many pixels, which way up. Nothing here needs torch."""
+
+import io
+import re
+import threading
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image, UnidentifiedImageError, features
+
+from enlarger.errors import InputError
+
+AVIF_FORMATS = {".avif": "AVIF"} if features.check("avif") else {}  # a part of newer Pillows only
+READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *AVIF_FORMATS.values())
+PIXEL_LIMIT = 89_478_485  # Pillow's own warning level
+EXIF_ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATION_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+MAGIC_BYTES = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8": "JPEG",
+    b"RIFF": "WEBP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"BM": "BMP",
+    b"GIF8": "GIF",
+}
+UnreadableReason = Literal["missing", "empty", "unknown", "damaged", "small", "large"]
+_lock = threading.Lock()  # Python's warning filters are one per process
+
+
+class UnreadableImage(InputError):
+    """A picture file that cannot be used. `why` is for programs: is it no picture, a damaged one, too large a one?"""
+
+    def __init__(self, text: str, reason: UnreadableReason = "damaged") -> None:
+        super().__init__(text)
+        self.reason: UnreadableReason = reason
+
+
+def one_line(text: object) -> str:
+    """A name or message on one printable line."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
+
+
+@contextmanager
+def _without_pillow_warnings() -> Generator[None]:
+    """Keep Pillow's warnings from the user: what matters of them becomes an error or a note."""
+    with _lock, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def open_upright(source: str | Path | Image.Image, *, limit: int = PIXEL_LIMIT) -> Image.Image:
+    """The pixels of a file or PIL image in their own mode: loaded, turned upright, the first frame of several.
+
+    Raises InputError as `read_picture` does.
+    """
+    with open_image(source) as (image, name):
+        return decode_image(image, name, limit, []).copy()
+
+
+@contextmanager
+def open_image(source: str | Path | Image.Image, name: str | None = None) -> Generator[tuple[Image.Image, str]]:
+    """A picture with its header read, and its name, for the length of the block.
+
+    Errors call the picture `name`, by default its path. Raises Unreadable.
+    """
+    if isinstance(source, Image.Image):
+        with _without_pillow_warnings():
+            yield source, name or one_line(getattr(source, "filename", "")) or "PIL image"
+        return
+    path, name = Path(source), name or one_line(source)
+    with _open_stream(path, name) as stream, _without_pillow_warnings():
+        first_bytes = stream.read(16)
+        if not first_bytes:
+            raise UnreadableImage(f"{name}: the file is empty (0 bytes); copy or download it again", "empty")
+        stream.seek(0)
+        yield _read_header(stream, first_bytes, name), name
+
+
+def _open_stream(path: Path, name: str) -> io.BufferedReader:
+    try:
+        if path.is_dir():
+            raise UnreadableImage(f"{name}: is a folder, expected a picture file; name a file inside it", "missing")
+        if path.exists() and not path.is_file():
+            raise UnreadableImage(f"{name}: is not a regular file; copy the picture to a file first", "missing")
+        return path.open("rb")
+    except FileNotFoundError:
+        raise UnreadableImage(f"{name}: no such file; check the path", "missing") from None
+    except (OSError, ValueError) as error:
+        reason = one_line(getattr(error, "strerror", None) or error)
+        text = f"{name}: cannot be opened ({reason}); check the path and its permissions"
+        raise UnreadableImage(text, "missing") from None
+
+
+def _read_header(stream: io.BufferedReader, first_bytes: bytes, name: str) -> Image.Image:
+    """Read a file's header only."""
+    format_name = next((kind for magic, kind in MAGIC_BYTES.items() if first_bytes.startswith(magic)), None)
+    try:
+        return Image.open(stream, formats=READABLE_FORMATS)
+    except Image.DecompressionBombError as error:
+        pixels, limit = (int(number) for number in re.findall(r"\d+", str(error))[:2])
+        raise too_large_error(name, pixels, limit) from None
+    except UnidentifiedImageError:
+        if format_name is not None:
+            raise UnreadableImage(
+                f"{name}: the {format_name} header is damaged or cut short; copy or download it again"
+            ) from None
+        text = f"{name}: is not a picture, expected one of {', '.join(READABLE_FORMATS)}; convert it first"
+        raise UnreadableImage(text, "unknown") from None
+    except Exception as error:  # decoders raise anything on damaged files
+        raise decode_error(name, error) from error
+
+
+def too_large_error(name: str, pixels: int, limit: int) -> UnreadableImage:
+    """The error of a picture with more pixels than are read."""
+    return UnreadableImage(
+        f"{name}: has {pixels:,} pixels, at most {limit:,} are read; shrink or crop it first", "large"
+    )
+
+
+def decode_error(name: str, error: Exception) -> UnreadableImage:
+    """The error of a picture on which a decoder failed."""
+    text = one_line(error) or type(error).__name__
+    reason = "the file is cut short" if "truncated" in text.lower() else f"cannot be decoded ({text})"
+    return UnreadableImage(f"{name}: {reason}; copy or download it again, or save it anew with another program")
+
+
+def check_size(name: str, width: int, height: int, limit: int) -> None:
+    """Raise Unreadable for a picture without pixels, or with too many."""
+    if width < 1 or height < 1:
+        text = f"{name}: is {width} x {height} pixels, expected at least 1 x 1; pass a picture with pixels"
+        raise UnreadableImage(text, "small")
+    if width * height > limit:
+        raise too_large_error(f"{name}: {width} x {height}", width * height, limit)
+
+
+def decode_image(image: Image.Image, name: str, limit: int, notes: list[str]) -> Image.Image:
+    """The decoded pixels of an opened picture, upright, in its own mode. Raises Unreadable."""
+    check_size(name, *image.size, limit)
+    try:
+        if not image.mode.startswith("I") and re.search(";16[BLN]", str(getattr(image, "tile", ""))):
+            notes.append("16-bit colour: read as 8-bit")
+        image.load()
+        return _apply_orientation(image, notes)
+    except Exception as error:  # decoders raise anything on damaged files
+        raise decode_error(name, error) from error
+
+
+def _apply_orientation(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Apply the EXIF orientation, and note that there are more frames."""
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - a damaged EXIF block must not cost the picture
+        orientation = 1
+        notes.append("the EXIF data is damaged: orientation not applied")
+    upright = image.transpose(ORIENTATION_TRANSPOSES[orientation]) if orientation in ORIENTATION_TRANSPOSES else image
+    with suppress(Exception):
+        if getattr(image, "is_animated", False):
+            notes.append("animated or with several pages: only the first frame is used")
+    return upright

@@ -1,0 +1,94 @@
+"""Writing pictures to files: whole or not at all, and nothing lost that the format does not hold. Without torch."""
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from enlarger.errors import InputError
+from enlarger.image.decode import AVIF_FORMATS, one_line
+
+MODE_NAMES = {"L": "grey", "LA": "grey with alpha", "RGB": "colour", "RGBA": "colour with alpha", "I;16": "16-bit grey"}
+FORMAT_MODES: dict[str, frozenset[str]] = {  # what each format holds without losing a channel or depth
+    "PNG": frozenset(MODE_NAMES),
+    "JPEG": frozenset({"L", "RGB"}),
+    "WEBP": frozenset({"L", "LA", "RGB", "RGBA"}),
+    "TIFF": frozenset(MODE_NAMES),
+    "BMP": frozenset({"L", "RGB"}),
+    "AVIF": frozenset({"L", "LA", "RGB", "RGBA"}),
+}
+SUFFIXES = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    **AVIF_FORMATS,
+}
+
+
+def check_output(path: str | Path, mode: str | None = None, *, overwrite: bool = False) -> str:
+    """Pillow's name of the format for `path`; InputError, before any work, for what `save_image` would refuse."""
+    path, name = Path(path), one_line(path)
+    format_name = SUFFIXES.get(path.suffix.lower())
+    if format_name is None:
+        raise InputError(
+            f"{name}: found suffix {path.suffix!r}, expected one of {', '.join(SUFFIXES)}; choose one of these"
+        )
+    if mode is not None and mode not in FORMAT_MODES[format_name]:
+        mode_name = MODE_NAMES.get(mode, f"mode {mode}")
+        raise InputError(f"{name}: {format_name} cannot hold {mode_name}; save as .png, or convert the picture first")
+    if not os.path.isdir(path.parent):
+        raise InputError(f"{name}: no such folder {one_line(path.parent)}; make it first")
+    if os.path.isdir(path):
+        raise InputError(f"{name}: is a folder, expected a file name; add one")
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(f"{name}: exists already; choose another name or allow overwriting")
+    return format_name
+
+
+def save_image(image: Image.Image, path: str | Path, *, overwrite: bool = False, quality: int = 95) -> Path:
+    """Write an image whole or not at all: to a new file in the same folder, which then takes the name.
+
+    The suffix chooses the format; `quality` (1..100) is for JPEG, WebP and AVIF. The colour profile in `image.info` of
+    a colour image is kept (BMP holds none); EXIF with its orientation and place and all other metadata are left out.
+    Raises InputError for alpha or 16 bits in a format without them, an unknown suffix, a missing folder, a full disk
+    and, without `overwrite`, an existing file.
+    """
+    format_name, path = check_output(path, image.mode, overwrite=overwrite), Path(path)
+    stripped = image.copy()
+    stripped.info = {}
+    options: dict[str, Any] = {"quality": quality} if format_name in ("JPEG", "WEBP", "AVIF") else {}
+    if image.mode in ("RGB", "RGBA") and image.info.get("icc_profile"):
+        options["icc_profile"] = image.info["icc_profile"]
+    temporary = path.parent / f".enlarger-{uuid.uuid4().hex}.part"
+    try:
+        with temporary.open("xb") as stream:
+            stripped.save(stream, format=format_name, **options)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _rename_into_place(temporary, path, overwrite)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{one_line(path)}: cannot be written ({one_line(error)}); check space, size and permissions"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _rename_into_place(temporary: Path, path: Path, overwrite: bool) -> None:
+    """Rename; without `overwrite` through a hard link, which fails if another process made the file meanwhile."""
+    if not overwrite:
+        try:
+            os.link(temporary, path)
+            return
+        except FileExistsError:
+            raise InputError(f"{one_line(path)}: exists already; choose another name or allow overwriting") from None
+        except OSError:  # a file system without hard links
+            check_output(path)
+    os.replace(temporary, path)

@@ -1,0 +1,202 @@
+"""Pictures in and out: files, PIL images, arrays and tensors become a `Picture`; a `Picture` becomes a file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from enlarger.errors import InputError, NonFinite
+from enlarger.image.colour import to_srgb
+from enlarger.image.decode import (
+    PIXEL_LIMIT,
+    check_size,
+    decode_error,
+    decode_image,
+    one_line,
+    open_image,
+    open_upright,
+)
+from enlarger.image.encode import SUFFIXES, check_output, save_image
+from enlarger.image.resize import resize, resize_matrix
+
+__all__ = [
+    "PIXEL_LIMIT",
+    "SUFFIXES",
+    "Picture",
+    "check_output",
+    "one_line",
+    "open_upright",
+    "read_picture",
+    "resize",
+    "resize_matrix",
+    "save_image",
+    "to_pil",
+]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture in memory: upright, in sRGB.
+
+    The colour of transparent pixels is what the file holds, not premultiplied: whoever mixes neighbouring pixels weighs
+    them by `alpha` first. `depth` is 16 only for grey that came with more than 8 bits; it is written back as such.
+    """
+
+    colour: Tensor  # (3, H, W) float32 in -1..1; grey has three equal channels
+    alpha: Tensor | None = None  # (1, H, W) float32 in 0..1
+    is_grey: bool = False
+    bit_depth: int = 8
+    icc_profile: bytes | None = None  # an sRGB profile, where the source was in colour and had a profile
+    notes: tuple[str, ...] = ()  # what was converted, guessed or left out, one line each
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+        return self.colour.shape[-2]
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+        return self.colour.shape[-1]
+
+
+PictureSource = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
+
+
+def read_picture(source: PictureSource, *, limit: int = PIXEL_LIMIT) -> Picture:
+    """Read one picture.
+
+    `source` is a path; a PIL image; an array (H, W) or (H, W, 1..4) of uint8, uint16 or floats in 0..1, its channels
+    grey, grey and alpha, RGB or RGBA; or a float tensor (1 or 3, H, W) in -1..1. The EXIF orientation is applied, an
+    ICC profile converted to sRGB, the first frame of several taken; `notes` says so. PIL modes I and I;16 are 16-bit
+    grey, mode F is grey in 0..1, 16-bit colour files are read as 8-bit. Raises InputError, one line with the file's
+    name, for whatever cannot be read or has more than `limit` pixels (for files, Pillow's own bound, twice
+    `PIL.Image.MAX_IMAGE_PIXELS`, holds as well).
+    """
+    if isinstance(source, (str, Path, Image.Image)):
+        with open_image(source) as (image, name):
+            return _from_pil(image, name, limit)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, limit)
+    if isinstance(source, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+        return _from_tensor(source, limit)
+    raise InputError(
+        f"found a {type(source).__name__}, expected a path, PIL image, numpy array or tensor; pass one of these"
+    )
+
+
+def list_pictures(folder: str | Path) -> list[Path]:
+    """The files in a folder, and in the folders in it, whose suffix is a picture's; in order."""
+    return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def _from_pil(image: Image.Image, name: str, limit: int) -> Picture:
+    notes: list[str] = []
+    image = decode_image(image, name, limit, notes)
+    try:
+        if image.mode == "F" or image.mode.startswith("I"):
+            values, bit_depth, icc_profile = _read_grey16(image, name, notes), 16, None
+        else:
+            srgb, icc_profile = to_srgb(image, notes)
+            values, bit_depth = _to_unit_range(np.array(srgb)), 8
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise anything on damaged files
+        raise decode_error(name, error) from error
+    return _from_planes(values, bit_depth, icc_profile, notes)
+
+
+def _read_grey16(image: Image.Image, name: str, notes: list[str]) -> Tensor:
+    """(H, W, 1) in 0..1 of the modes that hold more than 8 bits of grey."""
+    if image.info.get("icc_profile"):
+        notes.append("the colour profile is not applied to 16-bit grey: taken as sRGB")
+    if image.info.get("transparency") is not None:
+        notes.append("the transparent level of 16-bit grey is left out")
+    max_value = 1 if image.mode == "F" else 65535
+    values = np.array(image if image.mode == "F" else image.convert("I"))
+    return _check_range(
+        torch.from_numpy(values)[..., None].float() / max_value, name, f"mode {image.mode} in 0..{max_value}", max_value
+    )
+
+
+def _check_range(values: Tensor, name: str, expected: str, scale: float = 1, low: float = 0) -> Tensor:
+    """Values that may overshoot `low`..1 only by rounding, clamped."""
+    minimum, maximum = (float(v) for v in values.aminmax())
+    if not (minimum >= low - 1e-3 and maximum <= 1 + 1e-3):
+        found = f"values from {minimum * scale:g} to {maximum * scale:g}"
+        raise InputError(f"{name}: found {found}, expected {expected}; scale or clip the values first")
+    return values.clamp(low, 1)
+
+
+def _to_unit_range(values: np.ndarray[Any, Any]) -> Tensor:
+    """Unsigned integers (H, W) or (H, W, C) as float32 (H, W, C) in 0..1."""
+    max_value = np.iinfo(values.dtype).max
+    return torch.from_numpy(values.reshape(*values.shape[:2], -1).astype(np.float32)).div_(max_value)
+
+
+def _from_planes(values: Tensor, bit_depth: int, icc_profile: bytes | None, notes: list[str]) -> Picture:
+    """From (H, W, 1..4) float32 in 0..1: grey, grey and alpha, RGB, RGBA."""
+    planes = values.permute(2, 0, 1)
+    is_grey, alpha = len(planes) < 3, len(planes) in (2, 4)
+    colour = (planes[:1] if is_grey else planes[:3]) * 2 - 1
+    return Picture(
+        colour=colour.expand(3, -1, -1).contiguous(),
+        alpha=planes[-1:].clone() if alpha else None,
+        is_grey=is_grey,
+        bit_depth=bit_depth,
+        icc_profile=icc_profile,
+        notes=tuple(one_line(note) for note in notes),
+    )
+
+
+def _from_array(array: np.ndarray[Any, Any], limit: int) -> Picture:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
+        raise InputError(f"array: found shape {array.shape}, expected (H, W) or (H, W, 1..4); move the channels last")
+    check_size("array", array.shape[1], array.shape[0], limit)
+    if array.dtype in (np.uint8, np.uint16):
+        values = _to_unit_range(array)
+    elif np.issubdtype(array.dtype, np.floating):
+        values = torch.from_numpy(array.reshape(*array.shape[:2], -1).astype(np.float32))
+        values = _check_range(values, "array", "floats in 0..1")
+    else:
+        raise InputError(f"array: found {array.dtype}, expected uint8, uint16 or floats in 0..1; convert it first")
+    is_grey16 = array.dtype == np.uint16 and values.shape[2] == 1
+    return _from_planes(values, 16 if is_grey16 else 8, None, [])
+
+
+def _from_tensor(tensor: Tensor, limit: int) -> Picture:
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
+        raise InputError(f"tensor: found shape {tuple(tensor.shape)}, expected one picture (1 or 3, H, W) in -1..1")
+    if not tensor.is_floating_point():
+        raise InputError(
+            f"tensor: found {tensor.dtype}, expected floats in -1..1; divide uint8 by 127.5 and subtract 1"
+        )
+    check_size("tensor", tensor.shape[2], tensor.shape[1], limit)
+    values = _check_range(tensor.detach().cpu().float(), "tensor", "floats in -1..1", low=-1)
+    return Picture(values.expand(3, -1, -1).clone(), is_grey=tensor.shape[0] == 1)
+
+
+def to_pil(picture: Picture) -> Image.Image:
+    """The picture as a PIL image, mode L, LA, RGB, RGBA or I;16 (grey of depth 16 without alpha).
+
+    Rounded half to even after clamping; grey is the mean of the three channels. Raises NonFinite for NaN or infinity.
+    """
+    if not bool(torch.isfinite(picture.colour).all()):
+        raise NonFinite("found NaN or infinity in a picture, expected numbers; run again in float32")
+    colour = picture.colour.mean(dim=0, keepdim=True) if picture.is_grey else picture.colour
+    planes = (colour.float().cpu() / 2 + 0.5).clamp(0, 1)
+    if picture.is_grey and picture.bit_depth == 16 and picture.alpha is None:
+        return Image.fromarray((planes[0] * 65535).round().numpy().astype(np.uint16))
+    if picture.alpha is not None:
+        planes = torch.cat([planes, picture.alpha.float().cpu().clamp(0, 1)])
+    array = (planes * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[len(planes)]
+    image = Image.fromarray(array[..., 0] if mode == "L" else array)
+    assert image.mode == mode
+    if picture.icc_profile and not picture.is_grey:
+        image.info["icc_profile"] = picture.icc_profile
+    return image

@@ -1,0 +1,55 @@
+"""Running a network with a bounded receptive field over a large picture in pieces, with the same result."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+TileProgress = Callable[[int, int], None]  # tiles done, tiles in all; it may raise to stop
+
+
+def _no_progress(done: int, total: int) -> None:
+    """Nobody looks."""
+
+
+def apply_tiled(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    tile_size: int,
+    margin: int,
+    scale: float = 1,
+    progress: TileProgress = _no_progress,
+) -> Tensor:
+    """`function(x)` for x (B, C, H, W), in tiles with `margin` pixels of their surroundings on each side.
+
+    Equal to the whole if no output pixel depends on inputs further than `margin` away and `tile` and `margin` are
+    multiples of the function's granularity. `scale` is output pixels per input pixel.
+    """
+    height, width = x.shape[-2:]
+    is_single_tile = height <= tile_size + margin and width <= tile_size + margin
+    rows, columns = (_tile_bounds(side, side if is_single_tile else tile_size, margin) for side in (height, width))
+    result: Tensor | None = None
+    for i, (top, bottom, above, below) in enumerate(rows):
+        for j, (left, right, before, after) in enumerate(columns):
+            output = function(x[..., above:below, before:after])
+            if result is None:
+                result = output.new_empty(*output.shape[:2], round(height * scale), round(width * scale))
+            cropped = output[
+                ...,
+                _scaled_slice(top - above, bottom - above, scale),
+                _scaled_slice(left - before, right - before, scale),
+            ]
+            result[..., _scaled_slice(top, bottom, scale), _scaled_slice(left, right, scale)] = cropped
+            progress(i * len(columns) + j + 1, len(rows) * len(columns))
+    assert result is not None
+    return result
+
+
+def _tile_bounds(length: int, tile_size: int, margin: int) -> list[tuple[int, int, int, int]]:
+    """Start and end of each tile, and of the tile with its surroundings."""
+    ends = ((start, min(length, start + tile_size)) for start in range(0, length, tile_size))
+    return [(start, end, max(0, start - margin), min(length, end + margin)) for start, end in ends]
+
+
+def _scaled_slice(start: int, end: int, scale: float) -> slice:
+    return slice(round(start * scale), round(end * scale))

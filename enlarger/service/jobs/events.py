@@ -1,0 +1,91 @@
+"""What happened to each job, numbered and kept for a while, so that who comes late or returns misses nothing."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Literal
+
+from enlarger.service.jobs.job import JobEvent
+
+EventKind = Literal["queued", "started", "progress", "preview", "succeeded", "failed", "canceled"]
+MAX_EVENTS = 1024  # events of one job
+MAX_FINISHED_LOGS = 32  # jobs that have ended, whose events can still be replayed one by one
+
+
+class EventLog:
+    """The events of one job. Each carries all that is known of its standing, so that none depends on another."""
+
+    def __init__(self) -> None:
+        self._events: deque[JobEvent] = deque(maxlen=MAX_EVENTS)
+        self._count = 0
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed or (bool(self._events) and self._events[-1].is_last)
+
+    def publish(self, kind: EventKind, data: Mapping[str, Any]) -> None:
+        """Add an event, and wake those who wait for it; nothing comes after the last."""
+        if self.is_closed:
+            return
+        self._count += 1
+        self._events.append(JobEvent(self._count, kind, data))
+        self._wake()
+
+    def close(self) -> None:
+        """No more events: the service stops, and the job goes on with the next one."""
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def subscribe(self, after: int = 0) -> AsyncGenerator[JobEvent]:
+        """The events after a number, then those to come; from the first, where this process never gave that number."""
+        last_number = after if after <= self._count else 0
+        while True:
+            changed = self._changed
+            for event in [event for event in self._events if event.number > last_number]:
+                last_number = event.number
+                yield event
+            if self.is_closed and self._count <= last_number:
+                return
+            if self._count <= last_number:
+                await changed.wait()
+
+
+class EventLogs:
+    """The boards of the jobs that wait or run, and of the last that ended."""
+
+    def __init__(self) -> None:
+        self._logs: dict[str, EventLog] = {}
+        self._finished_ids: deque[str] = deque()
+
+    def __len__(self) -> int:
+        return len(self._logs)
+
+    def find(self, id: str) -> EventLog | None:
+        return self._logs.get(id)
+
+    def publish(self, id: str, kind: EventKind, data: Mapping[str, Any]) -> None:
+        event_log = self._logs.setdefault(id, EventLog())
+        if event_log.is_closed:
+            return
+        event_log.publish(kind, data)
+        if event_log.is_closed:
+            self._finished_ids.append(id)
+            if len(self._finished_ids) > MAX_FINISHED_LOGS:
+                self._logs.pop(self._finished_ids.popleft(), None)
+
+    def remove(self, id: str) -> None:
+        event_log = self._logs.pop(id, None)
+        if event_log is not None:
+            event_log.close()
+        if id in self._finished_ids:
+            self._finished_ids.remove(id)
+
+    def close(self) -> None:
+        for event_log in self._logs.values():
+            event_log.close()

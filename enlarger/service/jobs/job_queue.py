@@ -1,0 +1,144 @@
+"""Who waits, who runs, and until when: the queue as the server has it in memory. Nothing here waits or writes."""
+
+import asyncio
+import heapq
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from enlarger.service.jobs.job import Job
+from enlarger.service.jobs.progress_estimator import DurationStats, ProgressEstimator
+from enlarger.service.jobs.state import JobProgress
+
+MAX_LIVE_POSITION = 64  # positions from the front at which each change is told
+
+
+@dataclass(eq=False)
+class ActiveJob:
+    """A job that has not ended, or whose end is being written down."""
+
+    job: Job
+    finished_event: asyncio.Event = field(default_factory=asyncio.Event)
+    is_finishing: bool = False  # somebody has decided how it ends; nobody else may
+    estimator: ProgressEstimator | None = None  # while it runs
+    batch_number: int = 0  # the same for the jobs of a batch
+    preview: str | None = None
+    reported_position: int | None = None  # the position that its watchers know
+
+
+class JobQueue:
+    """The jobs that have not ended."""
+
+    def __init__(self, durations: DurationStats) -> None:
+        self.durations = durations
+        self.active_jobs: dict[str, ActiveJob] = {}
+        self.waiting: dict[str, ActiveJob] = {}  # in order
+        self.running: dict[str, ActiveJob] = {}
+        self._num_batches = 0
+
+    def add(self, active: ActiveJob) -> None:
+        """A job comes to the end of the line."""
+        self.active_jobs[active.job.id] = self.waiting[active.job.id] = active
+
+    def requeue_first(self, active_jobs: Iterable[ActiveJob]) -> None:
+        """Jobs that ran come back, to the front."""
+        returning = {active.job.id: active for active in active_jobs}
+        self.waiting = returning | {id: live for id, live in self.waiting.items() if id not in returning}
+
+    def take_batch(self, max_size: int) -> list[ActiveJob]:
+        """The next job, with others that may run together with it; those that saw a crash run alone."""
+        head = next(iter(self.waiting.values()), None)
+        if head is None:
+            return []
+        batch, batch_key = [head], head.job.spec.batch_key
+        if batch_key is not None and head.job.crashes == 0 and max_size > 1:
+            others = (active for active in self.waiting.values() if active is not head and active.job.crashes == 0)
+            batch += [live for live in others if live.job.spec.batch_key == batch_key][: max_size - 1]
+        self._num_batches, now = self._num_batches + 1, time.monotonic()
+        for live in batch:
+            self.waiting.pop(live.job.id)
+            self.running[live.job.id] = live
+            live.batch_number, live.estimator = (
+                self._num_batches,
+                ProgressEstimator(live.job.spec, self.durations, now, len(batch)),
+            )
+            live.preview = live.reported_position = None
+        return batch
+
+    def dequeue(self, active: ActiveJob) -> None:
+        """A job neither waits nor runs any more."""
+        self.waiting.pop(active.job.id, None)
+        self.running.pop(active.job.id, None)
+
+    def remove(self, active: ActiveJob) -> None:
+        """A job has ended."""
+        self.dequeue(active)
+        self.active_jobs.pop(active.job.id, None)
+
+    def owned_by(self, owner: str) -> list[ActiveJob]:
+        """What waits or runs for an owner."""
+        return [active for active in (*self.waiting.values(), *self.running.values()) if active.job.owner == owner]
+
+    def position(self, active: ActiveJob) -> int | None:
+        if active.job.id in self.waiting:
+            return list(self.waiting).index(active.job.id) + 1
+        return None if active.job.is_finished else 0
+
+    def progress(self, active: ActiveJob, workers: int) -> JobProgress:
+        """Where a job stands."""
+        position, estimator = self.position(active), active.estimator
+        if position is None:
+            return finished_progress(active.job)
+        if position or estimator is None:
+            eta = self.expected_waits(workers).get(active.job.id, 0.0) + self.durations.expected_seconds(
+                active.job.spec
+            )
+            return JobProgress(position, eta_seconds=eta)
+        step, steps = (estimator.done, estimator.total) if estimator.has_progress else (None, None)
+        eta = estimator.remaining_seconds(time.monotonic())
+        return JobProgress(0, estimator.progress, estimator.stage, step, steps, eta, active.preview)
+
+    def expected_waits(self, workers: int) -> dict[str, float]:
+        """In how many seconds each job that waits is expected to begin, and "" for one that would come now."""
+        seconds_until_free = self._seconds_until_free(workers)
+        waits: dict[str, float] = {}
+        for id, active in self.waiting.items():
+            waits[id] = seconds_until_free[0]
+            heapq.heapreplace(
+                seconds_until_free, seconds_until_free[0] + self.durations.expected_seconds(active.job.spec)
+            )
+        return waits | {"": seconds_until_free[0]}
+
+    def _seconds_until_free(self, workers: int) -> list[float]:
+        """In how many seconds each worker has ended what it runs, as a heap."""
+        now, batch_seconds = time.monotonic(), dict[int, float]()
+        for active in self.running.values():
+            if active.estimator is not None:
+                batch_seconds[active.batch_number] = max(
+                    batch_seconds.get(active.batch_number, 0.0), active.estimator.remaining_seconds(now)
+                )
+        seconds_until_free = [0.0] * max(workers, 1)
+        for seconds in sorted(batch_seconds.values(), reverse=True):
+            heapq.heapreplace(seconds_until_free, seconds_until_free[0] + seconds)
+        return seconds_until_free
+
+
+def finished_progress(job: Job) -> JobProgress:
+    """Where a job stands that is over."""
+    return JobProgress(None, 1.0 if job.status == "succeeded" else 0.0)
+
+
+def changed_positions(queue: JobQueue, workers: int) -> Iterable[tuple[ActiveJob, JobProgress]]:
+    """Where those waiting jobs stand whose position is another than their watchers know; far back not each is told."""
+    changed = [
+        (active, i)
+        for i, active in enumerate(queue.waiting.values(), 1)
+        if active.reported_position != i and (i <= MAX_LIVE_POSITION or not active.reported_position)
+    ]
+    waits = queue.expected_waits(workers) if changed else {}
+    for live, position in changed:
+        live.reported_position = position
+        yield (
+            live,
+            JobProgress(position, eta_seconds=waits[live.job.id] + queue.durations.expected_seconds(live.job.spec)),
+        )

@@ -1,0 +1,347 @@
+"""The queue of the service: jobs are given, watched, canceled and forgotten here."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+
+from enlarger.service.jobs import lock
+from enlarger.service.jobs.files import (
+    empty_spool,
+    job_folder_bytes,
+    make_folders,
+    over_quota,
+    remove_job_folder,
+    remove_orphan_folders,
+)
+from enlarger.service.jobs.job import Job, JobEvent, JobSpec, JobStatus, Task
+from enlarger.service.jobs.job_queue import ActiveJob, finished_progress
+from enlarger.service.jobs.lifecycle import JobLifecycle, Outcome, unfinished
+from enlarger.service.jobs.model_registry import ModelRegistry
+from enlarger.service.jobs.reservations import Reservation, Reservations
+from enlarger.service.jobs.state import JobProgress, Metrics, ModelState, ServiceState
+from enlarger.service.jobs.store import JobDatabase
+from enlarger.service.problems import Problem, ProblemError, problem_error
+from enlarger.service.settings import GIB, Settings
+from enlarger.service.workers.pool import CANCELED, NO_WORKER, WorkerPool
+from enlarger.service.workers.supervisor import WORKER_ARGV, WorkerCommand
+
+log = logging.getLogger("enlarger.service.jobs")
+CLEANUP_SECONDS = 30.0
+MIN_RETENTION_SECONDS = 60.0  # results are safe from the disk quota for so long after they were made
+DRAINING = Problem(503, "draining", "the service is stopping; ask again in a moment", retry_after=5)
+
+
+class JobManager:
+    """What waits and runs. All of it happens on the event loop that `start` was called on."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, worker_argv: Sequence[str] = WORKER_ARGV) -> None:
+        self._settings, self._metrics, self._worker_argv = settings, metrics, worker_argv
+        self._registry = ModelRegistry(settings.known_models)
+        self._lifecycle = JobLifecycle(settings.data, metrics)
+        self._pool = WorkerPool(settings, self._lifecycle, self._registry)
+        self._lock: lock.DataFolderLock | None = None
+        self._cleanup_task: asyncio.Task[None] | None = None
+        self._drain_task: asyncio.Task[None] | None = None
+        self._reservations = Reservations()
+        self._adding_owners: list[str] = []  # the owners of jobs that are being written down
+
+    async def start(self) -> None:
+        """Take the data folder, recover what an earlier service left, and start the workers.
+
+        Raises InputError for a folder or a database that cannot be used, or that another service uses.
+        """
+        data = self._settings.data
+        await asyncio.to_thread(make_folders, data)
+        self._lock = await lock.acquire(data)
+        try:
+            await asyncio.to_thread(empty_spool, data)
+            await self._lifecycle.store.open()
+            await self._lifecycle.recover()
+            await asyncio.to_thread(remove_orphan_folders, data, await self._lifecycle.store.run(JobDatabase.ids))
+        except BaseException:
+            await self._close()
+            raise
+        models = [model.model_dump(mode="json") for model in self._settings.known_models]
+        self._pool.start(WorkerCommand(self._worker_argv, models, self._settings.memory, data, self._lock.workers_fd))
+        self._cleanup_task = asyncio.create_task(self._cleanup_loop())
+
+    async def drain(self) -> None:
+        """Take no more jobs, let those that run end for `drain_seconds`, stop the workers, close the store.
+
+        Whoever waits on a connection is told that the service stops; other jobs wait for the next service.
+        """
+        if self._drain_task is None:
+            self._drain_task = asyncio.create_task(self._shut_down())
+        await asyncio.shield(self._drain_task)
+
+    @property
+    def state(self) -> ServiceState:
+        """How the whole is: the best that any worker is, unless the disk fails."""
+        workers = self._pool.workers
+        if self._pool.is_defunct:
+            return "DEFUNCT" if any(worker.was_ever_ready for worker in workers) else "SETUP_FAILED"
+        if self._lifecycle.store.has_failed:
+            return "UNHEALTHY"
+        if any(worker.state == "idle" for worker in workers):
+            return "READY"
+        if any(worker.state == "busy" for worker in workers):
+            return "BUSY"
+        return "UNHEALTHY" if any(worker.was_ever_ready for worker in workers) else "STARTING"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether jobs are taken and some worker can do them."""
+        return self._drain_task is None and self.state in ("READY", "BUSY")
+
+    @property
+    def is_draining(self) -> bool:
+        return self._drain_task is not None
+
+    @property
+    def expected_wait(self) -> float:
+        """Seconds until a job that came now would begin."""
+        return self._lifecycle.queue.expected_waits(self._lifecycle.num_workers)[""]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are of each status."""
+        return self._lifecycle.counts()
+
+    def reserve(self, owner: str, max_wait: float | None = None) -> Reservation:
+        """A place for a request whose body is still to come. Raises Refused as `check_room`."""
+        self.check_capacity(owner, max_wait)
+        return self._reservations.reserve(owner)
+
+    def check_capacity(self, owner: str, max_wait: float | None = None) -> None:
+        """Raise Refused where a job of this owner would not be taken now; `patience`: seconds that it can wait.
+
+        429 `queue_full`, `rate_limit_exceeded`; 503 `draining`, `model_loading`, `no_worker`.
+        """
+        if self._drain_task is not None:
+            raise ProblemError(DRAINING)
+        if self._pool.is_defunct:
+            raise ProblemError(NO_WORKER)
+        if not self._registry.is_described:
+            raise problem_error(503, "model_loading", "the models are being read; ask again in a moment", retry_after=2)
+        pending_owners = [*self._adding_owners, *self._reservations.active_owners()]
+        self._check_owner_limit(owner, pending_owners)
+        wait, limit = self.expected_wait, self._settings.queue
+        if len(self._lifecycle.queue.waiting) + len(pending_owners) >= limit:
+            text = f"{limit} jobs wait already, which is all that may; ask again in {max(1, round(wait))} s"
+            raise problem_error(429, "queue_full", text, retry_after=wait)
+        longest_wait = (
+            min(max_wait, self._settings.wait_seconds) if max_wait is not None else self._settings.wait_seconds
+        )
+        if wait > longest_wait:
+            found = f"a job would wait {round(wait)} s before it begins"
+            text = f"{found}, and may wait {round(longest_wait)} s; ask again later"
+            raise problem_error(429, "queue_full", text, retry_after=wait - longest_wait)
+
+    def _check_owner_limit(self, owner: str, pending_owners: Sequence[str]) -> None:
+        owned, limit = self._lifecycle.queue.owned_by(owner), self._settings.bounds.per_key
+        if owner and len(owned) + pending_owners.count(owner) >= limit:
+            retry_after = min((self._progress(active).eta_seconds or 0.0 for active in owned), default=1.0)
+            text = f"{limit} jobs of this key wait or run, which is all that may at a time; wait for one to end"
+            raise problem_error(429, "rate_limit_exceeded", text, retry_after=retry_after)
+
+    async def submit(
+        self, spec: JobSpec, *, id: str, owner: str = "", attached: bool = False, idempotency_key: str | None = None,
+        reservation: Reservation | None = None,
+    ) -> Job:  # fmt: skip
+        """Take a job whose files lie in its folder; the earlier one, if its owner has used `key` before.
+
+        A `claim` that still counts is its place. The folder is deleted where the job is not taken. Raises Refused as
+        `check_room`, and for the storage. If the caller goes away meanwhile, an attached job is canceled.
+        """
+        job = Job(id, spec, "queued", time.time(), owner, attached, idempotency_key)
+        task = self._lifecycle.spawn(self._submit(job, reservation))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if attached:
+                self._lifecycle.spawn(self._cancel_disconnected(task))
+            raise
+
+    async def _submit(self, job: Job, reservation: Reservation | None) -> Job:
+        try:
+            stored = await self._admit(job, reservation)
+        except BaseException:
+            await asyncio.to_thread(remove_job_folder, self._settings.data, job.id)
+            raise
+        if stored is not job:
+            await asyncio.to_thread(remove_job_folder, self._settings.data, job.id)
+        self._pool.dispatch()
+        return stored
+
+    async def _admit(self, job: Job, reservation: Reservation | None) -> Job:
+        if (
+            job.idempotency_key is not None
+            and (earlier := await self.find_by_idempotency_key(job.owner, job.idempotency_key)) is not None
+        ):
+            return earlier
+        if reservation is None or not reservation.release() or self._drain_task is not None:
+            self.check_capacity(job.owner)
+        self._adding_owners.append(job.owner)
+        try:
+            stored = await self._lifecycle.add(job)
+        finally:
+            self._adding_owners.remove(job.owner)
+        if self._drain_task is not None:
+            self._cancel_attached()
+        self._pool.fail_attached_if_defunct()
+        return stored
+
+    async def _cancel_disconnected(self, task: "asyncio.Task[Job]") -> None:
+        await self.cancel((await task).id, "disconnect")
+
+    async def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
+        """The job that an owner gave with an Idempotency-Key."""
+        job = await self._lifecycle.store.run(JobDatabase.find_by_idempotency_key, owner, idempotency_key)
+        return None if job is None else await self.get(job.id)
+
+    async def get(self, id: str) -> Job | None:
+        return await self._lifecycle.get(id)
+
+    async def list(self, owner: str, status: JobStatus | None = None, limit: int = 100) -> list[Job]:
+        """The jobs of an owner, the newest first."""
+        jobs = await self._lifecycle.store.run(JobDatabase.list, owner, status, limit)
+        return [await self._lifecycle.get(job.id) or job for job in jobs]
+
+    async def wait(self, id: str) -> Job:
+        """A job once it is over. Raises Refused: 404 `job_not_found`, 503 `draining` if the next service does it."""
+        active = self._lifecycle.queue.active_jobs.get(id)
+        if active is not None:
+            await active.finished_event.wait()
+        job = await self.get(id) if active is None else active.job
+        if job is None:
+            raise problem_error(404, "job_not_found", f"there is no job {id}; results are kept for a limited time")
+        if not job.is_finished:
+            raise ProblemError(DRAINING)
+        return job
+
+    async def events(self, id: str, after: int = 0) -> AsyncGenerator[JobEvent]:
+        """What happened to a job after the event of that number, and what happens until it is over.
+
+        `data` holds its status and all fields of Standing; those of a preview `file` and `index` besides. A job whose
+        events are gone answers with the last. Raises Refused: 404 `job_not_found`.
+        """
+        event_log = self._lifecycle.event_logs.find(id)
+        if event_log is not None:
+            async for event in event_log.subscribe(after):
+                yield event
+            return
+        job = await self.get(id)
+        if job is None:
+            raise problem_error(404, "job_not_found", f"there is no job {id}; results are kept for a limited time")
+        if job.status in ("succeeded", "failed", "canceled"):
+            yield JobEvent(after + 1, job.status, {"status": job.status, **self.progress(job).to_json()})
+
+    async def cancel(self, id: str, cause: str = "client") -> Job | None:
+        """End a job that is not over, and stop its work; `cause` is counted. None if there is no such job."""
+        active = self._lifecycle.queue.active_jobs.get(id)
+        if active is None:
+            return await self.get(id)
+        if not active.is_finishing:
+            self._metrics.count_cancelled(cause)
+            self._lifecycle.finish(active, Outcome("canceled", problem=CANCELED))
+            self._pool.cancel(id)
+        await active.finished_event.wait()
+        return active.job
+
+    async def delete(self, id: str) -> None:
+        """Delete a job and its files; it is canceled if it is not over."""
+        await self.cancel(id)
+        self._pool.delete_later(id)
+        await self._lifecycle.delete(id)
+
+    def progress(self, job: Job) -> JobProgress:
+        """Where a job stands now."""
+        active = self._lifecycle.queue.active_jobs.get(job.id)
+        return finished_progress(job) if active is None else self._progress(active)
+
+    def _progress(self, active: ActiveJob) -> JobProgress:
+        return self._lifecycle.queue.progress(active, self._lifecycle.num_workers)
+
+    def models(self) -> Sequence[ModelState]:
+        """All models of the settings; before the first worker is ready without their kinds."""
+        return self._registry.states()
+
+    def model_for(self, task: Task, name: str | None) -> ModelState:
+        """The model of a name or alias; the first that can, without one. Raises Refused, see `Catalogue.able`."""
+        return self._registry.get_for_task(task, name)
+
+    async def load_model(self, name: str) -> None:
+        """Tell the workers to load a model; `models()` shows when they have."""
+        self._send_to_workers("load", name)
+
+    async def unload_model(self, name: str) -> None:
+        """Tell the workers to let a model go."""
+        self._send_to_workers("unload", name)
+
+    def _send_to_workers(self, command: str, name: str) -> None:
+        model = self._registry.get(name)
+        if self._drain_task is not None:
+            raise ProblemError(DRAINING)
+        if model.error is not None:
+            raise problem_error(500, "model_unusable", f"the model {model.name} cannot be used: {model.error}", "model")
+        available = [worker for worker in self._pool.workers if worker.is_up]
+        if not available:
+            raise problem_error(503, "model_loading", "no worker is ready; ask again in a moment", retry_after=2)
+        for worker in available:
+            worker.send({"do": command, "model": model.name})
+
+    async def delete_expired(self) -> None:
+        """Forget results that are old, and the oldest where all take too much of the disk."""
+        await self._lifecycle.retry_unwritten()
+        now, run = time.time(), self._lifecycle.store.run
+        for id in await run(JobDatabase.finished_before, now - self._settings.job_minutes * 60):
+            await self._lifecycle.delete(id)
+        finished = await run(JobDatabase.finished_before, now - MIN_RETENTION_SECONDS)
+        folder_bytes = await asyncio.to_thread(job_folder_bytes, self._settings.data)
+        for id in over_quota(folder_bytes, finished, self._settings.disk * GIB):
+            await self._lifecycle.delete(id)
+
+    async def _cleanup_loop(self) -> None:
+        while True:
+            await asyncio.sleep(CLEANUP_SECONDS)
+            try:
+                await self.delete_expired()
+            except (ProblemError, OSError) as error:
+                log.error("old results could not be deleted: %s", error)
+
+    def _cancel_attached(self) -> None:
+        """Tell those who wait on a connection that the service stops."""
+        for active in unfinished(list(self._lifecycle.queue.waiting.values())):
+            if active.job.attached:
+                self._metrics.count_cancelled("draining")
+                self._lifecycle.finish(active, Outcome("canceled", problem=DRAINING))
+
+    async def _shut_down(self) -> None:
+        self._pool.is_paused = True
+        self._cancel_attached()
+        deadline = time.monotonic() + self._settings.drain_seconds
+        while self._lifecycle.queue.running and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        for active in unfinished(list(self._lifecycle.queue.running.values())):
+            if active.job.attached:
+                self._metrics.count_cancelled("draining")
+                self._lifecycle.finish(active, Outcome("canceled", problem=DRAINING))
+        await self._pool.stop()
+        await self._lifecycle.wait_for_tasks()
+        self._cancel_attached()
+        await self._lifecycle.wait_for_tasks()
+        try:
+            await self._lifecycle.retry_unwritten()
+        except ProblemError as error:
+            log.error("how some jobs ended could not be written down: %s", error)
+        await self._close()
+
+    async def _close(self) -> None:
+        if self._cleanup_task is not None:
+            self._cleanup_task.cancel()
+            await asyncio.wait([self._cleanup_task])
+        self._lifecycle.close()
+        await self._lifecycle.store.close()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

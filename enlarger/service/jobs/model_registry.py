@@ -1,0 +1,76 @@
+"""The models that can be asked for, as the workers described them."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, get_args
+
+from enlarger.service.jobs.job import Task
+from enlarger.service.jobs.state import ModelState
+from enlarger.service.problems import problem_error
+from enlarger.service.settings import ModelSettings
+
+TASK_NAMES: frozenset[str] = frozenset(get_args(Task))
+
+
+class ModelRegistry:
+    """What is known of each model. The first description stays until another worker is ready."""
+
+    def __init__(self, models: Sequence[ModelSettings]) -> None:
+        self._states = {model.name: ModelState(model.name, None, (), model.aliases) for model in models}
+        self._loaded: dict[Hashable, Mapping[str, int]] = {}
+        self.is_described = False
+
+    def register(self, descriptions: Sequence[Mapping[str, Any]]) -> None:
+        """A worker is ready, and says what its models are."""
+        for description in descriptions:
+            tasks: tuple[Task, ...] = tuple(task for task in description["tasks"] if task in TASK_NAMES)
+            state = ModelState(
+                description["name"],
+                description["kind"],
+                tasks,
+                tuple(description["aliases"]),
+                None,
+                description["error"],
+            )
+            self._states[state.name] = state
+        self.is_described = True
+
+    def set_loaded(self, worker: Hashable, loaded: Mapping[str, int]) -> None:
+        """A worker holds these, in bytes; empty when it has died."""
+        self._loaded[worker] = dict(loaded)
+
+    def states(self) -> list[ModelState]:
+        return [self._with_loaded(state) for state in self._states.values()]
+
+    def get(self, name: str) -> ModelState:
+        """A model by name or alias. Raises Refused 404 `model_not_found`."""
+        for state in self._states.values():
+            if name in (state.name, *state.aliases):
+                return self._with_loaded(state)
+        known = ", ".join(self._states)
+        raise problem_error(404, "model_not_found", f"there is no model {name!r}; there are {known}", "model")
+
+    def get_for_task(self, task: Task, name: str | None) -> ModelState:
+        """The model for a task. Raises Refused: 503 `model_loading`, 404 `model_not_found`, 400 `unsupported`."""
+        if name is not None:
+            model = self.get(name)  # a wrong name is wrong while the workers start, too
+        if not self.is_described:
+            raise problem_error(503, "model_loading", "the models are being read; ask again in a moment", retry_after=2)
+        capable = [state for state in self.states() if task in state.tasks and state.error is None]
+        if name is None:
+            if capable:
+                return capable[0]
+            text = f"no model of this service can {task}; one that can is to be added to its configuration"
+            raise problem_error(400, "unsupported", text, "model")
+        model = self.get(name)
+        if model.error is not None:
+            raise problem_error(500, "model_unusable", f"the model {model.name} cannot be used: {model.error}", "model")
+        if task not in model.tasks:
+            others = ", ".join(state.name for state in capable) or "no other can either"
+            text = f"the model {model.name} ({model.kind}) cannot {task}; those that can: {others}"
+            raise problem_error(400, "unsupported", text, "model")
+        return model
+
+    def _with_loaded(self, state: ModelState) -> ModelState:
+        sizes = [loaded[state.name] for loaded in self._loaded.values() if state.name in loaded]
+        fields = (state.name, state.kind, state.tasks, state.aliases)
+        return ModelState(*fields, sum(sizes) if sizes else None, state.error)

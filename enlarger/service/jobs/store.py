@@ -1,0 +1,289 @@
+"""The jobs on disk: one SQLite table, written by one thread, in which a job can end only once."""
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from enlarger.errors import InputError
+from enlarger.service.jobs.job import FINISHED_STATUSES, Job, JobSpec, JobStatus
+from enlarger.service.problems import Problem, problem_error
+
+APPLICATION_ID = 0x656E6C71  # "enlq" in the file's header: the database is ours
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MIGRATIONS = (
+    """
+    CREATE TABLE jobs (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, status TEXT NOT NULL,
+        created REAL NOT NULL, attached INTEGER NOT NULL, key TEXT, started REAL, finished REAL,
+        crashes INTEGER NOT NULL, starts INTEGER NOT NULL, ask TEXT NOT NULL, result TEXT, fault TEXT
+    );
+    CREATE INDEX jobs_status ON jobs (status, finished);
+    CREATE INDEX jobs_created ON jobs (owner, created);
+    CREATE UNIQUE INDEX jobs_key ON jobs (owner, key) WHERE key IS NOT NULL;
+    """,
+)
+"""The step from each version of the schema to the next; the version is the file's `user_version`."""
+
+COLUMNS = "id, owner, status, created, attached, key, started, finished, crashes, starts, ask, result, fault"
+FINISHED_SQL = ", ".join(f"'{status}'" for status in sorted(FINISHED_STATUSES))
+
+
+@dataclass(frozen=True)
+class JobDatabase:
+    """The open file. Used by one thread only."""
+
+    path: Path
+    connection: sqlite3.Connection
+
+    @classmethod
+    def open(cls, path: Path) -> "JobDatabase":
+        """Open or make the file. Raises InputError for one that is damaged, or not ours, or of a newer version."""
+        try:
+            connection = sqlite3.connect(path, timeout=5, isolation_level=None)
+        except sqlite3.Error as error:
+            raise InputError(f"{path}: cannot be opened ({error}); check the folder and its permissions") from error
+        try:
+            _migrate(path, connection)
+        except sqlite3.Error as error:
+            connection.close()
+            raise _unusable_error(path, error) from error
+        except BaseException:
+            connection.close()
+            raise
+        return cls(path, connection)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def add(self, job: Job) -> Job:
+        """Keep a new job. Where its owner used its key before, the earlier job is the answer."""
+        values = _to_row(job)
+        placeholders = ", ".join("?" * len(values))
+        try:
+            self.connection.execute(f"INSERT INTO jobs ({COLUMNS}) VALUES ({placeholders})", values)
+        except sqlite3.IntegrityError:
+            earlier = (
+                self.get(job.id)
+                if job.idempotency_key is None
+                else self.find_by_idempotency_key(job.owner, job.idempotency_key)
+            )
+            if earlier is None:
+                raise
+            return earlier
+        return job
+
+    def get(self, id: str) -> Job | None:
+        return self._select_one("id = ?", id)
+
+    def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
+        return self._select_one("owner = ? AND key = ?", owner, idempotency_key)
+
+    def list(self, owner: str, status: JobStatus | None, limit: int) -> Sequence[Job]:
+        """The jobs of an owner, the newest first."""
+        where, values = ("owner = ?", [owner]) if status is None else ("owner = ? AND status = ?", [owner, status])
+        return self._select(f"{where} ORDER BY number DESC LIMIT ?", *values, limit)
+
+    def unfinished(self) -> Sequence[Job]:
+        """What waits or runs, in the order in which it came."""
+        return self._select(f"status NOT IN ({FINISHED_SQL}) ORDER BY number")
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are of each status."""
+        return dict(self.connection.execute("SELECT status, count(*) FROM jobs GROUP BY status"))
+
+    def ids(self) -> frozenset[str]:
+        return frozenset(row[0] for row in self.connection.execute("SELECT id FROM jobs"))
+
+    def finished_before(self, before: float) -> Sequence[str]:
+        """Jobs that ended before a time, the first to end first."""
+        query = f"SELECT id FROM jobs WHERE status IN ({FINISHED_SQL}) AND finished < ? ORDER BY finished, number"
+        return [row[0] for row in self.connection.execute(query, [before])]
+
+    def mark_running(self, ids: Iterable[str], now: float) -> frozenset[str]:
+        """Mark jobs as running; those are given for which that was possible, because they had not ended."""
+        query = (
+            f"UPDATE jobs SET status = 'running', started = ?, starts = starts + 1 WHERE id = ? AND {_UNFINISHED_SQL}"
+        )
+        with self._transaction():
+            return frozenset(id for id in ids if self.connection.execute(query, [now, id]).rowcount == 1)
+
+    def requeue(self, id: str, crashes: int) -> bool:
+        """Let a job wait again; False if it has ended."""
+        query = f"UPDATE jobs SET status = 'queued', started = NULL, crashes = ? WHERE id = ? AND {_UNFINISHED_SQL}"
+        return self.connection.execute(query, [crashes, id]).rowcount == 1
+
+    def finish(self, job: Job) -> bool:
+        """End a job as `job` says; False if it ended before: the first end stands."""
+        columns = "status = ?, finished = ?, crashes = ?, result = ?, fault = ?"
+        query = f"UPDATE jobs SET {columns} WHERE id = ? AND {_UNFINISHED_SQL}"
+        values = [
+            job.status,
+            job.finished,
+            job.crashes,
+            _json(job.result),
+            _json(job.problem and job.problem.to_json()),
+        ]
+        return self.connection.execute(query, [*values, job.id]).rowcount == 1
+
+    def remove(self, id: str) -> JobStatus | None:
+        """Forget a job; the status that it had, None if there was none."""
+        job = self.get(id)
+        self.connection.execute("DELETE FROM jobs WHERE id = ?", [id])
+        return None if job is None else job.status
+
+    def _select_one(self, where: str, *values: Any) -> Job | None:
+        return next(iter(self._select(where, *values)), None)
+
+    def _select(self, where: str, *values: Any) -> Sequence[Job]:
+        rows = self.connection.execute(f"SELECT {COLUMNS} FROM jobs WHERE {where}", values).fetchall()
+        return [_from_row(row) for row in rows]
+
+    def _transaction(self) -> "_Transaction":
+        return _Transaction(self.connection)
+
+
+_UNFINISHED_SQL = f"status NOT IN ({FINISHED_SQL})"
+
+
+@dataclass(frozen=True)
+class _Transaction:
+    """A transaction: all of it or nothing."""
+
+    connection: sqlite3.Connection
+
+    def __enter__(self) -> None:
+        self.connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.connection.execute("COMMIT")
+        elif self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
+
+
+class JobStore:
+    """The database behind one thread, so that the event loop never waits for the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.has_failed = False  # whether the last call failed for want of storage
+        self._executor = ThreadPoolExecutor(1, "enlarger-store")
+        self._database: JobDatabase | None = None
+
+    async def open(self) -> None:
+        self._database = await self._run_in_thread(JobDatabase.open, self.path)
+
+    async def close(self) -> None:
+        """Close the file; what is asked afterwards is refused."""
+        database, self._database = self._database, None
+        if database is not None:
+            await self._run_in_thread(database.close)
+        self._executor.shutdown(wait=False)
+
+    async def run(self, method: Callable[Concatenate[JobDatabase, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a method of Database. Raises Refused: `storage_full`, `storage_failed`; `draining` once it is closed."""
+        if self._database is None:
+            raise problem_error(503, "draining", "the service is stopping; ask again in a moment", retry_after=5)
+        try:
+            result = await self._run_in_thread(method, self._database, *args, **kwargs)
+        except (sqlite3.Error, OSError) as error:
+            self.has_failed = True
+            raise problem_error(500, *_storage_problem(self.path, error)) from error
+        self.has_failed = False
+        return result
+
+    async def _run_in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: call(*args, **kwargs))
+
+
+def _migrate(path: Path, connection: sqlite3.Connection) -> None:
+    """Check whose file it is, and bring it to the newest version."""
+    if (
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        and _pragma(connection, "application_id") != APPLICATION_ID
+    ):
+        raise InputError(f"{path}: is a database of another program; move it aside or give another data folder")
+    version = _pragma(connection, "user_version")
+    if version > len(MIGRATIONS):
+        raise InputError(
+            f"{path}: was written by a newer version of enlarger (its version is {version}, expected at most "
+            f"{len(MIGRATIONS)}); update enlarger, or move the file aside"
+        )
+    if (check_result := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+        raise sqlite3.DatabaseError(check_result)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA busy_timeout = 5000")
+    connection.execute("PRAGMA cache_size = -256")  # KiB: the table is small, and read by its keys
+    for i in range(version, len(MIGRATIONS)):
+        pragmas = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {i + 1};"
+        connection.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[i]} {pragmas} COMMIT;")
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+def _unusable_error(path: Path, error: sqlite3.Error) -> InputError:
+    code = getattr(error, "sqlite_errorcode", None)
+    if isinstance(error, sqlite3.OperationalError) and code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return InputError(f"{path}: cannot be used ({error}); check the disk's space and the folder's permissions")
+    return InputError(
+        f"{path}: is damaged or no database ({error}); move it aside (and {path.name}-wal and -shm, if there are any): "
+        "a new one is made at the next start"
+    )
+
+
+def _storage_problem(path: Path, error: Exception) -> tuple[str, str]:
+    """The code and the message of a call that failed."""
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return "storage_full", "the disk of the service is full; free some space"
+    return "storage_failed", f"the queue on disk cannot be used ({error}); see the disk of {path.name}"
+
+
+def _to_row(job: Job) -> Sequence[Any]:
+    spec, result, problem = _json(job.spec.to_json()), _json(job.result), _json(job.problem and job.problem.to_json())
+    columns = (job.id, job.owner, job.status, job.created, job.attached, job.idempotency_key, job.started, job.finished)
+    return (*columns, job.crashes, job.attempts, spec, result, problem)
+
+
+def _from_row(row: Sequence[Any]) -> Job:
+    (
+        id,
+        owner,
+        status,
+        created,
+        attached,
+        idempotency_key,
+        started,
+        finished,
+        crashes,
+        attempts,
+        spec,
+        result,
+        problem,
+    ) = row
+    job = Job(
+        id,
+        JobSpec.from_json(json.loads(spec)),
+        status,
+        created,
+        owner,
+        bool(attached),
+        idempotency_key,
+        started,
+        finished,
+    )
+    job_problem = None if problem is None else Problem.from_json(json.loads(problem))
+    return replace(job, crashes=crashes, attempts=attempts, result=result and json.loads(result), problem=job_problem)
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)

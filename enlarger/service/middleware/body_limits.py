@@ -1,0 +1,230 @@
+"""How much a request may send and how long it may take, decided as early as can be."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from enlarger.service.middleware.asgi import EMPTY_BODY, IMAGE_ROUTES, RequestHead
+from enlarger.service.problems import Problem, ProblemError, problem_error
+from enlarger.service.settings import MIB, Bounds, Settings
+
+TEXT_ONLY_ROUTE = "/v1/images/generations"  # of the routes that make pictures, the one that is given none
+MULTIPART = "multipart/form-data"
+MAX_MEMORY_BYTES = 1 * MIB  # bytes of a body that memory may hold while the rest is under way
+CHUNK_SIZE = 64 << 10
+DRAIN_BYTES = 8 * MIB  # of a body that nobody wants, read on so that its sender sees the answer
+DRAIN_SECONDS = 1.0
+CONNECTION_CLOSE = (b"connection", b"close")
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    """How a body is received."""
+
+    max_bytes: int  # bytes
+    idle_seconds: float  # between two pieces
+    total_seconds: float  # for all of it
+    spool_folder: Path | None = None  # where it is kept until it is whole; None: handed on as it comes
+
+
+def body_limits_for(head: RequestHead, settings: Settings) -> BodyLimits:
+    """How a request's body is received; Refused 413 or 415 if its head says that it must not be."""
+    encodings = {part.strip().lower() for value in head.getlist("content-encoding") for part in value.split(",")}
+    if encodings - {"identity", ""}:
+        encoding_names = ", ".join(sorted(encodings))[:100]
+        raise problem_error(
+            415, "unsupported_content_encoding", f"the body is encoded with {encoding_names}; send it as it is"
+        )
+    max_bytes, length = max_body_size(head, settings.bounds), head.content_length
+    if length is not None and length > max_bytes:
+        raise _too_large(max_bytes)
+    bounds = settings.bounds
+    spool_folder = settings.data / "spool" if _needs_spooling(head) else None
+    return BodyLimits(max_bytes, bounds.idle_seconds, bounds.body_seconds, spool_folder)
+
+
+def max_body_size(head: RequestHead, bounds: Bounds) -> int:
+    """The bytes a body may have: few where there is only text in it, many where there may be pictures."""
+    has_images = head.media_type == MULTIPART or (head.path in IMAGE_ROUTES and head.path != TEXT_ONLY_ROUTE)
+    return bounds.body if has_images else bounds.json_body
+
+
+def _needs_spooling(head: RequestHead) -> bool:
+    """Whether memory would hold much of a body that is still under way: the routes read all but forms in one piece,
+    and that of unknown length may turn out to be too long at any time. Such a body waits on disk until it is whole, so
+    that those who send slowly, or too much, hold 1 MiB each at most."""
+    length = head.content_length
+    return length is None or (length > MAX_MEMORY_BYTES and head.media_type != MULTIPART)
+
+
+def _ignore() -> None:
+    """Nobody waits for the end of a body."""
+
+
+class BodyReader:
+    """A body as it comes in, counted and timed. After a fault, which it raises and keeps, nothing more is read."""
+
+    def __init__(self, receive: Receive, limits: BodyLimits, on_complete: Callable[[], None] = _ignore) -> None:
+        self.receive, self.limits, self.on_complete = receive, limits, on_complete
+        self.problem: Problem | None = None
+        self.is_complete = False
+        self._num_bytes = 0
+        self._deadline: float | None = None
+
+    async def __call__(self) -> Message:
+        if self.is_complete:
+            return await self.receive()
+        if self.problem is not None:
+            raise ProblemError(self.problem)
+        message = await self._receive_with_timeout()
+        self._num_bytes += len(message.get("body", b""))
+        self.is_complete = message["type"] != "http.request" or not message.get("more_body", False)
+        if self._num_bytes > self.limits.max_bytes:
+            raise self._fail(_too_large(self.limits.max_bytes))
+        if self.is_complete:
+            self.on_complete()
+        return message
+
+    async def _receive_with_timeout(self) -> Message:
+        now = asyncio.get_running_loop().time()
+        if self._deadline is None:
+            self._deadline = now + self.limits.total_seconds
+        remaining = self._deadline - now
+        try:
+            return await asyncio.wait_for(self.receive(), min(max(remaining, 0.0), self.limits.idle_seconds))
+        except TimeoutError:
+            out_of_time = remaining <= self.limits.idle_seconds
+            reason = (
+                f"was not whole after {self.limits.total_seconds:g} s"
+                if out_of_time
+                else f"stood still {self.limits.idle_seconds:g} s"
+            )
+            raise self._fail(problem_error(408, "request_timeout", f"the body {reason}; send it faster")) from None
+
+    def _fail(self, error: ProblemError) -> ProblemError:
+        self.problem, self.is_complete = error.problem, False
+        return error
+
+
+async def run_with_body(
+    app: ASGIApp,
+    limits: BodyLimits,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    on_complete: Callable[[], None] = _ignore,
+) -> None:
+    """Run an application on a body that keeps to its plan. If the body does not, Refused says so, whatever the
+    application makes of the broken body. `received` is called when it has come whole."""
+    reader, started = BodyReader(receive, limits, on_complete), False
+
+    async def send_unless_failed(message: Message) -> None:
+        nonlocal started
+        if reader.problem is None or started:
+            started = True
+            await send(message)
+
+    try:
+        if limits.spool_folder is None:
+            await app(scope, reader, send_unless_failed)
+        else:
+            await _run_spooled(app, reader, limits.spool_folder, scope, send_unless_failed)
+    except Exception:
+        if reader.problem is None or started:
+            raise
+    if reader.problem is not None and not started:
+        raise ProblemError(reader.problem)
+
+
+async def _run_spooled(app: ASGIApp, reader: BodyReader, folder: Path, scope: Scope, send: Send) -> None:
+    """Run an application on a body that is received to its end first: into memory to begin with, then into a file
+    that has no name. A client that leaves before the end is not heard."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with SpooledTemporaryFile(MAX_MEMORY_BYTES, dir=str(folder)) as file:
+        while not reader.is_complete:
+            message = await reader()
+            if message["type"] != "http.request":
+                return
+            await _write(file, message.get("body", b""))
+        await app(scope, SpooledBody(file, reader), send)
+
+
+async def _write(file: SpooledTemporaryFile[bytes], chunk: bytes) -> None:
+    if file.tell() + len(chunk) > MAX_MEMORY_BYTES:
+        await asyncio.to_thread(file.write, chunk)
+    else:
+        file.write(chunk)
+
+
+class SpooledBody:
+    """A body out of a file, then what the client does after it."""
+
+    def __init__(self, file: SpooledTemporaryFile[bytes], receive_after: Receive) -> None:
+        self.file, self.receive_after = file, receive_after
+        self.size = file.tell()
+        self.is_exhausted = False
+        file.seek(0)
+
+    async def __call__(self) -> Message:
+        if self.is_exhausted:
+            return await self.receive_after()
+        chunk = self.file.read(CHUNK_SIZE)
+        self.is_exhausted = self.file.tell() >= self.size
+        return {"type": "http.request", "body": chunk, "more_body": not self.is_exhausted}
+
+
+def drain_body(app: ASGIApp) -> ASGIApp:
+    """Closes the connection after an answer that came before the end of the body, but not at once: a sender who is cut
+    off while sending may never see the answer. So a little more is read, and dropped."""
+
+    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        head = RequestHead.from_scope(scope)
+        body_complete, skip_drain = head.content_length == 0, head.get("expect") is not None
+
+        async def tracked_receive() -> Message:
+            nonlocal body_complete
+            message = await receive()
+            body_complete = body_complete or message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
+        async def drain() -> None:
+            drained = 0
+            while not body_complete and drained < DRAIN_BYTES:
+                drained += len((await tracked_receive()).get("body", b""))
+
+        async def send_and_close(message: Message) -> None:
+            nonlocal skip_drain
+            if message["type"] == "http.response.start" and not body_complete:
+                skip_drain = skip_drain or message["status"] == 408
+                other_headers = [header for header in message.get("headers", ()) if header[0].lower() != b"connection"]
+                message = {**message, "headers": [*other_headers, CONNECTION_CLOSE]}
+            elif _is_last_chunk(message) and not (body_complete or skip_drain):
+                await send({**message, "more_body": True})
+                await _with_timeout(DRAIN_SECONDS, drain())
+                message = EMPTY_BODY
+            await send(message)
+
+        await app(scope, tracked_receive, send_and_close)
+
+    return middleware
+
+
+def _is_last_chunk(message: Message) -> bool:
+    return message["type"] == "http.response.body" and not message.get("more_body", False)
+
+
+async def _with_timeout(seconds: float, coroutine: Coroutine[Any, Any, None]) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(coroutine, seconds)
+
+
+def _too_large(max_bytes: int) -> ProblemError:
+    return problem_error(
+        413, "payload_too_large", f"the body is larger than {max_bytes} bytes, the most that is taken here"
+    )

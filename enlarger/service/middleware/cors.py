@@ -1,0 +1,148 @@
+"""Where a request may come to and come from: names in Host, and the web pages that a browser speaks for.
+
+A page of any site can make a browser send a form to 127.0.0.1, and a name of its own resolve to 127.0.0.1. Browsers say
+so in Host, Origin and Sec-Fetch-Site, which pages cannot change; programs that are not browsers send none of the latter
+two.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from enlarger.errors import InputError
+from enlarger.service.middleware.asgi import RequestHead
+from enlarger.service.problems import problem_error
+from enlarger.service.settings import LOOPBACK, Settings
+
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+WILDCARD_HOSTS = ("0.0.0.0", "::")
+RESULT_PATH = re.compile(r"/v1/images/[A-Za-z0-9_-]{22}/content")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+PREFLIGHT_HEADERS = {
+    "Access-Control-Allow-Methods": "GET, HEAD, POST, DELETE",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Prefer, Idempotency-Key, X-API-Key, *",
+    "Access-Control-Max-Age": "600",
+    "Content-Length": "0",
+}
+EXPOSED_HEADERS = "Content-Disposition, Idempotent-Replayed, Location, Preference-Applied, Retry-After, X-Request-Id"
+
+HeadCheck = Callable[[RequestHead], None]
+
+
+def make_host_check(settings: Settings) -> HeadCheck:
+    """Refuses with 403 what comes to a name that is not ours: rebound names above all."""
+    any_host = "*" in settings.hosts
+    if any_host and not settings.keys:
+        raise InputError("hosts has '*', and there is no key; name the hosts, or make a key with `enlarger key`")
+    allowed_hosts = {bracket_ipv6(name.lower()) for name in (*LOOPBACK, settings.host, *settings.hosts)}
+
+    def check(head: RequestHead) -> None:
+        name, port = parse_host(head)
+        is_own_address = settings.host in WILDCARD_HOSTS and name == bracket_ipv6(head.server_host)
+        if not (any_host or is_own_address or name in allowed_hosts or f"{name}:{port}" in allowed_hosts):
+            raise problem_error(
+                403, "host_not_allowed", f"{name!r} is no name of this service; add it to hosts to allow it"
+            )
+
+    return check
+
+
+def parse_host(head: RequestHead) -> tuple[str, str]:
+    """The name and the port in Host; Refused unless there is exactly one of it, in good form."""
+    values = head.getlist("host")
+    if len(values) != 1:
+        raise problem_error(403, "host_not_allowed", f"expected one Host header, found {len(values)}")
+    match = _HOST.fullmatch(values[0].strip().lower())
+    if match is None:
+        raise problem_error(403, "host_not_allowed", "the Host header is no name with an optional port")
+    return match[1], match[2] or ""
+
+
+def bracket_ipv6(name: str) -> str:
+    """An address as it stands in a URL."""
+    is_bare_ipv6 = name.count(":") > 1 and not name.startswith("[")
+    return f"[{name}]" if is_bare_ipv6 else name
+
+
+@dataclass(frozen=True)
+class AllowedOrigins:
+    """The web pages that may use the service: its own, and those of the settings."""
+
+    origins: frozenset[str]
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "AllowedOrigins":
+        if "*" in settings.origins or "null" in settings.origins:
+            raise InputError("origins has '*' or 'null', which stand for every page; name the origins one by one")
+        return cls(frozenset(normalize_origin(origin) for origin in settings.origins))
+
+    def check(self, head: RequestHead) -> None:
+        """Refuses with 403 what a foreign page makes a browser send."""
+        origins = head.getlist("origin")
+        if head.method in SAFE_METHODS:
+            self._check_safe_method(head, origins)
+        elif len(origins) > 1 or not all(self._is_allowed(origin, head) for origin in origins):
+            raise _origin_problem(f"the origin {', '.join(origins)}")
+        elif not origins and _fetch_site(head) in ("cross-site", "same-site"):
+            raise _origin_problem("another site")
+
+    def _check_safe_method(self, head: RequestHead, origins: tuple[str, ...]) -> None:
+        is_cross_site = head.path.startswith("/v1/") and _fetch_site(head) == "cross-site"
+        is_allowed = len(origins) == 1 and normalize_origin(origins[0]) in self.origins
+        if is_cross_site and not is_allowed and not _is_result_navigation(head):
+            raise _origin_problem("another site")
+
+    def _is_allowed(self, origin: str, head: RequestHead) -> bool:
+        name = normalize_origin(origin)
+        return name in self.origins or name == normalize_origin(f"{head.scheme}://{(head.get('host') or '').strip()}")
+
+    def response_headers(self, head: RequestHead) -> dict[str, str]:
+        """What tells a browser that the page which asks may read the answer; nothing for others."""
+        if not self.origins:
+            return {}
+        origins = head.getlist("origin")
+        if len(origins) != 1 or normalize_origin(origins[0]) not in self.origins:
+            return {"Vary": "Origin"}
+        return {
+            "Vary": "Origin",
+            "Access-Control-Allow-Origin": origins[0],
+            "Access-Control-Expose-Headers": EXPOSED_HEADERS,
+        }
+
+
+def is_preflight(head: RequestHead) -> bool:
+    """Whether a browser asks beforehand what a page may send."""
+    return (
+        head.method == "OPTIONS"
+        and bool(head.getlist("origin"))
+        and bool(head.getlist("access-control-request-method"))
+    )
+
+
+def check_preflight(head: RequestHead, origins: AllowedOrigins) -> None:
+    """Refuses with 403 to let an unknown page ask."""
+    if "Access-Control-Allow-Origin" not in origins.response_headers(head):
+        raise _origin_problem(f"the origin {', '.join(head.getlist('origin'))}")
+
+
+def normalize_origin(origin: str) -> str:
+    """An origin in one form: small letters, and without the port that its scheme implies."""
+    text = origin.strip().lower().rstrip("/")
+    return text.removesuffix(_DEFAULT_PORTS.get(text.partition("://")[0], "\n"))
+
+
+def _fetch_site(head: RequestHead) -> str:
+    return (head.get("sec-fetch-site") or "").strip().lower()
+
+
+def _is_result_navigation(head: RequestHead) -> bool:
+    """A link to a result, opened in a tab of its own: the page with the link sees nothing of it."""
+    is_navigation = (head.get("sec-fetch-mode"), head.get("sec-fetch-dest")) == ("navigate", "document")
+    return is_navigation and RESULT_PATH.fullmatch(head.path) is not None
+
+
+def _origin_problem(who: str) -> Exception:
+    message = f"the request was sent by a web page of {who[:200]}, which may not; add it to origins to allow it"
+    return problem_error(403, "origin_not_allowed", message)

@@ -1,0 +1,112 @@
+"""HTTP/1.1 as uvicorn speaks it, with the deadlines that it lacks: for a request's head, and for reading the answer."""
+
+import asyncio
+import json
+import struct
+from asyncio.trsock import TransportSocket
+from socket import SO_LINGER, SOL_SOCKET
+from typing import Any, ClassVar, cast
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from enlarger.service.problems import Problem
+
+WRITE_SECONDS = 60.0
+LINGER_RESET = struct.pack("ii", 1, 0)  # linger: on, for no time
+
+
+class TimeoutProtocol(H11Protocol):
+    """A connection that does not wait forever. Its other deadlines: uvicorn's between two requests, the guard's for
+    bodies."""
+
+    header_seconds: ClassVar[float] = 10.0
+    write_seconds: ClassVar[float] = WRITE_SECONDS
+
+    _header_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so that `pause_writing` says whenever something waits to be read
+        self._start_header_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._header_timer = _cancel_timer(self._header_timer)
+        self._write_timer = _cancel_timer(self._write_timer)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._start_header_timer()
+
+    def _start_header_timer(self) -> None:
+        """Let time run while a head is awaited, from the first byte on or from the start of the connection."""
+        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+            self._header_timer = _cancel_timer(self._header_timer)
+        elif self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.header_seconds, self._on_header_timeout)
+
+    def _on_header_timeout(self) -> None:
+        received_bytes = bool(self.conn.trailing_data[0])
+        if received_bytes:
+            message = f"the headers were not whole after {self.header_seconds:g} s; send them faster"
+            self._send_problem(Problem(408, "request_timeout", message))
+        else:
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = _cancel_timer(self._write_timer)
+        self._start_write_timer()
+
+    def resume_writing(self) -> None:
+        self._write_timer = _cancel_timer(self._write_timer)
+        super().resume_writing()
+
+    def _start_write_timer(self) -> None:
+        buffered = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(self.write_seconds, self._on_write_timeout, buffered)
+
+    def _on_write_timeout(self, buffered: int) -> None:
+        """Drop a client that has read nothing for so long; one that reads slowly gets time again."""
+        if self.transport.get_write_buffer_size() < buffered:
+            self._start_write_timer()
+        else:
+            socket: TransportSocket = self.transport.get_extra_info("socket")
+            socket.setsockopt(SOL_SOCKET, SO_LINGER, LINGER_RESET)  # what the system holds of the answer goes too
+            self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, or has too large a head, in our form."""
+        self._send_problem(Problem(400, "invalid_request", "this is no valid HTTP/1.1, or its headers are too large"))
+
+    def _send_problem(self, problem: Problem) -> None:
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # there is none before the first request
+        if cycle is not None and not cycle.response_complete:  # its task must not write any more
+            cycle.disconnected = True
+            cycle.message_event.set()
+        body = json.dumps(problem.body()).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        try:
+            for event in (
+                h11.Response(status_code=problem.status, headers=headers),
+                h11.Data(body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        except h11.LocalProtocolError:  # in the middle of an answer
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+
+def make_timeout_protocol(header_seconds: float, write_seconds: float = WRITE_SECONDS) -> type[TimeoutProtocol]:
+    """The protocol with these deadlines, in seconds."""
+    timeouts: dict[str, Any] = {"header_seconds": header_seconds, "write_seconds": write_seconds}
+    return type("TimeoutProtocol", (TimeoutProtocol,), timeouts)
+
+
+def _cancel_timer(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()

@@ -1,0 +1,296 @@
+"""The decoder process: turns one uploaded file at a time into a PNG of our own writing. It imports no torch.
+
+One JSON object per line. In: {"source", "out", "most", "name", "seconds", "kind": "picture" | "mask" | "alpha", "fit",
+"size", "mode", "resize"}. Out: {"ready": true} once, then {"ok": {...}} or {"problem": {...}} for each.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from enlarger.errors import InputError
+from enlarger.image.colour import srgb_profile, to_srgb
+from enlarger.image.decode import (
+    READABLE_FORMATS,
+    UnreadableImage,
+    UnreadableReason,
+    check_size,
+    decode_image,
+    one_line,
+    open_image,
+)
+from enlarger.service.problems import Problem, ProblemError, problem_error
+from enlarger.service.uploads.masks import Fit, apply_fit, mask_from_alpha, read_mask, resize_mask
+
+ERROR_CODES: dict[UnreadableReason, str] = {
+    "missing": "image_file_not_found",
+    "empty": "empty_image_file",
+    "unknown": "invalid_image_format",
+    "damaged": "image_parse_error",
+    "small": "image_too_small",
+    "large": "image_too_large",
+}
+UNSUPPORTED_MAGIC = {  # what files start with that are known, and that are not read
+    b"%PDF": "a PDF",
+    b"%!PS": "a PostScript file",
+    b"\xc5\xd0\xd3\xc6": "an EPS file",
+    b"8BPS": "a Photoshop file",
+    b"SIMPLE  =": "a FITS file",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "an XML file",
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"\0\0\1\0": "an icon file",
+    b"\xff\x0a": "a JPEG XL file",
+    b"\0\0\0\x0cJXL ": "a JPEG XL file",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000 file",
+    b"\x76\x2f\x31\x01": "an OpenEXR file",
+}
+FTYP_BRANDS = {b"heic": "a HEIC photo", b"heix": "a HEIC photo", b"mif1": "a HEIF photo", b"avif": "an AVIF picture"}
+MAX_PNG_CHUNKS = 1000  # of a PNG, those with pixels not counted
+MAX_TEXT_BYTES = 4 << 20  # bytes of text in a PNG, unpacked
+MAGIC_BYTES = 64  # bytes that say what a file is
+MAX_PROFILE_BYTES = 1 << 20  # bytes of a colour profile that Pillow reads back from a PNG
+CONVERTED_MODES = ("CMYK", "LAB", "YCbCr", "HSV")  # modes that a PNG does not hold
+BASE_MEMORY_BYTES, BYTES_PER_PIXEL = 1 << 30, 24  # bytes of address space: the process, and each pixel
+
+
+@dataclass(frozen=True)
+class PngImage:
+    """What is written: an image in a mode that PNG holds, and the colour profile that goes with it."""
+
+    image: Image.Image
+    profile: bytes | None = None
+
+    @property
+    def has_transparency(self) -> bool:
+        """Whether any pixel is less than opaque."""
+        mode = self.image.mode
+        return mode in ("LA", "RGBA") and int(np.asarray(self.image.getchannel("A")).min()) < 255
+
+
+def decode(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Do what one message asks. Raises Refused and InputError."""
+    source, name, notes = Path(request["source"]), str(request["name"]), list[str]()
+    _check_magic(source, name, request["most"])
+    with open_image(source, name) as (image, _):
+        check_size(name, *image.size, request["most"])
+        file_format = "JPEG" if image.format == "MPO" else image.format  # several JPEGs in one file, as phones make
+        upright = decode_image(image, name, request["most"], notes)
+        png = _output_image(upright, request, file_format == "JPEG", notes)
+        original_size, fit = png.image.size, request["fit"]
+        if fit is not None:
+            png = PngImage(apply_fit(png.image, Fit.from_json(fit)), png.profile)
+    _write_png(png, Path(request["out"]))
+    with source.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {
+        "width": png.image.width,
+        "height": png.image.height,
+        "format": file_format,
+        "mode": png.image.mode,
+        "notes": [one_line(note) for note in notes],
+        "sha256": digest,
+        "has_transparency": png.has_transparency,
+        "original_size": original_size,
+    }
+
+
+def to_png_image(image: Image.Image, name: str, notes: list[str]) -> PngImage:
+    """The pixels of a loaded image as PNG holds them: unconverted where it can, in sRGB where it cannot.
+
+    All that will be done with the colour profile is done here once, so that what fails on it fails here.
+    """
+    profile = image.info.get("icc_profile") or None
+    if _is_high_bit_depth(image):
+        return PngImage(
+            _to_16_bit(image, name, notes), profile if profile and len(profile) <= MAX_PROFILE_BYTES else None
+        )
+    profile_notes: list[str] = []
+    srgb_image, srgb_icc = to_srgb(image, profile_notes)
+    is_oversized = profile is not None and len(profile) > MAX_PROFILE_BYTES
+    if image.mode in CONVERTED_MODES or is_oversized:
+        notes += profile_notes
+        return PngImage(srgb_image, srgb_profile() if is_oversized and srgb_icc else srgb_icc)
+    if any("cannot be used" in note for note in profile_notes):
+        notes += profile_notes
+        profile = None
+    return PngImage(_to_8_bit(image), profile)
+
+
+def _output_image(image: Image.Image, request: Mapping[str, Any], lossy: bool, notes: list[str]) -> PngImage:
+    """What a message asks to be made of a picture: its pixels, or a mask."""
+    name: str = request["name"]
+    if request["kind"] == "picture":
+        return to_png_image(image, name, notes)
+    if request["kind"] == "alpha":
+        return PngImage(mask_from_alpha(image, name))
+    if _is_high_bit_depth(image):
+        image = Image.fromarray(((np.asarray(_to_16_bit(image, name, notes), np.uint32) + 128) // 257).astype("u1"))
+    mask = read_mask(image, request["mode"], notes, lossy=lossy, param=name)
+    return PngImage(resize_mask(mask, tuple(request["size"]), request["resize"], notes, name))
+
+
+def _is_high_bit_depth(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _to_16_bit(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
+    """Grey of more than 8 bits as I;16. Raises Refused for values outside of what its mode may hold."""
+    if image.info.get("transparency") is not None:
+        notes.append("the transparent level of 16-bit grey is left out")
+    max_value = 1 if image.mode == "F" else 65535
+    values = np.asarray(image if image.mode == "F" else image.convert("I"))
+    low, high = float(values.min()) / max_value, float(values.max()) / max_value
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        found = f"found values from {low * max_value:g} to {high * max_value:g}"
+        text = f"{name}: {found}, expected 0..{max_value} in mode {image.mode}"
+        raise problem_error(400, "invalid_image_mode", f"{text}; scale or clip the values first", name)
+    if image.mode == "F":
+        notes.append("floating-point grey: kept with 16 bits")
+    return Image.fromarray((values.astype(np.float64) * (65535 / max_value)).round().clip(0, 65535).astype(np.uint16))
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """L, LA, RGB or RGBA of the modes that hold the same colours otherwise: palettes, bits, a transparent colour."""
+    is_grey = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        return (image.convert("L") if image.mode == "1" else image).convert("LA" if is_grey else "RGBA")
+    return image.convert("L" if is_grey else "RGB")
+
+
+def _write_png(png: PngImage, out: Path) -> None:
+    """Write a PNG without any metadata but the profile, whole or not at all."""
+    temp_path = out.with_name(f".{uuid.uuid4().hex}.part")
+    bare_image = png.image.copy()
+    bare_image.info = {}
+    options = {} if png.profile is None else {"icc_profile": png.profile}
+    try:
+        bare_image.save(temp_path, format="PNG", compress_level=1, **options)
+        temp_path.replace(out)
+    except OSError as error:
+        code = "storage_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "storage_failed"
+        text = f"the service cannot write its files ({error.strerror}); its disk may be full"
+        raise problem_error(500, code, text) from error
+    finally:
+        temp_path.unlink(missing_ok=True)
+
+
+def _check_magic(source: Path, name: str, max_pixels: int) -> None:
+    """Refuse from a file's first bytes what Pillow would refuse later, or with less to say."""
+    with source.open("rb") as stream:
+        header = stream.read(MAGIC_BYTES)
+        if header.startswith(b"\x89PNG\r\n\x1a\n"):
+            _check_chunks(stream, name)
+    kind = _unsupported_kind(header)
+    if kind is not None:
+        text = f"{name}: is {kind}, expected one of {', '.join(READABLE_FORMATS)}; convert it first"
+        raise problem_error(400, "unsupported_image_media_type", text, name)
+    if header[:4] == b"RIFF" and header[8:16] == b"WEBPVP8X" and len(header) >= 30:  # Pillow would make its canvas
+        width, height = (int.from_bytes(header[k : k + 3], "little") + 1 for k in (24, 27))
+        check_size(name, width, height, max_pixels)
+
+
+def _check_chunks(stream: BinaryIO, name: str) -> None:
+    """Refuse a PNG with more metadata than any program writes: Pillow reads each chunk before the size is known."""
+    offset, count = 8, 0
+    while count <= MAX_PNG_CHUNKS:
+        stream.seek(offset)
+        chunk_header = stream.read(8)
+        if len(chunk_header) < 8:
+            return
+        offset += 12 + int.from_bytes(chunk_header[:4], "big")
+        count += chunk_header[4:] not in (b"IDAT", b"fdAT", b"fcTL")
+    text = f"{name}: has more than {MAX_PNG_CHUNKS:,} pieces of metadata; save it anew with another program"
+    raise problem_error(400, "image_parse_error", text, name)
+
+
+def _unsupported_kind(header: bytes) -> str | None:
+    text = header.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if header[4:8] == b"ftyp" and header[8:12] in FTYP_BRANDS:
+        kind = FTYP_BRANDS[header[8:12]]
+        return None if "AVIF" in kind and "AVIF" in READABLE_FORMATS else kind
+    kinds = (kind for magic, kind in UNSUPPORTED_MAGIC.items() if header.startswith(magic) or text.startswith(magic))
+    return next(kinds, None)
+
+
+def problem_from_decoding(error: Exception, name: str) -> Problem:
+    """The fault of what decoding raised; what is not ours is named by its type alone."""
+    if isinstance(error, ProblemError):
+        return error.problem
+    if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
+        text = f"{name}: takes more memory to decode than is allowed; shrink it, or save it anew with another program"
+        return Problem(400, "image_parse_error", text, name)
+    if isinstance(error, UnreadableImage):
+        return Problem(400, ERROR_CODES[error.reason], str(error), name)
+    if isinstance(error, InputError):
+        return Problem(400, "invalid_image", str(error), name)
+    kind = type(error).__name__
+    text = f"{name}: cannot be decoded ({kind}); copy or download it again, or save it anew with another program"
+    return Problem(400, "image_parse_error", text, name)
+
+
+def handle_request(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The reply to one message. The process ends itself if this takes far longer than its parent waits."""
+    signal.alarm(math.ceil(request["seconds"]) + 5)
+    try:
+        return {"ok": decode(request)}
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
+        return {"problem": problem_from_decoding(error, str(request["name"])).to_json()}
+    finally:
+        signal.alarm(0)
+
+
+def limit_resources(pixels: int, cpu_seconds: int) -> None:
+    """Take from this process what decoding does not need: memory, files, time, core dumps."""
+    max_memory = BASE_MEMORY_BYTES + BYTES_PER_PIXEL * pixels
+    limits = {
+        resource.RLIMIT_AS: max_memory,
+        resource.RLIMIT_CPU: cpu_seconds,
+        resource.RLIMIT_FSIZE: 5 * pixels + (16 << 20),  # a PNG that does not compress
+        resource.RLIMIT_NOFILE: 32,
+        resource.RLIMIT_CORE: 0,
+    }
+    for limit, value in limits.items():
+        with suppress(ValueError, OSError):  # lower already, or a system without it
+            resource.setrlimit(limit, (value, value))
+
+
+def main() -> None:
+    """Answer messages until the input closes. Arguments: the most pixels of a picture, the most seconds of CPU."""
+    out = os.fdopen(os.dup(1), "w")
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    Image.init()  # all formats now: reading the first file would load them
+    Image.MAX_IMAGE_PIXELS = None  # sizes are checked by us, with the limit of the request
+    PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
+    limit_resources(int(sys.argv[1]), int(sys.argv[2]))
+    _send(out, {"ready": True})
+    os.dup2(devnull, 2)  # libraries write what files say there
+    for line in sys.stdin.buffer:
+        _send(out, handle_request(json.loads(line)))
+
+
+def _send(out: Any, message: Mapping[str, Any]) -> None:
+    out.write(json.dumps(message) + "\n")
+    out.flush()
+
+
+if __name__ == "__main__":
+    main()

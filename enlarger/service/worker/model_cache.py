@@ -1,0 +1,212 @@
+"""The models of a worker: loaded when first needed, and the one unused for longest put away when memory runs short."""
+
+import ctypes
+import gc
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
+
+from enlarger.errors import Unsupported
+from enlarger.runtime.runtime import Runtime
+from enlarger.service.problems import problem_error
+from enlarger.service.settings import GIB, MIB, ModelSettings
+from enlarger.service.worker.model_description import TASKS_BY_KIND, ModelDescription, describe_model
+from enlarger.tasks.auxiliary.preview import Previewer, load_previewer
+from enlarger.tasks.depth import DepthToImage
+from enlarger.tasks.generate import Generator
+from enlarger.tasks.load import LoadedTask as AnyTask
+from enlarger.tasks.load import load
+from enlarger.tasks.loading import Checkpoint
+from enlarger.tasks.refine import Refiner
+from enlarger.tasks.repair import Inpainter
+from enlarger.tasks.stable_diffusion import StableDiffusion
+from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler
+
+LIBC = ctypes.CDLL(None)  # this process, with the C library in it
+
+
+class SendEvent(Protocol):
+    """Says to the server what happened: the name of an event, and what belongs to it."""
+
+    def __call__(self, event: str, **fields: Any) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model in memory, and the tiny decoder for its previews where there is one."""
+
+    description: ModelDescription
+    task: AnyTask
+    previewer: Previewer | None
+    num_bytes: int
+
+    @property
+    def name(self) -> str:
+        return self.description.settings.name
+
+    @property
+    def stable_diffusion(self) -> StableDiffusion:
+        """The Stable Diffusion checkpoint; upscalers have none to share."""
+        assert not isinstance(self.task, Upscaler)
+        return self.task.model
+
+    @property
+    def refiner(self) -> StableDiffusion:
+        """The checkpoint, to finish what another one begins. Raises Unsupported for what is made for something else."""
+        if isinstance(self.task, Upscaler):
+            raise Unsupported(f"{self.name} is an upscaler, expected a refiner or a text-to-image model")
+        return self.stable_diffusion.require_task("generate", "refine")
+
+    def task_for(self, verb: str) -> AnyTask:
+        """The model as the task of a verb, without copying anything. Raises Unsupported for what it cannot do."""
+        tasks = TASKS_BY_KIND[self.description.kind]
+        if verb not in tasks:
+            raise Unsupported(f"{self.name} cannot {verb}; it can {', '.join(tasks)}")
+        if isinstance(self.task, Upscaler | DepthToImage):
+            return self.task
+        return {"generate": Generator, "refine": Refiner, "inpaint": Inpainter}[verb](self.stable_diffusion)
+
+
+class ModelCache:
+    """All models that can be asked for, and those that are loaded, the longest unused first."""
+
+    def __init__(
+        self, settings: Sequence[ModelSettings], device: torch.device, memory: float | None, send: SendEvent
+    ) -> None:
+        self.device, self.send = device, send
+        self.budget = None if memory is None else round(memory * GIB)
+        self.descriptions: dict[str, ModelDescription] = {one.name: describe_model(one, device) for one in settings}
+        self._models: dict[str, LoadedModel] = {}
+
+    @property
+    def loaded_bytes(self) -> Mapping[str, int]:
+        """The bytes of each loaded model."""
+        return {name: one.num_bytes for name, one in self._models.items()}
+
+    @property
+    def bundled_name(self) -> str | None:
+        """What the model is called here that ships with the package."""
+        return next((name for name, one in self.descriptions.items() if one.settings.path == "bundled"), None)
+
+    def get(self, *names: str) -> tuple[LoadedModel, ...]:
+        """Models that work together, loaded where they are not.
+
+        Raises what loading raises, and Refused for those that are larger than the memory.
+        """
+        for name in names:
+            if name not in self._models:
+                self._load(name, names)
+            self._models[name] = self._models.pop(name)  # the last used is the last to go
+        return tuple(self._models[name] for name in names)
+
+    def unload(self, *names: str) -> None:
+        """Put models away; those that are not loaded are left."""
+        unloaded = [name for name in names if self._models.pop(name, None) is not None]
+        if unloaded:
+            empty_cache(self.device)
+            self._report()
+
+    def unload_others(self, *in_use: str) -> None:
+        """Put away all but some, and those to be kept always."""
+        self.unload(*(name for name, one in self._models.items() if name not in in_use and not _is_pinned(one)))
+
+    def _load(self, name: str, in_use: Sequence[str]) -> None:
+        if name not in self.descriptions:
+            raise problem_error(
+                404, "model_not_found", f"no model is called {name!r}; there are {', '.join(self.descriptions)}"
+            )
+        description = self.descriptions[name]
+        self.send("loading", model=name)
+        start = time.monotonic()
+        self._evict_until_fits(name, description.num_bytes or 0, in_use)
+        task = _load_task(description.settings, self.device)
+        runtime = Runtime(self.device)
+        preview = description.settings.preview
+        previewer = None if preview is None else load_previewer(preview, torch.float32, runtime)
+        size = weight_bytes((task, previewer))
+        self._evict_until_fits(name, size, in_use)
+        if not description.kind:  # its files have been mended since
+            description = describe_model(description.settings, self.device)
+            self.descriptions[name] = description
+        self._models[name] = LoadedModel(description, task, previewer, size)
+        self.send("measured", what="model_load", model=name, seconds=time.monotonic() - start)
+        self._report()
+
+    def _evict_until_fits(self, name: str, size: int, in_use: Sequence[str]) -> None:
+        """Put away what has not been used for longest until `size` bytes more fit; never those that are at work."""
+        if self.budget is None:
+            return
+        pinned = {one.name: one.num_bytes for one in self._models.values() if one.name in in_use or _is_pinned(one)}
+        if size + sum(pinned.values()) > self.budget:
+            others = f" beside {_mib(sum(pinned.values()))} of {', '.join(pinned)}" if pinned else ""
+            raise problem_error(
+                500, "out_of_memory",
+                f"the weights of {name} take {_mib(size)}{others}, and at most {_mib(self.budget)} are kept; raise "
+                "`memory` in the settings, or choose a lower precision",
+            )  # fmt: skip
+        evictable = [other for other in self._models if other not in pinned]
+        while sum(self.loaded_bytes.values()) + size > self.budget:
+            self.unload(evictable.pop(0))
+
+    def _report(self) -> None:
+        self.send("models", loaded=dict(self.loaded_bytes))
+        self.send("measured", what="memory", kind="models", bytes=sum(self.loaded_bytes.values()))
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.1f} MiB"
+
+
+def _is_pinned(model: LoadedModel) -> bool:
+    return model.description.settings.keep
+
+
+def _load_task(settings: ModelSettings, device: torch.device) -> AnyTask:
+    if settings.path == "bundled":
+        return load_upscaler(None, str(device), offload=settings.offload)
+    checkpoint = Checkpoint(
+        settings.path, variant=settings.variant, prediction=settings.prediction, loras=settings.loras
+    )
+    return load(checkpoint, str(device), settings.precision, settings.offload)
+
+
+def modules_in(value: Any) -> Iterator[nn.Module]:
+    """The networks that a task, or anything made of dataclasses and tuples, holds."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, tuple):
+        for item in cast("tuple[Any, ...]", value):
+            yield from modules_in(item)
+    elif is_dataclass(value):
+        for item in fields(value):
+            yield from modules_in(getattr(value, item.name))
+
+
+def weight_bytes(value: Any) -> int:
+    """The bytes of all parameters and buffers in it, shared ones once."""
+    tensors = {
+        id(tensor): tensor.nbytes
+        for module in modules_in(value)
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    return sum(tensors.values())
+
+
+def trim_heap() -> None:
+    """Give freed memory back to the system. glibc keeps it for pieces of the same size, which do not come: pictures of
+    many sizes would leave more and more of it."""
+    if hasattr(LIBC, "malloc_trim"):
+        LIBC.malloc_trim(0)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back memory that nothing uses any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

@@ -1,0 +1,198 @@
+"""What a job asks for, as requests of its model: what that has no use for is left out, and said."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from enlarger.errors import InputError
+from enlarger.requests import (
+    DepthRequest,
+    GenerateRequest,
+    InpaintRequest,
+    RefineRequest,
+    UpscaleRequest,
+    make_request,
+    seeds_for,
+    with_defaults,
+)
+from enlarger.service.jobs.job import JobSpec
+from enlarger.service.settings import ModelSettings
+from enlarger.service.worker.model_cache import LoadedModel
+from enlarger.tasks.upscale.bundled import ONE_ANSWER_NOTE
+from enlarger.tasks.upscale.latent_x2 import LatentUpscaler
+from enlarger.tasks.upscale.upscale import Upscaler
+from enlarger.text.encode import tokenize_prompts
+from enlarger.text.tokenize import Tokenizer
+
+REQUEST_TYPES: Mapping[str, type[Any]] = {
+    "upscale": UpscaleRequest,
+    "generate": GenerateRequest,
+    "refine": RefineRequest,
+    "inpaint": InpaintRequest,
+}
+OPTION_LABELS = {
+    "prompt": "the prompt", "negative": "the negative prompt", "noise_level": "the noise level", "solver": "the solver",
+    "profile": "the profile", "score": "the score", "negative_score": "the negative score", "long_prompt": "",
+}  # fmt: skip
+SCORE_OPTIONS = ("score", "negative_score")
+UNUSED_OPTIONS = {  # by kind of model
+    "bundled": ("prompt", "negative", "steps", "guidance", "solver", "noise_level", "profile", "long_prompt"),
+    "x2": ("detail", "restore"),
+    "x4": ("detail", "restore", "profile"),
+    "sd": SCORE_OPTIONS,
+    "sdxl": SCORE_OPTIONS,
+    "depth": SCORE_OPTIONS,
+}
+NEUTRAL_VALUES = (None, "", 1.0)  # what changes nothing, and so needs no note
+
+
+@dataclass(frozen=True, eq=False)
+class ModelRequests:
+    """One request for each picture of a job, and what the recipe says of them all."""
+
+    requests: tuple[Any, ...]
+    options: Mapping[str, Any]  # of the requests, with defaults filled in
+    seeds: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+    num_prompt_tokens: int = 0  # of the prompt
+    input_info: Mapping[str, Any] | None = None  # what is known of the picture that was given
+
+    @property
+    def is_batchable(self) -> bool:
+        """Whether its picture may be made in a batch: a prompt that is cut is said to its own user alone."""
+        first = self.requests[0]
+        has_no_prompt = getattr(first, "prompt", "") == getattr(first, "negative", "") == ""
+        return len(self.requests) == 1 and (has_no_prompt or first.long_prompt)
+
+    @property
+    def image(self) -> Image.Image | None:
+        """The picture that was given."""
+        return getattr(self.requests[0], "image", None)
+
+
+def build_requests(spec: JobSpec, model: LoadedModel, folder: Path) -> ModelRequests:
+    """The requests of an ask; its pictures are read from the job's folder. Raises InputError for odd options."""
+    options, notes = _supported_options(spec, model.description.kind)
+    options.pop("refiner", None)
+    request_type = DepthRequest if model.description.kind == "depth" else REQUEST_TYPES[spec.task]
+    pictures = {
+        name: _open_image(folder / file)
+        for name, file in (("image", spec.image), ("mask", spec.mask))
+        if file is not None
+    }
+    if spec.task == "inpaint":
+        options["mask_mode"] = "white"
+    seeds = seeds_for(options.get("seed", 0), options.get("count", 1))
+    request = make_request(request_type, **pictures, **options)
+    requests = tuple(replace(request, seed=seed, count=1) for seed in seeds)
+    metadata_options = _metadata_options(request, model, refiner_name(spec, model.description.settings))
+    input_info = None if spec.image is None else _input_info(folder / spec.image, pictures["image"])
+    return ModelRequests(
+        requests, metadata_options, tuple(seeds), notes, _count_prompt_tokens(request, model), input_info
+    )
+
+
+def refiner_name(spec: JobSpec, settings: ModelSettings) -> str | None:
+    """The name of the model that is to finish what this one begins; the option is a name, or true."""
+    option = spec.options.get("refiner")
+    if option is None or option is False:
+        return None
+    name = settings.refiner if option is True else str(option)
+    if name is None:
+        raise InputError(f"refiner is true, but {spec.model} has none in the settings; name one there, or leave it out")
+    return name
+
+
+def _supported_options(spec: JobSpec, kind: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The options that this kind of model has a use for, and what is to be said of the others."""
+    options = dict(spec.options)
+    unused = () if options.get("refiner") else UNUSED_OPTIONS.get(kind, ())
+    dropped = {name: options.pop(name) for name in unused if name in options}
+    notes = [
+        f"{OPTION_LABELS.get(name, name)} changes nothing: {spec.model} has no use for it"
+        for name in _noteworthy(dropped)
+    ]
+    if kind == "bundled" and (count := options.get("count") or 1) > 1:
+        options["count"] = 1
+        notes.append(ONE_ANSWER_NOTE.format(count=count))
+    return options, tuple(notes)
+
+
+def _noteworthy(dropped: Mapping[str, Any]) -> Iterator[str]:
+    """The names of those that somebody may have expected something of."""
+    return (name for name, value in dropped.items() if value not in NEUTRAL_VALUES and name != "long_prompt")
+
+
+def _open_image(path: Path) -> Image.Image:
+    """A picture that the decoder wrote. Raises InputError if it is not there any more."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.load()
+            return image
+    except OSError as error:
+        raise InputError(f"{path.name} of the job cannot be read ({error}); send the request again") from error
+
+
+def _input_info(path: Path, image: Image.Image) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        return {
+            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
+            "width": image.width,
+            "height": image.height,
+        }
+
+
+def _metadata_options(request: Any, model: LoadedModel, refiner: str | None) -> dict[str, Any]:
+    """The request's options with what None stands for; pictures and seeds are said elsewhere."""
+    options = with_defaults(request, _defaults_key(request, model)) | {"refiner": refiner}
+    unused = UNUSED_OPTIONS.get(model.description.kind, ()) if refiner is None else ()
+    for name in ("image", "mask", "depth", "seed", "mask_mode", *unused):
+        options.pop(name, None)
+    if model.description.kind != "bundled" and options["solver"] is None:
+        options["solver"] = _default_solver(model)
+    if isinstance(request, GenerateRequest):
+        side = model.stable_diffusion.sample_size * model.stable_diffusion.latent_diffusion.vae.downsample_factor
+        options |= {name: side for name in ("width", "height") if options[name] is None}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _defaults_key(request: Any, model: LoadedModel) -> str:
+    """The name in `requests.DEFAULTS` of what None stands for."""
+    if isinstance(request, UpscaleRequest):
+        names = {"bundled": "upscale/bundled", "x4": "upscale/x4"}
+        return names.get(model.description.kind, f"upscale/{request.profile or 'diffusers'}")
+    if isinstance(request, DepthRequest | InpaintRequest):
+        return "depth" if isinstance(request, DepthRequest) else "inpaint"
+    verb = "generate" if isinstance(request, GenerateRequest) else "refine"
+    return f"{verb}/xl" if model.stable_diffusion.has_micro_conditioning else verb
+
+
+def _default_solver(model: LoadedModel) -> str:
+    """The name of the checkpoint's own solver."""
+    task = model.task.task if isinstance(model.task, Upscaler) else model.stable_diffusion
+    assert not hasattr(task, "predictor"), "the bundled model's solver has a default"
+    return task.sampler.solver  # type: ignore[union-attr]
+
+
+def _count_prompt_tokens(request: Any, model: LoadedModel) -> int:
+    """CLIP's tokens of the prompt, start and end aside."""
+    tokenizer = _tokenizer_of(model)
+    if tokenizer is None or not request.prompt:
+        return 0
+    return sum(
+        int(piece.mask.sum()) - 2 * len(piece.mask)
+        for piece in tokenize_prompts(tokenizer, [request.prompt], True, True)
+    )
+
+
+def _tokenizer_of(model: LoadedModel) -> Tokenizer | None:
+    if not isinstance(model.task, Upscaler):
+        return model.stable_diffusion.tokenizers[0]
+    task = model.task.task
+    if isinstance(task, LatentUpscaler):
+        return task.tokenizer
+    return getattr(task, "tokenizers", (None,))[0]

@@ -1,0 +1,303 @@
+"""The worker processes: started, told what to do, heard, and started again when they die."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from enlarger.service.jobs.job import JobSpec
+
+WORKER_ARGV = (sys.executable, "-m", "enlarger.service.worker.main")
+MAX_LINE_BYTES = 1 << 20  # bytes of the longest line that a worker may say
+CANCEL_SECONDS = 60.0  # for a worker to let go of a canceled job; then it is killed
+STOP_SECONDS = 5.0  # for a worker to end once its input is closed
+MAX_START_FAILURES = 5  # in a row, none more than START_SECONDS after the one before: it cannot be started
+START_FAILURE_SECONDS = 60.0
+MAX_RESTART_DELAY = 4.0  # seconds before a worker is started again
+KERNEL_CACHE_ENV = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
+"""How many compiled kernels PyTorch keeps on a CPU, one for each shape; by default 1,024, which take long to fill."""
+MAX_REPORTED_LINES = 5  # lines of one process that are reported
+
+log = logging.getLogger("enlarger.service.jobs")
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class WorkerCommand:
+    """How workers are started."""
+
+    argv: Sequence[str]
+    models: Sequence[Message]  # the settings of each
+    memory: float | None
+    data: Path
+    lock_fd: int | None = None  # an open file that they inherit
+
+    def start_message(self, device: str) -> Message:
+        """The first thing that a worker is told."""
+        message = {"do": "start", "models": list(self.models), "device": device, "memory": self.memory}
+        return message | {"data": str(self.data.absolute())}
+
+
+class WorkerListener(Protocol):
+    """Who hears of a worker."""
+
+    def on_message(self, worker: "WorkerSupervisor", message: Message, /) -> None:
+        """Its process said something."""
+        ...
+
+    def on_jobs_lost(self, worker: "WorkerSupervisor", ids: Sequence[str], counts_as_crash: bool, /) -> None:
+        """It holds these jobs no more, and nothing was heard of their end; `blamed`: one of them may be why."""
+        ...
+
+    def on_worker_exit(self, worker: "WorkerSupervisor", /) -> None:
+        """Its process has ended; `state` tells whether another comes."""
+        ...
+
+
+class WorkerSupervisor:
+    """One device: a process after another, until it is stopped or there is no hope."""
+
+    def __init__(self, requested_device: str, command: WorkerCommand, listener: WorkerListener) -> None:
+        self.requested_device = requested_device
+        self.device = requested_device  # the worker's own word for it, once it is ready
+        self.state: Literal["starting", "idle", "busy", "down", "defunct"] = "starting"
+        self.was_ever_ready = False
+        self.assigned: dict[
+            str, asyncio.TimerHandle | None
+        ] = {}  # jobs that it was given; a timer for the canceled ones
+        self.started_ids: set[str] = set()  # those of them that it has started
+        self._command, self._listener = command, listener
+        self._process: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self._was_killed = False  # we killed it
+        self._process_number = 0  # counts its processes
+        self._is_reserved = False  # jobs are being made ready for it
+        self._is_ready = False  # this process
+        self._start_failures: list[float] = []  # when its last processes ended that were never ready, in a row
+        self._exits_without_result = 0  # processes in a row that ended no job
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._supervise(), name=f"worker {self.requested_device}")
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it has described its models and can work."""
+        return self.state in ("idle", "busy")
+
+    def reserve(self) -> int:
+        """Keep an idle worker for jobs that are being made ready; the number of its process."""
+        assert self.state == "idle"
+        self.state, self._is_reserved = "busy", True
+        return self._process_number
+
+    def run(self, process_number: int, jobs: Sequence[tuple[str, JobSpec]]) -> bool:
+        """Give an engaged worker its jobs, or none after all; False if that process is gone."""
+        if process_number != self._process_number or not self.is_up:
+            return False
+        self._is_reserved = False
+        self.assigned.update({id: None for id, _ in jobs})
+        if jobs:
+            self.send({"do": "run", "jobs": [{"id": id, "ask": spec.to_json()} for id, spec in jobs]})
+        else:
+            self.state = "idle"
+        return True
+
+    def cancel(self, id: str) -> None:
+        """Stop a job that it holds; if it does not let go in time, it is killed."""
+        if id in self.assigned and self.assigned[id] is None:
+            self.assigned[id] = asyncio.get_running_loop().call_later(
+                CANCEL_SECONDS, self._kill_overdue, id, self._process
+            )
+            self.send({"do": "cancel", "id": id})
+
+    def release_job(self, id: str) -> bool:
+        """It has let go of a job; False if it did not hold that."""
+        if id not in self.assigned:
+            return False
+        timer = self.assigned.pop(id)
+        if timer is not None:
+            timer.cancel()
+        self.started_ids.discard(id)
+        self._exits_without_result = 0
+        return True
+
+    def send(self, message: Message) -> None:
+        """Write a line to its process; nothing happens if there is none."""
+        if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+
+    async def stop(self) -> None:
+        """End its process, in order or by force, and start no other."""
+        self._stopping.set()
+        self._close_stdin()
+        if self._task is None:
+            return
+        done, _ = await asyncio.wait([self._task], timeout=STOP_SECONDS)
+        if not done:
+            self._kill()
+        await self._task
+
+    async def _supervise(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                await self._run_process()
+            except OSError as error:
+                log.error("the worker of %s cannot be started: %s", self.requested_device, error)
+            status = None if self._process is None else self._process.returncode
+            self._process = None
+            if not self._stopping.is_set():
+                await self._on_unexpected_exit(status)
+        self._on_exit("down")
+
+    async def _run_process(self) -> None:
+        self.state, self._is_ready, self._was_killed = "starting", False, False
+        self._process_number, self._is_reserved = self._process_number + 1, False
+        fds = () if self._command.lock_fd is None else (self._command.lock_fd,)
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command.argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            pass_fds=fds,
+            limit=MAX_LINE_BYTES,
+            env=KERNEL_CACHE_ENV | os.environ,
+        )
+        self.send(self._command.start_message(self.requested_device))
+        if self._stopping.is_set():
+            self._close_stdin()
+        assert self._process.stdout is not None
+        async for message in _read_messages(self._process.stdout, self.requested_device):
+            self._handle_message(message)
+        await self._wait_for_exit()
+
+    def _handle_message(self, message: Message) -> None:
+        try:
+            if message["event"] == "ready":
+                self._is_ready = self.was_ever_ready = True
+                self.device = str(message["device"])
+            elif message["event"] == "started" and message["id"] in self.assigned:
+                self.started_ids.add(message["id"])
+            elif message["event"] == "idle" and self._is_ready:
+                self._on_idle()
+            self._listener.on_message(self, message)
+        except Exception:
+            log.exception(
+                "the worker of %s said %r in a form that is not understood", self.requested_device, message["event"]
+            )
+
+    def _on_idle(self) -> None:
+        """It waits for work. What it began and said no more of is lost; what is still on its way to it is not."""
+        lost = [id for id in self.assigned if id in self.started_ids]
+        if lost:
+            log.error("the worker of %s left %d jobs without a word", self.requested_device, len(lost))
+            for id in lost:
+                self.release_job(id)
+            self._listener.on_jobs_lost(self, lost, True)
+        self.state = "busy" if self.assigned or self._is_reserved else "idle"
+
+    async def _wait_for_exit(self) -> None:
+        """Its output has ended: let the process end too."""
+        assert self._process is not None
+        self._close_stdin()
+        try:
+            await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            self._kill()
+            await self._process.wait()
+
+    async def _on_unexpected_exit(self, status: int | None) -> None:
+        is_defunct = self._count_exit()
+        text = "; it cannot be started" if is_defunct else ", and is started again"
+        log.error("the worker of %s ended with status %s%s", self.requested_device, status, text)
+        self._on_exit("defunct" if is_defunct else "down")
+        if is_defunct:
+            self._stopping.set()
+        elif self._exits_without_result > 1:
+            await _wait_for_event(self._stopping, min(0.25 * 2 ** (self._exits_without_result - 2), MAX_RESTART_DELAY))
+
+    def _count_exit(self) -> bool:
+        """Whether there is no hope."""
+        now = time.monotonic()
+        if self._is_ready or (self._start_failures and now - self._start_failures[-1] > START_FAILURE_SECONDS):
+            self._start_failures.clear()
+        if not self._is_ready:
+            self._start_failures.append(now)
+        self._exits_without_result += 1
+        return len(self._start_failures) >= MAX_START_FAILURES
+
+    def _on_exit(self, state: Literal["down", "defunct"]) -> None:
+        """What it held is given back; jobs that we killed it over, or beside, are not blamed."""
+        assigned, self.assigned = self.assigned, {}
+        self.started_ids.clear()
+        for timer in assigned.values():
+            if timer is not None:
+                timer.cancel()
+        if self.state != "defunct":
+            self.state = state
+        if assigned:
+            self._listener.on_jobs_lost(self, list(assigned), not self._was_killed and not self._stopping.is_set())
+        self._listener.on_worker_exit(self)
+
+    def _kill_overdue(self, id: str, process: asyncio.subprocess.Process | None) -> None:
+        if id in self.assigned and process is self._process:
+            log.error("the worker of %s does not stop a canceled job, and is killed", self.requested_device)
+            self._was_killed = True
+            self._kill()
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            try:
+                self._process.kill()
+            except ProcessLookupError:
+                log.debug("the worker of %s had ended already", self.requested_device)
+
+    def _close_stdin(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+
+
+async def _read_messages(stream: asyncio.StreamReader, device: str) -> AsyncGenerator[Message]:
+    """What a worker says, one JSON object per line; anything else is reported and left out."""
+    num_garbled = count = 0
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:  # too long
+            line = b"?"
+        if not line:
+            return
+        message = _parse_message(line)
+        if message is not None:
+            yield message
+        else:
+            num_garbled += 1
+            if num_garbled <= MAX_REPORTED_LINES:
+                log.warning("the worker of %s wrote a line that is no message (%d bytes)", device, len(line))
+        count += 1
+        if count % 64 == 0:
+            await asyncio.sleep(0)  # a flood of lines must not keep others waiting
+
+
+def _parse_message(line: bytes) -> Message | None:
+    try:
+        value: object = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    message = cast("dict[str, Any]", value)
+    return message if isinstance(message.get("event"), str) else None
+
+
+async def _wait_for_event(event: asyncio.Event, seconds: float) -> None:
+    """Until an event, or so many seconds."""
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return

@@ -1,0 +1,54 @@
+"""Reading JSON files that others wrote."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from reprlib import Repr
+from stat import S_ISREG
+from typing import Any, cast
+
+from enlarger.errors import CheckpointError
+
+Json = dict[str, Any]
+MAX_BYTES = 64 << 20  # bytes; the largest tokenizers have a tenth of it
+MAX_SHOWN_LENGTH = 80  # characters of a strange value
+
+
+def read_json(path: Path) -> Json:
+    """The object in a JSON file. Raises `CheckpointError`, naming the file, for anything else."""
+    try:
+        file_stat = path.stat()
+        if not S_ISREG(file_stat.st_mode) or file_stat.st_size > MAX_BYTES:
+            raise CheckpointError(
+                f"{path}: found no file, or one of {file_stat.st_size:,} bytes, expected a file of JSON."
+            )
+        data = json.loads(path.read_bytes(), object_pairs_hook=reject_duplicate_keys)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); is the folder complete?") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); fetch the file again.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: found a JSON {type(data).__name__}, expected an object.")
+    return cast("Json", data)
+
+
+def reject_duplicate_keys(pairs: Sequence[tuple[str, Any]]) -> Json:
+    """An object whose names differ, as a hook of `json.loads`. Raises ValueError for one that names a thing twice."""
+    result: Json = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"{short_repr(name)} is there twice")
+        result[name] = value
+    return result
+
+
+def short_repr(value: Any) -> str:
+    """Anything out of a file, short and printable, for a message."""
+    formatter = Repr()
+    formatter.maxstring = formatter.maxother = formatter.maxlong = MAX_SHOWN_LENGTH
+    return formatter.repr(value)
+
+
+def printable_name(name: str) -> str:
+    """A name out of a file as it is, where it is an ordinary one, else as `shown`."""
+    return name if name.isidentifier() and len(name) < MAX_SHOWN_LENGTH else short_repr(name)

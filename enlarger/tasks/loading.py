@@ -1,0 +1,115 @@
+"""Which checkpoint to read, and how: a folder, a single file, or a name in the cache."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from enlarger.checkpoint.adapters.lora import LORA_COMPONENTS, LoraDelta, apply_loras, read_lora
+from enlarger.checkpoint.adapters.textual_inversion import (
+    TextualInversion,
+    add_textual_inversion,
+    read_textual_inversion,
+)
+from enlarger.checkpoint.folder.load import PipelineComponents, read_folder
+from enlarger.checkpoint.single_file.component_override import ComponentSource
+from enlarger.checkpoint.single_file.load import read_single_file
+from enlarger.errors import InputError
+from enlarger.hub.cache import resolve, snapshot_variant
+
+TOKENIZER_OF_ENCODER = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+INVERSION_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # the encoders in the files of inversions
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a checkpoint is, and what its files do not say themselves.
+
+    `variant` chooses among a folder's weight files. The others are for single files, see `read_single_file`:
+    `prediction` is what the UNet predicts, `allow_pickle` opens `.ckpt` and `.pth`, `vae` and `text_encoder` stand in
+    for parts, `config` is a folder in diffusers' layout whose JSON files replace the bundled ones.
+    """
+
+    path: str | Path
+    variant: str | None = None
+    prediction: str | None = None
+    allow_pickle: bool = False
+    vae: ComponentSource | None = None
+    text_encoder: ComponentSource | None = None
+    config: str | Path | None = None
+    loras: Sequence[tuple[str | Path, float]] = ()  # files, each with its scale
+    inversions: Sequence[str | Path] = ()  # files of textual inversions
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def open(self, dtype: torch.dtype | None = None) -> PipelineComponents:
+        """Its parts, with what is added to them; `dtype` converts floating weights while reading.
+
+        Nothing is downloaded. Raises CheckpointError naming the file for all that is missing, damaged or unknown.
+        """
+        bundle = self._read(dtype)
+        parts = _with_inversions(_with_loras(bundle.components, self.loras), self.inversions)
+        return replace(bundle, components=parts)
+
+    def _read(self, dtype: torch.dtype | None) -> PipelineComponents:
+        path = resolve(self.path)
+        if not path.is_dir():
+            if self.variant is not None:
+                raise InputError(f"variant is {self.variant!r}, but {path} is a single file; leave it out")
+            return read_single_file(
+                path, dtype=dtype, prediction=self.prediction, allow_pickle=self.allow_pickle, vae=self.vae,
+                text_encoder=self.text_encoder, config=self.config,
+            )  # fmt: skip
+        names = ("prediction", "vae", "text_encoder", "config")
+        given = {name: getattr(self, name) for name in names}
+        unused = [name for name, value in given.items() if value is not None]
+        if unused or self.allow_pickle:
+            named = ", ".join(unused or ["allow_pickle"])
+            raise InputError(f"{named}: for single files only, and {path} is a folder; leave it out")
+        return read_folder(path, snapshot_variant(path) if self.variant is None else self.variant, dtype)
+
+
+def _with_loras(parts: Mapping[str, Any], loras: Sequence[tuple[str | Path, float]]) -> dict[str, Any]:
+    """The parts with networks that the files change."""
+    networks = {name: parts[name] for name in LORA_COMPONENTS if name in parts}
+    added: dict[str, list[tuple[Mapping[str, LoraDelta], float]]] = {}
+    for path, scale in loras:
+        for name, updates in read_lora(path, networks).components.items():
+            added.setdefault(name, []).append((updates, scale))
+    return dict(parts) | {name: apply_loras(networks[name], weighted) for name, weighted in added.items()}
+
+
+def _with_inversions(parts: Mapping[str, Any], paths: Sequence[str | Path]) -> dict[str, Any]:
+    """The parts with tokenizers and text encoders that know more tokens."""
+    extended = dict(parts)
+    for path in paths:
+        inversion = read_textual_inversion(path)
+        for name in encoders_for(extended, inversion):
+            pair = extended[TOKENIZER_OF_ENCODER[name]], extended[name]
+            extended[TOKENIZER_OF_ENCODER[name]], extended[name] = add_textual_inversion(
+                *pair, inversion, encoder_key=clip_part(name, inversion)
+            )
+    return extended
+
+
+def encoders_for(parts: Mapping[str, Any], inversion: TextualInversion) -> list[str]:
+    """The text encoders that the file has vectors for; the first, which then complains, where there are none."""
+    widths = {vectors.shape[1] for vectors in inversion.vectors.values()}
+    present = [name for name in TOKENIZER_OF_ENCODER if name in parts]
+    return [name for name in present if parts[name].config.width in widths] or present[:1]
+
+
+def clip_part(name: str, inversion: TextualInversion) -> str | None:
+    """Which of the file's vectors are for a text encoder; None where the file does not say."""
+    return INVERSION_KEYS[name] if INVERSION_KEYS[name] in inversion.vectors else None
+
+
+Location = str | Path | Checkpoint
+
+
+def as_checkpoint(location: Location) -> Checkpoint:
+    """A path or a name as a checkpoint to be read plainly."""
+    return location if isinstance(location, Checkpoint) else Checkpoint(location)

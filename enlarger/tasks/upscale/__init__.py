@@ -1,0 +1,1 @@
+"""Upscalers: pictures or latents in, larger ones out."""
