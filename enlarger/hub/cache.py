@@ -11,7 +11,7 @@ from typing import Any
 
 from enlarger.errors import CheckpointError, InputError
 from enlarger.hub.aliases import RepoSource, read_alias_table
-from enlarger.hub.fetch import RemoteFile, atomic_write, digests
+from enlarger.hub.fetch import RemoteFile, digests, write_small_file
 from enlarger.strict_json import read_json
 
 RECORD_FILE = ".enlarger.json"  # in each copy: what was pulled
@@ -64,7 +64,7 @@ class LocalSnapshot:
         metadata = {key: value for key, value in asdict(self).items() if key not in ("folder", "files")}
         files = {path: _file_record(remote) for path, remote in sorted(self.files.items())}
         self.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.folder / RECORD_FILE, (json.dumps(metadata | {"files": files}, indent=1) + "\n").encode())
+        write_small_file(self.folder / RECORD_FILE, (json.dumps(metadata | {"files": files}, indent=1) + "\n").encode())
 
 
 def _file_record(remote: RemoteFile) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def save_ref(repository: str, revision: str, commit: str) -> None:
     path = repo_folder(repository) / REFS_FILE
     refs = read_json(path) if path.is_file() else {}
     if not is_commit(revision) and refs.get(revision) != commit:
-        atomic_write(path, json.dumps(refs | {revision: commit}).encode())
+        write_small_file(path, json.dumps(refs | {revision: commit}).encode())
 
 
 def is_commit(revision: str) -> bool:

@@ -7,13 +7,13 @@ import os
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
 from enlarger.errors import CheckpointError
 from enlarger.hub.transport import HubClient, Response, TransientError, describe_error
+from enlarger.image.atomic_write import atomic_write, move_into_place
 
 CHUNK_SIZE = 1 << 18  # bytes at a time
 MIN_PROGRESS = 1 << 16  # so many bytes between two failures, and the patience is fresh
@@ -210,14 +210,8 @@ def _commit_file(partial_file: Path, target: Path) -> None:
     """Give a whole file its name, so that a crash leaves the old state or the new one."""
     with partial_file.open("rb") as file:
         os.fsync(file.fileno())
-    partial_file.replace(target)
+    move_into_place(partial_file, target)
     _remove_partial(partial_file)
-    if os.name == "posix":
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def size_of(path: Path) -> int:
@@ -228,15 +222,12 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def atomic_write(path: Path, data: bytes) -> None:
-    """A small file, in one step: the old content or the new."""
-    partial_file = path.with_name(f"{path.name}.part")
+def write_small_file(path: Path, data: bytes) -> None:
+    """Write a file of the cache in one step. Raises CheckpointError."""
     try:
-        partial_file.write_bytes(data)
-        _commit_file(partial_file, path)
+        with atomic_write(path, single_writer=True) as stream:
+            stream.write(data)
     except OSError as error:
-        with suppress(OSError):
-            partial_file.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from enlarger.hub.fetch import atomic_write
+from enlarger.hub.fetch import write_small_file
 from enlarger.strict_json import read_json
 
 ACCEPTED_FILE = "licences.json"  # in each model's folder
@@ -82,4 +82,4 @@ def record_acceptance(folder: Path, name: str, details: dict[str, Any]) -> None:
     path = folder / ACCEPTED_FILE
     accepted = read_json(path) if path.is_file() else {}
     entry = {"licence": name, "date": datetime.now(UTC).isoformat(timespec="seconds"), **details}
-    atomic_write(path, (json.dumps(accepted | {name: entry}, indent=1) + "\n").encode())
+    write_small_file(path, (json.dumps(accepted | {name: entry}, indent=1) + "\n").encode())

@@ -1,13 +1,13 @@
 """Writing pictures to files: whole or not at all, and nothing lost that the format does not hold. Without torch."""
 
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from enlarger.errors import InputError
+from enlarger.image.atomic_write import atomic_write
 from enlarger.image.decode import AVIF_FORMATS, one_line
 
 MODE_NAMES = {"L": "grey", "LA": "grey with alpha", "RGB": "colour", "RGBA": "colour with alpha", "I;16": "16-bit grey"}
@@ -65,30 +65,13 @@ def save_image(image: Image.Image, path: str | Path, *, overwrite: bool = False,
     options: dict[str, Any] = {"quality": quality} if format_name in ("JPEG", "WEBP", "AVIF") else {}
     if image.mode in ("RGB", "RGBA") and image.info.get("icc_profile"):
         options["icc_profile"] = image.info["icc_profile"]
-    temporary = path.parent / f".enlarger-{uuid.uuid4().hex}.part"
     try:
-        with temporary.open("xb") as stream:
+        with atomic_write(path, overwrite=overwrite) as stream:
             stripped.save(stream, format=format_name, **options)
-            stream.flush()
-            os.fsync(stream.fileno())
-        _rename_into_place(temporary, path, overwrite)
+    except FileExistsError:
+        raise InputError(f"{one_line(path)}: exists already; choose another name or allow overwriting") from None
     except (OSError, ValueError) as error:
         raise InputError(
             f"{one_line(path)}: cannot be written ({one_line(error)}); check space, size and permissions"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
-
-
-def _rename_into_place(temporary: Path, path: Path, overwrite: bool) -> None:
-    """Rename; without `overwrite` through a hard link, which fails if another process made the file meanwhile."""
-    if not overwrite:
-        try:
-            os.link(temporary, path)
-            return
-        except FileExistsError:
-            raise InputError(f"{one_line(path)}: exists already; choose another name or allow overwriting") from None
-        except OSError:  # a file system without hard links
-            check_output(path)
-    os.replace(temporary, path)

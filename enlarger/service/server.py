@@ -50,7 +50,7 @@ async def _serve(settings: Settings, app: FastAPI, listener: socket.socket, on_r
         log_event("serving", url=url)
         on_ready(url)
         await stop.wait()
-        await _drain(service.queue.drain)
+        await _drain(service.jobs.drain)
     log_event("stopped")
 
 

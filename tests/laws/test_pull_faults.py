@@ -230,7 +230,7 @@ def test_a_full_disk_leaves_nothing_behind(hub: Hub, home: Path, monkeypatch: py
             raise OSError(errno.ENOSPC, "No space left on device")
         write(file, chunk)
 
-    monkeypatch.setattr(fetch, "_write", full)
+    monkeypatch.setattr(fetch, "_write_all", full)
     with pytest.raises(CheckpointError, match="the disk is full; free 300,000 bytes, or give another place"):
         pull_here(NAME, hub.url)
     assert not leftovers(home)

@@ -213,7 +213,7 @@ class JobLifecycle:
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if (
-            not task.count_cancelled()
+            not task.cancelled()
             and (error := task.exception()) is not None
             and not isinstance(error, ProblemError)
         ):

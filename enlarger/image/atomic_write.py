@@ -1,0 +1,55 @@
+"""Writing a file whole or not at all. Without torch."""
+
+import os
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_write(
+    path: Path, *, overwrite: bool = True, durable: bool = True, single_writer: bool = False
+) -> Generator[BinaryIO]:
+    """A stream whose bytes take the name `path` when the block ends, and vanish if it fails: never a part of them.
+
+    `durable` waits until the disk has them, name included. With `single_writer`, where only one process writes the file
+    at a time, what a killed process left is written over by the next. Raises OSError; without `overwrite`
+    FileExistsError if the file exists by then.
+    """
+    temporary = path.with_name(f".{path.name}.part" if single_writer else f".enlarger-{uuid.uuid4().hex}.part")
+    try:
+        with temporary.open("wb" if single_writer else "xb") as stream:
+            yield stream
+            stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
+        move_into_place(temporary, path, overwrite=overwrite, durable=durable)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def move_into_place(temporary: Path, path: Path, *, overwrite: bool = True, durable: bool = True) -> None:
+    """Give a whole file its name in one step; without `overwrite` by a hard link, which fails if the name is taken."""
+    if overwrite or not _link(temporary, path):
+        os.replace(temporary, path)
+    if durable and os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Whether the file now has its name too. Raises FileExistsError; False on a file system without hard links."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        if os.path.lexists(path):
+            raise FileExistsError(str(path)) from None
+        return False
+    return True
