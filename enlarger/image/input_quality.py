@@ -1,5 +1,7 @@
 """What a picture has been through, judged by its pixels: JPEG's blocks, noise, and whether it is a bicubic half."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,7 @@ BLOCK = 8  # pixels of JPEG's blocks
 BLOCKY = 1.3  # how much larger steps at the blocks' borders are than elsewhere
 NOISY = 4.5  # 8-bit steps of noise
 HARDLY_HALF, NO_HALF = 1.2, 4.0  # 8-bit steps (root mean square) that a mean's half is off; photographs have 0.2 to 2.4
+MIN_BORDERS = 3
 FLAT = 0.05  # share of pixels among others of their colour, at least, in graphics
 TRY = "try restore 0.5"
 
@@ -68,6 +71,18 @@ def is_graphics(large: Tensor, small: Tensor) -> bool:
     """
     error, flat = half_error(large, small), float(is_flat(small).float().mean())
     return error > NO_HALF or (error > HARDLY_HALF and flat >= FLAT)
+
+
+def cell_size(picture: Tensor) -> int:
+    """The side of the squares of one colour that pixel art (1, 3, H, W) is made of; 1 where there is no such grid.
+
+    The grid may begin anywhere. At least three borders between colours in each direction are needed to know.
+    """
+    steps = [(picture.diff(dim=axis) != 0).any(1).any(-1 if axis == 2 else -2).flatten() for axis in (2, 3)]
+    places = [[int(place) for place in step.nonzero()] for step in steps]
+    if min(len(each) for each in places) < MIN_BORDERS:
+        return 1
+    return math.gcd(*(place - each[0] for each in places for place in each[1:]))
 
 
 def half_error(large: Tensor, small: Tensor) -> float:

@@ -112,8 +112,10 @@ def test_cells_keep_their_edges(upscaler: Upscaler) -> None:
     draw = np.random.default_rng(5)
     cells = draw.integers(0, 256, (5, 3), dtype=np.uint8)[draw.integers(0, 5, (16, 16))]
     small, truth = (Image.fromarray(cells.repeat(k, 0).repeat(k, 1)) for k in (4, 8))
-    made = upscaler(UpscaleRequest(small)).image
-    assert psnr(unit(made), unit(truth)) > psnr(unit(small.resize(truth.size, 3)), unit(truth)) + 6
+    assert np.array_equal(np.asarray(upscaler(UpscaleRequest(small)).image), np.asarray(truth))
+    single, double = (Image.fromarray(cells.repeat(k, 0).repeat(k, 1)) for k in (1, 2))
+    made = upscaler(UpscaleRequest(single)).image  # a cell for each pixel may be anything; it comes near
+    assert psnr(unit(made), unit(double)) > psnr(unit(single.resize(double.size, 3)), unit(double)) + 3
 
 
 def test_it_refuses_what_it_has_no_use_for(upscaler: Upscaler) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.image.degrade import DEGRADATIONS, Pixels, Severity, blur, compress, degrade, rounded, sensor_noise
-from enlarger.image.input_quality import blockiness, half_error, input_hint, is_flat, is_graphics, noise_level
+from enlarger.image.input_quality import blockiness, cell_size, half_error, input_hint, is_flat, is_graphics, noise_level
 from enlarger.nn.compact import downsample_bicubic, upsample_bicubic
 from tests.support.pictures import texture
 
@@ -93,6 +93,15 @@ def test_whose_half_a_picture_is() -> None:
     assert half_error(large, downsample_bicubic(large)) < 0.1 and not is_graphics(large, downsample_bicubic(large))
     assert half_error(large, downsample_bicubic(large) + 0.1) == pytest.approx(12.75, abs=0.1)
     assert is_graphics(large, downsample_bicubic(large) + 0.1)
+
+
+def test_the_cells_of_pixel_art_are_found() -> None:
+    cells = torch.from_numpy(draw().integers(0, 4, (1, 3, 9, 8))).float() / 2 - 1
+    for size in (1, 2, 3, 5):
+        art = cells.repeat_interleave(size, 2).repeat_interleave(size, 3)
+        assert cell_size(art) == size and cell_size(art[..., 1:, 1:]) == size
+    assert cell_size(tensor(photo())[None]) == 1
+    assert cell_size(torch.zeros(1, 3, 16, 16)) == 1  # one colour has no cells
 
 
 def test_where_a_picture_is_flat() -> None:

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from enlarger.errors import Unsupported
-from enlarger.image.input_quality import input_hint, is_graphics
+from enlarger.image.input_quality import cell_size, input_hint, is_graphics
 from enlarger.nn.compact import downsample_bicubic
 from enlarger.nn.upscale_net import UpscaleNet, backproject
 from enlarger.requests import UpscaleRequest, with_defaults
@@ -59,6 +60,8 @@ class BundledUpscaler:
     def _finish(self, mean: Tensor, small: Tensor, detail: float, watch: ProgressCallback) -> Tensor:
         """One picture from its mean."""
         if is_graphics(mean, small):
+            if cell_size(small) > 1:  # pixel art: its cells are doubled, which is exact
+                return F.interpolate(small, scale_factor=2, mode="nearest")
             return self._run(self.graphics, small, "redraw", watch)
         return mean if detail == 0 else torch.lerp(mean, self._detail(small, watch), detail)
 
