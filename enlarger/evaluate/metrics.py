@@ -6,6 +6,7 @@ Each function takes pictures (3, H, W) or (B, 3, H, W) in 0..1, computes in floa
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -113,9 +114,10 @@ def fine_band(output: Tensor, truth: Tensor) -> Band:
     _check_shapes(output, truth, 2, "the fine band")
     height, width = output.shape[-2:]
     window = torch.hann_window(height, dtype=torch.float64)[:, None] * torch.hann_window(width, dtype=torch.float64)
-    y, x = torch.fft.fftfreq(height).abs()[:, None], torch.fft.fftfreq(width).abs()
-    fine = torch.maximum(y, x) > 0.25
-    found, real = (torch.fft.fft2((v - v.mean()) * window)[fine] for v in (luma(output).cpu(), luma(truth).cpu()))
+    y, x = (cast(Tensor, torch.fft.fftfreq(size)).abs() for size in (height, width))
+    fine = (y[:, None] > 0.25) | (x > 0.25)
+    pictures = ((v - v.mean()) * window for v in (luma(output).cpu(), luma(truth).cpu()))
+    found, real = (cast(Tensor, torch.fft.fft2(v))[fine] for v in pictures)
     power, expected = (float(v.abs().square().sum()) for v in (found, real))
     shared = float((found * real.conj()).real.sum())
     return Band(power / max(expected, 1e-12), shared / max((power * expected) ** 0.5, 1e-12))

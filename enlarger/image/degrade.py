@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -33,9 +33,8 @@ def sensor_noise(values: Values, sigma: float, draw: Draw) -> Values:
 
     `sigma` is in 8-bit steps, in the middle of the range.
     """
-    noise = draw.normal(0, sigma, values.shape).astype(np.float32) * np.array([1.1, 0.8, 1.3], np.float32)
-    noise = 1.7 * blur(noise, 0.5)
-    return values + noise * (0.4 + 0.85 * np.sqrt(values.clip(0, 255) / 255))
+    noise = 1.7 * blur(_gaussian(values, sigma, draw) * np.array([1.1, 0.8, 1.3], np.float32), 0.5)
+    return (values + noise * (0.4 + 0.85 * np.sqrt(values.clip(0, 255) / 255))).astype(np.float32)
 
 
 def compress(pixels: Pixels, quality: int, subsampling: int = 2) -> Pixels:
@@ -107,5 +106,10 @@ def _noise(values: Values, sigma: float, draw: Draw) -> Values:
     kind = draw.random()
     if kind < 0.5:
         return sensor_noise(values, sigma, draw)
-    noise = draw.normal(0, sigma, values.shape).astype(np.float32)
-    return values + (noise if kind < 0.85 else noise.mean(2, keepdims=True) * 1.7)
+    noise = _gaussian(values, sigma, draw)
+    return (values + (noise if kind < 0.85 else noise.mean(2, keepdims=True) * 1.7)).astype(np.float32)
+
+
+def _gaussian(values: Values, sigma: float, draw: Draw) -> Values:
+    """White noise of the shape of `values`."""
+    return cast(Values, sigma * draw.standard_normal(values.shape, np.float32))

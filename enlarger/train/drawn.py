@@ -19,7 +19,8 @@ def drawn_pair(draw: Draw, side: int) -> tuple[Pixels, Pixels]:
     if draw.random() < CELLS:
         return _cells(draw, side)
     canvas = side * FINE
-    paper = [(255, 255, 255), _colour(draw), (int(draw.integers(256)),) * 3][int(draw.integers(3))]
+    grey = int(draw.integers(256))
+    paper = [(255, 255, 255), _colour(draw), (grey, grey, grey)][int(draw.integers(3))]
     image = Image.new("RGB", (canvas, canvas), paper)
     pen = ImageDraw.Draw(image)
     for _ in range(int(draw.integers(2, 9))):

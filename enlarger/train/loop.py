@@ -125,8 +125,8 @@ class State:
         named = {f"module.{n}": v for n, v in self.module.state_dict().items()}
         named |= {f"averaged.{n}": v for n, v in self.averaged.state_dict().items()}
         for n, parameter in self.module.named_parameters():
-            kept = next((o.state[parameter] for o in self.optimizers if parameter in o.state), {})
-            named |= {f"optimizer.{n}.{key}": value for key, value in kept.items()}
+            kept: list[dict[str, Tensor]] = [o.state[parameter] for o in self.optimizers if parameter in o.state]
+            named |= {f"optimizer.{n}.{key}": value for state in kept for key, value in state.items()}
         return named
 
     def _start(self) -> None:

@@ -34,9 +34,9 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """The matrix with all singular values near 1, by a quintic Newton-Schulz iteration."""
-    x = matrix / (matrix.norm() + 1e-7)
-    upright = x.shape[0] > x.shape[1]
-    x = x.T if upright else x
+    upright = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if upright else matrix
+    x = x / (x.square().sum().sqrt() + 1e-7)
     a, b, c = QUINTIC
     for _ in range(ROUNDS):
         square = x @ x.T

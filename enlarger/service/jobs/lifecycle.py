@@ -212,11 +212,7 @@ class JobLifecycle:
 
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if (
-            not task.cancelled()
-            and (error := task.exception()) is not None
-            and not isinstance(error, ProblemError)
-        ):
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, ProblemError):
             log.error("a step of the queue failed", exc_info=error)
 
 

@@ -48,8 +48,8 @@ class BundledUpscaler:
             small = small.to(self.runtime.device)
             if restore == 0:
                 mean = self._predict(small, watch)
-                pairs = zip(mean.split(1), small.split(1), strict=True)
-                return torch.cat([self._finish(one, given, detail, watch) for one, given in pairs])
+                rows = (slice(i, i + 1) for i in range(len(small)))
+                return torch.cat([self._finish(mean[row], small[row], detail, watch) for row in rows])
             made = self._restore(small, restore, watch)
             if detail == 0:
                 return made
