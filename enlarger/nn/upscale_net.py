@@ -18,66 +18,39 @@ LEVEL = 2 / 255  # one step of an 8-bit picture, in -1..1
 
 @dataclass(frozen=True)
 class UpscaleNetConfig:
-    """Sizes of `UpscaleNet`: width and residual blocks at the input's resolution and half of it, extra inputs."""
+    """Sizes of `UpscaleNet`: its width, the number of its residual blocks, and planes that join the picture."""
 
     channels: int = 48
     blocks: int = 6
-    inner_channels: int = 96
-    inner_blocks: int = 3
-    extra_channels: int = 0  # planes that join the picture, such as the strength of a restoration
+    extra_channels: int = 0  # such as the strength of a restoration
 
 
 class UpscaleNet(nn.Module):
-    """Residual blocks (Lim et al. 2017, EDSR) with a branch at half resolution, added to the bicubic enlargement.
+    """Residual blocks at the input's resolution (Lim et al. 2017, EDSR), added to the bicubic enlargement.
 
-    Where the surroundings are of one colour nothing is added, so that flat areas stay flat to the border.
+    Untrained it is exactly that enlargement. Where the surroundings are of one colour nothing is added, so that flat
+    areas stay flat to the border.
     """
 
     def __init__(self, config: UpscaleNetConfig) -> None:
         super().__init__()
         self.config = config
-        width, inner = config.channels, config.inner_channels
-        self.head = nn.Conv2d(3 + config.extra_channels, width, 3, padding=1)
-        self.before = nn.ModuleList(ResidualBlock(width) for _ in range(config.blocks // 2))
-        if config.inner_blocks:
-            self.shrink = nn.Conv2d(width, inner, 2, stride=2)
-            self.grow = zero_module(nn.Conv2d(inner, 4 * width, 1))
-        self.inner = nn.ModuleList(ResidualBlock(inner) for _ in range(config.inner_blocks))
-        self.after = nn.ModuleList(ResidualBlock(width) for _ in range(config.blocks - config.blocks // 2))
-        self.tail = zero_module(nn.Conv2d(width, 12, 3, padding=1))
-
-    @property
-    def size_multiple(self) -> int:
-        """Pieces of a picture start at multiples of this many input pixels."""
-        return 2
+        self.head = nn.Conv2d(3 + config.extra_channels, config.channels, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(config.channels) for _ in range(config.blocks))
+        self.tail = zero_module(nn.Conv2d(config.channels, 12, 3, padding=1))
 
     @property
     def receptive_radius(self) -> int:
         """Input pixels on each side that an output can depend on, at most."""
-        coarse = 2 * (2 * self.config.inner_blocks) + 2 if self.config.inner_blocks else 0
-        return 2 + 2 * self.config.blocks + coarse
+        return 2 + 2 * self.config.blocks
 
     def forward(self, picture: Tensor, extra: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) in -1..1, and (B, extra, H, W) where the config asks for it, to (B, 3, 2H, 2W)."""
-        height, width = picture.shape[-2:]
-        even = F.pad(picture, (0, width % 2, 0, height % 2), mode="replicate")
-        inputs = even if extra is None else torch.cat([even, F.pad(extra, (0, width % 2, 0, height % 2))], 1)
-        x = shallow = self.head(inputs)  # (B, C, H, W)
-        for block in self.before:
+        x = shallow = self.head(picture if extra is None else torch.cat([picture, extra], 1))  # (B, C, H, W)
+        for block in self.blocks:
             x = block(x)
-        if self.config.inner_blocks:
-            x = x + self._coarse(x)
-        for block in self.after:
-            x = block(x)
-        rest = F.pixel_shuffle(self.tail(x + shallow), 2)[..., : 2 * height, : 2 * width]
+        rest = F.pixel_shuffle(self.tail(x + shallow), 2)
         return upsample_bicubic(picture) + unevenness(picture) * rest
-
-    def _coarse(self, x: Tensor) -> Tensor:
-        """What half the resolution has to add, (B, C, H, W)."""
-        x = self.shrink(x)  # (B, I, H/2, W/2)
-        for block in self.inner:
-            x = block(x)
-        return F.pixel_shuffle(self.grow(x), 2)
 
 
 def unevenness(picture: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def train_restorer(shop: Workshop, net: UpscaleNet, recipe: Recipe, mixture: Mix
 
 
 def widened(config: UpscaleNetConfig, start: UpscaleNet | None, seed: int) -> UpscaleNet:
-    """A network that begins as `start` does, where that has fewer inputs or no branch at half resolution."""
+    """A network that begins as `start` does, which may have fewer inputs."""
     torch.manual_seed(seed)
     net = UpscaleNet(config)
     own = net.state_dict()

@@ -174,7 +174,7 @@ def test_refusals(upscaler: Upscaler) -> None:
 
 
 def test_the_bundled_kind_refuses_prompts_and_latents() -> None:
-    parts = [randomise(UpscaleNet(UpscaleNetConfig(8, 1, 8, 0, extra))) for extra in (0, 0, 1, 0)]
+    parts = [randomise(UpscaleNet(UpscaleNetConfig(8, 1, extra))) for extra in (0, 0, 1, 0)]
     bundled = Upscaler(BundledUpscaler(*parts), "bundled")
     assert bundled(UpscaleRequest(tiny.picture(17, 9))).image.size == (34, 18)
     for name, value in {"prompt": "a cat", "negative": "ugly", "guidance": 2.0, "noise_level": 0.1}.items():

@@ -39,7 +39,7 @@ def cases() -> dict[str, Case]:
         ),
         "unet": (UNet(UNET), lambda m: m(normal(1, 4, 8, 8), TIME, tokens=normal(1, 5, 32))),
         "autoencoder": (AutoencoderKL(AUTOENCODER), both),
-        "upscale_net": (UpscaleNet(UpscaleNetConfig(4, 2, 4, 1, 1)), lambda m: m(picture, picture[:, :1])),
+        "upscale_net": (UpscaleNet(UpscaleNetConfig(4, 2, 1)), lambda m: m(picture, picture[:, :1])),
     }
 
 
@@ -105,7 +105,7 @@ def test_a_failure_inside_leaves_no_hooks(offload: Offload) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_offload_on_a_device(offload: Offload) -> None:
-    module = randomise(UpscaleNet(UpscaleNetConfig(4, 2, 4, 0)))
+    module = randomise(UpscaleNet(UpscaleNetConfig(4, 2)))
     picture = normal(1, 3, 16, 16)
     expected = module(picture)
     with Runtime(torch.device("cuda"), offload).hold(module):

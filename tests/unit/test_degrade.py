@@ -9,7 +9,15 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.image.degrade import DEGRADATIONS, Pixels, Severity, blur, compress, degrade, rounded, sensor_noise
-from enlarger.image.input_quality import blockiness, cell_size, half_error, input_hint, is_flat, is_graphics, noise_level
+from enlarger.image.input_quality import (
+    blockiness,
+    cell_size,
+    half_error,
+    input_hint,
+    is_flat,
+    is_graphics,
+    noise_level,
+)
 from enlarger.nn.compact import downsample_bicubic, upsample_bicubic
 from tests.support.pictures import texture
 

@@ -29,7 +29,7 @@ from tests.support.close import assert_close, max_difference
 from tests.support.pictures import texture
 from tests.support.random_weights import randomise
 
-TINY = UpscaleNetConfig(8, 2, 8, 0)
+TINY = UpscaleNetConfig(8, 2)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_drawings_are_the_same_picture_at_both_sizes(monkeypatch: pytest.MonkeyP
 
 def test_a_wider_network_begins_as_the_one_it_grew_from() -> None:
     start = randomise(UpscaleNet(TINY))
-    wide = widened(UpscaleNetConfig(8, 2, 8, 1, extra_channels=1), start, 0).eval()
+    wide = widened(UpscaleNetConfig(8, 2, 1), start, 0).eval()
     picture, plane = torch.rand(1, 3, 10, 12) * 2 - 1, torch.rand(1, 1, 10, 12)
     with torch.no_grad():
         assert_close(wide(picture, plane), start(picture), 1e-5)
@@ -249,10 +249,10 @@ def test_psnr() -> None:
 def test_the_stages_and_their_model(folder: Path, tmp_path: Path) -> None:
     recipe = Recipe(2, 1e-3, warmup=1, log_every=1)
     stages = {
-        "predictor": Stage(UpscaleNetConfig(8, 2, 8, 1), replace(recipe, muon=True), Mixture(2)),
+        "predictor": Stage(UpscaleNetConfig(8, 2), replace(recipe, muon=True), Mixture(2)),
         "detailer": Stage(TINY, recipe, Mixture(2)),
         "graphics": Stage(TINY, recipe, Mixture(2, drawn=0.5)),
-        "restorer": Stage(UpscaleNetConfig(8, 2, 8, 0, 1), recipe, Mixture(2)),
+        "restorer": Stage(UpscaleNetConfig(8, 2, 1), recipe, Mixture(2)),
     }
     plan = Plan(folder, tmp_path / "model", tmp_path / "work", workers=0)
     train_upscaler(plan, stages, crop=32)

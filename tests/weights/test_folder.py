@@ -67,8 +67,8 @@ def test_all_kinds_of_networks_round_trip(tmp_path: Path) -> None:
 
 def test_our_own_networks_round_trip(tmp_path: Path) -> None:
     parts = {
-        "predictor": UpscaleNet(UpscaleNetConfig(channels=8, blocks=1, inner_blocks=1)),
-        "restorer": UpscaleNet(UpscaleNetConfig(channels=8, blocks=1, inner_blocks=0, extra_channels=1)),
+        "predictor": UpscaleNet(UpscaleNetConfig(channels=8, blocks=1)),
+        "restorer": UpscaleNet(UpscaleNetConfig(channels=8, blocks=1, extra_channels=1)),
     }
     path = save_folder(PipelineComponents(tmp_path, {"_class_name": "Enlarger"}, parts), tmp_path / "ours")
     found = read_folder(path)
