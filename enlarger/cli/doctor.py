@@ -1,4 +1,4 @@
-"""`enlarger doctor`: what is installed, what it can compute with, and whether the pulled models are whole."""
+"""`enlarger doctor`: what is installed, what it can compute with, and whether the pulled models are complete."""
 
 import json
 from collections.abc import Iterator
@@ -12,11 +12,7 @@ from enlarger import __version__
 from enlarger.cli.options import JsonLines
 from enlarger.errors import CheckpointError, EnlargerError
 
-EXTRA_PACKAGES = {
-    "depth": "transformers",
-    "safety": "transformers",
-    "hub": "huggingface_hub",
-}  # and a package that tells
+EXTRA_PACKAGES = {"depth": "transformers", "safety": "transformers", "hub": "huggingface_hub"}  # one that it brings
 
 
 def doctor(
@@ -28,12 +24,15 @@ def doctor(
     ] = False,
     json_lines: JsonLines = False,
 ) -> None:
-    """Tell what is installed and which devices and number formats work, and check every pulled model.
+    """Show what is installed and which devices and number formats work, and check every pulled model.
+
+    Models in the cache of Hugging Face's libraries are listed too; they are used as they are, and never changed.
 
     A broken model is named with the command that repairs it. Exit status 1 if there is one.
     """
     report: dict[str, Any] = {"system": _system(), "devices": _devices(), "extras": _extras(), "cache": _cache()}
     report["models"] = list(_models(folders or (), verify))
+    report["huggingface"] = list(_huggingface_models())
     if json_lines:
         print(json.dumps(report))
     else:
@@ -142,6 +141,27 @@ def _model(folder: Path, verify: bool) -> dict[str, Any]:
     }
 
 
+def _huggingface_models() -> Iterator[dict[str, Any]]:
+    """The models in the cache of Hugging Face's libraries that are in diffusers' layout or have an alias."""
+    from enlarger.hub.aliases import read_alias_table
+    from enlarger.hub.cache import cache_dir
+    from enlarger.hub.huggingface_cache import huggingface_snapshots
+
+    alias_table = read_alias_table(cache_dir())
+    for snapshot in huggingface_snapshots():
+        alias, files = alias_table.alias_of(snapshot.repository), snapshot.files()
+        if alias is not None or "model_index.json" in files:
+            yield {
+                "repository": snapshot.repository,
+                "alias": None if alias is None else alias.name,
+                "revision": snapshot.revision,
+                "folder": str(snapshot.folder),
+                "files": len(files),
+                "bytes": snapshot.size(),
+                "missing": snapshot.missing_files(),
+            }
+
+
 def _format_lines(report: dict[str, Any]) -> Iterator[str]:
     """The findings as text."""
     cache = report["cache"]
@@ -155,15 +175,21 @@ def _format_lines(report: dict[str, Any]) -> Iterator[str]:
         yield "models: none pulled"
     for model in report["models"]:
         yield from _format_model(model)
+    for model in report["huggingface"]:
+        yield f"Hugging Face cache: {_format_summary(model)}: {model['folder']}"
+        yield from (f"  missing: {path}" for path in model["missing"])
+
+
+def _format_summary(model: dict[str, Any]) -> str:
+    alias = f" ({model['alias']})" if model["alias"] else ""
+    return f"{model['repository']}{alias}: {model['files']} files, {model['bytes']:,} bytes"
 
 
 def _format_model(model: dict[str, Any]) -> Iterator[str]:
-    where = model["folder"]
     if "repository" in model:
-        alias = f" ({model['alias']})" if model["alias"] else ""
-        summary = f"{model['repository']}{alias}: {model['files']} files, {model['bytes']:,} bytes"
         state = f"{len(model['broken'])} broken" if model["broken"] else "whole"
-        yield f"{summary}, {state} ({model['checked']} checked, {model['published']} known as published): {where}"
+        checks = f"{model['checked']} checked, {model['published']} known as published"
+        yield f"{_format_summary(model)}, {state} ({checks}): {model['folder']}"
     yield from (f"  broken: {path}: {reason}" for path, reason in model["broken"].items())
     yield from (f"  note: {note}" for note in model["notes"])
     if model["repair"]:

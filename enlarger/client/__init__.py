@@ -1,1 +1,1 @@
-"""A client of the service: what `enlarger serve` serves, in Python, now and asynchronously; without torch."""
+"""A client of the service that `enlarger serve` runs, blocking and asynchronous; without torch."""

@@ -1,4 +1,4 @@
-"""What is asked of the service: each method's HTTP request, made from the library's options. Nothing is sent here."""
+"""Each method's HTTP request, made from the library's options. Nothing is sent here."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,9 @@ HTTP_NAMES = {  # the library's names as those of HTTP
     **{name: name for name in ("prompt", "seed", "noise_level", "detail", "restore")},
     **{name: name for name in ("consistent", "strength", "upscale")},
 }
-HANDLED_SEPARATELY = frozenset({"image", "mask", "mask_mode", "width", "height", "long_prompt"})  # handled apart
+HANDLED_SEPARATELY = frozenset(
+    {"image", "mask", "mask_mode", "width", "height", "long_prompt"}
+)  # the service always encodes long prompts
 MASK_MODES = {"auto": "auto", "alpha": "alpha", "white": "luminance"}
 IMAGES_PATH = "/v1/images"
 
@@ -84,7 +86,7 @@ def as_async_job(request: HttpRequest, key: str) -> HttpRequest:
 
 
 def job(id: str) -> HttpRequest:
-    """Where a job stands."""
+    """The state of a job."""
     return HttpRequest("GET", f"/v1/jobs/{quote(id, safe='')}")
 
 
@@ -122,7 +124,7 @@ def http_options(request: Any) -> dict[str, Any]:
         if item.name not in HTTP_NAMES:
             _check_not_given(item.name, value, None if item.default is MISSING else item.default)
         elif isinstance(value, (list, tuple)):
-            raise InputError(f"{item.name} has several values, expected one; ask a service for each picture alone")
+            raise InputError(f"{item.name} has several values, expected one; send one request per picture")
         elif item.name in ("prompt", "negative") and value == "" and item.default == "":
             continue
         else:

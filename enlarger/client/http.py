@@ -1,9 +1,8 @@
-"""The line to a service: what `follow.py` says, done with httpx2; once for threads, once for event loops."""
+"""The connection to a service: the actions of `job_protocol`, done with httpx2."""
 
 import os
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,13 +17,13 @@ from enlarger.client.responses import HttpResponse, NoResponse
 from enlarger.errors import InputError
 
 READ_TIMEOUT = 120.0  # without a byte from the service; it decodes a picture before it answers
-STREAM_TIMEOUT = 45.0  # in a stream of events, where the service sends a sign of life every 15
+STREAM_TIMEOUT = 45.0  # in a stream of events, where the service sends a keep-alive every 15
 CONNECT_TIMEOUT = 10.0
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def client_options(url: str, key: str | None) -> dict[str, Any]:
-    """What both of httpx2's clients are made with."""
+    """What httpx2's client is made with."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -36,53 +35,12 @@ def client_options(url: str, key: str | None) -> dict[str, Any]:
     return {
         "base_url": url.rstrip("/").removesuffix("/v1"),
         "headers": headers if key is None else headers | {"Authorization": f"Bearer {key}"},
-        "trust_env": parts.hostname not in LOOPBACK,  # no proxy is asked for this machine
+        "trust_env": parts.hostname not in LOOPBACK,  # this machine is reached without a proxy
     }
 
 
 class HttpTransport:
-    """Does one action after the other; the stream of events is open until the next that is not `Next`."""
-
-    def __init__(self, http: httpx2.Client) -> None:
-        self._http = http
-        self._stack = ExitStack()
-        self._chunks: Iterator[bytes] = iter(())
-
-    def perform(self, action: Action) -> Any:
-        """The reply to an action."""
-        try:
-            match action:
-                case ReadStream():
-                    return next(self._chunks, None)
-                case Compute():
-                    self.close()
-                    return action.function()
-                case Sleep():
-                    self.close()
-                    return time.sleep(action.seconds)
-                case Send():
-                    self.close()
-                    response = self._http.request(**_request_options(action.request, READ_TIMEOUT, action.timeout))
-                    return _to_response(response, response.content)
-                case OpenStream():
-                    self.close()
-                    return self._open_stream(action.request)
-        except httpx2.HTTPError as error:
-            return _no_response(error, self._http.base_url)
-
-    def _open_stream(self, request: HttpRequest) -> HttpResponse:
-        response = self._stack.enter_context(self._http.stream(**_request_options(request, STREAM_TIMEOUT)))
-        self._chunks = response.iter_bytes()
-        return _to_response(response)
-
-    def close(self) -> None:
-        """End the stream, if there is one."""
-        self._chunks = iter(())
-        self._stack.close()
-
-
-class AsyncHttpTransport:
-    """The same on an event loop."""
+    """Does one action after the other; the stream of events is open until the next that is not ReadStream."""
 
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self._http = http

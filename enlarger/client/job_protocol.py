@@ -1,7 +1,7 @@
-"""What the client does, step by step, without doing it: generators that say what to send and are told what came.
+"""What the client does, action by action, without doing it: generators that yield actions and are sent the replies.
 
-`client.py` runs them, on threads or on an event loop. A job that was accepted is not lost with its connection: it is
-asked for again until the service answers.
+`client.py` runs them. A job that was accepted is not lost with its connection: its state is requested again until the
+service answers.
 """
 
 import time
@@ -25,10 +25,10 @@ from enlarger.client.responses import (
 )
 from enlarger.errors import Cancelled, EnlargerError, ServiceError
 
-POLL_SECONDS = 1.0  # seconds between two questions where events do not come through
+POLL_SECONDS = 1.0  # between two requests for a job's state where events do not come through
 UNREACHABLE_SECONDS = 60.0  # without an answer until an accepted job is given up
 MAX_BACKOFF = 5.0
-MAX_SILENT_STREAMS = 2  # streams in a row that told nothing, until the job is asked for instead
+MAX_SILENT_STREAMS = 2  # streams in a row without an event, until the job is polled instead
 BUSY_STATUSES = (429, 503)
 CANCEL_SECONDS = 5.0  # seconds to cancel a job on the way out
 
@@ -38,7 +38,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Send:
-    """Send a call; the reply is an Answer or Lost."""
+    """Send a call; the reply is an HttpResponse or NoResponse."""
 
     request: HttpRequest
     timeout: float | None = None  # at most; None: as long as it takes
@@ -46,14 +46,14 @@ class Send:
 
 @dataclass(frozen=True)
 class OpenStream:
-    """Send a call whose answer is a stream of events; the reply is an Answer without its body, or Lost."""
+    """Send a call whose answer is a stream of events; the reply is an HttpResponse without its body, or NoResponse."""
 
     request: HttpRequest
 
 
 @dataclass(frozen=True)
 class ReadStream:
-    """Wait for the stream; the reply is some of its bytes, None at its end, or Lost."""
+    """Wait for the stream; the reply is some of its bytes, None at its end, or NoResponse."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def wait_for_result(
 
 
 def _follow_job(job: Job, retry_policy: RetryPolicy, watch: Watch) -> JobProtocol[Job]:
-    """The job when it is over: by its events, and by asking where these do not come."""
+    """The job when it is over: by its events, and by polling where these do not come."""
     silent_streams, last_event_id = 0, None
     while not job.is_finished:
         watch(job.current_progress)
@@ -177,7 +177,7 @@ def _follow_job(job: Job, retry_policy: RetryPolicy, watch: Watch) -> JobProtoco
 def _read_events(
     job: Job, last_event_id: str | None, retry_policy: RetryPolicy, watch: Watch
 ) -> JobProtocol[tuple[Job | None, str | None]]:
-    """What a stream of events makes of a job, and the last event's number; no job if the stream told nothing."""
+    """What a stream of events makes of a job, and the last event's number; no job if no event came."""
     reply = yield OpenStream(endpoints.events(job.id, last_event_id))
     if not _is_stream(reply):
         return None, last_event_id
@@ -188,7 +188,7 @@ def _read_events(
         *events, buffer = (buffer + chunk.replace(b"\r", b"")).split(b"\n\n")
         for event in map(_parse_event, events):
             if "data" not in event:
-                continue  # a sign of life
+                continue  # a keep-alive
             last_event_id = event.get("id", last_event_id)
             updated = (job if updated is None else updated).with_update(
                 HttpResponse(200, {}, event["data"].encode()).json()
@@ -211,7 +211,7 @@ def _parse_event(text: bytes) -> dict[str, str]:
 
 
 def _poll_job(id: str, retry_policy: RetryPolicy) -> JobProtocol[Job]:
-    """Where a job stands, asked until the service answers; it may be starting again just now."""
+    """A job's state, requested until the service answers; it may be restarting just now."""
     lost_since, pause = retry_policy.clock(), 0.25
     while True:
         reply = yield Send(endpoints.job(id))

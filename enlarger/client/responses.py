@@ -60,7 +60,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """A job, as the service tells it. Times are seconds since 1970."""
+    """A job, as the service describes it. Times are seconds since 1970."""
 
     id: str
     status: str  # queued, running, succeeded, failed or canceled
@@ -86,7 +86,7 @@ class Job:
 
     @property
     def current_progress(self) -> Progress:
-        """What a watcher is told."""
+        """Its progress, as `watch` receives it."""
         stage = ("queued" if self.status == "queued" else "working") if self.stage is None else self.stage
         return Progress(stage, self.step or 0, self.steps or 1, self.eta_seconds, self.position)
 
@@ -120,7 +120,7 @@ class Health:
 
 @dataclass(frozen=True)
 class Result:
-    """The pictures made, the seed of each, and what is to be known of them."""
+    """The pictures made, the seed of each, and what the service reports about them."""
 
     images: tuple[Image.Image, ...]
     seeds: tuple[int, ...]
@@ -128,8 +128,8 @@ class Result:
     id: str  # of the job
     notes: tuple[str, ...] = ()
     consistency: float | None = None  # largest difference of the reduced copy to the input, in 8-bit steps
-    recipe: Mapping[str, Any] | None = None  # what makes the same pictures again
-    files: tuple[bytes, ...] = field(default=(), repr=False)  # as they came, the recipe in them
+    recipe: Mapping[str, Any] | None = None  # generation metadata: what makes the same pictures again
+    files: tuple[bytes, ...] = field(default=(), repr=False)  # as they came, with the generation metadata in them
 
     @property
     def image(self) -> Image.Image:
@@ -147,7 +147,7 @@ def job_from_json(data: Mapping[str, Any]) -> Job:
 
 
 def model_from_json(data: Mapping[str, Any]) -> Model:
-    """A model of its JSON; other servers of OpenAI's API tell the name alone."""
+    """A model of its JSON; other servers of OpenAI's API give the name alone."""
     extension: Mapping[str, Any] = data.get("enlarger") or {}
     lists = {name: tuple(extension.get(name) or ()) for name in ("tasks", "aliases")}
     return Model(

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusers.progress import ProgressBar
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import OnStep, Step
 from enlarger.diffusion.sampler import Sampler, SigmaSchedule
 from enlarger.errors import Unsupported
-from enlarger.tasks.result import Progress, ProgressCallback
 
 StepCallback = Callable[[int, Tensor, Tensor], Tensor]  # step, timestep, latents in; the latents to go on with out
 
@@ -40,32 +39,31 @@ class CallbackRunner:
     callbacks: Sequence[StepCallback]
     is_interrupted: Callable[[], bool] = lambda: False
 
-    def watch(self) -> ProgressCallback:
-        """The watcher of one run."""
-        reported_steps = step_timesteps(self.sampler, self.sigma_schedule)
+    def on_step(self) -> OnStep:
+        """What shows the callbacks each step of one run, and gives the latents that they want to go on from."""
+        reported_steps = iter(step_timesteps(self.sampler, self.sigma_schedule))
 
-        def on_progress(progress: Progress) -> None:
-            if progress.step is None:
-                return
+        def run_callbacks(step: Step) -> Tensor:
+            scale, x = self._latent_scale(step), step.x
+            index, timestep = next(reported_steps)
             for callback in self.callbacks:
-                self._run_callback(progress.step, callback, *reported_steps[progress.done - 1])
+                x = self._run_callback(callback, x, scale, index, timestep)
             self.bar.update()
             if self.is_interrupted():
-                raise Interrupted(progress.step.x * self._latent_scale(progress.step))
+                raise Interrupted(x * scale)
+            return x
 
-        return on_progress
+        return run_callbacks
 
-    def _run_callback(self, step: Step, callback: StepCallback, index: int, timestep: Tensor) -> None:
-        scale = self._latent_scale(step)
-        latents = (step.x * scale).to(self.dtype)
+    def _run_callback(self, callback: StepCallback, x: Tensor, scale: float, index: int, timestep: Tensor) -> Tensor:
+        latents = (x * scale).to(self.dtype)
         original = latents.clone()
         replaced = callback(index, timestep.to(latents.device), latents)
         if replaced.shape != original.shape:
             raise ArgumentError(
                 f"the callback returned latents {tuple(replaced.shape)}, expected {tuple(original.shape)}"
             )
-        if not torch.equal(replaced, original):
-            step.x.copy_(replaced.float() / scale)
+        return x if torch.equal(replaced, original) else replaced.to(x) / scale
 
     def _latent_scale(self, step: Step) -> float:
         """Outside, DDIM's and PNDM's latents have unit variance."""

@@ -15,8 +15,8 @@ from enlarger.diffusers.masks import Box, get_crop_region, read_mask, resize_and
 from enlarger.diffusers.text_pipeline import Embeds, TextPipeline
 from enlarger.diffusers.timesteps import DenoisingRange, ReportedStep, range_by_strength, retrieve_sigma_schedule
 from enlarger.diffusion.noise import Noise, PerSampleGenerators
+from enlarger.diffusion.sample import OnStep
 from enlarger.diffusion.sampler import Sampler
-from enlarger.tasks.result import ProgressCallback
 
 StepArguments = tuple[int | None, Sequence[float] | None, Sequence[float] | None]  # steps, timesteps, sigmas
 
@@ -54,7 +54,7 @@ class ImagePipeline(TextPipeline):
         sampler: Sampler,
         denoising_range: DenoisingRange,
         callbacks: Sequence[StepCallback],
-        task: Callable[[ProgressCallback], Tensor],
+        task: Callable[[OnStep], Tensor],
     ) -> Tensor:
         """Run a task on part of a course, reported step by step as diffusers reports it."""
         reported_schedule = denoising_range.sigma_schedule.subrange(

@@ -106,7 +106,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         task = LatentUpscaler(self.tokenizer, self.text_encoder, self.unet, self.vae, sampler, self._runtime)
         callbacks = [] if callback is None else [every_n_steps(callback, callback_steps)]
         with self.progress_bar(total=len(sigma_schedule.sigmas) - 1) as bar:
-            denoised = task(job, CallbackRunner(sampler, sigma_schedule, self.dtype, bar, callbacks).watch())
+            denoised = task(job, CallbackRunner(sampler, sigma_schedule, self.dtype, bar, callbacks).on_step())
         images = self._postprocess(denoised, str(output_type))
         return make_output(images, return_dict, (images,))
 

@@ -85,6 +85,6 @@ class StableDiffusionPipeline(TextPipeline):
         job = TextToImageJob(condition_on_embeds(embeds, guidance), latent_size, plan, latents)
         latent_diffusion = self._latent_diffusion(sampler)
         denoised = self._run_task(
-            sampler, sigma_schedule, callbacks, lambda watch: text_to_image(latent_diffusion, job, watch)
+            sampler, sigma_schedule, callbacks, lambda on_step: text_to_image(latent_diffusion, job, on_step)
         )
         return self._make_output(denoised, str(output_type), return_dict)

@@ -127,7 +127,7 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         job = ImageToImageJob(condition_on_embeds(embeds, Guidance(scale)).with_fields(concat=depth), pictures, plan)
         latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
         denoised = self._run_range(
-            sampler, denoising_range, callbacks, lambda watch: image_to_image(latent_diffusion, job, watch)
+            sampler, denoising_range, callbacks, lambda on_step: image_to_image(latent_diffusion, job, on_step)
         )
         images = self._postprocess(denoised, str(output_type))
         return PipelineOutput(images) if return_dict else (images,)

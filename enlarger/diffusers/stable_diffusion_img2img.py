@@ -83,6 +83,6 @@ class StableDiffusionImg2ImgPipeline(ImagePipeline):
         job = ImageToImageJob(condition_on_embeds(embeds, Guidance(scale)), pictures, plan)
         latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
         denoised = self._run_range(
-            sampler, denoising_range, callbacks, lambda watch: image_to_image(latent_diffusion, job, watch)
+            sampler, denoising_range, callbacks, lambda on_step: image_to_image(latent_diffusion, job, on_step)
         )
         return self._make_output(denoised, str(output_type), return_dict)

@@ -140,7 +140,7 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         tensors = callback_tensors(embeds, mask=start.mask, masked_image_latents=start.masked_image_latents)
         callbacks = self._step_callbacks(callback_on_step_end, tensor_inputs, tensors, kwargs)
         denoised = self._run_range(
-            sampler, denoising_range, callbacks, lambda watch: start.run(latent_diffusion, plan, watch)
+            sampler, denoising_range, callbacks, lambda on_step: start.run(latent_diffusion, plan, on_step)
         )
         result = self._make_output(denoised, str(output_type), True)
         images = (

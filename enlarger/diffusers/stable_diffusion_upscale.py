@@ -121,7 +121,7 @@ class StableDiffusionUpscalePipeline(TextPipeline):
             sampler,
             plan.sigma_schedule,
             callbacks,
-            lambda watch: upscale_pixel_x4(self._latent_diffusion(sampler), job, watch),
+            lambda on_step: upscale_pixel_x4(self._latent_diffusion(sampler), job, on_step),
         )
         return self._make_output(denoised, str(output_type), return_dict)
 

@@ -128,6 +128,6 @@ class StableDiffusionXLPipeline(XLPipeline):
         )
         latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
         denoised = self._run_range(
-            sampler, denoising_range, callbacks, lambda watch: text_to_image(latent_diffusion, job, watch)
+            sampler, denoising_range, callbacks, lambda on_step: text_to_image(latent_diffusion, job, on_step)
         )
         return self._finish_output(denoised, str(output_type), return_dict)

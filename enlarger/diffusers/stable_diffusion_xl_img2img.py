@@ -123,7 +123,7 @@ class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
         start = _handoff_latents(latent_diffusion, pictures, plan, batch_size) if is_noisy else pictures
         job = ImageToImageJob(conditioning, start, plan, is_noisy)
         denoised = self._run_range(
-            sampler, denoising_range, callbacks, lambda watch: image_to_image(latent_diffusion, job, watch)
+            sampler, denoising_range, callbacks, lambda on_step: image_to_image(latent_diffusion, job, on_step)
         )
         return self._finish_output(denoised, str(output_type), return_dict)
 

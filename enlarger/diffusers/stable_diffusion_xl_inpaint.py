@@ -156,7 +156,7 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         }
         callbacks = self._step_callbacks(callback_on_step_end, tensor_inputs, tensors | doubled, kwargs)
         denoised = self._run_range(
-            sampler, denoising_range, callbacks, lambda watch: start.run(latent_diffusion, plan, watch)
+            sampler, denoising_range, callbacks, lambda on_step: start.run(latent_diffusion, plan, on_step)
         )
         images = self._postprocess(denoised, str(output_type))
         images = images if crop_box is None else [apply_overlay(one, image, mask_image, crop_box) for one in images]
@@ -170,6 +170,9 @@ def _prepare_start(latent_diffusion: LatentDiffusion, job: InpaintJob) -> Prepar
         and job.masked_image is None
         and latent_diffusion.unet_config.in_channels == job.image.shape[1]
     ):
-        return replace(_prepare_start(latent_diffusion, replace(job, masked=job.image, reveal=False)), masked=None)
+        return replace(
+            _prepare_start(latent_diffusion, replace(job, masked_image=job.image, encode_masked_image=False)),
+            masked_image_latents=None,
+        )
     start = prepare_inpaint(latent_diffusion, job)
     return replace(start, latents=start.latents * handoff_scale(job.plan.sigma_schedule)) if job.is_noisy else start

@@ -25,6 +25,7 @@ from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.pipeline import Pipeline
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.sample import OnStep
 from enlarger.diffusion.sampler import Sampler, SigmaSchedule
 from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
@@ -33,7 +34,7 @@ from enlarger.nn.unet import UNet
 from enlarger.tasks.auxiliary.safety_checker import SafetyChecker, missing_checker_note
 from enlarger.tasks.conditioning import condition_on_tokens
 from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.result import GuidedText, ProgressCallback
+from enlarger.tasks.result import GuidedText
 from enlarger.tasks.sampling import GuidedConditioning
 from enlarger.text.encode import PromptEmbeds, encode_prompts
 from enlarger.text.tokenize import Tokenizer
@@ -211,7 +212,7 @@ class TextPipeline(LoraMethods, Pipeline):
         sampler: Sampler,
         sigma_schedule: SigmaSchedule,
         callbacks: Sequence[StepCallback],
-        task: Callable[[ProgressCallback], Tensor],
+        task: Callable[[OnStep], Tensor],
     ) -> Tensor:
         """Run a task with the progress bar and the callbacks; one that a callback stopped gives the latents so far."""
         self._interrupt = False
@@ -220,7 +221,7 @@ class TextPipeline(LoraMethods, Pipeline):
                 sampler, sigma_schedule, self.dtype, bar, callbacks, lambda: self._interrupt
             )
             try:
-                return task(callback_runner.watch())
+                return task(callback_runner.on_step())
             except Interrupted as stop:
                 return stop.latents
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from enlarger.diffusion import precondition
 from enlarger.diffusion.precondition import Precondition
-from enlarger.diffusion.sample import Solver
+from enlarger.diffusion.sample import Solver, walk
 from enlarger.diffusion.schedule import (
     NoiseSchedule,
     SigmaCurve,
@@ -150,7 +150,16 @@ class Sampler:
 
 
 def network_call_sigmas(solver: Solver, sigmas: Tensor) -> list[float] | None:
-    """The noise levels at which a solver calls the network down a ladder, in order.
+    """The noise levels at which a solver calls the network on its way down `sigmas`, in order.
+
+    None for `dpm_adaptive`, which chooses them by the picture.
+    """
+    steps = trace_steps(solver, sigmas)
+    return None if steps is None else [sigma for _, called_sigmas in steps for sigma in called_sigmas]
+
+
+def trace_steps(solver: Solver, sigmas: Tensor) -> list[tuple[float, list[float]]] | None:
+    """For each step of a solver the noise level that it reaches and those at which it calls the network.
 
     None for `dpm_adaptive`, which chooses them by the picture.
     """
@@ -165,6 +174,9 @@ def network_call_sigmas(solver: Solver, sigmas: Tensor) -> list[float] | None:
     def zero_noise(like: Tensor) -> Tensor:
         return torch.zeros_like(like)
 
-    for _ in cast(Solver, solver)(denoise, torch.full((1, 1, 1, 1), float(sigmas[0])), sigmas, zero_noise):
-        pass
-    return called_sigmas
+    steps: list[tuple[float, list[float]]] = []
+    start = torch.full((1, 1, 1, 1), float(sigmas[0]))
+    for step in walk(cast("Solver", solver), denoise, start, sigmas, zero_noise):
+        steps.append((float(step.sigma), called_sigmas[:]))
+        called_sigmas.clear()
+    return steps

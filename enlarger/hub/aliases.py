@@ -76,6 +76,11 @@ class AliasTable:
         return next((other for other in others if other != repository and other not in self.unavailable), None)
 
 
+def is_commit(revision: str) -> bool:
+    """Whether this is a whole commit id, which stands for the same files forever."""
+    return len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+
+
 def read_alias_table(home: Path) -> AliasTable:
     """aliases.json of the package, with the entries of `hub.json` in the cache folder over it."""
     packaged = read_json(Path(__file__).with_name("aliases.json"))

@@ -4,14 +4,15 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from enlarger.errors import CheckpointError, InputError
-from enlarger.hub.aliases import RepoSource, read_alias_table
+from enlarger.hub.aliases import RepoSource, is_commit, read_alias_table
 from enlarger.hub.fetch import RemoteFile, digests, write_small_file
+from enlarger.hub.huggingface_cache import HuggingFaceSnapshot, find_huggingface_snapshot, is_huggingface_snapshot
 from enlarger.strict_json import read_json
 
 RECORD_FILE = ".enlarger.json"  # in each copy: what was pulled
@@ -130,11 +131,6 @@ def save_ref(repository: str, revision: str, commit: str) -> None:
         write_small_file(path, json.dumps(refs | {revision: commit}).encode())
 
 
-def is_commit(revision: str) -> bool:
-    """Whether this is a whole commit id, which stands for the same files forever."""
-    return len(revision) == 40 and set(revision) <= set("0123456789abcdef")
-
-
 def find_snapshot(source: RepoSource, revision: str | None = None) -> LocalSnapshot | None:
     """The copy of what a name stands for: of its revision, or else the newest there is."""
     for repository in source.repositories:
@@ -151,9 +147,10 @@ def find_snapshot(source: RepoSource, revision: str | None = None) -> LocalSnaps
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The folder or file to load: an existing path, or the copy of an alias or of owner/repository in the cache.
+    """The folder or file to load: an existing path, or the copy of an alias or of owner/repository in a cache.
 
-    Nothing is downloaded. Raises CheckpointError, saying how to get it.
+    What was pulled comes before what lies in the cache of Hugging Face's libraries. Nothing is downloaded. Raises
+    CheckpointError, saying how to get it.
     """
     path, name = Path(name_or_path).expanduser(), str(name_or_path)
     if os.path.exists(path):  # unlike Path.exists it raises for no name
@@ -164,7 +161,7 @@ def resolve(name_or_path: str | Path) -> Path:
         raise CheckpointError(f"{name}: no such file or folder, and {error}.") from error
     snapshot = find_snapshot(source)
     if snapshot is None:
-        raise CheckpointError(f"{name}: no such path, and not in the cache; fetch it once: enlarger pull {name}")
+        return _resolve_huggingface(name, find_huggingface_snapshot(source))
     missing = snapshot.missing_files()
     if missing:
         raise CheckpointError(
@@ -175,11 +172,31 @@ def resolve(name_or_path: str | Path) -> Path:
     return snapshot.folder
 
 
+def _resolve_huggingface(name: str, snapshot: HuggingFaceSnapshot | None) -> Path:
+    if snapshot is None:
+        raise CheckpointError(f"{name}: no such path, and not in the cache; fetch it once: enlarger pull {name}")
+    missing = snapshot.missing_files()
+    if missing:
+        raise CheckpointError(
+            f"{snapshot.folder}: found {len(missing)} links to files that are not there, {missing[0]} first; fetch the "
+            f"model: enlarger pull {name}"
+        )
+    return snapshot.folder
+
+
+def weight_variants(paths: Iterable[str]) -> set[str | None]:
+    """The variants that files of weights are of, None for plain ones; other files are of none."""
+    matches = (WEIGHT_FILE.fullmatch(path.rpartition("/")[2]) for path in paths)
+    return {match[1] for match in matches if match is not None}
+
+
 def snapshot_variant(folder: Path) -> str | None:
-    """The variant that a pulled folder's weights are of; None if plain weights are there, or no record."""
+    """The variant that the weights of a folder in a cache are of; None if plain weights are there, or no record."""
     snapshot = read_snapshot(folder)
-    matches = [WEIGHT_FILE.fullmatch(Path(path).name) for path in (snapshot.files if snapshot is not None else ())]
-    variants = {match[1] for match in matches if match is not None}
+    if snapshot is None and is_huggingface_snapshot(folder):
+        variants = weight_variants(path.name for path in folder.rglob("*.safetensors"))
+    else:
+        variants = weight_variants(() if snapshot is None else snapshot.files)
     return next(iter(variants)) if len(variants) == 1 else None
 
 

@@ -8,8 +8,8 @@ from http.client import HTTPMessage
 from typing import Any, cast
 
 from enlarger.errors import CheckpointError, InputError, Unsupported
-from enlarger.hub.aliases import AliasTable, RepoSource
-from enlarger.hub.cache import WEIGHT_FILE, is_commit
+from enlarger.hub.aliases import AliasTable, RepoSource, is_commit
+from enlarger.hub.cache import WEIGHT_FILE
 from enlarger.hub.fetch import SAFE_PATH, RemoteFile
 from enlarger.hub.transport import HubClient
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from enlarger.errors import CheckpointError, InputError
 from enlarger.hub import cache
-from enlarger.hub.aliases import RepoSource, read_alias_table
+from enlarger.hub.aliases import RepoSource, is_commit, read_alias_table
 from enlarger.hub.cache import LocalSnapshot
 from enlarger.hub.fetch import RemoteFile, RetryPolicy, fetch, size_of
 from enlarger.hub.licence import Licence, is_accepted, read_licence, record_acceptance
@@ -131,7 +131,7 @@ def _is_offline() -> bool:
 def _ready_snapshot(options: PullOptions, source: RepoSource, revision: str) -> LocalSnapshot | None:
     """The copy, where that is certain without asking: offline the last one, else only that of a commit."""
     offline = options.offline or _is_offline()
-    if options.repair or not (offline or cache.is_commit(revision)):
+    if options.repair or not (offline or is_commit(revision)):
         return None
     snapshot = (
         cache.find_snapshot(source, revision)
@@ -140,15 +140,10 @@ def _ready_snapshot(options: PullOptions, source: RepoSource, revision: str) -> 
     )
     if snapshot is None or snapshot.missing_files() or snapshot.repository not in source.repositories:
         return None
-    if cache.is_commit(revision) and snapshot.revision != revision:
+    if is_commit(revision) and snapshot.revision != revision:
         return None
-    return snapshot if _has_variant(snapshot, options.variant) else None
-
-
-def _has_variant(snapshot: LocalSnapshot, variant: str | None) -> bool:
-    matches = [cache.WEIGHT_FILE.fullmatch(path.rpartition("/")[2]) for path in snapshot.files]
-    variants = {match[1] for match in matches if match is not None}
-    return variant in variants or not variants
+    variants = cache.weight_variants(snapshot.files)
+    return snapshot if options.variant in variants or not variants else None
 
 
 def _require_hub_packages() -> None:

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from enlarger import __version__
-from enlarger.service.core import Service
+from enlarger.service.dependencies import Service
 from enlarger.service.jobs.manager import JobManager
-from enlarger.service.middleware.metrics import Metrics
-from enlarger.service.routes import responses, routers
+from enlarger.service.metrics import Metrics
+from enlarger.service.routes import install_routes
 from enlarger.service.settings import Settings
 from enlarger.service.uploads.decoder_pool import DecoderPool
 from enlarger.service.uploads.fetch import UrlFetcher
@@ -45,7 +45,5 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_size=settings.bounds.body,
     )
     app.state.service = service
-    for router in routers():
-        app.include_router(router)
-    responses.install_exception_handlers(app)
+    install_routes(app)
     return app

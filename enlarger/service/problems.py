@@ -1,5 +1,6 @@
 """What the service answers when it cannot do what was asked: OpenAI's error body, a status and a code for each case."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,12 +42,22 @@ class Problem:
             return {"Retry-After": str(max(1, round(self.retry_after)))}
         return {"X-Should-Retry": "false"} if self.status >= 500 else {}
 
+    def encode(self) -> bytes:
+        """The body as it is sent."""
+        return json.dumps(self.body()).encode()
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Problem":
         return cls(**data)
+
+
+CANCELED = Problem(499, "canceled", "the job was canceled")
+DRAINING = Problem(503, "draining", "the service is stopping; ask again in a moment", retry_after=5)
+MODELS_LOADING = Problem(503, "model_loading", "the models are being read; ask again in a moment", retry_after=2)
+NO_WORKER = Problem(503, "no_worker", "no worker process can be started; the log of the service says why")
 
 
 class ProblemError(Exception):
@@ -60,16 +71,16 @@ class ProblemError(Exception):
 def problem_error(
     status: int, code: str, message: str, param: str | None = None, retry_after: float | None = None
 ) -> ProblemError:
-    """The exception of a fault, to be raised."""
+    """The exception of a problem, to be raised."""
     return ProblemError(Problem(status, code, message, param, retry_after))
 
 
 def problem_from_exception(error: BaseException) -> Problem:
-    """The fault of what a task raised; the message of an error that is not ours says nothing of what is inside."""
+    """The problem of what a task raised; the message of an error that is not ours says nothing of what is inside."""
     if isinstance(error, ProblemError):
         return error.problem
     if isinstance(error, Cancelled):
-        return Problem(499, "canceled", "the job was canceled")
+        return CANCELED
     if isinstance(error, InputError):
         return Problem(400, "invalid_value", str(error))
     if isinstance(error, Unsupported):

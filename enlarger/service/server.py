@@ -14,10 +14,10 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from enlarger.errors import InputError
-from enlarger.service.middleware.cors import bracket_ipv6
-from enlarger.service.middleware.json_logging import configure_logging, log_event
+from enlarger.service.logging_config import configure_logging, log_event
 from enlarger.service.middleware.stack import MAX_HEADER_BYTES, middleware_stack
 from enlarger.service.middleware.timeout_protocol import WRITE_SECONDS, make_timeout_protocol
+from enlarger.service.middleware.trusted_host import bracket_ipv6
 from enlarger.service.settings import Settings
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

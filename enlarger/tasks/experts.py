@@ -1,15 +1,13 @@
 """Several networks as one denoiser, by noise level (Balaji et al. 2022), and the plan of who makes which calls."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from torch import Tensor
 
-from enlarger.diffusion.denoiser import Denoise
-from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Solver, Step
-from enlarger.diffusion.sampler import network_call_sigmas
+from enlarger.diffusion.sample import Solver
+from enlarger.diffusion.sampler import trace_steps
 from enlarger.errors import InputError
 from enlarger.tasks.sampling import expert_index_at
 
@@ -63,37 +61,16 @@ def trace_network_calls(
     names: Sequence[str], handoff_sigmas: Sequence[float], solver: Solver, sigmas: Tensor
 ) -> tuple[NetworkCall, ...]:
     """Who makes which calls when `solver` walks down `ladder`; expert i works at levels not below `untils[i]`."""
-    call_sigmas = network_call_sigmas(solver, sigmas)
-    if call_sigmas is None:
+    steps = trace_steps(solver, sigmas)
+    if steps is None:
         return _adaptive_calls(names, handoff_sigmas, float(sigmas[0]), float(sigmas[-1]))
-    step_ends = _step_ends(solver, sigmas)
     network_calls: list[NetworkCall] = []
-    start, before = float(sigmas[0]), 0
-    for step, (stop, count) in enumerate(step_ends, 1):
-        experts = (expert_index_at(handoff_sigmas, level) for level in call_sigmas[before:count])
+    start = float(sigmas[0])
+    for step, (stop, called_sigmas) in enumerate(steps, 1):
+        experts = (expert_index_at(handoff_sigmas, sigma) for sigma in called_sigmas)
         network_calls += [NetworkCall(step, names[i], start, stop, len(list(made))) for i, made in groupby(experts)]
-        start, before = stop, count
+        start = stop
     return tuple(network_calls)
-
-
-def _step_ends(solver: Solver, sigmas: Tensor) -> list[tuple[float, int]]:
-    """The level that each step reaches, and how many calls have been made by then."""
-    step_ends: list[tuple[float, int]] = []
-
-    def recording_solver(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-        count = 0
-
-        def counting_denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-            nonlocal count
-            count += 1
-            return denoise(x, sigma)
-
-        for step in solver(counting_denoiser, x, sigmas, noise):
-            step_ends.append((float(step.sigma), count))
-            yield step
-
-    network_call_sigmas(recording_solver, sigmas)
-    return step_ends
 
 
 def _adaptive_calls(

@@ -23,7 +23,7 @@ from enlarger.tasks.experts import SamplingReport, check_handoff_sigmas, trace_n
 from enlarger.tasks.inputs import join_results
 from enlarger.tasks.latents import Latents, check_space
 from enlarger.tasks.loading import Checkpoint, Location
-from enlarger.tasks.result import Progress, ProgressCallback, Result, no_progress
+from enlarger.tasks.result import Progress, ProgressCallback, Result, no_progress, report_steps
 from enlarger.tasks.sampling import Expert, sample_latents
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion, prompt_spec_from_options
 from enlarger.tasks.upscale.bundled import BundledUpscaler
@@ -127,7 +127,11 @@ class Generator:
             latent_diffusion.latent_shape(len(seeds), padded_latent_size(model, *size)), plan.noise
         )
         latents = sample_latents(
-            experts, unit_noise * plan.sigma_schedule.init_noise_sigma, plan, latent_diffusion.runtime, watch
+            experts,
+            unit_noise * plan.sigma_schedule.init_noise_sigma,
+            plan,
+            latent_diffusion.runtime,
+            report_steps(watch, plan.sigma_schedule.steps),
         ).cpu()
         results = [
             self._finish(Latents(latents[i : i + 1], model.latent_space), size, request, seeds[i], watch)

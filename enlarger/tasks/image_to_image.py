@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from enlarger.diffusion.noise import PerSampleGenerators
+from enlarger.diffusion.sample import OnStep, unchanged
 from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
-from enlarger.tasks.result import ProgressCallback, no_progress
 from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
 
 
@@ -24,9 +24,7 @@ class ImageToImageJob:
     is_noisy: bool = False
 
 
-def image_to_image(
-    latent_diffusion: LatentDiffusion, job: ImageToImageJob, watch: ProgressCallback = no_progress
-) -> Tensor:
+def image_to_image(latent_diffusion: LatentDiffusion, job: ImageToImageJob, on_step: OnStep = unchanged) -> Tensor:
     """Latents (B, C, h, w) in float32. Noise is drawn for the encoding, then for the start.
 
     Results of one picture share its encoding's noise, unless each has a generator of its own.
@@ -37,4 +35,4 @@ def image_to_image(
     latents = repeat_each(latent_diffusion.encode(image, noise), len(tokens))
     if not job.is_noisy:
         latents = latents + job.plan.sigma_schedule.sigmas[0] * latent_diffusion.draw_noise(latents.shape, noise)
-    return latent_diffusion.sample(job.conditioning, latents, job.plan, watch)
+    return latent_diffusion.sample(job.conditioning, latents, job.plan, on_step)

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from enlarger.diffusion.noise import Noise, PerSampleGenerators
+from enlarger.diffusion.sample import OnStep, unchanged
 from enlarger.errors import InputError
 from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
-from enlarger.tasks.result import ProgressCallback, no_progress
 from enlarger.tasks.sampling import GuidedConditioning, KnownRegion, SamplingPlan
 
 
@@ -50,16 +50,14 @@ class PreparedInpaint:
     masked_image_latents: Tensor | None = None
     known_region: KnownRegion | None = None
 
-    def run(
-        self, latent_diffusion: LatentDiffusion, plan: SamplingPlan, watch: ProgressCallback = no_progress
-    ) -> Tensor:
+    def run(self, latent_diffusion: LatentDiffusion, plan: SamplingPlan, on_step: OnStep = unchanged) -> Tensor:
         """Latents (B, C, h, w) in float32."""
-        return latent_diffusion.sample(self.conditioning, self.latents, plan, watch, self.known_region)
+        return latent_diffusion.sample(self.conditioning, self.latents, plan, on_step, self.known_region)
 
 
-def inpaint(latent_diffusion: LatentDiffusion, job: InpaintJob, watch: ProgressCallback = no_progress) -> Tensor:
+def inpaint(latent_diffusion: LatentDiffusion, job: InpaintJob, on_step: OnStep = unchanged) -> Tensor:
     """Latents (B, C, h, w) in float32. For the noise see `prepare`."""
-    return prepare_inpaint(latent_diffusion, job).run(latent_diffusion, job.plan, watch)
+    return prepare_inpaint(latent_diffusion, job).run(latent_diffusion, job.plan, on_step)
 
 
 def prepare_inpaint(latent_diffusion: LatentDiffusion, job: InpaintJob) -> PreparedInpaint:

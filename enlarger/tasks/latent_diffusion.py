@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.precondition import Precondition
+from enlarger.diffusion.sample import OnStep, unchanged
 from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.unet import UNetConfig
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.result import ProgressCallback, decode_latents, in_float32, no_progress
+from enlarger.tasks.result import decode_latents, in_float32
 from enlarger.tasks.sampling import Expert, GuidedConditioning, KnownRegion, SamplingPlan, sample_latents
 
 
@@ -63,12 +64,12 @@ class LatentDiffusion:
         conditioning: GuidedConditioning,
         initial_latents: Tensor,
         plan: SamplingPlan,
-        watch: ProgressCallback = no_progress,
+        on_step: OnStep = unchanged,
         known_region: KnownRegion | None = None,
     ) -> Tensor:
         """Latents at the end of the course, see `tasks.denoise`."""
         expert = Expert(self.unet, self.precondition, conditioning)
-        return sample_latents([expert], initial_latents, plan, self.runtime, watch, known_region)
+        return sample_latents([expert], initial_latents, plan, self.runtime, on_step, known_region)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to pictures about -1..1 in float32, see `parts.decode`."""

@@ -17,7 +17,7 @@ from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
 from enlarger.tasks.inputs import PreparedImage, prepare_picture, run_each_image
 from enlarger.tasks.latents import Latents
 from enlarger.tasks.loading import Location
-from enlarger.tasks.result import ProgressCallback, Result, no_progress
+from enlarger.tasks.result import ProgressCallback, Result, no_progress, report_steps
 from enlarger.tasks.sampling import SamplingPlan
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion, prompt_spec_from_options
 
@@ -67,7 +67,7 @@ def run_image_to_image(
         image_to_image(
             latent_diffusion,
             ImageToImageJob(conditioning, prepared.image, SamplingPlan(sigma_schedule, full_plan.solver, noise)),
-            watch,
+            report_steps(watch, sigma_schedule.steps),
         )
         for noise in (from_seeds([seed]) for seed in seeds)
     ]

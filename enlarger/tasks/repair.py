@@ -22,7 +22,7 @@ from enlarger.tasks.inpaint import inpaint as inpaint_latents
 from enlarger.tasks.inputs import join_flags, split_images
 from enlarger.tasks.loading import Location
 from enlarger.tasks.refine import truncate_by_strength
-from enlarger.tasks.result import ProgressCallback, no_progress, pad_to_multiple
+from enlarger.tasks.result import ProgressCallback, no_progress, pad_to_multiple, report_steps
 from enlarger.tasks.sampling import SamplingPlan
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion, prompt_spec_from_options
 
@@ -183,7 +183,9 @@ class Inpainter:
             soft_mask=True,
         )
         latent_diffusion = self.model.bind_schedule(sigma_schedule)
-        repainted = latent_diffusion.decode(inpaint_latents(latent_diffusion, job, watch))
+        repainted = latent_diffusion.decode(
+            inpaint_latents(latent_diffusion, job, report_steps(watch, sigma_schedule.steps))
+        )
         return repainted[..., :height, :width].cpu()
 
     def _trained_size(self, crop_size: tuple[int, int]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from enlarger.checkpoint.tensors.finite_check import find_first_non_finite
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import OnStep, Step
 from enlarger.errors import NonFinite
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
@@ -38,14 +38,15 @@ def no_progress(progress: Progress) -> None:
     """Watch nothing."""
 
 
-def report_steps(watch: ProgressCallback, total: int, stage: str = "denoise") -> Callable[[Step], None]:
-    """A watcher of solver steps that reports them as progress."""
+def report_steps(watch: ProgressCallback, total: int, stage: str = "denoise") -> OnStep:
+    """What tells `watch` of each step of a run of `total`, and changes none."""
     done = 0
 
-    def report(step: Step) -> None:
+    def report(step: Step) -> Tensor:
         nonlocal done
         done += 1
         watch(Progress(stage, done, max(total, done), step))
+        return step.x
 
     return report
 

@@ -1,6 +1,6 @@
 """One run down the ladder, where every task ends: which networks, told what, from which latents, kept where."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -12,11 +12,11 @@ from enlarger.diffusion.denoiser import Denoise, Denoiser
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.precondition import Precondition
-from enlarger.diffusion.sample import Solver, Step, sample
+from enlarger.diffusion.sample import OnStep, Solver, Step, sample, unchanged
 from enlarger.diffusion.sampler import SigmaSchedule
 from enlarger.errors import NonFinite
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.result import ProgressCallback, no_progress, report_steps, with_bad_weight
+from enlarger.tasks.result import with_bad_weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,51 +79,47 @@ def sample_latents(
     initial_latents: Tensor,
     plan: SamplingPlan,
     runtime: Runtime,
-    watch: ProgressCallback = no_progress,
+    on_step: OnStep = unchanged,
     known_region: KnownRegion | None = None,
 ) -> Tensor:
-    """Latents at the end of the course, (B, C, h, w) float32, in the course's outer coordinates.
+    """Latents at the end of the sigma schedule, (B, C, h, w) float32, scaled as they are outside.
 
-    `start` is clean + sigma * noise at the course's first level. Experts come from the highest noise level down; the
-    solver sees one network, so that what it remembers of past steps outlasts the change from one to the next.
+    `initial_latents` are clean + sigma * noise at the first level. Experts come from the highest noise level down; the
+    solver sees one network, so that what it remembers of past steps outlasts the change from one to the next. `on_step`
+    sees each step after the known region is put back.
     """
-    sigma_schedule = plan.sigma_schedule
-    solver = (
-        plan.solver
-        if known_region is None
-        else _blend_known_region(plan.solver, known_region, sigma_schedule.final_scale)
-    )
+    sigmas, final_scale = plan.sigma_schedule.sigmas, plan.sigma_schedule.final_scale
     with ExitStack() as held_networks:
-        callback = report_steps(watch, len(sigma_schedule.sigmas) - 1)
+        if len(experts) == 1:
+            denoise = experts[0].denoiser()
+            held_networks.enter_context(runtime.hold(experts[0].network))
+        else:
+            denoise = _switching_denoiser(experts, runtime, held_networks)
+        if known_region is not None:
+            denoise, on_step = _blend_known_region(denoise, on_step, known_region, sigmas[-1], final_scale)
         try:
-            x = sample(
-                solver,
-                _switching_denoiser(experts, runtime, held_networks),
-                initial_latents.float(),
-                sigma_schedule.sigmas,
-                plan.noise,
-                callback,
-            )
+            x = sample(plan.solver, denoise, initial_latents.float(), sigmas, plan.noise, on_step)
         except NonFinite as error:
             raise with_bad_weight(error, *(expert.network for expert in experts)) from error
-    return x * sigma_schedule.final_scale
+    return x * final_scale
 
 
 def _switching_denoiser(experts: Sequence[Expert], runtime: Runtime, held_networks: ExitStack) -> Denoise:
     """One denoiser of several; only the expert at work is held."""
     denoisers = [expert.denoiser() for expert in experts]
     handoff_sigmas = [expert.handoff_sigma for expert in experts]
-    active_expert: list[int] = []
+    active: int | None = None
 
-    def estimate(x: Tensor, sigma: Tensor) -> Tensor:
-        expert = expert_index_at(handoff_sigmas, float(sigma))
-        if active_expert != [expert]:
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal active
+        index = expert_index_at(handoff_sigmas, float(sigma))
+        if active != index:
             held_networks.close()
-            held_networks.enter_context(runtime.hold(experts[expert].network))
-            active_expert[:] = [expert]
-        return denoisers[expert](x, sigma)
+            held_networks.enter_context(runtime.hold(experts[index].network))
+            active = index
+        return denoisers[index](x, sigma)
 
-    return estimate
+    return denoise
 
 
 def expert_index_at(handoff_sigmas: Sequence[float], sigma: float) -> int:
@@ -133,29 +129,30 @@ def expert_index_at(handoff_sigmas: Sequence[float], sigma: float) -> int:
     )
 
 
-def _blend_known_region(solver: Solver, known_region: KnownRegion, final_scale: float) -> Solver:
-    """The solver with the kept latents put back after each step, and under what the network sees in between."""
+def _blend_known_region(
+    denoise: Denoise, on_step: OnStep, known_region: KnownRegion, last_sigma: Tensor, final_scale: float
+) -> tuple[Denoise, OnStep]:
+    """What puts the known latents back after each step, before `on_step`, and under what the network sees in between.
 
-    def solve(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-        past_first_call = False  # a step, past its first call, whose latents are the caller's or put back already
+    At the first call of a step the latents are the caller's, or have them already.
+    """
+    is_first_call = True
 
-        def denoise_with_known(x: Tensor, sigma: Tensor) -> Tensor:
-            nonlocal past_first_call
-            is_later_call, past_first_call = past_first_call, True
-            return denoise(
-                torch.where(known_region.mask > 0, x, known_region.image + sigma * known_region.noise)
-                if is_later_call
-                else x,
-                sigma,
-            )
+    def denoise_with_known(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal is_first_call
+        if not is_first_call:
+            x = torch.where(known_region.mask > 0, x, known_region.image + sigma * known_region.noise)
+        is_first_call = False
+        return denoise(x, sigma)
 
-        for step in solver(denoise_with_known, x, sigmas, noise):
-            is_last = bool(step.sigma == sigmas[-1])
-            known_latents = (
-                known_region.image / final_scale if is_last else known_region.image + step.sigma * known_region.noise
-            )
-            step.x.copy_(torch.lerp(known_latents.float(), step.x, known_region.mask.expand_as(step.x)))
-            past_first_call = False
-            yield step
+    def blend(step: Step) -> Tensor:
+        nonlocal is_first_call
+        is_first_call = True
+        if step.sigma == last_sigma:
+            known_latents = known_region.image / final_scale
+        else:
+            known_latents = known_region.image + step.sigma * known_region.noise
+        x = torch.lerp(known_latents.float(), step.x, known_region.mask.expand_as(step.x))
+        return on_step(replace(step, x=x))
 
-    return solve
+    return denoise_with_known, blend

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from enlarger.diffusion.sample import OnStep, unchanged
 from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.result import ProgressCallback, no_progress
 from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
 
 
@@ -19,9 +19,7 @@ class TextToImageJob:
     initial_noise: Tensor | None = None
 
 
-def text_to_image(
-    latent_diffusion: LatentDiffusion, job: TextToImageJob, watch: ProgressCallback = no_progress
-) -> Tensor:
+def text_to_image(latent_diffusion: LatentDiffusion, job: TextToImageJob, on_step: OnStep = unchanged) -> Tensor:
     """Latents (B, C, h, w) in float32, scaled as the checkpoint's autoencoder scales them."""
     tokens = job.conditioning.positive.tokens
     assert tokens is not None, "Stable Diffusion is always told tokens"
@@ -29,5 +27,5 @@ def text_to_image(
         latent_diffusion.latent_shape(len(tokens), job.size), job.plan.noise, job.initial_noise
     )
     return latent_diffusion.sample(
-        job.conditioning, unit_noise * job.plan.sigma_schedule.init_noise_sigma, job.plan, watch
+        job.conditioning, unit_noise * job.plan.sigma_schedule.init_noise_sigma, job.plan, on_step
     )

@@ -106,8 +106,8 @@ def test_what_the_networks_get(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jobs[0].image.shape == (1, 3, 40, 52) and jobs[0].mask.shape == (1, 1, 40, 52)
     assert_close(jobs[0].image[0, :, :37, :50], torch.from_numpy(texture(50, 37) / 127.5 - 1).permute(2, 0, 1), 1e-6)
     assert_close(jobs[0].mask[0, 0, :37, :50], mask(value=0.25), 0)
-    assert (jobs[0].from_pure_noise, jobs[0].soft_mask, jobs[0].method.sigma_schedule.steps) == (True, True, 4)
-    assert (jobs[1].from_pure_noise, jobs[1].soft_mask, jobs[1].method.sigma_schedule.steps) == (False, True, 2)
+    assert (jobs[0].from_pure_noise, jobs[0].soft_mask, jobs[0].plan.sigma_schedule.steps) == (True, True, 4)
+    assert (jobs[1].from_pure_noise, jobs[1].soft_mask, jobs[1].plan.sigma_schedule.steps) == (False, True, 2)
 
 
 def test_the_mask_weighs_old_and_new(monkeypatch: pytest.MonkeyPatch) -> None:

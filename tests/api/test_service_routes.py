@@ -84,7 +84,7 @@ def test_upscale_gives_pictures_of_exactly_the_size(client: TestClient, fake: Fa
     assert [item["seed"] for item in body["data"]] == body["enlarger"]["seeds"] == [0, 1, 2]
     assert body["size"] == "42x22"
     assert int(answer.headers["content-length"]) == len(answer.content)
-    assert only(fake).ask.options["seed"] == 0
+    assert only(fake).spec.options["seed"] == 0
     assert only(fake).attached
     assert body["enlarger"]["warnings"] == ["a note of the worker"]
     assert body["usage"] == {
@@ -302,7 +302,7 @@ def test_a_job_for_later(client: TestClient, fake: FakeService) -> None:
     assert answer.headers["preference-applied"] == "respond-async"
     assert (job["object"], job["status"], job["position"], job["result"]) == ("job", "queued", 1, None)
     assert not only(fake).attached
-    assert only(fake).ask.live
+    assert only(fake).spec.live
     fault_in(client.get(f"/v1/jobs/{job['id']}/preview"), 404, "preview_not_found", None, "has no preview")
     fault_in(client.get(f"/v1/images/{job['id']}/content"), 404, "job_not_found", None, "no pictures yet")
     fake.queue.held = False

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from enlarger.service.jobs.reservations import Reservation, Reservations
-from enlarger.service.middleware.metrics import Metrics
+from enlarger.service.metrics import Metrics
 from enlarger.service.middleware.stack import middleware_stack
 from enlarger.service.server import bind_socket, run_uvicorn
 from enlarger.service.settings import MIB, Bounds, Settings

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import from_seeds
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, walk
 from enlarger.diffusion.solvers import SOLVERS
 from enlarger.errors import Cancelled, InputError, Unsupported
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
@@ -106,7 +106,7 @@ def test_interleaved_samplings_equal_separate_ones(upscaler: Upscaler) -> None:
                 ]
 
         ladder = task.sampler.sigma_schedule(4).sigmas
-        return SOLVERS[name](denoise, noise(low.repeat(1, 1, 2, 2)) * ladder[0], ladder, noise)
+        return walk(SOLVERS[name], denoise, noise(low.repeat(1, 1, 2, 2)) * ladder[0], ladder, noise)
 
     def last(run: Any) -> Tensor:
         return [step.x for step in run][-1]

@@ -32,7 +32,7 @@ def cases() -> dict[str, Case]:
         return autoencoder.decode(autoencoder.encode(picture).mean)
 
     return {
-        "text": (ClipText(TEXT), lambda m: m(IDS).last),
+        "text": (ClipText(TEXT), lambda m: m(IDS).last_hidden_state),
         "k_unet": (
             KUNet(K_UNET),
             lambda m: m(normal(1, 8, 8, 8), TIME, tokens=normal(1, 5, 32), vector=normal(1, 160)),

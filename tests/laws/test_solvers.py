@@ -15,7 +15,7 @@ from enlarger.diffusion.conditioning import Conditioning, stack_branches
 from enlarger.diffusion.denoiser import Denoiser
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import Noise, PerSampleGenerators, SharedGenerator, from_seeds
-from enlarger.diffusion.sample import Solver, Step, sample
+from enlarger.diffusion.sample import Solver, Step, sample, walk
 from enlarger.diffusion.sampler import Sampler, network_call_sigmas
 from enlarger.diffusion.schedule import check_sigmas, karras_sigmas, scaled_linear
 from enlarger.diffusion.solvers import SOLVERS, PIDStepSizeController
@@ -148,7 +148,7 @@ def test_stochastic_solvers_reproduce_mean_and_spread(name: str) -> None:
 @pytest.mark.parametrize("ladder", LADDERS)
 def test_every_ladder_is_walked_to_its_end(name: str, ladder: str) -> None:
     sigmas, x = LADDERS[ladder], start()
-    steps = list(SOLVERS[name](gaussian, x, sigmas, noise()))
+    steps = list(walk(SOLVERS[name], gaussian, x, sigmas, noise()))
     assert abs(float(steps[-1].sigma) - float(sigmas[-1])) < 1e-5
     assert steps[-1].x.shape == x.shape and steps[-1].x.dtype == torch.float32
     assert torch.isfinite(steps[-1].x).all()
@@ -180,7 +180,7 @@ def test_levels_stay_on_the_cpu(name: str) -> None:
         assert sigma.device.type == "cpu" and sigma.dtype == torch.float64
         return x / (sigma + 1)
 
-    steps = list(SOLVERS[name](denoise, x, LADDERS["long"], torch.empty_like))  # pyright: ignore[reportArgumentType]
+    steps = list(walk(SOLVERS[name], denoise, x, LADDERS["long"], torch.empty_like))  # pyright: ignore[reportArgumentType]
     assert steps[-1].x.device.type == "meta" and steps[-1].x.dtype == torch.float32
 
 
@@ -188,8 +188,8 @@ def test_levels_stay_on_the_cpu(name: str) -> None:
 def test_two_interleaved_samplings_equal_two_separate_ones(name: str) -> None:
     solver, ladder = SOLVERS[name], LADDERS["long"]
     starts = [start(1, 1, 4, 4), start(1, 1, 3, 5) / 2]
-    separate = [[s.x for s in solver(gaussian, x, ladder, noise(i))] for i, x in enumerate(starts)]
-    running = [solver(gaussian, x, ladder, noise(i)) for i, x in enumerate(starts)]
+    separate = [[s.x for s in walk(solver, gaussian, x, ladder, noise(i))] for i, x in enumerate(starts)]
+    running = [walk(solver, gaussian, x, ladder, noise(i)) for i, x in enumerate(starts)]
     found: list[list[Tensor]] = [[], []]
     for index in [0, 1, 1, 0] * 100:
         found[index] += [step.x for step in [next(running[index], None)] if step is not None]
@@ -216,7 +216,7 @@ def test_calls_are_known_beforehand(name: str, ladder: str) -> None:
         seen.append(float(sigma))
         return gaussian(x, sigma)
 
-    list(SOLVERS[name](counted, x, sigmas, noise()))
+    list(walk(SOLVERS[name], counted, x, sigmas, noise()))
     said = network_call_sigmas(SOLVERS[name], sigmas)
     if name == "dpm_adaptive":
         assert said is None and network_call_sigmas(partial(solvers.dpm_adaptive, eta=1.0), sigmas) is None
@@ -332,12 +332,18 @@ def test_precision_changes_in_the_denoiser_only() -> None:
 def test_a_watcher_sees_every_step_and_may_stop() -> None:
     seen: list[Step] = []
     ladder = LADDERS["long"]
-    result = sample(solvers.euler, gaussian, start(), ladder, noise(), seen.append)
+
+    def record(step: Step) -> Tensor:
+        seen.append(step)
+        return step.x
+
+    result = sample(solvers.euler, gaussian, start(), ladder, noise(), record)
     assert [float(step.sigma) for step in seen] == ladder[1:].tolist() and seen[-1].x is result
 
-    def stop(step: Step) -> None:
+    def stop(step: Step) -> Tensor:
         if step.sigma < 1:
             raise Cancelled("enough")
+        return step.x
 
     for solver in SOLVERS.values():
         with pytest.raises(Cancelled, match=r"^enough$"):

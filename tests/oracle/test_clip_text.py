@@ -48,13 +48,13 @@ def test_equals_transformers(name: str) -> None:
     tokens = ids(END if config.eos_token_id is None else config.eos_token_id)
     with torch.inference_mode():
         found, expected = ours(tokens), theirs(tokens, output_hidden_states=True)
-    assert len(found.states) == len(expected.hidden_states) == config.layers + 1
-    for a, b in zip(found.states, expected.hidden_states, strict=True):
+    assert len(found.hidden_states) == len(expected.hidden_states) == config.layers + 1
+    for a, b in zip(found.hidden_states, expected.hidden_states, strict=True):
         assert_close(a, b, ATOL)
-    assert_close(found.last, expected.last_hidden_state, ATOL)
+    assert_close(found.last_hidden_state, expected.last_hidden_state, ATOL)
     if config.projection_dim is None:
         assert found.text_embeds is None
-        assert_close(found.pooled, expected.pooler_output, ATOL)
+        assert_close(found.pooler_output, expected.pooler_output, ATOL)
     else:
         assert found.text_embeds is not None
         assert_close(found.text_embeds, expected.text_embeds, ATOL)
@@ -62,18 +62,18 @@ def test_equals_transformers(name: str) -> None:
 
 def test_pooled_is_the_last_state_at_the_first_end_token() -> None:
     features = randomise(ClipText(CONFIGS["L"]))(ids(END))
-    assert_close(features.pooled, features.last[[0, 1, 2], [9, 5, 76]], 0)
+    assert_close(features.pooler_output, features.last_hidden_state[[0, 1, 2], [9, 5, 76]], 0)
 
 
 def test_later_tokens_do_not_reach_earlier_ones() -> None:
     ours, tokens = randomise(ClipText(CONFIGS["H"])), ids(END)
     changed = tokens.clone()
     changed[:, 40:] = 5
-    assert_close(ours(changed).last[:, :40], ours(tokens).last[:, :40], 1e-6)
+    assert_close(ours(changed).last_hidden_state[:, :40], ours(tokens).last_hidden_state[:, :40], 1e-6)
 
 
 def test_shorter_texts_are_allowed_and_longer_ones_refused() -> None:
     ours, tokens = randomise(ClipText(CONFIGS["L"])), ids(END)
-    assert_close(ours(tokens[:, :20]).last, ours(tokens).last[:, :20], ATOL)
+    assert_close(ours(tokens[:, :20]).last_hidden_state, ours(tokens).last_hidden_state[:, :20], ATOL)
     with pytest.raises(InputError, match=r"got 154 tokens and has 77 positions; truncate the prompt or encode it in"):
         ours(torch.cat((tokens, tokens), dim=1))

@@ -197,7 +197,7 @@ def our_outputs(networks: Mapping[str, Any]) -> Tensors:
                 found[part] = _our_unet(network)
             else:
                 made = network(IDS)
-                found[part] = made.last
+                found[part] = made.last_hidden_state
                 if made.text_embeds is not None:
                     found[f"{part} projected"] = made.text_embeds
     return found

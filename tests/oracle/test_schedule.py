@@ -11,6 +11,7 @@ from enlarger.diffusion import precondition
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.denoiser import Denoiser
 from enlarger.diffusion.noise import SharedGenerator
+from enlarger.diffusion.sample import walk
 from enlarger.diffusion.sampler import Sampler
 from enlarger.diffusion.schedule import cosine, linear
 from enlarger.diffusion.solvers import SOLVERS
@@ -210,7 +211,7 @@ def test_zero_terminal_ddim() -> None:
     x, course = normal(1, 3, 4, 4), sampler.sigma_schedule(10)
     denoise = Denoiser(lambda x, time: torch.sin(x), torch.float32, sampler.precondition(), Conditioning())
     found = (
-        list(SOLVERS["ddim"](denoise, x * course.init_noise_sigma, course.sigmas, SharedGenerator(None)))[-1].x
+        list(walk(SOLVERS["ddim"], denoise, x * course.init_noise_sigma, course.sigmas, SharedGenerator(None)))[-1].x
         * course.final_scale
     )
     for time in other.timesteps:

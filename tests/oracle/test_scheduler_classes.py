@@ -14,7 +14,7 @@ from enlarger.diffusers.schedulers import SCHEDULER_CLASSES
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.denoiser import Denoiser
 from enlarger.diffusion.noise import SharedGenerator
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, walk
 from enlarger.diffusion.sampler import Sampler
 from tests.support.close import assert_close
 from tests.support.random_weights import normal
@@ -68,7 +68,7 @@ def our_run(sampler: Sampler, steps: int) -> tuple[list[Step], list[float]]:
     course = sampler.sigma_schedule(steps)
     denoise = Denoiser(telling, torch.float32, sampler.precondition(course), Conditioning())
     noise = SharedGenerator(torch.Generator().manual_seed(7))
-    return list(sampler.make_solver()(denoise, START * course.init_noise_sigma, course.sigmas, noise)), told
+    return list(walk(sampler.make_solver(), denoise, START * course.init_noise_sigma, course.sigmas, noise)), told
 
 
 def whole_steps(sampler: Sampler, seen: list[Tensor]) -> list[Tensor]:

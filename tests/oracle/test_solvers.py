@@ -14,7 +14,7 @@ from enlarger.diffusion import solvers
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.denoiser import Denoiser
 from enlarger.diffusion.noise import SharedGenerator
-from enlarger.diffusion.sample import Solver, sample
+from enlarger.diffusion.sample import Solver, sample, walk
 from enlarger.diffusion.schedule import karras_sigmas, scaled_linear
 from tests.support import k_diffusion
 from tests.support.close import assert_close
@@ -93,7 +93,7 @@ def test_k_diffusion(theirs: ModuleType, name: str, kind: str) -> None:
     wanted = getattr(theirs, function)(
         denoise, START, ladder.float(), disable=True, callback=lambda d: seen.append(d["denoised"]), **options
     )
-    steps = list(ours(denoise, START, ladder, SharedGenerator(generator())))
+    steps = list(walk(ours, denoise, START, ladder, SharedGenerator(generator())))
     assert_close(steps[-1].x, wanted, 1e-5)
     assert len(steps) == len(seen)
     for step, clean in zip(steps, seen, strict=True):
@@ -116,20 +116,15 @@ def test_k_diffusion_fast(theirs: ModuleType, calls: int, eta: float) -> None:
     wanted = theirs.sample_dpm_fast(
         denoise, start, 0.03, 10.0, calls, disable=True, eta=eta, noise_sampler=noise_sampler(start)
     )
-    found = list(
-        solvers.dpm_fast(denoise, start, karras_sigmas(0.03, 10.0, calls + 1), SharedGenerator(generator()), eta)
-    )
+    solver, sigmas = partial(solvers.dpm_fast, eta=eta), karras_sigmas(0.03, 10.0, calls + 1)
+    found = list(walk(solver, denoise, start, sigmas, SharedGenerator(generator())))
     assert_close(found[-1].x, wanted, 1e-8)
 
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize(
-    "control", [{}, {"relative": 0.0125, "absolute": 0.25 / 127.5, "proportional": 0.2, "integral": 0.4}]
-)
+@pytest.mark.parametrize("control", [{}, {"rtol": 0.0125, "atol": 0.25 / 127.5, "pcoeff": 0.2, "icoeff": 0.4}])
 def test_k_diffusion_adaptive(theirs: ModuleType, eta: float, control: dict[str, float]) -> None:
-    names = {"relative": "rtol", "absolute": "atol", "proportional": "pcoeff", "integral": "icoeff"}
-    options = {names[name]: value for name, value in control.items()}
     start = START.double()
     wanted, info = theirs.sample_dpm_adaptive(
         denoise,
@@ -140,13 +135,11 @@ def test_k_diffusion_adaptive(theirs: ModuleType, eta: float, control: dict[str,
         eta=eta,
         noise_sampler=noise_sampler(start),
         return_info=True,
-        **options,
+        **control,
     )
-    steps = list(
-        solvers.dpm_adaptive(
-            denoise, start, NONZERO, SharedGenerator(generator()), eta, solvers.PIDStepSizeController(**control)
-        )
-    )
+    controller = solvers.PIDStepSizeController(**control)
+    solver = partial(solvers.dpm_adaptive, eta=eta, step_size_controller=controller)
+    steps = list(walk(solver, denoise, start, NONZERO, SharedGenerator(generator())))
     assert len(steps) == info["n_accept"]
     assert_close(steps[-1].x, wanted, 1e-8)
 

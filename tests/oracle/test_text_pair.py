@@ -117,7 +117,7 @@ def test_the_second_tokenizer_pads_with_an_exclamation_mark(tokenizers: Any, the
     for ours, other in zip(tokenizers, (theirs.tokenizer, theirs.tokenizer_2), strict=True):
         ids = other(PROMPT, padding="max_length", max_length=77, return_tensors="pt").input_ids
         assert ours(PROMPT).ids.equal(ids)
-    assert [tokenizer.pad for tokenizer in tokenizers] == [49407, 0]
+    assert [tokenizer.pad_token_id for tokenizer in tokenizers] == [49407, 0]
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -17,13 +17,14 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from enlarger.service.core import Service
+from enlarger.service.dependencies import Service
 from enlarger.service.jobs.events import EventLogs
-from enlarger.service.jobs.job import RESULT_FILE, Job, JobSpec, JobStatus, Task, job_folder
+from enlarger.service.jobs.job import RESULT_FILE, Job, JobProgress, JobSpec, JobStatus, Task, job_folder
+from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.jobs.reservations import Reservation, Reservations
-from enlarger.service.jobs.state import JobProgress, ModelState
+from enlarger.service.metrics import Metrics
 from enlarger.service.problems import Problem, ProblemError, problem_error
-from enlarger.service.routes import responses, routers
+from enlarger.service.routes import install_routes
 from enlarger.service.settings import ModelSettings, Settings
 from enlarger.service.uploads.decoder_pool import DecodedImage
 from enlarger.service.uploads.fetch import UrlFetcher
@@ -267,13 +268,6 @@ class FakeDecoder:
         )
 
 
-class FakeMetrics:
-    """Measures nothing."""
-
-    def render(self) -> bytes:
-        return b"# TYPE enlarger_queue_size gauge\nenlarger_queue_size 0.0\n"
-
-
 @dataclass(frozen=True)
 class FakeService:
     """An application and what is behind it."""
@@ -301,11 +295,9 @@ def fake_service(data: Path, **settings: Any) -> FakeService:
             task.cancel()
 
     app = FastAPI(title="enlarger", version="0", docs_url=None, redoc_url=None, lifespan=lifespan)
-    parts: Any = (service_settings, queue, FakeDecoder(), UrlFetcher(service_settings), FakeMetrics())
+    parts: Any = (service_settings, queue, FakeDecoder(), UrlFetcher(service_settings), Metrics())
     app.state.service = Service(*parts)
-    for router in routers():
-        app.include_router(router)
-    responses.install_exception_handlers(app)
+    install_routes(app)
     return FakeService(app, queue, service_settings)
 
 

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,31 @@ FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 SD = ModelSettings(name="sd", path="tiny", aliases=("dall-e-2",))
 
 
+@dataclass(frozen=True)
+class RecordedMetric:
+    """One of them: what was counted, set or observed is remembered behind the values of its labels."""
+
+    calls: list[tuple[str, tuple[Any, ...]]]
+    name: str
+    label_values: tuple[str, ...] = ()
+
+    def labels(self, *values: str) -> "RecordedMetric":
+        return replace(self, label_values=values)
+
+    def observe(self, value: float = 1) -> None:
+        self.calls.append((self.name, (*self.label_values, value)))
+
+    inc = set = observe
+
+
 class RecordingMetrics:
     """Metrics that only remember."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *values: self.calls.append((name, values))
+    def __getattr__(self, name: str) -> "RecordedMetric":
+        return RecordedMetric(self.calls, name)
 
     def of(self, name: str) -> list[tuple[Any, ...]]:
         return [values for called, values in self.calls if called == name]

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from enlarger.service.middleware.metrics import Metrics
+from enlarger.service.metrics import Metrics
 from enlarger.service.settings import Bounds, ModelSettings, Settings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "service.md"

@@ -118,7 +118,7 @@ class InMemory:
     def __init__(self, tensors: Mapping[str, Any], path: Path = Path("memory")) -> None:
         self.tensors, self.path, self.reads = tensors, path, []
 
-    def names(self) -> tuple[str, ...]:
+    def keys(self) -> tuple[str, ...]:
         return tuple(self.tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -128,7 +128,7 @@ class InMemory:
     def dtype(self, name: str) -> torch.dtype:
         return self.tensors[name].dtype
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         self.reads.append(name)
         found = self.tensors[name]
         return found.to(dtype, copy=True) if dtype and found.is_floating_point() else found.clone()

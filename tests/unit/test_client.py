@@ -521,6 +521,54 @@ def test_ctrl_c_cancels_the_job() -> None:
     assert script.canceled.is_set()
 
 
+def test_progress_is_watched_in_the_thread_that_waits_and_may_ask_the_service() -> None:
+    threads: set[threading.Thread] = set()
+    with fake() as (url, script), Client(url) as client:
+
+        def watch(progress: Progress) -> None:
+            threads.add(threading.current_thread())
+            assert client.job(ID).status == "running"
+
+        client.upscale(PICTURE, watch=watch)
+        assert threads == {threading.current_thread()}
+        script.running.clear()
+        script.cut = 0
+
+        def stop(progress: Progress) -> None:
+            if progress.stage == "denoise":
+                raise Cancelled("enough")
+
+        with pytest.raises(Cancelled, match=r"^enough$"):
+            client.upscale(PICTURE, watch=stop)
+        assert script.canceled.is_set()
+
+
+def test_a_client_may_be_shared_by_threads() -> None:
+    sizes: list[tuple[int, int]] = []
+    with fake() as (url, script), Client(url) as client:
+        script.cut = 0
+        threads = [threading.Thread(target=lambda: sizes.append(client.upscale(PICTURE).image.size)) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sizes == [PICTURE.size] * 5
+
+
+def test_a_client_that_is_closed_or_forgotten_leaves_no_thread() -> None:
+    before = threading.active_count()
+    with fake() as (url, _):
+        client = Client(url)
+        assert client.models()[0].id == "bundled"
+        del client
+        closed = Client(url)
+        closed.close()
+        closed.close()
+        with pytest.raises(RuntimeError):
+            closed.models()
+    assert threading.active_count() <= before + 1  # the server's
+
+
 def test_nobody_there() -> None:
     begun = time.monotonic()
     with (

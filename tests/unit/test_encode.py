@@ -34,16 +34,16 @@ def test_layers_are_the_encoders_states(tokenizer: Tokenizer, encoder: ClipText)
     found = {
         layer: encode_prompts(tokenizer, encoder, texts, layer=layer) for layer in ("last_norm", "last", "penultimate")
     }
-    assert_close(found["last_norm"].tokens, features.last, 0)
-    assert_close(found["last"].tokens, features.states[-1], 0)
-    assert_close(found["penultimate"].tokens, features.states[-2], 0)
+    assert_close(found["last_norm"].tokens, features.last_hidden_state, 0)
+    assert_close(found["last"].tokens, features.hidden_states[-1], 0)
+    assert_close(found["penultimate"].tokens, features.hidden_states[-2], 0)
     for encoded in found.values():
-        assert_close(encoded.pooled, features.pooled, 0)
+        assert_close(encoded.pooled, features.pooler_output, 0)
         assert encoded.mask.equal(tokenizer(texts).mask) and encoded.mask.sum(1).tolist() == [6, 2]
 
 
 def test_clip_skip_counts_back(tokenizer: Tokenizer, encoder: ClipText) -> None:
-    states = encoder(tokenizer(["a"]).ids).states
+    states = encoder(tokenizer(["a"]).ids).hidden_states
     assert_close(encode_prompts(tokenizer, encoder, ["a"], clip_skip=1).tokens, encoder.final_layer_norm(states[-2]), 0)
     assert_close(encode_prompts(tokenizer, encoder, ["a"], layer="penultimate", clip_skip=1).tokens, states[-3], 0)
     assert_close(encode_prompts(tokenizer, encoder, ["a"], layer="last", clip_skip=3).tokens, states[0], 0)
@@ -73,8 +73,8 @@ def test_long_prompts_are_pieces_side_by_side(tokenizer: Tokenizer, encoder: Cli
     assert found.tokens.shape == (2, 154, 32) and found.mask.shape == (2, 154)
     rows = tokenizer.tokenize_in_chunks(LONG)
     pieces = encoder(rows.ids)
-    assert_close(found.tokens[0], pieces.last.reshape(154, 32), 1e-6)
-    assert_close(found.pooled[0], pieces.pooled[0], 1e-6)
+    assert_close(found.tokens[0], pieces.last_hidden_state.reshape(154, 32), 1e-6)
+    assert_close(found.pooled[0], pieces.pooler_output[0], 1e-6)
     assert found.mask[0].equal(rows.mask.reshape(-1))
     assert_close(found.tokens[1, :77], encode_prompts(tokenizer, encoder, ["a"]).tokens[0], 1e-6)
     assert_close(found.tokens[1, 77:], encode_prompts(tokenizer, encoder, [""]).tokens[0], 1e-6)

@@ -25,6 +25,7 @@ ALIASES = [
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ENLARGER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "huggingface"))
     return tmp_path / "home"
 
 
@@ -35,7 +36,7 @@ def test_the_aliases_are_configured_whole(home: Path) -> None:
         for repository in (alias.repository, *alias.mirrors):
             assert aliases.REPOSITORY_NAME.fullmatch(repository) and book.alias_of(repository) is alias
         assert alias.repository not in book.unavailable, "an alias points to what is there"
-        assert alias.revision == "main" or cache.is_commit(alias.revision)
+        assert alias.revision == "main" or aliases.is_commit(alias.revision)
         assert alias.licence and alias.out_of_scope.startswith("README.md")
         for path, sha256 in alias.sha256.items():
             assert path.endswith(".safetensors") and re.fullmatch("[0-9a-f]{64}", sha256)

@@ -29,7 +29,7 @@ def alone(pair: dict[str, Any], i: int, texts: list[str], **options: Any) -> Any
     return encode_prompts(pair["tokenizers"][i], pair["encoders"][i], texts, layer="penultimate", **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"weighted": True}, {"clip_skip": 1}, {"long": True}])
+@pytest.mark.parametrize("options", [{}, {"weighted": True}, {"clip_skip": 1}, {"long_prompt": True}])
 def test_features_lie_side_by_side(pair: dict[str, Any], options: dict[str, Any]) -> None:
     texts = ["a (cat:1.5)", "d"], ["b", "the dog"]
     found = encode_prompts_xl(**pair, prompts=texts, **options)
@@ -46,7 +46,7 @@ def test_both_have_as_many_pieces(pair: dict[str, Any], longer: int) -> None:
     found = encode_prompts_xl(**pair, prompts=texts, long_prompt=True)
     assert found.tokens.shape == (2, 154, 80) and found.mask.shape == (2, 154)
     widths = (slice(32), slice(32, None))
-    assert_close(found.tokens[..., widths[longer]], alone(pair, longer, texts[longer], long=True).tokens, 0)
+    assert_close(found.tokens[..., widths[longer]], alone(pair, longer, texts[longer], long_prompt=True).tokens, 0)
     other = found.tokens[..., widths[1 - longer]]
     assert_close(other[:, :77], alone(pair, 1 - longer, texts[1 - longer]).tokens, 0)
     assert_close(other[:, 77:], alone(pair, 1 - longer, ["", ""]).tokens, 0)

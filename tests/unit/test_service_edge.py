@@ -22,11 +22,11 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request
 
 from enlarger.errors import InputError
 from enlarger.service.jobs.reservations import Reservation, Reservations
+from enlarger.service.logging_config import JsonFormatter, log_event
+from enlarger.service.metrics import Metrics
 from enlarger.service.middleware.api_keys import generate_key, hash_key
 from enlarger.service.middleware.asgi import RequestHead
 from enlarger.service.middleware.cors import AllowedOrigins, normalize_origin
-from enlarger.service.middleware.json_logging import JsonFormatter, log_event
-from enlarger.service.middleware.metrics import Metrics
 from enlarger.service.middleware.stack import client_timeout, middleware_stack
 from enlarger.service.problems import problem_error
 from enlarger.service.server import bind_socket, server_url
@@ -598,9 +598,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from fastapi import FastAPI
 from enlarger.errors import InputError
-from enlarger.service.middleware.metrics import Metrics
+from enlarger.service.metrics import Metrics
 from enlarger.service.server import serve
-from enlarger.service.problems import refuse
+from enlarger.service.problems import problem_error
 from enlarger.service.jobs.reservations import Reservations
 from enlarger.service.settings import Settings
 
@@ -608,7 +608,7 @@ class Queue:
     draining = False
     def reserve(self, owner, max_wait=None):
         if self.draining:
-            raise refuse(503, "draining", "the service is stopping", retry_after=5)
+            raise problem_error(503, "draining", "the service is stopping", retry_after=5)
         return Reservations().reserve(owner)
     async def drain(self):
         self.draining = True

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import anyio
 import pytest
 
 from enlarger.service.problems import ProblemError
@@ -171,25 +172,25 @@ def test_there_are_at_least_40_forbidden_addresses() -> None:
     ],
 )
 def test_names_that_lead_to_private_addresses_are_refused(addresses: list[str], tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(socket, "create_connection", never)
+    monkeypatch.setattr(anyio, "connect_tcp", never)
     url = "http://photos.test/a.png"
     code, text = refused(fetcher(resolve=lambda *_: addresses), url, tmp_path / "a")
     assert code == "invalid_image_url"
     assert text == "image: the URL leads to an address that is not public; send the picture as a file"
 
 
-def never(*arguments: object, **more: object) -> socket.socket:
+async def never(*arguments: object, **more: object) -> None:
     raise AssertionError("something was connected to")
 
 
 def test_a_name_is_looked_up_once_and_the_connection_goes_there(tmp_path: Path, monkeypatch) -> None:
     answers, asked = [[PUBLIC], ["127.0.0.1"]], []
 
-    def connect(address: tuple[str, int], timeout: float) -> socket.socket:
-        asked.append(address)
+    async def connect(remote_host: str, remote_port: int, **more: object) -> None:
+        asked.append((remote_host, remote_port))
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(anyio, "connect_tcp", connect)
     code, text = refused(fetcher(resolve=lambda *_: answers.pop(0)), "http://photos.test/a.png", tmp_path / "a")
     assert code == "failed_to_download_image" and asked == [(PUBLIC, 80)] and len(answers) == 1
     assert text == "image: photos.test cannot be reached; send the picture itself"
@@ -281,7 +282,7 @@ def test_tls_that_is_none_is_refused(tmp_path: Path, server: Server) -> None:
 
 
 def test_ports_of_public_hosts_are_80_and_443(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(socket, "create_connection", never)
+    monkeypatch.setattr(anyio, "connect_tcp", never)
     code, text = refused(fetcher(resolve=lambda *_: [PUBLIC]), "http://photos.test:22/", tmp_path / "a")
     assert (code, text) == (
         "invalid_image_url",

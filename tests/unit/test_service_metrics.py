@@ -4,7 +4,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import enlarger
-from enlarger.service.middleware.metrics import MAX_LABEL_VALUES, Metrics
+from enlarger.service.metrics import MAX_LABEL_VALUES, Metrics
+from enlarger.service.middleware.access_log import count_request
 
 NAMES = """
 enlarger_requests_total enlarger_request_failures_total enlarger_request_duration_seconds enlarger_queue_wait_seconds
@@ -25,27 +26,28 @@ def samples(metrics: Metrics) -> dict[tuple[str, str], float]:
 
 @pytest.fixture
 def metrics() -> Metrics:
-    """Each of them told something."""
-    told = Metrics()
-    told.request("/v1/models", 200, 0.01)
-    told.request("/v1/images/upscale", 429, 0.01, "queue_full")
-    told.rejected("queue_full")
-    told.observe_queue_wait(1)
-    told.observe_stage("upscale", "bundled", "decode", 0.5)
-    told.observe_step("bundled", 0.1)
-    told.images("upscale", "bundled", 2, 800)
-    told.batch(2)
-    told.count_cancelled("client")
-    told.oom("tiles")
-    told.nonfinite("decode")
-    told.model_loaded("bundled", True)
-    told.model_load(2)
-    told.worker_restart()
-    told.memory("allocated", 1000)
-    told.jobs({"queued": 3})
-    told.queue(3, 1)
-    told.downloaded(10)
-    return told
+    """Each of them with something in it."""
+    metrics = Metrics()
+    count_request(metrics, "/v1/models", 200, 0.01)
+    count_request(metrics, "/v1/images/upscale", 429, 0.01, "queue_full")
+    metrics.queue_wait_seconds.observe(1)
+    metrics.inference_seconds.labels("upscale", "bundled", "decode").observe(0.5)
+    metrics.step_seconds.labels("bundled").observe(0.1)
+    metrics.images.labels("upscale", "bundled").inc(2)
+    metrics.output_pixels.inc(800)
+    metrics.batch_size.observe(2)
+    metrics.cancelled.labels("client").inc()
+    metrics.oom.labels("tiles").inc()
+    metrics.nonfinite.labels("decode").inc()
+    metrics.model_loaded.labels("bundled").set(1)
+    metrics.model_load_seconds.observe(2)
+    metrics.worker_restarts.inc()
+    metrics.device_memory_bytes.labels("allocated").set(1000)
+    metrics.jobs.labels("queued").set(3)
+    metrics.queue_size.set(3)
+    metrics.requests_running.set(1)
+    metrics.download_bytes.inc(10)
+    return metrics
 
 
 def test_every_documented_name_is_there(metrics: Metrics) -> None:
@@ -55,7 +57,7 @@ def test_every_documented_name_is_there(metrics: Metrics) -> None:
     assert unlabelled[("process_resident_memory_bytes", "")] > 1e6
 
 
-def test_what_is_told_is_shown(metrics: Metrics) -> None:
+def test_what_is_measured_is_shown(metrics: Metrics) -> None:
     found = samples(metrics)
     assert found[("enlarger_requests_total", "route=/v1/models,status=200")] == 1
     assert found[("enlarger_request_failures_total", "code=queue_full")] == 1
@@ -70,8 +72,8 @@ def test_what_is_told_is_shown(metrics: Metrics) -> None:
     assert (found[("enlarger_queue_size", "")], found[("enlarger_requests_running", "")]) == (3, 1)
     assert found[("enlarger_model_loaded", "model=bundled")] == 1
     assert found[("enlarger_build_info", f"version={enlarger.__version__}")] == 1
-    metrics.jobs({})
-    metrics.model_loaded("bundled", False)
+    metrics.jobs.labels("queued").set(0)
+    metrics.model_loaded.labels("bundled").set(0)
     later = samples(metrics)
     assert (later[("enlarger_jobs", "state=queued")], later[("enlarger_model_loaded", "model=bundled")]) == (0, 0)
 
@@ -83,8 +85,8 @@ def test_two_services_of_a_process_do_not_mix(metrics: Metrics) -> None:
 def test_labels_take_few_values() -> None:
     metrics = Metrics()
     for number in range(500):
-        metrics.request(f"/{number}", 400, 0.1, f"code{number}")
-        metrics.observe_step(f"model{number}", 0.1)
+        count_request(metrics, f"/{number}", 400, 0.1, f"code{number}")
+        metrics.step_seconds.labels(f"model{number}").observe(0.1)
     found = samples(metrics)
     assert found[("enlarger_request_failures_total", "code=other")] == 500 - MAX_LABEL_VALUES
     routes = {labels for name, labels in found if name == "enlarger_request_duration_seconds_count"}

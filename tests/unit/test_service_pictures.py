@@ -35,7 +35,7 @@ class Pool:
     runner: asyncio.Runner
 
     def picture(self, source: Path, out: Path, **more) -> DecodedImage:
-        return self.runner.run(self.decoder.decode_image(source, out, **({"most": MOST} | more)))
+        return self.runner.run(self.decoder.decode_image(source, out, **({"max_pixels": MOST} | more)))
 
     def mask(self, source: Path, out: Path, **more) -> DecodedImage:
         return self.runner.run(self.decoder.decode_mask(source, out, **more))
@@ -203,7 +203,7 @@ def test_files_are_refused_with_the_code_of_their_fault(pool: Pool, tmp_path: Pa
         assert found[0] == code and found[1].startswith(text), found
         assert str(tmp_path) not in found[1] and not out.exists()
     source.write_bytes(whole.getvalue())
-    found = refused(pool.picture, source, out, most=599)
+    found = refused(pool.picture, source, out, max_pixels=599)
     assert found == ("image_too_large", "image: 30 x 20: has 600 pixels, at most 599 are read; shrink or crop it first")
     source.write_bytes(bytes(1001))
     assert refused(pool.mask, source, out, size=(1, 1))[0] == "image_file_too_large"
@@ -253,7 +253,7 @@ def test_a_child_that_dies_costs_no_picture_but_one_it_dies_of(own_pool: Pool, t
     for _ in range(3):
         assert own_pool.picture(source, out).width == 4
     with pytest.MonkeyPatch.context() as deadly:
-        deadly.setattr(decoder_pool.DecoderProcess, "ask", die)
+        deadly.setattr(decoder_pool.DecoderProcess, "request", die)
         code, text = refused(own_pool.picture, source, out)
     assert (code, text) == (
         "image_parse_error",

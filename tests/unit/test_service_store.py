@@ -47,7 +47,7 @@ def ended(job: Job, status="succeeded", at: float = 9.0, **values) -> Job:
 
 def test_a_job_comes_back_as_it_was_kept(database: JobDatabase) -> None:
     plain = job(owner="abc", attached=True, idempotency_key="k")
-    over = job(status="failed", started=2.5, finished=3.5, crashes=2, attempts=3, result={"images": []}, fault=FULL)
+    over = job(status="failed", started=2.5, finished=3.5, crashes=2, attempts=3, result={"images": []}, problem=FULL)
     assert database.add(plain) is plain and database.add(over) is over
     assert [database.get(plain.id), database.get(over.id)] == [plain, over]
     assert database.get("nothing") is None and database.find_by_idempotency_key("abc", "k") == plain
@@ -69,7 +69,7 @@ def test_a_job_ends_once(database: JobDatabase) -> None:
     kept = database.add(job())
     assert database.mark_running([kept.id, "nothing"], 5.0) == {kept.id}
     assert database.finish(ended(kept, result={"images": [1]}))
-    assert not database.finish(ended(kept, "failed", fault=FULL))
+    assert not database.finish(ended(kept, "failed", problem=FULL))
     assert not database.requeue(kept.id, 1) and database.mark_running([kept.id], 6.0) == set()
     found = database.get(kept.id)
     assert found == ended(kept, result={"images": [1]}, started=5.0, attempts=1)

@@ -76,7 +76,7 @@ def test_other_holders_of_tensors_are_read_whole(tmp_path: Path) -> None:
         def __init__(self, weights: SafetensorsCheckpoint) -> None:
             self.weights, self.path = weights, weights.path
 
-        def names(self) -> tuple[str, ...]:
+        def keys(self) -> tuple[str, ...]:
             return ("ours",)
 
         def shape(self, name: str) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ def test_other_holders_of_tensors_are_read_whole(tmp_path: Path) -> None:
         def dtype(self, name: str) -> torch.dtype:
             return self.weights.dtype("a")
 
-        def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
             return self.weights.get_tensor("a", dtype)
 
     assert find_non_finite(Renamed(open_checkpoint(tmp_path / "a.safetensors"))) == ("ours",)

@@ -313,18 +313,18 @@ MEASURE = """
 import sys, torch
 from pathlib import Path
 from torch import nn
-from enlarger.checkpoint.load_module import build
-from enlarger.checkpoint.tensors.safetensors_file import open_file
-weights = open_file(Path(sys.argv[1]))
+from enlarger.checkpoint.load_module import load_module
+from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
+weights = open_checkpoint(Path(sys.argv[1]))
 dtype = getattr(torch, sys.argv[2])
 def make():
     return nn.ModuleDict({"a": nn.Linear(6250, 4000, bias=False), "b": nn.Linear(6250, 2000, bias=False)})
 def peak():
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-build(lambda: nn.Linear(2, 3), open_file(Path(sys.argv[3])), dtype=dtype)
+load_module(lambda: nn.Linear(2, 3), open_checkpoint(Path(sys.argv[3])), dtype=dtype)
 before = peak()
-module = build(make, weights, dtype=dtype)
+module = load_module(make, weights, dtype=dtype)
 print((peak() - before) * 1024 / sum(p.numel() * p.itemsize for p in module.parameters()))
 """
 
@@ -350,8 +350,8 @@ def test_diffusers_reads_what_we_write(tmp_path: Path) -> None:
     ids = bundle.components["tokenizer"](["the a"]).ids
     theirs = pipe.text_encoder(ids, output_hidden_states=True)
     ours = bundle.components["text_encoder"](ids)
-    assert_close(ours.last, theirs.last_hidden_state, 1e-5)
-    assert_close(ours.pooled, theirs.pooler_output, 1e-5)
+    assert_close(ours.last_hidden_state, theirs.last_hidden_state, 1e-5)
+    assert_close(ours.pooler_output, theirs.pooler_output, 1e-5)
     x, tokens, vector = normal(1, 8, 8, 8), normal(1, 77, 32), normal(1, 160)
     expected = pipe.unet(x, torch.tensor([0.3]), tokens, timestep_cond=vector).sample
     found = bundle.components["unet"](x, torch.tensor([0.3]), tokens=tokens, vector=vector)

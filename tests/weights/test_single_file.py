@@ -54,7 +54,7 @@ def outputs(bundle: PipelineComponents) -> dict[str, Tensor]:
                 found[name] = module(normal(1, 3, 16, 16))
             elif name.startswith("text"):
                 made = module(torch.arange(77)[None])
-                found[name] = made.last if made.text_embeds is None else made.text_embeds
+                found[name] = made.last_hidden_state if made.text_embeds is None else made.text_embeds
             else:
                 found[name] = _unet_output(module)
     return found

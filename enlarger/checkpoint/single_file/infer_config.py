@@ -148,7 +148,7 @@ def _infer_autoencoder(shapes: Mapping[str, Shape], base: AutoencoderConfig) -> 
     return replace(
         base,
         channels=tuple(shapes[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(structure.levels)),
-        layers=structure.layers,
+        layers_per_block=structure.layers,
         latent_channels=shapes["decoder.conv_in.weight"][1],
     )
 

@@ -1,7 +1,7 @@
 """DPM-Solvers of the noise estimate, over t = -log(sigma) (Lu et al. 2022a)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, Steps
 from enlarger.diffusion.solvers.levels import ancestral_step, ancestral_step_in_time, last_positive_sigma, log_midpoint
 from enlarger.errors import NonFinite
 
 
-def dpm2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def dpm2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
     """Karras et al. 2022, algorithm 2 without churn: the slope of the level halfway over log(sigma)."""
     return dpm2_ancestral(denoise, x, sigmas, noise, eta=0.0)
 
 
 def dpm2_ancestral(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 1.0
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """`dpm2` to below the next level, then fresh noise up to it."""
     for sigma, lower in pairwise(sigmas):
         denoised = denoise(x, sigma)
@@ -35,10 +35,10 @@ def dpm2_ancestral(
         x = x + slope * (sigma_down - sigma)
         if eta and lower > 0:
             x = x + noise(x) * sigma_up
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
-def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 0.0) -> Iterator[Step]:
+def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 0.0) -> Steps:
     """DPM-Solver-fast: as many calls as the ladder has steps, spent on steps of third order and a few lower ones.
 
     Of the ladder only its ends and its length are used; the levels are even over log(sigma). If it ends at 0, the last
@@ -53,7 +53,9 @@ def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: flo
         t_down, sigma_up = ancestral_step_in_time(t, t_next, t_end, eta)
         x, denoised = _dpm_step(denoise, x, t, t_down, order)
         x = x + noise(x) * sigma_up if eta else x
-        yield Step(x, denoised, _sigma_at(t_next) if t_next < t_end else torch.tensor(sigma_min, dtype=torch.float64))
+        x = yield Step(
+            x, denoised, _sigma_at(t_next) if t_next < t_end else torch.tensor(sigma_min, dtype=torch.float64)
+        )
     if sigmas[-1] == 0:
         denoised = denoise(x, sigmas[-2])
         yield Step(denoised, denoised, sigmas[-1])
@@ -66,7 +68,7 @@ def dpm_adaptive(
     noise: Noise,
     eta: float = 0.0,
     step_size_controller: "PIDStepSizeController | None" = None,
-) -> Iterator[Step]:
+) -> Steps:
     """DPM-Solver-23 with error control, Lu et al. 2022, algorithm 3 at order 3.
 
     Of the ladder only the first level and the last above 0 are used; if it ends at 0, an Euler step goes there.
@@ -96,7 +98,7 @@ def dpm_adaptive(
         if factor >= step_size_controller.accept_safety:
             x_prev, t, inverse_errors = x_low, t_next, [inverse_errors[0], *inverse_errors[:2]]
             x = x_high + noise(x) * sigma_up if eta else x_high
-            yield Step(x, denoised, _sigma_at(t))
+            x = yield Step(x, denoised, _sigma_at(t))
     if sigmas[-1] == 0:
         denoised = denoise(x, sigmas[-2])
         yield Step(denoised, denoised, sigmas[-1])

@@ -1,6 +1,6 @@
 """DPM-Solver++: exponential integration of the clean estimate, over t = -log(sigma) (Lu et al. 2022b)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, Steps
 from enlarger.diffusion.solvers.levels import ancestral_step, log_midpoint
 
 LOWER_ORDER_MAX_STEPS = 15  # diffusers takes lower orders at the end of ladders of fewer steps
@@ -21,7 +21,7 @@ def dpmpp_2m(
     noise: Noise,
     heun: bool = False,
     lower_order_final_sigma: float | None = None,
-) -> Iterator[Step]:
+) -> Steps:
     """DPM-Solver++(2M), Lu et al. 2022b, algorithm 2. For `heun` and `eased` see `dpmpp_3m_sde`."""
     return _multistep(denoise, x, sigmas, noise, (2, 0.0, heun, lower_order_final_sigma))
 
@@ -29,7 +29,7 @@ def dpmpp_2m(
 def dpmpp_2m_sde(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 1.0, heun: bool = False,
     lower_order_final_sigma: float | None = None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """SDE-DPM-Solver++(2M); eta 0 is the deterministic solver. Independent noise at each step."""
     return _multistep(denoise, x, sigmas, noise, (2, eta, heun, lower_order_final_sigma))
 
@@ -37,7 +37,7 @@ def dpmpp_2m_sde(
 def dpmpp_3m_sde(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 1.0, heun: bool = True,
     lower_order_final_sigma: float | None = None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """The same with three estimates, of which the quadratic term has half its weight, as in the authors' code.
 
     Where two are there, `heun` weighs their difference as the exponential integral says, else as the midpoint rule. A
@@ -49,7 +49,7 @@ def dpmpp_3m_sde(
 
 def dpmpp_2s_ancestral(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 1.0
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """DPM-Solver++(2S), Lu et al. 2022b, algorithm 1, to below the next level, then fresh noise up to it."""
     for sigma, lower in pairwise(sigmas):
         denoised = denoise(x, sigma)
@@ -61,10 +61,10 @@ def dpmpp_2s_ancestral(
         x = _first_order_update(x, denoised_target, sigma, sigma_down)
         if eta and lower > 0:
             x = x + noise(x) * sigma_up
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
-def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 1.0) -> Iterator[Step]:
+def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 1.0) -> Steps:
     """SDE-DPM-Solver++(2S): noise also on the way to the level halfway. Independent noise at each draw."""
     for sigma, lower in pairwise(sigmas):
         denoised = denoised_target = denoise(x, sigma)
@@ -72,13 +72,13 @@ def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: fl
             midpoint = log_midpoint(sigma, lower)
             denoised_target = denoise(_ancestral_update(x, denoised, sigma, midpoint, eta, noise), midpoint)
         x = _ancestral_update(x, denoised_target, sigma, lower, eta, noise)
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def dpmpp_singlestep(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 2, eta: float = 0.0, heun: bool = False,
     lower_order_final: bool = True,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """DPM-Solver++(2S) and (3S) whose inner levels are rungs: groups of `order` steps, each from the group's start.
 
     With `lower_final`, and on every ladder to 0 or of a length that is no multiple of the order, the last steps are of
@@ -96,12 +96,12 @@ def dpmpp_singlestep(
         )
         if eta and lower > 0:
             x = x + noise(x) * _sde_noise_sigma(history[0][0], lower, eta)
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def _multistep(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, options: tuple[int, float, bool, float | None]
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """DPM-Solver++ from the clean estimates of the last steps; the rule is (order, eta, heun, eased)."""
     order, eta, heun, lower_order_final_sigma = options
     num_steps = len(sigmas) - 1
@@ -120,7 +120,7 @@ def _multistep(
         )
         if eta and lower > 0:
             x = x + noise(x) * _sde_noise_sigma(sigma, lower, eta)
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def _multistep_update(

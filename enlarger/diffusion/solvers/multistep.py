@@ -1,6 +1,6 @@
 """Solvers that mix the slopes of the last steps."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, Steps
 from enlarger.diffusion.solvers.levels import log_midpoint
 
 Midpoint = Callable[[Tensor, Tensor], Tensor]  # of two levels, the one between them
 
 
-def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
     """Liu et al. 2022 without the Runge-Kutta start: Adams-Bashforth slopes, the first step corrected once."""
     slopes: list[Tensor] = []
     for sigma, lower in pairwise(sigmas):
@@ -25,12 +25,12 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[
             guess = x + slope * (lower - sigma)
             slope = (slope + (guess - denoise(guess, lower)) / lower) / 2
         x = x + slope * (lower - sigma)
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def pndm(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, midpoint: Midpoint = log_midpoint
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Liu et al. 2022, algorithm 2: three Runge-Kutta steps of four calls each, then Adams-Bashforth slopes.
 
     `middle` says which level lies halfway; the paper's is halfway in training time (`NoiseSchedule.middle`).
@@ -44,10 +44,10 @@ def pndm(
         else:
             slope = adams_bashforth(slopes)
         x = x + slope * (lower - sigma)
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
-def lms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 4) -> Iterator[Step]:
+def lms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 4) -> Steps:
     """Adams-Bashforth over uneven levels: the polynomial through up to four slopes, integrated (Katherine Crowson)."""
     assert 1 <= order <= 4, f"order {order}, expected 1 to 4"
     past_sigmas: list[float] = []
@@ -59,7 +59,7 @@ def lms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 
             _lagrange_integrals(past_sigmas, float(sigma), float(lower)), slopes, strict=True
         ):
             x = x + coefficient * slope
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def _runge_kutta(denoise: Denoise, x: Tensor, slope: Tensor, sigma: Tensor, midpoint: Tensor, lower: Tensor) -> Tensor:

@@ -4,26 +4,22 @@ There the latents are taken for those of another level than they have. Our own r
 and stop at whole steps (`Course.part`), and several networks share one run (`tasks.denoise`).
 """
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 from torch import Tensor
 
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Step
-from enlarger.diffusion.solvers import adams_bashforth, euler, heun
+from enlarger.diffusion.sample import Step, Steps
+from enlarger.diffusion.solvers import adams_bashforth, heun
 
 
-def heun_with_euler_end(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def heun_with_euler_end(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
     """Heun, stopped between the halves of its last step: that one is Euler's."""
-    for step in heun(denoise, x, sigmas[:-1], noise) if len(sigmas) > 2 else ():
-        x = step.x
-        yield step
-    yield from euler(denoise, x, sigmas[-2:], noise)
+    return heun(denoise, x, sigmas, noise, lower_order_final=True)
 
 
-def plms_resumed_at_third(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
+def plms_resumed_at_third(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
     """PNDM from the third entry of its list or a later one: after the first, corrected step the latents are taken for
     those of the level below the one they reached."""
     denoised = denoise(x, sigmas[0])
@@ -33,13 +29,13 @@ def plms_resumed_at_third(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: No
     mean_slope = (slope + (guess - denoised) / sigmas[1]) / 2
     x_next = x + mean_slope * (sigmas[1] - sigmas[0])
     start = _reinterpret_at(x_next, sigmas[1], sigmas[2])
-    yield Step(start, denoised, sigmas[2])
+    start = yield Step(start, denoised, sigmas[2])
     yield from _plms_steps(denoise, start, sigmas[2:], slope)
 
 
 def plms_resumed_at_second(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, previous_sigma: Tensor
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """PNDM from the second entry of its list: the first step is corrected as if it had begun at the level `before`."""
     denoised = denoise(x, sigmas[0])
     slope = (x - denoised) / sigmas[0]
@@ -48,18 +44,18 @@ def plms_resumed_at_second(
     mean_slope = (slope + (guess - denoised) / sigmas[0]) / 2
     x_next = _reinterpret_at(x, sigmas[0], previous_sigma) + mean_slope * (sigmas[0] - previous_sigma)
     start = _reinterpret_at(x_next, sigmas[0], sigmas[1])
-    yield Step(start, denoised, sigmas[1])
+    start = yield Step(start, denoised, sigmas[1])
     yield from _plms_steps(denoise, start, sigmas[1:], slope)
 
 
-def _plms_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, slope: Tensor) -> Iterator[Step]:
+def _plms_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, slope: Tensor) -> Steps:
     """PLMS with one slope behind it."""
     slopes = [slope]
     for sigma, lower in pairwise(sigmas):
         denoised = denoise(x, sigma)
         slopes = [(x - denoised) / sigma, *slopes[:3]]
         x = x + adams_bashforth(slopes) * (lower - sigma)
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def _reinterpret_at(x: Tensor, sigma: Tensor, other: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """UniPC: a predictor of the clean estimate's integral, corrected once the next estimate is known (Zhao et al. 2023)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Step
+from enlarger.diffusion.sample import Step, Steps
 
 History = Sequence[tuple[Tensor, Tensor]]  # levels and clean estimates, newest first
 
@@ -21,7 +21,7 @@ def unipc(
     order: int = 2,
     bh1: bool = False,
     lower_order_final_sigma: float = 0.0,
-) -> Iterator[Step]:
+) -> Steps:
     """UniPC of order 1 to 3 with B(h) = exp(h) - 1 (`bh1`: B(h) = h), Zhao et al. 2023, algorithms 5 to 8.
 
     Each estimate also corrects the step that led to it, without a call of its own. A ladder that ends at `eased` or
@@ -38,7 +38,7 @@ def unipc(
         used_order = min(len(history), steps_left) if sigmas[-1] <= lower_order_final_sigma else len(history)
         x_prev = x
         x = _unipc_update(x_prev, history[:used_order], lower, bh1)
-        yield Step(x, denoised, lower)
+        x = yield Step(x, denoised, lower)
 
 
 def _unipc_update(x: Tensor, history: History, lower: Tensor, bh1: bool, denoised_next: Tensor | None = None) -> Tensor:

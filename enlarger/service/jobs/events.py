@@ -3,11 +3,10 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Literal
+from typing import Any
 
-from enlarger.service.jobs.job import JobEvent
+from enlarger.service.jobs.job import EventKind, JobEvent
 
-EventKind = Literal["queued", "started", "progress", "preview", "succeeded", "failed", "canceled"]
 MAX_EVENTS = 1024  # events of one job
 MAX_FINISHED_LOGS = 32  # jobs that have ended, whose events can still be replayed one by one
 

@@ -12,6 +12,7 @@ from enlarger.service.problems import Problem
 
 Task = Literal["upscale", "generate", "refine", "inpaint"]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled"]
+EventKind = Literal["queued", "started", "progress", "preview", "succeeded", "failed", "canceled"]
 FINISHED_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled"})
 FORMATS = ("png", "jpeg", "webp")
 RESULT_FILE = "done.json"  # in a job's folder; written last, and whole or not at all: with it the job is complete
@@ -89,11 +90,27 @@ class Job:
 
 
 @dataclass(frozen=True)
+class JobProgress:
+    """Where a job stands at this moment."""
+
+    position: int | None  # jobs before this one and itself; 0 while it runs, None afterwards
+    progress: float = 0.0  # 0..1
+    stage: str | None = None
+    step: int | None = None
+    steps: int | None = None
+    eta_seconds: float | None = None  # until it ends, the wait included
+    preview: str | None = None  # a file in the job's folder
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class JobEvent:
     """Something that happened to a job; numbers count from 1 in each job."""
 
     number: int
-    kind: Literal["queued", "started", "progress", "preview", "succeeded", "failed", "canceled"]
+    kind: EventKind
     data: Mapping[str, Any]
 
     @property

@@ -6,9 +6,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from enlarger.service.jobs.job import Job
+from enlarger.service.jobs.job import Job, JobProgress
 from enlarger.service.jobs.progress_estimator import DurationStats, ProgressEstimator
-from enlarger.service.jobs.state import JobProgress
 
 MAX_LIVE_POSITION = 64  # positions from the front at which each change is told
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from enlarger.service.jobs.events import EventKind, EventLogs
+from enlarger.service.jobs.events import EventLogs
 from enlarger.service.jobs.files import read_result, remove_job_folder
-from enlarger.service.jobs.job import FINISHED_STATUSES, Job, job_folder
+from enlarger.service.jobs.job import FINISHED_STATUSES, EventKind, Job, JobProgress, job_folder
 from enlarger.service.jobs.job_queue import ActiveJob, JobQueue, changed_positions
 from enlarger.service.jobs.progress_estimator import DurationStats
-from enlarger.service.jobs.state import JobProgress, Metrics
 from enlarger.service.jobs.store import JobDatabase, JobStore
+from enlarger.service.metrics import Metrics
 from enlarger.service.problems import Problem, ProblemError
 
 FinishedStatus = Literal["succeeded", "failed", "canceled"]
@@ -98,7 +98,7 @@ class JobLifecycle:
         started = [live for live in active_jobs if not live.is_finishing and live.job.id in claimed]
         for live in started:
             live.job = replace(live.job, status="running", started=now, attempts=live.job.attempts + 1)
-            self.metrics.observe_queue_wait(max(now - live.job.created, 0.0))
+            self.metrics.queue_wait_seconds.observe(max(now - live.job.created, 0.0))
             self.publish(live, "started")
         return started
 
@@ -167,8 +167,10 @@ class JobLifecycle:
         """The line has changed: positions are told, and counted."""
         for active, progress in list(changed_positions(self.queue, self.num_workers)):
             self._publish_progress(active, "queued", progress)
-        self.metrics.queue(len(self.queue.waiting), len(self.queue.running))
-        self.metrics.jobs(self.counts())
+        self.metrics.queue_size.set(len(self.queue.waiting))
+        self.metrics.requests_running.set(len(self.queue.running))
+        for status, count in self.counts().items():
+            self.metrics.jobs.labels(status).set(count)
 
     def counts(self) -> dict[str, int]:
         """How many jobs there are of each status."""

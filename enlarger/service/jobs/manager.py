@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
+from typing import Literal
 
 from enlarger.service.jobs import lock
 from enlarger.service.jobs.files import (
@@ -14,22 +15,22 @@ from enlarger.service.jobs.files import (
     remove_job_folder,
     remove_orphan_folders,
 )
-from enlarger.service.jobs.job import Job, JobEvent, JobSpec, JobStatus, Task
+from enlarger.service.jobs.job import Job, JobEvent, JobProgress, JobSpec, JobStatus, Task
 from enlarger.service.jobs.job_queue import ActiveJob, finished_progress
 from enlarger.service.jobs.lifecycle import JobLifecycle, Outcome, unfinished
-from enlarger.service.jobs.model_registry import ModelRegistry
+from enlarger.service.jobs.model_registry import ModelRegistry, ModelState
 from enlarger.service.jobs.reservations import Reservation, Reservations
-from enlarger.service.jobs.state import JobProgress, Metrics, ModelState, ServiceState
 from enlarger.service.jobs.store import JobDatabase
-from enlarger.service.problems import Problem, ProblemError, problem_error
+from enlarger.service.metrics import Metrics
+from enlarger.service.problems import CANCELED, DRAINING, MODELS_LOADING, NO_WORKER, ProblemError, problem_error
 from enlarger.service.settings import GIB, Settings
-from enlarger.service.workers.pool import CANCELED, NO_WORKER, WorkerPool
+from enlarger.service.workers.pool import WorkerPool
 from enlarger.service.workers.supervisor import WORKER_ARGV, WorkerCommand
 
 log = logging.getLogger("enlarger.service.jobs")
+ServiceState = Literal["STARTING", "READY", "BUSY", "SETUP_FAILED", "DEFUNCT", "UNHEALTHY"]
 CLEANUP_SECONDS = 30.0
 MIN_RETENTION_SECONDS = 60.0  # results are safe from the disk quota for so long after they were made
-DRAINING = Problem(503, "draining", "the service is stopping; ask again in a moment", retry_after=5)
 
 
 class JobManager:
@@ -122,7 +123,7 @@ class JobManager:
         if self._pool.is_defunct:
             raise ProblemError(NO_WORKER)
         if not self._registry.is_described:
-            raise problem_error(503, "model_loading", "the models are being read; ask again in a moment", retry_after=2)
+            raise ProblemError(MODELS_LOADING)
         pending_owners = [*self._adding_owners, *self._reservations.active_owners()]
         self._check_owner_limit(owner, pending_owners)
         wait, limit = self.expected_wait, self._settings.queue
@@ -242,7 +243,7 @@ class JobManager:
         if active is None:
             return await self.get(id)
         if not active.is_finishing:
-            self._metrics.count_cancelled(cause)
+            self._metrics.cancelled.labels(cause).inc()
             self._lifecycle.finish(active, Outcome("canceled", problem=CANCELED))
             self._pool.cancel(id)
         await active.finished_event.wait()
@@ -313,7 +314,7 @@ class JobManager:
         """Tell those who wait on a connection that the service stops."""
         for active in unfinished(list(self._lifecycle.queue.waiting.values())):
             if active.job.attached:
-                self._metrics.count_cancelled("draining")
+                self._metrics.cancelled.labels("draining").inc()
                 self._lifecycle.finish(active, Outcome("canceled", problem=DRAINING))
 
     async def _shut_down(self) -> None:
@@ -324,7 +325,7 @@ class JobManager:
             await asyncio.sleep(0.02)
         for active in unfinished(list(self._lifecycle.queue.running.values())):
             if active.job.attached:
-                self._metrics.count_cancelled("draining")
+                self._metrics.cancelled.labels("draining").inc()
                 self._lifecycle.finish(active, Outcome("canceled", problem=DRAINING))
         await self._pool.stop()
         await self._lifecycle.wait_for_tasks()

@@ -1,14 +1,26 @@
 """The models that can be asked for, as the workers described them."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from enlarger.service.jobs.job import Task
-from enlarger.service.jobs.state import ModelState
-from enlarger.service.problems import problem_error
+from enlarger.service.problems import MODELS_LOADING, ProblemError, problem_error
 from enlarger.service.settings import ModelSettings
 
 TASK_NAMES: frozenset[str] = frozenset(get_args(Task))
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A model of the settings, as the workers found it."""
+
+    name: str
+    kind: str | None  # None: no worker has described it yet
+    tasks: tuple[Task, ...]
+    aliases: tuple[str, ...]
+    loaded: int | None = None  # bytes of weights in all workers; None: not loaded
+    error: str | None = None  # why it cannot be used
 
 
 class ModelRegistry:
@@ -54,7 +66,7 @@ class ModelRegistry:
         if name is not None:
             model = self.get(name)  # a wrong name is wrong while the workers start, too
         if not self.is_described:
-            raise problem_error(503, "model_loading", "the models are being read; ask again in a moment", retry_after=2)
+            raise ProblemError(MODELS_LOADING)
         capable = [state for state in self.states() if task in state.tasks and state.error is None]
         if name is None:
             if capable:
@@ -72,5 +84,4 @@ class ModelRegistry:
 
     def _with_loaded(self, state: ModelState) -> ModelState:
         sizes = [loaded[state.name] for loaded in self._loaded.values() if state.name in loaded]
-        fields = (state.name, state.kind, state.tasks, state.aliases)
-        return ModelState(*fields, sum(sizes) if sizes else None, state.error)
+        return replace(state, loaded=sum(sizes) if sizes else None)

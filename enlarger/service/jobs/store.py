@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from enlarger.errors import InputError
 from enlarger.service.jobs.job import FINISHED_STATUSES, Job, JobSpec, JobStatus
-from enlarger.service.problems import Problem, problem_error
+from enlarger.service.problems import DRAINING, Problem, ProblemError, problem_error
 
 APPLICATION_ID = 0x656E6C71  # "enlq" in the file's header: the database is ours
 P = ParamSpec("P")
@@ -190,7 +190,7 @@ class JobStore:
     async def run(self, method: Callable[Concatenate[JobDatabase, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a method of Database. Raises Refused: `storage_full`, `storage_failed`; `draining` once it is closed."""
         if self._database is None:
-            raise problem_error(503, "draining", "the service is stopping; ask again in a moment", retry_after=5)
+            raise ProblemError(DRAINING)
         try:
             result = await self._run_in_thread(method, self._database, *args, **kwargs)
         except (sqlite3.Error, OSError) as error:

@@ -1,6 +1,5 @@
 """What the layers of the edge share: the head of a request, and answers that need no route."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -80,7 +79,7 @@ async def send_problem(send: Send, problem: Problem, extra_headers: Mapping[str,
     headers = problem.headers() | dict(extra_headers or {})
     if problem.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="enlarger"'
-    body = json.dumps(problem.body()).encode()
+    body = problem.encode()
     await send(
         response_start(problem.status, {"Content-Type": "application/json", "Content-Length": str(len(body))} | headers)
     )

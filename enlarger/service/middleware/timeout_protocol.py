@@ -1,7 +1,6 @@
 """HTTP/1.1 as uvicorn speaks it, with the deadlines that it lacks: for a request's head, and for reading the answer."""
 
 import asyncio
-import json
 import struct
 from asyncio.trsock import TransportSocket
 from socket import SO_LINGER, SOL_SOCKET
@@ -86,7 +85,7 @@ class TimeoutProtocol(H11Protocol):
         if cycle is not None and not cycle.response_complete:  # its task must not write any more
             cycle.disconnected = True
             cycle.message_event.set()
-        body = json.dumps(problem.body()).encode()
+        body = problem.encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         try:
             for event in (

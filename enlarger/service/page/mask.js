@@ -46,9 +46,13 @@ function replay(ink, strokes, small, colour) {
 function drawOne(ink, { kind, size, points }) {
   ink.globalCompositeOperation = MIX[kind];
   if (!points) return ink.fillRect(0, 0, 1e6, 1e6);
-  ink.lineWidth = size;
   ink.beginPath();
-  for (const point of [points[0], ...points]) ink.lineTo(...point);
+  if (points.every(point => point.every((value, axis) => value === points[0][axis]))) { // a dab: a line of no length paints nothing
+    ink.arc(...points[0], size / 2, 0, 2 * Math.PI);
+    return ink.fill();
+  }
+  ink.lineWidth = size;
+  for (const point of points) ink.lineTo(...point);
   return ink.stroke();
 }
 

@@ -1,13 +1,18 @@
 """The routes: what each address of the service does."""
 
-from fastapi import APIRouter, Security
+from fastapi import APIRouter, FastAPI, Security
 
 from enlarger.service.routes import jobs, openai, openapi, page, status, upscale
+from enlarger.service.routes.custom_openapi import install_openapi
+from enlarger.service.routes.exception_handlers import install_exception_handlers
 
 
-def routers() -> list[APIRouter]:
-    """All routes, for the application."""
+def install_routes(app: FastAPI) -> None:
+    """Give an application all routes, the one form of errors, and the OpenAPI document."""
     authenticated = APIRouter(dependencies=[Security(openapi.BEARER_AUTH), Security(openapi.API_KEY_AUTH)])
     for router in (upscale.router, openai.router, jobs.router, status.router):
         authenticated.include_router(router)
-    return [authenticated, jobs.public_router, status.public_router, page.router]
+    for router in (authenticated, jobs.public_router, status.public_router, page.router):
+        app.include_router(router)
+    install_exception_handlers(app)
+    install_openapi(app)

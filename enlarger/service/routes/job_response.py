@@ -1,20 +1,22 @@
 """From a job to its answer: at once as a job, later as pictures; a client that goes away takes its job along."""
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from fastapi import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from enlarger.service.core import Service, get_service
+from enlarger.service.dependencies import Service, get_service
 from enlarger.service.jobs.job import Job
 from enlarger.service.jobs.manager import JobManager
 from enlarger.service.problems import problem_error
 from enlarger.service.routes import responses
-from enlarger.service.routes.background import run_in_background
 from enlarger.service.routes.base64_stream import content_length, encode_json, file_sizes, fill_placeholders, new_nonce
 from enlarger.service.routes.parsed_request import ParsedRequest
 from enlarger.service.routes.request_headers import RequestHeaders, check_same_request
+
+_tasks: set[asyncio.Task[Any]] = set()  # the loop itself holds tasks weakly
 
 
 async def find_idempotent_job(
@@ -77,3 +79,10 @@ async def _wait_for_disconnect(request: Request) -> None:
     """Ends when the client does."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def run_in_background(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Run something to its end, whatever becomes of the caller."""
+    task = asyncio.get_running_loop().create_task(coroutine)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)

@@ -6,8 +6,8 @@ from typing import Annotated, Any, get_args
 from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from enlarger.service.core import Service, get_owner, get_service
-from enlarger.service.jobs.job import Job, JobEvent, JobStatus, is_job_id, job_folder
+from enlarger.service.dependencies import Service, get_owner, get_service
+from enlarger.service.jobs.job import EventKind, Job, JobStatus, is_job_id, job_folder
 from enlarger.service.problems import problem_error
 from enlarger.service.routes import examples, openapi, responses
 from enlarger.service.routes.base64_stream import file_sizes, read_chunks
@@ -17,7 +17,7 @@ from enlarger.service.routes.sse import event_stream_response, job_events
 
 router = APIRouter(tags=["jobs"])
 public_router = APIRouter(tags=["jobs"])  # for whoever knows an address
-EVENT_KINDS = get_args(JobEvent.__annotations__["kind"])
+EVENT_KINDS = get_args(EventKind)
 MAX_LISTED = 1000
 MAX_NUMBER = 2**53
 NUMBER_PATTERN = "^[0-9]{0,15}$"

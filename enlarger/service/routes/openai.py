@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from enlarger.service.core import Service, get_service
+from enlarger.service.dependencies import Service, get_service
 from enlarger.service.jobs.job import Job, JobSpec
 from enlarger.service.problems import problem_error
 from enlarger.service.routes import examples, openapi, responses

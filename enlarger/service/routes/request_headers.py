@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request
 
-from enlarger.service.core import get_owner
+from enlarger.service.dependencies import get_owner
 from enlarger.service.jobs.job import Job
 from enlarger.service.jobs.reservations import Reservation
 from enlarger.service.problems import problem_error

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from enlarger.service.jobs.state import ServiceState
+from enlarger.service.jobs.manager import ServiceState
 
 
 class ErrorDetail(BaseModel):

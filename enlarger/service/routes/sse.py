@@ -10,12 +10,12 @@ from typing import Any, Literal, TypeVar
 
 from starlette.responses import Response, StreamingResponse
 
-from enlarger.service.core import Service
+from enlarger.service.dependencies import Service
 from enlarger.service.jobs.job import Job, JobEvent, JobStatus, job_folder
 from enlarger.service.problems import Problem, ProblemError
 from enlarger.service.routes import responses
-from enlarger.service.routes.background import run_in_background
 from enlarger.service.routes.base64_stream import file_sizes, fill_placeholders, new_nonce, placeholder
+from enlarger.service.routes.job_response import run_in_background
 
 KEEP_ALIVE_SECONDS = 15.0  # seconds between two signs of life
 PROGRESS_FIELDS = ("status", "position", "progress", "stage", "step", "steps", "eta_seconds")

@@ -8,8 +8,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from enlarger import __version__
-from enlarger.service.core import Service, get_service
-from enlarger.service.jobs.state import ModelState
+from enlarger.service.dependencies import Service, get_service
+from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.problems import Problem, problem_error
 from enlarger.service.routes import examples, openapi
 from enlarger.service.routes.request_body import printable

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from enlarger.service.core import get_service
+from enlarger.service.dependencies import get_service
 from enlarger.service.jobs.job import JobSpec
 from enlarger.service.routes import examples, openapi
 from enlarger.service.routes.image_sources import form_image

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from starlette.datastructures import UploadFile
 
-from enlarger.service.core import Service
+from enlarger.service.dependencies import Service
 from enlarger.service.jobs.job import Job, JobSpec, job_folder, new_job_id
 from enlarger.service.problems import problem_error
 from enlarger.service.routes.parsed_request import ParsedRequest
@@ -49,6 +49,7 @@ class Workspace:
             await asyncio.to_thread(write_data_url, source, out, max_bytes, name)
         else:
             await self.service.fetcher.fetch(source, out, name)
+            self.service.metrics.download_bytes.inc(out.stat().st_size)
         return out
 
     async def decode_image(self, source: ImageSource, max_pixels: int, fit: Fit | None) -> DecodedImage:

@@ -2,22 +2,24 @@
 
 import asyncio
 import binascii
-import http.client
 import ipaddress
 import re
 import socket
 import ssl
 import threading
-import time
-import uuid
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
+import anyio.to_thread
+import httpx2
+
 from enlarger import __version__
+from enlarger.image.atomic_write import atomic_write
 from enlarger.image.decode import one_line
 from enlarger.service.problems import ProblemError, problem_error
 from enlarger.service.settings import Settings
@@ -25,7 +27,6 @@ from enlarger.service.settings import Settings
 TIMEOUT_SECONDS = 10.0  # for everything: looking the name up, connecting, redirects, the body
 MAX_REDIRECTS = 3
 MAX_CONCURRENT = 8  # fetches; others wait, within their time
-CHUNK_SIZE = 1 << 16
 REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 DEFAULT_PORTS = {"http": 80, "https": 443}
 SAFE_URL_CHARS = "/%:@!$&()*+,;=~?"  # of a path and a query
@@ -43,23 +44,7 @@ _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+(?:;[a-z0-9-]+=[^;,]*)*;base64,"
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolver = Callable[[str, int], Sequence[str]]
-
-
-class DiskWriteError(Exception):
-    """What was fetched cannot be kept: a fault of our disk, not of the URL."""
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-@contextmanager
-def _disk_errors() -> Generator[None]:
-    """Tell faults of the disk from those of the network, which have the same types."""
-    try:
-        yield
-    except OSError as error:
-        raise DiskWriteError(error) from error
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -76,39 +61,6 @@ class FetchTarget:
         """Host and port as the Host header has them."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
-
-
-@dataclass
-class AbortableSocket:
-    """The connection of a fetch, so that another thread can cut it."""
-
-    deadline: float
-    sock: socket.socket | None = None
-    is_aborted: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def attach(self, sock: socket.socket) -> None:
-        """Make a socket the one to be cut. Raises TimeoutError if that has happened before."""
-        with self.lock:
-            self.sock = sock
-            if self.is_aborted:
-                sock.close()
-                raise TimeoutError
-
-    def abort(self) -> None:
-        """End whatever the fetch waits for."""
-        with self.lock:
-            self.is_aborted = True
-            if self.sock is not None:
-                with suppress(OSError):
-                    self.sock.shutdown(socket.SHUT_RDWR)
-
-    def remaining_seconds(self) -> float:
-        """Seconds that remain. Raises TimeoutError when there are none."""
-        seconds = self.deadline - time.monotonic()
-        if seconds <= 0 or self.is_aborted:
-            raise TimeoutError
-        return seconds
 
 
 def resolve_host(host: str, port: int) -> Sequence[str]:
@@ -133,85 +85,61 @@ class UrlFetcher:
         self._semaphore = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def fetch(self, url: str, out: Path, param: str = "image") -> None:
-        """Write what a URL names to a file. Raises Refused; OSError if the file cannot be written."""
+        """Write what a URL names to a file. Raises ProblemError; OSError if the file cannot be written."""
         if not self._is_enabled:
             text = f"{param}: this server fetches no URLs; send the picture as a file or as a data URL"
             raise problem_error(
                 400, "invalid_image_url", f"{text}, or have `fetch = true` put into its settings", param
             )
         target = parse_target(url, param)
-        abortable = AbortableSocket(time.monotonic() + self._seconds)
         try:
             async with asyncio.timeout(self._seconds), self._semaphore:
-                await _run_in_daemon_thread(lambda: self._follow_redirects(target, url, out, abortable, param))
-        except (TimeoutError, OSError, http.client.HTTPException) as error:
+                await self._follow_redirects(target, url, out, param)
+        except (TimeoutError, httpx2.TransportError, httpx2.InvalidURL) as error:
             text = f"{param}: {target.host} {_failure_reason(error, self._seconds)}; send the picture itself"
             raise problem_error(400, "failed_to_download_image", text, param) from None
-        except DiskWriteError as error:
-            raise error.error from None
-        finally:
-            abortable.abort()
 
-    def _follow_redirects(
-        self, target: FetchTarget, url: str, out: Path, abortable: AbortableSocket, param: str
-    ) -> None:
+    async def _follow_redirects(self, target: FetchTarget, url: str, out: Path, param: str) -> None:
         for _ in range(MAX_REDIRECTS + 1):
-            location = self._get(target, out, abortable, param)
-            if location is None:
-                return
+            async with self._get(target, param) as response:
+                location = response.headers.get("Location")
+                if response.status_code not in REDIRECT_STATUSES or not location:
+                    await self._save(response, target, out, param)
+                    return
             url = urljoin(url, location)
             target = parse_target(url, param)
         text = f"{param}: {target.host}: more than {MAX_REDIRECTS} redirects; name the last address"
         raise problem_error(400, "failed_to_download_image", text, param)
 
-    def _get(self, target: FetchTarget, out: Path, abortable: AbortableSocket, param: str) -> str | None:
-        """Write the answer to a file, or give the address that it redirects to."""
-        sock = self._connect(target, abortable, param)
-        with sock, closing(http.client.HTTPConnection(target.host, target.port)) as connection:
-            connection.sock = sock
-            connection.auto_open = 0  # it would look the name up again
-            connection.putrequest("GET", target.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in _request_headers(target).items():
-                connection.putheader(name, value)
-            connection.endheaders()
-            with connection.getresponse() as response:
-                return self._handle_response(response, target, out, abortable, param)
-
-    def _handle_response(
-        self, response: http.client.HTTPResponse, target: FetchTarget, out: Path, abortable: AbortableSocket, param: str
-    ) -> str | None:
-        if response.status in REDIRECT_STATUSES and response.headers.get("Location"):
-            return response.headers["Location"]
-        if response.status != 200:
-            text = f"{param}: {target.host} answered {response.status}, expected 200; send the picture itself"
-            raise problem_error(400, "failed_to_download_image", text, param)
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise http.client.HTTPException("compressed, though not asked for")
-        self._save(response, out, abortable, param)
-        return None
-
-    def _connect(self, target: FetchTarget, abortable: AbortableSocket, param: str) -> socket.socket:
-        """A connection to one of the addresses that were checked. Raises Refused, OSError."""
-        addresses = self._checked_addresses(target, param)
-        for index, address in enumerate(addresses):
+    @asynccontextmanager
+    async def _get(self, target: FetchTarget, param: str) -> AsyncGenerator[httpx2.Response]:
+        """The answer of one of the addresses that were checked: the name is not looked up again."""
+        addresses = await self._checked_addresses(target, param)
+        async with httpx2.AsyncClient(verify=_ssl_context(), trust_env=False, timeout=None) as http:
+            for index, address in enumerate(addresses):
+                url = httpx2.URL(scheme=target.scheme, host=address, port=target.port, raw_path=target.path.encode())
+                request = http.build_request(
+                    "GET", url, headers=_request_headers(target), extensions={"sni_hostname": target.host}
+                )
+                try:
+                    response = await http.send(request, stream=True)
+                    break
+                except httpx2.ConnectError:
+                    if index == len(addresses) - 1:
+                        raise
+            else:
+                raise httpx2.ConnectError("no address")
             try:
-                sock = socket.create_connection((address, target.port), timeout=abortable.remaining_seconds())
-                break
-            except OSError:
-                if index == len(addresses) - 1:
-                    raise
-        else:
-            raise OSError("no address")
-        abortable.attach(sock)
-        if target.scheme == "http":
-            return sock
-        sock.settimeout(abortable.remaining_seconds())
-        sock = _ssl_context().wrap_socket(sock, server_hostname=target.host)
-        abortable.attach(sock)
-        return sock
+                yield response
+            finally:
+                await response.aclose()
 
-    def _checked_addresses(self, target: FetchTarget, param: str) -> list[str]:
-        addresses = [ipaddress.ip_address(text) for text in self._resolve(target.host, target.port)]
+    async def _checked_addresses(self, target: FetchTarget, param: str) -> list[str]:
+        try:
+            found = await _run_in_daemon_thread(lambda: self._resolve(target.host, target.port))
+        except OSError as error:
+            raise httpx2.ConnectError("no address") from error
+        addresses = [ipaddress.ip_address(text) for text in found]
         for address in addresses:
             is_allowed_private = any(_unmap_ipv4(address) in network for network in self._allowed_networks)
             if not is_allowed_private and not is_public(address):
@@ -222,41 +150,26 @@ class UrlFetcher:
                 raise problem_error(400, "invalid_image_url", text, param)
         return [str(address) for address in addresses]
 
-    def _save(self, response: http.client.HTTPResponse, out: Path, abortable: AbortableSocket, param: str) -> None:
+    async def _save(self, response: httpx2.Response, target: FetchTarget, out: Path, param: str) -> None:
+        if response.status_code != 200:
+            text = f"{param}: {target.host} answered {response.status_code}, expected 200; send the picture itself"
+            raise problem_error(400, "failed_to_download_image", text, param)
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise httpx2.RemoteProtocolError("compressed, though not asked for")
         content_length = response.headers.get("Content-Length", "")
         if content_length.isdecimal() and int(content_length) > self._max_bytes:
             raise _too_large(param, self._max_bytes)
-        temp_path = out.with_name(f".{uuid.uuid4().hex}.part")
-        try:
-            size = self._write_body(response, temp_path, abortable, param)
-            if content_length.isdecimal() and size != int(content_length):
-                raise http.client.IncompleteRead(b"")
-            abortable.remaining_seconds()  # a connection that was cut looks like one that ended
-            with _disk_errors():
-                temp_path.replace(out)
-        finally:
-            temp_path.unlink(missing_ok=True)
-
-    def _write_body(
-        self, response: http.client.HTTPResponse, temp_path: Path, abortable: AbortableSocket, param: str
-    ) -> int:
         size = 0
-        with _disk_errors():
-            stream = temp_path.open("xb")
-        with stream:
-            while chunk := response.read1(CHUNK_SIZE):
-                abortable.remaining_seconds()
+        with atomic_write(out, durable=False) as stream:
+            async for chunk in response.aiter_raw():
                 size += len(chunk)
                 if size > self._max_bytes:
                     raise _too_large(param, self._max_bytes)
-                with _disk_errors():
-                    stream.write(chunk)
-                    stream.flush()
-        return size
+                await anyio.to_thread.run_sync(stream.write, chunk)
 
 
 def parse_target(url: str, param: str) -> FetchTarget:
-    """A URL taken apart. Raises Refused for whatever two readers might read in two ways."""
+    """A URL taken apart. Raises ProblemError for whatever two readers might read in two ways."""
     try:
         return _parse_target(url)
     except ValueError as error:
@@ -308,7 +221,7 @@ def is_public(address: Address) -> bool:
 
 
 def write_data_url(url: str, out: Path, max_bytes: int, param: str = "image") -> None:
-    """Write the bytes of a `data:image/...;base64,...` URL to a file. Raises Refused.
+    """Write the bytes of a `data:image/...;base64,...` URL to a file. Raises ProblemError.
 
     The media type it states is not relied on: what the bytes are is found when they are decoded.
     """
@@ -350,15 +263,17 @@ def _request_headers(target: FetchTarget) -> dict[str, str]:
     }
 
 
-def _failure_reason(error: BaseException, seconds: float) -> str:
+def _failure_reason(error: Exception, seconds: float) -> str:
     """A few words that say no more of what is behind a name than its owner would."""
-    if isinstance(error, TimeoutError):
+    below = error.__cause__
+    reasons = (below, *below.args[:1]) if below is not None else ()  # httpx2 holds httpcore2's error, that the socket's
+    if isinstance(error, TimeoutError | httpx2.TimeoutException):
         return f"did not give the picture within {seconds:g} seconds"
-    if isinstance(error, socket.gaierror):
+    if any(isinstance(reason, socket.gaierror) for reason in reasons):
         return "cannot be looked up"
-    if isinstance(error, ssl.SSLError):
+    if any(isinstance(reason, ssl.SSLError) for reason in reasons):
         return "cannot be reached securely: its certificate or its TLS is not valid"
-    if isinstance(error, http.client.HTTPException):
+    if isinstance(error, httpx2.ProtocolError):
         return "did not answer with a picture"
     return "cannot be reached"
 
@@ -368,23 +283,24 @@ def _ssl_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-async def _run_in_daemon_thread(function: Callable[[], None]) -> None:
+async def _run_in_daemon_thread(function: Callable[[], Kind]) -> Kind:
     """Run a function in a thread that the process does not wait for at its end: a name server may hang for long."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
+    done: asyncio.Future[Kind] = loop.create_future()
 
-    def finish(error: BaseException | None) -> None:
+    def finish(set_outcome: Callable[[], None]) -> None:
         if not done.done():
-            done.set_result(None) if error is None else done.set_exception(error)
+            set_outcome()
 
     def run() -> None:
-        caught: BaseException | None = None
         try:
-            function()
-        except BaseException as error:  # noqa: BLE001 - handed to the one who waits
-            caught = error
+            result = function()
+        except Exception as error:  # noqa: BLE001 - handed to the one who waits
+            set_outcome = partial(done.set_exception, error)
+        else:
+            set_outcome = partial(done.set_result, result)
         with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(finish, caught)
+            loop.call_soon_threadsafe(finish, set_outcome)
 
     threading.Thread(target=run, daemon=True, name="fetch").start()
-    await done
+    return await done

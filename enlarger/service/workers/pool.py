@@ -11,14 +11,12 @@ from enlarger.service.jobs.job import RESULT_FILE
 from enlarger.service.jobs.job_queue import ActiveJob
 from enlarger.service.jobs.lifecycle import JobLifecycle, Outcome, unfinished
 from enlarger.service.jobs.model_registry import ModelRegistry
-from enlarger.service.jobs.state import Metrics
-from enlarger.service.problems import Problem, ProblemError
+from enlarger.service.metrics import Metrics
+from enlarger.service.problems import CANCELED, NO_WORKER, Problem, ProblemError
 from enlarger.service.settings import Settings
 from enlarger.service.workers.supervisor import Message, WorkerCommand, WorkerSupervisor
 
 log = logging.getLogger("enlarger.service.jobs")
-CANCELED = Problem(499, "canceled", "the job was canceled")
-NO_WORKER = Problem(503, "no_worker", "no worker process can be started; the log of the service says why")
 DEFAULT_GPU_BATCH = 4  # jobs that run together by default, except on a CPU
 RETRY_SECONDS = 1.0  # seconds until jobs are given out again that could not be marked as running
 
@@ -130,7 +128,7 @@ class WorkerPool:
         """A worker's process has ended."""
         self._update_loaded_models(worker, {})
         if worker.state != "defunct" and not self.is_paused:
-            self.lifecycle.metrics.worker_restart()
+            self.lifecycle.metrics.worker_restarts.inc()
         self.fail_attached_if_defunct()
         self.dispatch()
 
@@ -169,7 +167,8 @@ class WorkerPool:
             active.estimator.finish(now)
         spec, images = active.job.spec, result["images"]
         pixels = sum(int(image["width"]) * int(image["height"]) for image in images)
-        self.lifecycle.metrics.images(spec.task, spec.model, len(images), pixels)
+        self.lifecycle.metrics.images.labels(spec.task, spec.model).inc(len(images))
+        self.lifecycle.metrics.output_pixels.inc(pixels)
         self.lifecycle.finish(active, Outcome("succeeded", result))
 
     def _on_job_progress(self, active: ActiveJob | None, message: Message) -> None:
@@ -202,7 +201,7 @@ class WorkerPool:
     def _update_loaded_models(self, worker: WorkerSupervisor, loaded: Mapping[str, int]) -> None:
         self.registry.set_loaded(worker, loaded)
         for state in self.registry.states():
-            self.lifecycle.metrics.model_loaded(state.name, state.loaded is not None)
+            self.lifecycle.metrics.model_loaded.labels(state.name).set(state.loaded is not None)
 
     def _delete_pending(self, id: str) -> None:
         if id in self._pending_deletions:
@@ -214,21 +213,20 @@ def record_measurement(metrics: Metrics, measurement: Message) -> None:
     """Pass on what a worker has measured."""
     name = measurement["what"]
     if name == "model_load":
-        metrics.model_load(float(measurement["seconds"]))
+        metrics.model_load_seconds.observe(float(measurement["seconds"]))
     elif name == "stage":
-        metrics.observe_stage(
-            measurement["task"], measurement["model"], measurement["stage"], float(measurement["seconds"])
-        )
+        labels = (measurement["task"], measurement["model"], measurement["stage"])
+        metrics.inference_seconds.labels(*labels).observe(float(measurement["seconds"]))
     elif name == "step":
-        metrics.observe_step(measurement["model"], float(measurement["seconds"]))
+        metrics.step_seconds.labels(measurement["model"]).observe(float(measurement["seconds"]))
     elif name == "oom":
-        metrics.oom(measurement["fallback"])
+        metrics.oom.labels(measurement["fallback"]).inc()
     elif name == "nonfinite":
-        metrics.nonfinite(measurement["stage"])
+        metrics.nonfinite.labels(measurement["stage"]).inc()
     elif name == "batch":
-        metrics.batch(int(measurement["size"]))
+        metrics.batch_size.observe(int(measurement["size"]))
     elif name == "memory":
-        metrics.memory(measurement["kind"], int(measurement["bytes"]))
+        metrics.device_memory_bytes.labels(measurement["kind"]).set(int(measurement["bytes"]))
     else:
         log.warning("a worker measured %r, which is not known", name)
 

@@ -11,7 +11,7 @@ from enlarger.diffusion import precondition
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import Noise
-from enlarger.diffusion.sample import Solver
+from enlarger.diffusion.sample import OnStep, Solver, unchanged
 from enlarger.diffusion.sampler import Sampler, SigmaSchedule
 from enlarger.errors import Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
@@ -19,7 +19,7 @@ from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.result import GuidedText, ProgressCallback, no_progress
+from enlarger.tasks.result import GuidedText
 from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
 from enlarger.text.encode import PromptEmbeds
 from enlarger.text.tokenize import Tokenizer
@@ -55,7 +55,7 @@ class LatentUpscaler:
     runtime: Runtime = Runtime()
     noise_frequencies: Tensor | None = None
 
-    def __call__(self, job: LatentUpscaleJob, watch: ProgressCallback = no_progress) -> Tensor:
+    def __call__(self, job: LatentUpscaleJob, on_step: OnStep = unchanged) -> Tensor:
         """Upscaled latents (B, 4, 2h, 2w) in float32. Noise is drawn for the encoding, the augmentation, the start."""
         latent_diffusion = self.latent_diffusion
         low_res = latent_diffusion.encode(job.low_res, job.noise)
@@ -72,7 +72,7 @@ class LatentUpscaler:
             (*low_res.shape[:2], 2 * low_res.shape[2], 2 * low_res.shape[3]), job.noise, job.initial_noise
         )
         plan = SamplingPlan(job.sigma_schedule, job.solver, job.noise)
-        return latent_diffusion.sample(conditioning, unit_noise * job.sigma_schedule.init_noise_sigma, plan, watch)
+        return latent_diffusion.sample(conditioning, unit_noise * job.sigma_schedule.init_noise_sigma, plan, on_step)
 
     @property
     def latent_diffusion(self) -> LatentDiffusion:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from enlarger.diffusion.noise import PerSampleGenerators
+from enlarger.diffusion.sample import OnStep, unchanged
 from enlarger.diffusion.schedule import NoiseSchedule
 from enlarger.errors import InputError
 from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
-from enlarger.tasks.result import ProgressCallback, no_progress
 from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
 
 
@@ -28,9 +28,7 @@ class PixelUpscaleJob:
     initial_noise: Tensor | None = None
 
 
-def upscale_pixel_x4(
-    latent_diffusion: LatentDiffusion, job: PixelUpscaleJob, watch: ProgressCallback = no_progress
-) -> Tensor:
+def upscale_pixel_x4(latent_diffusion: LatentDiffusion, job: PixelUpscaleJob, on_step: OnStep = unchanged) -> Tensor:
     """Latents (B, C, h, w) in float32. Noise is drawn for the pictures, then for the start.
 
     Results of one picture share its noise, unless each has a generator of its own.
@@ -50,4 +48,6 @@ def upscale_pixel_x4(
     )
     noise_label = torch.full((len(tokens),), job.noise_level, device=image.device)
     conditioning = job.conditioning.with_fields(concat=repeat_each(noisy, len(tokens)), label=noise_label)
-    return latent_diffusion.sample(conditioning, unit_noise * job.plan.sigma_schedule.init_noise_sigma, job.plan, watch)
+    return latent_diffusion.sample(
+        conditioning, unit_noise * job.plan.sigma_schedule.init_noise_sigma, job.plan, on_step
+    )

@@ -36,6 +36,7 @@ from enlarger.tasks.result import (
     encode_guided_prompts,
     no_progress,
     pad_to_multiple,
+    report_steps,
 )
 from enlarger.tasks.sampling import SamplingPlan
 from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffusion, prompt_spec_from_options
@@ -291,7 +292,12 @@ def _make_passes(
         pixels_per_element = task.vae.downsample_factor if low_res.shape[1] == 4 else 1  # pixels per element of `low`
         padded = pad_to_multiple(low_res, X2_SIZE_MULTIPLE // pixels_per_element, X2_MIN_SIZE // pixels_per_element)
         job = LatentUpscaleJob(padded, text, sigma_schedule, solver, noise, guidance, noise_level, is_original)
-        decoded = torch.cat([decode_latents(task.vae, one, task.runtime) for one in _split_batch(task(job, watch))])
+        decoded = torch.cat(
+            [
+                decode_latents(task.vae, one, task.runtime)
+                for one in _split_batch(task(job, report_steps(watch, sigma_schedule.steps)))
+            ]
+        )
         return decoded[..., : 2 * pixels_per_element * low_res.shape[-2], : 2 * pixels_per_element * low_res.shape[-1]]
 
     return UpscalePasses(upscale_x2, upscale_x2, bool(options["consistent"]))
@@ -319,9 +325,9 @@ def _make_pixel_x4_passes(model: StableDiffusion, request: UpscaleRequest, watch
         job = PixelUpscaleJob(
             conditioning, padded, SamplingPlan(sigma_schedule, solver, noise), int(noise_level), low_res_schedule
         )
-        return latent_diffusion.decode(upscale_pixel_x4(latent_diffusion, job, watch))[
-            ..., : factor * height, : factor * width
-        ]
+        return latent_diffusion.decode(
+            upscale_pixel_x4(latent_diffusion, job, report_steps(watch, sigma_schedule.steps))
+        )[..., : factor * height, : factor * width]
 
     return UpscalePasses(upscale_x4, upscale_x4, bool(options["consistent"]))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from enlarger.service.jobs.manager import JobManager
-from enlarger.service.middleware.metrics import Metrics
+from enlarger.service.metrics import Metrics
 from enlarger.service.settings import Settings
 from enlarger.service.uploads.decoder_pool import DecoderPool
 from enlarger.service.uploads.fetch import UrlFetcher
