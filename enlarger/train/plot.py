@@ -13,9 +13,16 @@ Curve = tuple[str, Sequence[tuple[float, float]]]
 
 
 def plot_log(log: Path, out: Path) -> None:
-    """Every number that the log's lines have, against the step, one diagram each."""
-    lines = [json.loads(text) for text in log.read_text("utf-8").splitlines()]
-    lines = [line for line in lines if "step" in line and "recipe" not in line]
+    """Every number that the log's lines have, against the step, one diagram each.
+
+    What was logged after the state that a training went on from is left out: it was learnt once more.
+    """
+    lines: list[dict[str, float]] = []
+    for line in (json.loads(text) for text in log.read_text("utf-8").splitlines()):
+        if "resumed_at" in line:
+            lines = [earlier for earlier in lines if earlier["step"] <= line["resumed_at"]]
+        elif "step" in line:
+            lines.append(line)
     names = [name for name in dict.fromkeys(key for line in lines for key in line) if name != "step"]
     curves = [(name, [(line["step"], line[name]) for line in lines if name in line]) for name in names]
     draw_curves([curve for curve in curves if curve[1]]).save(out)

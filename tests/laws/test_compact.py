@@ -40,8 +40,7 @@ def untrained() -> UpscaleNet:
 @pytest.fixture
 def photograph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is given is no graphics: random networks are as wrong about every picture."""
-    for room in ("bundled", "upscale"):
-        monkeypatch.setattr(f"enlarger.tasks.upscale.{room}.is_graphics", lambda *_: False)
+    monkeypatch.setattr("enlarger.tasks.upscale.bundled.is_graphics", lambda *_: False)
 
 
 PHOTOGRAPH = pytest.mark.usefixtures("photograph")

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from enlarger.diffusion.noise import Noise
 from enlarger.errors import Unsupported
 from enlarger.image.input_quality import cell_size, input_hint, is_graphics
 from enlarger.nn.compact import downsample_bicubic
@@ -15,6 +16,7 @@ from enlarger.requests import UpscaleRequest, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
 from enlarger.tasks.result import Progress, ProgressCallback, no_progress
+from enlarger.tasks.upscale.plan import Upscaled, UpscalePlan
 
 TILE = 512  # input pixels: what bounds the memory
 GRAPHICS_NOTE = (
@@ -39,30 +41,51 @@ class BundledUpscaler:
     def __call__(
         self, small: Tensor, *, detail: float = 0.0, restore: float = 0.0, watch: ProgressCallback = no_progress
     ) -> Tensor:
-        """Pictures (B, 3, H, W) in -1..1 to (B, 3, 2H, 2W).
+        """Pictures (B, 3, H, W) in -1..1 to (B, 3, 2H, 2W), see `enlarge`."""
+        if restore > 0:
+            return self.restore(small, restore, detail, watch)
+        return self.enlarge(small, detail, watch)[0]
 
-        With `restore` 0 the predicted mean, and `detail` of the way from there to the detailed picture; graphics, which
-        the mean does not fit, are redrawn. With more, the restored picture, and the detail of its own half on top.
+    def enlarge(
+        self, small: Tensor, detail: float, watch: ProgressCallback, graphics: tuple[bool, ...] | None = None
+    ) -> tuple[Tensor, tuple[bool, ...]]:
+        """Pictures (B, 3, H, W) in -1..1 to (B, 3, 2H, 2W), and which of them were redrawn as graphics.
+
+        The predicted mean, and `detail` of the way from there to the detailed picture; graphics, which the mean does
+        not fit, are redrawn. Which are, `graphics` says where it is known already.
         """
         with torch.inference_mode():
             small = small.to(self.runtime.device)
-            if restore == 0:
-                mean = self._predict(small, watch)
-                rows = (slice(i, i + 1) for i in range(len(small)))
-                return torch.cat([self._finish(mean[row], small[row], detail, watch) for row in rows])
-            made = self._restore(small, restore, watch)
+            if graphics is not None and all(graphics):
+                return torch.cat([self._redraw(one, watch) for one in small.split(1)]), graphics
+            mean = self._predict(small, watch)
+            rows = [slice(i, i + 1) for i in range(len(small))]
+            drawn = tuple(is_graphics(mean[row], small[row]) for row in rows) if graphics is None else graphics
+            made = [
+                self._redraw(small[row], watch) if is_drawn else self._add_detail(mean[row], small[row], detail, watch)
+                for row, is_drawn in zip(rows, drawn, strict=True)
+            ]
+            return torch.cat(made), drawn
+
+    def restore(self, small: Tensor, strength: float, detail: float, watch: ProgressCallback) -> Tensor:
+        """Damaged pictures (B, 3, H, W) in -1..1 to clean ones, (B, 3, 2H, 2W), with the detail of their own half."""
+        with torch.inference_mode():
+            small = small.to(self.runtime.device)
+            plane = small.new_full((len(small), 1, *small.shape[-2:]), strength)
+            made = self._run(self.restorer, torch.cat([small, plane], 1), "restore", watch)
             if detail == 0:
                 return made
             clean = downsample_bicubic(made).clamp(-1, 1)
             mean = backproject(self._predict(clean, watch), clean)
             return made + detail * (self._detail(clean, watch) - mean)
 
-    def _finish(self, mean: Tensor, small: Tensor, detail: float, watch: ProgressCallback) -> Tensor:
-        """One picture from its mean."""
-        if is_graphics(mean, small):
-            if cell_size(small) > 1:  # pixel art: its cells are doubled, which is exact
-                return F.interpolate(small, scale_factor=2, mode="nearest")
-            return self._run(self.graphics, small, "redraw", watch)
+    def _redraw(self, small: Tensor, watch: ProgressCallback) -> Tensor:
+        """Graphics, (1, 3, H, W); the cells of pixel art are doubled, which is exact."""
+        if cell_size(small) > 1:
+            return F.interpolate(small, scale_factor=2, mode="nearest")
+        return self._run(self.graphics, small, "redraw", watch)
+
+    def _add_detail(self, mean: Tensor, small: Tensor, detail: float, watch: ProgressCallback) -> Tensor:
         return mean if detail == 0 else torch.lerp(mean, self._detail(small, watch), detail)
 
     def _predict(self, small: Tensor, watch: ProgressCallback) -> Tensor:
@@ -71,10 +94,6 @@ class BundledUpscaler:
     def _detail(self, small: Tensor, watch: ProgressCallback) -> Tensor:
         """As it was trained: made consistent with its input."""
         return backproject(self._run(self.detailer, small, "detail", watch), small)
-
-    def _restore(self, small: Tensor, strength: float, watch: ProgressCallback) -> Tensor:
-        told = torch.cat([small, small.new_full((len(small), 1, *small.shape[-2:]), strength)], 1)
-        return self._run(self.restorer, told, "restore", watch)
 
     def _run(self, net: UpscaleNet, small: Tensor, stage: str, watch: ProgressCallback) -> Tensor:
         """A network over the picture, and over what else it is told as further channels, in tiles."""
@@ -92,6 +111,21 @@ def _call(net: UpscaleNet, told: Tensor) -> Tensor:
     return net(told[:, :3], told[:, 3:] if told.shape[1] > 3 else None)
 
 
+def make_bundled_plan(task: BundledUpscaler, request: UpscaleRequest, watch: ProgressCallback) -> UpscalePlan:
+    """The bundled model; a picture is restored once, before it is enlarged further."""
+    check_bundled_options(request)
+    options = with_defaults(request, "upscale/bundled")
+    detail, restore = options["detail"], options["restore"]
+
+    def upscale_bundled(given: Upscaled, _: Noise) -> Upscaled:
+        if restore > 0 and given.graphics is None:
+            return Upscaled(task.restore(given.pixels, restore, detail, watch), (False,) * len(given.pixels))
+        return Upscaled(*task.enlarge(given.pixels, detail, watch, given.graphics))
+
+    consistent = False if restore > 0 and request.consistent is None else request.consistent
+    return UpscalePlan(upscale_bundled, consistent, at_least_once=restore > 0)
+
+
 def check_bundled_options(request: UpscaleRequest) -> None:
     """Unsupported for an option that the bundled model has no use for."""
     for name in UNUSED_OPTIONS:
@@ -103,11 +137,10 @@ def check_bundled_options(request: UpscaleRequest) -> None:
         raise Unsupported(f"steps is {request.steps}, but the bundled model makes detail in one; leave it")
 
 
-def bundled_notes(request: UpscaleRequest, colour: Tensor, upscaled: Tensor) -> tuple[str, ...]:
-    """What to know of a result (1, 3, H, W), and what would help its input, (1, 3, h, w)."""
+def bundled_notes(request: UpscaleRequest, colour: Tensor, graphics: bool) -> tuple[str, ...]:
+    """What to know of a result, and what would help its input, (3, h, w)."""
     notes = [ONE_ANSWER_NOTE.format(count=request.count)] if request.count > 1 else []
     if with_defaults(request, "upscale/bundled")["restore"] > 0:
         return tuple(notes)
-    graphics = request.by > 1 and is_graphics(upscaled, colour)
-    hint = None if graphics else input_hint(colour[0])
+    hint = None if graphics else input_hint(colour)
     return (*notes, *([GRAPHICS_NOTE] if graphics and not request.consistent else []), *([hint] if hint else []))

@@ -1,6 +1,6 @@
 """Pictures in, larger pictures out: what every upscaler needs around its network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,9 @@ from enlarger.diffusion.sample import Solver
 from enlarger.diffusion.sampler import SigmaSchedule
 from enlarger.diffusion.solvers import PIDStepSizeController, dpm_adaptive
 from enlarger.errors import CheckpointError, InputError, Unsupported
-from enlarger.image.consistency import downscale, make_consistent_in_range
+from enlarger.image.consistency import downscale
 from enlarger.image.fill import bleed_alpha
-from enlarger.image.input_quality import is_graphics
 from enlarger.image.picture import Picture, read_picture, to_pil
-from enlarger.image.resize import resize
 from enlarger.requests import X2_MAX_NOISE_LEVEL, UpscaleRequest, make_request, seeds_for, with_defaults
 from enlarger.runtime.runtime import Offload, Runtime, resolve_device, resolve_dtype
 from enlarger.tasks.experts import NetworkCall, trace_network_calls
@@ -40,30 +38,14 @@ from enlarger.tasks.result import (
 )
 from enlarger.tasks.sampling import SamplingPlan
 from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffusion, prompt_spec_from_options
-from enlarger.tasks.upscale.bundled import BundledUpscaler, bundled_notes, check_bundled_options
+from enlarger.tasks.upscale.bundled import BundledUpscaler, bundled_notes, make_bundled_plan
 from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
 from enlarger.tasks.upscale.pixel_x4 import PixelUpscaleJob, upscale_pixel_x4
+from enlarger.tasks.upscale.plan import Upscaled, UpscalePlan, split_batch, split_upscaled, upscale_to
 
 BUNDLED_FOLDER = Path(__file__).parents[2] / "bundled"
 X2_SIZE_MULTIPLE, X2_MIN_SIZE = 32, 64  # pixels: the doubled latent halves three times, and reflects at its edges
 X4_LARGE_PIXELS = 512 * 512  # pixels into the x4 upscaler, above which its memory is worth a note
-
-UpscaleFn = Callable[
-    [Tensor, Noise], Tensor
-]  # (1, 3, H, W) in -1..1, or latents, to (1, 3, 2H, 2W), or 4H and 4W for x4
-
-
-@dataclass(frozen=True)
-class UpscalePasses:
-    """How a picture is enlarged: once by `first`, then by `further` until it is large enough.
-
-    `consistent` is None where each picture is to decide, see `is_graphics`. `always` enlarges even by 1.
-    """
-
-    first: UpscaleFn
-    further: UpscaleFn
-    consistent: bool | None
-    always: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,28 +80,28 @@ class Upscaler:
 
     def _upscale(self, watch: ProgressCallback, request: UpscaleRequest, seeds: tuple[int, ...]) -> Result:
         seeds = seeds[:1] if isinstance(self.task, BundledUpscaler) else seeds
-        passes = _make_passes(self.task, [request], watch)
+        plan = _make_plan(self.task, [request], watch)
         if (latents := _as_latents(request.image)) is not None:
             latent_values = self._check_latents(latents, request)
-            outputs = [passes.first(latent_values, from_seeds([seed])).float().cpu()[0] for seed in seeds]
-            return Result(tuple(to_pil(Picture(one)) for one in outputs), seeds, self.name)
+            outputs = [plan.upscale_fn(Upscaled(latent_values), from_seeds([seed])).pixels for seed in seeds]
+            return Result(tuple(to_pil(Picture(one.float().cpu()[0])) for one in outputs), seeds, self.name)
         picture = read_picture(request.image)
         colour = bleed_alpha(picture)[None]
-        outputs = [_upscale_to(colour, request.by, passes, from_seeds([seed])) for seed in seeds]
+        outputs = [upscale_to(colour, request.by, plan, from_seeds([seed])) for seed in seeds]
         return self._finish(request, picture, colour, outputs, seeds)
 
     def run_batch(self, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress) -> list[Result]:
         """One enlargement for each request, in one batch. They differ in prompts, seed and picture, but not in the
         picture's size, see `together`."""
-        passes = _make_passes(self.task, requests, watch)
+        plan = _make_plan(self.task, requests, watch)
         pictures = [read_picture(request.image) for request in requests]
         seeds = [seeds_for(request.seed, 1)[0] for request in requests]
         colour = torch.stack([bleed_alpha(picture) for picture in pictures])
-        outputs = _split_batch(_upscale_to(colour, requests[0].by, passes, from_seeds(seeds)))
+        outputs = split_upscaled(upscale_to(colour, requests[0].by, plan, from_seeds(seeds)))
         return [
             self._finish(request, picture, small, [large], (seed,))
             for request, picture, small, large, seed in zip(
-                requests, pictures, _split_batch(colour), outputs, seeds, strict=True
+                requests, pictures, split_batch(colour), outputs, seeds, strict=True
             )
         ]
 
@@ -128,19 +110,17 @@ class Upscaler:
         request: UpscaleRequest,
         picture: Picture,
         colour: Tensor,
-        upscaled: Sequence[Tensor],
+        upscaled: Sequence[Upscaled],
         seeds: tuple[int, ...],
     ) -> Result:
         """The enlarged colours, each (1, 3, H, W), of one picture as pictures like it."""
-        images = tuple(to_pil(match_input(picture, upscaled_colour[0])) for upscaled_colour in upscaled)
-        notes = picture.notes + self._notes(request, picture, colour, upscaled)
-        return Result(images, seeds, self.name, notes, max(_consistency_error(one, colour) for one in upscaled))
+        images = tuple(to_pil(match_input(picture, one.pixels[0])) for one in upscaled)
+        notes = picture.notes + self._notes(request, picture, upscaled[0])
+        return Result(images, seeds, self.name, notes, max(_consistency_error(one.pixels, colour) for one in upscaled))
 
-    def _notes(
-        self, request: UpscaleRequest, picture: Picture, colour: Tensor, upscaled: Sequence[Tensor]
-    ) -> tuple[str, ...]:
+    def _notes(self, request: UpscaleRequest, picture: Picture, upscaled: Upscaled) -> tuple[str, ...]:
         if isinstance(self.task, BundledUpscaler):
-            return bundled_notes(request, colour, upscaled[0])
+            return bundled_notes(request, picture.colour, any(upscaled.graphics or ()))
         if not isinstance(self.task, StableDiffusion):
             return ()
         large = picture.height * picture.width > X4_LARGE_PIXELS
@@ -256,24 +236,24 @@ def _plan(task: LatentUpscaler | StableDiffusion, request: UpscaleRequest) -> tu
     )
 
 
-def _make_passes(
+def _make_plan(
     task: LatentUpscaler | BundledUpscaler | StableDiffusion,
     requests: Sequence[UpscaleRequest],
     watch: ProgressCallback,
-) -> UpscalePasses:
+) -> UpscalePlan:
     """The requests' options settled once: how to enlarge, and whether to make the result consistent.
 
     They differ in prompts at most; only the x2 upscaler may be told several.
     """
     request = requests[0]
     if isinstance(task, BundledUpscaler):
-        return _make_bundled_passes(task, request, watch)
+        return make_bundled_plan(task, request, watch)
     if request.detail is not None:
         raise Unsupported("detail is for the bundled model; this one takes steps, guidance and noise_level")
     if request.restore is not None:
         raise Unsupported("restore is for the bundled model; this one takes steps, guidance and noise_level")
     if isinstance(task, StableDiffusion):
-        return _make_pixel_x4_passes(task, request, watch)
+        return _make_pixel_x4_plan(task, request, watch)
     options, is_original = (
         with_defaults(request, f"upscale/{request.profile or 'diffusers'}"),
         request.profile == "original",
@@ -288,22 +268,24 @@ def _make_passes(
     solver, sigma_schedule = _plan(task, request)
     guidance = Guidance(scale if is_original or scale > 1 else 1.0)
 
-    def upscale_x2(low_res: Tensor, noise: Noise) -> Tensor:
+    def upscale_x2(given: Upscaled, noise: Noise) -> Upscaled:
+        low_res = given.pixels
         pixels_per_element = task.vae.downsample_factor if low_res.shape[1] == 4 else 1  # pixels per element of `low`
         padded = pad_to_multiple(low_res, X2_SIZE_MULTIPLE // pixels_per_element, X2_MIN_SIZE // pixels_per_element)
         job = LatentUpscaleJob(padded, text, sigma_schedule, solver, noise, guidance, noise_level, is_original)
         decoded = torch.cat(
             [
                 decode_latents(task.vae, one, task.runtime)
-                for one in _split_batch(task(job, report_steps(watch, sigma_schedule.steps)))
+                for one in split_batch(task(job, report_steps(watch, sigma_schedule.steps)))
             ]
         )
-        return decoded[..., : 2 * pixels_per_element * low_res.shape[-2], : 2 * pixels_per_element * low_res.shape[-1]]
+        height, width = (2 * pixels_per_element * side for side in low_res.shape[-2:])
+        return Upscaled(decoded[..., :height, :width])
 
-    return UpscalePasses(upscale_x2, upscale_x2, bool(options["consistent"]))
+    return UpscalePlan(upscale_x2, bool(options["consistent"]))
 
 
-def _make_pixel_x4_passes(model: StableDiffusion, request: UpscaleRequest, watch: ProgressCallback) -> UpscalePasses:
+def _make_pixel_x4_plan(model: StableDiffusion, request: UpscaleRequest, watch: ProgressCallback) -> UpscalePlan:
     """The x4 upscaler; its noise level is a step of its own schedule for the input."""
     options, factor = with_defaults(request, "upscale/x4"), model.latent_diffusion.vae.downsample_factor
     noise_level, low_res_schedule = options["noise_level"], model.low_res_schedule
@@ -318,34 +300,20 @@ def _make_pixel_x4_passes(model: StableDiffusion, request: UpscaleRequest, watch
     solver, sigma_schedule = _plan(model, request)
     latent_diffusion, prompt_spec = model.bind_schedule(sigma_schedule), prompt_spec_from_options(options)
 
-    def upscale_x4(low_res: Tensor, noise: Noise) -> Tensor:
+    def upscale_x4(given: Upscaled, noise: Noise) -> Upscaled:
+        low_res = given.pixels
         height, width = low_res.shape[-2:]
         conditioning = model.condition_one(prompt_spec, (factor * height, factor * width))
         padded = pad_to_multiple(low_res, model.size_multiple // factor)
         job = PixelUpscaleJob(
             conditioning, padded, SamplingPlan(sigma_schedule, solver, noise), int(noise_level), low_res_schedule
         )
-        return latent_diffusion.decode(
+        decoded = latent_diffusion.decode(
             upscale_pixel_x4(latent_diffusion, job, report_steps(watch, sigma_schedule.steps))
-        )[..., : factor * height, : factor * width]
+        )
+        return Upscaled(decoded[..., : factor * height, : factor * width])
 
-    return UpscalePasses(upscale_x4, upscale_x4, bool(options["consistent"]))
-
-
-def _make_bundled_passes(task: BundledUpscaler, request: UpscaleRequest, watch: ProgressCallback) -> UpscalePasses:
-    """The bundled model; a picture is restored once, before it is enlarged further."""
-    check_bundled_options(request)
-    options = with_defaults(request, "upscale/bundled")
-    detail, restore = options["detail"], options["restore"]
-
-    def first(low_res: Tensor, _: Noise) -> Tensor:
-        return task(low_res, detail=detail, restore=restore, watch=watch)
-
-    def further(low_res: Tensor, _: Noise) -> Tensor:
-        return task(low_res, detail=detail, watch=watch)
-
-    consistent = False if restore > 0 and request.consistent is None else request.consistent
-    return UpscalePasses(first, further, consistent, always=restore > 0)
+    return UpscalePlan(upscale_x4, bool(options["consistent"]))
 
 
 def encode_x2_prompts(
@@ -373,11 +341,6 @@ ORIGINAL_ADAPTIVE: Solver = partial(
 """The original notebook's default sampler: tolerance scale 0.25, eta 1."""
 
 
-def _split_batch(x: Tensor) -> list[Tensor]:
-    """Each picture of a batch as a batch of its own."""
-    return [x[i : i + 1] for i in range(len(x))]
-
-
 def _as_latents(source: Any) -> Latents | None:
     """Latents, where that is what was given; a bare tensor is taken for Stable Diffusion's."""
     if isinstance(source, Latents):
@@ -393,22 +356,6 @@ def _num_passes(size: tuple[int, int], scale: float, factor: int) -> int:
     while any(side * factor**count < goal for side, goal in zip(size, target_size, strict=True)):
         count += 1
     return count
-
-
-def _upscale_to(image: Tensor, scale: float, passes: UpscalePasses, noise: Noise) -> Tensor:
-    """Enlarged until at least `by` times as large, brought to that size exactly, and made consistent with the input."""
-    upscaled, size = image, (round(image.shape[-2] * scale), round(image.shape[-1] * scale))
-    if passes.always or upscaled.shape[-2] < size[0] or upscaled.shape[-1] < size[1]:
-        upscaled = passes.first(upscaled, noise).float().cpu()
-    while upscaled.shape[-2] < size[0] or upscaled.shape[-1] < size[1]:
-        upscaled = passes.further(upscaled, noise).float().cpu()
-    upscaled = resize(upscaled, size, "lanczos") if upscaled.shape[-2:] != size else upscaled
-    if passes.consistent is not None:
-        return make_consistent_in_range(upscaled, image) if passes.consistent else upscaled
-    pairs = zip(_split_batch(upscaled), _split_batch(image), strict=True)
-    return torch.cat(
-        [large if is_graphics(large, low) else make_consistent_in_range(large, low) for large, low in pairs]
-    )
 
 
 def _consistency_error(large: Tensor, small: Tensor) -> float:
