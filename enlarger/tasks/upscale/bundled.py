@@ -57,7 +57,7 @@ class BundledUpscaler:
         with torch.inference_mode():
             small = small.to(self.runtime.device)
             if graphics is not None and all(graphics):
-                return torch.cat([self._redraw(one, watch) for one in small.split(1)]), graphics
+                return torch.cat([self._redraw(small[i : i + 1], watch) for i in range(len(small))]), graphics
             mean = self._predict(small, watch)
             rows = [slice(i, i + 1) for i in range(len(small))]
             drawn = tuple(is_graphics(mean[row], small[row]) for row in rows) if graphics is None else graphics
