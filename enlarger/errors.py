@@ -1,5 +1,9 @@
 """What enlarger raises: each error says what was found, what was expected and what to do."""
 
+from collections.abc import Sequence
+
+MAX_LISTED = 10  # names that an error lists
+
 
 class EnlargerError(Exception):
     """The base of all errors that enlarger raises on purpose."""
@@ -32,3 +36,9 @@ class ServiceError(EnlargerError):
 
 class NonFinite(EnlargerError):
     """A network produced NaN or infinity; no picture is made of it."""
+
+
+def list_names(names: Sequence[str]) -> str:
+    """The first ten of these names, and how many more there are."""
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more

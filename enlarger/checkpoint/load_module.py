@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from enlarger.checkpoint.families import FAMILIES, detect_unet_family
-from enlarger.checkpoint.tensors.safetensors_file import LazyTensors
-from enlarger.errors import CheckpointError, Unsupported
+from enlarger.checkpoint.tensors.open import LazyTensors
+from enlarger.errors import CheckpointError, Unsupported, list_names
 
-MAX_LISTED = 10  # differences that an error lists
 # Attention names in autoencoders saved before diffusers renamed them (facts of the official SD1 and SD2 files).
 LEGACY_ATTENTION_KEYS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 LEGACY_ATTENTION_PATTERN = re.compile(r"(\.mid_block\.attentions\.\d+\.)(query|key|value|proj_attn)(?=\.)")
@@ -86,11 +85,7 @@ def state_dict_mismatch(expected: Mapping[str, Shape], found: Mapping[str, Shape
         if found.get(name, shape) != shape
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-    parts = [
-        f"{len(names)} weights {kind}: {', '.join(names[:MAX_LISTED])}{_and_more(names)}"
-        for kind, names in kinds
-        if names
-    ]
+    parts = [f"{len(names)} weights {kind}: {list_names(names)}" for kind, names in kinds if names]
     if not parts:
         return None
     found_network, expected_network = guess_network(found), guess_network(expected)
@@ -109,10 +104,6 @@ def _usage_hint(shapes: Mapping[str, Shape]) -> str:
         return f" These weights are for {FAMILIES[detect_unet_family(shapes)].task}."
     except (Unsupported, KeyError):
         return ""
-
-
-def _and_more(names: list[str]) -> str:
-    return f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
 
 
 def guess_network(shapes: Mapping[str, Shape]) -> str:

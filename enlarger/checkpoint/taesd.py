@@ -5,11 +5,14 @@ from pathlib import Path
 
 import torch
 
-from enlarger.checkpoint.config.strict_config import Json, StrictConfig
+from enlarger.checkpoint.config.strict_config import StrictConfig
 from enlarger.checkpoint.load_module import load_module
-from enlarger.checkpoint.tensors.safetensors_file import PICKLE_SUFFIXES, SafetensorsCheckpoint, open_checkpoint
+from enlarger.checkpoint.tensors.open import open_checkpoint
+from enlarger.checkpoint.tensors.pickle_guard import PICKLE_SUFFIXES
+from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
 from enlarger.errors import CheckpointError, Unsupported
 from enlarger.nn.taesd import AutoencoderTinyConfig, DecoderTiny
+from enlarger.strict_json import Json
 
 FIXED_TINY: Json = {
     "act_fn": "relu",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from enlarger.cli.options import Overwrite
+from enlarger.cli.options import AllowPickle, Overwrite, Prediction, Variant
 from enlarger.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,18 +19,13 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help="single file, folder, or name in the cache")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=f"a folder, or a file that ends in {SUFFIX}")],
     dtype: Annotated[Format | None, typer.Option(help="number format to write", show_default="as it is")] = None,
-    variant: Annotated[str | None, typer.Option(help="which of a folder's weight files, such as fp16")] = None,
-    prediction: Annotated[
-        Literal["epsilon", "v_prediction"] | None,
-        typer.Option(help="what a single file of Stable Diffusion 2 predicts: epsilon (512) or v_prediction (768)"),
-    ] = None,
+    variant: Variant = None,
+    prediction: Prediction = None,
     vae: Annotated[Path | None, typer.Option(help="folder or file of the autoencoder to take instead")] = None,
     text_encoder: Annotated[
         Path | None, typer.Option(help="folder or file of the text encoder to take instead")
     ] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="read .ckpt and .pth files, through an allow-list")
-    ] = False,
+    allow_pickle: AllowPickle = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a checkpoint as a folder in diffusers' layout, or as one file in the original code's.
@@ -54,7 +49,7 @@ def convert(
 
 def _is_model(path: Path, allow_pickle: bool) -> bool:
     from enlarger.checkpoint.single_file.detect import detect
-    from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
+    from enlarger.checkpoint.tensors.open import open_checkpoint
     from enlarger.errors import CheckpointError
 
     tensors = open_checkpoint(path, allow_pickle=allow_pickle)
@@ -65,7 +60,7 @@ def _is_model(path: Path, allow_pickle: bool) -> bool:
 
 
 def _copy_weights(path: Path, target: Path, dtype: Format | None, allow_pickle: bool) -> None:
-    from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
+    from enlarger.checkpoint.tensors.open import open_checkpoint
     from enlarger.checkpoint.tensors.save_safetensors import save_safetensors
     from enlarger.runtime.runtime import DTYPES
 

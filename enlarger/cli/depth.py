@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -56,7 +56,7 @@ def depth(
 
         return load_depth(model, device, precision, offload, estimator=maps is None)
 
-    def request_for(request: DepthRequest, job: "Job") -> Any:
+    def request_for(request: DepthRequest, job: "Job") -> DepthRequest:
         return replace(request, image=job.input, depth=None if maps is None else _map_for(job.input, maps))
 
     request = make_request(DepthRequest, image=None, **options)

@@ -4,13 +4,17 @@ import json
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from enlarger import __version__
 from enlarger.cli.options import JsonLines
 from enlarger.errors import CheckpointError, EnlargerError
+from enlarger.strict_json import Json
+
+if TYPE_CHECKING:
+    import torch
 
 EXTRA_PACKAGES = {"depth": "transformers", "safety": "transformers", "hub": "huggingface_hub"}  # one that it brings
 
@@ -30,7 +34,7 @@ def doctor(
 
     A broken model is named with the command that repairs it. Exit status 1 if there is one.
     """
-    report: dict[str, Any] = {"system": _system(), "devices": _devices(), "extras": _extras(), "cache": _cache()}
+    report: Json = {"system": _system(), "devices": _devices(), "extras": _extras(), "cache": _cache()}
     report["models"] = list(_models(folders or (), verify))
     report["huggingface"] = list(_huggingface_models())
     if json_lines:
@@ -72,7 +76,7 @@ def _devices() -> dict[str, str]:
     return formats_by_device
 
 
-def _supports_matmul(device: str, dtype: Any) -> bool:
+def _supports_matmul(device: str, dtype: "torch.dtype") -> bool:
     import torch
 
     try:
@@ -93,7 +97,7 @@ def _extras() -> dict[str, str]:
     return versions
 
 
-def _cache() -> dict[str, Any]:
+def _cache() -> Json:
     import shutil
 
     from enlarger.hub.cache import PARTIAL_DIR, cache_dir
@@ -104,7 +108,7 @@ def _cache() -> dict[str, Any]:
     return {"folder": str(folder), "free": shutil.disk_usage(existing_parent).free, "unfinished": unfinished}
 
 
-def _models(folders: "list[Path] | tuple[Path, ...]", verify: bool) -> Iterator[dict[str, Any]]:
+def _models(folders: "list[Path] | tuple[Path, ...]", verify: bool) -> Iterator[Json]:
     """All models in the cache and in `folders`."""
     from enlarger.hub.cache import RECORD_FILE, cache_dir
 
@@ -115,7 +119,7 @@ def _models(folders: "list[Path] | tuple[Path, ...]", verify: bool) -> Iterator[
             yield {"folder": str(path.parent), "broken": {RECORD_FILE: str(error)}, "notes": [], "repair": None}
 
 
-def _model(folder: Path, verify: bool) -> dict[str, Any]:
+def _model(folder: Path, verify: bool) -> Json:
     from enlarger.hub.aliases import read_alias_table
     from enlarger.hub.cache import cache_dir, read_snapshot, repair_command
 
@@ -141,7 +145,7 @@ def _model(folder: Path, verify: bool) -> dict[str, Any]:
     }
 
 
-def _huggingface_models() -> Iterator[dict[str, Any]]:
+def _huggingface_models() -> Iterator[Json]:
     """The models in the cache of Hugging Face's libraries that are in diffusers' layout or have an alias."""
     from enlarger.hub.aliases import read_alias_table
     from enlarger.hub.cache import cache_dir
@@ -162,7 +166,7 @@ def _huggingface_models() -> Iterator[dict[str, Any]]:
             }
 
 
-def _format_lines(report: dict[str, Any]) -> Iterator[str]:
+def _format_lines(report: Json) -> Iterator[str]:
     """The findings as text."""
     cache = report["cache"]
     yield from (f"{name}: {about}" for name, about in report["system"].items())
@@ -180,12 +184,12 @@ def _format_lines(report: dict[str, Any]) -> Iterator[str]:
         yield from (f"  missing: {path}" for path in model["missing"])
 
 
-def _format_summary(model: dict[str, Any]) -> str:
+def _format_summary(model: Json) -> str:
     alias = f" ({model['alias']})" if model["alias"] else ""
     return f"{model['repository']}{alias}: {model['files']} files, {model['bytes']:,} bytes"
 
 
-def _format_model(model: dict[str, Any]) -> Iterator[str]:
+def _format_model(model: Json) -> Iterator[str]:
     if "repository" in model:
         state = f"{len(model['broken'])} broken" if model["broken"] else "whole"
         checks = f"{model['checked']} checked, {model['published']} known as published"

@@ -1,4 +1,4 @@
-"""What a download tells on standard error: bars with bytes, speed and time left, or plain lines without a terminal."""
+"""What a download prints on standard error: bars with bytes, speed and time left, or plain lines without a terminal."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 
 class DownloadProgress:
-    """Hears of a pull, and shows it."""
+    """The progress of a pull, shown on a terminal or printed."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -53,7 +53,7 @@ class DownloadProgress:
         self.bar.update(self.total_task, total=size, visible=size > 0)
 
     def start_file(self, path: str, size: int) -> Callable[[int], None]:
-        """A file begins; what is returned hears how many bytes of it are there."""
+        """A file begins; what is returned is called with the bytes of it that are there."""
         if self.bar.disable:
             self.message(f"{path}: {_format_bytes(size)}")
         offset = self.finished_bytes

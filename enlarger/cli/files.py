@@ -30,7 +30,7 @@ class OutputNaming:
     file: Path | None = None
 
     def outputs(self, input_file: "InputFile", keep_suffix: bool = False) -> tuple[Path, ...]:
-        """The files to make of an input; NAME is that of the input, without its suffix unless `suffix` is true."""
+        """The files to make of an input; NAME is that of the input, without its suffix unless `keep_suffix` is true."""
         folder = input_file.path.parent if self.folder is None else self.folder / input_file.subfolder
         name = input_file.path.name if keep_suffix else input_file.path.stem
         first = folder / f"{name}-{self.label}.png" if self.file is None else self.file
@@ -117,7 +117,7 @@ def _find_images(path: Path, recursive: bool) -> Iterator[InputFile]:
 
 
 def plan_job(input_file: InputFile, outputs: tuple[Path, ...], reserved: dict[Path, str], overwrite: bool) -> Job:
-    """Check an entry and claim its outputs in `taken`."""
+    """Check an input and reserve its outputs in `reserved`."""
     if input_file.error is not None:
         return Job(input_file.path, error=input_file.error)
     try:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enlarger.cli.image_jobs import ModelFolder, Offload, make_request, process_image
+from enlarger.cli.image_jobs import ModelFolder, Offload, make_request, process_image, run_jobs
 from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, request_options
-from enlarger.cli.run_jobs import run_jobs
 from enlarger.requests import GenerateRequest, seeds_for
 
 if TYPE_CHECKING:  # torch comes with these
@@ -60,7 +59,7 @@ def generate(
     fails is reported, the others go on, and the exit status is 1.
     """
     texts = _read_prompts(prompts or [], file)
-    request: GenerateRequest = make_request(GenerateRequest, prompt=texts, **options)
+    request = make_request(GenerateRequest, prompt=texts, **options)
     if upscaler is not None and request.upscale == 1:
         raise typer.BadParameter("--upscaler is given, but not --upscale; give both, or neither")
 

@@ -1,20 +1,27 @@
-"""What the verbs share that make new pictures of pictures: their options, and the run over the files."""
+"""What the verbs that write pictures share: options, the loop over files, saving, and errors and Ctrl-C on the way."""
 
+import os
+import sys
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from enlarger.cli.run_jobs import run_jobs, save_all
-from enlarger.errors import InputError
+from enlarger.errors import EnlargerError, InputError
+from enlarger.requests import SamplingOptions, UpscaleRequest
 
 if TYPE_CHECKING:  # torch comes with these
+    from PIL import Image
+
     from enlarger.cli.files import Job
     from enlarger.cli.report import Outcome, Report
+    from enlarger.client.responses import Result as RemoteResult
     from enlarger.tasks.result import Result
 
 ModelFolder = Annotated[str, typer.Option("--model", help="folder of a model in diffusers' layout", show_default=False)]
@@ -22,7 +29,9 @@ Offload = Annotated[
     Literal["none", "model", "sequential"], typer.Option(help="keep a network off the device while it is not at work")
 ]
 Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", help="pictures, and folders of pictures")]
-Task = Callable[..., "Result"]  # of a request, and `watch`
+Task = Callable[..., "Result | RemoteResult"]  # of a request, and `watch`
+RunJob = Callable[["Job"], "Outcome"]
+Request = TypeVar("Request", bound=UpscaleRequest | SamplingOptions)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class FileOptions:
         return plan_jobs(self.inputs, names, recursive=self.recursive, overwrite=self.overwrite)
 
 
-def make_request(kind: Callable[..., Any], **options: Any) -> Any:
+def make_request(kind: type[Request], **options: Any) -> Request:
     """A request made of options; what is wrong with them is wrong usage."""
     try:
         return kind(**options)
@@ -57,12 +66,12 @@ def make_request(kind: Callable[..., Any], **options: Any) -> Any:
 
 def process_images(
     files: FileOptions,
-    request: Any,
+    request: Request,
     load: Callable[[], Task],
-    request_for: Callable[[Any, "Job"], Any] | None = None,
+    request_for: Callable[[Request, "Job"], Request] | None = None,
     first_stage: str = "loading the model",
 ) -> None:
-    """Load a model and run its task on each input; `ask` makes the request for a job, `first` is what is said first."""
+    """Load a model and run its task on each input; `request_for` makes the request for a job."""
     from enlarger.cli.report import Report
 
     jobs = files.jobs(request.count)
@@ -75,7 +84,12 @@ def process_images(
 
 
 def process_image(
-    task: Task, request_for: Callable[[Any, "Job"], Any], request: Any, report: "Report", overwrite: bool, job: "Job"
+    task: Task,
+    request_for: Callable[[Request, "Job"], Request],
+    request: Request,
+    report: "Report",
+    overwrite: bool,
+    job: "Job",
 ) -> "Outcome":
     """Do one job and write its files."""
     from enlarger.cli.report import Outcome
@@ -94,5 +108,58 @@ def process_image(
     )
 
 
-def _with_input_image(request: Any, job: "Job") -> Any:
+def _with_input_image(request: Request, job: "Job") -> Request:
     return replace(request, image=job.input)
+
+
+def run_jobs(jobs: Sequence["Job"], run_job: RunJob | None, report: "Report") -> list["Outcome"]:
+    """Do the jobs one after another; those that carry an error are reported without `run_job`, None if all do.
+
+    Ctrl-C ends the run with status 130, with the finished files in place and nothing of the current one. Ends with
+    status 1 if a job failed.
+    """
+    outcomes: list[Outcome] = []
+    try:
+        for job in jobs:
+            outcome = _run_safely(job, run_job)
+            report.finish_file(outcome)
+            outcomes.append(outcome)
+    except KeyboardInterrupt:
+        report.message(f"interrupted: {len(outcomes)} of {len(jobs)} files done")
+        raise typer.Exit(130) from None
+    report.summarize(outcomes)
+    if any(outcome.error is not None for outcome in outcomes):
+        raise typer.Exit(1)
+    return outcomes
+
+
+def save_all(job: "Job", images: Sequence["Image.Image"], report: "Report", overwrite: bool) -> tuple[Path, ...]:
+    """Write a job's pictures to its files."""
+    from enlarger.image.encode import save_image
+
+    report.start_stage(f"{job.input.name}: saving")
+    return tuple(save_image(image, path, overwrite=overwrite) for image, path in zip(images, job.outputs, strict=True))
+
+
+def describe_unexpected(error: Exception) -> str:
+    """One line for an error that is not ours; its traceback goes to standard error if ENLARGER_DEBUG is set."""
+    if os.environ.get("ENLARGER_DEBUG"):
+        traceback.print_exception(error, file=sys.stderr)
+    return f"unexpected {type(error).__name__}: {error}; set ENLARGER_DEBUG=1 to see where it comes from"
+
+
+def _run_safely(job: "Job", run_job: RunJob | None) -> "Outcome":
+    """The outcome of a job, whatever happens: one bad picture must not end a run."""
+    from enlarger.cli.report import Outcome
+
+    if job.error is not None or run_job is None:
+        return Outcome(job.input, error=job.error)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            outcome = run_job(job)
+        warning_notes = tuple(str(warning.message) for warning in caught)
+        return replace(outcome, notes=tuple(dict.fromkeys(outcome.notes + warning_notes)))
+    except EnlargerError as error:
+        return Outcome(job.input, error=str(error))
+    except Exception as error:  # noqa: BLE001 - an error of ours or of a library in one file; the others go on
+        return Outcome(job.input, error=describe_unexpected(error))

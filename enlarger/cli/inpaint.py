@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request
+from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request, run_jobs, save_all
 from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, request_options
-from enlarger.cli.run_jobs import run_jobs, save_all
 from enlarger.errors import InputError
 from enlarger.requests import InpaintRequest
 

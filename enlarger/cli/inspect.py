@@ -2,14 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enlarger.cli.options import JsonLines
+from enlarger.cli.options import AllowPickle, JsonLines
 from enlarger.errors import CheckpointError
+from enlarger.strict_json import Json
 
 if TYPE_CHECKING:
     from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
@@ -20,15 +21,13 @@ UNITS = ("B", "KB", "MB", "GB", "TB")
 
 def inspect(
     path: Annotated[str, typer.Argument(metavar="FILE", help="single file, folder, or name in the cache")],
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="open .ckpt and .pth files, through an allow-list")
-    ] = False,
+    allow_pickle: AllowPickle = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="read all weights and name those that are no numbers")
     ] = False,
     json_lines: JsonLines = False,
 ) -> None:
-    """Tell what a checkpoint is: family, parts, number formats, sizes, parameters, and what is odd about it."""
+    """Show what a checkpoint is: family, parts, number formats, sizes, parameters, and anything unusual."""
     from enlarger.hub.cache import resolve  # torch comes with what follows
 
     resolved = resolve(path)
@@ -41,20 +40,20 @@ def inspect(
         raise typer.Exit(1)
 
 
-def _file(path: Path, allow_pickle: bool, verify: bool) -> dict[str, Any]:
+def _file(path: Path, allow_pickle: bool, verify: bool) -> Json:
     from enlarger.checkpoint.single_file.detect import detect
-    from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
+    from enlarger.checkpoint.tensors.open import open_checkpoint
 
     tensors = open_checkpoint(path, allow_pickle=allow_pickle)
     shapes = {name: tensors.shape(name) for name in tensors.keys()}
     try:
         detected = detect(shapes, path)
-        summary: dict[str, Any] = {
+        summary: Json = {
             "holds": detected.description,
             "family": detected.family,
             "layout": detected.layout,
             "parts": list(detected.components),
-            "prediction": detected.prediction_type or "unknown: the weights do not tell",
+            "prediction": detected.prediction_type or "unknown: the weights do not say",
             "advice": detected.advice or None,
             "averaged": "an averaged copy of the UNet is there too" if detected.has_ema else None,
         }
@@ -63,18 +62,18 @@ def _file(path: Path, allow_pickle: bool, verify: bool) -> dict[str, Any]:
     return summary | _summarize_weights(tensors, verify) | {"metadata": dict(tensors.metadata) or None}
 
 
-def _folder(path: Path, verify: bool) -> dict[str, Any]:
-    from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, MODEL_INDEX_NAME
-    from enlarger.checkpoint.tensors.safetensors_file import open_weights
+def _folder(path: Path, verify: bool) -> Json:
+    from enlarger.checkpoint.components import COMPONENT_CLASSES, MODEL_INDEX_NAME
+    from enlarger.checkpoint.tensors.open import open_weights
     from enlarger.hub.cache import snapshot_variant
     from enlarger.strict_json import read_json
 
     if not (path / MODEL_INDEX_NAME).is_file():
         raise CheckpointError(f"{path}: no {MODEL_INDEX_NAME}; expected a model's folder, or a file of weights")
-    index: dict[str, Any] = read_json(path / MODEL_INDEX_NAME)
-    listed: dict[str, Any] = {name: value for name, value in index.items() if isinstance(value, list)}
+    index: Json = read_json(path / MODEL_INDEX_NAME)
+    listed: Json = {name: value for name, value in index.items() if isinstance(value, list)}
     kinds = {name: str(value[1]) for name, value in listed.items() if value[-1]}
-    components: dict[str, Any] = {}
+    components: Json = {}
     for name, kind in kinds.items():
         components[name] = {"class": kind}
         if kind in COMPONENT_CLASSES:
@@ -92,7 +91,7 @@ def _folder(path: Path, verify: bool) -> dict[str, Any]:
     }
 
 
-def _summarize_weights(tensors: "SafetensorsCheckpoint | PickleCheckpoint", verify: bool) -> dict[str, Any]:
+def _summarize_weights(tensors: "SafetensorsCheckpoint | PickleCheckpoint", verify: bool) -> Json:
     """Number formats, sizes and counts of a file or of all shards."""
     import math
 
@@ -106,12 +105,16 @@ def _summarize_weights(tensors: "SafetensorsCheckpoint | PickleCheckpoint", veri
         parameters, size = parameters + count, size + count * dtype.itemsize
     non_finite_names = list(find_non_finite(tensors)) if verify else []
     return {
-        "weights": len(tensors.keys()), "parameters": parameters, "bytes": size, "formats": dict(formats),
-        "notes": list(tensors.notes) or None, "broken": non_finite_names or None,
-    }  # fmt: skip
+        "weights": len(tensors.keys()),
+        "parameters": parameters,
+        "bytes": size,
+        "formats": dict(formats),
+        "notes": list(tensors.notes) or None,
+        "broken": non_finite_names or None,
+    }
 
 
-def _format_lines(summary: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+def _format_lines(summary: Json, indent: str = "") -> Iterator[str]:
     for name, value in summary.items():
         if isinstance(value, dict):
             yield f"{indent}{name}:"

@@ -14,11 +14,11 @@ from enlarger.cli.depth import depth
 from enlarger.cli.doctor import doctor
 from enlarger.cli.evaluate import evaluate
 from enlarger.cli.generate import generate
+from enlarger.cli.image_jobs import describe_unexpected
 from enlarger.cli.inpaint import inpaint
 from enlarger.cli.inspect import inspect
 from enlarger.cli.pull import pull
 from enlarger.cli.refine import refine
-from enlarger.cli.run_jobs import describe_unexpected
 from enlarger.cli.serve import key, serve
 from enlarger.cli.train import train
 from enlarger.cli.upscale import upscale
@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 for verb in (upscale, generate, refine, inpaint, depth, inspect, convert, pull, doctor, key):
     app.command()(verb)
-app.command(add_help_option=False)(serve)  # it has its own, with the settings' words
+app.command(add_help_option=False)(serve)  # it has its own, with the texts of the settings
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 
@@ -59,7 +59,7 @@ def run() -> None:
         app()
     except EnlargerError as error:
         sys.exit(f"error: {error}")
-    except Exception as error:  # noqa: BLE001 - the last line of defence
+    except Exception as error:  # noqa: BLE001 - the last resort
         sys.exit(f"error: {describe_unexpected(error)}")
 
 

@@ -2,7 +2,7 @@
 
 import math
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from enlarger.requests import DEFAULTS, OptionLimits
+from enlarger.strict_json import Json
 
 Model = Annotated[
     str | None,
@@ -26,15 +27,17 @@ Recursive = Annotated[
 ]
 
 
-LOADING_OPTIONS: dict[str, Any] = {  # what a checkpoint's path cannot say, by the fields of `Checkpoint`
-    "variant": Annotated[str | None, typer.Option(help="which of a folder's weight files, such as fp16")],
-    "prediction": Annotated[
-        Literal["epsilon", "v_prediction"] | None,
-        typer.Option(help="what a single file of Stable Diffusion 2 predicts: epsilon (512) or v_prediction (768)"),
-    ],
-    "allow_pickle": Annotated[
-        bool | None, typer.Option("--allow-pickle", help="read .ckpt and .pth files, through an allow-list")
-    ],
+Variant = Annotated[str | None, typer.Option(help="which of a folder's weight files, such as fp16")]
+Prediction = Annotated[
+    Literal["epsilon", "v_prediction"] | None,
+    typer.Option(help="what a single file of Stable Diffusion 2 predicts: epsilon (512) or v_prediction (768)"),
+]
+ALLOW_PICKLE = typer.Option("--allow-pickle", help="read .ckpt and .pth files, through an allow-list")
+AllowPickle = Annotated[bool, ALLOW_PICKLE]
+LOADING_OPTIONS: Json = {  # what a checkpoint's path cannot say, by the fields of `Checkpoint`
+    "variant": Variant,
+    "prediction": Prediction,
+    "allow_pickle": Annotated[bool | None, ALLOW_PICKLE],
     "loras": Annotated[
         list[str] | None, typer.Option("--lora", help="LoRA file, or FILE:SCALE; may be repeated", show_default=False)
     ],
@@ -70,7 +73,7 @@ def request_options(request: type, task: str) -> Callable[[Callable[..., None]],
                 if arguments["model"] is None:
                     raise typer.BadParameter(f"--model is missing; {', '.join(sorted(loading))} say how to read it")
                 if "loras" in loading:
-                    loading["loras"] = [_parse_lora(words) for words in loading["loras"]]
+                    loading["loras"] = [_parse_lora(argument) for argument in loading["loras"]]
                 arguments["model"] = Checkpoint(arguments["model"], **loading)
             verb(**arguments, options=options)
 
@@ -112,8 +115,7 @@ def _parameter(item: "Field[Any]", hint: Any, task: str) -> Parameter:
         max=number(limits.most) if math.isfinite(limits.most) else None,
         show_default=_default_help(item.name, task) if item.default is None else item.default != "",
     )
-    optional: Any = kind | None if item.default is None else kind
-    annotation: Any = Annotated[optional, option]
+    annotation: Any = Annotated[kind | None if item.default is None else kind, option]
     return Parameter(item.name, Parameter.KEYWORD_ONLY, default=item.default, annotation=annotation)
 
 
@@ -135,8 +137,8 @@ def _default_help(name: str, task: str) -> str | bool:
     return ", ".join(descriptions) or False
 
 
-def _format_value(value: Any) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+def _format_value(value: object) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
-Options = Mapping[str, Any]
+Options = Json

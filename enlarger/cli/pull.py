@@ -32,7 +32,7 @@ def pull(
     ] = False,
     json_lines: JsonLines = False,
 ) -> None:
-    """Fetch a checkpoint into the cache, or into a folder, and print its path: the one verb that uses the network.
+    """Download a checkpoint into the cache or a folder, and print its path: the only command that uses the network.
 
     Only safetensors, configurations and vocabularies are fetched, an interrupted run goes on where it stopped, and
     every file is checked. The licence and what the model is not for are shown once.

@@ -1,13 +1,17 @@
 """`--server`: a task like the library's own, with a service computing; torch is not needed for it."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from enlarger.requests import UpscaleRequest
+
+if TYPE_CHECKING:
+    from enlarger.client.job_protocol import Watch
+    from enlarger.client.responses import Result
 
 Server = Annotated[
     str | None,
@@ -17,10 +21,10 @@ Server = Annotated[
     ),
 ]
 Key = Annotated[str | None, typer.Option(help="key of the service", envvar="ENLARGER_KEY", show_default=False)]
-LOCAL_DEFAULTS = {"device": "auto", "precision": "auto", "offload": "none"}  # what is settled where the computing is
+LOCAL_DEFAULTS = {"device": "auto", "precision": "auto", "offload": "none"}  # of options on where and how to compute
 
 
-def check_no_local_options(model: Any, local_options: dict[str, str]) -> None:
+def check_no_local_options(model: object, local_options: dict[str, str]) -> None:
     """Raise BadParameter for options that a service has its own of."""
     conflicting = [f"--{name}" for name, value in local_options.items() if value != LOCAL_DEFAULTS[name]]
     if not (model is None or isinstance(model, str)):
@@ -30,15 +34,16 @@ def check_no_local_options(model: Any, local_options: dict[str, str]) -> None:
 
 
 @contextmanager
-def remote_upscaler(server: str, key: str | None, model: str | None) -> Generator[Any]:
+def remote_upscaler(
+    server: str, key: str | None, model: str | None
+) -> Generator["Callable[[UpscaleRequest, Watch], Result]"]:
     """The task of a service, after a look whether it is there. Raises ServiceError if it is not."""
     from enlarger.client.client import Client
-    from enlarger.client.responses import Result
 
     with Client(server, key, timeout=None) as client:
         client.health()
 
-        def upscale(request: UpscaleRequest, watch: Any) -> Result:
+        def upscale(request: UpscaleRequest, watch: "Watch") -> "Result":
             options = {item.name: getattr(request, item.name) for item in fields(request) if item.name != "image"}
             return client.upscale(request.image, model=model, watch=watch, **options)
 

@@ -1,4 +1,4 @@
-"""What a run tells: results on standard output; progress, notes and errors on standard error."""
+"""What a run prints: results on standard output; progress, notes and errors on standard error."""
 
 import json
 import sys
@@ -51,7 +51,7 @@ class Outcome:
 
 
 class Report:
-    """Tells how a run of `total` files goes: a bar with stage and time left, or plain lines without a terminal."""
+    """Shows the progress of a run over `total` files: a bar with the time left, or plain lines without a terminal."""
 
     def __init__(self, total: int, *, json_lines: bool = False) -> None:
         self.total = total

@@ -19,7 +19,7 @@ KEEP_SUFFIX = ",keep"
 
 
 def _print_help(context: typer.Context, is_requested: bool) -> None:
-    """Print the help with the words and defaults of the settings, read only now: their import takes its time."""
+    """Print the help with the texts and defaults of the settings, read only now: importing them takes time."""
     if not is_requested:
         return
     from enlarger.service.settings import Settings
@@ -36,7 +36,7 @@ def _print_help(context: typer.Context, is_requested: bool) -> None:
     raise typer.Exit
 
 
-def _format_default(default: Any) -> str | bool:
+def _format_default(default: object) -> str | bool:
     """A default as the help shows it; False where there is none."""
     if isinstance(default, tuple):
         return ", ".join(map(str, default)) or False  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - any items
@@ -71,15 +71,24 @@ def serve(
     Every flag is a setting of the same name in the file of --config and in an ENLARGER_... variable; flags win over
     variables, variables over the file. Stops in order on SIGTERM and Ctrl-C.
     """
-    flags: dict[str, Any] = {
-        "host": host, "port": port, "data": data, "devices": device, "queue": queue, "batch": batch, "memory": memory,
-        "job_minutes": job_minutes, "hosts": host_name, "origins": origin, "fetch": fetch,
-        "insecure_no_auth": insecure_no_auth, "log_level": log_level,
-    }  # fmt: skip
     try:
         use_config(config)
-        flags["models"] = None if model is None else [parse_model(words) for words in model]
-        status = _serve(flags)
+        status = _serve(
+            host=host,
+            port=port,
+            data=data,
+            devices=device,
+            models=None if model is None else [parse_model(argument) for argument in model],
+            queue=queue,
+            batch=batch,
+            memory=memory,
+            job_minutes=job_minutes,
+            hosts=host_name,
+            origins=origin,
+            fetch=fetch,
+            insecure_no_auth=insecure_no_auth,
+            log_level=log_level,
+        )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
@@ -98,16 +107,16 @@ def use_config(config: Path | None) -> None:
     os.environ["ENLARGER_CONFIG"] = config_path
 
 
-def parse_model(words: str) -> dict[str, Any]:
+def parse_model(argument: str) -> dict[str, str | bool]:
     """A model's settings of NAME=PATH or NAME=PATH,keep."""
-    name, sign, path = words.partition("=")
+    name, sign, path = argument.partition("=")
     if not (name and sign and path.removesuffix(KEEP_SUFFIX)):
-        raise InputError(f"--model {words}: expected NAME=PATH, or NAME=PATH,keep")
+        raise InputError(f"--model {argument}: expected NAME=PATH, or NAME=PATH,keep")
     return {"name": name, "path": path.removesuffix(KEEP_SUFFIX), "keep": path.endswith(KEEP_SUFFIX)}
 
 
-def _serve(flags: dict[str, Any]) -> int:
-    """Serve until told to stop; the exit status."""
+def _serve(**flags: object) -> int:
+    """Serve until a signal to stop; the exit status."""
     from enlarger.service.settings import load_settings
 
     settings = load_settings(**flags)
@@ -123,9 +132,9 @@ def _serve(flags: dict[str, Any]) -> int:
 
 
 def key() -> None:
-    """Make a key for the service, and what its configuration keeps of it.
+    """Make a key for the service, and the line for its configuration.
 
-    The key is shown once and kept nowhere; the service knows only its hash.
+    The key is shown once and stored nowhere; the service knows only its hash.
     """
     from enlarger.service.middleware.api_keys import generate_key
 

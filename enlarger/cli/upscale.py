@@ -47,7 +47,7 @@ def upscale(
 
         return load_upscaler(model, device, precision, offload)
 
-    request: UpscaleRequest = make_request(UpscaleRequest, image=None, **options)
+    request = make_request(UpscaleRequest, image=None, **options)
     files = FileOptions(inputs, output, f"x{request.by:g}", overwrite, recursive, json_lines)
     if server is None:
         process_images(files, request, load)

@@ -11,12 +11,11 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import anyio
-import httpx2
 from anyio.from_thread import start_blocking_portal
 
 from enlarger.client import endpoints
 from enlarger.client.endpoints import HttpRequest
-from enlarger.client.http import HttpTransport, client_options
+from enlarger.client.http import HttpTransport, http_client
 from enlarger.client.images import ImageSource
 from enlarger.client.job_protocol import (
     CANCEL_SECONDS,
@@ -41,6 +40,7 @@ from enlarger.client.responses import (
     job_from_json,
     model_from_json,
 )
+from enlarger.strict_json import Json
 
 DEFAULT_URL = "http://127.0.0.1:8997"
 TIMEOUT = 600.0  # seconds for a whole call
@@ -61,7 +61,7 @@ class AsyncClient:
     def __init__(
         self, url: str = DEFAULT_URL, key: str | None = None, timeout: float | None = TIMEOUT, retries: int = RETRIES
     ) -> None:
-        self._http = httpx2.AsyncClient(**client_options(url, key))
+        self._http = http_client(url, key)
         self._timeout, self._retries = timeout, retries
 
     async def __aenter__(self) -> Self:
@@ -157,7 +157,7 @@ class AsyncClient:
     async def _request(self, request: HttpRequest) -> HttpResponse:
         return await self._run(send_with_retries(request, self._retry_policy()))
 
-    async def _list(self, request: HttpRequest) -> list[dict[str, Any]]:
+    async def _list(self, request: HttpRequest) -> list[Json]:
         return (await self._request(request)).json()["data"]
 
     async def _run_task(self, make_request: Callable[[], HttpRequest], watch: Watch | None) -> Result:

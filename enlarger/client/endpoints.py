@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
 from urllib.parse import quote
 
 from enlarger.client.images import ImageSource, encode_image_file
+from enlarger.client.options import GenerateOptions, InpaintOptions, RefineOptions, UpscaleOptions
 from enlarger.errors import InputError, Unsupported
 from enlarger.requests import GenerateRequest, InpaintRequest, RefineRequest, UpscaleRequest, make_request
 
@@ -33,19 +33,19 @@ class HttpRequest:
 
     method: str
     path: str
-    json: Mapping[str, Any] | None = None
+    json: Mapping[str, object] | None = None
     form: Mapping[str, str] | None = None
     files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-def upscale(image: ImageSource, by: float, model: str | None, options: Mapping[str, Any]) -> HttpRequest:
+def upscale(image: ImageSource, by: float, model: str | None, options: UpscaleOptions) -> HttpRequest:
     """Enlarge a picture."""
     payload = http_options(make_request(UpscaleRequest, image=None, by=by, **options))
     return _multipart_request("upscale", payload, model, {"image": encode_image_file(image)})
 
 
-def generate(prompt: str, model: str | None, refiner: bool, options: Mapping[str, Any]) -> HttpRequest:
+def generate(prompt: str, model: str | None, refiner: bool, options: GenerateOptions) -> HttpRequest:
     """Make pictures of a prompt."""
     request = make_request(GenerateRequest, prompt=prompt, **options)
     payload = (
@@ -55,7 +55,7 @@ def generate(prompt: str, model: str | None, refiner: bool, options: Mapping[str
 
 
 def inpaint(
-    image: ImageSource, mask: ImageSource, prompt: str, model: str | None, options: Mapping[str, Any]
+    image: ImageSource, mask: ImageSource, prompt: str, model: str | None, options: InpaintOptions
 ) -> HttpRequest:
     """Repaint what a mask covers."""
     if mask is None:  # pyright: ignore[reportUnnecessaryComparison] - callers may be untyped
@@ -67,7 +67,7 @@ def inpaint(
     )
 
 
-def refine(image: ImageSource, prompt: str, model: str | None, options: Mapping[str, Any]) -> HttpRequest:
+def refine(image: ImageSource, prompt: str, model: str | None, options: RefineOptions) -> HttpRequest:
     """Remake a whole picture."""
     payload = http_options(make_request(RefineRequest, image=None, prompt=prompt, **options)) | {"mask_mode": "none"}
     return _multipart_request("edits", payload, model, {"image": encode_image_file(image)})
@@ -114,11 +114,11 @@ def content(address: str) -> HttpRequest:
     return HttpRequest("GET", address[path_start:])
 
 
-def http_options(request: Any) -> dict[str, Any]:
+def http_options(request: UpscaleRequest | GenerateRequest | InpaintRequest | RefineRequest) -> dict[str, object]:
     """The options of a request, by their names in HTTP. Raises Unsupported for those that a service does not take."""
-    payload: dict[str, Any] = {}
+    payload: dict[str, object] = {}
     for item in fields(request):
-        value = getattr(request, item.name)
+        value: object = getattr(request, item.name)
         if item.name in HANDLED_SEPARATELY or value is None:
             continue
         if item.name not in HTTP_NAMES:
@@ -132,7 +132,7 @@ def http_options(request: Any) -> dict[str, Any]:
     return {name: value for name, value in payload.items() if (name, value) != ("upscale", 1.0)}
 
 
-def _check_not_given(name: str, value: Any, default: Any) -> None:
+def _check_not_given(name: str, value: object, default: object) -> None:
     if value != default:
         raise Unsupported(f"{name} is {value!r}, but a service does not take it; leave it at {default!r}")
 
@@ -149,7 +149,7 @@ def _model_field(model: str | None) -> dict[str, str]:
 
 
 def _multipart_request(
-    route: str, payload: Mapping[str, Any], model: str | None, files: Mapping[str, bytes]
+    route: str, payload: Mapping[str, object], model: str | None, files: Mapping[str, bytes]
 ) -> HttpRequest:
     form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in payload.items()}
     form |= {"response_format": "url"} | _model_field(model)

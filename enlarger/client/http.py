@@ -3,7 +3,6 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -22,8 +21,8 @@ CONNECT_TIMEOUT = 10.0
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def client_options(url: str, key: str | None) -> dict[str, Any]:
-    """What httpx2's client is made with."""
+def http_client(url: str, key: str | None) -> httpx2.AsyncClient:
+    """A client of httpx2 for the service at an address. Raises InputError if it is no address."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -32,11 +31,11 @@ def client_options(url: str, key: str | None) -> dict[str, Any]:
         raise InputError(f"url is {url!r}, expected an address such as http://127.0.0.1:8997")
     key = os.environ.get("ENLARGER_KEY") if key is None else key
     headers = {"User-Agent": f"enlarger/{__version__}"}
-    return {
-        "base_url": url.rstrip("/").removesuffix("/v1"),
-        "headers": headers if key is None else headers | {"Authorization": f"Bearer {key}"},
-        "trust_env": parts.hostname not in LOOPBACK,  # this machine is reached without a proxy
-    }
+    return httpx2.AsyncClient(
+        base_url=url.rstrip("/").removesuffix("/v1"),
+        headers=headers if key is None else headers | {"Authorization": f"Bearer {key}"},
+        trust_env=parts.hostname not in LOOPBACK,  # this machine is reached without a proxy
+    )
 
 
 class HttpTransport:
@@ -47,7 +46,7 @@ class HttpTransport:
         self._stack = AsyncExitStack()
         self._chunks: AsyncIterator[bytes] | None = None
 
-    async def perform(self, action: Action) -> Any:
+    async def perform(self, action: Action) -> object:
         """The reply to an action."""
         try:
             match action:
@@ -61,9 +60,8 @@ class HttpTransport:
                     return await anyio.sleep(action.seconds)
                 case Send():
                     await self.close()
-                    response = await self._http.request(
-                        **_request_options(action.request, READ_TIMEOUT, action.timeout)
-                    )
+                    timeout = _timeout(READ_TIMEOUT, action.timeout)
+                    response = await self._http.send(self._build_request(action.request, timeout))
                     return _to_response(response, response.content)
                 case OpenStream():
                     await self.close()
@@ -72,9 +70,21 @@ class HttpTransport:
             return _no_response(error, self._http.base_url)
 
     async def _open_stream(self, request: HttpRequest) -> HttpResponse:
-        response = await self._stack.enter_async_context(self._http.stream(**_request_options(request, STREAM_TIMEOUT)))
+        response = await self._http.send(self._build_request(request, _timeout(STREAM_TIMEOUT)), stream=True)
+        self._stack.push_async_callback(response.aclose)
         self._chunks = response.aiter_bytes()
         return _to_response(response)
+
+    def _build_request(self, request: HttpRequest, timeout: httpx2.Timeout) -> httpx2.Request:
+        return self._http.build_request(
+            request.method,
+            request.path,
+            json=request.json,
+            data=request.form,
+            files={name: (name, data, "application/octet-stream") for name, data in request.files.items()} or None,
+            headers=request.headers,
+            timeout=timeout,
+        )
 
     async def close(self) -> None:
         """End the stream, if there is one."""
@@ -82,22 +92,9 @@ class HttpTransport:
         await self._stack.aclose()
 
 
-def _request_options(request: HttpRequest, read_timeout: float, total_timeout: float | None = None) -> dict[str, Any]:
-    """A call as httpx2 takes it."""
-    files = {name: (name, data, "application/octet-stream") for name, data in request.files.items()}
-    body = {"json": request.json, "data": request.form, "files": files or None}
-    content = {name: value for name, value in body.items() if value is not None}
-    timeout = httpx2.Timeout(
-        read_timeout if total_timeout is None else total_timeout,
-        connect=CONNECT_TIMEOUT if total_timeout is None else total_timeout,
-    )
-    return {
-        "method": request.method,
-        "url": request.path,
-        "headers": dict(request.headers),
-        "timeout": timeout,
-        **content,
-    }
+def _timeout(read: float, total: float | None = None) -> httpx2.Timeout:
+    """So many seconds without a byte, or in all."""
+    return httpx2.Timeout(read, connect=CONNECT_TIMEOUT) if total is None else httpx2.Timeout(total)
 
 
 def _to_response(response: httpx2.Response, body: bytes = b"") -> HttpResponse:

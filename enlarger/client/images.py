@@ -10,7 +10,8 @@ from PIL import Image
 from enlarger.errors import InputError
 from enlarger.image.decode import EXIF_ORIENTATION, ORIENTATION_TRANSPOSES, decode_error
 
-ImageSource = str | Path | bytes | Image.Image | np.ndarray[Any, Any]
+Array = np.ndarray[Any, Any]
+ImageSource = str | Path | bytes | Image.Image | Array
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # what PNG holds as it is
 RESULT_FORMATS = ("PNG", "JPEG", "WEBP")
 RANGE_TOLERANCE = 1e-3  # by which floats may overshoot 0..1
@@ -65,7 +66,7 @@ def _encode(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def _from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
+def _from_array(array: Array, name: str) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)) or 0 in array.shape:
         raise InputError(f"{name}: found shape {array.shape}, expected (H, W) or (H, W, 1..4); move the channels last")
     squeezed = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
@@ -74,7 +75,7 @@ def _from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(_to_uint8(squeezed, name)))
 
 
-def _to_uint8(array: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+def _to_uint8(array: Array, name: str) -> Array:
     """The values as uint8."""
     if array.dtype == np.uint8:
         return array

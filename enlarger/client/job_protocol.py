@@ -24,6 +24,7 @@ from enlarger.client.responses import (
     result_from_json,
 )
 from enlarger.errors import Cancelled, EnlargerError, ServiceError
+from enlarger.strict_json import Json
 
 POLL_SECONDS = 1.0  # between two requests for a job's state where events do not come through
 UNREACHABLE_SECONDS = 60.0  # without an answer until an accepted job is given up
@@ -67,7 +68,7 @@ class Sleep:
 class Compute:
     """Compute something that may take a while; the reply is what the function gives."""
 
-    function: Callable[[], Any]
+    function: Callable[[], object]
 
 
 Action = Send | OpenStream | ReadStream | Sleep | Compute
@@ -227,7 +228,7 @@ def _poll_job(id: str, retry_policy: RetryPolicy) -> JobProtocol[Job]:
         yield Sleep(pause)
 
 
-def _fetch_result(payload: Any, retry_policy: RetryPolicy) -> JobProtocol[Result]:
+def _fetch_result(payload: Json, retry_policy: RetryPolicy) -> JobProtocol[Result]:
     """The pictures of a result, from their addresses."""
     files: list[bytes] = []
     for item in payload["data"]:
@@ -268,7 +269,7 @@ def _parse_retry_after(text: str | None) -> float:
         return 1.0
 
 
-def _is_stream(reply: Any) -> bool:
+def _is_stream(reply: object) -> bool:
     return (
         isinstance(reply, HttpResponse)
         and reply.status == 200

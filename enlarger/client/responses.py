@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, cast
 
 from PIL import Image
 
 from enlarger.errors import Cancelled, CheckpointError, EnlargerError, InputError, NonFinite, ServiceError, Unsupported
+from enlarger.strict_json import Json
 
 FINISHED_STATUSES = frozenset({"succeeded", "failed", "canceled"})
 ERRORS_BY_CODE: dict[str, type[EnlargerError]] = {
@@ -26,18 +27,17 @@ class HttpResponse:
     headers: Mapping[str, str]  # names in lower case
     body: bytes = b""
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> Json:
         """The object in its body; ServiceError for anything else."""
-        try:
+        data: Json | None = None
+        with suppress(ValueError):
             data = json.loads(self.body)
-        except ValueError:
-            data = None
         if not isinstance(data, dict):
             start = self.body[:80].decode(errors="replace")
             raise ServiceError(
                 f"the service answered {self.status} with {start!r}, expected a JSON object", self.status
             )
-        return cast("dict[str, Any]", data)
+        return data
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Job:
     steps: int | None = None
     eta_seconds: float | None = None
     preview_url: str | None = None
-    result: Mapping[str, Any] | None = None
-    error: Mapping[str, Any] | None = None
+    result: Json | None = None
+    error: Json | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -90,7 +90,7 @@ class Job:
         stage = ("queued" if self.status == "queued" else "working") if self.stage is None else self.stage
         return Progress(stage, self.step or 0, self.steps or 1, self.eta_seconds, self.position)
 
-    def with_update(self, update: Mapping[str, Any]) -> "Job":
+    def with_update(self, update: Json) -> "Job":
         """The job after an event; what is not known here is left out."""
         return replace(self, **{name: value for name, value in update.items() if name in JOB_FIELDS})
 
@@ -128,7 +128,7 @@ class Result:
     id: str  # of the job
     notes: tuple[str, ...] = ()
     consistency: float | None = None  # largest difference of the reduced copy to the input, in 8-bit steps
-    recipe: Mapping[str, Any] | None = None  # generation metadata: what makes the same pictures again
+    recipe: Json | None = None  # generation metadata: what makes the same pictures again
     files: tuple[bytes, ...] = field(default=(), repr=False)  # as they came, with the generation metadata in them
 
     @property
@@ -137,7 +137,7 @@ class Result:
         return self.images[0]
 
 
-def job_from_json(data: Mapping[str, Any]) -> Job:
+def job_from_json(data: Json) -> Job:
     """A job of its JSON."""
     if not (isinstance(data.get("id"), str) and isinstance(data.get("status"), str)):
         raise ServiceError(
@@ -146,9 +146,9 @@ def job_from_json(data: Mapping[str, Any]) -> Job:
     return Job(data["id"], data["status"]).with_update(data)
 
 
-def model_from_json(data: Mapping[str, Any]) -> Model:
+def model_from_json(data: Json) -> Model:
     """A model of its JSON; other servers of OpenAI's API give the name alone."""
-    extension: Mapping[str, Any] = data.get("enlarger") or {}
+    extension: Json = data.get("enlarger") or {}
     lists = {name: tuple(extension.get(name) or ()) for name in ("tasks", "aliases")}
     return Model(
         data["id"],
@@ -167,9 +167,9 @@ def health_from_response(response: HttpResponse) -> Health:
     return Health(response.status == 200, str(data["state"]))
 
 
-def result_from_json(data: Mapping[str, Any], images: tuple[Image.Image, ...], files: tuple[bytes, ...]) -> Result:
+def result_from_json(data: Json, images: tuple[Image.Image, ...], files: tuple[bytes, ...]) -> Result:
     """A result of its JSON and its files."""
-    extension: Mapping[str, Any] = data.get("enlarger") or {}
+    extension: Json = data.get("enlarger") or {}
     return Result(
         images,
         tuple(extension.get("seeds") or ()),
@@ -185,8 +185,7 @@ def result_from_json(data: Mapping[str, Any], images: tuple[Image.Image, ...], f
 def error_from_response(response: HttpResponse) -> EnlargerError:
     """The error of an answer that is no success."""
     try:
-        data: Any = json.loads(response.body)["error"]
-        error = error_from_json(data, response.status)
+        error = error_from_json(json.loads(response.body)["error"], response.status)
     except (ValueError, KeyError, TypeError):
         start = " ".join(response.body[:200].decode(errors="replace").split())
         error = ServiceError(f"the service answered {response.status}: {start or 'nothing'}", response.status)
@@ -196,7 +195,7 @@ def error_from_response(response: HttpResponse) -> EnlargerError:
     return error
 
 
-def error_from_json(data: Mapping[str, Any], status: int | None = None) -> EnlargerError:
+def error_from_json(data: Json, status: int | None = None) -> EnlargerError:
     """The error of an error's JSON, in an answer or in a job."""
     message, code = str(data["message"]), data.get("code")
     if code in ERRORS_BY_CODE:

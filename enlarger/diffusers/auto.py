@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from enlarger.checkpoint.folder.load import MODEL_INDEX_NAME
+from enlarger.checkpoint.components import MODEL_INDEX_NAME
 from enlarger.diffusers.latent_upscale import StableDiffusionLatentUpscalePipeline
 from enlarger.diffusers.pipeline import Pipeline
 from enlarger.diffusers.stable_diffusion import StableDiffusionPipeline

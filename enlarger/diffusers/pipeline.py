@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from enlarger.checkpoint.folder.load import MODEL_INDEX_NAME, PipelineComponents, read_folder
+from enlarger.checkpoint.components import MODEL_INDEX_NAME, PipelineComponents
+from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.folder.save import save_folder
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.diffusers import image_processor

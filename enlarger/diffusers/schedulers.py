@@ -6,8 +6,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
+from enlarger.checkpoint.components import SCHEDULER_CONFIG_NAME
 from enlarger.checkpoint.config.schedulers import sampler_from_config
-from enlarger.checkpoint.folder.load import SCHEDULER_CONFIG_NAME
 from enlarger.diffusion.sampler import Sampler
 from enlarger.errors import CheckpointError, Unsupported
 from enlarger.strict_json import read_json

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.folder.load import PipelineComponents
+from enlarger.checkpoint.components import PipelineComponents
 from enlarger.diffusers.arguments import (
     ArgumentError,
     Generators,

@@ -31,7 +31,7 @@ from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
 from enlarger.tasks.conditioning import MicroConditioning, Size, condition_on_tokens_and_sizes
 from enlarger.tasks.sampling import GuidedConditioning
-from enlarger.text.encode_xl import encode_prompts_xl
+from enlarger.text.encode import encode_prompts_xl
 from enlarger.text.tokenize import Tokenizer
 
 SizePair = tuple[int, int]

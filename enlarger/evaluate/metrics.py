@@ -133,7 +133,7 @@ METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _check_shapes(output: Tensor, truth: Tensor, min_size: int, name: str) -> None:
-    """Both must be RGB of one size, with sides of at least `least` pixels."""
+    """Both must be RGB of one size, with sides of at least `min_size` pixels."""
     if output.shape != truth.shape or output.ndim not in (3, 4) or output.shape[-3] != 3:
         found = f"{tuple(output.shape)} and {tuple(truth.shape)}"
         raise InputError(f"{name}: found shapes {found}, expected two equal ones, (3, H, W) or (B, 3, H, W)")

@@ -1,1 +1,1 @@
-"""Fetching checkpoints once, and finding the copies again: nothing here connects to anything but for `pull`."""
+"""Downloading checkpoints once, and finding them again: nothing here connects to anything but for `pull`."""

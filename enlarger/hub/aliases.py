@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from enlarger.errors import CheckpointError, InputError
-from enlarger.strict_json import read_json
+from enlarger.strict_json import Json, read_json
 
 REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # owner/repository
 USER_ALIASES_FILE = "hub.json"  # in the cache folder: entries that replace or add to those of aliases.json
@@ -24,7 +23,7 @@ class Alias:
     mirrors: tuple[str, ...] = ()  # other repositories with the same files
     variants: tuple[str, ...] = ()  # beside the plain one
     licence: str = ""
-    out_of_scope: str = ""  # where the model card tells what the model is not for
+    out_of_scope: str = ""  # where the model card says what the model is not for
     sha256: Mapping[str, str] = field(default_factory=dict[str, str])  # of weight files that are known
 
 
@@ -99,7 +98,7 @@ def read_alias_table(home: Path) -> AliasTable:
         ) from error
 
 
-def _alias(name: str, entry: Mapping[str, Any]) -> Alias:
+def _alias(name: str, entry: Json) -> Alias:
     lists = {key: tuple(map(str, value)) for key, value in entry.items() if key in ("mirrors", "variants")}
     rest = {key: value for key, value in entry.items() if key not in lists}
     return Alias(name, **lists, **rest)

@@ -1,4 +1,4 @@
-"""The copies on this disk: where they lie, what was recorded of them, and whether they are whole."""
+"""The snapshots on this disk: where they are, what was recorded of them, and whether they are complete."""
 
 import json
 import os
@@ -7,20 +7,19 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from enlarger.errors import CheckpointError, InputError
 from enlarger.hub.aliases import RepoSource, is_commit, read_alias_table
 from enlarger.hub.fetch import RemoteFile, digests, write_small_file
 from enlarger.hub.huggingface_cache import HuggingFaceSnapshot, find_huggingface_snapshot, is_huggingface_snapshot
-from enlarger.strict_json import read_json
+from enlarger.strict_json import Json, read_json
 
-RECORD_FILE = ".enlarger.json"  # in each copy: what was pulled
+RECORD_FILE = ".enlarger.json"  # in each snapshot: what was pulled
 REFS_FILE = "refs.json"  # in each model's folder: the commit that a revision was, last time
 WEIGHT_FILE = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+?))?(-\d{5}-of-\d{5})?\.safetensors"  # variant, shard
 )
-PARTIAL_DIR = ".parts"  # beside the copies: unfinished files
+PARTIAL_DIR = ".parts"  # beside the snapshots: unfinished files
 
 
 def cache_dir() -> Path:
@@ -41,7 +40,7 @@ def repo_folder(repository: str) -> Path:
 
 @dataclass(frozen=True)
 class LocalSnapshot:
-    """A pulled folder and its record. `files` holds all that was asked for, there or not."""
+    """A pulled folder and its record. `files` holds all that was requested, there or not."""
 
     folder: Path
     repository: str
@@ -68,7 +67,7 @@ class LocalSnapshot:
         write_small_file(self.folder / RECORD_FILE, (json.dumps(metadata | {"files": files}, indent=1) + "\n").encode())
 
 
-def _file_record(remote: RemoteFile) -> dict[str, Any]:
+def _file_record(remote: RemoteFile) -> Json:
     return {key: value for key, value in asdict(remote).items() if value is not None and key != "path"}
 
 
@@ -108,7 +107,7 @@ def read_snapshot(folder: Path) -> LocalSnapshot | None:
 
 
 def local_snapshots() -> Iterator[LocalSnapshot]:
-    """All copies in the cache."""
+    """All snapshots in the cache."""
     for path in sorted(cache_dir().glob(f"models/*/*/{RECORD_FILE}")):
         snapshot = read_snapshot(path.parent)
         if snapshot is not None:
@@ -132,7 +131,7 @@ def save_ref(repository: str, revision: str, commit: str) -> None:
 
 
 def find_snapshot(source: RepoSource, revision: str | None = None) -> LocalSnapshot | None:
-    """The copy of what a name stands for: of its revision, or else the newest there is."""
+    """The snapshot that a name stands for: of its revision, or else the newest there is."""
     for repository in source.repositories:
         commit = resolve_commit(repository, source.revision if revision is None else revision)
         snapshot = None if commit is None else read_snapshot(repo_folder(repository) / commit)
@@ -147,7 +146,7 @@ def find_snapshot(source: RepoSource, revision: str | None = None) -> LocalSnaps
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The folder or file to load: an existing path, or the copy of an alias or of owner/repository in a cache.
+    """The folder or file to load: an existing path, or the snapshot of an alias or of owner/repository in a cache.
 
     What was pulled comes before what lies in the cache of Hugging Face's libraries. Nothing is downloaded. Raises
     CheckpointError, saying how to get it.
@@ -201,7 +200,7 @@ def snapshot_variant(folder: Path) -> str | None:
 
 
 def repair_command(snapshot: LocalSnapshot) -> str:
-    """The command that fetches what is broken in a copy, and nothing else."""
+    """The command that fetches what is broken in a snapshot, and nothing else."""
     is_in_cache = snapshot.folder == repo_folder(snapshot.repository) / snapshot.revision
     command = [f"enlarger pull {snapshot.repository} --revision {snapshot.revision} --repair"]
     command += [] if is_in_cache else [f"--to {_quoted(snapshot.folder)}"]

@@ -16,7 +16,7 @@ from enlarger.hub.transport import HubClient, Response, TransientError, describe
 from enlarger.image.atomic_write import atomic_write, move_into_place
 
 CHUNK_SIZE = 1 << 18  # bytes at a time
-MIN_PROGRESS = 1 << 16  # so many bytes between two failures, and the patience is fresh
+MIN_PROGRESS = 1 << 16  # bytes between two failures that set the count of failures back
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 RETRY_ADVICE = "it may just have changed; run the same command again, or try --mirror."
 SAFE_PATH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # a path inside its folder, on every system
@@ -59,7 +59,7 @@ class RetryPolicy:
     max_wait: float = 60.0
 
     def sleep(self, failures: int, retry_after: float | None) -> None:
-        """Wait before try number `failures` + 1, or as long as the server asks."""
+        """Wait before try number `failures` + 1, or as long as the server requests."""
         wait = self.backoff * 2 ** (failures - 2) if failures > 1 else 0.0
         time.sleep(min(wait if retry_after is None else max(wait, retry_after), self.max_wait))
 
@@ -73,7 +73,7 @@ def fetch(
     watch: WatchBytes,
     retry_policy: RetryPolicy,
 ) -> str:
-    """Make `target`, and give its sha256. `parts` is the folder of unfinished files, on the same disk.
+    """Make `target`, and give its sha256. `partial_dir` is the folder of unfinished files, on the same disk.
 
     Raises CheckpointError saying what went wrong; what has come stays for the next run, but for a full disk.
     """
@@ -103,7 +103,7 @@ def fetch(
 def _download_all(
     client: HubClient, url: str, remote: RemoteFile, partial_file: Path, watch: WatchBytes, retry_policy: RetryPolicy
 ) -> None:
-    """Try until all bytes are in the part."""
+    """Try until all bytes are in the partial file."""
     failures, before = 0, size_of(partial_file)
     while before != remote.size or not partial_file.exists():
         try:
@@ -124,7 +124,7 @@ def _download_all(
 
 
 def _download_rest(client: HubClient, url: str, remote: RemoteFile, partial_file: Path, watch: WatchBytes) -> None:
-    """Ask for what is missing and append it. Returns when the answer ends, Cut if it breaks off."""
+    """Request what is missing and append it. Returns when the answer ends; raises TransientError if it breaks off."""
     received = size_of(partial_file)
     if received > remote.size:
         _remove_partial(partial_file)
@@ -142,7 +142,7 @@ def _download_rest(client: HubClient, url: str, remote: RemoteFile, partial_file
 
 
 def _resume_offset(response: Response, remote: RemoteFile, partial_file: Path, received: int, etag: str | None) -> int:
-    """Where the answer's bytes belong: at `have`, or at 0 if the server sends the whole file."""
+    """Where the answer's bytes belong: at `received`, or at 0 if the server sends the whole file."""
     if response.status == 200:
         length = response.headers.get("Content-Length")
         if length is not None and length != str(remote.size):
@@ -155,7 +155,7 @@ def _resume_offset(response: Response, remote: RemoteFile, partial_file: Path, r
         is_same_file = etag is None or response.headers.get("ETag", etag) == etag
         if match is not None and is_same_file and (int(match[1]), int(match[2])) == (received, remote.size):
             return received
-    if response.status in (206, 416):  # not the part that was asked for, or none: the file is another one now
+    if response.status in (206, 416):  # not the requested range, or none: the file is another one now
         _remove_partial(partial_file)
         raise TransientError("the server has no such part of the file")
     if response.status == 429 or response.status >= 500:
@@ -188,7 +188,7 @@ def _write_all(file: FileIO, chunk: bytes) -> None:
 
 
 def _verify(remote: RemoteFile, partial_file: Path) -> str | None:
-    """The sha256 of what lies on the disk; None, and the part is gone, if it is not what was wanted."""
+    """The sha256 of what lies on the disk; None, and the partial file is gone, if it is not what was listed."""
     sha256, blob_id = digests(partial_file)
     if (remote.sha256 or sha256) == sha256 and (remote.git or blob_id) == blob_id:
         return sha256
@@ -243,7 +243,7 @@ def _read_etag(partial_file: Path) -> str | None:
 
 
 def _write_etag(partial_file: Path, etag: str | None) -> None:
-    """Keep a strong validator for the next run; a weak one promises nothing about bytes."""
+    """Store a strong validator for the next run; a weak one promises nothing about bytes."""
     if etag is not None and not etag.startswith("W/") and etag.isprintable():
         _etag_file(partial_file).write_text(etag)
 

@@ -2,10 +2,10 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from enlarger.hub.fetch import write_small_file
 from enlarger.strict_json import read_json
@@ -54,7 +54,7 @@ def _licence_line(body: str) -> str:
 def out_of_scope_sections(body: str) -> str:
     """The sections of a card whose heading is about misuse or uses out of scope, with the sections in them."""
     kept_lines: list[str] = []
-    depth = 0  # of the heading that is being kept, 0 for none
+    depth = 0  # of the heading whose section is kept, 0 for none
     for line in body.splitlines():
         heading = HEADING.match(line)
         if heading is not None:
@@ -77,7 +77,7 @@ def is_accepted(folder: Path, name: str) -> bool:
     return path.is_file() and name in read_json(path)
 
 
-def record_acceptance(folder: Path, name: str, details: dict[str, Any]) -> None:
+def record_acceptance(folder: Path, name: str, details: Mapping[str, str]) -> None:
     """Record that it was, with the date."""
     path = folder / ACCEPTED_FILE
     accepted = read_json(path) if path.is_file() else {}

@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPMessage
-from typing import Any, cast
+from typing import Any
 
 from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.hub.aliases import AliasTable, RepoSource, is_commit
 from enlarger.hub.cache import WEIGHT_FILE
 from enlarger.hub.fetch import SAFE_PATH, RemoteFile
 from enlarger.hub.transport import HubClient
+from enlarger.strict_json import Json
 
 MODEL_INDEX = "model_index.json"
 MODEL_CARD = "README.md"
@@ -30,7 +31,7 @@ class RepoListing:
 
 
 def hub_client(alias_table: AliasTable, mirror: str | None, endpoint: str | None) -> HubClient:
-    """How to reach the hub: at `mirror`, else at `endpoint` (HF_ENDPOINT), else where the book says.
+    """How to reach the hub: at `mirror`, else at `endpoint` (HF_ENDPOINT), else where the alias table says.
 
     A mirror gets no token: it was given to the hub alone.
     """
@@ -49,7 +50,7 @@ def file_url(client: HubClient, listing: RepoListing, path: str) -> str:
 
 
 def read_listing(client: HubClient, alias_table: AliasTable, source: RepoSource, revision: str) -> RepoListing:
-    """Ask the hub. Raises CheckpointError in one line if the repository is gone or closed."""
+    """Request the list of files. Raises CheckpointError in one line if the repository is gone or closed."""
     from urllib.parse import quote
 
     from huggingface_hub.hf_api import ModelInfo
@@ -104,7 +105,7 @@ def _explain_refusal(
     return f"{name}: {client.endpoint} answers {status}{retry_advice}."
 
 
-def select_files(listing: RepoListing, index: Mapping[str, Any] | None, variant: str | None) -> list[RemoteFile]:
+def select_files(listing: RepoListing, index: Json | None, variant: str | None) -> list[RemoteFile]:
     """The files that a model needs: the card, configurations, vocabularies, and one set of safetensors per network.
 
     A part without the variant is taken plain, unless no part has it.
@@ -122,8 +123,12 @@ def select_files(listing: RepoListing, index: Mapping[str, Any] | None, variant:
     return [listing.files[path] for path in dict.fromkeys(names)]
 
 
-def _is_component(value: Any) -> bool:
-    return isinstance(value, list) and len(cast("list[Any]", value)) == 2 and isinstance(value[1], str)
+def _is_component(value: object) -> bool:
+    match value:
+        case [str(), str()]:
+            return True
+        case _:
+            return False
 
 
 def _files_in(paths: Iterable[str], folder: str) -> list[str]:
@@ -166,7 +171,7 @@ def _check_variant(
 
 
 def _fallback_weights(
-    listing: RepoListing, folder: str, variants: Mapping[str | None, list[str]], index: Mapping[str, Any] | None
+    listing: RepoListing, folder: str, variants: Mapping[str | None, list[str]], index: Json | None
 ) -> list[str]:
     """For a folder without plain weights: nothing if it needs none, the one file if the repository is one file."""
     paths = _files_in(listing.files, folder)
@@ -178,8 +183,10 @@ def _fallback_weights(
         raise Unsupported(f"{listing.repository}: {folder} has safetensors of {available} alone; add --variant")
     others = [path for path in paths if path.endswith(OTHER_WEIGHTS)]
     if index is None and tensors:
-        raise Unsupported(f"{listing.repository}: not in diffusers' layout, but single files: {', '.join(tensors)}; "
-                          "fetch the one you want yourself and give its path")  # fmt: skip
+        raise Unsupported(
+            f"{listing.repository}: not in diffusers' layout, but single files: {', '.join(tensors)}; "
+            "fetch the one you want yourself and give its path"
+        )
     if others or index is None:
         other_names = ", ".join(path.rpartition("/")[2] for path in others[:3]) or "no weights"
         raise Unsupported(

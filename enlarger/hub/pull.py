@@ -1,4 +1,4 @@
-"""Pulling a checkpoint: what is missing of it is fetched once, whoever asks at the same time."""
+"""Pulling a checkpoint: what is missing of it is downloaded once, however many processes pull it at the same time."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from enlarger.errors import CheckpointError, InputError
 from enlarger.hub import cache
@@ -19,6 +19,7 @@ from enlarger.hub.fetch import RemoteFile, RetryPolicy, fetch, size_of
 from enlarger.hub.licence import Licence, is_accepted, read_licence, record_acceptance
 from enlarger.hub.listing import MODEL_CARD, MODEL_INDEX, RepoListing, file_url, hub_client, read_listing, select_files
 from enlarger.hub.transport import HubClient
+from enlarger.strict_json import Json
 
 RESERVED_DISK_BYTES = 64_000_000  # bytes of the disk that stay free
 TRUE_VALUES = ("1", "on", "yes", "true")
@@ -50,10 +51,10 @@ class PullResult:
 
 
 class ProgressListener(Protocol):
-    """Who hears how it goes."""
+    """What a pull reports its progress to."""
 
     def message(self, text: str) -> None:
-        """A line."""
+        """Show a line of text."""
         ...
 
     def set_total(self, size: int) -> None:
@@ -61,7 +62,7 @@ class ProgressListener(Protocol):
         ...
 
     def start_file(self, path: str, size: int) -> Callable[[int], None]:
-        """A file begins; what is returned hears how many bytes of it are there."""
+        """A file begins; what is returned is called with the bytes of it that are there."""
         ...
 
 
@@ -74,7 +75,7 @@ def pull(
     listener: ProgressListener,
     retry_policy: RetryPolicy | None = None,
 ) -> PullResult:
-    """Make the model of an order be there, whole. Raises InputError for the order, CheckpointError for all else."""
+    """Have a complete copy of a model on this disk. Raises InputError for the options, CheckpointError for all else."""
     started = time.monotonic()
     alias_table = read_alias_table(cache.cache_dir())
     source = alias_table.lookup(options.name)
@@ -129,7 +130,7 @@ def _is_offline() -> bool:
 
 
 def _ready_snapshot(options: PullOptions, source: RepoSource, revision: str) -> LocalSnapshot | None:
-    """The copy, where that is certain without asking: offline the last one, else only that of a commit."""
+    """The snapshot, where that is certain without a request: offline the last one, else only that of a commit."""
     offline = options.offline or _is_offline()
     if options.repair or not (offline or is_commit(revision)):
         return None
@@ -177,7 +178,7 @@ def _download_missing(
     options: PullOptions, source: RepoSource, listing: RepoListing, client: HubClient, folder: Path, partial_dir: Path,
     confirm_licence: ConfirmLicence, listener: ProgressListener, retry_policy: RetryPolicy,
 ) -> tuple[LocalSnapshot, int]:  # fmt: skip
-    """Fetch what is missing in the folder; the copy and the bytes fetched."""
+    """Fetch what is missing in the folder; the snapshot and the bytes fetched."""
     previous = cache.read_snapshot(folder)
     if previous is not None and (previous.repository, previous.revision) != (listing.repository, listing.revision):
         raise InputError(f"{folder} holds {previous.repository} at {previous.revision}; choose another folder")
@@ -210,7 +211,7 @@ def _download_missing(
 def _requested_files(
     options: PullOptions, source: RepoSource, listing: RepoListing, client: HubClient, previous: LocalSnapshot | None
 ) -> dict[str, RemoteFile]:
-    """The files to have: what the model needs, or for a repair what was pulled before."""
+    """The files to have: what the model needs, or, to repair it, what was pulled before."""
     if options.repair:
         if previous is None:
             raise InputError(f"{options.name}: nothing was pulled there, so there is nothing to repair")
@@ -242,7 +243,7 @@ def _read_small_file(client: HubClient, listing: RepoListing, path: str) -> byte
     return body
 
 
-def _read_index(client: HubClient, listing: RepoListing) -> dict[str, Any]:
+def _read_index(client: HubClient, listing: RepoListing) -> Json:
     try:
         index = json.loads(_read_small_file(client, listing, MODEL_INDEX))
         return {str(key): value for key, value in index.items()}

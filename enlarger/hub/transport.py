@@ -1,4 +1,4 @@
-"""Asking servers: https only, redirects only to hosts that are allowed, and the token to nobody but the hub."""
+"""Requests to servers: https only, redirects only to hosts that are allowed, and the token to nobody but the hub."""
 
 import http.client
 import socket
@@ -26,7 +26,7 @@ class TransientError(Exception):
 
     def __init__(self, text: str, retry_after: float | None = None) -> None:
         super().__init__(text)
-        self.retry_after = retry_after  # seconds that the server asks for
+        self.retry_after = retry_after  # seconds that the server requests
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class HubClient:
     def open(self, url: str, headers: Mapping[str, str] | None = None) -> Response:
         """The answer to GET, whatever its status but for redirects, which are followed where that is allowed.
 
-        Raises Cut if there is none, CheckpointError for a redirect that is refused.
+        Raises TransientError if there is none, CheckpointError for a redirect that is refused.
         """
         opener = _opener()
         for _ in range(MAX_REDIRECTS):

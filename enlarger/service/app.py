@@ -1,4 +1,4 @@
-"""The application: routes behind the guard, and the parts that start and stop with it."""
+"""The application: routes, and the parts that start and stop with it."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager

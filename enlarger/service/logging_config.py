@@ -17,15 +17,15 @@ QUIET_LOGGERS = ("uvicorn.error", "asyncio")  # they report trouble, and little 
 
 
 def log_event(event: str, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
-    """Write one line. `fields` are numbers and short names, never what a client wrote."""
+    """Log one event. `fields` are numbers and short names, never what a client wrote."""
     LOGGER.log(level, event, exc_info=error, extra={RECORD_FIELDS: fields})
 
 
 class JsonFormatter(logging.Formatter):
     """A record as JSON, all of it escaped to ASCII so that nothing in it can begin a line of its own.
 
-    Of an exception it tells the type and the places in the code; its text, which may repeat what a client sent, only
-    where `texts` is set.
+    Of an exception it has the type and the places in the code; its text, which may repeat what a client sent, only
+    where `include_error_text` is set.
     """
 
     def __init__(self, include_error_text: bool = False) -> None:

@@ -1,7 +1,7 @@
 """What the service answers when it cannot do what was asked: OpenAI's error body, a status and a code for each case."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from enlarger.errors import Cancelled, CheckpointError, EnlargerError, InputError, NonFinite, Unsupported
@@ -45,13 +45,6 @@ class Problem:
     def encode(self) -> bytes:
         """The body as it is sent."""
         return json.dumps(self.body()).encode()
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Problem":
-        return cls(**data)
 
 
 CANCELED = Problem(499, "canceled", "the job was canceled")

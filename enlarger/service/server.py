@@ -31,7 +31,7 @@ def serve(settings: Settings, app: FastAPI, on_ready: Callable[[str], None]) -> 
     """Serve until a signal; the exit status. `on_ready` is given the address as a URL once requests are answered.
 
     At the first SIGTERM or SIGINT new work is refused while running jobs end and everything else is still answered; at
-    the second the process ends at once. Raises InputError where the address or the data folder is not to be had.
+    the second the process ends at once. Raises InputError where the address or the data folder cannot be used.
     """
     configure_logging(settings)
     _raise_open_file_limit()
@@ -108,7 +108,7 @@ async def run_uvicorn(
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """A socket at an address. Raises InputError, in one line, if it cannot be had."""
+    """A socket at an address. Raises InputError, in one line, if there is none."""
     try:
         candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:

@@ -185,7 +185,7 @@ def is_loopback(host: str) -> bool:
 
 
 def load_settings(**flags: Any) -> Settings:
-    """The settings of flags, environment and file; a flag of None was not given. Raises InputError, naming faults."""
+    """The settings of flags, environment and file; a flag of None was not given. Raises InputError."""
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:

@@ -13,7 +13,8 @@ from enlarger.checkpoint.adapters.textual_inversion import (
     add_textual_inversion,
     read_textual_inversion,
 )
-from enlarger.checkpoint.folder.load import PipelineComponents, read_folder
+from enlarger.checkpoint.components import PipelineComponents
+from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.single_file.component_override import ComponentSource
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.errors import InputError
@@ -28,7 +29,8 @@ class Checkpoint:
     """Where a checkpoint is, and what its files do not say themselves.
 
     `variant` chooses among a folder's weight files. The others are for single files, see `read_single_file`:
-    `prediction` is what the UNet predicts, `allow_pickle` opens `.ckpt` and `.pth`, `vae` and `text_encoder` stand in
+    `prediction` is what the UNet predicts, `allow_pickle` opens `.ckpt` and `.pth` (pickled
+    LoRAs and textual inversions beside a folder too), `vae` and `text_encoder` stand in
     for parts, `config` is a folder in diffusers' layout whose JSON files replace the bundled ones.
     """
 
@@ -51,7 +53,8 @@ class Checkpoint:
         Nothing is downloaded. Raises CheckpointError naming the file for all that is missing, damaged or unknown.
         """
         bundle = self._read(dtype)
-        parts = _with_inversions(_with_loras(bundle.components, self.loras), self.inversions)
+        parts = _with_loras(bundle.components, self.loras, self.allow_pickle)
+        parts = _with_inversions(parts, self.inversions, self.allow_pickle)
         return replace(bundle, components=parts)
 
     def _read(self, dtype: torch.dtype | None) -> PipelineComponents:
@@ -66,27 +69,29 @@ class Checkpoint:
         names = ("prediction", "vae", "text_encoder", "config")
         given = {name: getattr(self, name) for name in names}
         unused = [name for name, value in given.items() if value is not None]
-        if unused or self.allow_pickle:
+        if unused or (self.allow_pickle and not self.loras and not self.inversions):
             named = ", ".join(unused or ["allow_pickle"])
             raise InputError(f"{named}: for single files only, and {path} is a folder; leave it out")
         return read_folder(path, snapshot_variant(path) if self.variant is None else self.variant, dtype)
 
 
-def _with_loras(parts: Mapping[str, Any], loras: Sequence[tuple[str | Path, float]]) -> dict[str, Any]:
+def _with_loras(
+    parts: Mapping[str, Any], loras: Sequence[tuple[str | Path, float]], allow_pickle: bool
+) -> dict[str, Any]:
     """The parts with networks that the files change."""
     networks = {name: parts[name] for name in LORA_COMPONENTS if name in parts}
     added: dict[str, list[tuple[Mapping[str, LoraDelta], float]]] = {}
     for path, scale in loras:
-        for name, updates in read_lora(path, networks).components.items():
+        for name, updates in read_lora(path, networks, allow_pickle).components.items():
             added.setdefault(name, []).append((updates, scale))
     return dict(parts) | {name: apply_loras(networks[name], weighted) for name, weighted in added.items()}
 
 
-def _with_inversions(parts: Mapping[str, Any], paths: Sequence[str | Path]) -> dict[str, Any]:
+def _with_inversions(parts: Mapping[str, Any], paths: Sequence[str | Path], allow_pickle: bool) -> dict[str, Any]:
     """The parts with tokenizers and text encoders that know more tokens."""
     extended = dict(parts)
     for path in paths:
-        inversion = read_textual_inversion(path)
+        inversion = read_textual_inversion(path, allow_pickle=allow_pickle)
         for name in encoders_for(extended, inversion):
             pair = extended[TOKENIZER_OF_ENCODER[name]], extended[name]
             extended[TOKENIZER_OF_ENCODER[name]], extended[name] = add_textual_inversion(

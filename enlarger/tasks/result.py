@@ -16,8 +16,7 @@ from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.latents import Latents
-from enlarger.text.encode import OutputLayer, PromptEmbeds, encode_prompts
-from enlarger.text.encode_xl import encode_prompts_xl
+from enlarger.text.encode import OutputLayer, PromptEmbeds, encode_prompts, encode_prompts_xl
 from enlarger.text.tokenize import Tokenizer
 
 

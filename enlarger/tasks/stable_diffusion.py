@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.config.schedulers import sampler_from_config
-from enlarger.checkpoint.folder.load import PipelineComponents
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import from_seeds
 from enlarger.diffusion.sampler import Sampler, SigmaSchedule

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from enlarger.checkpoint.folder.load import PipelineComponents, read_folder
+from enlarger.checkpoint.components import PipelineComponents
+from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.folder.save import save_folder
 from enlarger.errors import InputError
 from enlarger.nn.perceptual import read_judges

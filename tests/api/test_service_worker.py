@@ -200,7 +200,7 @@ def test_jobs_that_are_alike_share_a_batch(worker: Worker) -> None:
     asks = [JobSpec("generate", "sd", GENERATE | {"seed": seed}, size=SIZE, live=True) for seed in (7, 11, 12)]
     jobs = [worker.job(ask) for ask in asks]
     events = worker.run(*jobs)
-    assert [e["size"] for e in events if e.get("what") == "batch"] == [3]
+    assert [e["size"] for e in events if e.get("name") == "batch"] == [3]
     assert {e["id"] for e in events if e["event"] == "done"} == {job["id"] for job in jobs}
     alone = worker.job(asks[1])
     worker.run_to_result(alone)
@@ -210,12 +210,12 @@ def test_jobs_that_are_alike_share_a_batch(worker: Worker) -> None:
 def test_one_job_of_a_batch_is_canceled_and_one_cannot_be_done(worker: Worker) -> None:
     asks = [JobSpec("generate", "sd", GENERATE | {"steps": 60, "seed": seed}, size=SIZE) for seed in (1, 2)]
     jobs = [*(worker.job(ask) for ask in asks), worker.job(JobSpec("refine", "sd", {"seed": 1}, "image.png"))]
-    worker.send(do="run", jobs=jobs)
+    worker.send(command="run", jobs=jobs)
     worker.until("progress", id=jobs[0]["id"])
-    worker.send(do="cancel", id=jobs[0]["id"])
+    worker.send(command="cancel", id=jobs[0]["id"])
     worker.until("canceled", id=jobs[0]["id"])
     worker.until("done", id=jobs[1]["id"])
-    fault = worker.until("failed", id=jobs[2]["id"])["fault"]
+    fault = worker.until("failed", id=jobs[2]["id"])["problem"]
     assert fault["status"] == 400 and fault["message"].startswith("image.png of the job cannot be read")
     worker.until("idle")
     assert not list(worker.folder(jobs[0]).iterdir())
@@ -223,14 +223,14 @@ def test_one_job_of_a_batch_is_canceled_and_one_cannot_be_done(worker: Worker) -
 
 def test_a_cancel_is_heard_within_a_step(worker: Worker) -> None:
     job = worker.job(JobSpec("generate", "sd", GENERATE | {"steps": 900, "width": 128, "height": 128}, size=(128, 128)))
-    worker.send(do="run", jobs=[job])
+    worker.send(command="run", jobs=[job])
     worker.until("progress", id=job["id"])
     start = time.monotonic()
-    worker.send(do="cancel", id=job["id"])
+    worker.send(command="cancel", id=job["id"])
     worker.until("canceled", id=job["id"])
     worker.until("idle")
     assert time.monotonic() - start < 1
-    worker.send(do="cancel", id=job["id"])  # late: of no effect
+    worker.send(command="cancel", id=job["id"])  # late: of no effect
     worker.run_to_result(worker.job(upscale(), tiny.picture(16, 16)))
 
 
@@ -257,14 +257,14 @@ def test_a_finished_job_is_not_done_again_nor_overwritten(worker: Worker) -> Non
 
 
 def test_loading_and_unloading(worker: Worker) -> None:
-    worker.send(do="unload", model="sd")
-    worker.send(do="load", model="x2")
+    worker.send(command="unload", model="sd")
+    worker.send(command="load", model="x2")
     loaded = worker.until("models")["loaded"]
     while "x2" not in loaded:
         loaded = worker.until("models")["loaded"]
     assert loaded["x2"] > 100_000 and "sd" not in loaded
-    worker.send(do="load", model="broken")
-    assert "/nowhere/at all" in worker.until("models")["error"]["broken"]
+    worker.send(command="load", model="broken")
+    assert "/nowhere/at all" in worker.until("models")["errors"]["broken"]
 
 
 def test_the_x2_upscaler(worker: Worker) -> None:
@@ -285,7 +285,7 @@ def test_the_process_ends_with_its_standard_input(tmp_path: Path) -> None:
         job = worker.job(
             JobSpec("generate", "sd", GENERATE | {"steps": 900, "width": 256, "height": 256}, size=(256, 256))
         )
-        worker.send(do="run", jobs=[job])
+        worker.send(command="run", jobs=[job])
         worker.until("progress", id=job["id"])
         start = time.monotonic()
         assert worker.process.stdin is not None

@@ -18,10 +18,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from enlarger.checkpoint.components import COMPONENT_CLASSES
 from enlarger.checkpoint.config.schedulers import sampler_from_config
-from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, read_folder
+from enlarger.checkpoint.folder.load import read_folder
+from enlarger.checkpoint.tensors import open as weights_opening
 from enlarger.checkpoint.tensors import pickle_guard, safetensors_file
-from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
+from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.errors import CheckpointError, EnlargerError
 from enlarger.strict_json import read_json
 from tests.support import hostile
@@ -231,20 +233,22 @@ def test_the_same_files_without_a_hostile_program_are_read(tmp_path: Path) -> No
 def test_pickles_are_not_read_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.ckpt"
     path.write_bytes(hostile.zipped(hostile.benign()))
-    for reader in ("open_pickle", "_read_header"):
-        monkeypatch.setattr(safetensors_file, reader, lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(weights_opening, "open_pickle", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(safetensors_file, "_read_header", lambda *_: pytest.fail("opened"))
     with pytest.raises(CheckpointError, match="not opened, since it is a pickle"):
         open_checkpoint(path)
 
 
 def test_no_other_way_to_unpickle_stands_in_the_package() -> None:
-    """`weights_only=True` wherever torch.load is, and nothing that runs pickles or code of a model besides."""
+    """`torch.load` behind the guard alone, with `weights_only`, and nothing that runs pickles or code of a model."""
+    guard = Path(pickle_guard.__file__)
+    allowed = {guard, guard.parents[2] / "train" / "loop.py"}  # the latter until training state is safetensors
     for path in sorted(Path(safetensors_file.__file__).parents[2].rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 said = {each.arg: ast.unparse(each.value) for each in node.keywords}
-                assert called != "torch.load" or said.get("weights_only") == "True", path
+                assert called != "torch.load" or (path in allowed and said.get("weights_only") == "True"), path
                 assert called.rpartition(".")[0] not in {"pickle", "torch.jit", "torch.hub", "torch.export"}, path
                 assert "trust_remote_code" not in said, path
 

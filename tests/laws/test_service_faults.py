@@ -1,6 +1,5 @@
 """Whenever the server or a worker is killed: the database opens, no job is lost, and none is completed twice."""
 
-import json
 import os
 import random
 import sqlite3
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from enlarger.service.jobs.files import RESULT
 from enlarger.service.jobs.job import Job, job_folder
 from enlarger.service.jobs.store import JobDatabase
 
@@ -84,7 +84,7 @@ def check(data: Path, given: dict[str, str]) -> None:
         noted = (folder / "runs").read_text().split()[::2] if (folder / "runs").exists() else []
         assert noted.count("end") <= 1 and "again" not in noted, "completed twice"
         if (folder / "done.json").exists():
-            done = json.loads((folder / "done.json").read_text())
+            done = RESULT.validate_json((folder / "done.json").read_bytes())
             assert job.status in ("running", "succeeded") and (job.result is None or job.result == done)
         else:
             assert job.status != "succeeded"

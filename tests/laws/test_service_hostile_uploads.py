@@ -17,7 +17,8 @@ from PIL import Image
 from enlarger.image.picture import read_picture
 from enlarger.service.problems import ProblemError
 from enlarger.service.settings import Settings
-from enlarger.service.uploads.decoder_pool import DecodedImage, DecoderPool
+from enlarger.service.uploads.decoder_pool import DecoderPool
+from enlarger.service.uploads.messages import DecodedImage
 from tests.support.pictures import gamma_profile, odd_files, png_header, texture
 from tests.unit.test_bad_pictures import mutate
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from enlarger.checkpoint.config.strict_config import Json
 from enlarger.image.picture import Picture, to_pil
 from enlarger.runtime.runtime import Runtime
+from enlarger.strict_json import Json
 from enlarger.tasks.auxiliary.depth_estimator import DEFAULT_PREPROCESSOR, DepthEstimator, normalise_depth
 from enlarger.tasks.auxiliary.vision import preprocessor_from_config
 from tests.support.close import assert_close

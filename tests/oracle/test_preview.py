@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enlarger.checkpoint.folder.load import PipelineComponents, read_folder
+from enlarger.checkpoint.components import PipelineComponents
+from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.folder.save import save_folder
 from enlarger.nn.taesd import AutoencoderTiny, AutoencoderTinyConfig, DecoderTiny
 from enlarger.tasks.auxiliary.preview import Previewer, load_previewer

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from enlarger.checkpoint.adapters.textual_inversion import add_textual_inversion, read_textual_inversion
 from enlarger.nn.clip_text import ClipText, ClipTextConfig
-from enlarger.text.encode import PromptEmbeds, encode_prompts
-from enlarger.text.encode_xl import encode_prompts_xl
+from enlarger.text.encode import PromptEmbeds, encode_prompts, encode_prompts_xl
 from enlarger.text.tokenize import Tokenizer
 from tests.support.clip_files import tokenizer_folder
 from tests.support.close import assert_close

@@ -26,9 +26,9 @@ from enlarger.service.metrics import Metrics
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.routes import install_routes
 from enlarger.service.settings import ModelSettings, Settings
-from enlarger.service.uploads.decoder_pool import DecodedImage
 from enlarger.service.uploads.fetch import UrlFetcher
 from enlarger.service.uploads.masks import Fit, apply_fit, read_mask
+from enlarger.service.uploads.messages import DecodedImage
 
 MODELS = (
     ModelSettings(name="tiny-sd", path="tiny-sd", aliases=("dall-e-2",), refiner="tiny-refiner"),
@@ -217,7 +217,7 @@ def write_result(spec: JobSpec, folder: Path) -> dict[str, Any]:
 
 
 def open_image(source: Path, param: str) -> Image.Image:
-    """A picture, in memory. Raises Refused."""
+    """A picture, in memory. Raises ProblemError."""
     try:
         with Image.open(source) as image:
             image.load()

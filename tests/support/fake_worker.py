@@ -35,7 +35,7 @@ def listen(inbox: "queue.Queue[dict[str, Any]]", canceled: set[str]) -> None:
     """Read what the server says; the process ends when it says no more."""
     for line in sys.stdin.buffer:
         message = json.loads(line)
-        if message["do"] == "cancel":
+        if message["command"] == "cancel":
             canceled.add(message["id"])
         else:
             inbox.put(message)
@@ -62,11 +62,11 @@ def main() -> None:
     loaded: dict[str, int] = {}
     while True:
         message = inbox.get()
-        if message["do"] == "run":
+        if message["command"] == "run":
             run(Path(start["data"]), message["jobs"], canceled, loaded, options.load)
             send(event="idle")
         else:
-            change(loaded, message["model"], message["do"] == "load")
+            change(loaded, message["model"], message["command"] == "load")
 
 
 def describe_model(model: dict[str, Any]) -> dict[str, Any]:
@@ -84,23 +84,23 @@ def change(loaded: dict[str, int], model: str, load: bool) -> None:
 
 
 def run(data: Path, jobs: list[dict[str, Any]], canceled: set[str], loaded: dict[str, int], seconds: float) -> None:
-    model = jobs[0]["ask"]["model"]
+    model = jobs[0]["spec"]["model"]
     if model not in loaded:
         send(event="loading", model=model)
         time.sleep(seconds)
         change(loaded, model, True)
-    send(event="measured", what="batch", size=len(jobs))
+    send(event="measured", name="batch", size=len(jobs))
     for job in jobs:
         note(data, job["id"], "begin")
         send(event="started", id=job["id"])
-    plan = jobs[0]["ask"]["options"].get("fake", {})
+    plan = jobs[0]["spec"]["options"].get("fake", {})
     left = denoise(data, jobs, plan, canceled)
     if plan.get("mute"):
         return
     for job in left:
-        own = job["ask"]["options"].get("fake", {})
+        own = job["spec"]["options"].get("fake", {})
         if "fail" in own:
-            send(event="failed", id=job["id"], fault=own["fail"])
+            send(event="failed", id=job["id"], problem=own["fail"])
             continue
         finish(data, job, own)
         send(event="done", id=job["id"])
@@ -131,7 +131,7 @@ def denoise(data: Path, jobs: list[dict[str, Any]], plan: dict[str, Any], cancel
 
 def crash(data: Path, jobs: list[dict[str, Any]], plan: dict[str, Any]) -> None:
     for job in jobs:
-        own = job["ask"]["options"].get("fake", {}).get("crash") or plan.get("crash")
+        own = job["spec"]["options"].get("fake", {}).get("crash") or plan.get("crash")
         begun = (data / "jobs" / job["id"] / "runs").read_text().count("begin")
         if own == "always" or (own == "once" and begun == 1):
             os._exit(9)
@@ -139,11 +139,11 @@ def crash(data: Path, jobs: list[dict[str, Any]], plan: dict[str, Any]) -> None:
 
 def finish(data: Path, job: dict[str, Any], plan: dict[str, Any]) -> None:
     """The result, in place whole or not at all; an earlier one is kept."""
-    folder, spec = data / "jobs" / job["id"], job["ask"]
+    folder, spec = data / "jobs" / job["id"], job["spec"]
     width, height = spec["size"] or (8, 8)
     image = {"file": "result-0.png", "width": width, "height": height, "seed": spec["options"].get("seed", 0)}
     done = {"images": [image | {"format": "png", "bytes": 3, "flagged": None}], "model": spec["model"], "notes": []}
-    done |= {"timings": {"load": 0.0, "inference": 0.01, "encode": 0.0}, "tokens": 0, "by": os.getpid()}
+    done |= {"timings": {"load": 0.0, "inference": 0.01, "encode": 0.0}, "tokens": os.getpid()}
     (folder / "result-0.png").write_bytes(b"png")
     part = folder / f".done-{os.getpid()}"
     part.write_text(json.dumps(done))

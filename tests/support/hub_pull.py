@@ -1,4 +1,4 @@
-"""Pulling in tests: a quiet teller, one that counts, and pulls in processes of their own."""
+"""Pulling in tests: a listener that records, and pulls in processes of their own."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ except EnlargerError as error:
 
 @dataclass
 class RecordingListener:
-    """What was told."""
+    """What a pull reported."""
 
     messages: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)

@@ -24,7 +24,7 @@ async def main(data: Path, count: int) -> None:
     print_line("ready")
     jobs = []
     for key in map(str, range(count)):
-        jobs.append(await queue.find_by_idempotency_key("", key) or await submit_job(queue, SLOW, key=key))
+        jobs.append(await queue.find_by_idempotency_key("", key) or await submit_job(queue, SLOW, idempotency_key=key))
         print_line(f"given {key} {jobs[-1].id}")
     for job in jobs:
         await queue.wait(job.id)

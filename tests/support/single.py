@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.config.bundled_configs import clip_tokenizer, family_configs
 from enlarger.checkpoint.config.network_configs import (
     autoencoder_config,
     clip_projection_config,
     clip_text_config,
 )
-from enlarger.checkpoint.folder.load import PipelineComponents
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.nn.clip_text import ClipText, ClipTextConfig
 from enlarger.nn.k_unet import KStage, KUNet, KUNetConfig

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from enlarger.checkpoint.folder.load import PipelineComponents
+from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.folder.save import save_folder
 from enlarger.nn.unet import Stage, UNet, UNetConfig
 from enlarger.runtime.runtime import Runtime

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from enlarger.checkpoint.folder.load import PipelineComponents
+from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.folder.save import save_folder
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.nn.clip_text import ClipText, ClipTextConfig

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Worker:
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.send(do="start", models=list(models), device="cpu", memory=memory, data=str(data))
+        self.send(command="start", models=list(models), device="cpu", memory=memory, data=str(data))
 
     def _read(self) -> None:
         for line in self.process.stdout or ():
@@ -78,7 +79,7 @@ class Worker:
         for name, picture in (("image.png", image), ("mask.png", mask)):
             if picture is not None:
                 picture.save(folder / name)
-        return {"id": id, "ask": spec.to_json()}
+        return {"id": id, "spec": asdict(spec)}
 
     def folder(self, job: dict[str, Any]) -> Path:
         return job_folder(self.data, job["id"])
@@ -86,7 +87,7 @@ class Worker:
     def run(self, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
         """All that was said of the jobs, and besides, until the worker is idle again."""
         before = len(self.seen)
-        self.send(do="run", jobs=list(jobs))
+        self.send(command="run", jobs=list(jobs))
         self.until("idle")
         return self.seen[before:]
 
@@ -99,7 +100,7 @@ class Worker:
     def run_to_problem(self, job: dict[str, Any]) -> dict[str, Any]:
         """The fault of a job that fails."""
         events = self.run(job)
-        problems = [e["fault"] for e in events if e["event"] == "failed"]
+        problems = [e["problem"] for e in events if e["event"] == "failed"]
         assert len(problems) == 1 and not (self.folder(job) / RESULT_FILE).exists(), events
         return problems[0]
 

@@ -273,9 +273,9 @@ def test_our_own_configs_come_back_equal() -> None:
     )
     read = network_configs.dataclass_reader(AutoencoderConfig)
     with pytest.raises(CheckpointError, match=r"AutoencoderConfig: config does not fit .*layers"):
-        read({"channels": [8], "latent_channels": 4, "scale": 1})
+        read({"channels": [8], "latent_channels": 4, "scaling_factor": 1})
     with pytest.raises(CheckpointError, match="found '2', expected a number"):
-        read({"channels": [8], "layers": "2", "latent_channels": 4, "scale": 1})
+        read({"channels": [8], "layers_per_block": "2", "latent_channels": 4, "scaling_factor": 1})
 
 
 @pytest.mark.parametrize("value", [None, 0, 1.5, "x", [], [1], {}, True])

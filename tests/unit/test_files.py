@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from enlarger.checkpoint.tensors import safetensors_file
-from enlarger.checkpoint.tensors.safetensors_file import DTYPES, open_checkpoint, open_weights
+from enlarger.checkpoint.tensors.open import open_checkpoint, open_weights
+from enlarger.checkpoint.tensors.safetensors_file import DTYPES
 from enlarger.checkpoint.tensors.save_safetensors import save_safetensors
 from enlarger.errors import CheckpointError
 

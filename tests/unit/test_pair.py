@@ -6,8 +6,7 @@ import pytest
 
 from enlarger.errors import InputError
 from enlarger.nn.clip_text import ClipText, ClipTextConfig
-from enlarger.text.encode import encode_prompts
-from enlarger.text.encode_xl import encode_prompts_xl
+from enlarger.text.encode import encode_prompts, encode_prompts_xl
 from enlarger.text.tokenize import Tokenizer
 from tests.support.clip_files import small_tokenizer_folder
 from tests.support.close import assert_close

@@ -20,8 +20,9 @@ from enlarger.image.picture import read_picture, to_pil
 from enlarger.service.problems import ProblemError
 from enlarger.service.settings import Bounds, Settings
 from enlarger.service.uploads import decoder_pool
-from enlarger.service.uploads.decoder_pool import DecodedImage, DecoderPool
+from enlarger.service.uploads.decoder_pool import DecoderPool
 from enlarger.service.uploads.masks import Fit
+from enlarger.service.uploads.messages import DecodedImage
 from tests.support.pictures import gamma_profile, odd_files, texture
 
 MOST = 1_000_000

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +69,7 @@ async def test_a_job_runs_to_its_end_and_everybody_is_told(tmp_path: Path) -> No
         assert (job.status, job.attached, queue.counts()["running"]) == ("queued", False, 1)
         over = await queue.wait(job.id)
         assert (over.status, over.attempts, over.crashes, over.problem) == ("succeeded", 1, 0, None)
-        assert over.result is not None and over.result["images"][0]["width"] == 64
+        assert over.result is not None and over.result.images[0].width == 64
         assert over.created <= (over.started or 0) <= (over.finished or 0)
         events = await seen(queue, job.id)
         kinds = [event.kind for event in events if event.data["stage"] != "loading"]
@@ -130,7 +130,7 @@ async def test_a_waiting_job_is_told_its_position_and_when_it_ends(tmp_path: Pat
 async def test_a_fault_of_the_worker_is_the_jobs(tmp_path: Path) -> None:
     fault = Problem(500, "non_finite_output", "NaN", None)
     async with running(tmp_path) as queue:
-        job = await submit_job(queue, QUICK | {"fail": fault.to_json()})
+        job = await submit_job(queue, QUICK | {"fail": asdict(fault)})
         over = await queue.wait(job.id)
         assert (over.status, over.problem) == ("failed", fault)
         other = await queue.wait((await submit_job(queue, QUICK | {"fail": {"code": 1}})).id)
@@ -238,10 +238,13 @@ async def test_nonsense_from_a_worker_harms_nobody(tmp_path: Path, caplog: pytes
     async with running(tmp_path) as queue:
         assert (await queue.wait((await submit_job(queue, {"garble": True})).id)).status == "succeeded"
         runs_ = queue._pool
-        for message in ({"event": "progress", "id": "x"}, {"event": "models"}, {"event": "new"}, {"event": "ready"}):
-            runs_.workers[0]._handle_message(message)
+        for line in (b'{"event": "progress", "id": "x"}', b'{"event": "models"}', b'{"event": "new"}', b"{}"):
+            runs_.workers[0]._num_invalid_lines = 0
+            runs_.workers[0]._handle_line(line)
         assert (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded"
-    assert "a line that is no message" in caplog.text and "in a form that is not understood" in caplog.text
+    for reason in ("json_invalid", "missing", "union_tag_invalid", "union_tag_not_found"):
+        assert reason in caplog.text
+    assert "a line that is no message" in caplog.text
 
 
 @async_test
@@ -517,7 +520,7 @@ async def left(tmp_path: Path, *jobs: Job, done: bool = False) -> None:
         database.add(job)
         job_folder(tmp_path, job.id).mkdir()
         if done:
-            content = {"images": [{"width": 1, "height": 1}], "model": "sd"}
+            content = {"images": [{"file": "result-0.png", "width": 1, "height": 1}], "model": "sd"}
             (job_folder(tmp_path, job.id) / "done.json").write_text(json.dumps(content))
     database.close()
 

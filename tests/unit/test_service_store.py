@@ -1,19 +1,20 @@
 """The jobs on disk: kept whole, ended once, and a file that is not ours is left alone."""
 
+import json
 import sqlite3
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from enlarger.errors import InputError
 from enlarger.service.jobs.job import Job, JobSpec, OutputOptions, new_job_id
-from enlarger.service.jobs.store import MIGRATIONS, JobDatabase, JobStore
+from enlarger.service.jobs.store import APPLICATION_ID, MIGRATIONS, JobDatabase, JobStore
 from enlarger.service.problems import Problem, ProblemError
 from tests.support.queues import async_test
 
-ASK = JobSpec(
+SPEC = JobSpec(
     "refine",
     "sd",
     {"prompt": "eine Möwe \u0000 😀", "seed": 0, "strength": 0.0},
@@ -38,7 +39,7 @@ def database(path: Path):
 
 
 def job(created: float = 1.0, **values) -> Job:
-    return Job(**{"id": new_job_id(), "spec": ASK, "status": "queued", "created": created} | values)
+    return Job(**{"id": new_job_id(), "spec": SPEC, "status": "queued", "created": created} | values)
 
 
 def ended(job: Job, status="succeeded", at: float = 9.0, **values) -> Job:
@@ -65,14 +66,30 @@ def test_what_is_kept_is_there_after_the_file_was_closed(path: Path) -> None:
     again.close()
 
 
+def test_a_file_of_the_first_version_is_brought_to_the_newest(path: Path) -> None:
+    """Its columns were called `key`, `starts`, `ask` and `fault`."""
+    kept = job(status="failed", idempotency_key="k", attempts=2, problem=FULL)
+    old = sqlite3.connect(path)
+    old.executescript(MIGRATIONS[0] + f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1;")
+    columns = "id, owner, status, created, attached, key, crashes, starts, ask, fault"
+    values = [kept.id, "", "failed", 1.0, 0, "k", 0, 2, json.dumps(asdict(SPEC)), json.dumps(asdict(FULL))]
+    old.execute(f"INSERT INTO jobs ({columns}) VALUES ({', '.join('?' * len(values))})", values)
+    old.commit()
+    old.close()
+    for _ in range(2):
+        database = JobDatabase.open(path)
+        assert database.get(kept.id) == kept == database.find_by_idempotency_key("", "k")
+        database.close()
+
+
 def test_a_job_ends_once(database: JobDatabase) -> None:
     kept = database.add(job())
     assert database.mark_running([kept.id, "nothing"], 5.0) == {kept.id}
-    assert database.finish(ended(kept, result={"images": [1]}))
+    assert database.finish(ended(kept, result={"images": [{"file": "a", "width": 1, "height": 1}]}))
     assert not database.finish(ended(kept, "failed", problem=FULL))
     assert not database.requeue(kept.id, 1) and database.mark_running([kept.id], 6.0) == set()
     found = database.get(kept.id)
-    assert found == ended(kept, result={"images": [1]}, started=5.0, attempts=1)
+    assert found == ended(kept, result={"images": [{"file": "a", "width": 1, "height": 1}]}, started=5.0, attempts=1)
 
 
 def test_a_job_that_waits_again_has_not_started(database: JobDatabase) -> None:

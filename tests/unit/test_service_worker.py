@@ -1,9 +1,10 @@
 """The worker's parts: what models are, the shelf, requests, recipes, files, previews, and what becomes of faults."""
 
 import json
+import os
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from enlarger.checkpoint.single_file.save import save_single_file
 from enlarger.diffusion.sample import Step
 from enlarger.errors import Cancelled, InputError, NonFinite
 from enlarger.nn.taesd import AutoencoderTiny, AutoencoderTinyConfig
-from enlarger.service.jobs.job import RESULT_FILE, JobSpec, OutputOptions, job_folder, new_job_id
+from enlarger.service.jobs.job import RESULT_FILE, JobResult, JobSpec, OutputOptions, job_folder, new_job_id
+from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.problems import ProblemError
 from enlarger.service.settings import GIB, ModelSettings
 from enlarger.service.worker import executor, generation_metadata, main, results
@@ -27,6 +29,7 @@ from enlarger.service.worker.model_description import describe_model
 from enlarger.service.worker.model_requests import build_requests
 from enlarger.service.worker.previews import PreviewDecoder, PreviewSpec, PreviewWriter, preview_decoder_for
 from enlarger.service.worker.progress_reporter import ProgressReporter, RunningJob
+from enlarger.service.workers.messages import AssignedJob, Cancel, Event, Run
 from enlarger.tasks.auxiliary.preview import Previewer
 from enlarger.tasks.result import Progress
 from tests.support import tiny, tiny_models, tiny_x4, tiny_xl
@@ -48,8 +51,8 @@ class Told:
     def __init__(self) -> None:
         self.events = list[dict[str, Any]]()
 
-    def __call__(self, event: str, **fields: Any) -> None:
-        self.events.append({"event": event, **fields})
+    def __call__(self, event: Event) -> None:
+        self.events.append(event.model_dump())
 
     def of(self, event: str, **fields: Any) -> list[dict[str, Any]]:
         return [one for one in self.events if one["event"] == event and fields.items() <= one.items()]
@@ -103,7 +106,7 @@ def running(place: Path, ask: JobSpec, told: Told, image: Image.Image | None = N
 def test_a_folder_is_described_and_its_size_foretold(path: Any, kind: str, tasks: list[str]) -> None:
     settings = ModelSettings(name="one", path=path if isinstance(path, str) else str(path()), aliases=("other",))
     about = describe_model(settings, CPU)
-    assert about.to_json() == {"name": "one", "kind": kind, "tasks": tasks, "aliases": ["other"], "error": None}
+    assert about.state == ModelState("one", kind, tuple(tasks), ("other",))
     shelf, _ = shelf_of(settings)
     (loaded,) = shelf.get("one")
     estimator = weight_bytes(getattr(loaded.task, "estimator", None))
@@ -132,7 +135,7 @@ def test_a_single_file_is_described(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_with_a_model_is_said(settings: dict[str, Any], words: str) -> None:
     about = describe_model(ModelSettings(name="one", **settings), CPU)
-    assert about.error is not None and words in about.error and about.to_json()["tasks"] == []
+    assert about.error is not None and words in about.error and about.state.tasks == ()
 
 
 def test_damaged_files_do_not_cost_the_other_models(tmp_path: Path) -> None:
@@ -162,7 +165,7 @@ def test_the_longest_unused_model_goes_first(tmp_path: Path) -> None:
     assert shelf.get("a") == (first,) and list(shelf.loaded_bytes) == ["c", "a"]
     assert [one["model"] for one in told.of("loading")] == ["a", "b", "c"]
     assert told.of("models")[-1]["loaded"] == dict(shelf.loaded_bytes)
-    assert told.of("measured", what="model_load", model="c")[0]["seconds"] > 0
+    assert told.of("measured", name="model_load", model="c")[0]["seconds"] > 0
 
 
 def test_models_that_are_kept_or_at_work_stay(tmp_path: Path) -> None:
@@ -254,15 +257,15 @@ def test_other_programs_can_read_the_parameters() -> None:
 def test_a_recipe_comes_back_from_the_file(tmp_path: Path, format: Any, prompt: str) -> None:
     said = recipe(prompt=prompt, count=1)
     about, notes = results.save_image(tiny.picture(24, 16), 0, tmp_path, OutputOptions(format), said)
-    with Image.open(tmp_path / about["file"]) as image:
+    with Image.open(tmp_path / about.file) as image:
         found = generation_metadata.read_metadata(image)
         size = image.size
     fits = not (format == "jpeg" and len(prompt) == 32_000)
-    assert found == (said if fits else None) and size == (24, 16) and about["seed"] == 7
+    assert found == (said if fits else None) and size == (24, 16) and about.seed == 7
     assert notes == (
-        () if fits else ("the recipe is too long for a JPEG file, and is in this reply only; PNG holds it",)
+        () if fits else ("the metadata is too long for a JPEG file, and is in this reply only; PNG holds it",)
     )
-    assert [path.name for path in tmp_path.iterdir()] == [about["file"]]
+    assert [path.name for path in tmp_path.iterdir()] == [about.file]
 
 
 def test_a_file_without_a_recipe(tmp_path: Path) -> None:
@@ -281,26 +284,26 @@ def test_the_profile_is_kept_and_nothing_else(tmp_path: Path) -> None:
     image.info |= {"icc_profile": profile, "comment": b"mine", "parameters": "old"}
     for format in ("png", "jpeg", "webp"):
         about, _ = results.save_image(image, 0, tmp_path, OutputOptions(format), recipe())
-        with Image.open(tmp_path / about["file"]) as found:
+        with Image.open(tmp_path / about.file) as found:
             found.load()
             assert found.info["icc_profile"] == profile
             assert "comment" not in found.info and found.info.get("parameters") != "old"
 
 
 def test_done_is_written_once(tmp_path: Path) -> None:
-    results.write_result_file(tmp_path, {"images": []})
-    results.write_result_file(tmp_path, {"images": ["another"]})
-    assert json.loads((tmp_path / RESULT_FILE).read_text()) == {"images": []}
+    results.write_result_file(tmp_path, JobResult(()))
+    results.write_result_file(tmp_path, JobResult((), "another"))
+    assert json.loads((tmp_path / RESULT_FILE).read_text()) == asdict(JobResult(())) | {"images": [], "notes": []}
     assert [path.name for path in tmp_path.iterdir()] == [RESULT_FILE]
 
 
-def test_a_disk_that_takes_nothing_leaves_nothing(tmp_path: Path) -> None:
-    def full(stream: Any) -> None:
-        stream.write(b"half")
+def test_a_disk_that_takes_nothing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ProblemError, match=r"cannot be stored \(No space left on device\)"):
-        results.write_atomically(tmp_path / "a", full)
+        results.write_result_file(tmp_path, JobResult(()))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -407,7 +410,7 @@ def test_progress_counts_over_all_pictures_and_is_not_told_too_often(tmp_path: P
         assert set(watcher.finish()) == {"denoise", "decode"}
     found = [(one["done"], one["total"]) for one in told.of("progress")]
     assert found[0] == (1, 600) and (300, 600) in found and found[-1] == (600, 600) and 4 <= len(found) < 20
-    assert found == sorted(found) and told.of("measured", what="step", model="sd")
+    assert found == sorted(found) and told.of("measured", name="step", model="sd")
 
 
 def test_the_last_cancel_of_a_batch_stops_it(tmp_path: Path) -> None:
@@ -433,14 +436,14 @@ def faulty(monkeypatch: pytest.MonkeyPatch, errors: Sequence[Exception | None]) 
     """The computing raises these, one after another; gives the sizes of the batches that were tried."""
     before, left, tried = executor.run_in_batches, list(errors), list[int]()
 
-    def together(task: Any, requests: Any, watch: Any) -> Any:
+    def run_in_batches(task: Any, requests: Any, watch: Any) -> Any:
         tried.append(len(requests))
         error = left.pop(0) if left else None
         if error is not None:
             raise error
         return before(task, requests, watch)
 
-    monkeypatch.setattr(executor, "run_in_batches", together)
+    monkeypatch.setattr(executor, "run_in_batches", run_in_batches)
     return tried
 
 
@@ -463,7 +466,7 @@ def test_what_memory_does_not_suffice_for_is_tried_with_less(
     ]
     bench.run(jobs)
     assert tried == [3, 1, 1, 1] and len(told.of("done")) == 3 and list(shelf.loaded_bytes) == ["sd"]
-    assert [one["fallback"] for one in told.of("measured", what="oom")] == ["single"]
+    assert [one["fallback"] for one in told.of("measured", name="oom")] == ["single"]
 
 
 def test_one_job_is_tried_twice_and_the_next_goes_on(
@@ -475,9 +478,9 @@ def test_one_job_is_tried_twice_and_the_next_goes_on(
     for job in jobs:
         bench.run([job])
     assert tried == [1, 1, 1, 1, 1]
-    assert [one["fallback"] for one in told.of("measured", what="oom")] == ["retry", "none", "retry"]
+    assert [one["fallback"] for one in told.of("measured", name="oom")] == ["retry", "none", "retry"]
     (failed,) = told.of("failed")
-    assert failed["id"] == jobs[0].id and failed["fault"]["code"] == "out_of_memory"
+    assert failed["id"] == jobs[0].id and failed["problem"]["code"] == "out_of_memory"
     assert [one["id"] for one in told.of("done")] == [jobs[1].id, jobs[2].id]
 
 
@@ -492,9 +495,8 @@ def test_a_fault_in_a_batch_costs_only_its_own_job(
     ]
     bench.run(jobs)
     assert tried == [3, 1, 1, 1] and [one["id"] for one in told.of("done")] == [jobs[0].id, jobs[2].id]
-    assert (
-        told.of("failed")[0]["fault"]["code"] == "non_finite_output" and len(told.of("measured", what="nonfinite")) == 2
-    )
+    assert told.of("failed")[0]["problem"]["code"] == "non_finite_output"
+    assert len(told.of("measured", name="nonfinite")) == 2
     assert list(jobs[1].folder.iterdir()) == []
 
 
@@ -506,7 +508,7 @@ def test_prompts_that_are_cut_are_said_to_their_own_user_alone(tmp_path: Path, b
     notes = [json.loads((job.folder / RESULT_FILE).read_text())["notes"] for job in jobs]
     assert all("the prompt is longer than 75 tokens" in one[0] and len(one) == 1 for one in notes)
     assert "yours" not in notes[0][0] and "mine" not in notes[1][0]
-    assert [one["size"] for one in told.of("measured", what="batch")] == [1, 1]
+    assert [one["size"] for one in told.of("measured", name="batch")] == [1, 1]
 
 
 def test_faults_say_no_path_of_the_job_and_the_log_no_prompt(
@@ -517,7 +519,7 @@ def test_faults_say_no_path_of_the_job_and_the_log_no_prompt(
     faulty(monkeypatch, [InputError(f"{job.folder}/image.png: odd {'x' * 2000}"), ValueError("a secret prompt")])
     bench.run([job])
     bench.run([other := running(tmp_path, JobSpec("generate", "sd", GENERATE), told)])
-    first, second = (one["fault"]["message"] for one in told.of("failed"))
+    first, second = (one["problem"]["message"] for one in told.of("failed"))
     assert first.startswith("image.png: odd xxx") and len(first) < 1100
     assert second == "unexpected ValueError; the log of the service says where" and other.is_finished
     line = json.loads(capsys.readouterr().err)
@@ -539,13 +541,12 @@ def test_the_inbox_hears_cancels_while_work_goes_on(monkeypatch: pytest.MonkeyPa
     ended: list[int] = []
     monkeypatch.setattr(main.os, "_exit", ended.append)
     inbox, id = main.MessageReader(main.MessageWriter(1)), new_job_id()
-    run = {"do": "run", "jobs": [{"id": id, "ask": JobSpec("upscale", "bundled", image="image.png").to_json()}]}
-    messages = [run, {"do": "cancel", "id": id}, {"do": "cancel", "id": new_job_id()}]
-    inbox.listen(json.dumps(one).encode() for one in messages)
+    run = Run(jobs=(AssignedJob(id=id, spec=JobSpec("upscale", "bundled", image="image.png")),))
+    inbox.listen(command.encode() for command in (run, Cancel(id=id), Cancel(id=new_job_id())))
     assert ended == [0]
-    (job,) = inbox.running_jobs(inbox.messages.get(), tmp_path)
-    assert job.cancel_event.is_set() and job.folder == job_folder(tmp_path, id) and inbox.messages.empty()
+    (job,) = inbox.running_jobs(inbox.commands.get(), tmp_path)
+    assert job.cancel_event.is_set() and job.folder == job_folder(tmp_path, id) and inbox.commands.empty()
     inbox.remove_jobs([job])
-    with pytest.raises(ValueError, match="Expecting value"):
+    with pytest.raises(ValueError, match="Invalid JSON"):
         inbox.listen([b"no JSON"])
     assert ended == [0, 0]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from enlarger.checkpoint.tensors import safetensors_file
 from enlarger.checkpoint.tensors.finite_check import check_finite, find_first_non_finite, find_non_finite
-from enlarger.checkpoint.tensors.safetensors_file import DTYPES, SafetensorsCheckpoint, open_checkpoint
+from enlarger.checkpoint.tensors.open import open_checkpoint
+from enlarger.checkpoint.tensors.safetensors_file import DTYPES, SafetensorsCheckpoint
 from enlarger.errors import CheckpointError
 
 FLOATS = [dtype for dtype in DTYPES.values() if dtype.is_floating_point]

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.folder import load as folder_room
-from enlarger.checkpoint.folder.load import PipelineComponents, read_folder
+from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.folder.save import save_folder
 from enlarger.checkpoint.load_module import load_module, to_current_key
-from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
+from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
@@ -314,7 +315,7 @@ import sys, torch
 from pathlib import Path
 from torch import nn
 from enlarger.checkpoint.load_module import load_module
-from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
+from enlarger.checkpoint.tensors.open import open_checkpoint
 weights = open_checkpoint(Path(sys.argv[1]))
 dtype = getattr(torch, sys.argv[2])
 def make():

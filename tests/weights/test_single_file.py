@@ -12,15 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from enlarger.checkpoint.components import COMPONENT_CLASSES, PipelineComponents
 from enlarger.checkpoint.config.bundled_configs import clip_tokenizer, family_configs
-from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, PipelineComponents, read_folder
+from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.folder.save import save_folder
 from enlarger.checkpoint.single_file.component_override import read_vae_file
 from enlarger.checkpoint.single_file.detect import detect
 from enlarger.checkpoint.single_file.key_mapping_vae_clip import original_vae_structure
 from enlarger.checkpoint.single_file.load import CONFIGS_METADATA_KEY, INDEX_METADATA_KEY, read_single_file
 from enlarger.checkpoint.single_file.save import original_state_dict, save_single_file
-from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
+from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.errors import CheckpointError, EnlargerError, InputError, Unsupported
 from enlarger.nn.k_unet import KUNet
 from tests.support import k_diffusion, tiny

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from enlarger.checkpoint.adapters.lora_key_mapping import KOHYA_PREFIXES, layer_aliases
-from enlarger.checkpoint.load_module import MAX_LISTED, TEXT_ENCODER_NAMES, UNET_NAMES, Shape, guess_network
-from enlarger.checkpoint.tensors.safetensors_file import open_checkpoint
-from enlarger.errors import CheckpointError, InputError, Unsupported
+from enlarger.checkpoint.load_module import TEXT_ENCODER_NAMES, UNET_NAMES, Shape, guess_network
+from enlarger.checkpoint.tensors.open import open_checkpoint
+from enlarger.errors import CheckpointError, InputError, Unsupported, list_names
 
 LORA_COMPONENTS = tuple(KOHYA_PREFIXES)  # the networks that a LoRA may change
 ADAPTER_METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps PEFT's settings in a file
@@ -93,7 +93,7 @@ def parse_lora(
     unknown_keys = [name for name in factors if name not in targets]
     if unknown_keys or not factors:
         problem = (
-            f"{len(unknown_keys)} names fit no layer of the model: {_join_names(unknown_keys)}"
+            f"{len(unknown_keys)} names fit no layer of the model: {list_names(unknown_keys)}"
             if factors
             else "it is empty"
         )
@@ -107,7 +107,7 @@ def parse_lora(
             misshapen.append(f"{layer_key} (found {shapes}, expected factors of {target.shape})")
         components.setdefault(target.component, {})[f"{target.name}.weight"] = delta
     if misshapen:
-        problem = f"{len(misshapen)} changes do not fit the model's weights: {_join_names(misshapen)}"
+        problem = f"{len(misshapen)} changes do not fit the model's weights: {list_names(misshapen)}"
         raise CheckpointError(f"{source}: {problem}. {_family_hint(tensors, networks)}")
     return Lora(components)
 
@@ -267,11 +267,6 @@ def _reject_other_adapters(source: str, names: Iterable[str]) -> None:
                     f"{source}: this is {kind} ({name}), expected a LoRA: a lower and an upper factor per layer. Merge "
                     "it into the model with the tool that made it and read the merged folder."
                 )
-
-
-def _join_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more
 
 
 def _family_hint(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> str:

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from enlarger.errors import CheckpointError, InputError
+from enlarger.checkpoint.tensors.open import is_pickle, open_checkpoint
+from enlarger.checkpoint.tensors.pickle_guard import load_pickle
+from enlarger.errors import CheckpointError, InputError, list_names
 from enlarger.nn.clip_text import ClipText, Embeddings
 from enlarger.text.tokenize import Tokenizer
 
-PICKLE_SUFFIXES = (".pt", ".bin", ".pth")
 LEARNED_EMBEDS = "learned_embeds"  # diffusers' file name in a folder
 ENCODER_KEYS = {"clip_l": "clip_l", "clip_g": "clip_g", "text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}
 ENCODER_BY_WIDTH = {768: "SD1 or SDXL's first encoder", 1024: "SD2", 1280: "SDXL's second encoder"}
@@ -34,8 +34,8 @@ def read_textual_inversion(
 
     Known are diffusers' layout ({token: vectors}), AUTOMATIC1111's (`emb_params`, `string_to_param`) and the one for
     SDXL's two encoders (`clip_l` with `clip_g`). `token` renames it; in a file of several tokens it picks one. A file
-    that names none gets its own name. Pickles (.pt, .bin) are refused unless `allow_pickle`, and then opened as
-    tensors only, so that no code in them runs. Raises CheckpointError, naming what was found.
+    that names none gets its own name. Pickles (.pt, .bin) are refused unless `allow_pickle`, and then read
+    through the guard, so that no code in them runs. Raises CheckpointError, naming what was found.
     """
     label, data, file_stem = _load_source(source, allow_pickle)
     stated_token, vectors = _parse_layout(data, token, label)
@@ -98,26 +98,24 @@ def _resolve_file(path: Path, allow_pickle: bool) -> Path:
         path = existing[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a textual inversion (.safetensors).")
-    if path.suffix.lower() in PICKLE_SUFFIXES and not allow_pickle:
+    if not allow_pickle and is_pickle(path):
         raise CheckpointError(
-            f"{path}: a pickle, a kind of file that can run code when opened; expected .safetensors. "
-            "Where you trust the file, give allow_pickle=True: then only tensors are read from it."
+            f"{path}: a pickle, a kind of file that can run code when opened; expected .safetensors. Where you trust "
+            "the file, give allow_pickle=True (--allow-pickle on the command line): then only tensors are read from it."
         )
     return path
 
 
-def _load_tensors(path: Path) -> dict[str, Any]:
+def _load_tensors(path: Path) -> Mapping[str, Any]:
     try:
-        if path.suffix.lower() not in PICKLE_SUFFIXES:
-            return dict(safetensors.torch.load_file(path))
-        data: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, pickle and zip files each raise kinds of their own
-        raise CheckpointError(f"{path}: cannot be read as a textual inversion ({_first_line(error)}).") from error
-    if isinstance(data, Tensor):
-        return {"emb_params": data}
-    if not isinstance(data, Mapping):
-        raise CheckpointError(f"{path}: found a {type(data).__name__}, expected named tensors.")
-    return {str(key): value for key, value in cast("Mapping[Any, Any]", data).items()}
+        if is_pickle(path):
+            data = load_pickle(path)
+            return {"emb_params": data} if isinstance(data, Tensor) else {str(key): each for key, each in data.items()}
+        weights = open_checkpoint(path)
+        return {name: weights.get_tensor(name) for name in weights.keys()}
+    except CheckpointError as error:
+        problem = str(error).removeprefix(f"{path}: ")
+        raise CheckpointError(f"{path}: cannot be read as a textual inversion ({problem})") from error
 
 
 def _parse_layout(data: Mapping[str, Any], token: str | None, label: str) -> tuple[str | None, dict[str, Any]]:
@@ -139,9 +137,9 @@ def _parse_layout(data: Mapping[str, Any], token: str | None, label: str) -> tup
         return next((key, {"": value}) for key, value in tensors.items())
     if not tensors:
         raise CheckpointError(f"{label}: no vectors found; expected {{token: tensor}}, emb_params or string_to_param.")
-    names = ", ".join(list(tensors)[:10])
     raise CheckpointError(
-        f"{label}: {len(tensors)} tensors ({names}), expected the vectors of one token; pick one with token=."
+        f"{label}: {len(tensors)} tensors ({list_names(list(tensors))}), expected the vectors of one token; "
+        "pick one with token=."
     )
 
 
@@ -223,7 +221,3 @@ def _replace_token_embedding(encoder: ClipText, weight: Tensor, eos_token_id: in
     for module in (clone, embeddings, embeddings.token_embedding):
         module.training = encoder.training  # not `train()`, which would reach the shared parts
     return clone
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from enlarger.checkpoint.config.strict_config import Json, StrictConfig
+from enlarger.checkpoint.config.strict_config import StrictConfig
 from enlarger.errors import CheckpointError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderConfig
 from enlarger.nn.clip_text import ClipTextConfig
 from enlarger.nn.k_unet import KStage, KUNetConfig
 from enlarger.nn.unet import Stage, UNetConfig
+from enlarger.strict_json import Json
 
 C = TypeVar("C")
 # What our UNets are; a file that says otherwise is refused. None stands for "not there".

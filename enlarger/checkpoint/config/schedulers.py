@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from enlarger.checkpoint.config.strict_config import Json, StrictConfig
+from enlarger.checkpoint.config.strict_config import StrictConfig
 from enlarger.diffusion.sampler import Prediction, Sampler
 from enlarger.diffusion.schedule import (
     NoiseSchedule,
@@ -22,7 +22,7 @@ from enlarger.diffusion.schedule import (
     scaled_linear,
 )
 from enlarger.errors import CheckpointError, Unsupported
-from enlarger.strict_json import printable_name
+from enlarger.strict_json import Json, printable_name
 
 
 @dataclass(frozen=True)

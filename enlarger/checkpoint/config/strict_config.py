@@ -4,10 +4,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from enlarger.errors import CheckpointError, Unsupported
-from enlarger.strict_json import Json, printable_name, short_repr
+from enlarger.errors import CheckpointError, Unsupported, list_names
+from enlarger.strict_json import printable_name, short_repr
 
-__all__ = ["Json", "StrictConfig"]
 MAX_INT = 1 << 20  # of a width or count; no network that anyone has comes near
 MAX_LAYERS = 100  # of one kind: layers are made one by one, before a file says whether they exist
 MAX_LIST_LENGTH = 100
@@ -127,7 +126,7 @@ class StrictConfig:
         unknown = [n for n, value in self.config.items() if n not in self.used_keys and not n.startswith("_") and value]
         if unknown:
             raise Unsupported(
-                f"{self.class_name}: unknown settings {', '.join(map(printable_name, unknown[:10]))}; "
+                f"{self.class_name}: unknown settings {list_names([printable_name(name) for name in unknown])}; "
                 "this network may differ from ours."
             )
 

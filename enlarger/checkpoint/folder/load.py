@@ -1,105 +1,30 @@
 """Reading a model in diffusers' folder layout."""
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from enlarger.checkpoint.config import network_configs
-from enlarger.checkpoint.config.strict_config import Json
-from enlarger.checkpoint.load_module import load_module
-from enlarger.checkpoint.taesd import tiny_config, tiny_json
-from enlarger.checkpoint.tensors.safetensors_file import (
-    SafetensorsCheckpoint,
-    open_checkpoint,
-    open_weights,
-    weights_filenames,
+from enlarger.checkpoint.components import (
+    COMPONENT_CLASSES,
+    CONFIG_NAME,
+    MODEL_INDEX_NAME,
+    NOISE_FREQUENCIES_NAME,
+    SCHEDULER_CONFIG_NAME,
+    ComponentClass,
+    PipelineComponents,
 )
+from enlarger.checkpoint.load_module import load_module
+from enlarger.checkpoint.tensors.open import open_checkpoint, open_weights, weights_filenames
+from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
 from enlarger.errors import CheckpointError, EnlargerError, InputError
-from enlarger.nn.autoencoder import AutoencoderKL
-from enlarger.nn.clip_text import ClipText
-from enlarger.nn.k_unet import KUNet, KUNetConfig
-from enlarger.nn.taesd import AutoencoderTiny
-from enlarger.nn.unet import UNet
-from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
-from enlarger.strict_json import read_json
+from enlarger.strict_json import Json, read_json
 from enlarger.text.tokenize import Tokenizer
 
-MODEL_INDEX_NAME = "model_index.json"
-CONFIG_NAME = "config.json"
-SCHEDULER_CONFIG_NAME = "scheduler_config.json"
-NOISE_FREQUENCIES_NAME = "low_res_noise_embed.safetensors"  # of the original x2 upscaler; diffusers' folders lack it
 TOKENIZER_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
-
-
-@dataclass(frozen=True)
-class ComponentClass:
-    """How a network that model_index.json names by its class is read and written."""
-
-    library: str
-    weights_stem: str  # of its weights' file names
-    read_config: Callable[[Json], Any]  # config.json to a config
-    write_config: Callable[[Any], Json]  # and back
-    create: Callable[[Any], nn.Module]  # a config to the module
-
-
-def _diffusers_component(
-    read_config: Callable[[Json], Any], write_config: Callable[[Any], Json], create: Callable[[Any], nn.Module]
-) -> ComponentClass:
-    return ComponentClass("diffusers", "diffusion_pytorch_model", read_config, write_config, create)
-
-
-def _enlarger_component(config_type: type[Any], create: Callable[[Any], nn.Module]) -> ComponentClass:
-    """A network of this package, whose config file is its dataclass."""
-    return ComponentClass(
-        "enlarger",
-        "diffusion_pytorch_model",
-        network_configs.dataclass_reader(config_type),
-        network_configs.dataclass_json,
-        create,
-    )
-
-
-def _create_unet(config: Any) -> nn.Module:
-    return KUNet(config) if isinstance(config, KUNetConfig) else UNet(config)
-
-
-def _write_unet_config(config: Any) -> Json:
-    return network_configs.k_unet_json(config) if isinstance(config, KUNetConfig) else network_configs.unet_json(config)
-
-
-COMPONENT_CLASSES: dict[str, ComponentClass] = {
-    "UNet2DConditionModel": _diffusers_component(network_configs.unet_config, _write_unet_config, _create_unet),
-    "AutoencoderKL": _diffusers_component(
-        network_configs.autoencoder_config, network_configs.autoencoder_json, AutoencoderKL
-    ),
-    "AutoencoderTiny": _diffusers_component(tiny_config, tiny_json, AutoencoderTiny),
-    "CLIPTextModel": ComponentClass(
-        "transformers", "model", network_configs.clip_text_config, network_configs.clip_text_json, ClipText
-    ),
-    "CLIPTextModelWithProjection": ComponentClass(
-        "transformers", "model", network_configs.clip_projection_config, network_configs.clip_text_json, ClipText
-    ),
-    "UpscaleNet": _enlarger_component(UpscaleNetConfig, UpscaleNet),
-}
-"""The networks by the class names that model_index.json uses; a new one is one line here."""
-
-
-@dataclass(frozen=True)
-class PipelineComponents:
-    """A model's parts: networks as modules, tokenizers, schedulers as the JSON that describes them."""
-
-    path: Path  # where it was read
-    index: Mapping[str, Any]  # model_index.json
-    components: Mapping[str, Any]
-    network_configs: Mapping[str, Json] = field(
-        default_factory=dict[str, Json]
-    )  # each network's config.json as it was read
-    skipped: tuple[str, ...] = ()  # parts that lie in the folder and are not used here
 
 
 def read_folder(

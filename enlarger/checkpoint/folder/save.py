@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enlarger.checkpoint.config.strict_config import Json
-from enlarger.checkpoint.folder.load import (
+from enlarger.checkpoint.components import (
     COMPONENT_CLASSES,
     CONFIG_NAME,
     MODEL_INDEX_NAME,
@@ -20,14 +19,15 @@ from enlarger.checkpoint.folder.load import (
     SCHEDULER_CONFIG_NAME,
     ComponentClass,
     PipelineComponents,
+    network_class_name,
 )
-from enlarger.checkpoint.tensors.safetensors_file import weights_filenames
+from enlarger.checkpoint.tensors.open import weights_filenames
 from enlarger.checkpoint.tensors.save_safetensors import save_safetensors, saved_dtype
 from enlarger.errors import InputError
+from enlarger.strict_json import Json
 from enlarger.text.tokenize import Tokenizer
 
 DIFFUSERS_VERSION = "0.30.0"  # `_diffusers_version`: the release whose layout this is
-DIFFUSERS_CLASS_NAMES = {"ClipText": "CLIPTextModel", "UNet": "UNet2DConditionModel", "KUNet": "UNet2DConditionModel"}
 PROVENANCE_KEYS = ("_name_or_path", "_commit_hash")  # where a config came from; of no use to who reads the copy
 
 
@@ -156,10 +156,7 @@ def _class_name(component: Any, index_entry: Any) -> str:
         return "CLIPTokenizer"
     if not isinstance(component, nn.Module):
         return str(component.get("_class_name"))
-    config: Any = getattr(component, "config", None)
-    class_name = DIFFUSERS_CLASS_NAMES.get(type(component).__name__, type(component).__name__)
-    if class_name == "CLIPTextModel" and config.projection_dim is not None:
-        class_name = "CLIPTextModelWithProjection"
+    class_name = network_class_name(component)
     class_name = class_name if class_name in COMPONENT_CLASSES or not index_entry else str(index_entry[1])
     if class_name not in COMPONENT_CLASSES:
         raise InputError(

@@ -7,14 +7,15 @@ from typing import cast
 import torch
 from torch import nn
 
+from enlarger.checkpoint.components import COMPONENT_CLASSES, MODEL_INDEX_NAME
 from enlarger.checkpoint.config.bundled_configs import family_configs
-from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, MODEL_INDEX_NAME, read_folder, read_network
+from enlarger.checkpoint.folder.load import read_folder, read_network
 from enlarger.checkpoint.load_module import load_module, to_current_key
 from enlarger.checkpoint.single_file.detect import detect
 from enlarger.checkpoint.single_file.infer_config import infer_config
 from enlarger.checkpoint.single_file.key_mapping import convert_from_original
 from enlarger.checkpoint.single_file.key_rules import KeySource, RemappedTensors, Shape
-from enlarger.checkpoint.tensors.safetensors_file import LazyTensors, open_checkpoint
+from enlarger.checkpoint.tensors.open import LazyTensors, open_checkpoint
 from enlarger.errors import CheckpointError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.strict_json import Json

@@ -1,7 +1,7 @@
 """What a file of weights is, from the names and shapes in it alone."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from enlarger.checkpoint.families import FAMILIES, describe_family, detect_unet_family
@@ -9,10 +9,9 @@ from enlarger.checkpoint.single_file.key_mapping import LAYOUTS, ComponentLayout
 from enlarger.checkpoint.single_file.key_mapping_vae_clip import original_vae_structure
 from enlarger.checkpoint.single_file.key_rules import Shape, diffusers_shape, key_sources
 from enlarger.checkpoint.single_file.reference_shapes import component_shapes, original_family_shapes
-from enlarger.errors import CheckpointError, Unsupported
+from enlarger.errors import CheckpointError, Unsupported, list_names
 
 Shapes = Mapping[str, Shape]
-MAX_LISTED = 10  # differences that an error lists
 KEY_PREFIXES = ("", "model_ema.", "model.", "module.", "state_dict.")  # prefixes of all names that programs leave
 UNET_MARKER = "model.diffusion_model.input_blocks.0.0.weight"
 K_UNET_MARKER = "u_net.d_blocks.0.1.main.2.weight"
@@ -226,7 +225,7 @@ def describe_unknown(shapes: Shapes) -> str:
     """That a file is like nothing known; the nearest family, and where it differs."""
     expected, meaning = _nearest_family(shapes)
     if expected is None:
-        return f"{len(shapes)} weights like those of nothing known here: {_join_names(shapes)}."
+        return f"{len(shapes)} weights like those of nothing known here: {list_names(list(shapes))}."
     missing = [f"{name} is missing" for name in expected if name not in shapes]
     unexpected = [f"{name} is unexpected" for name in shapes if name not in expected]
     misshapen = [
@@ -236,7 +235,7 @@ def describe_unknown(shapes: Shapes) -> str:
     ]
     differences = missing + unexpected + misshapen
     count = len(differences)
-    return f"no model known here; the nearest is {meaning}, with {count} differences: {_join_names(differences)}."
+    return f"no model known here; the nearest is {meaning}, with {count} differences: {list_names(differences)}."
 
 
 def _nearest_family(shapes: Shapes) -> tuple[Mapping[str, Shape] | None, str]:
@@ -255,9 +254,3 @@ def _nearest_family(shapes: Shapes) -> tuple[Mapping[str, Shape] | None, str]:
         key=lambda each: each[0],
     )
     return (expected, meaning) if num_common else (None, "")
-
-
-def _join_names(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
-    return ", ".join(listed[:MAX_LISTED]) + more

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from enlarger.checkpoint.config import network_configs
-from enlarger.checkpoint.config.strict_config import Json
 from enlarger.checkpoint.single_file.key_mapping_unet import diffusers_k_unet_levels, diffusers_unet_levels
 from enlarger.checkpoint.single_file.key_mapping_vae_clip import diffusers_open_clip_structure, diffusers_vae_structure
 from enlarger.checkpoint.single_file.key_rules import Shape
@@ -14,6 +13,7 @@ from enlarger.nn.autoencoder import AutoencoderConfig
 from enlarger.nn.clip_text import ClipTextConfig
 from enlarger.nn.k_unet import KStage, KUNetConfig
 from enlarger.nn.unet import Stage, UNetConfig
+from enlarger.strict_json import Json
 
 BIGG_POOLED_CHANNELS = 1280  # width of the pooled text in SDXL's `add_embedding`, beside its sizes
 NOISE_LEVEL_CHANNELS = 128  # numbers that tell the x2 upscaler its noise level

@@ -39,7 +39,7 @@ from enlarger.checkpoint.single_file.key_rules import (
     original_shape,
     rename_rules,
 )
-from enlarger.checkpoint.tensors.safetensors_file import LazyTensors
+from enlarger.checkpoint.tensors.open import LazyTensors
 from enlarger.errors import CheckpointError
 
 EMA_PREFIX = "model_ema."

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.tensors.safetensors_file import LazyTensors, SafetensorsCheckpoint
+from enlarger.checkpoint.tensors.open import LazyTensors
+from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
 from enlarger.errors import CheckpointError
 
 Shape = tuple[int, ...]

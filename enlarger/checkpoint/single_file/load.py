@@ -9,15 +9,15 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from enlarger.checkpoint.config.bundled_configs import clip_tokenizer, family_configs
-from enlarger.checkpoint.families import FAMILIES
-from enlarger.checkpoint.folder.load import (
+from enlarger.checkpoint.components import (
     COMPONENT_CLASSES,
     CONFIG_NAME,
     MODEL_INDEX_NAME,
     SCHEDULER_CONFIG_NAME,
     PipelineComponents,
 )
+from enlarger.checkpoint.config.bundled_configs import clip_tokenizer, family_configs
+from enlarger.checkpoint.families import FAMILIES
 from enlarger.checkpoint.load_module import load_module
 from enlarger.checkpoint.single_file.component_override import ComponentSource, read_component_override
 from enlarger.checkpoint.single_file.detect import DetectedCheckpoint, detect
@@ -30,9 +30,10 @@ from enlarger.checkpoint.single_file.key_mapping import (
     convert_from_original,
 )
 from enlarger.checkpoint.single_file.key_rules import RemappedTensors
+from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
-from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint, open_checkpoint
-from enlarger.errors import CheckpointError, InputError
+from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
+from enlarger.errors import CheckpointError, InputError, list_names
 from enlarger.strict_json import Json, read_json
 
 CONFIGS_METADATA_KEY = (
@@ -42,7 +43,6 @@ MODELSPEC_PREDICTION_KEY = "modelspec.prediction_type"  # where other programs s
 MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 INDEX_METADATA_KEY = "_metadata"  # where the index of a bundle keeps a file's metadata
-MAX_LISTED = 10
 CONFIG_COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler", "low_res_scheduler")
 UNUSED_NETWORK_PREFIXES = ("depth_model.",)  # networks that single files hold and that are read from elsewhere
 
@@ -176,11 +176,9 @@ def _resolve_prediction_type(
 def _check_unexpected_keys(path: Path, converted: ConvertedCheckpoint) -> None:
     unexpected = [name for name in converted.unexpected_keys if not name.startswith(UNUSED_NETWORK_PREFIXES)]
     if unexpected:
-        more = f" and {len(unexpected) - MAX_LISTED} more" if len(unexpected) > MAX_LISTED else ""
         raise CheckpointError(
             f"{path}: {len(unexpected)} weights belong to none of its networks: "
-            f"{', '.join(unexpected[:MAX_LISTED])}{more}. "
-            "The file is changed or of a newer kind."
+            f"{list_names(unexpected)}. The file is changed or of a newer kind."
         )
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from enlarger.checkpoint.components import COMPONENT_CLASSES
 from enlarger.checkpoint.config.bundled_configs import family_configs
 from enlarger.checkpoint.families import FAMILIES, describe_family
-from enlarger.checkpoint.folder.load import COMPONENT_CLASSES
 from enlarger.checkpoint.single_file.key_mapping import LAYOUTS, original_shapes
 from enlarger.checkpoint.single_file.key_rules import Shape
 from enlarger.strict_json import Json

@@ -8,9 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from enlarger.checkpoint.components import COMPONENT_CLASSES, PipelineComponents, network_class_name
 from enlarger.checkpoint.families import FAMILIES, detect_unet_family
-from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, PipelineComponents
-from enlarger.checkpoint.folder.save import DIFFUSERS_CLASS_NAMES, PROVENANCE_KEYS
+from enlarger.checkpoint.folder.save import PROVENANCE_KEYS
 from enlarger.checkpoint.single_file.buffers import original_buffers
 from enlarger.checkpoint.single_file.key_mapping import LAYOUTS, convert_to_original
 from enlarger.checkpoint.single_file.load import CONFIGS_METADATA_KEY, INDEX_METADATA_KEY, MODELSPEC_PREDICTION_KEY
@@ -108,16 +108,7 @@ def _component_configs(pipeline: PipelineComponents) -> dict[str, Any]:
             configs[name] = component
         elif isinstance(component, nn.Module):
             read_config = {n: v for n, v in pipeline.network_configs.get(name, {}).items() if n not in PROVENANCE_KEYS}
-            configs[name] = read_config | COMPONENT_CLASSES[_class_name(component)].write_config(component.config)
+            configs[name] = read_config | COMPONENT_CLASSES[network_class_name(component)].write_config(
+                component.config
+            )
     return configs
-
-
-def _class_name(module: nn.Module) -> str:
-    """The class by which model_index.json names a network."""
-    config: Any = module.config
-    class_name = DIFFUSERS_CLASS_NAMES.get(type(module).__name__, type(module).__name__)
-    return (
-        f"{class_name}WithProjection"
-        if class_name == "CLIPTextModel" and config.projection_dim is not None
-        else class_name
-    )

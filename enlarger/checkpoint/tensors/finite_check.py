@@ -5,11 +5,11 @@ from itertools import chain
 
 from torch import Tensor, nn
 
+from enlarger.checkpoint.tensors.open import LazyTensors
 from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
-from enlarger.checkpoint.tensors.safetensors_file import LazyTensors, SafetensorsCheckpoint
-from enlarger.errors import CheckpointError
+from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
+from enlarger.errors import CheckpointError, list_names
 
-MAX_LISTED = 10  # names that an error lists
 BLOCK_ELEMENTS = 1 << 20  # elements looked at together
 
 
@@ -17,11 +17,9 @@ def check_finite(weights: LazyTensors) -> None:
     """Read every weight once. Raises `CheckpointError` naming those that hold NaN or infinity."""
     bad_keys = find_non_finite(weights)
     if bad_keys:
-        more = f" and {len(bad_keys) - MAX_LISTED} more" if len(bad_keys) > MAX_LISTED else ""
         raise CheckpointError(
-            f"{weights.path}: NaN or infinity in {len(bad_keys)} weights: {', '.join(bad_keys[:MAX_LISTED])}{more}; "
-            "expected "
-            "numbers. The file is damaged or was saved in a precision that is too small: fetch another."
+            f"{weights.path}: NaN or infinity in {len(bad_keys)} weights: {list_names(bad_keys)}; "
+            "expected numbers. The file is damaged or was saved in a precision that is too small: fetch another."
         )
 
 

@@ -18,14 +18,13 @@ from torch import Tensor
 
 from enlarger.checkpoint.tensors.pickle_opcodes import LIGHTNING_CALLBACK, NUMPY_SCALARS, check_opcodes
 from enlarger.checkpoint.tensors.pickle_zip import STORAGE_PREFIX, PickleRejected, read_record, read_records
-from enlarger.errors import CheckpointError, Unsupported
+from enlarger.errors import CheckpointError, Unsupported, list_names
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 MIN_SAFE_TORCH = (2, 10)  # the first torch whose weights_only has no known way out (CVE-2025-32434, CVE-2026-24747)
 MAX_PROGRAM_BYTES = 8 << 20  # bytes; that of a whole training checkpoint has one or two million
 MAX_DEPTH = 8  # dictionaries inside each other
 BLOCK_ELEMENTS = 1 << 18  # elements looked at together
-MAX_LISTED = 10  # names that a note lists
 STATE_DICT_KEY = "state_dict"  # the container whose name is no part of the weights' names
 ALLOW_PICKLE_HINT = (
     "Where you trust its origin, pass allow_pickle=True (--allow-pickle on the command line): it is then read through "
@@ -102,6 +101,25 @@ def open_pickle(path: Path) -> PickleCheckpoint:
     Raises `CheckpointError` for whatever is more than that or does not fit the file, and `Unsupported` under a torch
     whose restricted reader is unsafe.
     """
+    root, size = _load_guarded(path, mmap=True, bare_tensor=False)
+    try:
+        tensors, notes = _flatten(root)
+    except PickleRejected as error:
+        raise CheckpointError(f"{path}: refused, and nothing in it has run: {error}.") from error
+    return PickleCheckpoint(path, tensors, size, notes)
+
+
+def load_pickle(path: Path) -> Mapping[Any, Any] | Tensor:
+    """What a small pickled file holds, a dictionary or one tensor, in memory of its own and without running anything.
+
+    Raises as `open_pickle` does.
+    """
+    root, _ = _load_guarded(path, mmap=False, bare_tensor=True)
+    return root
+
+
+def _load_guarded(path: Path, *, mmap: bool, bare_tensor: bool) -> tuple[Any, int]:
+    """What both gates let pass, and the size of the file."""
     _require_safe_torch(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a pickled checkpoint.")
@@ -119,13 +137,12 @@ def open_pickle(path: Path) -> PickleCheckpoint:
             for name, each in records.items()
             if name.startswith(STORAGE_PREFIX)
         }
-        global_names = check_opcodes(program, storage_bytes)
-        tensors, notes = _flatten(_load_weights_only(path, global_names))
+        global_names = check_opcodes(program, storage_bytes, bare_tensor)
+        return _load_weights_only(path, global_names, mmap), size
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except (PickleRejected, ValueError, struct.error) as error:
         raise CheckpointError(f"{path}: refused, and nothing in it has run: {error}.") from error
-    return PickleCheckpoint(path, tensors, size, notes)
 
 
 def pickle_refused_message(path: Path) -> str:
@@ -141,13 +158,13 @@ def _require_safe_torch(path: Path) -> None:
         )
 
 
-def _load_weights_only(path: Path, global_names: Collection[str]) -> dict[Any, Any]:
-    """The second gate. The tensors are views of the mapped file."""
+def _load_weights_only(path: Path, global_names: Collection[str], mmap: bool) -> Any:
+    """The second gate. With `mmap` the tensors are views of the mapped file."""
     safe_globals: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
     safe_globals = [(InertStub, name) for name in (LIGHTNING_CALLBACK, *NUMPY_SCALARS) if name in global_names]
     try:
         with _LOAD_LOCK, torch.serialization.safe_globals(safe_globals):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (
         UnpicklingError, RuntimeError, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, TypeError
     ) as error:  # fmt: skip
@@ -187,6 +204,5 @@ def _flatten(root: Mapping[Any, Any]) -> tuple[dict[str, Tensor], tuple[str, ...
 
 
 def _dropped_note(dropped: Sequence[str]) -> str:
-    names_text = ", ".join(name[:80] if name.isprintable() else ascii(name[:80]) for name in dropped[:MAX_LISTED])
-    more = f" and {len(dropped) - MAX_LISTED} more" if len(dropped) > MAX_LISTED else ""
-    return f"left out {len(dropped)} entries that are no named tensors: {names_text}{more}"
+    printable = [name[:80] if name.isprintable() else ascii(name[:80]) for name in dropped]
+    return f"left out {len(dropped)} entries that are no named tensors: {list_names(printable)}"

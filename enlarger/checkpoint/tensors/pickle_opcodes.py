@@ -136,10 +136,11 @@ class UnpicklerState:
         return found
 
 
-def check_opcodes(program: bytes, storage_bytes: Mapping[str, int]) -> frozenset[str]:
-    """What a program names, all of it allowed. Raises `Refused` for anything that tensors by name do not need.
+def check_opcodes(program: bytes, storage_bytes: Mapping[str, int], bare_tensor: bool = False) -> frozenset[str]:
+    """What a program names, all of it allowed. Raises `PickleRejected` for anything that tensors by name do not need.
 
-    `sizes` are the bytes of each storage; tensors must lie inside theirs.
+    `storage_bytes` are those of each storage, inside which tensors must lie. The program must make a dictionary, or,
+    with `bare_tensor`, a dictionary or one tensor.
     """
     state, end = UnpicklerState(storage_bytes), 0
     for count, (opcode, argument, position) in enumerate(_read_opcodes(program)):
@@ -156,7 +157,8 @@ def check_opcodes(program: bytes, storage_bytes: Mapping[str, int]) -> frozenset
             state.execute(opcode, argument)
     if end != len(program):
         raise PickleRejected("something follows its program, or it has no end")
-    if state.marks or len(state.stack) != 1 or not isinstance(state.stack[0], DictValue):
+    result = state.stack[0] if len(state.stack) == 1 and not state.marks else None
+    if not isinstance(result, DictValue) and not (bare_tensor and result is ValueKind.TENSOR):
         raise PickleRejected("it holds something else than a dictionary of tensors")
     return frozenset(state.global_names)
 

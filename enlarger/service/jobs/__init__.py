@@ -1,1 +1,1 @@
-"""The queue: what waits lies in SQLite, one process per device works it off, and everybody can watch."""
+"""The queue: jobs are stored in SQLite, run by one process per device, and can be followed by their events."""

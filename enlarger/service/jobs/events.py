@@ -1,4 +1,4 @@
-"""What happened to each job, numbered and kept for a while, so that who comes late or returns misses nothing."""
+"""What happened to each job, numbered, and held for a while for clients that come late or return."""
 
 import asyncio
 from collections import deque
@@ -12,7 +12,7 @@ MAX_FINISHED_LOGS = 32  # jobs that have ended, whose events can still be replay
 
 
 class EventLog:
-    """The events of one job. Each carries all that is known of its standing, so that none depends on another."""
+    """The events of one job. Each has the job's whole progress, so that none depends on another."""
 
     def __init__(self) -> None:
         self._events: deque[JobEvent] = deque(maxlen=MAX_EVENTS)
@@ -56,7 +56,7 @@ class EventLog:
 
 
 class EventLogs:
-    """The boards of the jobs that wait or run, and of the last that ended."""
+    """The event logs of the jobs that wait or run, and of the last that ended."""
 
     def __init__(self) -> None:
         self._logs: dict[str, EventLog] = {}

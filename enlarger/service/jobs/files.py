@@ -1,17 +1,18 @@
 """The files of jobs: what a worker left, what is old or too much, and what belongs to nobody."""
 
-import json
 import logging
 import shutil
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+
+from pydantic import TypeAdapter
 
 from enlarger.errors import InputError
-from enlarger.service.jobs.job import RESULT_FILE, is_job_id, job_folder
+from enlarger.service.jobs.job import RESULT_FILE, JobResult, is_job_id, job_folder
 
 ORPHAN_SECONDS = 60.0  # a folder without a job may be that of a request that is just being received
+RESULT: TypeAdapter[JobResult] = TypeAdapter(JobResult)
 log = logging.getLogger("enlarger.service.jobs")
 
 
@@ -43,20 +44,15 @@ def remove_orphan_folders(data: Path, known_ids: Container[str]) -> None:
             _remove(path)
 
 
-def read_result(data: Path, id: str) -> Mapping[str, Any] | None:
+def read_result(data: Path, id: str) -> JobResult | None:
     """What the worker wrote of a job that it has completed; None if it has not."""
-    path = job_folder(data, id) / RESULT_FILE
     try:
-        result: object = json.loads(path.read_bytes())
+        return RESULT.validate_json((job_folder(data, id) / RESULT_FILE).read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        log.error("%s of job %s cannot be read: %s", RESULT_FILE, id, error)
+        log.error("%s of job %s cannot be read: %s", RESULT_FILE, id, type(error).__name__)
         return None
-    if isinstance(result, dict) and isinstance(cast("dict[str, Any]", result).get("images"), list):
-        return cast("dict[str, Any]", result)
-    log.error("%s of job %s has no images", RESULT_FILE, id)
-    return None
 
 
 def job_folder_bytes(data: Path) -> dict[str, int]:
@@ -65,7 +61,7 @@ def job_folder_bytes(data: Path) -> dict[str, int]:
 
 
 def over_quota(folder_bytes: Mapping[str, int], finished: Sequence[str], max_bytes: float) -> list[str]:
-    """Those jobs, the first to end first, whose files must go so that all take `most` bytes at the most."""
+    """Those jobs, the first to end first, whose files must go so that all take `max_bytes` at most."""
     total, to_delete = sum(folder_bytes.values()), list[str]()
     for id in finished:
         if total <= max_bytes:

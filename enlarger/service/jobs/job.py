@@ -1,12 +1,14 @@
-"""A job: what was asked, where it stands, and what came of it. All of it is JSON, so that it outlives the process."""
+"""A job: what is to be done, how far it is, and its result. All of it is JSON, so that it outlives the process."""
 
 import json
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
 
 from enlarger.service.problems import Problem
 
@@ -29,7 +31,7 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a job asks for. `options` are fields of the task's request (`requests.py`) except image and mask; those lie
+    """What is to be done. `options` are fields of the task's request (`requests.py`) except image and mask; those lie
     in the job's folder as PNG files that the decoder wrote, under the names here."""
 
     task: Task
@@ -52,18 +54,32 @@ class JobSpec:
         shared = {key: value for key, value in self.options.items() if key not in per_job}
         return json.dumps([self.task, self.model, self.size, shared], sort_keys=True)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "JobSpec":
-        size = None if values["size"] is None else tuple(values["size"])
-        converted: dict[str, Any] = {
-            "output": OutputOptions(**values["output"]),
-            "notes": tuple(values["notes"]),
-            "size": size,
-        }
-        return cls(**{**values, **converted})
+@dataclass(frozen=True)
+class ResultImage:
+    """A finished picture: a file of the job's folder."""
+
+    file: str
+    width: int
+    height: int
+    seed: int | None = None
+    format: Literal["png", "jpeg", "webp"] = "png"
+    bytes: int = 0
+    flagged: bool | None = None  # what a safety checker said, where there is one
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a worker made of a job, as it is in RESULT_FILE."""
+
+    images: tuple[ResultImage, ...]
+    model: str = ""
+    notes: tuple[str, ...] = ()
+    consistency: float | None = None  # the largest of its pictures
+    changed: tuple[Mapping[str, Any], ...] | None = None  # what inpainting changed, by picture
+    tokens: int = 0  # of the prompt
+    timings: Mapping[str, float] = field(default_factory=dict[str, float])  # seconds of each part
+    recipe: Mapping[str, Any] | None = None  # the generation metadata
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,7 @@ class Job:
     finished: float | None = None
     crashes: int = 0  # workers that died over it
     attempts: int = 0
-    result: Mapping[str, Any] | None = None  # what the worker wrote as DONE
+    result: JobResult | None = None
     problem: Problem | None = None
 
     @property
@@ -91,7 +107,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """Where a job stands at this moment."""
+    """How far a job is at this moment."""
 
     position: int | None  # jobs before this one and itself; 0 while it runs, None afterwards
     progress: float = 0.0  # 0..1
@@ -100,9 +116,6 @@ class JobProgress:
     steps: int | None = None
     eta_seconds: float | None = None  # until it ends, the wait included
     preview: str | None = None  # a file in the job's folder
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

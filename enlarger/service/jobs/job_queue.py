@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enlarger.service.jobs.job import Job, JobProgress
 from enlarger.service.jobs.progress_estimator import DurationStats, ProgressEstimator
 
-MAX_LIVE_POSITION = 64  # positions from the front at which each change is told
+MAX_LIVE_POSITION = 64  # positions from the front at which each change is published
 
 
 @dataclass(eq=False)
@@ -36,7 +36,7 @@ class JobQueue:
         self._num_batches = 0
 
     def add(self, active: ActiveJob) -> None:
-        """A job comes to the end of the line."""
+        """A job comes to the end of the queue."""
         self.active_jobs[active.job.id] = self.waiting[active.job.id] = active
 
     def requeue_first(self, active_jobs: Iterable[ActiveJob]) -> None:
@@ -84,7 +84,7 @@ class JobQueue:
         return None if active.job.is_finished else 0
 
     def progress(self, active: ActiveJob, workers: int) -> JobProgress:
-        """Where a job stands."""
+        """How far a job is."""
         position, estimator = self.position(active), active.estimator
         if position is None:
             return finished_progress(active.job)
@@ -123,12 +123,12 @@ class JobQueue:
 
 
 def finished_progress(job: Job) -> JobProgress:
-    """Where a job stands that is over."""
+    """The progress of a job that is over."""
     return JobProgress(None, 1.0 if job.status == "succeeded" else 0.0)
 
 
 def changed_positions(queue: JobQueue, workers: int) -> Iterable[tuple[ActiveJob, JobProgress]]:
-    """Where those waiting jobs stand whose position is another than their watchers know; far back not each is told."""
+    """Those waiting jobs whose position is another than was published; far back not each change."""
     changed = [
         (active, i)
         for i, active in enumerate(queue.waiting.values(), 1)

@@ -1,17 +1,17 @@
-"""How jobs come, go on and end: each step is written down first, then told. Nothing else changes a job."""
+"""How jobs begin, go on and end: each change is stored first, then published. Nothing else changes a job."""
 
 import asyncio
 import logging
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from enlarger.service.jobs.events import EventLogs
 from enlarger.service.jobs.files import read_result, remove_job_folder
-from enlarger.service.jobs.job import FINISHED_STATUSES, EventKind, Job, JobProgress, job_folder
+from enlarger.service.jobs.job import FINISHED_STATUSES, EventKind, Job, JobProgress, JobResult, job_folder
 from enlarger.service.jobs.job_queue import ActiveJob, JobQueue, changed_positions
 from enlarger.service.jobs.progress_estimator import DurationStats
 from enlarger.service.jobs.store import JobDatabase, JobStore
@@ -31,12 +31,12 @@ class Outcome:
     """How a job ends."""
 
     status: FinishedStatus
-    result: Mapping[str, Any] | None = None
+    result: JobResult | None = None
     problem: Problem | None = None
 
 
 class JobLifecycle:
-    """The store, the line in memory, and those who watch, kept in step."""
+    """The store, the queue in memory and the event logs, always in step."""
 
     def __init__(self, data: Path, metrics: Metrics) -> None:
         self.data, self.metrics = data, metrics
@@ -77,7 +77,7 @@ class JobLifecycle:
         self.on_queue_changed()
 
     async def add(self, job: Job) -> Job:
-        """A new job comes to the end of the line; or the earlier one that its owner gave the same key."""
+        """A new job comes to the end of the queue; or the earlier one with the same Idempotency-Key of its owner."""
         stored = await self.store.run(JobDatabase.add, job)
         if stored is not job:
             return stored
@@ -92,7 +92,7 @@ class JobLifecycle:
         return await self.store.run(JobDatabase.get, id) if active is None else active.job
 
     async def start(self, active_jobs: Sequence[ActiveJob]) -> list[ActiveJob]:
-        """Jobs that were taken from the line now run; those are left out that ended meanwhile."""
+        """Jobs that were taken from the queue now run; those are left out that ended meanwhile."""
         now = time.time()
         claimed = await self.store.run(JobDatabase.mark_running, [active.job.id for active in active_jobs], now)
         started = [live for live in active_jobs if not live.is_finishing and live.job.id in claimed]
@@ -130,7 +130,7 @@ class JobLifecycle:
             self.on_queue_changed()
 
     def finish(self, active: ActiveJob, outcome: Outcome) -> "asyncio.Task[None]":
-        """End a job. It leaves the line at once; the task is over when the end is written down and told."""
+        """End a job. It leaves the queue at once; the task is over when the end is stored and published."""
         assert not active.is_finishing
         active.is_finishing = True
         self.queue.dequeue(active)
@@ -154,17 +154,17 @@ class JobLifecycle:
             self._unwritten.pop(id, None)
 
     def publish(self, active: ActiveJob, kind: EventKind, extra: Mapping[str, Any] | None = None) -> None:
-        """Tell those who watch a job where it stands."""
+        """Publish an event of a job, with its progress."""
         self._publish_progress(active, kind, self.queue.progress(active, self.num_workers), extra)
 
     def _publish_progress(
         self, active: ActiveJob, kind: EventKind, progress: JobProgress, extra: Mapping[str, Any] | None = None
     ) -> None:
-        data = {"status": active.job.status, **progress.to_json(), **(extra or {})}
+        data = {"status": active.job.status, **asdict(progress), **(extra or {})}
         self.event_logs.publish(active.job.id, kind, data)
 
     def on_queue_changed(self) -> None:
-        """The line has changed: positions are told, and counted."""
+        """The queue has changed: positions are published, and counted."""
         for active, progress in list(changed_positions(self.queue, self.num_workers)):
             self._publish_progress(active, "queued", progress)
         self.metrics.queue_size.set(len(self.queue.waiting))

@@ -13,7 +13,7 @@ LOCK_TIMEOUT = 10.0  # seconds that the workers of a server that is gone are giv
 
 @dataclass(frozen=True)
 class DataFolderLock:
-    """The locks of a folder. `shared` is handed to the workers: it is free when the last of them has ended too."""
+    """The locks of a folder. `workers_fd` is handed to the workers: it is free when the last of them has ended too."""
 
     server_fd: int
     workers_fd: int
@@ -24,7 +24,7 @@ class DataFolderLock:
 
 
 async def acquire(data: Path, timeout: float = LOCK_TIMEOUT) -> DataFolderLock:
-    """Lock a data folder. Raises InputError at once if a server uses it, and after `patience` if old workers do."""
+    """Lock a data folder. Raises InputError if a server uses it, and after `timeout` seconds if old workers do."""
     server_fd = _open_lock_file(data / "server.lock")
     try:
         _lock_server(data, server_fd)

@@ -1,9 +1,10 @@
-"""The queue of the service: jobs are given, watched, canceled and forgotten here."""
+"""The jobs of the service: submitted, followed, canceled and deleted here."""
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import asdict
 from typing import Literal
 
 from enlarger.service.jobs import lock
@@ -24,6 +25,7 @@ from enlarger.service.jobs.store import JobDatabase
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import CANCELED, DRAINING, MODELS_LOADING, NO_WORKER, ProblemError, problem_error
 from enlarger.service.settings import GIB, Settings
+from enlarger.service.workers.messages import Load, Unload
 from enlarger.service.workers.pool import WorkerPool
 from enlarger.service.workers.supervisor import WORKER_ARGV, WorkerCommand
 
@@ -63,14 +65,14 @@ class JobManager:
         except BaseException:
             await self._close()
             raise
-        models = [model.model_dump(mode="json") for model in self._settings.known_models]
-        self._pool.start(WorkerCommand(self._worker_argv, models, self._settings.memory, data, self._lock.workers_fd))
+        models, memory = self._settings.known_models, self._settings.memory
+        self._pool.start(WorkerCommand(self._worker_argv, models, memory, data, self._lock.workers_fd))
         self._cleanup_task = asyncio.create_task(self._cleanup_loop())
 
     async def drain(self) -> None:
         """Take no more jobs, let those that run end for `drain_seconds`, stop the workers, close the store.
 
-        Whoever waits on a connection is told that the service stops; other jobs wait for the next service.
+        Who waits on a connection gets the answer that the service stops; other jobs wait for the next service.
         """
         if self._drain_task is None:
             self._drain_task = asyncio.create_task(self._shut_down())
@@ -109,12 +111,12 @@ class JobManager:
         return self._lifecycle.counts()
 
     def reserve(self, owner: str, max_wait: float | None = None) -> Reservation:
-        """A place for a request whose body is still to come. Raises Refused as `check_room`."""
+        """A place for a request whose body is still to come. Raises ProblemError as `check_capacity`."""
         self.check_capacity(owner, max_wait)
         return self._reservations.reserve(owner)
 
     def check_capacity(self, owner: str, max_wait: float | None = None) -> None:
-        """Raise Refused where a job of this owner would not be taken now; `patience`: seconds that it can wait.
+        """Raise ProblemError where a job of this owner would not be taken now; `max_wait`: seconds that it can wait.
 
         429 `queue_full`, `rate_limit_exceeded`; 503 `draining`, `model_loading`, `no_worker`.
         """
@@ -149,10 +151,11 @@ class JobManager:
         self, spec: JobSpec, *, id: str, owner: str = "", attached: bool = False, idempotency_key: str | None = None,
         reservation: Reservation | None = None,
     ) -> Job:  # fmt: skip
-        """Take a job whose files lie in its folder; the earlier one, if its owner has used `key` before.
+        """Take a job whose files lie in its folder; the earlier one, if its owner has used the key before.
 
-        A `claim` that still counts is its place. The folder is deleted where the job is not taken. Raises Refused as
-        `check_room`, and for the storage. If the caller goes away meanwhile, an attached job is canceled.
+        A `reservation` that still counts is its place. The folder is deleted where the job is not taken. Raises
+        ProblemError as `check_capacity`, and for the storage. If the caller goes away meanwhile, an attached job is
+        canceled.
         """
         job = Job(id, spec, "queued", time.time(), owner, attached, idempotency_key)
         task = self._lifecycle.spawn(self._submit(job, reservation))
@@ -209,7 +212,7 @@ class JobManager:
         return [await self._lifecycle.get(job.id) or job for job in jobs]
 
     async def wait(self, id: str) -> Job:
-        """A job once it is over. Raises Refused: 404 `job_not_found`, 503 `draining` if the next service does it."""
+        """A job once it is over. Raises ProblemError: 404 `job_not_found`, 503 `draining` if it is left for later."""
         active = self._lifecycle.queue.active_jobs.get(id)
         if active is not None:
             await active.finished_event.wait()
@@ -223,8 +226,8 @@ class JobManager:
     async def events(self, id: str, after: int = 0) -> AsyncGenerator[JobEvent]:
         """What happened to a job after the event of that number, and what happens until it is over.
 
-        `data` holds its status and all fields of Standing; those of a preview `file` and `index` besides. A job whose
-        events are gone answers with the last. Raises Refused: 404 `job_not_found`.
+        `data` has its status and all fields of JobProgress; those of a preview `file` and `index` besides. A job whose
+        events are gone answers with the last. Raises ProblemError: 404 `job_not_found`.
         """
         event_log = self._lifecycle.event_logs.find(id)
         if event_log is not None:
@@ -235,7 +238,7 @@ class JobManager:
         if job is None:
             raise problem_error(404, "job_not_found", f"there is no job {id}; results are kept for a limited time")
         if job.status in ("succeeded", "failed", "canceled"):
-            yield JobEvent(after + 1, job.status, {"status": job.status, **self.progress(job).to_json()})
+            yield JobEvent(after + 1, job.status, {"status": job.status, **asdict(self.progress(job))})
 
     async def cancel(self, id: str, cause: str = "client") -> Job | None:
         """End a job that is not over, and stop its work; `cause` is counted. None if there is no such job."""
@@ -256,7 +259,7 @@ class JobManager:
         await self._lifecycle.delete(id)
 
     def progress(self, job: Job) -> JobProgress:
-        """Where a job stands now."""
+        """How far a job is now."""
         active = self._lifecycle.queue.active_jobs.get(job.id)
         return finished_progress(job) if active is None else self._progress(active)
 
@@ -268,18 +271,18 @@ class JobManager:
         return self._registry.states()
 
     def model_for(self, task: Task, name: str | None) -> ModelState:
-        """The model of a name or alias; the first that can, without one. Raises Refused, see `Catalogue.able`."""
+        """The model of a name or alias, else the first that can, see `ModelRegistry.get_for_task`."""
         return self._registry.get_for_task(task, name)
 
     async def load_model(self, name: str) -> None:
-        """Tell the workers to load a model; `models()` shows when they have."""
-        self._send_to_workers("load", name)
+        """Let the workers load a model; `models()` shows when they have."""
+        self._send_to_workers(Load, name)
 
     async def unload_model(self, name: str) -> None:
-        """Tell the workers to let a model go."""
-        self._send_to_workers("unload", name)
+        """Let the workers drop a model."""
+        self._send_to_workers(Unload, name)
 
-    def _send_to_workers(self, command: str, name: str) -> None:
+    def _send_to_workers(self, command: type[Load | Unload], name: str) -> None:
         model = self._registry.get(name)
         if self._drain_task is not None:
             raise ProblemError(DRAINING)
@@ -289,7 +292,7 @@ class JobManager:
         if not available:
             raise problem_error(503, "model_loading", "no worker is ready; ask again in a moment", retry_after=2)
         for worker in available:
-            worker.send({"do": command, "model": model.name})
+            worker.send(command(model=model.name))
 
     async def delete_expired(self) -> None:
         """Forget results that are old, and the oldest where all take too much of the disk."""
@@ -311,7 +314,7 @@ class JobManager:
                 log.error("old results could not be deleted: %s", error)
 
     def _cancel_attached(self) -> None:
-        """Tell those who wait on a connection that the service stops."""
+        """Cancel the waiting jobs of those who wait on a connection."""
         for active in unfinished(list(self._lifecycle.queue.waiting.values())):
             if active.job.attached:
                 self._metrics.cancelled.labels("draining").inc()

@@ -2,13 +2,10 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
 
 from enlarger.service.jobs.job import Task
 from enlarger.service.problems import MODELS_LOADING, ProblemError, problem_error
 from enlarger.service.settings import ModelSettings
-
-TASK_NAMES: frozenset[str] = frozenset(get_args(Task))
 
 
 @dataclass(frozen=True)
@@ -31,30 +28,20 @@ class ModelRegistry:
         self._loaded: dict[Hashable, Mapping[str, int]] = {}
         self.is_described = False
 
-    def register(self, descriptions: Sequence[Mapping[str, Any]]) -> None:
+    def register(self, models: Sequence[ModelState]) -> None:
         """A worker is ready, and says what its models are."""
-        for description in descriptions:
-            tasks: tuple[Task, ...] = tuple(task for task in description["tasks"] if task in TASK_NAMES)
-            state = ModelState(
-                description["name"],
-                description["kind"],
-                tasks,
-                tuple(description["aliases"]),
-                None,
-                description["error"],
-            )
-            self._states[state.name] = state
+        self._states |= {model.name: model for model in models}
         self.is_described = True
 
     def set_loaded(self, worker: Hashable, loaded: Mapping[str, int]) -> None:
-        """A worker holds these, in bytes; empty when it has died."""
+        """A worker has these in memory, in bytes; empty when it has died."""
         self._loaded[worker] = dict(loaded)
 
     def states(self) -> list[ModelState]:
         return [self._with_loaded(state) for state in self._states.values()]
 
     def get(self, name: str) -> ModelState:
-        """A model by name or alias. Raises Refused 404 `model_not_found`."""
+        """A model by name or alias. Raises ProblemError 404 `model_not_found`."""
         for state in self._states.values():
             if name in (state.name, *state.aliases):
                 return self._with_loaded(state)
@@ -62,7 +49,7 @@ class ModelRegistry:
         raise problem_error(404, "model_not_found", f"there is no model {name!r}; there are {known}", "model")
 
     def get_for_task(self, task: Task, name: str | None) -> ModelState:
-        """The model for a task. Raises Refused: 503 `model_loading`, 404 `model_not_found`, 400 `unsupported`."""
+        """The model for a task. Raises ProblemError: 503 `model_loading`, 404 `model_not_found`, 400 `unsupported`."""
         if name is not None:
             model = self.get(name)  # a wrong name is wrong while the workers start, too
         if not self.is_described:

@@ -10,7 +10,7 @@ from enlarger.service.jobs.job import JobSpec
 DEFAULT_SECONDS = 5.0  # seconds of a job before anything was measured
 SMOOTHING = 0.4  # of the newest measurement
 MAX_KEYS = 256  # kinds of jobs that are remembered
-RELIABLE_PROGRESS = 0.25  # the progress from which on a job's own pace tells when it ends
+RELIABLE_PROGRESS = 0.25  # the progress from which on a job's own speed says when it ends
 STAGES_BEFORE_DETAIL = ("predict", "restore")  # stages after which another comes, where detail is asked for
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class ProgressEstimator:
             )
 
     def remaining_seconds(self, now: float) -> float:
-        """Seconds until it ends, as far as can be told."""
+        """Seconds until it ends, as far as is known."""
         elapsed = now - self.started_at
         if self.progress < RELIABLE_PROGRESS:
             return max(self.durations.expected_seconds(self.spec) * self.batch_size - elapsed, 0.0)

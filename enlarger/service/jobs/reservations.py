@@ -4,9 +4,7 @@ import math
 import time
 from dataclasses import dataclass
 
-UPLOAD_SECONDS = (
-    0.25  # seconds that a place is held for a body that is still arriving: slow senders must not hold places
-)
+UPLOAD_SECONDS = 0.25  # for a body that is still arriving: slow senders must not hold places
 
 
 @dataclass(eq=False)
@@ -21,7 +19,7 @@ class Reservation:
         return time.monotonic() < self.expires_at
 
     def confirm(self) -> None:
-        """The body has come whole: the place is kept, unless it was lost meanwhile."""
+        """The body has come whole: the place stays, unless it was lost meanwhile."""
         if self.is_active:
             self.expires_at = math.inf
 
@@ -45,4 +43,4 @@ class Reservations:
     def active_owners(self) -> list[str]:
         """Whose places are held now."""
         self._active = {reservation for reservation in self._active if reservation.is_active}
-        return [claim.owner for claim in self._active]
+        return [reservation.owner for reservation in self._active]

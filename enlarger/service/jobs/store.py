@@ -5,13 +5,15 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from pydantic import TypeAdapter
+
 from enlarger.errors import InputError
-from enlarger.service.jobs.job import FINISHED_STATUSES, Job, JobSpec, JobStatus
-from enlarger.service.problems import DRAINING, Problem, ProblemError, problem_error
+from enlarger.service.jobs.job import FINISHED_STATUSES, Job, JobStatus
+from enlarger.service.problems import DRAINING, ProblemError, problem_error
 
 APPLICATION_ID = 0x656E6C71  # "enlq" in the file's header: the database is ours
 P = ParamSpec("P")
@@ -28,10 +30,18 @@ MIGRATIONS = (
     CREATE INDEX jobs_created ON jobs (owner, created);
     CREATE UNIQUE INDEX jobs_key ON jobs (owner, key) WHERE key IS NOT NULL;
     """,
+    """
+    ALTER TABLE jobs RENAME COLUMN key TO idempotency_key;
+    ALTER TABLE jobs RENAME COLUMN starts TO attempts;
+    ALTER TABLE jobs RENAME COLUMN ask TO spec;
+    ALTER TABLE jobs RENAME COLUMN fault TO problem;
+    """,
 )
 """The step from each version of the schema to the next; the version is the file's `user_version`."""
 
-COLUMNS = "id, owner, status, created, attached, key, started, finished, crashes, starts, ask, result, fault"
+COLUMNS = tuple(item.name for item in fields(Job))
+JSON_COLUMNS = ("spec", "result", "problem")
+JOB: TypeAdapter[Job] = TypeAdapter(Job)
 FINISHED_SQL = ", ".join(f"'{status}'" for status in sorted(FINISHED_STATUSES))
 
 
@@ -63,11 +73,11 @@ class JobDatabase:
         self.connection.close()
 
     def add(self, job: Job) -> Job:
-        """Keep a new job. Where its owner used its key before, the earlier job is the answer."""
+        """Store a new job. Where its owner used its key before, the earlier job is the answer."""
         values = _to_row(job)
         placeholders = ", ".join("?" * len(values))
         try:
-            self.connection.execute(f"INSERT INTO jobs ({COLUMNS}) VALUES ({placeholders})", values)
+            self.connection.execute(f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({placeholders})", values)
         except sqlite3.IntegrityError:
             earlier = (
                 self.get(job.id)
@@ -83,7 +93,7 @@ class JobDatabase:
         return self._select_one("id = ?", id)
 
     def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
-        return self._select_one("owner = ? AND key = ?", owner, idempotency_key)
+        return self._select_one("owner = ? AND idempotency_key = ?", owner, idempotency_key)
 
     def list(self, owner: str, status: JobStatus | None, limit: int) -> Sequence[Job]:
         """The jobs of an owner, the newest first."""
@@ -108,9 +118,8 @@ class JobDatabase:
 
     def mark_running(self, ids: Iterable[str], now: float) -> frozenset[str]:
         """Mark jobs as running; those are given for which that was possible, because they had not ended."""
-        query = (
-            f"UPDATE jobs SET status = 'running', started = ?, starts = starts + 1 WHERE id = ? AND {_UNFINISHED_SQL}"
-        )
+        changes = "status = 'running', started = ?, attempts = attempts + 1"
+        query = f"UPDATE jobs SET {changes} WHERE id = ? AND {_UNFINISHED_SQL}"
         with self._transaction():
             return frozenset(id for id in ids if self.connection.execute(query, [now, id]).rowcount == 1)
 
@@ -121,16 +130,11 @@ class JobDatabase:
 
     def finish(self, job: Job) -> bool:
         """End a job as `job` says; False if it ended before: the first end stands."""
-        columns = "status = ?, finished = ?, crashes = ?, result = ?, fault = ?"
-        query = f"UPDATE jobs SET {columns} WHERE id = ? AND {_UNFINISHED_SQL}"
-        values = [
-            job.status,
-            job.finished,
-            job.crashes,
-            _json(job.result),
-            _json(job.problem and job.problem.to_json()),
-        ]
-        return self.connection.execute(query, [*values, job.id]).rowcount == 1
+        changed = ("status", "finished", "crashes", "result", "problem")
+        assignments = ", ".join(f"{name} = ?" for name in changed)
+        query = f"UPDATE jobs SET {assignments} WHERE id = ? AND {_UNFINISHED_SQL}"
+        row = dict(zip(COLUMNS, _to_row(job), strict=True))
+        return self.connection.execute(query, [*(row[name] for name in changed), job.id]).rowcount == 1
 
     def remove(self, id: str) -> JobStatus | None:
         """Forget a job; the status that it had, None if there was none."""
@@ -142,7 +146,7 @@ class JobDatabase:
         return next(iter(self._select(where, *values)), None)
 
     def _select(self, where: str, *values: Any) -> Sequence[Job]:
-        rows = self.connection.execute(f"SELECT {COLUMNS} FROM jobs WHERE {where}", values).fetchall()
+        rows = self.connection.execute(f"SELECT {', '.join(COLUMNS)} FROM jobs WHERE {where}", values).fetchall()
         return [_from_row(row) for row in rows]
 
     def _transaction(self) -> "_Transaction":
@@ -181,14 +185,14 @@ class JobStore:
         self._database = await self._run_in_thread(JobDatabase.open, self.path)
 
     async def close(self) -> None:
-        """Close the file; what is asked afterwards is refused."""
+        """Close the file; calls afterwards are refused."""
         database, self._database = self._database, None
         if database is not None:
             await self._run_in_thread(database.close)
         self._executor.shutdown(wait=False)
 
     async def run(self, method: Callable[Concatenate[JobDatabase, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a method of Database. Raises Refused: `storage_full`, `storage_failed`; `draining` once it is closed."""
+        """Run a method of JobDatabase. Raises ProblemError `storage_full`, `storage_failed`; `draining` once closed."""
         if self._database is None:
             raise ProblemError(DRAINING)
         try:
@@ -249,41 +253,13 @@ def _storage_problem(path: Path, error: Exception) -> tuple[str, str]:
 
 
 def _to_row(job: Job) -> Sequence[Any]:
-    spec, result, problem = _json(job.spec.to_json()), _json(job.result), _json(job.problem and job.problem.to_json())
-    columns = (job.id, job.owner, job.status, job.created, job.attached, job.idempotency_key, job.started, job.finished)
-    return (*columns, job.crashes, job.attempts, spec, result, problem)
+    values = JOB.dump_python(job, mode="json")
+    return [
+        json.dumps(values[name]) if name in JSON_COLUMNS and values[name] is not None else values[name]
+        for name in COLUMNS
+    ]
 
 
 def _from_row(row: Sequence[Any]) -> Job:
-    (
-        id,
-        owner,
-        status,
-        created,
-        attached,
-        idempotency_key,
-        started,
-        finished,
-        crashes,
-        attempts,
-        spec,
-        result,
-        problem,
-    ) = row
-    job = Job(
-        id,
-        JobSpec.from_json(json.loads(spec)),
-        status,
-        created,
-        owner,
-        bool(attached),
-        idempotency_key,
-        started,
-        finished,
-    )
-    job_problem = None if problem is None else Problem.from_json(json.loads(problem))
-    return replace(job, crashes=crashes, attempts=attempts, result=result and json.loads(result), problem=job_problem)
-
-
-def _json(value: Any) -> str | None:
-    return None if value is None else json.dumps(value)
+    values = dict(zip(COLUMNS, row, strict=True))
+    return JOB.validate_python(values | {name: json.loads(values[name] or "null") for name in JSON_COLUMNS})

@@ -1,1 +1,1 @@
-"""Between the network and the routes: who may ask, how much, and how long it may take to say it."""
+"""Between the network and the routes: who may send requests, how large they may be, and how long they may take."""

@@ -1,4 +1,4 @@
-"""Keys: made once, kept only as hashes, and compared in a time that tells nothing."""
+"""Keys: made once, kept only as hashes, and compared in constant time."""
 
 import hmac
 import secrets
@@ -40,7 +40,7 @@ def keys_from_headers(head: RequestHead) -> list[str]:
 
 
 def authenticate(head: RequestHead, hashes: Sequence[str]) -> str:
-    """Who sends a request, "" where the service has no keys. Refused 401 without a key that is known."""
+    """Who sends a request, "" where the service has no keys. Raises ProblemError 401 without a key that is known."""
     if not hashes:
         return ""
     keys = keys_from_headers(head)

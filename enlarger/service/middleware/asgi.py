@@ -1,4 +1,4 @@
-"""What the layers of the edge share: the head of a request, and answers that need no route."""
+"""What the middleware shares: the head of a request, and answers that need no route."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ IMAGE_ROUTES = frozenset(
 
 @dataclass(frozen=True)
 class RequestHead:
-    """All that is known of a request before its body; names of headers are in small letters."""
+    """All that is known of a request before its body; names of headers are in lower case."""
 
     method: str
     path: str
@@ -65,17 +65,17 @@ class RequestHead:
 
     @property
     def is_image_request(self) -> bool:
-        """Whether it asks for pictures to be made."""
+        """Whether pictures are to be made."""
         return self.method == "POST" and self.path in IMAGE_ROUTES
 
 
 def request_state(scope: Scope) -> dict[str, Any]:
-    """What the layers and the routes tell one another of a request: `request_id`, `owner`."""
+    """What middleware and routes know of a request: `request_id`, `owner`."""
     return scope.setdefault("state", {})
 
 
 async def send_problem(send: Send, problem: Problem, extra_headers: Mapping[str, str] | None = None) -> None:
-    """Send a fault as a whole answer."""
+    """Send a problem as a whole answer."""
     headers = problem.headers() | dict(extra_headers or {})
     if problem.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="enlarger"'

@@ -29,7 +29,7 @@ class BodyLimits:
 
 
 def body_limits_for(head: RequestHead, settings: Settings) -> BodyLimits:
-    """How a request's body is received; Refused 413 or 415 if its head says that it must not be."""
+    """How a request's body is received; ProblemError 413 or 415 if its head says that it must not be."""
     encodings = {part.strip().lower() for value in head.getlist("content-encoding") for part in value.split(",")}
     if encodings - {"identity", ""}:
         encoding_names = ", ".join(sorted(encodings))[:100]
@@ -63,7 +63,7 @@ def _ignore() -> None:
 
 
 class BodyReader:
-    """A body as it comes in, counted and timed. After a fault, which it raises and keeps, nothing more is read."""
+    """A body as it comes in, counted and timed. After a problem, which it raises, nothing more is read."""
 
     def __init__(self, receive: Receive, limits: BodyLimits, on_complete: Callable[[], None] = _ignore) -> None:
         self.receive, self.limits, self.on_complete = receive, limits, on_complete
@@ -115,8 +115,8 @@ async def run_with_body(
     send: Send,
     on_complete: Callable[[], None] = _ignore,
 ) -> None:
-    """Run an application on a body that keeps to its plan. If the body does not, Refused says so, whatever the
-    application makes of the broken body. `received` is called when it has come whole."""
+    """Run an application on a body within its limits. Raises ProblemError for one that is not, whatever the application
+    makes of the broken body. `on_complete` is called when it has come whole."""
     reader, started = BodyReader(receive, limits, on_complete), False
 
     async def send_unless_failed(message: Message) -> None:

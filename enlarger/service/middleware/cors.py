@@ -59,7 +59,7 @@ class AllowedOrigins:
         return name in self.origins or name == normalize_origin(f"{head.scheme}://{(head.get('host') or '').strip()}")
 
     def response_headers(self, head: RequestHead) -> dict[str, str]:
-        """What tells a browser that the page which asks may read the answer; nothing for others."""
+        """The headers with which a browser lets an allowed page read the answer; none for others."""
         if not self.origins:
             return {}
         origins = head.getlist("origin")
@@ -73,7 +73,7 @@ class AllowedOrigins:
 
 
 def is_preflight(head: RequestHead) -> bool:
-    """Whether a browser asks beforehand what a page may send."""
+    """Whether it is a CORS preflight: a browser inquires what a page may send."""
     return (
         head.method == "OPTIONS"
         and bool(head.getlist("origin"))
@@ -82,7 +82,7 @@ def is_preflight(head: RequestHead) -> bool:
 
 
 def check_preflight(head: RequestHead, origins: AllowedOrigins) -> None:
-    """Refuses with 403 to let an unknown page ask."""
+    """Refuses a preflight for an unknown page with 403."""
     if "Access-Control-Allow-Origin" not in origins.response_headers(head):
         raise _origin_problem(f"the origin {', '.join(head.getlist('origin'))}")
 

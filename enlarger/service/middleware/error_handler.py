@@ -19,7 +19,7 @@ DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def error_handler(app: ASGIApp) -> ASGIApp:
-    """Turns what is raised below into our error body; the log keeps what was not foreseen."""
+    """Turns what is raised below into our error body; what was not foreseen is logged."""
 
     async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
         started = is_suppressed = False

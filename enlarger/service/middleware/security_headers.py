@@ -1,4 +1,4 @@
-"""The headers that every answer has: its id, and what tells browsers to be strict."""
+"""The headers that every answer has: its id, and those that make browsers strict."""
 
 import re
 import secrets
@@ -29,8 +29,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def security_headers(app: ASGIApp, origins: AllowedOrigins) -> ASGIApp:
-    """Gives each request an id, and each answer that id, the headers that tell browsers to be strict, and leave for
-    the origins of the settings to read it."""
+    """Gives each request an id, and each answer that id, the headers that make browsers strict, and those of CORS for
+    the origins of the settings."""
 
     async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
         head = RequestHead.from_scope(scope)

@@ -96,7 +96,7 @@ async def _send_preflight(send: Send) -> None:
 
 
 def http_only(app: ASGIApp, lifespan_app: ASGIApp) -> ASGIApp:
-    """The start and stop of the application pass by the guard; a WebSocket is closed, there are none here."""
+    """The start and stop of the application pass by the middleware; a WebSocket is closed, there are none here."""
 
     async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

@@ -16,8 +16,8 @@ LINGER_RESET = struct.pack("ii", 1, 0)  # linger: on, for no time
 
 
 class TimeoutProtocol(H11Protocol):
-    """A connection that does not wait forever. Its other deadlines: uvicorn's between two requests, the guard's for
-    bodies."""
+    """A connection that does not wait forever. Its other deadlines: uvicorn's between two requests, and those of
+    `body_limits` for bodies."""
 
     header_seconds: ClassVar[float] = 10.0
     write_seconds: ClassVar[float] = WRITE_SECONDS

@@ -32,7 +32,7 @@ def make_host_check(settings: Settings) -> HeadCheck:
 
 
 def parse_host(head: RequestHead) -> tuple[str, str]:
-    """The name and the port in Host; Refused unless there is exactly one of it, in good form."""
+    """The name and the port in Host; ProblemError unless there is exactly one of it, in good form."""
     values = head.getlist("host")
     if len(values) != 1:
         raise problem_error(403, "host_not_allowed", f"expected one Host header, found {len(values)}")

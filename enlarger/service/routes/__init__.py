@@ -3,7 +3,6 @@
 from fastapi import APIRouter, FastAPI, Security
 
 from enlarger.service.routes import jobs, openai, openapi, page, status, upscale
-from enlarger.service.routes.custom_openapi import install_openapi
 from enlarger.service.routes.exception_handlers import install_exception_handlers
 
 
@@ -15,4 +14,4 @@ def install_routes(app: FastAPI) -> None:
     for router in (authenticated, jobs.public_router, status.public_router, page.router):
         app.include_router(router)
     install_exception_handlers(app)
-    install_openapi(app)
+    openapi.install_openapi(app)

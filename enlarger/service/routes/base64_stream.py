@@ -1,4 +1,4 @@
-"""Files inside JSON, base64, sent piece by piece: a large picture is never whole in memory."""
+"""Files inside JSON, base64, sent in chunks: a large picture is never whole in memory."""
 
 import asyncio
 import base64
@@ -14,7 +14,7 @@ CHUNK_SIZE = 3 << 18  # bytes of a file at a time; three of them are four in bas
 
 
 def placeholder(nonce: str, index: int) -> str:
-    """Text that stands in JSON for the base64 of a file; `mark` is `new_mark`'s, so that nobody can write one."""
+    """Text that stands in JSON for the base64 of a file; `nonce` is `new_nonce`'s, so that nobody can write one."""
     return f"[file {nonce} {index}]"
 
 
@@ -28,7 +28,7 @@ def encode_json(reply: Mapping[str, Any]) -> bytes:
 
 
 def file_sizes(files: Sequence[Path]) -> list[int]:
-    """Bytes of each file. Raises Refused if one is gone."""
+    """Bytes of each file. Raises ProblemError if one is gone."""
     try:
         return [file.stat().st_size for file in files]
     except OSError as error:
@@ -36,13 +36,13 @@ def file_sizes(files: Sequence[Path]) -> list[int]:
 
 
 def content_length(text: bytes, nonce: str, sizes: Sequence[int]) -> int:
-    """Bytes of the text with every slot filled."""
+    """Bytes of the text with every placeholder filled."""
     placeholder_bytes = sum(len(placeholder(nonce, index)) for index in range(len(sizes)))
     return len(text) - placeholder_bytes + sum(4 * -(-size // 3) for size in sizes)
 
 
 async def fill_placeholders(text: bytes, nonce: str, files: Sequence[Path]) -> AsyncGenerator[bytes]:
-    """The text with each slot replaced by its file."""
+    """The text with each placeholder replaced by its file."""
     rest = text
     for index, file in enumerate(files):
         before, _, rest = rest.partition(placeholder(nonce, index).encode())
@@ -53,7 +53,7 @@ async def fill_placeholders(text: bytes, nonce: str, files: Sequence[Path]) -> A
 
 
 async def read_chunks(file: Path) -> AsyncGenerator[bytes]:
-    """A file, read beside the event loop. All pieces but the last are `PIECE` long."""
+    """A file, read beside the event loop. All chunks but the last have `CHUNK_SIZE` bytes."""
     stream: BinaryIO = await asyncio.to_thread(file.open, "rb")
     try:
         while chunk := await asyncio.to_thread(stream.read, CHUNK_SIZE):

@@ -17,7 +17,7 @@ ERROR_CODES = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_la
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """A fault as an answer."""
+    """A problem as an answer."""
     return JSONResponse(problem.body(), problem.status, headers=dict(headers or {}) | problem.headers())
 
 

@@ -20,7 +20,7 @@ def form_image(request_body: RequestBody) -> ImageSource:
 def form_images(
     request_body: RequestBody, names: Sequence[str] = ("image", MASK_FIELD)
 ) -> tuple[ImageSource, ImageSource | None]:
-    """The picture and the mask of a form. Raises Refused for files that are missing, too many, or have no use."""
+    """The picture and the mask of a form. Raises ProblemError for files that are missing, too many, or have no use."""
     for name in request_body.files:
         if name not in names:
             message = f"the file {short_repr(name)} has no use here; expected {' and '.join(names)}"
@@ -40,7 +40,7 @@ def form_images(
 
 
 def json_images(body: EditJson) -> tuple[ImageSource, ImageSource | None]:
-    """The picture and the mask of a JSON body. Raises Refused for references that name nothing."""
+    """The picture and the mask of a JSON body. Raises ProblemError for references that name nothing."""
     _check_single(len(body.images), "images")
     return _image_url(body.images[0], "images"), None if body.mask is None else _image_url(body.mask, MASK_FIELD)
 

@@ -22,7 +22,7 @@ _tasks: set[asyncio.Task[Any]] = set()  # the loop itself holds tasks weakly
 async def find_idempotent_job(
     service: Service, request_headers: RequestHeaders, candidates: tuple[ParsedRequest, ...], has_seed: bool
 ) -> Job | None:
-    """The job that this request began before, told by its Idempotency-Key."""
+    """The job that this request began before, known by its Idempotency-Key."""
     job = (
         None
         if request_headers.idempotency_key is None
@@ -43,13 +43,13 @@ async def respond(request: Request, job: Job, request_headers: RequestHeaders, u
 
 
 def accepted_response(service: Service, job: Job, base_url: str) -> Response:
-    """202: where to ask for the job."""
+    """202: where the job is found."""
     headers = {"Location": f"{base_url}/v1/jobs/{job.id}", "Preference-Applied": "respond-async"}
     return JSONResponse(responses.job_json(job, service.jobs.progress(job), base_url), 202, headers)
 
 
 async def images_response(service: Service, job: Job, base_url: str) -> Response:
-    """The pictures themselves, sent piece by piece."""
+    """The pictures themselves, sent in chunks."""
     nonce = new_nonce()
     text = encode_json(responses.images_json(job, base_url, nonce))
     files = responses.result_files(job, service.settings.data)

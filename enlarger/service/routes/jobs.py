@@ -170,16 +170,16 @@ async def content(
     job = await service.jobs.get(id) if is_job_id(id) else None
     if job is None:
         raise _job_not_found(id)
-    images = responses.result_of_job(job)["images"]
+    images = responses.result_of_job(job).images
     if variant >= len(images):
         message = f"variant is {variant}, but job {id} has {len(images)} pictures, counted from 0"
         raise problem_error(404, "job_not_found", message, "variant")
     file = responses.result_files(job, service.settings.data)[variant]
     size = (await asyncio.to_thread(file_sizes, [file]))[0]
-    headers = _content_headers(job, variant, images[variant]["format"], download) | {"Content-Length": str(size)}
+    headers = _content_headers(job, variant, images[variant].format, download) | {"Content-Length": str(size)}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers={"ETag": headers["ETag"]})
-    media_type = responses.MEDIA_TYPES[images[variant]["format"]]
+    media_type = responses.MEDIA_TYPES[images[variant].format]
     return StreamingResponse(read_chunks(file), headers=headers, media_type=media_type)
 
 
@@ -200,7 +200,7 @@ def _job_json(service: Service, job: Job, base_url: str) -> dict[str, Any]:
 
 
 async def _owned_job(request: Request, id: str) -> Job:
-    """A job of the one who asks. Raises Refused for others' as for those that are not there."""
+    """A job of the one who asks. Raises ProblemError for others' as for those that are not there."""
     job = await get_service(request).jobs.get(id) if is_job_id(id) else None
     if job is None or job.owner != get_owner(request):
         raise _job_not_found(id)

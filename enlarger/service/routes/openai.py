@@ -154,7 +154,7 @@ async def _build_edit_spec(
     with_mask: ParsedRequest,
     without_mask: ParsedRequest,
 ) -> JobSpec:
-    """The ask, with picture and mask decoded."""
+    """The spec of an edit, with picture and mask decoded."""
     image, mask = sources
     if mask is not None and body.mask_mode == "none":
         raise problem_error(
@@ -190,7 +190,7 @@ async def _respond(
 
 
 def _check_supported(body: OpenAIBody) -> None:
-    """Raises Refused for what no model here can do."""
+    """Raises ProblemError for what no model here can do."""
     if body.background == "transparent":
         message = "background is transparent, but the models here paint every pixel; expected opaque or auto"
         raise problem_error(400, "unsupported", message, "background")

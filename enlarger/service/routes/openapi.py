@@ -1,13 +1,16 @@
-"""What FastAPI cannot know of our routes: bodies that are read by hand, errors, streams, examples."""
+"""The OpenAPI document: FastAPI's, with what it cannot know: bodies read by hand, errors, streams, examples, limits."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel
 
-from enlarger.service.routes.response_models import JobReply
+from enlarger.service.routes.response_models import Error, JobReply
+from enlarger.service.settings import Bounds
 
 Responses = dict[int | str, dict[str, Any]]
 Schema = dict[str, Any]
@@ -69,6 +72,10 @@ REQUEST_HEADERS: list[Schema] = [
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
     },
 ]
+TEXT_PATTERN = "^[^\\u0000]*$"  # what a prompt may hold
+COUNT_FIELDS = ("n",)
+STEPS_FIELDS = ("num_inference_steps", "steps")
+PROMPT_FIELDS = ("prompt", "negative_prompt")
 SCHEMAS_REF = "#/components/schemas"
 RAW_JSON_PREFIX = "json:"
 READ_STATUSES = (400, 401, 403, 431, 500, 503)
@@ -76,18 +83,18 @@ BODY_STATUSES = (*READ_STATUSES, 408, 413)
 IMAGE_STATUSES = (*BODY_STATUSES, 404, 415, 429, 499)
 
 
-def raw_example(example: Any) -> str:
+def raw_example(example: object) -> str:
     """An example as text: FastAPI drops the nulls of what is not."""
     return RAW_JSON_PREFIX + json.dumps(example)
 
 
-def ok_response(model_type: type[BaseModel], description: str, example: Any) -> dict[str, Any]:
+def ok_response(model_type: type[BaseModel], description: str, example: object) -> Schema:
     """One documented success, with its example."""
     content = {"application/json": {"example": raw_example(example)}}
     return {"model": model_type, "description": description, "headers": dict(RESPONSE_HEADERS), "content": content}
 
 
-def error_response(status: int) -> dict[str, Any]:
+def error_response(status: int) -> Schema:
     """One documented error."""
     type_, code, param, message = ERROR_EXAMPLES[status]
     example = raw_example({"error": {"message": message, "type": type_, "param": param, "code": code}})
@@ -104,7 +111,7 @@ def error_responses(*statuses: int) -> Responses:
     return {status: error_response(status) for status in sorted(set(statuses))}
 
 
-def event_stream_content(example: str, *event_names: str) -> dict[str, Any]:
+def event_stream_content(example: str, *event_names: str) -> Schema:
     """The content of an answer that is server-sent events; the schema is that of one event."""
     properties: Schema = {
         "event": {"type": "string", "enum": list(event_names)},
@@ -116,10 +123,10 @@ def event_stream_content(example: str, *event_names: str) -> dict[str, Any]:
 
 
 def image_responses(
-    model_type: type[BaseModel], example: Any, stream: str | None = None, event_prefix: str = ""
+    model_type: type[BaseModel], example: object, stream: str | None = None, event_prefix: str = ""
 ) -> Responses:
     """What a route answers that makes pictures, and streams events of such names."""
-    content: dict[str, Any] = {"application/json": {"example": raw_example(example)}}
+    content: Schema = {"application/json": {"example": raw_example(example)}}
     if stream is not None:
         content |= event_stream_content(
             stream, *(f"{event_prefix}.{name}" for name in ("partial_image", "completed")), "error"
@@ -141,7 +148,7 @@ def image_responses(
 
 
 def form_body(
-    model_type: type[BaseModel], example: Any, files: Mapping[str, str], required_files: tuple[str, ...]
+    model_type: type[BaseModel], example: object, files: Mapping[str, str], required_files: tuple[str, ...]
 ) -> Schema:
     """A multipart body: a model's fields, and files with what they are."""
     schema = without_null(inline_schema(model_type))
@@ -152,39 +159,30 @@ def form_body(
 
 
 def inline_schema(model_type: type[BaseModel]) -> Schema:
-    """A model's schema, whole."""
+    """A model's schema, whole: with what its references name instead of them."""
     schema = model_type.model_json_schema(ref_template="{model}")
     definitions = schema.pop("$defs", {})
-    return _inline_refs(schema, definitions)
+    return map_objects(schema, lambda part: definitions[part["$ref"]] if "$ref" in part else part)
 
 
-def without_null(part: Any) -> Any:
+def without_null(schema: Schema) -> Schema:
     """The schema of what is sent as text: what may be absent cannot be null."""
-    if isinstance(part, list):
-        items: list[Any] = part  # pyright: ignore[reportUnknownVariableType]  JSON
-        return [without_null(item) for item in items if item not in (None, {"type": "null"})]
-    if not isinstance(part, dict):
-        return part
-    mapping: dict[str, Any] = {**part}  # pyright: ignore[reportUnknownVariableType]  JSON
-    if mapping.get("default", 0) is None:
-        del mapping["default"]
-    mapping = {name: without_null(value) for name, value in mapping.items()}
-    if len(mapping.get("anyOf", ())) == 1:
-        mapping |= mapping.pop("anyOf")[0]
-    return mapping
+    return map_objects(schema, _without_null)
 
 
-def _inline_refs(part: Any, definitions: Mapping[str, Any]) -> Any:
-    """The schema with its references replaced by what they name."""
-    if isinstance(part, dict):
-        mapping: dict[str, Any] = part  # pyright: ignore[reportUnknownVariableType]  JSON
-        if "$ref" in mapping:
-            return _inline_refs(definitions[mapping["$ref"]], definitions)
-        return {name: _inline_refs(value, definitions) for name, value in mapping.items()}
-    if isinstance(part, list):
-        items: list[Any] = part  # pyright: ignore[reportUnknownVariableType]  JSON
-        return [_inline_refs(item, definitions) for item in items]
-    return part
+def _without_null(part: Schema) -> Schema:
+    kept = {name: value for name, value in part.items() if name != "default" or value is not None}
+    kept |= {
+        name: [item for item in value if item not in (None, {"type": "null"})]
+        for name, value in kept.items()
+        if isinstance(value, list)
+    }
+    return kept | kept.pop("anyOf")[0] if len(kept.get("anyOf", ())) == 1 else kept
+
+
+def map_objects(document: Schema, change: Callable[[Schema], Schema]) -> Schema:
+    """A JSON document with each object in it changed, the innermost first."""
+    return json.loads(json.dumps(document), object_hook=change)
 
 
 def request_body(*contents: Schema) -> Schema:
@@ -193,11 +191,66 @@ def request_body(*contents: Schema) -> Schema:
     return {"requestBody": {"required": True, "content": content_by_type}, "parameters": REQUEST_HEADERS}
 
 
-def json_body(model_type: type[BaseModel], example: Any) -> Schema:
+def json_body(model_type: type[BaseModel], example: object) -> Schema:
     """A JSON body."""
     return {"application/json": {"schema": inline_schema(model_type), "example": raw_example(example)}}
 
 
-def image_content(*media_types: str) -> dict[str, Any]:
+def image_content(*media_types: str) -> Schema:
     """The content of an answer that is a picture."""
     return {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media_types}}
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Let the application serve our document."""
+    cache: Schema = {}
+
+    def openapi() -> Schema:
+        if not cache:
+            cache.update(build_openapi(app))
+        return cache
+
+    app.openapi = openapi
+
+
+def build_openapi(app: FastAPI) -> Schema:
+    """The document of an application. Invalid values are 400 here, never FastAPI's 422."""
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    for path in document["paths"].values():
+        for operation in path.values():
+            _fix_operation(operation, app.state.service.settings.bounds)
+    schemas = document["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    error = Error.model_json_schema(ref_template=SCHEMAS_REF + "/{model}")
+    schemas.update(error.pop("$defs"), Error=error)
+    return map_objects(document, _restore_examples)
+
+
+def _fix_operation(operation: Schema, bounds: Bounds) -> None:
+    """One operation as it is."""
+    operation["responses"].pop("422", None)
+    operation["parameters"] = [without_null(one) for one in operation.get("parameters", ())]
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        _add_limits(content["schema"]["properties"], bounds)
+    if "security" in operation:
+        operation["security"].append({})  # a service without keys needs none
+
+
+def _add_limits(properties: Schema, bounds: Bounds) -> None:
+    """Say the limits that the settings set."""
+    limits = {name: {"maximum": bounds.count} for name in COUNT_FIELDS}
+    limits |= {name: {"maximum": bounds.steps} for name in STEPS_FIELDS}
+    limits |= {name: {"maxLength": bounds.prompt, "pattern": TEXT_PATTERN} for name in PROMPT_FIELDS}
+    for name in limits.keys() & properties.keys():
+        properties[name] = properties[name] | limits[name]
+
+
+def _restore_examples(part: Schema) -> Schema:
+    """An object of the document with the examples that were written as text."""
+    return {
+        name: json.loads(value.removeprefix(RAW_JSON_PREFIX))
+        if isinstance(value, str) and value.startswith(RAW_JSON_PREFIX)
+        else value
+        for name, value in part.items()
+    }

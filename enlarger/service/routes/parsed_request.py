@@ -1,4 +1,4 @@
-"""What a body asks for, as a job's `Ask`: pure functions, without files and without the queue."""
+"""A body as a `JobSpec`: pure functions, without files and without the queue."""
 
 import secrets
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ IGNORED_VALUES = {"quality": ("auto",), "moderation": ("auto",)}
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """What a body asks for, before its pictures are known."""
+    """A request, before its pictures are known."""
 
     task: Task
     options: Mapping[str, Any]
@@ -112,7 +112,7 @@ def parse_variation(body: Variation, bounds: Bounds) -> ParsedRequest:
 def build_job_spec(
     parsed: ParsedRequest, model: str, bounds: Bounds, input_size: Size | None = None, notes: tuple[str, ...] = ()
 ) -> JobSpec:
-    """The ask of a wish, once the input picture's size is known. Raises Refused for what no request may say."""
+    """The spec of a request, once the input's size is known. Raises ProblemError for what no request may say."""
     size = result_size(parsed, input_size)
     if size is not None and size[0] * size[1] > bounds.output_pixels:
         raise problem_error(
@@ -252,7 +252,7 @@ def _ignored_field_notes(body: SamplingBody) -> tuple[str, ...]:
 
 
 def _check_options(parsed: ParsedRequest) -> None:
-    """Raises Refused for options that the task's request does not take."""
+    """Raises ProblemError for options that the task's request does not take."""
     options = {name: value for name, value in parsed.options.items() if name != "refiner"}
     try:
         match parsed.task:

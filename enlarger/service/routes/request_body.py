@@ -18,7 +18,7 @@ from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.settings import Bounds
 from enlarger.strict_json import reject_duplicate_keys, short_repr
 
-MAX_FORM_FILES = 17  # of a form; more than one picture is refused too, with better words
+MAX_FORM_FILES = 17  # of a form; more than one picture is refused too, with a better text
 FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 PROMPT_FIELDS = ("prompt", "negative_prompt")
 BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
@@ -42,7 +42,7 @@ class RequestBody:
 async def read_body(
     request: Request, bounds: Bounds, *, allow_form: bool, allow_json: bool
 ) -> AsyncGenerator[RequestBody]:
-    """The body of a request. Its files are open until the end of the block. Raises Refused for what cannot be read."""
+    """The body of a request; its files are open until the block ends. Raises ProblemError if it cannot be read."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if allow_json and (
@@ -104,7 +104,7 @@ def _parse_form(form: FormData) -> RequestBody:
 
 
 def validate_body(model_type: type[Model], request_body: RequestBody) -> Model:
-    """The values as a body. Raises Refused, naming the first field that is wrong."""
+    """The values as a body. Raises ProblemError, naming the first field that is wrong."""
     values = coerce_form_values(model_type, request_body.values) if request_body.is_form else request_body.values
     for name, value in values.items():
         _check_text(name, name)
@@ -143,7 +143,7 @@ def _coerce(text: str, types: set[Any]) -> Any:
 
 
 def _check_text(text: str, name: str) -> None:
-    """Raises Refused for a text that is no text: half of a surrogate pair, or NUL."""
+    """Raises ProblemError for a text that is no text: half of a surrogate pair, or NUL."""
     match = _INVALID_TEXT.search(text)
     if match is not None:
         code = "invalid_prompt" if name in PROMPT_FIELDS else "invalid_value"
@@ -157,7 +157,7 @@ def printable(name: str) -> str:
 
 
 def problem_from_validation(errors: Any) -> Problem:
-    """The fault of pydantic's first error: what was found, what was expected."""
+    """The problem of pydantic's first error: what was found, what was expected."""
     first = errors[0]
     location = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header", "bool", "float")]
     name = printable(".".join(location)) or None

@@ -25,7 +25,7 @@ class RequestHeaders:
     idempotency_key: str | None = None  # Idempotency-Key
     respond_async: bool = False  # Prefer: respond-async
     stream: bool = False
-    reservation: Reservation | None = None  # the place in the queue that the guard took for it
+    reservation: Reservation | None = None  # the place in the queue that the middleware took for it
 
     @property
     def attached(self) -> bool:
@@ -34,8 +34,8 @@ class RequestHeaders:
 
 
 def read_request_headers(request: Request, stream: bool = False) -> RequestHeaders:
-    """The order of a request; one for a stream is answered as such, whatever it prefers. Raises Refused for a key that
-    is none."""
+    """The headers of a request; one for a stream is answered as such, whatever it prefers. Raises ProblemError for a
+    key that is none."""
     key = request.headers.get("idempotency-key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         expected = "expected 1 to 255 visible ASCII characters"
@@ -49,7 +49,7 @@ def read_request_headers(request: Request, stream: bool = False) -> RequestHeade
 
 
 def check_same_request(job: Job, candidates: Sequence[ParsedRequest], has_seed: bool) -> Job:
-    """The earlier job of a key. Raises Refused if the request is not the earlier one."""
+    """The earlier job of a key. Raises ProblemError if the request is not the earlier one."""
     earlier = (job.spec.task, _comparable_options(job.spec.options, has_seed), job.spec.output)
     if all(
         earlier != (parsed.task, _comparable_options(parsed.options, has_seed), parsed.output) for parsed in candidates

@@ -38,7 +38,7 @@ def optional_field(help: str, **extra: Any) -> Any:
 
 
 class BaseBody(BaseModel):
-    """What every body has. Names it does not know are kept, for a warning in the reply; null is the same as absent."""
+    """What every body has. Unknown names are collected, for a warning in the reply; null is the same as absent."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
@@ -132,7 +132,7 @@ class Edit(OpenAIBody):
 
 
 def _hide_file_id(schema: dict[str, Any]) -> None:
-    """Files that are stored beforehand are known, to be refused with words; they are not offered."""
+    """Files that are stored beforehand are known, to be refused with a reason; they are not offered."""
     del schema["properties"]["file_id"]
     schema["properties"]["image_url"] = {
         "type": "string",

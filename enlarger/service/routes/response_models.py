@@ -81,7 +81,7 @@ class Images(BaseModel):
 
 
 class JobReply(BaseModel):
-    """A job: where it stands, and what came of it."""
+    """A job: how far it is, and its result."""
 
     id: str
     object: Literal["job"]

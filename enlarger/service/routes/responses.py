@@ -1,17 +1,16 @@
 """What is answered: a job and what its worker wrote as JSON, and every error in one form."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import Request
 
-from enlarger.service.jobs.job import Job, JobProgress, job_folder
+from enlarger.service.jobs.job import Job, JobProgress, JobResult, ResultImage, job_folder
 from enlarger.service.problems import CANCELED, Problem, ProblemError, problem_error
 from enlarger.service.routes.base64_stream import placeholder
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-TOKEN_SIDE = 16  # pixels: one image token for CELL x CELL
+TOKEN_SIDE = 16  # pixels: one image token for TOKEN_SIDE x TOKEN_SIDE
 
 
 def get_base_url(request: Request) -> str:
@@ -62,10 +61,10 @@ def problem_of_job(job: Job) -> Problem | None:
 
 
 def images_json(job: Job, base_url: str, nonce: str | None = None) -> dict[str, Any]:
-    """What a finished job made. With a mark the pictures are there, as slots to fill, instead of their addresses."""
+    """What a finished job made. With a nonce the pictures are there, as placeholders, instead of their addresses."""
     result = result_of_job(job)
-    count = len(result["images"])
-    sizes = {f"{image['width']}x{image['height']}" for image in result["images"]}
+    count = len(result.images)
+    sizes = {f"{image.width}x{image.height}" for image in result.images}
     return {
         "created": int(job.created if job.finished is None else job.finished),
         "data": [
@@ -75,7 +74,7 @@ def images_json(job: Job, base_url: str, nonce: str | None = None) -> dict[str, 
                 else {"b64_json": placeholder(nonce, index)}
             )
             | _image_json(image)
-            for index, image in enumerate(result["images"])
+            for index, image in enumerate(result.images)
         ],
         "background": "opaque" if job.spec.task == "generate" else None,
         "output_format": job.spec.output.format,
@@ -86,8 +85,8 @@ def images_json(job: Job, base_url: str, nonce: str | None = None) -> dict[str, 
     }
 
 
-def result_of_job(job: Job) -> Mapping[str, Any]:
-    """What the worker wrote. Raises Refused for a job without it."""
+def result_of_job(job: Job) -> JobResult:
+    """What the worker wrote. Raises ProblemError for a job without it."""
     problem = problem_of_job(job)
     if problem is not None:
         raise ProblemError(problem)
@@ -99,43 +98,43 @@ def result_of_job(job: Job) -> Mapping[str, Any]:
 def result_files(job: Job, data: Path) -> list[Path]:
     """The files of the pictures."""
     folder = job_folder(data, job.id)
-    return [folder / image["file"] for image in result_of_job(job)["images"]]
+    return [folder / image.file for image in result_of_job(job).images]
 
 
-def _image_json(image: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {name: image.get(name) for name in ("width", "height", "seed", "format", "flagged")}
-    return {"revised_prompt": None, **fields}
+def _image_json(image: ResultImage) -> dict[str, Any]:
+    about = {"width": image.width, "height": image.height, "seed": image.seed, "format": image.format}
+    return {"revised_prompt": None, **about, "flagged": image.flagged}
 
 
-def usage_json(result: Mapping[str, Any]) -> dict[str, Any]:
+def usage_json(result: JobResult) -> dict[str, Any]:
     """Tokens of the prompt, of the input and of the results."""
-    recipe: Mapping[str, Any] | None = result.get("recipe")
-    input_size: Mapping[str, Any] | None = None if recipe is None else recipe.get("input")
-    image, text = 0 if input_size is None else _image_tokens(input_size), int(result.get("tokens", 0))
-    output_tokens = sum(_image_tokens(image) for image in result["images"])
+    size = None if result.recipe is None else result.recipe.get("input")
+    image = 0 if size is None else image_tokens(int(size["width"]), int(size["height"]))
+    output_tokens = sum(image_tokens(one.width, one.height) for one in result.images)
     return {
-        "input_tokens": text + image,
-        "input_tokens_details": {"text_tokens": text, "image_tokens": image},
+        "input_tokens": result.tokens + image,
+        "input_tokens_details": {"text_tokens": result.tokens, "image_tokens": image},
         "output_tokens": output_tokens,
-        "total_tokens": text + image + output_tokens,
+        "total_tokens": result.tokens + image + output_tokens,
     }
 
 
-def _image_tokens(size: Mapping[str, Any]) -> int:
-    return -(-int(size["width"]) // TOKEN_SIDE) * -(-int(size["height"]) // TOKEN_SIDE)
+def image_tokens(width: int, height: int) -> int:
+    """How many tokens a picture counts as."""
+    return -(-width // TOKEN_SIDE) * -(-height // TOKEN_SIDE)
 
 
-def _extras_json(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
-    seeds = [image["seed"] for image in result["images"] if image.get("seed") is not None]
+def _extras_json(job: Job, result: JobResult) -> dict[str, Any]:
+    seeds = [image.seed for image in result.images if image.seed is not None]
     queue_timing = {} if job.started is None else {"queue": round(max(job.started - job.created, 0.0), 6)}
     return {
         "id": job.id,
         "model": job.spec.model,
         "seed": seeds[0] if seeds else None,
         "seeds": seeds,
-        "recipe": result.get("recipe"),
-        "timings": queue_timing | dict(result.get("timings") or {}),
-        "consistency": result.get("consistency"),
-        "changed": result.get("changed"),
-        "warnings": list(dict.fromkeys((*job.spec.notes, *result.get("notes", ())))),
+        "recipe": result.recipe,
+        "timings": {**queue_timing, **result.timings},
+        "consistency": result.consistency,
+        "changed": result.changed,
+        "warnings": list(dict.fromkeys((*job.spec.notes, *result.notes))),
     }

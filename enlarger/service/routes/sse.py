@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from starlette.responses import Response, StreamingResponse
@@ -149,11 +149,11 @@ class ImageStream:
             yield format_event(error.problem.body(), "error")
             return
         response = responses.images_json(job, self.base_url)
-        for index, (image, file) in enumerate(zip(result["images"], files, strict=True)):
+        for index, (image, file) in enumerate(zip(result.images, files, strict=True)):
             nonce = new_nonce()
-            data = self._event_fields("completed", nonce, 0, image["format"], f"{image['width']}x{image['height']}")
+            data = self._event_fields("completed", nonce, 0, image.format, f"{image.width}x{image.height}")
             address = {"url": response["data"][index]["url"]} if self.include_urls else {}
-            extras = {"usage": responses.usage_json({**result, "images": [image]}), "enlarger": response["enlarger"]}
+            extras = {"usage": responses.usage_json(replace(result, images=(image,))), "enlarger": response["enlarger"]}
             async for chunk in fill_placeholders(
                 format_event(data | extras | address, data["type"]).encode(), nonce, [file]
             ):

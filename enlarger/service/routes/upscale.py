@@ -45,7 +45,7 @@ async def upscale(request: Request) -> Response:
 
 
 async def build_upscale_spec(workspace: Workspace, parsed: ParsedRequest, model: str, source: ImageSource) -> JobSpec:
-    """The ask, with the picture decoded."""
+    """The spec of an upscale, with the picture decoded."""
     bounds, fit = workspace.service.settings.bounds, fit_for(parsed)
     max_pixels = min(bounds.pixels, bounds.upscale_pixels) if fit is None else bounds.pixels
     decoded = await workspace.decode_image(source, max_pixels, fit)

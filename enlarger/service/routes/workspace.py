@@ -14,9 +14,9 @@ from enlarger.service.jobs.job import Job, JobSpec, job_folder, new_job_id
 from enlarger.service.problems import problem_error
 from enlarger.service.routes.parsed_request import ParsedRequest
 from enlarger.service.routes.request_headers import RequestHeaders
-from enlarger.service.uploads.decoder_pool import DecodedImage
 from enlarger.service.uploads.fetch import write_data_url
 from enlarger.service.uploads.masks import Fit
+from enlarger.service.uploads.messages import DecodedImage
 
 IMAGE_NAME, MASK_NAME = "image.png", "mask.png"
 CHUNK_SIZE = 1 << 20
@@ -40,7 +40,7 @@ class Workspace:
         return self.service.settings.data / "spool" / f"{self.id}-{name}"
 
     async def receive(self, source: ImageSource, name: str) -> Path:
-        """A picture's bytes on disk. Raises Refused for too many, for none, and for addresses that are no good."""
+        """A picture's bytes on disk. Raises ProblemError for too many, for none, and for addresses that are no good."""
         bounds, out = self.service.settings.bounds, self.spool_path(name)
         max_bytes = bounds.mask if name == "mask" else bounds.image
         if isinstance(source, UploadFile):
@@ -128,7 +128,7 @@ def _remove_files(workspace: Workspace, with_folder: bool) -> None:
 
 
 def _copy_upload(upload: UploadFile, out: Path, max_bytes: int, name: str) -> None:
-    """The file of a form, copied. Raises Refused for one that is empty or too large."""
+    """The file of a form, copied. Raises ProblemError for one that is empty or too large."""
     size = 0
     with out.open("xb") as stream:
         while chunk := upload.file.read(CHUNK_SIZE):

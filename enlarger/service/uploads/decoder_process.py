@@ -1,7 +1,6 @@
 """The decoder process: turns one uploaded file at a time into a PNG of our own writing. It imports no torch.
 
-One JSON object per line. In: {"source", "out", "most", "name", "seconds", "kind": "picture" | "mask" | "alpha", "fit",
-"size", "mode", "resize"}. Out: {"ready": true} once, then {"ok": {...}} or {"problem": {...}} for each.
+One JSON object per line, see `messages.py`: requests come in; `DecoderReady` goes out once, then a reply to each.
 """
 
 import errno
@@ -12,17 +11,16 @@ import os
 import resource
 import signal
 import sys
-import uuid
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
 from enlarger.errors import InputError
+from enlarger.image.atomic_write import atomic_write
 from enlarger.image.colour import srgb_profile, to_srgb
 from enlarger.image.decode import (
     READABLE_FORMATS,
@@ -35,6 +33,7 @@ from enlarger.image.decode import (
 )
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.uploads.masks import Fit, apply_fit, mask_from_alpha, read_mask, resize_mask
+from enlarger.service.uploads.messages import DecodedImage, DecodeRequest, DecoderReady, DecoderReply, DecodingFailed
 
 ERROR_CODES: dict[UnreadableReason, str] = {
     "missing": "image_file_not_found",
@@ -85,31 +84,24 @@ class PngImage:
         return mode in ("LA", "RGBA") and int(np.asarray(self.image.getchannel("A")).min()) < 255
 
 
-def decode(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Do what one message asks. Raises Refused and InputError."""
-    source, name, notes = Path(request["source"]), str(request["name"]), list[str]()
-    _check_magic(source, name, request["most"])
-    with open_image(source, name) as (image, _):
-        check_size(name, *image.size, request["most"])
-        file_format = "JPEG" if image.format == "MPO" else image.format  # several JPEGs in one file, as phones make
-        upright = decode_image(image, name, request["most"], notes)
+def decode(request: DecodeRequest) -> DecodedImage:
+    """Do what one request asks. Raises ProblemError and InputError."""
+    source, param, notes = Path(request.source), request.param, list[str]()
+    _check_magic(source, param, request.max_pixels)
+    with open_image(source, param) as (image, _):
+        check_size(param, *image.size, request.max_pixels)
+        file_format = "JPEG" if image.format == "MPO" else str(image.format)  # several JPEGs in a file, as phones make
+        upright = decode_image(image, param, request.max_pixels, notes)
         png = _output_image(upright, request, file_format == "JPEG", notes)
-        original_size, fit = png.image.size, request["fit"]
-        if fit is not None:
-            png = PngImage(apply_fit(png.image, Fit.from_json(fit)), png.profile)
-    _write_png(png, Path(request["out"]))
+        original_size = png.image.size
+        if request.fit is not None:
+            png = PngImage(apply_fit(png.image, request.fit), png.profile)
+    _write_png(png, Path(request.out))
     with source.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {
-        "width": png.image.width,
-        "height": png.image.height,
-        "format": file_format,
-        "mode": png.image.mode,
-        "notes": [one_line(note) for note in notes],
-        "sha256": digest,
-        "has_transparency": png.has_transparency,
-        "original_size": original_size,
-    }
+    lines, width, height = tuple(one_line(note) for note in notes), png.image.width, png.image.height
+    transparent = png.has_transparency
+    return DecodedImage(width, height, file_format, png.image.mode, lines, digest, transparent, original_size)
 
 
 def to_png_image(image: Image.Image, name: str, notes: list[str]) -> PngImage:
@@ -134,17 +126,17 @@ def to_png_image(image: Image.Image, name: str, notes: list[str]) -> PngImage:
     return PngImage(_to_8_bit(image), profile)
 
 
-def _output_image(image: Image.Image, request: Mapping[str, Any], lossy: bool, notes: list[str]) -> PngImage:
-    """What a message asks to be made of a picture: its pixels, or a mask."""
-    name: str = request["name"]
-    if request["kind"] == "picture":
-        return to_png_image(image, name, notes)
-    if request["kind"] == "alpha":
-        return PngImage(mask_from_alpha(image, name))
+def _output_image(image: Image.Image, request: DecodeRequest, lossy: bool, notes: list[str]) -> PngImage:
+    """What a request asks to be made of a picture: its pixels, or a mask."""
+    if request.kind == "picture":
+        return to_png_image(image, request.param, notes)
+    if request.kind == "alpha":
+        return PngImage(mask_from_alpha(image, request.param))
     if _is_high_bit_depth(image):
-        image = Image.fromarray(((np.asarray(_to_16_bit(image, name, notes), np.uint32) + 128) // 257).astype("u1"))
-    mask = read_mask(image, request["mode"], notes, lossy=lossy, param=name)
-    return PngImage(resize_mask(mask, tuple(request["size"]), request["resize"], notes, name))
+        grey = np.asarray(_to_16_bit(image, request.param, notes), np.uint32)
+        image = Image.fromarray(((grey + 128) // 257).astype("u1"))
+    mask = read_mask(image, request.mode, notes, lossy=lossy, param=request.param)
+    return PngImage(resize_mask(mask, request.size, request.resize, notes, request.param))
 
 
 def _is_high_bit_depth(image: Image.Image) -> bool:
@@ -152,7 +144,7 @@ def _is_high_bit_depth(image: Image.Image) -> bool:
 
 
 def _to_16_bit(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
-    """Grey of more than 8 bits as I;16. Raises Refused for values outside of what its mode may hold."""
+    """Grey of more than 8 bits as I;16. Raises ProblemError for values outside of what its mode may hold."""
     if image.info.get("transparency") is not None:
         notes.append("the transparent level of 16-bit grey is left out")
     max_value = 1 if image.mode == "F" else 65535
@@ -177,19 +169,16 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 def _write_png(png: PngImage, out: Path) -> None:
     """Write a PNG without any metadata but the profile, whole or not at all."""
-    temp_path = out.with_name(f".{uuid.uuid4().hex}.part")
     bare_image = png.image.copy()
     bare_image.info = {}
     options = {} if png.profile is None else {"icc_profile": png.profile}
     try:
-        bare_image.save(temp_path, format="PNG", compress_level=1, **options)
-        temp_path.replace(out)
+        with atomic_write(out, durable=False) as stream:
+            bare_image.save(stream, format="PNG", compress_level=1, **options)
     except OSError as error:
         code = "storage_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "storage_failed"
         text = f"the service cannot write its files ({error.strerror}); its disk may be full"
         raise problem_error(500, code, text) from error
-    finally:
-        temp_path.unlink(missing_ok=True)
 
 
 def _check_magic(source: Path, name: str, max_pixels: int) -> None:
@@ -231,7 +220,7 @@ def _unsupported_kind(header: bytes) -> str | None:
 
 
 def problem_from_decoding(error: Exception, name: str) -> Problem:
-    """The fault of what decoding raised; what is not ours is named by its type alone."""
+    """The problem of what decoding raised; what is not ours is named by its type alone."""
     if isinstance(error, ProblemError):
         return error.problem
     if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
@@ -246,13 +235,20 @@ def problem_from_decoding(error: Exception, name: str) -> Problem:
     return Problem(400, "image_parse_error", text, name)
 
 
-def handle_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The reply to one message. The process ends itself if this takes far longer than its parent waits."""
-    signal.alarm(math.ceil(request["seconds"]) + 5)
+def parse_request(line: bytes) -> DecodeRequest:
+    """The request of a line."""
+    values = json.loads(line)
+    fit = None if values["fit"] is None else Fit(**values["fit"])
+    return DecodeRequest(**values | {"fit": fit, "size": tuple(values["size"])})
+
+
+def handle_request(request: DecodeRequest) -> DecoderReply:
+    """The reply to one request. The process ends itself if this takes far longer than its parent waits."""
+    signal.alarm(math.ceil(request.seconds) + 5)
     try:
-        return {"ok": decode(request)}
+        return decode(request)
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
-        return {"problem": problem_from_decoding(error, str(request["name"])).to_json()}
+        return DecodingFailed(problem_from_decoding(error, request.param))
     finally:
         signal.alarm(0)
 
@@ -273,7 +269,7 @@ def limit_resources(pixels: int, cpu_seconds: int) -> None:
 
 
 def main() -> None:
-    """Answer messages until the input closes. Arguments: the most pixels of a picture, the most seconds of CPU."""
+    """Answer requests until the input closes. Arguments: the most pixels of a picture, the most seconds of CPU."""
     out = os.fdopen(os.dup(1), "w")
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
@@ -281,14 +277,14 @@ def main() -> None:
     Image.MAX_IMAGE_PIXELS = None  # sizes are checked by us, with the limit of the request
     PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
     limit_resources(int(sys.argv[1]), int(sys.argv[2]))
-    _send(out, {"ready": True})
+    _send(out, DecoderReady())
     os.dup2(devnull, 2)  # libraries write what files say there
     for line in sys.stdin.buffer:
-        _send(out, handle_request(json.loads(line)))
+        _send(out, handle_request(parse_request(line)))
 
 
-def _send(out: Any, message: Mapping[str, Any]) -> None:
-    out.write(json.dumps(message) + "\n")
+def _send(out: TextIO, reply: DecoderReply) -> None:
+    out.write(json.dumps(asdict(reply)) + "\n")
     out.flush()
 
 

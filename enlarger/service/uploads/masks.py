@@ -1,8 +1,7 @@
-"""What of a mask picture is repainted: two conventions, told apart by one rule; and how pictures get their size."""
+"""What of a mask picture is repainted: two conventions, and one rule that decides; and how pictures get their size."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -27,13 +26,6 @@ class Fit:
     width: int
     height: int
     mode: Literal["stretch", "crop", "pad"] = "stretch"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Fit":
-        return cls(**data)
 
 
 def apply_fit(image: Image.Image, fit: Fit) -> Image.Image:
@@ -67,7 +59,7 @@ def read_mask(
 
     "alpha": what is transparent is repainted; "luminance": what is white; "inverted": what is black; in these two only
     where the mask is opaque. "auto" takes alpha if any of it is not opaque, else luminance if that varies at all.
-    `lossy` takes what is nearly black or white as such. Raises Refused: `empty_mask`, `invalid_image_mode`.
+    `lossy` takes what is nearly black or white as such. Raises ProblemError: `empty_mask`, `invalid_image_mode`.
     """
     if mode not in MASK_MODES:
         raise problem_error(
@@ -93,7 +85,7 @@ def read_mask(
 
 
 def mask_from_alpha(image: Image.Image, param: str = "image") -> Image.Image:
-    """The transparent part of a picture as the mask of what is repainted. Raises Refused if all is opaque."""
+    """The transparent part of a picture as the mask of what is repainted. Raises ProblemError if all is opaque."""
     if image.has_transparency_data:
         repainted = 255 - np.asarray(to_srgb(image, [])[0].getchannel("A"))
         if repainted.any():
@@ -107,7 +99,7 @@ def mask_from_alpha(image: Image.Image, param: str = "image") -> Image.Image:
 def resize_mask(
     mask: Image.Image, size: tuple[int, int], resize: bool, notes: list[str], param: str = "mask"
 ) -> Image.Image:
-    """The mask in the size of its picture. Raises Refused if it has another and may not be resized."""
+    """The mask in the size of its picture. Raises ProblemError if it has another and may not be resized."""
     if mask.size == size:
         return mask
     sizes = f"{mask.width} x {mask.height} pixels and the picture {size[0]} x {size[1]}"

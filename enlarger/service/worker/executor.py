@@ -19,14 +19,15 @@ from PIL import Image
 from enlarger import __version__
 from enlarger.errors import Cancelled, CheckpointError, NonFinite
 from enlarger.requests import GenerateRequest, UpscaleRequest
-from enlarger.service.jobs.job import RESULT_FILE
+from enlarger.service.jobs.job import RESULT_FILE, JobResult, ResultImage
 from enlarger.service.problems import Problem, ProblemError, problem_from_exception
-from enlarger.service.worker.generation_metadata import generation_metadata, metadata_of_image
+from enlarger.service.worker.generation_metadata import Json, generation_metadata, metadata_of_image
 from enlarger.service.worker.model_cache import LoadedModel, ModelCache, SendEvent, empty_cache
 from enlarger.service.worker.model_requests import ModelRequests, build_requests, refiner_name
 from enlarger.service.worker.previews import PreviewSpec, PreviewWriter, Size, preview_decoder_for
 from enlarger.service.worker.progress_reporter import ProgressReporter, RunningJob
 from enlarger.service.worker.results import remove_images, resize_to, save_image, write_result_file
+from enlarger.service.workers import messages
 from enlarger.tasks.batching import group_into_batches, run_in_batches
 from enlarger.tasks.generate import Generator as TextToImage
 from enlarger.tasks.upscale.upscale import Upscaler
@@ -35,7 +36,7 @@ OUT_OF_MEMORY_MESSAGES = (
     "can't allocate memory",
     "out of memory",
     "not enough memory",
-)  # torch's words where it is a RuntimeError
+)  # torch's texts where it is a RuntimeError
 
 MAX_MESSAGE_CHARACTERS = 1000  # characters of an error that are passed on
 
@@ -45,7 +46,7 @@ class JobContext:
     """What the jobs of one run work with: the model, and the task that it does."""
 
     model: LoadedModel
-    task: Any  # a request and a watcher in, a `Result` or `Repair` out
+    task: Any  # a request and a watcher in, a `Result` out
     load_seconds: float  # that loading took
 
     def run(self, requests: Sequence[Any], watch: ProgressReporter) -> list[Any]:
@@ -89,13 +90,13 @@ class Executor:
             with self._fail_jobs_on_error(group):
                 self._run_group(group)
         for kind, size in memory_usage(self.model_cache.device).items():
-            self.send("measured", what="memory", kind=kind, bytes=size)
+            self.send(messages.MemoryUse(kind=kind, bytes=size))
 
     def _start(self, job: RunningJob) -> bool:
-        """Tell that a job has started; one that was completed before its worker died is done at once."""
-        job.send("started")
+        """Report that a job has started; one that was completed before its worker died is done at once."""
+        job.send(messages.JobStarted(id=job.id))
         if (job.folder / RESULT_FILE).exists():
-            job.finish("done")
+            job.finish(messages.JobDone(id=job.id))
         return job.check_active()
 
     def _run_group(self, jobs: Sequence[RunningJob]) -> None:
@@ -108,12 +109,12 @@ class Executor:
                         PreparedJob(job, model_requests, _preview_writer(context.model, job, model_requests))
                     )
         batchable = [prepared for prepared in prepared_jobs if prepared.model_requests.is_batchable]
-        batch_indices = context.batches([piece.model_requests.requests[0] for piece in batchable]) if batchable else []
-        for indices in batch_indices:
+        first_requests = [prepared.model_requests.requests[0] for prepared in batchable]
+        for indices in context.batches(first_requests) if batchable else ():
             self._run_batch(context, [batchable[i] for i in indices])
-        for piece in prepared_jobs:
-            if piece not in batchable:
-                self._run_batch(context, [piece])
+        for prepared in prepared_jobs:
+            if prepared not in batchable:
+                self._run_batch(context, [prepared])
 
     def _load_context(self, job: RunningJob) -> JobContext:
         """The job's model, and what helps it, loaded."""
@@ -142,7 +143,7 @@ class Executor:
 
     def _run_batch(self, context: JobContext, prepared_jobs: Sequence[PreparedJob], is_retry: bool = False) -> None:
         """Compute and deliver one batch. What fails in a batch is tried one by one; what memory does not suffice for,
-        once more with all other models put away. `again`: that has been done."""
+        once more with all other models unloaded; `is_retry`: that has been done."""
         jobs = [prepared.job for prepared in prepared_jobs]
         with self._fail_jobs_on_error(jobs):
             error = self._try_batch(context, prepared_jobs)
@@ -155,9 +156,9 @@ class Executor:
             if is_single and (is_retry or not out_of_memory):
                 raise error
             del error
-            for piece in prepared_jobs:
-                piece.results.clear()
-                self._run_batch(context, [piece], is_retry=is_single or out_of_memory)
+            for prepared in prepared_jobs:
+                prepared.results.clear()
+                self._run_batch(context, [prepared], is_retry=is_single or out_of_memory)
 
     def _try_batch(self, context: JobContext, prepared_jobs: Sequence[PreparedJob]) -> Exception | None:
         """Compute and deliver; gives back what went wrong, without the frames that hold on to memory."""
@@ -179,7 +180,7 @@ class Executor:
 
     def _run_networks(self, context: JobContext, prepared_jobs: Sequence[PreparedJob]) -> tuple[str, ...]:
         """All pictures of one job, or the one picture of each of several; gives what was warned of."""
-        self.send("measured", what="batch", size=len(prepared_jobs))
+        self.send(messages.BatchSize(size=len(prepared_jobs)))
         num_images = len(prepared_jobs[0].model_requests.requests)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -192,20 +193,21 @@ class Executor:
     ) -> None:
         previews = [prepared.previews for prepared in prepared_jobs]
         reporter = ProgressReporter(
-            self.send, [piece.job for piece in prepared_jobs], previews, image_index, num_images
+            self.send, [prepared.job for prepared in prepared_jobs], previews, image_index, num_images
         )
         try:
-            results = context.run([piece.model_requests.requests[image_index] for piece in prepared_jobs], reporter)
+            requests = [prepared.model_requests.requests[image_index] for prepared in prepared_jobs]
+            results = context.run(requests, reporter)
         except NonFinite:
-            self.send("measured", what="nonfinite", stage=reporter.stage or "start")
+            self.send(messages.NonFiniteOutput(stage=reporter.stage or "start"))
             raise
-        for piece, result in zip(prepared_jobs, results, strict=True):
-            piece.results.append(result)
+        for prepared, result in zip(prepared_jobs, results, strict=True):
+            prepared.results.append(result)
         self._send_stage_seconds(prepared_jobs[0].job, dict(reporter.finish()))
 
     def _send_stage_seconds(self, job: RunningJob, stages: dict[str, float]) -> None:
         for stage, seconds in stages.items():
-            self.send("measured", what="stage", task=job.spec.task, model=job.spec.model, stage=stage, seconds=seconds)
+            self.send(messages.StageTime(task=job.spec.task, model=job.spec.model, stage=stage, seconds=seconds))
 
     def _write_results(
         self, context: JobContext, prepared: PreparedJob, seconds: float, warning_messages: Sequence[str]
@@ -228,13 +230,13 @@ class Executor:
             *warning_messages,
             *(note for result in prepared.results for note in result.notes),
         ]
-        files: list[dict[str, Any]] = []
+        files: list[ResultImage] = []
         for index, image in enumerate(images):
             resized, resize_notes = resize_to(image, job.spec.size)
             info, format_notes = save_image(
                 resized, index, job.folder, job.spec.output, metadata_of_image(metadata, index)
             )
-            files.append(info | {"flagged": flags[index]})
+            files.append(replace(info, flagged=flags[index]))
             notes += [*resize_notes, *format_notes]
         if not job.check_active():
             remove_images(job.folder)
@@ -243,25 +245,23 @@ class Executor:
             one for one in (getattr(result, "consistency", None) for result in prepared.results) if one is not None
         ]
         encode = time.monotonic() - start
-        write_result_file(
-            job.folder,
-            {
-                "images": files,
-                "model": job.spec.model,
-                "notes": list(dict.fromkeys(notes)),
-                "consistency": max(consistencies, default=None),
-                "changed": _changed_regions(prepared.results),
-                "tokens": model_requests.num_prompt_tokens,
-                "timings": {"load": context.load_seconds, "inference": seconds, "encode": encode},
-                "recipe": metadata,
-            },
+        result = JobResult(
+            tuple(files),
+            job.spec.model,
+            tuple(dict.fromkeys(notes)),
+            max(consistencies, default=None),
+            _changed_regions(prepared.results),
+            model_requests.num_prompt_tokens,
+            {"load": context.load_seconds, "inference": seconds, "encode": encode},
+            metadata,
         )
+        write_result_file(job.folder, result)
         self._send_stage_seconds(job, {"encode": encode})
-        job.finish("done")
+        job.finish(messages.JobDone(id=job.id))
 
     def _free_memory(self, in_use: Sequence[str], fallback: str) -> None:
-        """Put away all models but some, after memory ran out."""
-        self.send("measured", what="oom", fallback=fallback)
+        """Unload all models but some, after memory ran out."""
+        self.send(messages.OutOfMemory(fallback=fallback))
         self.model_cache.unload_others(*in_use)
         empty_cache(self.model_cache.device)
 
@@ -272,7 +272,7 @@ class Executor:
             yield
         except Cancelled:
             for job in jobs:
-                job.finish("canceled")
+                job.finish(messages.JobCanceled(id=job.id))
         except Exception as error:  # noqa: BLE001 - one job must not cost the others
             problem = problem_for(error)
             if problem.status >= 500:
@@ -283,11 +283,11 @@ class Executor:
                 message = (
                     message if len(message) <= MAX_MESSAGE_CHARACTERS else f"{message[:MAX_MESSAGE_CHARACTERS]} ..."
                 )
-                job.finish("failed", fault=replace(problem, message=message).to_json())
+                job.finish(messages.JobFailed(id=job.id, problem=replace(problem, message=message)))
 
 
 def problem_for(error: BaseException) -> Problem:
-    """The fault of what a task raised; memory that ran out is known by torch's words too."""
+    """The problem of what a task raised; memory that ran out is known by torch's texts too."""
     return problem_from_exception(MemoryError() if is_out_of_memory(error) else error)
 
 
@@ -295,11 +295,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the machine had too little memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY_MESSAGES)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY_MESSAGES)
 
 
 def log_error(event: str, error: BaseException) -> None:
-    """One line of JSON on standard error: where it happened. What was said only where no prompt can be in it."""
+    """One line of JSON on standard error: where it happened. Its text only where no prompt can be in it."""
     frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
     is_message_safe = isinstance(error, CheckpointError | ProblemError | OSError) or is_out_of_memory(error)
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -321,7 +321,7 @@ def _preview_writer(model: LoadedModel, job: RunningJob, model_requests: ModelRe
     )
 
     def show(file: str, index: int | None) -> None:
-        job.send("preview", file=file, index=index)
+        job.send(messages.JobPreviewed(id=job.id, file=file, index=index))
 
     return PreviewWriter(
         job.folder, spec, preview_decoder_for(model), show, lambda error: log_error("preview failed", error)
@@ -329,7 +329,7 @@ def _preview_writer(model: LoadedModel, job: RunningJob, model_requests: ModelRe
 
 
 def _preview_sizes(model_requests: ModelRequests) -> tuple[Size | None, Size | None]:
-    """The size of the result, and that of what the network draws or begins with; None where latents tell."""
+    """The size of the result, and that of what the network draws or begins with; None where the latents decide."""
     request, image, scale = model_requests.requests[0], model_requests.image, 1.0
     if isinstance(request, GenerateRequest):
         network_size, scale = (
@@ -352,7 +352,7 @@ def memory_usage(device: torch.device) -> dict[str, int]:
     return usage
 
 
-def _changed_regions(results: Sequence[Any]) -> list[dict[str, Any]] | None:
+def _changed_regions(results: Sequence[Any]) -> tuple[Json, ...] | None:
     """What inpainting changed, by picture; None for other tasks."""
     regions = [one for result in results for one in getattr(result, "changed", ())]
-    return [{"pixels": one.pixels, "box": one.box} for one in regions] or None
+    return tuple({"pixels": one.pixels, "box": one.box} for one in regions) or None

@@ -27,22 +27,26 @@ Json = dict[str, Any]
 
 def generation_metadata(
     version: str, task: str, model: str, options: Mapping[str, Any], seeds: Sequence[int], input_info: Any
-) -> Json:  # fmt: skip
-    """All that a job's pictures depend on. `input` is what is known of the picture that was given."""
+) -> Json:
+    """All that a job's pictures depend on. `input_info` is what is known of the picture that was given."""
     return {
-        "enlarger": version, "task": task, "model": model, "options": dict(options), "seeds": list(seeds),
+        "enlarger": version,
+        "task": task,
+        "model": model,
+        "options": dict(options),
+        "seeds": list(seeds),
         "input": input_info,
-    }  # fmt: skip
+    }
 
 
 def metadata_of_image(metadata: Json, index: int) -> Json:
-    """The recipe of one of the job's pictures alone."""
+    """The metadata of one of the job's pictures alone."""
     options = metadata["options"] | ({"count": 1} if "count" in metadata["options"] else {})
     return metadata | {"options": options, "seeds": metadata["seeds"][index : index + 1]}
 
 
 def a1111_parameters(metadata: Json, size: tuple[int, int]) -> str:
-    """The recipe as A1111 writes it: prompt, negative prompt, then names with values."""
+    """The metadata as A1111 writes it: prompt, negative prompt, then names with values."""
     options: Json = metadata["options"]
     solver = options.get("solver")
     fields = {
@@ -74,7 +78,7 @@ def png_info(metadata: Json, size: tuple[int, int]) -> PngImagePlugin.PngInfo:
 
 
 def exif_bytes(metadata: Json, size: tuple[int, int]) -> bytes:
-    """The EXIF block of a JPEG or WebP file; it can be longer than `EXIF_MOST`."""
+    """The EXIF block of a JPEG or WebP file; it can be longer than `MAX_EXIF_BYTES`."""
     exif = Image.Exif()
     exif[IMAGE_DESCRIPTION_TAG] = json.dumps(metadata)
     exif.get_ifd(EXIF_IFD_TAG)[USER_COMMENT_TAG] = UNICODE_PREFIX + a1111_parameters(metadata, size).encode("utf-16-be")
@@ -82,7 +86,7 @@ def exif_bytes(metadata: Json, size: tuple[int, int]) -> bytes:
 
 
 def read_metadata(image: Image.Image) -> Json | None:
-    """The recipe in a picture's file; None where there is none of ours."""
+    """The metadata in a picture's file; None where there is none of ours."""
     image.load()  # texts can come after the pixels
     text = image.info.get(METADATA_KEY) or image.getexif().get(IMAGE_DESCRIPTION_TAG)
     try:

@@ -1,25 +1,24 @@
 """The worker process: JSON lines in and out, a thread that listens, and the main thread that computes."""
 
-import json
 import os
 import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from enlarger.errors import EnlargerError
 from enlarger.runtime.runtime import resolve_device
-from enlarger.service.jobs.job import JobSpec, job_folder
-from enlarger.service.settings import ModelSettings
+from enlarger.service.jobs.job import job_folder
 from enlarger.service.worker.executor import Executor, log_error, problem_for
 from enlarger.service.worker.model_cache import ModelCache, trim_heap
 from enlarger.service.worker.progress_reporter import RunningJob
+from enlarger.service.workers import messages
 
-Message = Mapping[str, Any]
 NICENESS = 5  # of `nice`: the server goes first
 
 
@@ -29,8 +28,8 @@ class MessageWriter:
     def __init__(self, fd: int) -> None:
         self._fd, self._lock = fd, threading.Lock()
 
-    def send(self, event: str, **fields: Any) -> None:
-        unwritten = memoryview(json.dumps({"event": event, **fields}).encode() + b"\n")
+    def send(self, event: messages.Event) -> None:
+        unwritten = memoryview(event.encode())
         try:
             with self._lock:
                 while unwritten:
@@ -44,7 +43,9 @@ class MessageReader:
 
     def __init__(self, writer: MessageWriter) -> None:
         self.writer = writer
-        self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.commands: queue.SimpleQueue[messages.Start | messages.Run | messages.Load | messages.Unload] = (
+            queue.SimpleQueue()
+        )
         self._cancel_events: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
 
@@ -52,34 +53,28 @@ class MessageReader:
         """Read until the server closes its end, then end the process, whatever it is doing."""
         try:
             for line in lines:
-                self._handle(json.loads(line))
+                self._handle(messages.COMMANDS.validate_json(line))
         finally:
             os._exit(0)
 
-    def _handle(self, message: Message) -> None:
+    def _handle(self, command: messages.Command) -> None:
         with self._lock:
-            if message["do"] == "cancel":
-                cancel_event = self._cancel_events.get(message["id"])
+            if isinstance(command, messages.Cancel):
+                cancel_event = self._cancel_events.get(command.id)
                 if cancel_event is not None:  # else the job is over
                     cancel_event.set()
                 return
-            if message["do"] == "run":
-                self._cancel_events |= {job["id"]: threading.Event() for job in message["jobs"]}
-        self.messages.put(message)
+            if isinstance(command, messages.Run):
+                self._cancel_events |= {job.id: threading.Event() for job in command.jobs}
+        self.commands.put(command)
 
-    def running_jobs(self, message: Message, data: Path) -> list[RunningJob]:
+    def running_jobs(self, command: messages.Run, data: Path) -> list[RunningJob]:
         """The jobs of a run."""
         with self._lock:
             cancel_events = dict(self._cancel_events)
         return [
-            RunningJob(
-                job["id"],
-                JobSpec.from_json(job["ask"]),
-                job_folder(data, job["id"]),
-                self.writer.send,
-                cancel_events[job["id"]],
-            )
-            for job in message["jobs"]
+            RunningJob(job.id, job.spec, job_folder(data, job.id), self.writer.send, cancel_events[job.id])
+            for job in command.jobs
         ]
 
     def remove_jobs(self, jobs: Sequence[RunningJob]) -> None:
@@ -98,42 +93,42 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints goes to the log
     reader = MessageReader(writer)
     threading.Thread(target=reader.listen, args=(sys.stdin.buffer,), daemon=True).start()
-    start_message = reader.messages.get()
-    assert start_message["do"] == "start", "the first message tells what to work with"
+    start = reader.commands.get()
+    assert isinstance(start, messages.Start), "the first command says what to work with"
     try:
-        device = resolve_device(start_message["device"])
+        device = resolve_device(start.device)
     except EnlargerError as error:
         sys.exit(f"enlarger: {error}")
-    settings = [ModelSettings(**one) for one in start_message["models"]]
-    model_cache = ModelCache(settings, device, start_message["memory"], writer.send)
-    for one in settings:
-        if one.keep:
-            _preload(model_cache, one.name)
-    writer.send("ready", device=str(device), models=[one.to_json() for one in model_cache.descriptions.values()])
-    _serve(reader, Executor(model_cache, writer.send), Path(start_message["data"]))
+    model_cache = ModelCache(start.models, device, start.memory, writer.send)
+    for settings in start.models:
+        if settings.keep:
+            _preload(model_cache, settings.name)
+    writer.send(
+        messages.Ready(device=str(device), models=tuple(one.state for one in model_cache.descriptions.values()))
+    )
+    _serve(reader, Executor(model_cache, writer.send), start.data)
 
 
 def _serve(reader: MessageReader, executor: Executor, data: Path) -> None:
-    """Do what is asked, in turn, for ever."""
+    """Do one command after another, for ever."""
     writer, model_cache = reader.writer, executor.model_cache
-    writer.send("idle")
+    writer.send(messages.Idle())
     while True:
-        message = reader.messages.get()
-        match message["do"]:
-            case "run":
-                jobs = reader.running_jobs(message, data)
+        match reader.commands.get():
+            case messages.Run() as command:
+                jobs = reader.running_jobs(command, data)
                 executor.run(jobs)
                 reader.remove_jobs(jobs)
-                writer.send("idle")
+                writer.send(messages.Idle())
                 trim_heap()
-            case "load":
-                error = _error_message_of(lambda: model_cache.get(message["model"]), "a model cannot be loaded")  # noqa: B023
+            case messages.Load(model=name):
+                error = _error_message_of(partial(model_cache.get, name), "a model cannot be loaded")
                 if error is not None:
-                    writer.send("models", loaded=dict(model_cache.loaded_bytes), error={message["model"]: error})
-            case "unload":
-                model_cache.unload(message["model"])
-            case other:
-                raise AssertionError(f"no message is called {other!r}")
+                    writer.send(messages.ModelsLoaded(loaded=dict(model_cache.loaded_bytes), errors={name: error}))
+            case messages.Unload(model=name):
+                model_cache.unload(name)
+            case messages.Start():
+                raise AssertionError("a worker is started once")
 
 
 def _preload(model_cache: ModelCache, name: str) -> None:
@@ -144,10 +139,10 @@ def _preload(model_cache: ModelCache, name: str) -> None:
 
 
 def _error_message_of(action: Callable[[], Any], event: str) -> str | None:
-    """Do something for whose failure there is no job to blame; gives the words for it."""
+    """Do something whose failure is no job's; gives the text of the error."""
     try:
         action()
-    except Exception as error:  # noqa: BLE001 - told, and the worker goes on
+    except Exception as error:  # noqa: BLE001 - reported, and the worker goes on
         log_error(event, error)
         return problem_for(error).message
     return None

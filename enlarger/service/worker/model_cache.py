@@ -1,11 +1,11 @@
-"""The models of a worker: loaded when first needed, and the one unused for longest put away when memory runs short."""
+"""The models of a worker: loaded when first needed, and the one unused for longest dropped when memory runs short."""
 
 import ctypes
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from enlarger.runtime.runtime import Runtime
 from enlarger.service.problems import problem_error
 from enlarger.service.settings import GIB, MIB, ModelSettings
 from enlarger.service.worker.model_description import TASKS_BY_KIND, ModelDescription, describe_model
+from enlarger.service.workers.messages import Event, MemoryUse, ModelLoading, ModelLoadTime, ModelsLoaded
 from enlarger.tasks.auxiliary.preview import Previewer, load_previewer
 from enlarger.tasks.depth import DepthToImage
 from enlarger.tasks.generate import Generator
@@ -29,10 +30,7 @@ from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler
 LIBC = ctypes.CDLL(None)  # this process, with the C library in it
 
 
-class SendEvent(Protocol):
-    """Says to the server what happened: the name of an event, and what belongs to it."""
-
-    def __call__(self, event: str, **fields: Any) -> None: ...
+SendEvent = Callable[[Event], None]  # says to the server what happened
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +93,7 @@ class ModelCache:
     def get(self, *names: str) -> tuple[LoadedModel, ...]:
         """Models that work together, loaded where they are not.
 
-        Raises what loading raises, and Refused for those that are larger than the memory.
+        Raises what loading raises, and ProblemError for those that are larger than the memory.
         """
         for name in names:
             if name not in self._models:
@@ -104,14 +102,14 @@ class ModelCache:
         return tuple(self._models[name] for name in names)
 
     def unload(self, *names: str) -> None:
-        """Put models away; those that are not loaded are left."""
+        """Drop models; those that are not loaded are left."""
         unloaded = [name for name in names if self._models.pop(name, None) is not None]
         if unloaded:
             empty_cache(self.device)
             self._report()
 
     def unload_others(self, *in_use: str) -> None:
-        """Put away all but some, and those to be kept always."""
+        """Drop all but some, and those that are never unloaded."""
         self.unload(*(name for name, one in self._models.items() if name not in in_use and not _is_pinned(one)))
 
     def _load(self, name: str, in_use: Sequence[str]) -> None:
@@ -120,7 +118,7 @@ class ModelCache:
                 404, "model_not_found", f"no model is called {name!r}; there are {', '.join(self.descriptions)}"
             )
         description = self.descriptions[name]
-        self.send("loading", model=name)
+        self.send(ModelLoading(model=name))
         start = time.monotonic()
         self._evict_until_fits(name, description.num_bytes or 0, in_use)
         task = _load_task(description.settings, self.device)
@@ -133,11 +131,11 @@ class ModelCache:
             description = describe_model(description.settings, self.device)
             self.descriptions[name] = description
         self._models[name] = LoadedModel(description, task, previewer, size)
-        self.send("measured", what="model_load", model=name, seconds=time.monotonic() - start)
+        self.send(ModelLoadTime(model=name, seconds=time.monotonic() - start))
         self._report()
 
     def _evict_until_fits(self, name: str, size: int, in_use: Sequence[str]) -> None:
-        """Put away what has not been used for longest until `size` bytes more fit; never those that are at work."""
+        """Drop what has not been used for longest until `size` bytes more fit; never those that are at work."""
         if self.budget is None:
             return
         pinned = {one.name: one.num_bytes for one in self._models.values() if one.name in in_use or _is_pinned(one)}
@@ -153,8 +151,8 @@ class ModelCache:
             self.unload(evictable.pop(0))
 
     def _report(self) -> None:
-        self.send("models", loaded=dict(self.loaded_bytes))
-        self.send("measured", what="memory", kind="models", bytes=sum(self.loaded_bytes.values()))
+        self.send(ModelsLoaded(loaded=dict(self.loaded_bytes)))
+        self.send(MemoryUse(kind="models", bytes=sum(self.loaded_bytes.values())))
 
 
 def _mib(size: int) -> str:

@@ -8,20 +8,23 @@ from typing import Any
 
 import torch
 
-from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, CONFIG_NAME, MODEL_INDEX_NAME
+from enlarger.checkpoint.components import COMPONENT_CLASSES, CONFIG_NAME, MODEL_INDEX_NAME
 from enlarger.checkpoint.single_file.detect import detect
+from enlarger.checkpoint.tensors.open import open_checkpoint, open_weights
 from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
-from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint, open_checkpoint, open_weights
+from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
 from enlarger.errors import CheckpointError, EnlargerError, InputError, Unsupported
 from enlarger.hub.cache import resolve, snapshot_variant
 from enlarger.runtime.runtime import resolve_dtype
+from enlarger.service.jobs.job import Task
+from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.settings import ModelSettings
 from enlarger.strict_json import read_json
 from enlarger.tasks.stable_diffusion import takes_aesthetic_score, trained_task
 from enlarger.tasks.upscale.upscale import BUNDLED_FOLDER
 
-BASE_TASKS = ("generate", "refine", "inpaint")
-TASKS_BY_KIND: Mapping[str, tuple[str, ...]] = {
+BASE_TASKS: tuple[Task, ...] = ("generate", "refine", "inpaint")
+TASKS_BY_KIND: Mapping[str, tuple[Task, ...]] = {
     "bundled": ("upscale",),
     "x2": ("upscale",),
     "x4": ("upscale",),
@@ -54,12 +57,11 @@ class ModelDescription:
     num_bytes: int | None = None
     error: str | None = None  # why it cannot be used
 
-    def to_json(self) -> dict[str, Any]:
-        tasks = list(TASKS_BY_KIND.get(self.kind, ()))
-        return {
-            "name": self.settings.name, "kind": self.kind, "tasks": tasks, "aliases": list(self.settings.aliases),
-            "error": self.error,
-        }  # fmt: skip
+    @property
+    def state(self) -> ModelState:
+        """What the server is told of it."""
+        tasks = TASKS_BY_KIND.get(self.kind, ())
+        return ModelState(self.settings.name, self.kind, tasks, self.settings.aliases, error=self.error)
 
 
 def describe_model(settings: ModelSettings, device: torch.device) -> ModelDescription:

@@ -52,7 +52,7 @@ NEUTRAL_VALUES = (None, "", 1.0)  # what changes nothing, and so needs no note
 
 @dataclass(frozen=True, eq=False)
 class ModelRequests:
-    """One request for each picture of a job, and what the recipe says of them all."""
+    """One request for each picture of a job, and what the metadata says of them all."""
 
     requests: tuple[Any, ...]
     options: Mapping[str, Any]  # of the requests, with defaults filled in
@@ -75,7 +75,7 @@ class ModelRequests:
 
 
 def build_requests(spec: JobSpec, model: LoadedModel, folder: Path) -> ModelRequests:
-    """The requests of an ask; its pictures are read from the job's folder. Raises InputError for odd options."""
+    """The requests of a job; its pictures are read from the job's folder. Raises InputError for odd options."""
     options, notes = _supported_options(spec, model.description.kind)
     options.pop("refiner", None)
     request_type = DepthRequest if model.description.kind == "depth" else REQUEST_TYPES[spec.task]

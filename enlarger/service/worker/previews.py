@@ -1,6 +1,5 @@
 """Pictures of a job under way: small ones for whoever watches, whole ones where the request wants them."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from enlarger.image.atomic_write import atomic_write
 from enlarger.service.worker.model_cache import LoadedModel
 from enlarger.tasks.auxiliary.preview import LATENT_RGB_FACTORS, linear_preview
 from enlarger.tasks.result import Progress
@@ -32,7 +32,7 @@ class PreviewDecoder:
 
 
 def preview_decoder_for(model: LoadedModel) -> PreviewDecoder | None:
-    """The painter for a model's latents; None for those that nobody can show."""
+    """The preview decoder of a model's latents; None for those that cannot be shown."""
     task = model.task.task if isinstance(model.task, Upscaler) else model.stable_diffusion
     if not isinstance(task, StableDiffusion | LatentUpscaler):
         return None
@@ -49,7 +49,7 @@ def preview_decoder_for(model: LoadedModel) -> PreviewDecoder | None:
 class PreviewSpec:
     """Which previews a job wants, and how large its results are.
 
-    `drawn` is the size that the network draws, or for an upscaler begins with; None: whatever the latents cover.
+    `network_size` is the size that the network makes, or for an upscaler begins with; None: whatever the latents cover.
     """
 
     count: int
@@ -61,7 +61,7 @@ class PreviewSpec:
 
 class PreviewWriter:
     """The previews of a job; the wanted ones are of its first picture. Nothing that fails here touches the job:
-    `failed` hears of it."""
+    `on_error` is called."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class PreviewWriter:
             )
 
     def update(self, progress: Progress, batch_index: int) -> None:
-        """Show what is due; `row` is the picture's place in the batch."""
+        """Show what is due; `batch_index` is the picture's place in the batch."""
         if progress.step is None or self.decoder is None or not (self.spec.count or self.spec.live):
             return
         denoised = progress.step.denoised[batch_index : batch_index + 1]
@@ -140,9 +140,8 @@ class PreviewWriter:
     def _write(self, image: Image.Image, index: int | None) -> None:
         """One file for each wanted preview, and the one after them for watchers, whole at any time."""
         name = f"preview-{self.spec.count if index is None else index}.png"
-        partial = self.folder / f".{name}.part"
-        image.save(partial, format="PNG", compress_level=1)
-        os.replace(partial, self.folder / name)
+        with atomic_write(self.folder / name, durable=False, single_writer=True) as stream:
+            image.save(stream, format="PNG", compress_level=1)
         self.on_preview(name, index)
 
     def _disable_on_error(self, action: Callable[[], None]) -> None:

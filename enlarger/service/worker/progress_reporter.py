@@ -1,47 +1,49 @@
-"""What is told of jobs while they are computed: progress, times, previews; and the place where a cancel is heard."""
+"""What is reported of jobs while they are computed: progress, times, previews; here a cancel takes effect."""
 
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from enlarger.errors import Cancelled
 from enlarger.service.jobs.job import JobSpec
 from enlarger.service.worker.model_cache import SendEvent
 from enlarger.service.worker.previews import PreviewWriter
+from enlarger.service.workers import messages
 from enlarger.tasks.result import Progress
 
 REPORT_SECONDS = 0.1  # between two reports of progress, at least
 
 
 class RunningJob:
-    """One job at work. It ends once, with `done`, `failed` or `canceled`; what comes later is not told."""
+    """One job at work. It ends once, as done, failed or canceled; nothing is said of it afterwards."""
 
     def __init__(self, id: str, spec: JobSpec, folder: Path, send: SendEvent, cancel_event: threading.Event) -> None:
         self.id, self.spec, self.folder, self.cancel_event = id, spec, folder, cancel_event
         self._send, self.is_finished = send, False
 
-    def send(self, event: str, **fields: Any) -> None:
+    def send(
+        self, event: messages.JobStarted | messages.JobProgressed | messages.JobPreviewed | messages.JobFinished
+    ) -> None:
         if not self.is_finished:
-            self._send(event, id=self.id, **fields)
+            self._send(event)
 
-    def finish(self, event: str, **fields: Any) -> None:
-        self.send(event, **fields)
+    def finish(self, event: messages.JobFinished) -> None:
+        self.send(event)
         self.is_finished = True
 
     def check_active(self) -> bool:
-        """Whether somebody still wants its result; the first time that nobody does, this is told."""
+        """Whether somebody still wants its result; the first time that nobody does, the server is told."""
         if self.cancel_event.is_set():
-            self.finish("canceled")
+            self.finish(messages.JobCanceled(id=self.id))
         return not self.is_finished
 
 
 class ProgressReporter:
     """Watches a task at one picture of a job, or at one batch with a picture of each of several jobs.
 
-    `turn` of `turns` is which of the job's pictures it is. Raises Cancelled once nobody wants any of them.
+    `image_index` of `num_images` is which of the job's pictures it is. Raises Cancelled once nobody wants any of them.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class ProgressReporter:
         self.stage = ""  # the last that was reported
         self._stage_seconds: defaultdict[str, float] = defaultdict(float)
         self._last_time = self._last_report_time = time.monotonic()
-        self._unreported_steps = 0  # since progress was told
+        self._unreported_steps = 0  # since the last report
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
@@ -80,12 +82,12 @@ class ProgressReporter:
         self.stage = progress.stage
 
     def _report(self, progress: Progress, now: float) -> None:
-        done = self.image_index * progress.total + progress.done
+        done, total = self.image_index * progress.total + progress.done, self.num_images * progress.total
         for job in self.jobs:
-            job.send("progress", stage=progress.stage, done=done, total=self.num_images * progress.total)
+            job.send(messages.JobProgressed(id=job.id, stage=progress.stage, done=done, total=total))
         if self._unreported_steps:
             seconds = (now - self._last_report_time) / self._unreported_steps
-            self.send("measured", what="step", model=self.jobs[0].spec.model, seconds=seconds)
+            self.send(messages.StepTime(model=self.jobs[0].spec.model, seconds=seconds))
         self._last_report_time, self._unreported_steps = now, 0
 
     def finish(self) -> Mapping[str, float]:

@@ -3,16 +3,19 @@
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image
 
+from enlarger.image.atomic_write import atomic_write
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import read_picture, to_pil
 from enlarger.image.resize import resize
-from enlarger.service.jobs.job import RESULT_FILE, OutputOptions
+from enlarger.service.jobs.job import RESULT_FILE, JobResult, OutputOptions, ResultImage
 from enlarger.service.problems import problem_error
 from enlarger.service.worker.generation_metadata import MAX_EXIF_BYTES, Json, exif_bytes, png_info
 from enlarger.tasks.inputs import match_input
@@ -34,8 +37,8 @@ def resize_to(image: Image.Image, size: tuple[int, int] | None) -> tuple[Image.I
 
 def save_image(
     image: Image.Image, index: int, folder: Path, output: OutputOptions, metadata: Json
-) -> tuple[Json, tuple[str, ...]]:
-    """Write one result with its recipe in it. Gives what is said of the file, and notes."""
+) -> tuple[ResultImage, tuple[str, ...]]:
+    """Write one result with its generation metadata in it. Gives what is said of the file, and notes."""
     name = f"result-{index}.{SUFFIXES[output.format]}"
     converted, notes = _convert_for_format(image, output.format)
     options: Json = {"icc_profile": image.info["icc_profile"]} if image.info.get("icc_profile") else {}
@@ -46,14 +49,16 @@ def save_image(
         if output.format == "webp" or len(exif) <= MAX_EXIF_BYTES:
             options["exif"] = exif
         else:
-            notes = (*notes, "the recipe is too long for a JPEG file, and is in this reply only; PNG holds it")
+            notes = (
+                *notes,
+                "the metadata is too long for a JPEG file, and is in this reply only; PNG holds it",
+            )
     converted.info = {}
-    num_bytes = write_atomically(
-        folder / name, lambda stream: converted.save(stream, format=output.format.upper(), **options)
-    )
+    with _writing(folder / name) as stream:
+        converted.save(stream, format=output.format.upper(), **options)
+        num_bytes = stream.seek(0, os.SEEK_END)
     seed = metadata["seeds"][0]
-    info = {"file": name, "width": converted.width, "height": converted.height, "seed": seed, "format": output.format}
-    return info | {"bytes": num_bytes}, notes
+    return ResultImage(name, converted.width, converted.height, seed, output.format, num_bytes), notes
 
 
 def _convert_for_format(image: Image.Image, format: str) -> tuple[Image.Image, tuple[str, ...]]:
@@ -71,41 +76,24 @@ def _convert_for_format(image: Image.Image, format: str) -> tuple[Image.Image, t
     return image.copy(), notes
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> int:
-    """Write a file beside its place and move it there when all of it is on the disk; gives its bytes.
-
-    Raises Refused where the disk does not take it.
-    """
-    partial = path.with_name(f".{path.name}.part")
+@contextmanager
+def _writing(path: Path) -> Generator[BinaryIO]:
+    """A stream whose bytes are the file when all of them are on the disk. Raises ProblemError where it takes none."""
     try:
-        with partial.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-            size = stream.tell()
-        os.replace(partial, path)
+        with atomic_write(path, single_writer=True) as stream:
+            yield stream
     except OSError as error:
         reason, is_full = error.strerror or type(error).__name__, error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise problem_error(
-            500,
-            "storage_full" if is_full else "storage_failed",
-            f"the result cannot be stored ({reason}); the service needs a place to write to",
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return size
+        code = "storage_full" if is_full else "storage_failed"
+        text = f"the result cannot be stored ({reason}); the service needs a place to write to"
+        raise problem_error(500, code, text) from error
 
 
-def write_result_file(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write DONE, with which the job is complete. One that is there already stays as it is."""
+def write_result_file(folder: Path, result: JobResult) -> None:
+    """Write the result file, with which the job is complete. One that is there already stays as it is."""
     if not (folder / RESULT_FILE).exists():  # only one worker at a time has a job
-        text = json.dumps(result, allow_nan=False).encode()
-        write_atomically(folder / RESULT_FILE, lambda stream: stream.write(text))
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)  # the names too are on the disk
-    finally:
-        os.close(fd)
+        with _writing(folder / RESULT_FILE) as stream:
+            stream.write(json.dumps(asdict(result), allow_nan=False).encode())
 
 
 def remove_images(folder: Path) -> None:

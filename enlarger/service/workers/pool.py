@@ -1,4 +1,4 @@
-"""Giving jobs to workers, and hearing what becomes of them."""
+"""Giving jobs to workers, and following what becomes of them."""
 
 import asyncio
 import logging
@@ -14,7 +14,8 @@ from enlarger.service.jobs.model_registry import ModelRegistry
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import CANCELED, NO_WORKER, Problem, ProblemError
 from enlarger.service.settings import Settings
-from enlarger.service.workers.supervisor import Message, WorkerCommand, WorkerSupervisor
+from enlarger.service.workers import messages
+from enlarger.service.workers.supervisor import WorkerCommand, WorkerSupervisor
 
 log = logging.getLogger("enlarger.service.jobs")
 DEFAULT_GPU_BATCH = 4  # jobs that run together by default, except on a CPU
@@ -29,7 +30,7 @@ class WorkerPool:
         self.workers: list[WorkerSupervisor] = []
         self.is_paused = False  # nothing new is begun
         self._settings = settings
-        self._pending_deletions: set[str] = set()  # forgotten while a worker still had their files
+        self._pending_deletions: set[str] = set()  # deleted while a worker still had their files
 
     def start(self, command: WorkerCommand) -> None:
         self.workers = [WorkerSupervisor(device, command, self) for device in self._settings.devices]
@@ -62,7 +63,7 @@ class WorkerPool:
             worker.cancel(id)
 
     def delete_later(self, id: str) -> None:
-        """Delete a forgotten job's files again once its worker has let go of them."""
+        """Delete a job's files again once its worker has let go of them."""
         if any(id in worker.assigned for worker in self.workers):
             self._pending_deletions.add(id)
 
@@ -80,7 +81,8 @@ class WorkerPool:
             worker.run(process_number, [])
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self.dispatch)
             return
-        if not worker.run(process_number, [(active.job.id, active.job.spec) for active in started]):
+        jobs = [messages.AssignedJob(id=active.job.id, spec=active.job.spec) for active in started]
+        if not worker.run(process_number, jobs):
             await self._retry(started, False)
         if not started:
             self.dispatch()
@@ -92,28 +94,29 @@ class WorkerPool:
                 await self.lifecycle.retry(active, counts_as_crash)
         self.dispatch()
 
-    def on_message(self, worker: WorkerSupervisor, message: Message) -> None:
-        """A message of a worker's process."""
-        kind, id = message["event"], message.get("id")
-        if kind == "ready":
-            self.registry.register(message["models"])
-        elif kind == "idle":
-            self.dispatch()
-        elif kind == "loading":
-            self._on_model_loading(worker)
-        elif kind == "models":
-            self._on_models_loaded(worker)
-            self._update_loaded_models(worker, message["loaded"])
-            for model, text in message.get("error", {}).items():
-                log.error("the worker of %s cannot load %s: %s", worker.requested_device, model, text)
-        elif kind == "measured":
-            record_measurement(self.lifecycle.metrics, message)
-        elif id not in worker.assigned:
-            log.warning("the worker of %s said %r of a job that it does not have", worker.requested_device, kind)
-        elif kind in ("done", "failed", "canceled"):
-            self._on_job_finished(worker, id, message)
-        else:
-            self._on_job_progress(self.lifecycle.queue.active_jobs.get(id), message)
+    def on_event(self, worker: WorkerSupervisor, event: messages.Event) -> None:
+        """What a worker's process says."""
+        match event:
+            case messages.Ready():
+                self.registry.register(event.models)
+            case messages.Idle():
+                self.dispatch()
+            case messages.ModelLoading():
+                self._on_model_loading(worker)
+            case messages.ModelsLoaded():
+                self._on_models_loaded(worker)
+                self._update_loaded_models(worker, event.loaded)
+                for model, text in event.errors.items():
+                    log.error("the worker of %s cannot load %s: %s", worker.requested_device, model, text)
+            case messages.JobMessage() if event.id not in worker.assigned:
+                text = "the worker of %s said %r of a job that it does not have"
+                log.warning(text, worker.requested_device, event.event)
+            case messages.JobDone() | messages.JobFailed() | messages.JobCanceled():
+                self._on_job_finished(worker, event)
+            case messages.JobStarted() | messages.JobProgressed() | messages.JobPreviewed():
+                self._on_job_progress(event)
+            case _:
+                record_measurement(self.lifecycle.metrics, event)
 
     def on_jobs_lost(self, worker: WorkerSupervisor, ids: Sequence[str], counts_as_crash: bool) -> None:
         """Jobs that a worker holds no more, without a word of their end."""
@@ -133,24 +136,25 @@ class WorkerPool:
         self.dispatch()
 
     def fail_attached_if_defunct(self) -> None:
-        """Where no worker can be started, tell those who wait on a connection; the others' jobs stay for later."""
+        """Where no worker can be started, fail the jobs that a connection waits for; the others stay for later."""
         for active in unfinished(list(self.lifecycle.queue.waiting.values())):
             if self.is_defunct and active.job.attached:
                 self.lifecycle.finish(active, Outcome("failed", problem=NO_WORKER))
 
-    def _on_job_finished(self, worker: WorkerSupervisor, id: str, message: Message) -> None:
+    def _on_job_finished(self, worker: WorkerSupervisor, event: messages.JobFinished) -> None:
         """A worker has let go of a job."""
-        worker.release_job(id)
-        self._delete_pending(id)
-        active = self.lifecycle.queue.active_jobs.get(id)
+        worker.release_job(event.id)
+        self._delete_pending(event.id)
+        active = self.lifecycle.queue.active_jobs.get(event.id)
         if active is None or active.is_finishing:
             return
-        if message["event"] == "done":
-            self.lifecycle.spawn(self._complete(active, time.monotonic()))
-        elif message["event"] == "failed":
-            self.lifecycle.finish(active, Outcome("failed", problem=_problem_from_message(message)))
-        else:
-            self.lifecycle.finish(active, Outcome("canceled", problem=CANCELED))
+        match event:
+            case messages.JobDone():
+                self.lifecycle.spawn(self._complete(active, time.monotonic()))
+            case messages.JobFailed():
+                self.lifecycle.finish(active, Outcome("failed", problem=event.problem))
+            case messages.JobCanceled():
+                self.lifecycle.finish(active, Outcome("canceled", problem=CANCELED))
 
     async def _complete(self, active: ActiveJob, now: float) -> None:
         """A worker says that a job is done: its file says what came of it."""
@@ -165,27 +169,26 @@ class WorkerPool:
             return
         if active.estimator is not None:
             active.estimator.finish(now)
-        spec, images = active.job.spec, result["images"]
-        pixels = sum(int(image["width"]) * int(image["height"]) for image in images)
+        spec, images = active.job.spec, result.images
+        pixels = sum(image.width * image.height for image in images)
         self.lifecycle.metrics.images.labels(spec.task, spec.model).inc(len(images))
         self.lifecycle.metrics.output_pixels.inc(pixels)
         self.lifecycle.finish(active, Outcome("succeeded", result))
 
-    def _on_job_progress(self, active: ActiveJob | None, message: Message) -> None:
-        """A worker tells how far a job has come."""
+    def _on_job_progress(self, event: messages.JobStarted | messages.JobProgressed | messages.JobPreviewed) -> None:
+        """A worker says how far a job has come."""
+        active, now = self.lifecycle.queue.active_jobs.get(event.id), time.monotonic()
         if active is None or active.is_finishing or active.estimator is None:
             return
-        kind, now = message["event"], time.monotonic()
-        if kind == "started":
-            active.estimator.start(now)
-        elif kind == "progress":
-            active.estimator.update(str(message["stage"]), int(message["done"]), int(message["total"]), now)
-            self.lifecycle.publish(active, "progress")
-        elif kind == "preview":
-            active.preview = PurePath(message["file"]).name
-            self.lifecycle.publish(active, "preview", {"file": active.preview, "index": message.get("index")})
-        else:
-            log.warning("a worker said %r, which is not known", kind)
+        match event:
+            case messages.JobStarted():
+                active.estimator.start(now)
+            case messages.JobProgressed():
+                active.estimator.update(event.stage, event.done, event.total, now)
+                self.lifecycle.publish(active, "progress")
+            case messages.JobPreviewed():
+                active.preview = PurePath(event.file).name
+                self.lifecycle.publish(active, "preview", {"file": active.preview, "index": event.index})
 
     def _on_model_loading(self, worker: WorkerSupervisor) -> None:
         for active in unfinished(map(self.lifecycle.queue.active_jobs.get, worker.assigned)):
@@ -209,30 +212,20 @@ class WorkerPool:
             self.lifecycle.spawn(asyncio.to_thread(remove_job_folder, self.lifecycle.data, id))
 
 
-def record_measurement(metrics: Metrics, measurement: Message) -> None:
+def record_measurement(metrics: Metrics, measured: messages.Measured) -> None:
     """Pass on what a worker has measured."""
-    name = measurement["what"]
-    if name == "model_load":
-        metrics.model_load_seconds.observe(float(measurement["seconds"]))
-    elif name == "stage":
-        labels = (measurement["task"], measurement["model"], measurement["stage"])
-        metrics.inference_seconds.labels(*labels).observe(float(measurement["seconds"]))
-    elif name == "step":
-        metrics.step_seconds.labels(measurement["model"]).observe(float(measurement["seconds"]))
-    elif name == "oom":
-        metrics.oom.labels(measurement["fallback"]).inc()
-    elif name == "nonfinite":
-        metrics.nonfinite.labels(measurement["stage"]).inc()
-    elif name == "batch":
-        metrics.batch_size.observe(int(measurement["size"]))
-    elif name == "memory":
-        metrics.device_memory_bytes.labels(measurement["kind"]).set(int(measurement["bytes"]))
-    else:
-        log.warning("a worker measured %r, which is not known", name)
-
-
-def _problem_from_message(message: Message) -> Problem:
-    try:
-        return Problem.from_json(message["fault"])
-    except (KeyError, TypeError):
-        return Problem(500, "internal", "the worker failed without saying why; the log of the service may")
+    match measured:
+        case messages.ModelLoadTime():
+            metrics.model_load_seconds.observe(measured.seconds)
+        case messages.StageTime(task=task, model=model, stage=stage):
+            metrics.inference_seconds.labels(task, model, stage).observe(measured.seconds)
+        case messages.StepTime():
+            metrics.step_seconds.labels(measured.model).observe(measured.seconds)
+        case messages.OutOfMemory():
+            metrics.oom.labels(measured.fallback).inc()
+        case messages.NonFiniteOutput():
+            metrics.nonfinite.labels(measured.stage).inc()
+        case messages.BatchSize():
+            metrics.batch_size.observe(measured.size)
+        case messages.MemoryUse():
+            metrics.device_memory_bytes.labels(measured.kind).set(measured.bytes)

@@ -1,20 +1,22 @@
-"""The worker processes: started, told what to do, heard, and started again when they die."""
+"""The worker processes: started, given commands, listened to, and started again when they die."""
 
 import asyncio
-import json
 import logging
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Literal, Protocol
 
-from enlarger.service.jobs.job import JobSpec
+from pydantic import ValidationError
+
+from enlarger.service.settings import ModelSettings
+from enlarger.service.workers import messages
 
 WORKER_ARGV = (sys.executable, "-m", "enlarger.service.worker.main")
-MAX_LINE_BYTES = 1 << 20  # bytes of the longest line that a worker may say
+MAX_LINE_BYTES = 1 << 20  # bytes of the longest message of a worker
 CANCEL_SECONDS = 60.0  # for a worker to let go of a canceled job; then it is killed
 STOP_SECONDS = 5.0  # for a worker to end once its input is closed
 MAX_START_FAILURES = 5  # in a row, none more than START_SECONDS after the one before: it cannot be started
@@ -25,7 +27,6 @@ KERNEL_CACHE_ENV = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACIT
 MAX_REPORTED_LINES = 5  # lines of one process that are reported
 
 log = logging.getLogger("enlarger.service.jobs")
-Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,30 +34,29 @@ class WorkerCommand:
     """How workers are started."""
 
     argv: Sequence[str]
-    models: Sequence[Message]  # the settings of each
+    models: Sequence[ModelSettings]
     memory: float | None
     data: Path
     lock_fd: int | None = None  # an open file that they inherit
 
-    def start_message(self, device: str) -> Message:
-        """The first thing that a worker is told."""
-        message = {"do": "start", "models": list(self.models), "device": device, "memory": self.memory}
-        return message | {"data": str(self.data.absolute())}
+    def start_command(self, device: str) -> messages.Start:
+        """The first command of a process."""
+        return messages.Start(models=tuple(self.models), device=device, memory=self.memory, data=self.data.absolute())
 
 
 class WorkerListener(Protocol):
     """Who hears of a worker."""
 
-    def on_message(self, worker: "WorkerSupervisor", message: Message, /) -> None:
+    def on_event(self, worker: "WorkerSupervisor", event: messages.Event, /) -> None:
         """Its process said something."""
         ...
 
     def on_jobs_lost(self, worker: "WorkerSupervisor", ids: Sequence[str], counts_as_crash: bool, /) -> None:
-        """It holds these jobs no more, and nothing was heard of their end; `blamed`: one of them may be why."""
+        """It holds these jobs no more, and said nothing of their end; with `counts_as_crash` one of them may be why."""
         ...
 
     def on_worker_exit(self, worker: "WorkerSupervisor", /) -> None:
-        """Its process has ended; `state` tells whether another comes."""
+        """Its process has ended; `state` says whether another comes."""
         ...
 
 
@@ -77,6 +77,7 @@ class WorkerSupervisor:
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._was_killed = False  # we killed it
+        self._num_invalid_lines = 0  # that this process wrote
         self._process_number = 0  # counts its processes
         self._is_reserved = False  # jobs are being made ready for it
         self._is_ready = False  # this process
@@ -92,19 +93,19 @@ class WorkerSupervisor:
         return self.state in ("idle", "busy")
 
     def reserve(self) -> int:
-        """Keep an idle worker for jobs that are being made ready; the number of its process."""
+        """Hold an idle worker for jobs that are being made ready; the number of its process."""
         assert self.state == "idle"
         self.state, self._is_reserved = "busy", True
         return self._process_number
 
-    def run(self, process_number: int, jobs: Sequence[tuple[str, JobSpec]]) -> bool:
-        """Give an engaged worker its jobs, or none after all; False if that process is gone."""
+    def run(self, process_number: int, jobs: Sequence[messages.AssignedJob]) -> bool:
+        """Give a reserved worker its jobs, or none after all; False if that process is gone."""
         if process_number != self._process_number or not self.is_up:
             return False
         self._is_reserved = False
-        self.assigned.update({id: None for id, _ in jobs})
+        self.assigned.update({job.id: None for job in jobs})
         if jobs:
-            self.send({"do": "run", "jobs": [{"id": id, "ask": spec.to_json()} for id, spec in jobs]})
+            self.send(messages.Run(jobs=tuple(jobs)))
         else:
             self.state = "idle"
         return True
@@ -115,7 +116,7 @@ class WorkerSupervisor:
             self.assigned[id] = asyncio.get_running_loop().call_later(
                 CANCEL_SECONDS, self._kill_overdue, id, self._process
             )
-            self.send({"do": "cancel", "id": id})
+            self.send(messages.Cancel(id=id))
 
     def release_job(self, id: str) -> bool:
         """It has let go of a job; False if it did not hold that."""
@@ -128,10 +129,10 @@ class WorkerSupervisor:
         self._exits_without_result = 0
         return True
 
-    def send(self, message: Message) -> None:
+    def send(self, command: messages.Command) -> None:
         """Write a line to its process; nothing happens if there is none."""
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.write(command.encode())
 
     async def stop(self) -> None:
         """End its process, in order or by force, and start no other."""
@@ -168,28 +169,49 @@ class WorkerSupervisor:
             limit=MAX_LINE_BYTES,
             env=KERNEL_CACHE_ENV | os.environ,
         )
-        self.send(self._command.start_message(self.requested_device))
+        self.send(self._command.start_command(self.requested_device))
         if self._stopping.is_set():
             self._close_stdin()
         assert self._process.stdout is not None
-        async for message in _read_messages(self._process.stdout, self.requested_device):
-            self._handle_message(message)
+        await self._read_events(self._process.stdout)
         await self._wait_for_exit()
 
-    def _handle_message(self, message: Message) -> None:
+    async def _read_events(self, stream: asyncio.StreamReader) -> None:
+        """Hear what its process says, one JSON object per line; anything else is reported and left out."""
+        count = self._num_invalid_lines = 0
+        while True:
+            try:
+                line = await stream.readline()
+            except ValueError:  # too long
+                line = b"?"
+            if not line:
+                return
+            self._handle_line(line)
+            count += 1
+            if count % 64 == 0:
+                await asyncio.sleep(0)  # a flood of lines must not keep others waiting
+
+    def _handle_line(self, line: bytes) -> None:
         try:
-            if message["event"] == "ready":
-                self._is_ready = self.was_ever_ready = True
-                self.device = str(message["device"])
-            elif message["event"] == "started" and message["id"] in self.assigned:
-                self.started_ids.add(message["id"])
-            elif message["event"] == "idle" and self._is_ready:
-                self._on_idle()
-            self._listener.on_message(self, message)
+            self._handle_event(messages.EVENTS.validate_json(line))
+        except ValidationError as error:
+            self._num_invalid_lines += 1
+            if self._num_invalid_lines <= MAX_REPORTED_LINES:
+                reasons = ", ".join(sorted({each["type"] for each in error.errors()}))
+                text = "the worker of %s wrote a line that is no message (%d bytes: %s)"
+                log.warning(text, self.requested_device, len(line), reasons)
         except Exception:
-            log.exception(
-                "the worker of %s said %r in a form that is not understood", self.requested_device, message["event"]
-            )
+            log.exception("what the worker of %s said could not be followed", self.requested_device)
+
+    def _handle_event(self, event: messages.Event) -> None:
+        if isinstance(event, messages.Ready):
+            self._is_ready = self.was_ever_ready = True
+            self.device = event.device
+        elif isinstance(event, messages.JobStarted) and event.id in self.assigned:
+            self.started_ids.add(event.id)
+        elif isinstance(event, messages.Idle) and self._is_ready:
+            self._on_idle()
+        self._listener.on_event(self, event)
 
     def _on_idle(self) -> None:
         """It waits for work. What it began and said no more of is lost; what is still on its way to it is not."""
@@ -260,39 +282,6 @@ class WorkerSupervisor:
     def _close_stdin(self) -> None:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
-
-
-async def _read_messages(stream: asyncio.StreamReader, device: str) -> AsyncGenerator[Message]:
-    """What a worker says, one JSON object per line; anything else is reported and left out."""
-    num_garbled = count = 0
-    while True:
-        try:
-            line = await stream.readline()
-        except ValueError:  # too long
-            line = b"?"
-        if not line:
-            return
-        message = _parse_message(line)
-        if message is not None:
-            yield message
-        else:
-            num_garbled += 1
-            if num_garbled <= MAX_REPORTED_LINES:
-                log.warning("the worker of %s wrote a line that is no message (%d bytes)", device, len(line))
-        count += 1
-        if count % 64 == 0:
-            await asyncio.sleep(0)  # a flood of lines must not keep others waiting
-
-
-def _parse_message(line: bytes) -> Message | None:
-    try:
-        value: object = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(value, dict):
-        return None
-    message = cast("dict[str, Any]", value)
-    return message if isinstance(message.get("event"), str) else None
 
 
 async def _wait_for_event(event: asyncio.Event, seconds: float) -> None:

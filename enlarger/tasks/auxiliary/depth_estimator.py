@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from enlarger.checkpoint.load_module import load_module
-from enlarger.checkpoint.tensors.safetensors_file import open_weights
+from enlarger.checkpoint.tensors.open import open_weights
 from enlarger.errors import CheckpointError, InputError
 from enlarger.image.picture import PictureSource, read_picture
 from enlarger.runtime.runtime import Runtime

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from enlarger.checkpoint.folder.load import COMPONENT_CLASSES, read_network
+from enlarger.checkpoint.components import COMPONENT_CLASSES
+from enlarger.checkpoint.folder.load import read_network
 from enlarger.checkpoint.taesd import read_taesd_decoder
 from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.image.picture import Picture, to_pil

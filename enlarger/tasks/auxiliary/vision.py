@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from enlarger.checkpoint.config.strict_config import Json, StrictConfig
+from enlarger.checkpoint.config.strict_config import StrictConfig
 from enlarger.errors import CheckpointError, EnlargerError, InputError, Unsupported
 from enlarger.image.picture import Picture, to_pil
-from enlarger.strict_json import read_json
+from enlarger.strict_json import Json, read_json
 
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
 PREPROCESSOR_FILE = "preprocessor_config.json"

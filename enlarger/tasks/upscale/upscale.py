@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.config.schedulers import sampler_from_config
-from enlarger.checkpoint.folder.load import PipelineComponents, read_folder
+from enlarger.checkpoint.folder.load import read_folder
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import Noise, from_seeds
 from enlarger.diffusion.sample import Solver

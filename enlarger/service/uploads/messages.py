@@ -1,0 +1,60 @@
+"""What the service and a decoder process say to each other: one JSON object per line.
+
+Plain dataclasses, because pydantic would take a third of the time in which a decoder starts; the service checks replies
+with it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from enlarger.service.problems import Problem
+from enlarger.service.uploads.masks import Fit
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """A file to decode: its picture, its mask, or what is transparent of it as a mask."""
+
+    kind: Literal["picture", "mask", "alpha"]
+    source: str
+    out: str
+    param: str  # the field of the request, for error texts
+    max_pixels: int
+    seconds: float
+    fit: Fit | None = None
+    size: tuple[int, int] = (0, 0)  # of a mask: width and height of its picture before the fit
+    mode: str = "auto"  # of a mask, as in `read_mask`
+    resize: bool = False  # of a mask: it may have another size
+
+
+@dataclass(frozen=True)
+class DecoderReady:
+    """The process waits for requests."""
+
+    kind: Literal["ready"] = "ready"
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """A picture that was decoded and written as a PNG."""
+
+    width: int  # as written, after any fit
+    height: int
+    format: str  # Pillow's name of the file's
+    mode: str  # of the PNG: L, LA, RGB, RGBA or I;16
+    notes: tuple[str, ...]  # what was converted, guessed or left out, except what a reader of the PNG says again
+    sha256: str  # of the file as it came
+    has_transparency: bool  # some of it is less than opaque
+    original_size: tuple[int, int]  # width and height, upright, before any fit
+    kind: Literal["decoded"] = "decoded"
+
+
+@dataclass(frozen=True)
+class DecodingFailed:
+    """There is no picture, and why."""
+
+    problem: Problem
+    kind: Literal["failed"] = "failed"
+
+
+DecoderReply = DecoderReady | DecodedImage | DecodingFailed
