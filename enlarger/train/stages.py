@@ -17,7 +17,7 @@ from enlarger.train.pairs import Mixture, Pair, Pairs, batches, unpacked
 from enlarger.train.photos import Photos
 
 PROBES = 48  # pairs of held-out photographs to score with
-EYE_OF_RESTORER = 0.4  # of what the eye sees, beside the absolute error
+EYE_OF_RESTORER = 0.08  # of what the eye sees, beside the absolute error
 WINDOW = 64  # pixels on a side that VGG16 sees of each crop: it costs more than the network itself
 
 

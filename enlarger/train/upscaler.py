@@ -35,9 +35,13 @@ SHIPPED: Mapping[str, Stage] = {
     "predictor": Stage(
         UpscaleNetConfig(), Recipe(3300, 8e-4, hold=0.0, average=0.999), Mixture(drawn=0.0, kernels=0.0)
     ),
-    "detailer": Stage(UpscaleNetConfig(), Recipe(1200, 3e-4, average=0.995), Mixture(batch=6)),
-    "graphics": Stage(UpscaleNetConfig(), Recipe(350, 5e-4, average=0.985, muon=True), Mixture(drawn=0.6, kernels=0.5)),
-    "restorer": Stage(UpscaleNetConfig(extra_channels=1), Recipe(800, 4e-4, average=0.995), Mixture(drawn=0.1)),
+    "detailer": Stage(UpscaleNetConfig(), Recipe(460, 3e-4, average=0.99), Mixture(batch=6)),
+    "graphics": Stage(UpscaleNetConfig(), Recipe(410, 5e-4, average=0.985, muon=True), Mixture(drawn=0.6, kernels=0.5)),
+    "restorer": Stage(
+        UpscaleNetConfig(extra_channels=1),
+        Recipe(640, 5e-4, hold=0.6, average=0.985),
+        Mixture(batch=4, drawn=0.05, kernels=0.05),
+    ),
 }
 """The recipe of the bundled model."""
 

@@ -415,7 +415,7 @@ def test_evaluate_passes_on_what_it_is_given(call: Any, monkeypatch: pytest.Monk
     assert (status, json.loads(out)) == (0, [{"set": "s", "psnr": 30.0}]) and "f: evaluate\n" in err
     assert given == [(Evaluation(Path("f"), None, [1, 4], Path("s.png")),)]
     more = ("--judges", "j", "--degraded", "blur", "--beside", "b", "--keep", "k", "--seed", "3", "--device", "cpu")
-    assert call("evaluate", "upscale", "f", *more)[0] == 0
+    assert call("evaluate", "upscale", "f", "--json", *more)[0] == 0
     told = (Path("j"), ["blur"], Path("b"), Path("k"), 3, "cpu")
     assert given[1] == (Evaluation(Path("f"), None, (), None, *told),)
 
