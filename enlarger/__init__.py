@@ -1,5 +1,6 @@
 """Enlarge pictures with latent diffusion. The public names; each is imported when first used, and torch only then."""
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,13 @@ from enlarger.requests import DepthRequest, GenerateRequest, InpaintRequest, Ref
 if TYPE_CHECKING:
     from enlarger.client.client import AsyncClient, Client
     from enlarger.tasks.depth import DepthToImage, depth, load_depth
-    from enlarger.tasks.experts import SamplingReport
-    from enlarger.tasks.generate import Generator, generate, load_generator
-    from enlarger.tasks.latents import Latents
-    from enlarger.tasks.load import load
-    from enlarger.tasks.loading import Checkpoint
-    from enlarger.tasks.refine import Refiner, load_refiner, refine
-    from enlarger.tasks.repair import Inpainter, InpaintResult, inpaint, load_inpainter
+    from enlarger.tasks.image_to_image import Refiner, load_refiner, refine
+    from enlarger.tasks.inpaint import Inpainter, InpaintResult, inpaint, load_inpainter
+    from enlarger.tasks.inputs import Latents
+    from enlarger.tasks.loading import Checkpoint, load
     from enlarger.tasks.result import Progress, Result
+    from enlarger.tasks.sampling import SamplingReport
+    from enlarger.tasks.text_to_image import Generator, generate, load_generator
     from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler, upscale
 
 __version__ = "0.1.0"
@@ -74,34 +74,37 @@ _LAZY_IMPORTS = {
     "Checkpoint": "enlarger.tasks.loading",
     "Client": "enlarger.client.client",
     "DepthToImage": "enlarger.tasks.depth",
-    "Generator": "enlarger.tasks.generate",
-    "InpaintResult": "enlarger.tasks.repair",
-    "Inpainter": "enlarger.tasks.repair",
-    "Latents": "enlarger.tasks.latents",
+    "Generator": "enlarger.tasks.text_to_image",
+    "InpaintResult": "enlarger.tasks.inpaint",
+    "Inpainter": "enlarger.tasks.inpaint",
+    "Latents": "enlarger.tasks.inputs",
     "Progress": "enlarger.tasks.result",
-    "Refiner": "enlarger.tasks.refine",
+    "Refiner": "enlarger.tasks.image_to_image",
     "Result": "enlarger.tasks.result",
-    "SamplingReport": "enlarger.tasks.experts",
+    "SamplingReport": "enlarger.tasks.sampling",
     "Upscaler": "enlarger.tasks.upscale.upscale",
     "depth": "enlarger.tasks.depth",
-    "generate": "enlarger.tasks.generate",
-    "inpaint": "enlarger.tasks.repair",
-    "load": "enlarger.tasks.load",
+    "generate": "enlarger.tasks.text_to_image",
+    "inpaint": "enlarger.tasks.inpaint",
+    "load": "enlarger.tasks.loading",
     "load_depth": "enlarger.tasks.depth",
-    "load_generator": "enlarger.tasks.generate",
-    "load_inpainter": "enlarger.tasks.repair",
-    "load_refiner": "enlarger.tasks.refine",
+    "load_generator": "enlarger.tasks.text_to_image",
+    "load_inpainter": "enlarger.tasks.inpaint",
+    "load_refiner": "enlarger.tasks.image_to_image",
     "load_upscaler": "enlarger.tasks.upscale.upscale",
-    "refine": "enlarger.tasks.refine",
+    "refine": "enlarger.tasks.image_to_image",
     "upscale": "enlarger.tasks.upscale.upscale",
 }
 
 RENAMED = {"Plan": "SamplingReport", "Repair": "InpaintResult", "Repairer": "Inpainter"}
-"""Names of version 0.1, which go with the next."""
+"""Names that were replaced, each with the one to use instead; they go with version 0.2."""
 
 
 def __getattr__(name: str) -> Any:
-    name = RENAMED.get(name, name)
+    if name in RENAMED:
+        message = f"enlarger.{name} is now called enlarger.{RENAMED[name]}; the old name goes with version 0.2"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        name = RENAMED[name]
     if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'enlarger' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_LAZY_IMPORTS[name]), name)

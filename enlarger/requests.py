@@ -1,4 +1,4 @@
-"""What can be asked for: one frozen dataclass per task, with every default, limit and line of help.
+"""What can be asked for: one frozen dataclass per task, with every default, limit and help text.
 
 The Python functions, the command line and the service are made from these; no default is written anywhere else.
 """
@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypedDict, TypeVar, cast
 
 from enlarger.errors import InputError
 
@@ -48,7 +48,7 @@ LONG_PROMPT_HELP = "encode prompts over 75 tokens in chunks instead of cutting t
 class UpscaleRequest:
     """Enlarge pictures. None means the model's own default (`DEFAULTS`)."""
 
-    image: Any  # what `images.read_picture` takes, or `Latents`; one or several
+    image: Any  # what `image.picture.read_picture` takes, or `Latents`; one or several
     by: float = option(2.0, "how many times wider and higher", least=1, most=16)
     prompt: str | Sequence[str] = option("", "what the picture shows; models without a text encoder refuse it")
     negative: str | Sequence[str] = option("", "what it should not show; needs guidance other than 1")
@@ -116,7 +116,7 @@ class GenerateRequest(SamplingOptions):
 class RefineRequest(SamplingOptions):
     """Remake pictures from noisy copies of themselves. None means the model's own default (`DEFAULTS`)."""
 
-    image: Any  # what `images.read_picture` takes, or `Latents`; one or several
+    image: Any  # what `image.picture.read_picture` takes, or `Latents`; one or several
     prompt: str | Sequence[str] = option("", PROMPT_HELP)
     strength: float = option(0.3, "share of the way back to noise: 0 keeps the picture, 1 forgets it", least=0, most=1)
     score: float = option(6.0, SCORE_HELP, least=0, most=10)
@@ -127,7 +127,7 @@ class RefineRequest(SamplingOptions):
 class DepthRequest(SamplingOptions):
     """Remake pictures with their depth kept. None means the model's own default (`DEFAULTS`)."""
 
-    image: Any  # what `images.read_picture` takes; one or several
+    image: Any  # what `image.picture.read_picture` takes; one or several
     prompt: str | Sequence[str] = option("", PROMPT_HELP)
     depth: Any = None  # one map per picture, near is large, any scale; None: the checkpoint's own estimator
     strength: float = option(0.8, "share of the way back to noise: 0 keeps the picture, 1 forgets it", least=0, most=1)
@@ -137,7 +137,7 @@ class DepthRequest(SamplingOptions):
 class InpaintRequest(SamplingOptions):
     """Repaint what a mask covers. None means the model's own default (`DEFAULTS`)."""
 
-    image: Any  # what `images.read_picture` takes; one or several
+    image: Any  # what `image.picture.read_picture` takes; one or several
     mask: Any = None  # likewise, of the picture's size; None: only what `expand` adds
     prompt: str | Sequence[str] = option("", PROMPT_HELP)
     strength: float = option(1.0, "share of the way back to noise under the mask", least=0, most=1)
@@ -172,6 +172,72 @@ class InpaintRequest(SamplingOptions):
             )
         left, top, right, bottom = numbers * 4 if len(numbers) == 1 else numbers
         return left, top, right, bottom
+
+
+class _CommonOptions(TypedDict, total=False):
+    """What all verbs take besides what they name themselves."""
+
+    negative: str | Sequence[str]
+    steps: int | None
+    guidance: float | None
+    seed: int | Sequence[int]
+    count: int
+    solver: str | None
+    long_prompt: bool
+
+
+class UpscaleOptions(_CommonOptions, total=False):
+    """Options of `enlarger.upscale`; `UpscaleRequest` has their meaning, limits and defaults."""
+
+    prompt: str | Sequence[str]
+    noise_level: float | None
+    profile: Profile | None
+    detail: float | None
+    restore: float | None
+    consistent: bool | None
+
+
+class GenerateOptions(_CommonOptions, total=False):
+    """Options of `enlarger.generate`; `GenerateRequest` has their meaning, limits and defaults."""
+
+    rescale: float
+    width: int | None
+    height: int | None
+    handoff: float | Sequence[float] | None
+    score: float
+    negative_score: float
+    upscale: float
+    upscale_steps: int | None
+
+
+class RefineOptions(_CommonOptions, total=False):
+    """Options of `enlarger.refine`; `RefineRequest` has their meaning, limits and defaults."""
+
+    rescale: float
+    strength: float
+    score: float
+    negative_score: float
+
+
+class DepthOptions(_CommonOptions, total=False):
+    """Options of `enlarger.depth`; `DepthRequest` has their meaning, limits and defaults."""
+
+    rescale: float
+    strength: float
+
+
+class InpaintOptions(_CommonOptions, total=False):
+    """Options of `enlarger.inpaint`; `InpaintRequest` has their meaning, limits and defaults."""
+
+    prompt: str | Sequence[str]
+    rescale: float
+    strength: float
+    mask_mode: str
+    preserve: str
+    feather: int
+    crop: int | None
+    expand: str | int | Sequence[int]
+    fill: str | None
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {

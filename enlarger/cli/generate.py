@@ -17,7 +17,7 @@ from enlarger.requests import GenerateRequest, seeds_for
 if TYPE_CHECKING:  # torch comes with these
     from enlarger.cli.files import Job
     from enlarger.cli.report import Outcome, Report
-    from enlarger.tasks.generate import Generator
+    from enlarger.tasks.text_to_image import Generator
 
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="what the pictures show")]
 PromptsFile = Annotated[
@@ -64,7 +64,7 @@ def generate(
         raise typer.BadParameter("--upscaler is given, but not --upscale; give both, or neither")
 
     def load() -> "Generator":
-        from enlarger.tasks.generate import load_generator
+        from enlarger.tasks.text_to_image import load_generator
 
         return load_generator(model, device, precision, offload, refiner, upscaler)
 

@@ -16,7 +16,7 @@ from enlarger.requests import InpaintRequest
 if TYPE_CHECKING:
     from enlarger.cli.files import Job
     from enlarger.cli.report import Outcome, Report
-    from enlarger.tasks.repair import Inpainter
+    from enlarger.tasks.inpaint import Inpainter
 
 LOSSY_FORMATS = ("JPEG", "WEBP", "AVIF")  # kinds of files that change every pixel a little
 ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="the picture")]
@@ -49,7 +49,7 @@ def inpaint(
     """
     request = make_request(InpaintRequest, image=image, mask=mask, **options)
     from enlarger.cli.report import Report  # torch comes with these
-    from enlarger.tasks.repair import load_inpainter
+    from enlarger.tasks.inpaint import load_inpainter
 
     files = FileOptions([image], output, "inpaint", overwrite)
     jobs = [_check_job(job, request, overwrite) for job in files.jobs(request.count)]
@@ -64,7 +64,7 @@ def inpaint(
 def _check_job(job: "Job", request: InpaintRequest, overwrite: bool) -> "Job":
     """The job, with an error if its files do not fit together."""
     from enlarger.image.encode import check_output
-    from enlarger.tasks.repair import prepare_canvas
+    from enlarger.image.inpaint_canvas import prepare_canvas
 
     if job.error is not None:
         return job

@@ -10,7 +10,7 @@ from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precisio
 from enlarger.requests import RefineRequest
 
 if TYPE_CHECKING:
-    from enlarger.tasks.refine import Refiner
+    from enlarger.tasks.image_to_image import Refiner
 
 Output = Annotated[
     Path | None,
@@ -40,7 +40,7 @@ def refine(
     """
 
     def load() -> "Refiner":
-        from enlarger.tasks.refine import load_refiner
+        from enlarger.tasks.image_to_image import load_refiner
 
         return load_refiner(model, device, precision, offload)
 

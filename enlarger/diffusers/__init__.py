@@ -8,27 +8,39 @@ from enlarger.diffusers.auto import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
     AutoPipelineForText2Image,
-    DiffusionPipeline,
 )
 from enlarger.diffusers.latent_upscale import StableDiffusionLatentUpscalePipeline
+from enlarger.diffusers.models import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    UNet2DConditionModel,
+)
 from enlarger.diffusers.output import (
     ImagePipelineOutput,
     StableDiffusionPipelineOutput,
     StableDiffusionXLPipelineOutput,
 )
+from enlarger.diffusers.pipeline import DiffusionPipeline
 from enlarger.diffusers.schedulers import (
     DDIMScheduler,
     DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSDEScheduler,
     DPMSolverSinglestepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
     KDPM2DiscreteScheduler,
+    LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 from enlarger.diffusers.stable_diffusion import StableDiffusionPipeline
@@ -39,23 +51,33 @@ from enlarger.diffusers.stable_diffusion_upscale import StableDiffusionUpscalePi
 from enlarger.diffusers.stable_diffusion_xl import StableDiffusionXLPipeline
 from enlarger.diffusers.stable_diffusion_xl_img2img import StableDiffusionXLImg2ImgPipeline
 from enlarger.diffusers.stable_diffusion_xl_inpaint import StableDiffusionXLInpaintPipeline
+from enlarger.diffusers.tokenizer import CLIPTokenizer
 
 __all__ = [
     "AutoPipelineForImage2Image",
     "AutoPipelineForInpainting",
     "AutoPipelineForText2Image",
+    "AutoencoderKL",
+    "AutoencoderTiny",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "CLIPTokenizer",
     "DDIMScheduler",
     "DDPMScheduler",
+    "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
     "DiffusionPipeline",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
     "ImagePipelineOutput",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
+    "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
     "StableDiffusionDepth2ImgPipeline",
@@ -69,5 +91,7 @@ __all__ = [
     "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLPipeline",
     "StableDiffusionXLPipelineOutput",
+    "TCDScheduler",
+    "UNet2DConditionModel",
     "UniPCMultistepScheduler",
 ]

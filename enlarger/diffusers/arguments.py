@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from enlarger.diffusion.noise import Noise, PerSampleGenerators, SharedGenerator
-from enlarger.errors import InputError, Unsupported
+from enlarger.errors import CheckpointError, InputError, Unsupported
 
 Prompt = str | list[str]
 Generators = torch.Generator | list[torch.Generator]
@@ -18,31 +18,31 @@ class ArgumentError(InputError, ValueError):
     """A wrong argument of a pipeline."""
 
 
+class MissingFile(CheckpointError, OSError):
+    """A file or folder that is not there, an OSError as in diffusers."""
+
+
 def check_prompts(
-    prompt: Any, negative_prompt: Any, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None
+    prompt: Any, negative: Any, embeds: Tensor | None, negative_embeds: Tensor | None
 ) -> None:  # fmt: skip
     """Exactly one form of the prompt, at most one of the negative prompt, and equal shapes."""
-    if (prompt is None) == (prompt_embeds is None):
+    if (prompt is None) == (embeds is None):
         found = "neither" if prompt is None else "both"
         raise ArgumentError(f"found {found} of `prompt` and `prompt_embeds`, expected one of them")
-    for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+    for name, value in (("prompt", prompt), ("negative_prompt", negative)):
         if value is not None and not isinstance(value, str | list):
             raise ArgumentError(f"`{name}` has to be of type `str` or `list` but is {type(value)}")
-    if negative_prompt is not None and negative_prompt_embeds is not None:
+    if negative is not None and negative_embeds is not None:
         raise ArgumentError("found both `negative_prompt` and `negative_prompt_embeds`, expected at most one of them")
-    if (
-        prompt_embeds is not None
-        and negative_prompt_embeds is not None
-        and prompt_embeds.shape != negative_prompt_embeds.shape
-    ):
-        shapes = f"{tuple(prompt_embeds.shape)} and {tuple(negative_prompt_embeds.shape)}"
+    if embeds is not None and negative_embeds is not None and embeds.shape != negative_embeds.shape:
+        shapes = f"{tuple(embeds.shape)} and {tuple(negative_embeds.shape)}"
         raise ArgumentError(f"`prompt_embeds` and `negative_prompt_embeds` must have the same shape, found {shapes}")
 
 
-def check_pooled(prefix: str, embeds: Tensor | None, pooled: Tensor | None) -> None:
+def check_pooled(which: str, embeds: Tensor | None, pooled: Tensor | None) -> None:
     """Token features and pooled ones come together."""
     if (embeds is None) != (pooled is None):
-        have, lack = f"{prefix}prompt_embeds", f"{prefix.removesuffix('_')}{'_' if prefix else ''}pooled_prompt_embeds"
+        have, lack = f"{which}prompt_embeds", f"{which.removesuffix('_')}{'_' if which else ''}pooled_prompt_embeds"
         have, lack = (lack, have) if embeds is None else (have, lack)
         raise ArgumentError(f"If `{have}` are provided, `{lack}` also have to be passed, of the same text encoder")
 
@@ -76,21 +76,19 @@ def batch_size_of(prompt: Prompt | None, embeds: Tensor | None) -> int:
     return len(embeds)
 
 
-def negative_prompts_for(prompt: Prompt | None, negative_prompt: Prompt | None, count: int) -> list[str]:
+def negative_prompts_for(prompt: Prompt | None, negative: Prompt | None, count: int) -> list[str]:
     """One negative prompt per prompt; None is empty. Beside embeddings a single one stands for all."""
-    if negative_prompt is None:
+    if negative is None:
         return [""] * count
-    if prompt is not None and type(prompt) is not type(negative_prompt):
+    if prompt is not None and type(prompt) is not type(negative):
         raise TypeError(
-            f"`negative_prompt` should be the same type as `prompt`, found {type(negative_prompt)} and {type(prompt)}"
+            f"`negative_prompt` should be the same type as `prompt`, found {type(negative)} and {type(prompt)}"
         )
-    if isinstance(negative_prompt, str):
-        return [negative_prompt] * count
-    if len(negative_prompt) != count:
-        raise ArgumentError(
-            f"`negative_prompt` has batch size {len(negative_prompt)}, `prompt` has {count}; give as many"
-        )
-    return negative_prompt
+    if isinstance(negative, str):
+        return [negative] * count
+    if len(negative) != count:
+        raise ArgumentError(f"`negative_prompt` has batch size {len(negative)}, `prompt` has {count}; give as many")
+    return negative
 
 
 def noise_from_generator(generator: Generators | None, count: int) -> Noise:

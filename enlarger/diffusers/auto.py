@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from enlarger.checkpoint.components import MODEL_INDEX_NAME
+from enlarger.diffusers.arguments import MissingFile
 from enlarger.diffusers.latent_upscale import StableDiffusionLatentUpscalePipeline
 from enlarger.diffusers.pipeline import Pipeline
 from enlarger.diffusers.stable_diffusion import StableDiffusionPipeline
@@ -15,7 +16,7 @@ from enlarger.diffusers.stable_diffusion_upscale import StableDiffusionUpscalePi
 from enlarger.diffusers.stable_diffusion_xl import StableDiffusionXLPipeline
 from enlarger.diffusers.stable_diffusion_xl_img2img import StableDiffusionXLImg2ImgPipeline
 from enlarger.diffusers.stable_diffusion_xl_inpaint import StableDiffusionXLInpaintPipeline
-from enlarger.errors import CheckpointError, Unsupported
+from enlarger.errors import Unsupported
 from enlarger.strict_json import read_json
 
 PIPELINE_FAMILIES: tuple[dict[str, type[Pipeline]], ...] = (
@@ -41,19 +42,12 @@ PIPELINE_CLASSES: Mapping[str, type[Pipeline]] = {
 }
 
 
-class DiffusionPipeline:
-    """Reads a folder as the pipeline that it names."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Pipeline:
-        """See `Pipeline.from_pretrained`, whose options these are."""
-        class_name = _index_class_name(pretrained_model_name_or_path)
-        if class_name not in PIPELINE_CLASSES:
-            raise Unsupported(
-                f"{pretrained_model_name_or_path}: holds a {class_name}; the pipelines here are "
-                f"{', '.join(PIPELINE_CLASSES)}"
-            )
-        return PIPELINE_CLASSES[class_name].from_pretrained(pretrained_model_name_or_path, **options)
+def class_of(path: str | Path) -> type[Pipeline]:
+    """The class that a folder's index names."""
+    class_name = _index_class_name(path)
+    if class_name not in PIPELINE_CLASSES:
+        raise Unsupported(f"{path}: holds a {class_name}; the pipelines here are {', '.join(PIPELINE_CLASSES)}")
+    return PIPELINE_CLASSES[class_name]
 
 
 class _AutoPipeline:
@@ -102,7 +96,7 @@ class AutoPipelineForInpainting(_AutoPipeline):
 def _index_class_name(path: str | Path) -> str:
     """The class that a folder's index names."""
     if not (Path(path) / MODEL_INDEX_NAME).is_file():
-        raise CheckpointError(
+        raise MissingFile(
             f"{path}: no folder with a {MODEL_INDEX_NAME}, and nothing is downloaded here; give a local folder"
         )
     return str(read_json(Path(path) / MODEL_INDEX_NAME).get("_class_name"))

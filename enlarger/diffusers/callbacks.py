@@ -1,19 +1,17 @@
 """Callbacks of the pipelines, on top of the watchers of our tasks."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from enlarger.diffusers.arguments import ArgumentError
+from enlarger.diffusers.arguments import ArgumentError, check_callback_steps
 from enlarger.diffusers.progress import ProgressBar
+from enlarger.diffusers.running import Run
 from enlarger.diffusion.sample import OnStep, Step
-from enlarger.diffusion.sampler import Sampler, SigmaSchedule
-from enlarger.errors import Unsupported
-
-StepCallback = Callable[[int, Tensor, Tensor], Tensor]  # step, timestep, latents in; the latents to go on with out
 
 
 class Interrupted(Exception):
@@ -25,95 +23,94 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class CallbackRunner:
-    """Shows each step to callbacks in the coordinates that diffusers' scheduler would have.
+class Listeners:
+    """Who is called in a run: `on_end` after every call of the network, `older` after steps
+    whose number `every` divides.
 
-    Called once per whole step: where diffusers' Heun and PNDM call `callback_on_step_end` after each of their halves,
-    only the second half is reported. A callback may change the latents, in place or by returning others.
+    `tensors` are what `on_end` may see and replace beside the latents, by name; `names` are those it wants. What it
+    replaces is in `replaced`.
     """
 
-    sampler: Sampler
-    sigma_schedule: SigmaSchedule
+    pipe: Any = None
+    on_end: Callable[..., Any] | None = None
+    names: Sequence[str] = ()
+    tensors: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    older: Callable[[int, Any, Tensor], None] | None = None
+    every: int = 1
+    replaced: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def check(self) -> "Listeners":
+        """Itself, if all names are known."""
+        known = ["latents", *self.tensors]
+        if odd := [name for name in self.names if name not in known]:
+            raise ArgumentError(f"`callback_on_step_end_tensor_inputs` has {odd}, expected some of {known}")
+        return self
+
+    def call(self, index: int, timestep: Tensor, latents: Tensor) -> Tensor:
+        """What `on_end` makes of the latents."""
+        if self.on_end is None:
+            return latents
+        given = {**self.tensors, **self.replaced, "latents": latents}
+        found = self.on_end(self.pipe, index, timestep, {name: given[name] for name in self.names})
+        if not isinstance(found, Mapping):
+            raise ArgumentError(f"`callback_on_step_end` returned {type(found)}, expected the dictionary of tensors")
+        changed: dict[str, Any] = dict(found)  # pyright: ignore[reportUnknownArgumentType] - a callback's
+        after = changed.pop("latents", latents)
+        self.replaced.update({name: value for name, value in changed.items() if value is not given.get(name)})
+        return after
+
+
+def listeners(
+    pipe: Any, on_end: Callable[..., Any] | None, names: Sequence[str], tensors: Mapping[str, Any],
+    older: Mapping[str, Any],
+) -> Listeners:  # fmt: skip
+    """The callbacks of a call: the one after every step, or diffusers' class of several, and the older ones."""
+    unknown = sorted(set(older) - {"callback", "callback_steps"})
+    if unknown:
+        raise TypeError(f"{type(pipe).__name__} got unexpected arguments {', '.join(unknown)}")
+    steps = older.get("callback_steps")
+    if steps is not None:
+        check_callback_steps(steps)
+    names = getattr(on_end, "tensor_inputs", names)
+    made = Listeners(pipe, on_end, names, tensors, older.get("callback"), 1 if steps is None else steps)
+    return made.check()
+
+
+@dataclass(frozen=True, eq=False)
+class CallbackRunner:
+    """Shows each call of the network to callbacks, counted and in the coordinates of diffusers' scheduler."""
+
+    run: Run
     dtype: torch.dtype
     bar: ProgressBar
-    callbacks: Sequence[StepCallback]
-    is_interrupted: Callable[[], bool] = lambda: False
+    heard: Listeners = Listeners()
+    interrupted: Callable[[], bool] = lambda: False
 
     def on_step(self) -> OnStep:
         """What shows the callbacks each step of one run, and gives the latents that they want to go on from."""
-        reported_steps = iter(step_timesteps(self.sampler, self.sigma_schedule))
+        run, count, indices = self.run, len(self.run.timesteps), itertools.count()
 
-        def run_callbacks(step: Step) -> Tensor:
-            scale, x = self._latent_scale(step), step.x
-            index, timestep = next(reported_steps)
-            for callback in self.callbacks:
-                x = self._run_callback(callback, x, scale, index, timestep)
-            self.bar.update()
-            if self.is_interrupted():
+        def show(step: Step) -> Tensor:
+            index, timestep = (i := next(indices)), run.timesteps[i]
+            x, scale = step.x, run.scale(index + 1)
+            x = self._called(x, scale, lambda latents: self.heard.call(index, timestep, latents))
+            if index == count - 1 or (index + 1 > run.warmup and (index + 1) % run.scheduler.order == 0):
+                self.bar.update()
+                older = self.heard.older
+                if older is not None and index % self.heard.every == 0:
+                    x = self._called(x, scale, lambda latents: older(index // run.scheduler.order, timestep, latents))
+            if self.interrupted():
                 raise Interrupted(x * scale)
             return x
 
-        return run_callbacks
+        return show
 
-    def _run_callback(self, callback: StepCallback, x: Tensor, scale: float, index: int, timestep: Tensor) -> Tensor:
-        latents = (x * scale).to(self.dtype)
-        original = latents.clone()
-        replaced = callback(index, timestep.to(latents.device), latents)
-        if replaced.shape != original.shape:
-            raise ArgumentError(
-                f"the callback returned latents {tuple(replaced.shape)}, expected {tuple(original.shape)}"
-            )
-        return x if torch.equal(replaced, original) else replaced.to(x) / scale
-
-    def _latent_scale(self, step: Step) -> float:
-        """Outside, DDIM's and PNDM's latents have unit variance."""
-        return (float(step.sigma) ** 2 + 1) ** -0.5 if self.sampler.variance_preserving else 1.0
-
-
-def step_timesteps(sampler: Sampler, sigma_schedule: SigmaSchedule) -> list[tuple[int, Tensor]]:
-    """The step index and the timestep that diffusers' scheduler reports with each of our steps."""
-    num_steps, is_integer = sigma_schedule.steps, sampler.variance_preserving
-    timesteps = list(sigma_schedule.timesteps)
-    timesteps = [time.round().long() if is_integer else time.float() for time in timesteps]
-    if sampler.solver == "heun" and num_steps > 1:
-        timesteps = [*timesteps[1:], timesteps[-1]]  # reported after the second call, made at the next time
-    if sampler.solver == "plms" and num_steps > 1:
-        return list(enumerate([timesteps[1], *timesteps[1:]], start=1))  # its list holds the second time twice
-    return list(enumerate(timesteps))
-
-
-def every_n_steps(callback: Callable[[int, Any, Tensor], None], steps: int) -> StepCallback:
-    """`callback(step, timestep, latents)` at each step whose number is a multiple of `steps`."""
-
-    def step_callback(index: int, timestep: Tensor, latents: Tensor) -> Tensor:
-        if index % steps == 0:
-            callback(index, timestep, latents)
-        return latents
-
-    return step_callback
-
-
-def on_step_end(
-    pipe: Any, callback: Callable[..., Any], tensor_inputs: Sequence[str], embeds: dict[str, Any]
-) -> StepCallback:
-    """`callback(pipe, step, timestep, tensors)`, which returns a dictionary of tensors, or {}."""
-    available = ["latents", *embeds]
-    unknown = [name for name in tensor_inputs if name not in available]
-    if unknown:
-        raise ArgumentError(f"`callback_on_step_end_tensor_inputs` has {unknown}, expected some of {available}")
-
-    def step_callback(index: int, timestep: Tensor, latents: Tensor) -> Tensor:
-        tensors = {**embeds, "latents": latents}
-        outputs = callback(pipe, index, timestep, {name: tensors[name] for name in tensor_inputs})
-        if not isinstance(outputs, dict):
-            raise ArgumentError(f"`callback_on_step_end` returned {type(outputs)}, expected the dictionary of tensors")
-        returned: dict[str, Any] = {**tensors, **outputs}
-        for name, value in embeds.items():
-            if returned[name] is not value:
-                raise Unsupported(
-                    f"`callback_on_step_end` replaced {name}; prompts are fixed for a run here. To guide only part of "
-                    "the way, use the interval of enlarger.diffusion.guidance.Guidance"
-                )
-        return returned["latents"]
-
-    return step_callback
+    def _called(self, x: Tensor, scale: float, callback: Callable[[Tensor], Any]) -> Tensor:
+        """The latents after a callback, which may return others or change those it is given."""
+        before = (x * scale).to(self.dtype)
+        shown = before.clone()
+        after = callback(shown)
+        after = shown if after is None else after
+        if after.shape != x.shape:
+            raise ArgumentError(f"the callback returned latents {tuple(after.shape)}, expected {tuple(x.shape)}")
+        return x if torch.equal(after, before) else after.to(x) / scale

@@ -1,6 +1,5 @@
 """What the pipelines that start from pictures share: the pictures, the last part of the steps, and its callbacks."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,16 +8,10 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.diffusers.callbacks import StepCallback
 from enlarger.diffusers.image_processor import Size, preprocess
 from enlarger.diffusers.masks import Box, get_crop_region, read_mask, resize_and_fill
 from enlarger.diffusers.text_pipeline import Embeds, TextPipeline
-from enlarger.diffusers.timesteps import DenoisingRange, ReportedStep, range_by_strength, retrieve_sigma_schedule
 from enlarger.diffusion.noise import Noise, PerSampleGenerators
-from enlarger.diffusion.sample import OnStep
-from enlarger.diffusion.sampler import Sampler
-
-StepArguments = tuple[int | None, Sequence[float] | None, Sequence[float] | None]  # steps, timesteps, sigmas
 
 
 class ImagePipeline(TextPipeline):
@@ -32,56 +25,25 @@ class ImagePipeline(TextPipeline):
         """(N, 3, H, W) in -1..1, or latents as they are; N divides the number of results."""
         if image is None:
             raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
-        pictures = preprocess(image, self.vae.downsample_factor, Image.Resampling.LANCZOS, size)
-        if pictures.shape[1] not in (3, self.vae.config.latent_channels):
+        pictures = preprocess(image, self._vae.downsample_factor, Image.Resampling.LANCZOS, size)
+        if pictures.shape[1] not in (3, self._vae.config.latent_channels):
             raise ArgumentError(f"`image` has {pictures.shape[1]} channels, expected 3 of a picture or 4 of latents")
         check_batch_size("image", len(pictures), count)
         return pictures
 
-    def _range_by_strength(
-        self, sampler: Sampler, step_arguments: StepArguments, strength: float, eta: float | None
-    ) -> DenoisingRange:
-        """The last `strength` of so many steps, or of the caller's own timesteps or sigmas."""
-        steps, timesteps, sigmas = step_arguments
-        has_custom_steps = timesteps is not None or sigmas is not None
-        if steps is None and not has_custom_steps:
-            raise ArgumentError("`num_inference_steps` is None, expected how many steps there are")
-        sigma_schedule = retrieve_sigma_schedule(sampler, steps or 1, timesteps, sigmas)
-        return range_by_strength(sampler, sigma_schedule, strength, eta or 0.0, None if has_custom_steps else steps)
-
-    def _run_range(
-        self,
-        sampler: Sampler,
-        denoising_range: DenoisingRange,
-        callbacks: Sequence[StepCallback],
-        task: Callable[[OnStep], Tensor],
-    ) -> Tensor:
-        """Run a task on part of a course, reported step by step as diffusers reports it."""
-        reported_schedule = denoising_range.sigma_schedule.subrange(
-            denoising_range.sigma_schedule.steps - len(denoising_range.reported_steps)
-        )  # as many steps as are reported
-        return self._run_task(
-            sampler,
-            reported_schedule,
-            [_with_reported_steps(callback, denoising_range.reported_steps) for callback in callbacks],
-            task,
-        )
-
     def _prepare_image_and_mask(
-        self, image: Any, mask: Any, crop_box: Box | None, size: Size, count: int
+        self, image: Any, mask: Any, crop: Box | None, size: Size, count: int
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The pictures in -1..1 and their masks, 0 or 1, both of `size`."""
         if mask is None:
             raise ArgumentError("`mask_image` is missing; give a mask, white where the picture is repainted")
-        if crop_box is not None:
-            image, mask = (resize_and_fill(one.crop(crop_box), size) for one in (image, mask))
+        if crop is not None:
+            image, mask = (resize_and_fill(one.crop(crop), size) for one in (image, mask))
         pictures, masks = self._prepare_images(image, count, size), read_mask(mask, size)
         check_batch_size("mask_image", len(masks), count)
-        latent_size = tuple(side // self.vae.downsample_factor for side in size)
-        if pictures.shape[1] != 3 and tuple(pictures.shape[2:]) != latent_size:
-            raise ArgumentError(
-                f"`image` is latents {tuple(pictures.shape)}, expected {latent_size} of height and width"
-            )
+        inner = tuple(side // self._vae.downsample_factor for side in size)
+        if pictures.shape[1] != 3 and tuple(pictures.shape[2:]) != inner:
+            raise ArgumentError(f"`image` is latents {tuple(pictures.shape)}, expected {inner} of height and width")
         return pictures, masks
 
 
@@ -90,29 +52,18 @@ def check_strength(strength: float) -> None:
         raise ArgumentError(f"The value of strength should in [0.0, 1.0] but is {strength}")
 
 
-def check_batch_size(name: str, given: int, count: int) -> None:
+def check_batch_size(name: str, found: int, count: int) -> None:
     """Each of the things given is for as many results as any other."""
-    if count % given:
-        raise ArgumentError(f"Cannot duplicate `{name}` of batch size {given} to {count} results; give one per prompt")
+    if count % found:
+        raise ArgumentError(f"Cannot duplicate `{name}` of batch size {found} to {count} results; give one per prompt")
 
 
-def callback_tensors(embeds: Embeds, **other_tensors: Tensor | None) -> dict[str, Any]:
+def callback_tensors(embeds: Embeds, **more: Tensor | None) -> dict[str, Any]:
     """What callbacks may see: with guidance what the network is told is there twice, for the negative prompts first."""
     prompt, negative = embeds
-    prompt_embeds = prompt if negative is None else torch.cat([negative, prompt])
-    doubled = {n: v if v is None or negative is None else torch.cat([v, v]) for n, v in other_tensors.items()}
-    return {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative, **doubled}
-
-
-def _with_reported_steps(callback: StepCallback, reported_steps: Sequence[ReportedStep]) -> StepCallback:
-    """The call with the numbers and times of these stops, one after the other."""
-    remaining = iter(reported_steps)
-
-    def call_with_reported_step(index: int, timestep: Tensor, latents: Tensor) -> Tensor:
-        index, timestep = next(remaining)
-        return callback(index, timestep.to(latents.device), latents)
-
-    return call_with_reported_step
+    told = prompt if negative is None else torch.cat([negative, prompt])
+    both = {n: v if v is None or negative is None else torch.cat([v, v]) for n, v in more.items()}
+    return {"prompt_embeds": told, "negative_prompt_embeds": negative, **both}
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +81,7 @@ def per_sample_or_first(noise: Noise) -> Noise:
     return _PerSampleOrFirst(noise) if isinstance(noise, PerSampleGenerators) else noise
 
 
-def masked_crop_region(image: Any, mask: Any, size: Size, padding: int, output_type: str | None) -> Box:
+def masked_crop_region(image: Any, mask: Any, size: Size, pad: int, output_type: str | None) -> Box:
     """The part of the picture to repaint, or what cannot be cropped."""
     for what, value in (("image", image), ("mask image", mask)):
         if not isinstance(value, Image.Image):
@@ -140,4 +91,4 @@ def masked_crop_region(image: Any, mask: Any, size: Size, padding: int, output_t
         raise ArgumentError(f"The output type should be PIL when inpainting mask crop, but is {output_type}.")
     if image.size != mask.size:
         raise ArgumentError(f"`mask_image` is {mask.size}, expected the picture's {image.size} to crop both")
-    return get_crop_region(mask, size, padding)
+    return get_crop_region(mask, size, pad)

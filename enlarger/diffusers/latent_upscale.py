@@ -19,18 +19,23 @@ from enlarger.diffusers.arguments import (
     negative_prompts_for,
     noise_from_generator,
 )
-from enlarger.diffusers.callbacks import CallbackRunner, every_n_steps
+from enlarger.diffusers.callbacks import CallbackRunner, listeners
 from enlarger.diffusers.image_processor import LATENT_CHANNELS, preprocess
 from enlarger.diffusers.pipeline import Pipeline, make_output
+from enlarger.diffusers.running import listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import PooledEmbeds, text_features
 from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.sampler import Sampler
+from enlarger.diffusion.schedule import scaled_linear
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
 from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
 from enlarger.text.encode import encode_prompts
 from enlarger.text.tokenize import Tokenizer
+
+X2_SCHEDULE = scaled_linear(0.00085, 0.012)  # of a sampler that is not asked here
 
 
 class StableDiffusionLatentUpscalePipeline(Pipeline):
@@ -47,13 +52,13 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         "unet": KUNet,
         "scheduler": Scheduler,
     }
-    unet: KUNet
+    unet: Any
 
     def __init__(
         self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: KUNet, scheduler: Scheduler
     ) -> None:
-        components = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
-        super().__init__(components | {"scheduler": scheduler})
+        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+        super().__init__(given | {"scheduler": scheduler})
 
     def __call__(
         self,
@@ -82,32 +87,28 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         check_pooled("negative_", negative_prompt_embeds, negative_pooled_prompt_embeds)
         check_callback_steps(callback_steps)
         check_output_type(output_type)
-        batch_size = batch_size_of(prompt, prompt_embeds)
-        low_res = self._prepare_image(image, batch_size)
-        sampler = self.scheduler.sampler()
-        sigma_schedule = sampler.sigma_schedule(num_inference_steps)
-        noise = noise_from_generator(generator, batch_size)
-        check_latents(latents, (batch_size, LATENT_CHANNELS, *(2 * side for side in self._latent_size(low_res))))
+        count = batch_size_of(prompt, prompt_embeds)
+        low = self._prepare_image(image, count)
+        run = listed(self.scheduler, (num_inference_steps, None, None))
+        method = run.method(noise_from_generator(generator, count), self.dtype)
+        check_latents(latents, (count, LATENT_CHANNELS, *(2 * side for side in self._latent_size(low))))
         guided = guidance_scale > 1
         embeds = self.encode_prompt(
-            [""] * batch_size if guidance_scale == 0 and prompt is not None else prompt, self.device, guided,
+            [""] * count if guidance_scale == 0 and prompt is not None else prompt, self.device, guided,
             negative_prompt, prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds,
         )  # fmt: skip
         guidance = Guidance(guidance_scale if guided else 1.0)
         job = LatentUpscaleJob(
-            low_res,
-            text_features(embeds),
-            sigma_schedule,
-            sampler.make_solver(),
-            noise,
-            guidance,
+            low, text_features(embeds), method.sigma_schedule, method.solver, method.noise, guidance,
             initial_noise=latents,
+        )  # fmt: skip
+        task = LatentUpscaler(
+            self._tokenizer, self._text_encoder, self._unet, self._vae, Sampler(X2_SCHEDULE), self._runtime
         )
-        task = LatentUpscaler(self.tokenizer, self.text_encoder, self.unet, self.vae, sampler, self._runtime)
-        callbacks = [] if callback is None else [every_n_steps(callback, callback_steps)]
-        with self.progress_bar(total=len(sigma_schedule.sigmas) - 1) as bar:
-            denoised = task(job, CallbackRunner(sampler, sigma_schedule, self.dtype, bar, callbacks).on_step())
-        images = self._postprocess(denoised, str(output_type))
+        heard = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
+        with self.progress_bar(total=run.steps) as bar:
+            made = task(job, CallbackRunner(run, self.dtype, bar, heard).on_step())
+        images = self._postprocess(made, str(output_type))
         return make_output(images, return_dict, (images,))
 
     def encode_prompt(
@@ -132,37 +133,33 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
 
     def _encode(self, texts: list[str], device: Any) -> tuple[Tensor, Tensor]:
-        with self._runtime.hold(self.text_encoder) as encoder:
-            encoded = encode_prompts(self.tokenizer, encoder, texts, layer="last")
-        return encoded.tokens.to(device), encoded.pooled.to(device)
+        with self._runtime.hold(self._text_encoder) as encoder:
+            found = encode_prompts(self._tokenizer, encoder, texts, layer="last")
+        return found.tokens.to(device), found.pooled.to(device)
 
     def _prepare_image(self, image: Any, count: int) -> Tensor:
         if image is None:
             raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
-        low_res = preprocess(image, self.vae.downsample_factor)
-        if len(low_res) != count:
-            raise ArgumentError(
-                f"`prompt` has batch size {count} and `image` has batch size {len(low_res)}; give as many"
-            )
-        if low_res.shape[1] != LATENT_CHANNELS and low_res.shape[1] != 3:
-            raise ArgumentError(f"`image` has {low_res.shape[1]} channels, expected 3 of a picture or 4 of latents")
-        height, width = self._latent_size(low_res)
+        low = preprocess(image, self._vae.downsample_factor)
+        if len(low) != count:
+            raise ArgumentError(f"`prompt` has batch size {count} and `image` has batch size {len(low)}; give as many")
+        if low.shape[1] != LATENT_CHANNELS and low.shape[1] != 3:
+            raise ArgumentError(f"`image` has {low.shape[1]} channels, expected 3 of a picture or 4 of latents")
+        height, width = self._latent_size(low)
         if (
-            height % (self.unet.size_multiple // 2)
-            or width % (self.unet.size_multiple // 2)
-            or min(height, width) < self.unet.size_multiple
+            height % (self._unet.size_multiple // 2)
+            or width % (self._unet.size_multiple // 2)
+            or min(height, width) < self._unet.size_multiple
         ):
             multiple = (
-                self.unet.size_multiple
-                // 2
-                * (1 if low_res.shape[1] == LATENT_CHANNELS else self.vae.downsample_factor)
+                self._unet.size_multiple // 2 * (1 if low.shape[1] == LATENT_CHANNELS else self._vae.downsample_factor)
             )
             raise ArgumentError(
-                f"`image` is {low_res.shape[3]} x {low_res.shape[2]}, expected multiples of {multiple} and at least "
+                f"`image` is {low.shape[3]} x {low.shape[2]}, expected multiples of {multiple} and at least "
                 f"{2 * multiple}; resize it, or use enlarger.upscale, which takes any size"
             )
-        return low_res
+        return low
 
-    def _latent_size(self, low_res: Tensor) -> tuple[int, int]:
-        factor = 1 if low_res.shape[1] == LATENT_CHANNELS else self.vae.downsample_factor
-        return low_res.shape[2] // factor, low_res.shape[3] // factor
+    def _latent_size(self, low: Tensor) -> tuple[int, int]:
+        factor = 1 if low.shape[1] == LATENT_CHANNELS else self._vae.downsample_factor
+        return low.shape[2] // factor, low.shape[3] // factor

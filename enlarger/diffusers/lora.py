@@ -17,6 +17,8 @@ from enlarger.checkpoint.adapters.textual_inversion import (
     read_textual_inversion,
 )
 from enlarger.diffusers.arguments import ArgumentError
+from enlarger.diffusers.models import model_view
+from enlarger.diffusers.tokenizer import CLIPTokenizer
 from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.tasks.loading import TOKENIZER_OF_ENCODER, clip_part, encoders_for
 
@@ -57,10 +59,11 @@ class Adapters:
         """The parts with all additions; `scale` multiplies the active adapters."""
         components = dict(self.base)
         for part, inversion in self.inversions:
-            pair = components[TOKENIZER_OF_ENCODER[part]], components[part]
-            components[TOKENIZER_OF_ENCODER[part]], components[part] = add_textual_inversion(
-                *pair, inversion, encoder_key=clip_part(part, inversion)
+            tokenizer, encoder = (components[name].native for name in (TOKENIZER_OF_ENCODER[part], part))
+            extended, grown = add_textual_inversion(
+                tokenizer, encoder, inversion, encoder_key=clip_part(part, inversion)
             )
+            components[TOKENIZER_OF_ENCODER[part]], components[part] = CLIPTokenizer(extended), model_view(grown)
         for part in self.networks() if self.enabled else ():
             if weighted := self._fused_updates(part) + self._active_updates(part, scale):
                 components[part] = apply_loras(components[part], weighted)
@@ -227,11 +230,12 @@ class LoraMethods:
         if len(tokens) != len(sources):
             raise ArgumentError(f"found {len(sources)} files and {len(tokens)} tokens, expected as many")
         state, chosen = self._current_adapters(), self._select_encoder(tokenizer, text_encoder)
+        natives = {name: getattr(part, "native", part) for name, part in state.base.items()}
         added: list[tuple[str, TextualInversion]] = []
         for source, token_name in zip(sources, tokens, strict=True):
             resolved, allow_pickle = _resolve_source(source, kwargs)
             inversion = read_textual_inversion(resolved, token_name, allow_pickle=allow_pickle)
-            added += [(part, inversion) for part in ([chosen] if chosen else encoders_for(state.base, inversion))]
+            added += [(part, inversion) for part in ([chosen] if chosen else encoders_for(natives, inversion))]
         self._apply_adapters(replace(state, inversions=(*state.inversions, *added)))
 
     def unload_textual_inversion(
@@ -288,7 +292,7 @@ class LoraMethods:
                 setattr(self, name, part)
                 if name not in extended and state.configs[name] is not None:
                     self._configs[name] = state.configs[name]
-        self._adapters = replace(state, shown=parts) if state.loras or state.inversions else Adapters()
+        self._adapters = replace(state, applied=parts) if state.loras or state.inversions else Adapters()
 
     def _select_encoder(self, tokenizer: Any, text_encoder: Any) -> str | None:
         """The name of the text encoder that was given, with its tokenizer, as an argument."""

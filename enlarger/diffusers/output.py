@@ -4,22 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 
-@dataclass(frozen=True, eq=False)
-class PipelineOutput:
-    """The pictures, and which of them the safety checker flagged; None if it was not asked.
 
-    Positions, keys and length count what is not None, as in diffusers.
-    """
-
-    images: Any  # list of PIL images, array (B, H, W, 3) or tensor (B, C, H, W)
-    nsfw_content_detected: list[bool] | None = None
+class Output:
+    """What is read by name, by position, or like a dictionary; all three leave out what is None, as in diffusers."""
 
     def to_tuple(self) -> tuple[Any, ...]:
         return self.values()
 
     def keys(self) -> tuple[str, ...]:
-        return ("images",) if self.nsfw_content_detected is None else ("images", "nsfw_content_detected")
+        return tuple(name for name, value in vars(self).items() if value is not None)
 
     def values(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in self.keys())
@@ -35,6 +30,23 @@ class PipelineOutput:
 
     def __len__(self) -> int:
         return len(self.keys())
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineOutput(Output):
+    """The pictures, and which of them the safety checker flagged; None if it was not asked."""
+
+    images: Any  # list of PIL images, array (B, H, W, 3) or tensor (B, C, H, W)
+    nsfw_content_detected: list[bool] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SchedulerOutput(Output):
+    """The latents after a step, and the denoised estimate it came from where the scheduler gives it."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+    denoised: Tensor | None = None  # of LCM, with the noisy latents mixed in
 
 
 ImagePipelineOutput = StableDiffusionPipelineOutput = StableDiffusionXLPipelineOutput = PipelineOutput

@@ -1,12 +1,14 @@
 """What both pipelines share: their parts, reading and writing folders, devices, the progress bar, and decoding."""
 
+import logging
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,24 +21,28 @@ from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.folder.save import save_folder
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.diffusers import image_processor
-from enlarger.diffusers.arguments import ArgumentError, reject_unsupported
+from enlarger.diffusers.arguments import ArgumentError, MissingFile
+from enlarger.diffusers.components import Compiled, as_component, native_of, parse_shard_size, wrong_component
+from enlarger.diffusers.loading import Loading, read_options
+from enlarger.diffusers.memory import MemoryMethods
+from enlarger.diffusers.models import model_view
 from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.progress import ProgressBar, ProgressBarConfig, progress_bar_config
+from enlarger.diffusers.scheduler_config import SchedulerConfig
 from enlarger.diffusers.schedulers import Scheduler, scheduler_from_config
-from enlarger.errors import CheckpointError, InputError, Unsupported
+from enlarger.errors import CheckpointError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
-from enlarger.runtime.runtime import DTYPES, Offload, Runtime
+from enlarger.runtime.runtime import Runtime
 from enlarger.strict_json import read_json
-from enlarger.tasks.result import decode_latents
+from enlarger.tasks.latent_diffusion import decode_latents
 from enlarger.text.tokenize import Tokenizer
 
-FIXED_LOADING_OPTIONS = {"use_safetensors": True, "low_cpu_mem_usage": True}  # what loading always does
-PRIVATE_ATTRIBUTES = ("_runtime", "_bar", "_sliced_vae", "_configs", "_settings", "_source", "_interrupt", "_adapters")
+log = logging.getLogger(__name__)
 
 
-class Pipeline:
-    """The base of the two pipelines.
+class DiffusionPipeline(MemoryMethods):
+    """The base of the pipelines; reading with it gives the class that the folder names.
 
     A base class, unlike elsewhere in this package: the classes must offer the same thirty methods under diffusers'
     names, and forwarding them one by one to a holder would be longer and say less. Unlike our tasks a pipeline is
@@ -47,68 +53,126 @@ class Pipeline:
     OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset()  # parts that may be None
     CONFIG_KEYS: ClassVar[tuple[str, ...]] = ()  # arguments that are not parts; model_index.json keeps them
     UPCAST: ClassVar[bool] = False  # whether the autoencoder's `force_upcast` is heeded
-    vae: AutoencoderKL
-    text_encoder: ClipText
-    tokenizer: Tokenizer
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
     unet: Any
     scheduler: Scheduler
 
-    def __init__(self, components: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
         self._configs: dict[str, Any] = {}  # of parts that were read, as they were stated
         self._settings: dict[str, Any] = dict(settings or {})
         self._source: tuple[Path, Mapping[str, Any]] | None = None  # the folder that was read, and its index
-        for name, component in components.items():
-            setattr(self, name, component)
-        self._runtime = Runtime(self.vae.decoder.conv_in.weight.device)
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self._runtime = Runtime(next(self.vae.parameters()).device if self.vae is not None else torch.device("cpu"))
         self._bar = ProgressBarConfig()
-        self._sliced_vae = False
         self._interrupt = False
+        self._guidance_scale: float = 1.0
+        self._guidance_rescale: float = 0.0
+        self._num_timesteps = 0
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback asked, by `pipe._interrupt = True`, to stop and decode_latents what there is."""
+        return self._interrupt
+
+    @property
+    def guidance_scale(self) -> float:
+        """That of the last call; callbacks may set `_guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def guidance_rescale(self) -> float:
+        return self._guidance_rescale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the negative prompt has a branch of its own."""
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Calls of the network in the last run."""
+        return self._num_timesteps
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Parts can be swapped; anything else would have no effect and is refused."""
+        """Parts can be swapped, if they are of the right kind; any other attribute can be set."""
         kind = self.COMPONENT_TYPES.get(name)
-        if kind is None and name not in PRIVATE_ATTRIBUTES:
-            raise Unsupported(
-                f"{name} cannot be set, nothing here reads it; the parts are {', '.join(self.COMPONENT_TYPES)}"
-            )
-        unwrapped = getattr(value, "_orig_mod", value)  # what torch.compile wrapped
-        is_absent = value is None and name in self.OPTIONAL_COMPONENTS
-        if kind is not None and not is_absent and not isinstance(unwrapped, kind):
-            raise InputError(_wrong_component(name, value, kind))
-        if name in self.COMPONENT_TYPES and unwrapped is not getattr(self, name, None):
+        value = value if kind is None else as_component(name, value)
+        plain = getattr(value, "_orig_mod", value)  # what torch.compile wrapped
+        if kind is not None and value is not None and not isinstance(getattr(plain, "native", plain), kind):
+            raise ArgumentError(wrong_component(name, value, kind))
+        if name in self.COMPONENT_TYPES and plain is not getattr(self, name, None):
             self._configs.pop(name, None)
         object.__setattr__(self, name, value)
 
+    def _native(self, name: str) -> Any:
+        """A part as our own code takes it."""
+        part = getattr(self, name)
+        if part is None:
+            raise ArgumentError(f"{name} is None, and this needs it; set pipe.{name}")
+        return Compiled(part) if hasattr(part, "_orig_mod") else getattr(part, "native", part)
+
+    def _native_or_none(self, name: str) -> Any:
+        return None if getattr(self, name) is None else self._native(name)
+
+    @property
+    def _vae(self) -> AutoencoderKL:
+        return self._native("vae")
+
+    @property
+    def _unet(self) -> Any:
+        return self._native("unet")
+
+    @property
+    def _text_encoder(self) -> ClipText:
+        return self._native("text_encoder")
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        return self._native("tokenizer")
+
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *, torch_dtype: torch.dtype | str | None = None,
-        dtype: torch.dtype | str | None = None, variant: str | None = None, revision: str | None = None,
-        local_files_only: bool = True,
-        **options: Any,
+        cls, pretrained_model_name_or_path: str | Path, torch_dtype: Any = None, dtype: Any = None,
+        variant: str | None = None, **options: Any,
     ) -> Self:  # fmt: skip
         """Read a local folder in diffusers' layout; nothing is downloaded. Precision is float32 unless stated.
 
-        `options` may be parts, which then are not read, and `use_safetensors=True`, `low_cpu_mem_usage=True`, which is
-        how it is done anyway. `revision` chooses what is downloaded, so a folder has but one. Others raise Unsupported.
+        `torch_dtype` is a precision, its name, "auto" (the file's), or a dictionary of those by part. `options` may be
+        parts, which then are not read; for the others see `loading`.
         """
-        del local_files_only, revision  # any value is honoured
-        overrides = {name: options.pop(name) for name in (*cls.COMPONENT_TYPES, *cls.CONFIG_KEYS) if name in options}
-        _check_loading_options(options)
         path = Path(pretrained_model_name_or_path)
         if not path.is_dir():
-            raise CheckpointError(
+            raise MissingFile(
                 f"{path}: no such folder, and nothing is downloaded here; fetch the model once with "
                 f"`enlarger pull {path} --to FOLDER` and give that folder"
             )
-        names = [name for name in cls._components_to_load(path) if name not in overrides]
-        bundle = read_folder(path, variant, _parse_dtype(torch_dtype if dtype is None else dtype), names)
-        return cls._from_bundle(bundle, overrides)
+        if cls is DiffusionPipeline:
+            from enlarger.diffusers.auto import class_of
+
+            kind: Any = class_of(path)
+            return kind.from_pretrained(path, torch_dtype=torch_dtype, dtype=dtype, variant=variant, **options)
+        given = {name: options.pop(name) for name in (*cls.COMPONENT_TYPES, *cls.CONFIG_KEYS) if name in options}
+        loading = read_options(torch_dtype if dtype is None else dtype, options)
+        wanted = [name for name in cls._components_to_load(path) if name not in given]
+        asked = torch_dtype if dtype is None else dtype
+        bundle = read_folder(path, variant, torch.float32 if asked is None else loading.dtype, wanted)
+        return cls._from_bundle(bundle, given)._loaded(loading)
+
+    def _loaded(self, loading: Loading) -> Self:
+        """Itself, moved to where and to what precision loading says."""
+        for name, precision in loading.dtypes.items():
+            if isinstance(part := getattr(self, name, None), nn.Module) and precision is not None:
+                part.to(precision)
+        return self if loading.device is None else self.to(loading.device)
 
     @classmethod
     def from_single_file(
         cls, pretrained_model_link_or_path: str | Path, *, torch_dtype: torch.dtype | str | None = None,
         dtype: torch.dtype | str | None = None, config: str | Path | None = None, prediction_type: str | None = None,
-        allow_pickle: bool = False, local_files_only: bool = True, **options: Any,
+        allow_pickle: bool = False, **options: Any,
     ) -> Self:  # fmt: skip
         """Read a local file in the layout of the original code, of the family that this pipeline is for.
 
@@ -116,34 +180,30 @@ class Pipeline:
         diffusers' layout whose JSON files replace the bundled ones. Nothing is downloaded. `options` as in
         `from_pretrained`, `vae` and `text_encoder` may stand in for parts that the file lacks.
         """
-        del local_files_only  # any value is honoured
-        overrides = {name: options.pop(name) for name in (*cls.COMPONENT_TYPES, *cls.CONFIG_KEYS) if name in options}
-        _check_loading_options(options)
+        given = {name: options.pop(name) for name in (*cls.COMPONENT_TYPES, *cls.CONFIG_KEYS) if name in options}
+        asked = torch_dtype if dtype is None else dtype
+        loading = read_options(asked, options)
         path = Path(pretrained_model_link_or_path)
         if not path.is_file():
-            raise CheckpointError(f"{path}: no such file, and nothing is downloaded here; give a local file")
+            raise MissingFile(f"{path}: no such file, and nothing is downloaded here; give a local file")
         bundle = read_single_file(
-            path,
-            dtype=_parse_dtype(torch_dtype if dtype is None else dtype),
-            prediction=prediction_type,
-            config=config,
-            allow_pickle=allow_pickle,
-            vae=overrides.get("vae"),
-            text_encoder=overrides.get("text_encoder"),
-        )
-        components = {name: part for name, part in bundle.components.items() if name in cls.COMPONENT_TYPES}
-        missing = [
+            path, dtype=torch.float32 if asked is None else loading.dtype, prediction=prediction_type,
+            config=config, allow_pickle=allow_pickle, vae=native_of(given.get("vae")),
+            text_encoder=native_of(given.get("text_encoder")),
+        )  # fmt: skip
+        made = {name: part for name, part in bundle.components.items() if name in cls.COMPONENT_TYPES}
+        lacking = [
             n
             for n, kind in cls.COMPONENT_TYPES.items()
-            if not (n in components or n in cls.OPTIONAL_COMPONENTS or kind is type(None))
+            if not (n in made or n in cls.OPTIONAL_COMPONENTS or kind is type(None))
         ]
-        if missing:
+        if lacking:
             found = bundle.index.get("_class_name")
-            raise CheckpointError(f"{path}: has no {', '.join(missing)} for {cls.__name__}; it is for a {found}")
-        return cls._from_bundle(replace(bundle, components=components), overrides)
+            raise CheckpointError(f"{path}: has no {', '.join(lacking)} for {cls.__name__}; it is for a {found}")
+        return cls._from_bundle(replace(bundle, components=made), given)._loaded(loading)
 
     @classmethod
-    def _from_bundle(cls, bundle: PipelineComponents, overrides: Mapping[str, Any]) -> Self:
+    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, Any]) -> Self:
         """A pipeline of what was read and of the parts that were given instead."""
         absent = {
             name: None
@@ -151,36 +211,40 @@ class Pipeline:
             if kind is type(None) or name in cls.OPTIONAL_COMPONENTS
         }
         settings = {name: bundle.index[name] for name in cls.CONFIG_KEYS if name in bundle.index}
-        components = {
+        parts = {
             name: scheduler_from_config(part) if issubclass(cls.COMPONENT_TYPES.get(name, object), Scheduler) else part
             for name, part in bundle.components.items()
         }
-        arguments: dict[str, Any] = {**absent, **components, **settings, **overrides}
-        pipeline = cls(**arguments)
-        pipeline._configs.update(
-            {name: config for name, config in bundle.network_configs.items() if name not in overrides}
-        )
-        pipeline._source = bundle.path, bundle.index
-        return pipeline
+        arguments: dict[str, Any] = {**absent, **parts, **settings, **given}
+        views = {n: model_view(arguments[n], c) for n, c in bundle.network_configs.items() if n not in given}
+        made = cls(**{**arguments, **views})
+        made._configs.update({name: config for name, config in bundle.network_configs.items() if name not in given})
+        made._source = bundle.path, bundle.index
+        return made
 
     @classmethod
     def _components_to_load(cls, path: Path) -> list[str]:
         """The parts to read; optional ones only where the folder's index names them."""
         index = read_json(path / MODEL_INDEX_NAME) if (path / MODEL_INDEX_NAME).is_file() else {}
-        listed = {name for name, value in index.items() if isinstance(value, list) and value != [None, None]}
+        stated = {name for name, value in index.items() if isinstance(value, list) and value != [None, None]}
         return [
             name
             for name, kind in cls.COMPONENT_TYPES.items()
-            if kind is not type(None) and (name not in cls.OPTIONAL_COMPONENTS or name in listed)
+            if kind is not type(None) and (name not in cls.OPTIONAL_COMPONENTS or name in stated)
         ]
 
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None,
-        max_shard_size: int | str | None = None, push_to_hub: bool = False,
+        max_shard_size: int | str | None = None, push_to_hub: bool = False, **_: Any,
     ) -> None:  # fmt: skip
-        """Write a folder that diffusers and `from_pretrained` read. An existing one is not written over."""
-        if not safe_serialization or push_to_hub:
-            raise Unsupported("weights are written as safetensors to a local folder; leave out the other options")
+        """Write a folder that diffusers and `from_pretrained` read; in an existing one only files of the same names are
+        written over. Weights are written as safetensors."""
+        if push_to_hub:
+            raise Unsupported("push_to_hub is not available; save to a folder and use huggingface_hub's upload_folder")
+        if not safe_serialization:
+            log.warning(
+                "weights are written as safetensors, which diffusers reads too; safe_serialization has no effect"
+            )
         index: dict[str, Any] = {
             "_class_name": type(self).__name__,
             **{name: [None, None] for name in self.COMPONENT_TYPES},
@@ -188,27 +252,33 @@ class Pipeline:
         index |= self._settings
         if "safety_checker" in self.COMPONENT_TYPES:
             index["requires_safety_checker"] = False
-        unwrapped = {name: getattr(part, "_orig_mod", part) for name, part in self.components.items()}
-        present = {name: part for name, part in unwrapped.items() if part is not None}
+        plain = {name: getattr(part, "_orig_mod", part) for name, part in self.components.items()}
+        parts = {name: getattr(part, "native", part) for name, part in plain.items() if part is not None}
         components = {
             name: part.to_dict() if isinstance(part, Scheduler) else part
-            for name, part in present.items()
+            for name, part in parts.items()
             if isinstance(part, nn.Module | Tokenizer | Scheduler)
         }
-        no_source: tuple[Path, Mapping[str, Any]] = (Path(save_directory), {})
-        path, source_index = no_source if self._source is None else self._source
-        copied = [name for name in present if name not in components]  # networks of other packages
+        nowhere: tuple[Path, Mapping[str, Any]] = (Path(save_directory), {})
+        path, stated = nowhere if self._source is None else self._source
+        copied = [name for name in parts if name not in components]  # networks of other packages
         copied += ["feature_extractor"] if copied else []
-        index |= {name: source_index[name] for name in copied if name in source_index}
-        missing = [name for name in copied if name not in source_index]
+        index |= {name: stated[name] for name in copied if name in stated}
+        missing = [name for name in copied if name not in stated]
         if missing:
             warnings.warn(f"{', '.join(missing)} cannot be saved: only what lies in a folder is copied", stacklevel=2)
         bundle = PipelineComponents(path, index, components, self._configs, tuple(copied))
-        save_folder(bundle, save_directory, max_shard_bytes=_parse_shard_size(max_shard_size), variant=variant)
+        folder = Path(save_directory)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+            made = Path(place) / "model"
+            save_folder(bundle, made, max_shard_bytes=parse_shard_size(max_shard_size), variant=variant)
+            shutil.copytree(made, folder, dirs_exist_ok=True)
 
     @classmethod
-    def from_pipe(cls, pipeline: "Pipeline", **components: Any) -> Self:
+    def from_pipe(cls, pipeline: "DiffusionPipeline", **parts: Any) -> Self:
         """A pipeline of another one's parts, which both share; `parts` replaces some or adds what is missing."""
+        dtype: torch.dtype | None = parts.pop("torch_dtype", None)
         shared = {name: part for name, part in pipeline.components.items() if name in cls.COMPONENT_TYPES}
         settings = {name: value for name, value in pipeline.config.items() if name in cls.CONFIG_KEYS}
         absent = {
@@ -216,12 +286,11 @@ class Pipeline:
             for name, kind in cls.COMPONENT_TYPES.items()
             if kind is type(None) or name in cls.OPTIONAL_COMPONENTS
         }
-        arguments: dict[str, Any] = {**absent, **shared, **settings, **components}
-        new_pipeline = cls(**arguments)
-        new_pipeline._configs.update(
-            {name: config for name, config in pipeline._configs.items() if name not in components}
-        )
-        return new_pipeline
+        arguments: dict[str, Any] = {**absent, **shared, **settings, **parts}
+        made = cls(**arguments)
+        made._configs.update({name: config for name, config in pipeline._configs.items() if name not in parts})
+        made._runtime, made._bar, made._source = pipeline._runtime, pipeline._bar, pipeline._source
+        return made if dtype is None else made.to(dtype)
 
     @property
     def components(self) -> dict[str, Any]:
@@ -229,13 +298,18 @@ class Pipeline:
         return {name: getattr(self, name) for name in self.COMPONENT_TYPES}
 
     @property
-    def config(self) -> Mapping[str, Any]:
-        """The settings that are not parts, as model_index.json keeps them."""
-        return MappingProxyType(self._settings)
+    def config(self) -> Any:
+        """The settings that are not parts, as model_index.json keeps them, by name or attribute."""
+        return SchedulerConfig("", self._settings, {})
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """Where networks work."""
+        return self._runtime.device
 
     @property
     def vae_scale_factor(self) -> int:
-        return self.vae.downsample_factor
+        return self._vae.downsample_factor
 
     @property
     def dtype(self) -> torch.dtype:
@@ -260,55 +334,6 @@ class Pipeline:
         if device is not None:
             self._runtime = Runtime(torch.device(device))
         return self
-
-    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
-        """Keep each network on the CPU except while it works."""
-        self._enable_offload("model", gpu_id, device)
-
-    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
-        """Keep each layer on the CPU except while it works: least memory, slowest."""
-        self._enable_offload("sequential", gpu_id, device)
-
-    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """Changes nothing, and warns so: attention is computed memory-efficiently in any case."""
-        _warn_no_effect("attention slicing")
-
-    def disable_attention_slicing(self) -> None:
-        """Attention is never sliced."""
-
-    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
-        """Changes nothing, and warns so: torch's memory-efficient attention is always on, xformers is not needed."""
-        reject_unsupported({"attention_op": attention_op}, {"attention_op": "attention is torch's; leave it out"})
-        _warn_no_effect("xformers attention")
-
-    def disable_xformers_memory_efficient_attention(self) -> None:
-        """xformers is never used."""
-
-    def enable_vae_slicing(self) -> None:
-        """Decode one picture of a batch at a time."""
-        self._sliced_vae = True
-
-    def disable_vae_slicing(self) -> None:
-        """Decode a batch at once."""
-        self._sliced_vae = False
-
-    def enable_vae_tiling(self) -> None:
-        raise Unsupported("the autoencoder does not run in tiles; use enable_vae_slicing, float16, or smaller pictures")
-
-    def disable_vae_tiling(self) -> None:
-        """The autoencoder never runs in tiles."""
-
-    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        raise Unsupported(
-            "FreeU is not available; diffusers' does nothing to the x2 upscaler's network either. For less smooth "
-            "results use more steps or a lower guidance_scale"
-        )
-
-    def disable_freeu(self) -> None:
-        """FreeU is never on."""
-
-    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
-        raise Unsupported("the attention projections cannot be fused here; use torch.compile on pipe.unet for speed")
 
     def set_progress_bar_config(self, **settings: Any) -> None:
         """`disable`, `desc` and `leave`, as tqdm names them; others raise."""
@@ -341,29 +366,18 @@ class Pipeline:
     def _networks(self) -> list[nn.Module]:
         return [part for part in self.components.values() if isinstance(part, nn.Module)]
 
-    def _enable_offload(self, offload: Offload, gpu_id: int | None, device: Any) -> None:
-        if device is None:
-            if not torch.accelerator.is_available():
-                raise Unsupported("found no accelerator to load parts onto; without one there is nothing to offload")
-            device = torch.accelerator.current_accelerator()
-        target_device = torch.device(device)
-        target_device = torch.device(target_device.type, gpu_id) if gpu_id is not None else target_device
-        for network in self._networks():
-            network.to("cpu")
-        self._runtime = Runtime(target_device, offload)
-
     def _decode(self, latents: Tensor) -> Tensor:
-        size = 1 if self._sliced_vae else len(latents)
+        size = 1 if self.vae.use_slicing or self.vae.use_tiling else len(latents)
         batches: list[Tensor] = list(torch.split(latents, size))
-        upcast = self.UPCAST and self.vae.config.force_upcast
-        return torch.cat([decode_latents(self.vae, batch, self._runtime, upcast) for batch in batches])
+        upcast = self.UPCAST and self._vae.config.force_upcast
+        return torch.cat([decode_latents(self._vae, batch, self._runtime, upcast) for batch in batches])
 
     def _postprocess(self, latents: Tensor, output_type: str) -> Any:
         """The pictures of float32 latents, or the latents, in the pipeline's precision."""
         if output_type == "latent":
             return latents.to(self.dtype)
-        decoded = self._decode(latents)
-        return image_processor.postprocess(decoded.to(self.dtype) if output_type == "pt" else decoded, output_type)
+        made = self._decode(latents)
+        return image_processor.postprocess(made.to(self.dtype) if output_type == "pt" else made, output_type)
 
 
 def make_output(images: Any, return_dict: bool, as_tuple: tuple[Any, ...]) -> Any:
@@ -380,47 +394,4 @@ def accept_lora_scale(call: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _wrong_component(name: str, value: Any, kind: type[Any]) -> str:
-    found = f"{type(value).__module__}.{type(value).__name__}"
-    if kind is type(None):
-        return f"{name} is a {found}, expected None: enlarger has no such part"
-    if name == "scheduler":
-        return f"scheduler is a {found}, expected one of enlarger.diffusers; make it by from_config(scheduler.config)"
-    return f"{name} is a {found}, expected {kind.__module__}.{kind.__name__}; read it with from_pretrained"
-
-
-def _warn_no_effect(what: str) -> None:
-    warnings.warn(
-        f"{what} changes nothing here: attention always runs through torch's memory-efficient "
-        "scaled_dot_product_attention",
-        stacklevel=3,
-    )
-
-
-def _check_loading_options(options: Mapping[str, Any]) -> None:
-    for name, value in options.items():
-        if name in FIXED_LOADING_OPTIONS and value in (None, FIXED_LOADING_OPTIONS[name]):
-            continue
-        raise Unsupported(
-            f"from_pretrained has no {name}={value!r}; it reads safetensors of a local folder with torch_dtype and "
-            "variant, and takes parts by name. For a device use .to(...)"
-        )
-
-
-def _parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype is not None and dtype not in DTYPES:
-        raise ArgumentError(f"torch_dtype is {dtype!r}, expected a torch.dtype or one of {', '.join(DTYPES)}")
-    return torch.float32 if dtype is None else DTYPES[dtype]
-
-
-def _parse_shard_size(size: int | str | None) -> int:
-    """Bytes of "5GB" or "500MB"."""
-    if size is None or isinstance(size, int):
-        return 10_000_000_000 if size is None else size
-    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3}
-    number, unit = size[:-2].strip(), size[-2:].upper()
-    if unit not in units or not number.replace(".", "", 1).isdigit():
-        raise ArgumentError(f"max_shard_size is {size!r}, expected bytes or a size such as '5GB'")
-    return int(float(number) * units[unit])
+Pipeline = DiffusionPipeline

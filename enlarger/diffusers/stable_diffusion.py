@@ -16,10 +16,8 @@ from enlarger.diffusers.arguments import (
     reject_unsupported,
 )
 from enlarger.diffusers.pipeline import accept_lora_scale
+from enlarger.diffusers.running import listed
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, TextPipeline, condition_on_embeds
-from enlarger.diffusers.timesteps import make_solver, retrieve_sigma_schedule
-from enlarger.diffusion.guidance import Guidance
-from enlarger.tasks.sampling import SamplingPlan
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
 
 
@@ -68,23 +66,19 @@ class StableDiffusionPipeline(TextPipeline):
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
         height, width = self._size_or_default(height, width)
-        images_per_prompt = 1 if num_images_per_prompt is None else num_images_per_prompt
-        batch_size = batch_size_of(prompt, prompt_embeds) * images_per_prompt
-        latent_size = (height // self.vae.downsample_factor, width // self.vae.downsample_factor)
-        check_latents(latents, (batch_size, self.vae.config.latent_channels, *latent_size))
-        sampler = self.scheduler.sampler()
-        sigma_schedule = retrieve_sigma_schedule(sampler, num_inference_steps, timesteps, sigmas)
-        plan = SamplingPlan(sigma_schedule, make_solver(sampler, eta), noise_from_generator(generator, batch_size))
-        is_guided = guidance_scale > 1
+        each = 1 if num_images_per_prompt is None else num_images_per_prompt
+        count = batch_size_of(prompt, prompt_embeds) * each
+        size = (height // self._vae.downsample_factor, width // self._vae.downsample_factor)
+        check_latents(latents, (count, self._vae.config.latent_channels, *size))
+        run = listed(self.scheduler, (num_inference_steps, timesteps, sigmas), eta)
+        method = run.method(noise_from_generator(generator, count), self.dtype)
+        guidance = self._guidance(guidance_scale, guidance_rescale)
         embeds = self.encode_prompt(
-            prompt, self.device, images_per_prompt, is_guided, negative_prompt, prompt_embeds, negative_prompt_embeds,
-            clip_skip=clip_skip,
+            prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
+            negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
-        callbacks = self._prompt_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
-        guidance = Guidance(guidance_scale, guidance_rescale) if is_guided else Guidance()
-        job = TextToImageJob(condition_on_embeds(embeds, guidance), latent_size, plan, latents)
-        latent_diffusion = self._latent_diffusion(sampler)
-        denoised = self._run_task(
-            sampler, sigma_schedule, callbacks, lambda on_step: text_to_image(latent_diffusion, job, on_step)
-        )
-        return self._make_output(denoised, str(output_type), return_dict)
+        calls = self._prompt_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
+        job = TextToImageJob(condition_on_embeds(embeds, guidance), size, method, latents)
+        networks = self._latent_diffusion(run, calls)
+        made = self._run_task(run, calls, lambda on_step: text_to_image(networks, job, on_step))
+        return self._make_output(made, str(output_type), return_dict)

@@ -18,25 +18,26 @@ from enlarger.diffusers.arguments import (
     check_prompts,
     noise_from_generator,
 )
+from enlarger.diffusers.callbacks import listeners
 from enlarger.diffusers.image_pipeline import ImagePipeline, callback_tensors, check_batch_size, check_strength
 from enlarger.diffusers.image_processor import preprocess
+from enlarger.diffusers.live import channels_replaced
 from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.pipeline import accept_lora_scale
+from enlarger.diffusers.running import last_part, listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import TextPipeline, condition_on_embeds, correct_scheduler_config
-from enlarger.diffusion.guidance import Guidance
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
 from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
 from enlarger.tasks.latent_diffusion import repeat_each as copies
-from enlarger.tasks.sampling import SamplingPlan
 from enlarger.text.tokenize import Tokenizer
 
 
 class StableDiffusionDepth2ImgPipeline(ImagePipeline):
-    """Pictures to pictures like them, whose depth the network is told.
+    """Pictures to pictures like them, whose depth the network is condition_on_embeds.
 
     The folder's depth estimator is read where transformers is installed; `feature_extractor`, a part of it here, is
     None. Arrays keep their height and width, which diffusers swaps; a map without near and far is told as zeros, where
@@ -60,20 +61,20 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet, scheduler: Scheduler,
         depth_estimator: DepthEstimator | None, feature_extractor: None,
     ) -> None:  # fmt: skip
-        components = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
         depth = {"depth_estimator": depth_estimator, "feature_extractor": feature_extractor}
-        self._set_components(components | depth | {"scheduler": correct_scheduler_config(scheduler)})
+        self._set_components(given | depth | {"scheduler": correct_scheduler_config(scheduler)})
 
     @classmethod
     def _components_to_load(cls, path: Path) -> list[str]:
         return [name for name in super()._components_to_load(path) if name != "depth_estimator"]
 
     @classmethod
-    def _from_bundle(cls, bundle: PipelineComponents, overrides: Mapping[str, Any]) -> Self:
-        entry: Any = bundle.index.get("depth_estimator") or (None, None)
-        if entry[1] is not None and "depth_estimator" not in overrides:
-            overrides = {**overrides, "depth_estimator": DepthEstimator.from_folder(bundle.path)}
-        return super()._from_bundle(bundle, overrides)
+    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, Any]) -> Self:
+        stated: Any = bundle.index.get("depth_estimator") or (None, None)
+        if stated[1] is not None and "depth_estimator" not in given:
+            given = {**given, "depth_estimator": DepthEstimator.from_folder(bundle.path)}
+        return super()._from_bundle(bundle, given)
 
     @accept_lora_scale
     def __call__(
@@ -108,39 +109,36 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         check_strength(strength)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
-        images_per_prompt = 1 if num_images_per_prompt is None else num_images_per_prompt
-        batch_size = batch_size_of(prompt, prompt_embeds) * images_per_prompt
-        pictures = self._prepare_images(image, batch_size)
-        sampler = self.scheduler.sampler()
-        denoising_range = self._range_by_strength(sampler, (num_inference_steps, None, None), strength, eta)
-        plan = SamplingPlan(
-            denoising_range.sigma_schedule, denoising_range.solver, noise_from_generator(generator, batch_size)
-        )
-        scale = 1.0 if guidance_scale is None else max(guidance_scale, 1.0)
+        each = 1 if num_images_per_prompt is None else num_images_per_prompt
+        count = batch_size_of(prompt, prompt_embeds) * each
+        pictures = self._prepare_images(image, count)
+        run = last_part(listed(self.scheduler, (num_inference_steps, None, None), eta or 0.0), strength)
+        method = run.method(noise_from_generator(generator, count), self.dtype)
+        guidance = self._guidance(1.0 if guidance_scale is None else guidance_scale)
         embeds = self.encode_prompt(
-            prompt, self.device, images_per_prompt, scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
-            clip_skip=clip_skip,
+            prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
+            negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
-        depth = self._depth_latents(image, depth_map, pictures, batch_size).to(self._runtime.device, self.dtype)
+        depth = self._depth_latents(image, depth_map, pictures, count).to(self._runtime.device, self.dtype)
         tensors = callback_tensors(embeds, depth_mask=depth)
-        callbacks = self._step_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
-        job = ImageToImageJob(condition_on_embeds(embeds, Guidance(scale)).with_fields(concat=depth), pictures, plan)
-        latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
-        denoised = self._run_range(
-            sampler, denoising_range, callbacks, lambda on_step: image_to_image(latent_diffusion, job, on_step)
+        calls = listeners(self, callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
+        job = ImageToImageJob(condition_on_embeds(embeds, guidance).with_fields(concat=depth), pictures, method)
+        networks = self._latent_diffusion(
+            run, calls, channels_replaced(["depth_mask"], self._vae.config.latent_channels)
         )
-        images = self._postprocess(denoised, str(output_type))
+        made = self._run_task(run, calls, lambda on_step: image_to_image(networks, job, on_step))
+        images = self._postprocess(made, str(output_type))
         return PipelineOutput(images) if return_dict else (images,)
 
-    def _depth_latents(self, image: Any, depth_map: Any, pictures: Tensor, batch_size: int) -> Tensor:
-        """What the network is told of depth, (count, 1, h, w) in -1..1."""
-        is_latent = pictures.shape[1] == self.vae.config.latent_channels
-        factor = 1 if is_latent else self.vae.downsample_factor
-        if depth_map is None and is_latent:
+    def _depth_latents(self, image: Any, given: Any, pictures: Tensor, count: int) -> Tensor:
+        """What the network is condition_on_embeds of depth, (count, 1, h, w) in -1..1."""
+        latent = pictures.shape[1] == self._vae.config.latent_channels
+        factor = 1 if latent else self._vae.downsample_factor
+        if given is None and latent:
             raise ArgumentError("`image` is latents, whose depth cannot be seen; give `depth_map`")
-        depth = self._estimate_depth(image) if depth_map is None else read_depth_map(depth_map)
-        check_batch_size("depth_map", len(depth), batch_size)
-        return copies(normalise_depth(depth, (pictures.shape[2] // factor, pictures.shape[3] // factor)), batch_size)
+        found = self._estimate_depth(image) if given is None else read_depth_map(given)
+        check_batch_size("depth_map", len(found), count)
+        return copies(normalise_depth(found, (pictures.shape[2] // factor, pictures.shape[3] // factor)), count)
 
     def _estimate_depth(self, image: Any) -> Tensor:
         """The depth of each picture at its own size, (N, 1, h, w)."""

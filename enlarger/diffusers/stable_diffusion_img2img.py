@@ -16,10 +16,9 @@ from enlarger.diffusers.arguments import (
 )
 from enlarger.diffusers.image_pipeline import ImagePipeline, check_strength
 from enlarger.diffusers.pipeline import accept_lora_scale
+from enlarger.diffusers.running import last_part, listed
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, condition_on_embeds
-from enlarger.diffusion.guidance import Guidance
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
-from enlarger.tasks.sampling import SamplingPlan
 
 
 class StableDiffusionImg2ImgPipeline(ImagePipeline):
@@ -66,23 +65,18 @@ class StableDiffusionImg2ImgPipeline(ImagePipeline):
         check_strength(strength)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
-        images_per_prompt = 1 if num_images_per_prompt is None else num_images_per_prompt
-        batch_size = batch_size_of(prompt, prompt_embeds) * images_per_prompt
-        pictures = self._prepare_images(image, batch_size)
-        sampler = self.scheduler.sampler()
-        denoising_range = self._range_by_strength(sampler, (num_inference_steps, timesteps, sigmas), strength, eta)
-        plan = SamplingPlan(
-            denoising_range.sigma_schedule, denoising_range.solver, noise_from_generator(generator, batch_size)
-        )
-        scale = 1.0 if guidance_scale is None else max(guidance_scale, 1.0)
+        each = 1 if num_images_per_prompt is None else num_images_per_prompt
+        count = batch_size_of(prompt, prompt_embeds) * each
+        pictures = self._prepare_images(image, count)
+        run = last_part(listed(self.scheduler, (num_inference_steps, timesteps, sigmas), eta or 0.0), strength)
+        method = run.method(noise_from_generator(generator, count), self.dtype)
+        guidance = self._guidance(1.0 if guidance_scale is None else guidance_scale)
         embeds = self.encode_prompt(
-            prompt, self.device, images_per_prompt, scale > 1, negative_prompt, prompt_embeds, negative_prompt_embeds,
-            clip_skip=clip_skip,
+            prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
+            negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
-        callbacks = self._prompt_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
-        job = ImageToImageJob(condition_on_embeds(embeds, Guidance(scale)), pictures, plan)
-        latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
-        denoised = self._run_range(
-            sampler, denoising_range, callbacks, lambda on_step: image_to_image(latent_diffusion, job, on_step)
-        )
-        return self._make_output(denoised, str(output_type), return_dict)
+        calls = self._prompt_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, embeds, kwargs)
+        job = ImageToImageJob(condition_on_embeds(embeds, guidance), pictures, method)
+        networks = self._latent_diffusion(run, calls)
+        made = self._run_task(run, calls, lambda on_step: image_to_image(networks, job, on_step))
+        return self._make_output(made, str(output_type), return_dict)

@@ -16,6 +16,7 @@ from enlarger.diffusers.arguments import (
     noise_from_generator,
     reject_unsupported,
 )
+from enlarger.diffusers.callbacks import Listeners, listeners
 from enlarger.diffusers.image_pipeline import (
     ImagePipeline,
     callback_tensors,
@@ -23,14 +24,14 @@ from enlarger.diffusers.image_pipeline import (
     masked_crop_region,
     per_sample_or_first,
 )
+from enlarger.diffusers.live import channels_replaced
 from enlarger.diffusers.masks import apply_overlay
 from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.pipeline import accept_lora_scale
+from enlarger.diffusers.running import last_part, listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, condition_on_embeds
-from enlarger.diffusion.guidance import Guidance
 from enlarger.tasks.inpaint import InpaintJob, prepare_inpaint
-from enlarger.tasks.sampling import SamplingPlan
 
 
 class StableDiffusionInpaintPipeline(ImagePipeline):
@@ -43,8 +44,8 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
     CHECKPOINT_KIND: ClassVar[str] = "an inpainting"
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (0, 5)
 
-    def _set_components(self, components: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
-        super()._set_components({**components, "scheduler": _skip_prk_steps(components["scheduler"])}, settings)
+    def _set_components(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+        super()._set_components({**parts, "scheduler": _skip_prk_steps(parts["scheduler"])}, settings)
 
     @accept_lora_scale
     def __call__(
@@ -96,57 +97,42 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         check_strength(strength)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
-        crop_box = (
+        crop = (
             None
             if padding_mask_crop is None
             else masked_crop_region(image, mask_image, size, padding_mask_crop, output_type)
         )
-        images_per_prompt = 1 if num_images_per_prompt is None else num_images_per_prompt
-        batch_size = batch_size_of(prompt, prompt_embeds) * images_per_prompt
-        pictures, mask = self._prepare_image_and_mask(image, mask_image, crop_box, size, batch_size)
-        latent_size = (size[0] // self.vae.downsample_factor, size[1] // self.vae.downsample_factor)
-        check_latents(latents, (batch_size, self.vae.config.latent_channels, *latent_size))
-        sampler = self.scheduler.sampler()
-        denoising_range = self._range_by_strength(sampler, (num_inference_steps, timesteps, sigmas), strength, eta)
-        plan = SamplingPlan(
-            denoising_range.sigma_schedule,
-            denoising_range.solver,
-            per_sample_or_first(noise_from_generator(generator, batch_size)),
-        )
-        guidance = Guidance(max(guidance_scale, 1.0))
+        each = 1 if num_images_per_prompt is None else num_images_per_prompt
+        count = batch_size_of(prompt, prompt_embeds) * each
+        pictures, mask = self._prepare_image_and_mask(image, mask_image, crop, size, count)
+        inner = (size[0] // self._vae.downsample_factor, size[1] // self._vae.downsample_factor)
+        check_latents(latents, (count, self._vae.config.latent_channels, *inner))
+        run = last_part(listed(self.scheduler, (num_inference_steps, timesteps, sigmas), eta), strength)
+        method = run.method(per_sample_or_first(noise_from_generator(generator, count)), self.dtype)
+        guidance = self._guidance(guidance_scale)
         embeds = self.encode_prompt(
-            prompt,
-            self.device,
-            images_per_prompt,
-            guidance_scale > 1,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            clip_skip=clip_skip,
-        )
-        tensor_inputs = callback_on_step_end_tensor_inputs
+            prompt, self.device, each, self.do_classifier_free_guidance, negative_prompt, prompt_embeds,
+            negative_prompt_embeds, clip_skip=clip_skip,
+        )  # fmt: skip
+        names = callback_on_step_end_tensor_inputs
         job = InpaintJob(
-            condition_on_embeds(embeds, guidance),
-            pictures,
-            mask,
-            plan,
-            masked_image_latents,
-            from_pure_noise=strength == 1 or latents is not None,
-            initial_noise=latents,
-            encode_masked_image="masked_image_latents" in tensor_inputs,
+            condition_on_embeds(embeds, guidance), pictures, mask, method, masked_image_latents,
+            from_pure_noise=strength == 1 or latents is not None, initial_noise=latents,
+            encode_masked_image="masked_image_latents" in names,
+        )  # fmt: skip
+        ready = prepare_inpaint(self._latent_diffusion(run, Listeners()), job)
+        tensors = callback_tensors(embeds, mask=ready.mask, masked_image_latents=ready.masked_image_latents)
+        calls = listeners(self, callback_on_step_end, names, tensors, kwargs)
+        places = channels_replaced(["mask", "masked_image_latents"], self._vae.config.latent_channels)
+        networks = self._latent_diffusion(run, calls, places)
+        made = self._run_task(
+            run,
+            calls,
+            lambda on_step: networks.sample(ready.conditioning, ready.latents, method, on_step, ready.known_region),
         )
-        latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
-        start = prepare_inpaint(latent_diffusion, job)
-        tensors = callback_tensors(embeds, mask=start.mask, masked_image_latents=start.masked_image_latents)
-        callbacks = self._step_callbacks(callback_on_step_end, tensor_inputs, tensors, kwargs)
-        denoised = self._run_range(
-            sampler, denoising_range, callbacks, lambda on_step: start.run(latent_diffusion, plan, on_step)
-        )
-        result = self._make_output(denoised, str(output_type), True)
+        result = self._make_output(made, str(output_type), True)
         images = (
-            result.images
-            if crop_box is None
-            else [apply_overlay(one, image, mask_image, crop_box) for one in result.images]
+            result.images if crop is None else [apply_overlay(one, image, mask_image, crop) for one in result.images]
         )
         flags = result.nsfw_content_detected
         return PipelineOutput(images, flags) if return_dict else (images, flags)

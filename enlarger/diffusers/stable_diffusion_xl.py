@@ -13,14 +13,14 @@ from enlarger.diffusers.arguments import (
     noise_from_generator,
     reject_unsupported,
 )
+from enlarger.diffusers.callbacks import listeners
 from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE
-from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLPipeline, make_guidance
+from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLPipeline
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.sampling import SamplingPlan
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
 from enlarger.text.tokenize import Tokenizer
 
@@ -37,16 +37,11 @@ class StableDiffusionXLPipeline(XLPipeline):
         image_encoder: None = None, feature_extractor: None = None, force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
     ) -> None:  # fmt: skip
-        components = {
-            "vae": vae,
-            "text_encoder": text_encoder,
-            "text_encoder_2": text_encoder_2,
-            "tokenizer": tokenizer,
-        }
-        components |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
-        components |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
+        given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "tokenizer": tokenizer}
+        given |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
+        given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
         settings = {"force_zeros_for_empty_prompt": force_zeros_for_empty_prompt, "add_watermarker": add_watermarker}
-        self._set_components(components, settings)
+        self._set_components(given, settings)
 
     @accept_lora_scale
     def __call__(
@@ -99,35 +94,23 @@ class StableDiffusionXLPipeline(XLPipeline):
             UNSUPPORTED_ADVICE,
         )
         check_output_type(output_type)
-        prompts = PromptArguments(
+        words = PromptArguments(
             prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
             pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
         )  # fmt: skip
-        sizes = SizeArguments(
+        stated = SizeArguments(
             original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
             negative_target_size,
         )  # fmt: skip
-        batch_size = prompts.batch_size()
+        count = words.batch_size()
         height, width = self._size_or_default(height, width)
-        latent_size = (height // self.vae.downsample_factor, width // self.vae.downsample_factor)
-        check_latents(latents, (batch_size, self.vae.config.latent_channels, *latent_size))
-        sampler = self.scheduler.sampler()
-        denoising_range = self._denoising_range(
-            sampler, (num_inference_steps, timesteps, sigmas), 1.0, (None, denoising_end), eta
-        )
-        guidance = make_guidance(guidance_scale, guidance_rescale)
-        conditioning, tensors = self._condition(prompts, guidance, sizes.for_text_to_image((height, width)))
-        callbacks = self._step_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
-        job = TextToImageJob(
-            conditioning,
-            latent_size,
-            SamplingPlan(
-                denoising_range.sigma_schedule, denoising_range.solver, noise_from_generator(generator, batch_size)
-            ),
-            latents,
-        )
-        latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
-        denoised = self._run_range(
-            sampler, denoising_range, callbacks, lambda on_step: text_to_image(latent_diffusion, job, on_step)
-        )
-        return self._finish_output(denoised, str(output_type), return_dict)
+        size = (height // self._vae.downsample_factor, width // self._vae.downsample_factor)
+        check_latents(latents, (count, self._vae.config.latent_channels, *size))
+        run = self._denoising_range((num_inference_steps, timesteps, sigmas), 1.0, (None, denoising_end), eta)
+        guidance = self._guidance(guidance_scale, guidance_rescale)
+        told, tensors = self._condition(words, guidance, stated.for_text_to_image((height, width)))
+        calls = listeners(self, callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
+        job = TextToImageJob(told, size, run.method(noise_from_generator(generator, count), self.dtype), latents)
+        networks = self._latent_diffusion(run, calls, self._replaced())
+        made = self._run_task(run, calls, lambda on_step: text_to_image(networks, job, on_step))
+        return self._finish_output(made, str(output_type), return_dict)

@@ -14,17 +14,11 @@ from enlarger.diffusers.arguments import (
     noise_from_generator,
     reject_unsupported,
 )
+from enlarger.diffusers.callbacks import listeners
 from enlarger.diffusers.image_processor import Size
 from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE
-from enlarger.diffusers.xl_pipeline import (
-    PromptArguments,
-    SizeArguments,
-    SizePair,
-    XLImagePipeline,
-    handoff_scale,
-    make_guidance,
-)
+from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLImagePipeline, handoff_scale
 from enlarger.diffusion.noise import PerSampleGenerators
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
 from enlarger.tasks.latent_diffusion import LatentDiffusion
@@ -90,57 +84,44 @@ class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
             UNSUPPORTED_ADVICE,
         )
         check_output_type(output_type)
-        prompts = PromptArguments(
+        words = PromptArguments(
             prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
             pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
         )  # fmt: skip
-        size_arguments = SizeArguments(
+        stated = SizeArguments(
             original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
             negative_target_size, (aesthetic_score, negative_aesthetic_score),
         )  # fmt: skip
-        batch_size = prompts.batch_size()
-        pictures = (
-            self._prepare_images(image, batch_size)
-            if latents is None
-            else self._check_noisy_latents(latents, batch_size)
-        )
-        sampler = self.scheduler.sampler()
-        denoising_bounds = (denoising_start, denoising_end)
-        denoising_range = self._denoising_range(
-            sampler, (num_inference_steps, timesteps, sigmas), strength, denoising_bounds, eta
-        )
-        plan = SamplingPlan(
-            denoising_range.sigma_schedule, denoising_range.solver, noise_from_generator(generator, batch_size)
-        )
-        latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
-        guidance = make_guidance(guidance_scale, guidance_rescale)
-        micro_conditioning = size_arguments.for_image_to_image(
-            self._pixel_size(pictures), bool(self.config["requires_aesthetics_score"])
-        )
-        conditioning, tensors = self._condition(prompts, guidance, micro_conditioning)
-        callbacks = self._step_callbacks(callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
-        is_noisy = latents is not None or denoising_start is not None
-        start = _handoff_latents(latent_diffusion, pictures, plan, batch_size) if is_noisy else pictures
-        job = ImageToImageJob(conditioning, start, plan, is_noisy)
-        denoised = self._run_range(
-            sampler, denoising_range, callbacks, lambda on_step: image_to_image(latent_diffusion, job, on_step)
-        )
-        return self._finish_output(denoised, str(output_type), return_dict)
+        count = words.batch_size()
+        pictures = self._prepare_images(image, count) if latents is None else self._check_noisy_latents(latents, count)
+        ends = (denoising_start, denoising_end)
+        run = self._denoising_range((num_inference_steps, timesteps, sigmas), strength, ends, eta)
+        method = run.method(noise_from_generator(generator, count), self.dtype)
+        guidance = self._guidance(guidance_scale, guidance_rescale)
+        sizes = stated.for_image_to_image(self._pixel_size(pictures), bool(self.config["requires_aesthetics_score"]))
+        told, tensors = self._condition(words, guidance, sizes)
+        calls = listeners(self, callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
+        networks = self._latent_diffusion(run, calls, self._replaced())
+        noisy = latents is not None or denoising_start is not None
+        start = _handoff_latents(networks, pictures, method, count) if noisy else pictures
+        job = ImageToImageJob(told, start, method, noisy)
+        made = self._run_task(run, calls, lambda on_step: image_to_image(networks, job, on_step))
+        return self._finish_output(made, str(output_type), return_dict)
 
-    def _check_noisy_latents(self, latents: Tensor, batch_size: int) -> Tensor:
+    def _check_noisy_latents(self, latents: Tensor, count: int) -> Tensor:
         """Latents for each result."""
         if latents.ndim != 4:
             raise ArgumentError(f"`latents` has shape {tuple(latents.shape)}, expected (B, C, h, w)")
-        check_latents(latents, (batch_size, self.vae.config.latent_channels, *latents.shape[2:]))
+        check_latents(latents, (count, self._vae.config.latent_channels, *latents.shape[2:]))
         return latents
 
     def _pixel_size(self, pictures: Tensor) -> Size:
         """Height and width in pixels of pictures or latents."""
-        factor = 1 if pictures.shape[1] == 3 else self.vae.downsample_factor
+        factor = 1 if pictures.shape[1] == 3 else self._vae.downsample_factor
         return pictures.shape[2] * factor, pictures.shape[3] * factor
 
 
-def _handoff_latents(latent_diffusion: LatentDiffusion, pictures: Tensor, plan: SamplingPlan, count: int) -> Tensor:
+def _handoff_latents(networks: LatentDiffusion, pictures: Tensor, method: SamplingPlan, count: int) -> Tensor:
     """Latents in which the noise of the first level is taken to be."""
-    images = copies(pictures, count) if isinstance(plan.noise, PerSampleGenerators) else pictures
-    return latent_diffusion.encode(images, plan.noise) * handoff_scale(plan.sigma_schedule)
+    each = copies(pictures, count) if isinstance(method.noise, PerSampleGenerators) else pictures
+    return networks.encode(each, method.noise) * handoff_scale(method.sigma_schedule)

@@ -16,21 +16,14 @@ from enlarger.diffusers.arguments import (
     noise_from_generator,
     reject_unsupported,
 )
+from enlarger.diffusers.callbacks import Listeners, listeners
 from enlarger.diffusers.image_pipeline import masked_crop_region, per_sample_or_first
 from enlarger.diffusers.masks import apply_overlay
 from enlarger.diffusers.pipeline import accept_lora_scale, make_output
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE
-from enlarger.diffusers.xl_pipeline import (
-    PromptArguments,
-    SizeArguments,
-    SizePair,
-    XLImagePipeline,
-    handoff_scale,
-    make_guidance,
-)
+from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLImagePipeline, handoff_scale
 from enlarger.tasks.inpaint import InpaintJob, PreparedInpaint, prepare_inpaint
 from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.sampling import SamplingPlan
 
 
 class StableDiffusionXLInpaintPipeline(XLImagePipeline):
@@ -104,75 +97,56 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         if latents is not None and denoising_start is not None:
             raise ArgumentError("found `latents` and `denoising_start`; give what the run starts from as `image` alone")
         size = self._size_or_default(height, width)
-        crop_box = (
+        crop = (
             None
             if padding_mask_crop is None
             else masked_crop_region(image, mask_image, size, padding_mask_crop, output_type)
         )
-        prompts = PromptArguments(
+        words = PromptArguments(
             prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
             pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
         )  # fmt: skip
-        size_arguments = SizeArguments(
+        stated = SizeArguments(
             original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
             negative_target_size, (aesthetic_score, negative_aesthetic_score),
         )  # fmt: skip
-        batch_size = prompts.batch_size()
-        pictures, mask = self._prepare_image_and_mask(image, mask_image, crop_box, size, batch_size)
-        latent_size = (size[0] // self.vae.downsample_factor, size[1] // self.vae.downsample_factor)
-        check_latents(latents, (batch_size, self.vae.config.latent_channels, *latent_size))
-        sampler = self.scheduler.sampler()
-        denoising_bounds = (denoising_start, denoising_end)
-        denoising_range = self._denoising_range(
-            sampler, (num_inference_steps, timesteps, sigmas), strength, denoising_bounds, eta
-        )
-        plan = SamplingPlan(
-            denoising_range.sigma_schedule,
-            denoising_range.solver,
-            per_sample_or_first(noise_from_generator(generator, batch_size)),
-        )
-        guidance = make_guidance(guidance_scale, guidance_rescale)
-        uses_aesthetic_score = bool(self.config["requires_aesthetics_score"])
-        conditioning, tensors = self._condition(
-            prompts, guidance, size_arguments.for_image_to_image(size, uses_aesthetic_score)
-        )
-        tensor_inputs, is_noisy = callback_on_step_end_tensor_inputs, denoising_start is not None
+        count = words.batch_size()
+        pictures, mask = self._prepare_image_and_mask(image, mask_image, crop, size, count)
+        inner = (size[0] // self._vae.downsample_factor, size[1] // self._vae.downsample_factor)
+        check_latents(latents, (count, self._vae.config.latent_channels, *inner))
+        ends = (denoising_start, denoising_end)
+        run = self._denoising_range((num_inference_steps, timesteps, sigmas), strength, ends, eta)
+        method = run.method(per_sample_or_first(noise_from_generator(generator, count)), self.dtype)
+        guidance = self._guidance(guidance_scale, guidance_rescale)
+        scored = bool(self.config["requires_aesthetics_score"])
+        told, tensors = self._condition(words, guidance, stated.for_image_to_image(size, scored))
+        names, noisy = callback_on_step_end_tensor_inputs, denoising_start is not None
         job = InpaintJob(
-            conditioning,
-            pictures,
-            mask,
-            plan,
-            masked_image_latents,
-            initial_noise=latents,
-            is_noisy=is_noisy,
-            from_pure_noise=not is_noisy and (strength == 1 or latents is not None),
-            encode_masked_image="masked_image_latents" in tensor_inputs,
+            told, pictures, mask, method, masked_image_latents, initial_noise=latents, is_noisy=noisy,
+            from_pure_noise=not noisy and (strength == 1 or latents is not None),
+            encode_masked_image="masked_image_latents" in names,
+        )  # fmt: skip
+        ready = _prepare_start(self._latent_diffusion(run, Listeners()), job)
+        seen = {"mask": ready.mask, "masked_image_latents": ready.masked_image_latents}
+        both = {n: torch.cat([v, v]) if v is not None and guidance.scale != 1 else v for n, v in seen.items()}
+        calls = listeners(self, callback_on_step_end, names, tensors | both, kwargs)
+        networks = self._latent_diffusion(run, calls, self._replaced())
+        made = self._run_task(
+            run,
+            calls,
+            lambda on_step: networks.sample(ready.conditioning, ready.latents, method, on_step, ready.known_region),
         )
-        latent_diffusion = self._latent_diffusion(sampler, denoising_range.sigma_schedule)
-        start = _prepare_start(latent_diffusion, job)
-        mask_tensors = {"mask": start.mask, "masked_image_latents": start.masked_image_latents}
-        doubled = {
-            n: torch.cat([v, v]) if v is not None and guidance.scale != 1 else v for n, v in mask_tensors.items()
-        }
-        callbacks = self._step_callbacks(callback_on_step_end, tensor_inputs, tensors | doubled, kwargs)
-        denoised = self._run_range(
-            sampler, denoising_range, callbacks, lambda on_step: start.run(latent_diffusion, plan, on_step)
-        )
-        images = self._postprocess(denoised, str(output_type))
-        images = images if crop_box is None else [apply_overlay(one, image, mask_image, crop_box) for one in images]
+        images = self._postprocess(made, str(output_type))
+        images = images if crop is None else [apply_overlay(one, image, mask_image, crop) for one in images]
         return make_output(images, return_dict, (images,))
 
 
-def _prepare_start(latent_diffusion: LatentDiffusion, job: InpaintJob) -> PreparedInpaint:
+def _prepare_start(networks: LatentDiffusion, job: InpaintJob) -> PreparedInpaint:
     """The job made ready; latents that another pipeline left are also what is kept, as they are."""
-    if (
-        job.image.shape[1] != 3
-        and job.masked_image is None
-        and latent_diffusion.unet_config.in_channels == job.image.shape[1]
-    ):
+    if job.image.shape[1] != 3 and job.masked_image is None and networks.unet_config.in_channels == job.image.shape[1]:
         return replace(
-            _prepare_start(latent_diffusion, replace(job, masked_image=job.image, encode_masked_image=False)),
+            _prepare_start(networks, replace(job, masked_image=job.image, encode_masked_image=False)),
             masked_image_latents=None,
         )
-    start = prepare_inpaint(latent_diffusion, job)
-    return replace(start, latents=start.latents * handoff_scale(job.plan.sigma_schedule)) if job.is_noisy else start
+    ready = prepare_inpaint(networks, job)
+    return replace(ready, latents=ready.latents * handoff_scale(job.plan.sigma_schedule)) if job.is_noisy else ready

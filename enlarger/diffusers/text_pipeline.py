@@ -15,27 +15,25 @@ from enlarger.diffusers.arguments import (
     Prompt,
     as_list,
     batch_size_of,
-    check_callback_steps,
     negative_prompts_for,
 )
-from enlarger.diffusers.callbacks import CallbackRunner, Interrupted, StepCallback, every_n_steps, on_step_end
+from enlarger.diffusers.callbacks import CallbackRunner, Interrupted, Listeners, listeners
 from enlarger.diffusers.image_processor import postprocess
+from enlarger.diffusers.live import LiveGuidance, Redirected, Remake, tokens_replaced
 from enlarger.diffusers.lora import LoraMethods
 from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.pipeline import Pipeline
+from enlarger.diffusers.running import Run
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.sample import OnStep
-from enlarger.diffusion.sampler import Sampler, SigmaSchedule
 from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
 from enlarger.tasks.auxiliary.safety_checker import SafetyChecker, missing_checker_note
-from enlarger.tasks.conditioning import condition_on_tokens
+from enlarger.tasks.conditioning import GuidedConditioning, GuidedText, condition_on_tokens
 from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.result import GuidedText
-from enlarger.tasks.sampling import GuidedConditioning
 from enlarger.text.encode import PromptEmbeds, encode_prompts
 from enlarger.text.tokenize import Tokenizer
 
@@ -69,7 +67,7 @@ class TextPipeline(LoraMethods, Pipeline):
     OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset({"safety_checker"})
     CHECKPOINT_KIND: ClassVar[str] = "a text-to-image"
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (0,)  # channels that the UNet may take beside the latents
-    unet: UNet
+    unet: Any
 
     def __init__(
         self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet, scheduler: Scheduler,
@@ -77,21 +75,20 @@ class TextPipeline(LoraMethods, Pipeline):
         requires_safety_checker: bool = False,
     ) -> None:  # fmt: skip
         del requires_safety_checker  # only decides whether diffusers warns that there is none
-        components = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
         optional = {"safety_checker": safety_checker, "feature_extractor": feature_extractor}
         self._set_components(
-            components | optional | {"scheduler": correct_scheduler_config(scheduler), "image_encoder": image_encoder}
+            given | optional | {"scheduler": correct_scheduler_config(scheduler), "image_encoder": image_encoder}
         )
 
-    def _set_components(self, components: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+    def _set_components(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
         """Take the parts, if the UNet is one for this pipeline."""
-        super().__init__(components, settings)
-        in_channels, latent_channels = self.unet.config.in_channels, self.vae.config.latent_channels
-        if in_channels not in {latent_channels + extra for extra in self.EXTRA_CHANNELS}:
-            expected = " or ".join(str(latent_channels + extra) for extra in self.EXTRA_CHANNELS)
+        super().__init__(parts, settings)
+        found, latents = self._unet.config.in_channels, self._vae.config.latent_channels
+        if found not in {latents + extra for extra in self.EXTRA_CHANNELS}:
+            known = " or ".join(str(latents + extra) for extra in self.EXTRA_CHANNELS)
             raise InputError(
-                f"the UNet takes {in_channels} channels, expected {expected}: this is not {self.CHECKPOINT_KIND} "
-                "checkpoint"
+                f"the UNet takes {found} channels, expected {known}: this is not {self.CHECKPOINT_KIND} checkpoint"
             )
 
     @classmethod
@@ -99,11 +96,11 @@ class TextPipeline(LoraMethods, Pipeline):
         return [name for name in super()._components_to_load(path) if name != "safety_checker"]
 
     @classmethod
-    def _from_bundle(cls, bundle: PipelineComponents, overrides: Mapping[str, Any]) -> Self:
-        entry: Any = bundle.index.get("safety_checker") or (None, None)
-        if "safety_checker" in cls.COMPONENT_TYPES and entry[1] is not None and "safety_checker" not in overrides:
-            overrides = {**overrides, "safety_checker": _load_safety_checker(bundle.path)}
-        return super()._from_bundle(bundle, overrides)
+    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, Any]) -> Self:
+        stated: Any = bundle.index.get("safety_checker") or (None, None)
+        if "safety_checker" in cls.COMPONENT_TYPES and stated[1] is not None and "safety_checker" not in given:
+            given = {**given, "safety_checker": _load_safety_checker(bundle.path)}
+        return super()._from_bundle(bundle, given)
 
     def encode_prompt(
         self,
@@ -126,68 +123,49 @@ class TextPipeline(LoraMethods, Pipeline):
                 prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt, prompt_embeds,
                 negative_prompt_embeds, clip_skip=clip_skip,
             )  # fmt: skip
-        batch_size = batch_size_of(prompt, prompt_embeds)
+        count = batch_size_of(prompt, prompt_embeds)
         if prompt_embeds is None:
             assert prompt is not None, "either a prompt or its embeddings"
             prompt_embeds = self._encode(as_list(prompt), clip_skip)
         if do_classifier_free_guidance and negative_prompt_embeds is None:
-            negative_prompt_embeds = self._encode(negative_prompts_for(prompt, negative_prompt, batch_size), None)
+            negative_prompt_embeds = self._encode(negative_prompts_for(prompt, negative_prompt, count), None)
         negative = negative_prompt_embeds if do_classifier_free_guidance else None
 
-        def repeat(embeds: Tensor) -> Tensor:
+        def repeated(embeds: Tensor) -> Tensor:
             return embeds.to(device, self.dtype).repeat_interleave(num_images_per_prompt, 0)
 
-        return repeat(prompt_embeds), None if negative is None else repeat(negative)
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether a callback asked, by `pipe._interrupt = True`, to stop and decode what there is."""
-        return self._interrupt
+        return repeated(prompt_embeds), None if negative is None else repeated(negative)
 
     def _encode(self, texts: list[str], clip_skip: int | None) -> Tensor:
         skip = 0 if clip_skip is None else clip_skip
-        with self._runtime.hold(self.text_encoder) as encoder:
-            return encode_prompts(self.tokenizer, encoder, texts, layer="last_norm", clip_skip=skip).tokens
+        with self._runtime.hold(self._text_encoder) as encoder:
+            return encode_prompts(self._tokenizer, encoder, texts, layer="last_norm", clip_skip=skip).tokens
 
     def _size_or_default(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width, the checkpoint's own if one is missing."""
         if not height or not width:
-            sample_size = self._configs.get("unet", {}).get("sample_size")
-            if sample_size is None:
+            stated = sample_size(self.unet.config)
+            if stated is None:
                 raise ArgumentError("`height` and `width` are missing, and parts do not state a size; give both")
-            sides: tuple[int, ...] = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-            height, width = (side * self.vae.downsample_factor for side in sides)
+            sides: tuple[int, ...] = (stated, stated) if isinstance(stated, int) else tuple(stated)
+            height, width = (side * self._vae.downsample_factor for side in sides)
         if height % 8 or width % 8:
             raise ArgumentError(f"`height` and `width` have to be divisible by 8 but are {height} and {width}")
         return height, width
 
     def _prompt_callbacks(
-        self, on_end: Callable[..., Any] | None, tensor_inputs: Sequence[str], embeds: tuple[Tensor, Tensor | None],
-        legacy: Mapping[str, Any],
-    ) -> list[StepCallback]:  # fmt: skip
+        self, on_end: Callable[..., Any] | None, names: Sequence[str], embeds: tuple[Tensor, Tensor | None],
+        older: Mapping[str, Any],
+    ) -> Listeners:  # fmt: skip
         prompt, negative = embeds
-        prompt_embeds = prompt if negative is None else torch.cat([negative, prompt])
-        return self._step_callbacks(
-            on_end, tensor_inputs, {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative}, legacy
-        )
+        seen = prompt if negative is None else torch.cat([negative, prompt])
+        return listeners(self, on_end, names, {"prompt_embeds": seen, "negative_prompt_embeds": negative}, older)
 
-    def _step_callbacks(
-        self,
-        on_end: Callable[..., Any] | None,
-        tensor_inputs: Sequence[str],
-        tensors: dict[str, Any],
-        legacy: Mapping[str, Any],
-    ) -> list[StepCallback]:
-        """The callbacks of a call, the new one, which may see `tensors`, and the older one."""
-        unknown = sorted(set(legacy) - {"callback", "callback_steps"})
-        if unknown:
-            raise TypeError(f"{type(self).__name__} got unexpected arguments {', '.join(unknown)}")
-        steps = legacy.get("callback_steps")
-        if steps is not None:
-            check_callback_steps(steps)
-        callbacks = [] if on_end is None else [on_step_end(self, on_end, tensor_inputs, tensors)]
-        callback = legacy.get("callback")
-        return callbacks if callback is None else [*callbacks, every_n_steps(callback, 1 if steps is None else steps)]
+    def _guidance(self, scale: float, rescale: float = 0.0) -> Guidance:
+        """Guidance that callbacks may change through `_guidance_scale`; at or below 1 the prompt runs alone."""
+        self._guidance_scale, self._guidance_rescale = scale, rescale
+        guided = self.do_classifier_free_guidance
+        return LiveGuidance(scale, rescale, pipe=self) if guided else Guidance()
 
     def _make_output(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
         """The latents, or their pictures, blackened where the safety checker flags them."""
@@ -195,51 +173,51 @@ class TextPipeline(LoraMethods, Pipeline):
         if output_type == "latent" or checker is None:
             images, flags = self._postprocess(latents, output_type), None
         else:
-            decoded = self._decode(latents)
-            flags = list(replace(checker, runtime=self._runtime)(decoded))
+            made = self._decode(latents)
+            flags = list(replace(checker, runtime=self._runtime)(made))
             if any(flags):
                 warnings.warn(NSFW_WARNING, stacklevel=3)
-            decoded[torch.tensor(flags)] = -1
-            images = postprocess(decoded.to(self.dtype) if output_type == "pt" else decoded, output_type)
+            made[torch.tensor(flags)] = -1
+            images = postprocess(made.to(self.dtype) if output_type == "pt" else made, output_type)
         return PipelineOutput(images, flags) if return_dict else (images, flags)
 
-    def _latent_diffusion(self, sampler: Sampler, sigma_schedule: SigmaSchedule | None = None) -> LatentDiffusion:
-        upcast = self.UPCAST and self.vae.config.force_upcast
-        return LatentDiffusion(self.unet, self.vae, sampler.precondition(sigma_schedule), self._runtime, upcast)
+    def _latent_diffusion(self, run: Run, heard: Listeners, remake: Remake = tokens_replaced) -> LatentDiffusion:
+        """The networks of a run; what callbacks replace is condition_on_embeds to the UNet by `remake`."""
+        upcast = self.UPCAST and self._vae.config.force_upcast
+        unet = self._unet if heard.on_end is None else Redirected(self._unet, heard.replaced, remake)
+        return LatentDiffusion(unet, self._vae, run.precondition(), self._runtime, upcast)
 
-    def _run_task(
-        self,
-        sampler: Sampler,
-        sigma_schedule: SigmaSchedule,
-        callbacks: Sequence[StepCallback],
-        task: Callable[[OnStep], Tensor],
-    ) -> Tensor:
+    def _run_task(self, run: Run, heard: Listeners, task: Callable[[OnStep], Tensor]) -> Tensor:
         """Run a task with the progress bar and the callbacks; one that a callback stopped gives the latents so far."""
         self._interrupt = False
-        with self.progress_bar(total=sigma_schedule.steps) as bar:
-            callback_runner = CallbackRunner(
-                sampler, sigma_schedule, self.dtype, bar, callbacks, lambda: self._interrupt
-            )
+        self._num_timesteps = len(run.timesteps)
+        with self.progress_bar(total=run.steps) as bar:
             try:
-                return task(callback_runner.on_step())
+                return task(CallbackRunner(run, self.dtype, bar, heard, lambda: self._interrupt).on_step())
             except Interrupted as stop:
                 return stop.latents
 
 
+def sample_size(config: Mapping[str, Any]) -> Any:
+    """The side of the latents that a checkpoint was trained on; repositories from before 0.9 understate it."""
+    stated, version = config.get("sample_size"), str(config.get("_diffusers_version", "1"))
+    numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
+    old = numbers < [0, 9]
+    return 64 if old and isinstance(stated, int) and stated < 64 else stated
+
+
 def condition_on_embeds(embeds: Embeds, guidance: Guidance) -> GuidedConditioning:
-    """What the network is told by features that were made or given."""
-    positive, negative = (
-        None if e is None else PromptEmbeds(e, e[:, 0], torch.ones(e.shape[:2]).bool()) for e in embeds
-    )
-    assert positive is not None
-    return condition_on_tokens(GuidedText(positive, negative), guidance)
+    """What the network is condition_on_embeds by features that were made or given."""
+    first, second = (None if e is None else PromptEmbeds(e, e[:, 0], torch.ones(e.shape[:2]).bool()) for e in embeds)
+    assert first is not None
+    return condition_on_tokens(GuidedText(first, second), guidance)
 
 
 def text_features(embeds: PooledEmbeds) -> GuidedText:
     """Features that were made or given, with pooled ones: (prompt, negative prompt, and those of each pooled)."""
-    positive, negative, pooled, negative_pooled = embeds
-    negative_features = None if negative is None or negative_pooled is None else _encoded(negative, negative_pooled)
-    return GuidedText(_encoded(positive, pooled), negative_features)
+    tokens, negative, pooled, negative_pooled = embeds
+    without = None if negative is None or negative_pooled is None else _encoded(negative, negative_pooled)
+    return GuidedText(_encoded(tokens, pooled), without)
 
 
 def _encoded(tokens: Tensor, pooled: Tensor) -> PromptEmbeds:

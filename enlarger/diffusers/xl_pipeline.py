@@ -18,19 +18,25 @@ from enlarger.diffusers.arguments import (
     check_prompts,
     negative_prompts_for,
 )
-from enlarger.diffusers.image_pipeline import ImagePipeline, StepArguments, check_strength
+from enlarger.diffusers.image_pipeline import ImagePipeline, check_strength
+from enlarger.diffusers.live import NetworkInputs, Remake, tokens_replaced
 from enlarger.diffusers.pipeline import make_output
+from enlarger.diffusers.running import Listed, Run, between, listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import PooledEmbeds, text_features
-from enlarger.diffusers.timesteps import DenoisingRange, denoising_range, retrieve_sigma_schedule
 from enlarger.diffusion.guidance import Guidance
-from enlarger.diffusion.sampler import Sampler, SigmaSchedule
+from enlarger.diffusion.sampler import SigmaSchedule
 from enlarger.errors import InputError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.tasks.conditioning import MicroConditioning, Size, condition_on_tokens_and_sizes
-from enlarger.tasks.sampling import GuidedConditioning
+from enlarger.tasks.conditioning import (
+    GuidedConditioning,
+    MicroConditioning,
+    Size,
+    condition_on_tokens_and_sizes,
+    replace_in_vector,
+)
 from enlarger.text.encode import encode_prompts_xl
 from enlarger.text.tokenize import Tokenizer
 
@@ -61,14 +67,14 @@ class PromptArguments:
     def batch_size(self) -> int:
         """How many pictures there will be; ArgumentError for prompts that cannot be."""
         check_prompts(self.prompt, self.negative, self.embeds, self.negative_embeds)
-        for prefix, text, embeds in (
+        for which, text, embeds in (
             ("", self.prompt_2, self.embeds),
             ("negative_", self.negative_2, self.negative_embeds),
         ):
             if text is not None and not isinstance(text, str | list):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-                raise ArgumentError(f"`{prefix}prompt_2` has to be of type `str` or `list` but is {type(text)}")
+                raise ArgumentError(f"`{which}prompt_2` has to be of type `str` or `list` but is {type(text)}")
             if text is not None and embeds is not None:
-                raise ArgumentError(f"found both `{prefix}prompt_2` and `{prefix}prompt_embeds`, expected one of them")
+                raise ArgumentError(f"found both `{which}prompt_2` and `{which}prompt_embeds`, expected one of them")
         if self.embeds is not None:
             check_pooled("", self.embeds, self.pooled)
         if self.negative_embeds is not None:
@@ -90,27 +96,22 @@ class SizeArguments:
 
     def for_text_to_image(self, size: Size) -> tuple[MicroConditioning, MicroConditioning]:
         """Text-to-image: sizes of the negative prompt are its own only if both of them are given, as in diffusers."""
-        positive = MicroConditioning(_value_or(self.original, size), self.crop, _value_or(self.target, size))
+        own = MicroConditioning(_value_or(self.original, size), self.crop, _value_or(self.target, size))
         if self.negative_original is not None and self.negative_target is not None:
-            return positive, MicroConditioning(self.negative_original, self.negative_crop, self.negative_target)
-        negative_sizes = {
-            "negative_original_size": self.negative_original,
-            "negative_target_size": self.negative_target,
-        }
-        unused = [name for name, value in negative_sizes.items() if value is not None]
-        unused += ["negative_crops_coords_top_left"] if tuple(self.negative_crop) != (0, 0) else []
-        if unused:
-            _warn_ignored(
-                f"{', '.join(unused)} is not used without both negative_original_size and negative_target_size"
-            )
-        return positive, positive
+            return own, MicroConditioning(self.negative_original, self.negative_crop, self.negative_target)
+        given = {"negative_original_size": self.negative_original, "negative_target_size": self.negative_target}
+        lone = [name for name, value in given.items() if value is not None]
+        lone += ["negative_crops_coords_top_left"] if tuple(self.negative_crop) != (0, 0) else []
+        if lone:
+            _warn_ignored(f"{', '.join(lone)} is not used without both negative_original_size and negative_target_size")
+        return own, own
 
-    def for_image_to_image(self, size: Size, uses_aesthetic_score: bool) -> tuple[MicroConditioning, MicroConditioning]:
+    def for_image_to_image(self, size: Size, scored: bool) -> tuple[MicroConditioning, MicroConditioning]:
         """From a picture: each size of the negative prompt stands for itself, but without scores its crop is the
         prompt's, as in diffusers."""
         original, target = _value_or(self.original, size), _value_or(self.target, size)
         negative = _value_or(self.negative_original, original), _value_or(self.negative_target, target)
-        if uses_aesthetic_score:
+        if scored:
             return (
                 MicroConditioning(original, self.crop, target, self.scores[0]),
                 MicroConditioning(negative[0], self.negative_crop, negative[1], self.scores[1]),
@@ -142,15 +143,15 @@ class XLPipeline(ImagePipeline):
     CONFIG_KEYS: ClassVar[tuple[str, ...]] = ("force_zeros_for_empty_prompt", "add_watermarker")
     UPCAST: ClassVar[bool] = True
 
-    def _set_components(self, components: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
-        remaining = dict(settings or {})
-        if remaining.pop("add_watermarker", None):
+    def _set_components(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+        kept = dict(settings or {})
+        if kept.pop("add_watermarker", None):
             raise Unsupported(
                 "add_watermarker=True is not available: the watermark needs a package of its own and changes every "
                 "picture; leave it out, and mark the finished pictures if that is wanted"
             )
-        super()._set_components(components, remaining)
-        if self.unet.config.time_id_channels is None:
+        super()._set_components(parts, kept)
+        if self._unet.config.time_id_channels is None:
             raise InputError("the UNet takes no sizes, expected one of SDXL with addition_embed_type 'text_time'")
 
     def register_to_config(self, **settings: Any) -> None:
@@ -190,107 +191,99 @@ class XLPipeline(ImagePipeline):
         if prompt_embeds is None:
             assert prompt is not None, "either a prompt or its embeddings"
             texts = as_list(prompt)
-            prompt_embeds, encoded_pooled = self._encode_pair(
-                texts, as_list(prompt_2) if prompt_2 else texts, clip_skip
-            )
-            pooled_prompt_embeds = encoded_pooled if pooled_prompt_embeds is None else pooled_prompt_embeds
+            prompt_embeds, made = self._encode_pair(texts, as_list(prompt_2) if prompt_2 else texts, clip_skip)
+            pooled_prompt_embeds = made if pooled_prompt_embeds is None else pooled_prompt_embeds
         assert pooled_prompt_embeds is not None, "pooled features come with the others"
         negative, negative_pooled = negative_prompt_embeds, negative_pooled_prompt_embeds
         if do_classifier_free_guidance and negative is None:
             if negative_prompt is None and self._settings["force_zeros_for_empty_prompt"]:
                 if negative_prompt_2 is not None:
                     _warn_ignored("negative_prompt_2 is not used without negative_prompt, which is zeros; give both")
-                negative, encoded_pooled = torch.zeros_like(prompt_embeds), torch.zeros_like(pooled_prompt_embeds)
+                negative, made = torch.zeros_like(prompt_embeds), torch.zeros_like(pooled_prompt_embeds)
             else:
-                negative, encoded_pooled = self._encode_negative(negative_prompt, negative_prompt_2, len(prompt_embeds))
-            negative_pooled = encoded_pooled if negative_pooled is None else negative_pooled
-        target_device = self.device if device is None else device
+                negative, made = self._encode_negative(negative_prompt, negative_prompt_2, len(prompt_embeds))
+            negative_pooled = made if negative_pooled is None else negative_pooled
+        place = self.device if device is None else device
 
-        def repeat(embeds: Tensor) -> Tensor:
-            return embeds.to(target_device, self.dtype).repeat_interleave(num_images_per_prompt, 0)
+        def repeated(embeds: Tensor) -> Tensor:
+            return embeds.to(place, self.dtype).repeat_interleave(num_images_per_prompt, 0)
 
-        positive, pooled = repeat(prompt_embeds), repeat(pooled_prompt_embeds)
+        positive, pooled = repeated(prompt_embeds), repeated(pooled_prompt_embeds)
         if not do_classifier_free_guidance or negative is None or negative_pooled is None:
             return positive, None, pooled, None
-        return positive, repeat(negative), pooled, repeat(negative_pooled)
+        return positive, repeated(negative), pooled, repeated(negative_pooled)
 
-    def _encode_negative(
-        self, negative_prompt: Prompt | None, negative_prompt_2: Prompt | None, batch_size: int
-    ) -> tuple[Tensor, Tensor]:
-        texts = negative_prompts_for(None, negative_prompt, batch_size)
-        return self._encode_pair(
-            texts, negative_prompts_for(None, negative_prompt_2, batch_size) if negative_prompt_2 else texts, None
-        )
+    def _encode_negative(self, negative: Prompt | None, second: Prompt | None, count: int) -> tuple[Tensor, Tensor]:
+        texts = negative_prompts_for(None, negative, count)
+        return self._encode_pair(texts, negative_prompts_for(None, second, count) if second else texts, None)
 
-    def _encode_pair(self, texts: list[str], texts_2: list[str], clip_skip: int | None) -> tuple[Tensor, Tensor]:
+    def _encode_pair(self, texts: list[str], second: list[str], clip_skip: int | None) -> tuple[Tensor, Tensor]:
         """Features of texts for the first encoder and for the second; a single encoder reads the first ones."""
-        pairs = [
-            (self.components[name.replace("text_encoder", "tokenizer")], self.components[name])
+        found = [
+            (self._native_or_none(name.replace("text_encoder", "tokenizer")), self._native(name))
             for name in ("text_encoder", "text_encoder_2")
-            if self.components[name] is not None
+            if getattr(self, name) is not None
         ]
-        if not pairs or any(tokenizer is None for tokenizer, _ in pairs):
+        if not found or any(tokenizer is None for tokenizer, _ in found):
             raise ArgumentError(
                 "the pipeline has no text encoder with a tokenizer; give prompt_embeds and pooled_prompt_embeds, and "
                 "those of the negative prompt"
             )
-        both = [texts, texts_2] if len(pairs) == 2 else [texts]
-        if len(pairs) == 1 and texts_2 != texts:
+        both = [texts, second] if len(found) == 2 else [texts]
+        if len(found) == 1 and second != texts:
             _warn_ignored("prompt_2 is not used: this pipeline has one text encoder, which reads the prompt")
-        tokenizers, encoders = zip(*pairs, strict=True)
+        tokenizers, encoders = zip(*found, strict=True)
         with ExitStack() as held:
             for encoder in encoders:
                 held.enter_context(self._runtime.hold(encoder))
-            encoded = encode_prompts_xl(tokenizers, encoders, both, clip_skip=0 if clip_skip is None else clip_skip)
-        return encoded.tokens, encoded.pooled
+            made = encode_prompts_xl(tokenizers, encoders, both, clip_skip=0 if clip_skip is None else clip_skip)
+        return made.tokens, made.pooled
 
     def _condition(
-        self,
-        prompts: PromptArguments,
-        guidance: Guidance,
-        micro_conditioning: tuple[MicroConditioning, MicroConditioning],
+        self, words: PromptArguments, guidance: Guidance, sizes: tuple[MicroConditioning, MicroConditioning]
     ) -> tuple[GuidedConditioning, dict[str, Any]]:
         """What the network is told, and the tensors that callbacks may see of that."""
-        is_guided, (time_ids, negative_time_ids) = guidance.scale != 1, (one.time_ids() for one in micro_conditioning)
+        guided, (row, negative_row) = guidance.scale != 1, (one.time_ids() for one in sizes)
         embeds = self.encode_prompt(
-            prompts.prompt,
-            prompts.prompt_2,
-            self.device,
-            prompts.images_per_prompt,
-            is_guided,
-            prompts.negative,
-            prompts.negative_2,
-            prompts.embeds,
-            prompts.negative_embeds,
-            prompts.pooled,
-            prompts.negative_pooled,
-            clip_skip=prompts.clip_skip,
-        )
-        self._check_vector_width(time_ids.shape[1], embeds[2].shape[1])
+            words.prompt, words.prompt_2, self.device, words.images_per_prompt, guided, words.negative,
+            words.negative_2, words.embeds, words.negative_embeds, words.pooled, words.negative_pooled,
+            clip_skip=words.clip_skip,
+        )  # fmt: skip
+        self._check_vector_width(row.shape[1], embeds[2].shape[1])
         tokens, negative, pooled, negative_pooled = embeds
-        tensors = {"prompt_embeds": tokens, "add_text_embeds": pooled, "add_time_ids": time_ids.expand(len(tokens), -1)}
+        seen = {"prompt_embeds": tokens, "add_text_embeds": pooled, "add_time_ids": row.expand(len(tokens), -1)}
         if negative is not None and negative_pooled is not None:
-            others = (negative, negative_pooled, negative_time_ids.expand(len(tokens), -1))
-            tensors = {
-                name: torch.cat([other, own]) for (name, own), other in zip(tensors.items(), others, strict=True)
-            }
+            others = (negative, negative_pooled, negative_row.expand(len(tokens), -1))
+            seen = {name: torch.cat([other, own]) for (name, own), other in zip(seen.items(), others, strict=True)}
         return condition_on_tokens_and_sizes(
-            text_features(embeds), guidance, time_ids, negative_time_ids, self.unet.config.time_id_channels or 0
-        ), tensors
+            text_features(embeds), guidance, row, negative_row, self._unet.config.time_id_channels or 0
+        ), seen
 
-    def _check_vector_width(self, num_scalars: int, pooled_width: int) -> None:
+    def _replaced(self) -> Remake:
+        """What callbacks replaced, told to the UNet."""
+        channels = self._unet.config.time_id_channels or 0
+
+        def remake(replaced: Mapping[str, Any], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
+            pooled, sizes = replaced.get("add_text_embeds"), replaced.get("add_time_ids")
+            if pooled is not None or sizes is not None:
+                told = {**told, "vector": replace_in_vector(told["vector"], channels, pooled, sizes)}
+            return tokens_replaced(replaced, x, told)
+
+        return remake
+
+    def _check_vector_width(self, numbers: int, pooled: int) -> None:
         """Refuse sizes and scores that the UNet was not made for, with advice (diffusers' is the wrong way round)."""
-        config = self.unet.config
+        config = self._unet.config
         channels, expected = config.time_id_channels or 0, config.vector_channels or 0
-        found = num_scalars * channels + pooled_width
+        found = numbers * channels + pooled
         if found == expected:
             return
         advice = "check the UNet's config and the projection of `text_encoder_2`"
         if abs(found - expected) == channels:
-            needs_score = found > expected
+            wanted = found > expected
             advice = (
-                f"this UNet was trained {'with' if needs_score else 'without'} aesthetic scores: "
-                f"`pipe.register_to_config(requires_aesthetics_score={needs_score})`"
+                f"this UNet was trained {'with' if wanted else 'without'} aesthetic scores: "
+                f"`pipe.register_to_config(requires_aesthetics_score={wanted})`"
             )
             if "requires_aesthetics_score" not in self._settings:
                 advice = "this is a refiner's UNet, read it with StableDiffusionXLImg2ImgPipeline"
@@ -300,30 +293,11 @@ class XLPipeline(ImagePipeline):
         )
 
     def _denoising_range(
-        self,
-        sampler: Sampler,
-        step_arguments: StepArguments,
-        strength: float,
-        denoising_bounds: tuple[float | None, float | None],
-        eta: float,
-    ) -> DenoisingRange:
+        self, asked: Listed, strength: float, ends: tuple[float | None, float | None], eta: float
+    ) -> Run:  # fmt: skip
         """The steps from a share of the training time, or else the last `strength` of them, to another share."""
-        steps, timesteps, sigmas = step_arguments
-        has_custom_steps = timesteps is not None or sigmas is not None
-        if not has_custom_steps and (not isinstance(steps, int) or steps < 1):
-            raise ArgumentError(f"`num_inference_steps` is {steps}, expected how many steps there are, 1 or more")
         check_strength(strength)
-        start, end = denoising_bounds
-        sigma_schedule = retrieve_sigma_schedule(sampler, steps or 1, timesteps, sigmas)
-        return denoising_range(
-            sampler,
-            sigma_schedule,
-            start,
-            None if end == 1 else end,
-            eta,
-            strength,
-            None if has_custom_steps else steps,
-        )
+        return between(listed(self.scheduler, asked, eta), *ends, strength)
 
     def _finish_output(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
         images = self._postprocess(latents, output_type)
@@ -342,27 +316,17 @@ class XLImagePipeline(XLPipeline):
         image_encoder: None = None, feature_extractor: None = None, requires_aesthetics_score: bool = False,
         force_zeros_for_empty_prompt: bool = True, add_watermarker: bool | None = None,
     ) -> None:  # fmt: skip
-        components = {
-            "vae": vae,
-            "text_encoder": text_encoder,
-            "text_encoder_2": text_encoder_2,
-            "tokenizer": tokenizer,
-        }
-        components |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
-        components |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
+        given = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "tokenizer": tokenizer}
+        given |= {"tokenizer_2": tokenizer_2, "unet": unet, "scheduler": scheduler}
+        given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
         settings = {"requires_aesthetics_score": requires_aesthetics_score}
         settings["force_zeros_for_empty_prompt"] = force_zeros_for_empty_prompt
-        self._set_components(components, settings | {"add_watermarker": add_watermarker})
+        self._set_components(given, settings | {"add_watermarker": add_watermarker})
 
 
-def make_guidance(scale: float, rescale: float) -> Guidance:
-    """At or below 1 the prompt runs alone."""
-    return Guidance(scale, rescale) if scale > 1 else Guidance()
-
-
-def handoff_scale(sigma_schedule: SigmaSchedule) -> float:
+def handoff_scale(course: SigmaSchedule) -> float:
     """What turns latents that another pipeline left with noise in them into the first ones of a run."""
-    return (float(sigma_schedule.sigmas[0]) ** 2 + 1) ** 0.5 if sigma_schedule.variance_preserving else 1.0
+    return (float(course.sigmas[0]) ** 2 + 1) ** 0.5 if course.variance_preserving else 1.0
 
 
 def _warn_ignored(text: str) -> None:

@@ -1,4 +1,4 @@
-"""What a network is told besides the noisy latent."""
+"""What a network gets besides the noisy latent."""
 
 from dataclasses import dataclass, fields
 

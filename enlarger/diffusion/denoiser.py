@@ -13,7 +13,7 @@ from enlarger.diffusion.precondition import Precondition
 
 
 class Denoise(Protocol):
-    """A noisy latent (B, C, H, W) in float32 and its scalar noise level in, a clean estimate out."""
+    """A noisy latent (B, C, H, W) in float32 and its scalar noise level in, a denoised estimate out."""
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor: ...
 

@@ -1,4 +1,4 @@
-"""How a network's raw output becomes a clean estimate: Karras et al. 2022, equation 7, for each way of training."""
+"""How a network's raw output becomes a denoised estimate: Karras et al. 2022, equation 7, for each way of training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Scalings:
-    """clean = skip * x + output * network(input * x, time)."""
+    """denoised = skip * x + output * network(input * x, time)."""
 
     skip: Tensor | float
     output: Tensor | float
     input: Tensor | float
-    time: Tensor  # what the network is told of the noise level
+    time: Tensor  # the noise level as the network takes it
 
 
 class SigmaToTimestep(Protocol):
-    """What knows the training time of a noise level: `NoiseSchedule`, or `Clock` on a certain ladder."""
+    """What knows the training time of a noise level: `NoiseSchedule`, or `TimestepMap` at certain noise levels."""
 
     def time(self, sigma: Tensor) -> Tensor: ...
 
@@ -45,7 +45,7 @@ def sample(schedule: SigmaToTimestep) -> Precondition:
 
 
 def karras(sigma_data: float = 1.0) -> Precondition:
-    """Karras et al. 2022, table 1, last column, for data of that deviation; the network is told log(sigma) / 4."""
+    """Karras et al. 2022, table 1, last column, for data of that deviation; the network takes log(sigma) / 4."""
 
     def scalings(sigma: Tensor) -> Scalings:
         total_std = (sigma**2 + sigma_data**2).sqrt()

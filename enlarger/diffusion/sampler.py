@@ -1,4 +1,4 @@
-"""What a scheduler file says: which solver, which ladder, and in which coordinates the latents come and go."""
+"""What a scheduler file says: which solver, which sigmas, and in which coordinates the latents come and go."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -29,10 +29,10 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 @dataclass(frozen=True, eq=False)
 class SigmaSchedule:
-    """A ladder, the training times that the network is told on it, and the factors at both its ends.
+    """Falling noise levels, their timesteps, and the factors that latents have at both ends.
 
-    `times` (N,) float64 has one, possibly fractional, time for each level above the last, as diffusers lists them.
-    `clock` knows them too, and those of levels that a solver visits in between; it stays the same in a part.
+    `timesteps` (N,) float64 has one, possibly fractional, for each level above the last, as diffusers lists them.
+    `timestep_map` knows them too, and those of levels that a solver visits in between; a subrange has the same.
     """
 
     sigmas: Tensor  # (N + 1,)
@@ -57,10 +57,12 @@ class SigmaSchedule:
         return len(self.sigmas) - 1
 
     def subrange(self, first: int = 0, stop: int | None = None) -> "SigmaSchedule":
-        """The steps `first` to `stop` - 1 (None: to the end), over the levels `ladder[first : stop + 1]`."""
+        """The steps `first` to `stop` - 1 (None: to the end), over the levels `sigmas[first : stop + 1]`."""
         stop = self.steps if stop is None else stop
         if not 0 <= first < stop <= self.steps:
-            raise InputError(f"no steps from {first} to {stop}: the course has {self.steps} and a part at least one")
+            raise InputError(
+                f"no steps from {first} to {stop}: the schedule has {self.steps} and a subrange at least one"
+            )
         return replace(self, sigmas=self.sigmas[first : stop + 1], timesteps=self.timesteps[first:stop])
 
 
@@ -68,9 +70,9 @@ class SigmaSchedule:
 class Sampler:
     """A noise schedule, a way to space it, a solver, and what the network predicts.
 
-    `preserving` says that latents are kept at unit variance outside, as DDIM, PNDM and DPM-Solver do: pure noise
-    starts at sqrt(sigma^2 + 1) and the result is divided by the same of the last level. `last` is the level that the
-    ladder ends at. `rounding` is of the times told along a `curve`. `options` are the solver's own arguments.
+    `variance_preserving` says that latents are kept at unit variance outside, as DDIM, PNDM and DPM-Solver do: pure
+    noise starts at sqrt(sigma^2 + 1) and the result is divided by the same of the last level, `final_sigma`.
+    `timestep_rounding` is of the timesteps along a `sigma_curve`. `solver_options` are the solver's own arguments.
     """
 
     schedule: NoiseSchedule
@@ -86,7 +88,7 @@ class Sampler:
     solver_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def sigma_schedule(self, steps: int) -> SigmaSchedule:
-        """The course for a number of steps."""
+        """The noise levels for a number of steps."""
         sigmas = self.schedule.sampling_sigmas(
             steps, self.timestep_spacing, self.steps_offset, self.final_sigma, self.sigma_curve, self.timestep_grid
         )
@@ -104,7 +106,7 @@ class Sampler:
         )
 
     def schedule_from_sigmas(self, sigmas: Tensor, timesteps: Tensor | None = None) -> SigmaSchedule:
-        """The course down a ladder of one's own; `times` are those told at its levels above the last."""
+        """The schedule of one's own sigmas; `timesteps` are those of the levels above the last."""
         sigmas = check_sigmas(sigmas)
         timesteps = self.schedule.time_by_log_sigma(sigmas[:-1]) if timesteps is None else timesteps.double()
         if len(timesteps) != len(sigmas) - 1:
@@ -115,10 +117,10 @@ class Sampler:
         )
 
     def precondition(self, sigma_schedule: SigmaSchedule | None = None) -> Precondition:
-        """How this checkpoint's network output becomes a clean estimate.
+        """How this checkpoint's network output becomes a denoised estimate.
 
-        On a course the network is told the times that the course lists. Without one, times are read off the noise
-        levels, which can differ from those listed: by less than 0.01 between the levels of a course, by up to 0.5 where
+        The network takes the timesteps that a sigma schedule lists. Without one, they are read off the noise levels,
+        which can differ from those listed: by less than 0.01 between the levels of a schedule, by up to 0.5 where
         diffusers lists rounded ones.
         """
         factories = {

@@ -1,4 +1,4 @@
-"""The noise levels a network was trained on, and the ladders down which solvers walk."""
+"""The noise levels a network was trained on, and those that solvers visit."""
 
 import math
 from dataclasses import dataclass, field
@@ -87,11 +87,11 @@ class NoiseSchedule:
         sigma_curve: SigmaCurve | None = None,
         timestep_grid: TimestepGrid = "fractional",
     ) -> Tensor:
-        """`steps` + 1 falling noise levels as a float64 CPU tensor, `last` at its end; levels not above it are cut.
+        """`steps` + 1 falling noise levels as a float64 CPU tensor; those not above `final_sigma`, the last, are cut.
 
-        A `curve` spaces the levels anew between the first and the last that `spacing` visits, on the grid "one_more"
+        A `sigma_curve` spaces the levels anew between the first and last of `timestep_spacing`, on the grid "one_more"
         between the ends of the training sigmas. "log_linear" is the x2 upscaler's: it ends at the smallest training
-        sigma, and `last` is ignored.
+        sigma, and `final_sigma` is ignored.
         """
         if timestep_spacing == "log_linear":
             return _exponential_sigmas(float(self.sigmas[-1]), float(self.sigmas[0]), steps + 1)
@@ -109,7 +109,7 @@ class NoiseSchedule:
 
 @dataclass(frozen=True, eq=False)
 class TimestepMap:
-    """What a network is told of a noise level: at a ladder's levels the times listed, elsewhere interpolated ones."""
+    """The timestep of a noise level: at the listed levels the listed one, elsewhere an interpolated one."""
 
     schedule: NoiseSchedule
     sigmas: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -154,7 +154,7 @@ def cosine(num_train_timesteps: int = 1000, zero_terminal_snr: bool = False) -> 
 
 
 def from_betas(betas: Tensor, zero_terminal_snr: bool = False) -> NoiseSchedule:
-    """The schedule of given betas; `zero_terminal` rescales it to end in (almost) pure noise (Lin et al. 2023)."""
+    """The schedule of given betas; `zero_terminal_snr` rescales it to end in (almost) pure noise (Lin et al. 2023)."""
     alphas_cumprod = torch.cumprod(1 - betas, 0).double()
     if zero_terminal_snr:
         alphas_cumprod_sqrt = alphas_cumprod.sqrt()
@@ -175,7 +175,7 @@ def karras_sigmas(sigma_min: float, sigma_max: float, steps: int, rho: float = 7
 
 
 def check_sigmas(sigmas: Tensor) -> Tensor:
-    """The ladder itself, if it is one: at least two strictly falling, finite, non-negative levels."""
+    """The sigmas themselves, if they are at least two strictly falling, finite, non-negative levels."""
     is_falling = len(sigmas) >= 2 and bool((sigmas[1:] < sigmas[:-1]).all()) and bool(torch.isfinite(sigmas).all())
     if not is_falling or sigmas[-1] < 0:
         raise Unsupported(f"sigmas must fall strictly to 0 or above, found {[round(float(s), 4) for s in sigmas]}")

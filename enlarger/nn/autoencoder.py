@@ -162,13 +162,22 @@ class AutoencoderKL(nn.Module):
         """The latents' distribution of an image (B, 3, H, W) in -1..1."""
         mean, log_variance = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
         std = (log_variance.clamp(-30, 20) / 2).exp()
-        shift, scale = self._latent_shift_and_scale(mean)
-        return Posterior((mean - shift) * scale, std * scale)
+        _, scale = self._latent_shift_and_scale(mean)
+        return Posterior(self.scale(mean), std * scale)
 
     def decode(self, latents: Tensor) -> Tensor:
         """The image (B, 3, H, W), about -1..1, of scaled latents (B, latent_channels, h, w)."""
+        return self.decoder(self.post_quant_conv(self.unscale(latents)))
+
+    def scale(self, latents: Tensor) -> Tensor:
+        """Latents as the diffusion networks know them, from those of the convolutions."""
         shift, scale = self._latent_shift_and_scale(latents)
-        return self.decoder(self.post_quant_conv(latents / scale + shift))
+        return (latents - shift) * scale
+
+    def unscale(self, latents: Tensor) -> Tensor:
+        """The inverse of `scale`."""
+        shift, scale = self._latent_shift_and_scale(latents)
+        return latents / scale + shift
 
     def forward(self, image: Tensor) -> Tensor:
         """The image rebuilt from the mean of its latents."""

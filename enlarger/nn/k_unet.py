@@ -1,7 +1,7 @@
 """The k-diffusion upscaler's UNet (the x2 latent upscaler), under diffusers' parameter names."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,6 +14,8 @@ from enlarger.nn.blocks import Attention, to_feature_map, to_tokens
 
 CHANNELS_PER_GROUP = 32  # channels per group of every normalisation
 MASKED_LOGIT_BIAS = -10000.0  # what the original adds to the logits of masked tokens
+
+SkipFilter = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of the backbone and the skip that joins it
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ class KBlock(nn.Module):
             )
         self.has_attention = stage.cross_attention
 
+    skip_filter: SkipFilter | None = None  # see `freeu`
+
     def forward(self, x: Tensor, time: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
         for index, resnet in enumerate(self.resnets):
             x = resnet(x, time)
@@ -223,7 +227,10 @@ class KUNet(nn.Module):
             skips.append(x)
         x = self.up_blocks[0](skips.pop(), time, tokens, bias)
         for block in self.up_blocks[1:]:
-            x = block(torch.cat((upsample(x), skips.pop()), dim=1), time, tokens, bias)
+            x, skip = upsample(x), skips.pop()
+            filter_skip: SkipFilter | None = getattr(block, "skip_filter", None)
+            x, skip = (x, skip) if filter_skip is None else filter_skip(x, skip)
+            x = block(torch.cat((x, skip), dim=1), time, tokens, bias)
         return self.conv_out(x)
 
     def _check_inputs(self, x: Tensor, vector: Tensor | None) -> None:

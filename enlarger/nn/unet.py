@@ -1,6 +1,6 @@
 """The UNet of Stable Diffusion 1, 2, x4, SDXL and its refiner, under diffusers' parameter names."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -200,10 +200,14 @@ class UpBlock(nn.Module):
         self.attentions = _make_transformers(config, stage, len(in_channels))
         self.upsamplers = nn.ModuleList([] if last else [Upsample(stage.channels)])
 
+    skip_filter: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None  # see `freeu`
+
     def forward(self, x: Tensor, skips: list[Tensor], inputs: BlockInputs) -> Tensor:
         """Consume the end of `kept`; the result has the size of what is then its last."""
         for resnet, attention in zip_longest(self.resnets, self.attentions):
-            x = resnet(torch.cat((x, skips.pop()), dim=1), inputs.time)
+            skip = skips.pop()
+            x, skip = (x, skip) if self.skip_filter is None else self.skip_filter(x, skip)
+            x = resnet(torch.cat((x, skip), dim=1), inputs.time)
             x = x if attention is None else attention(x, inputs)
         for upsampler in self.upsamplers:
             x = upsampler(x, skips[-1].shape[2:])

@@ -10,8 +10,8 @@ from PIL import Image
 from enlarger.diffusion.sampler import Sampler
 from enlarger.image.picture import open_upright
 from enlarger.requests import GenerateRequest, UpscaleRequest, with_defaults
-from enlarger.tasks.generate import Generator
 from enlarger.tasks.result import ProgressCallback, Result, no_progress
+from enlarger.tasks.text_to_image import Generator
 from enlarger.tasks.upscale.bundled import BundledUpscaler
 from enlarger.tasks.upscale.latent_x2 import LatentUpscaler
 from enlarger.tasks.upscale.upscale import Upscaler
@@ -28,7 +28,7 @@ def run_in_batches(
     task: Upscaler, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress
 ) -> list[Result]: ...
 def run_in_batches(task: Any, requests: Sequence[Any], watch: ProgressCallback = no_progress) -> list[Result]:
-    """The result of each request. Those that `batches` puts together share a batch; `watch` sees it as one picture."""
+    """The result of each request. Those of one group share a batch, which `watch` sees as one picture."""
     results_by_index: dict[int, Result] = {}
     for batch in group_into_batches(task, requests):
         batch_requests = [requests[i] for i in batch]

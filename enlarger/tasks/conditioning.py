@@ -1,6 +1,9 @@
-"""From text features to what a network is told: tokens alone, or SDXL's tokens with a vector of sizes and scores."""
+"""From prompts to what a network is conditioned on: tokens, and for SDXL a vector of sizes and scores."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,18 +11,57 @@ from torch import Tensor
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.guidance import Guidance
 from enlarger.nn.blocks import sinusoidal_embedding
-from enlarger.tasks.result import GuidedText
-from enlarger.tasks.sampling import GuidedConditioning
-from enlarger.text.encode import PromptEmbeds
+from enlarger.nn.clip_text import ClipText
+from enlarger.runtime.runtime import Runtime
+from enlarger.text.encode import OutputLayer, PromptEmbeds, encode_prompts, encode_prompts_xl
+from enlarger.text.tokenize import Tokenizer
 
 Size = tuple[int, int]  # height, width
+
+
+@dataclass(frozen=True, eq=False)
+class GuidedConditioning:
+    """The conditioning of the prompts and, where guidance needs it, of the negative prompts."""
+
+    positive: Conditioning
+    negative: Conditioning | None = None
+    guidance: Guidance = Guidance()
+
+    def with_fields(self, **fields: Tensor) -> "GuidedConditioning":
+        """The same with more fields of `Conditioning`, equal in both branches."""
+        negative = None if self.negative is None else replace(self.negative, **fields)
+        return replace(self, positive=replace(self.positive, **fields), negative=negative)
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """The prompts of one picture, and how strongly they guide."""
+
+    prompt: str
+    negative: str
+    guidance: Guidance
+    aesthetic_scores: tuple[float | None, float | None] = (None, None)  # aesthetic, and of the negative branch
+    long_prompt: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not heard, one line each."""
+        is_ignored = self.guidance.scale == 1 and self.negative
+        return ("the negative prompt is not used: at guidance 1 only the prompt is",) if is_ignored else ()
+
+
+def prompt_spec_from_options(options: Mapping[str, Any]) -> PromptSpec:
+    """Those of a request for one picture, with its defaults filled in."""
+    guidance = Guidance(options["guidance"], options.get("rescale", 0.0))
+    aesthetic_scores = (options.get("score"), options.get("negative_score"))
+    return PromptSpec(options["prompt"], options["negative"], guidance, aesthetic_scores, options["long_prompt"])
 
 
 @dataclass(frozen=True)
 class MicroConditioning:
     """SDXL's micro-conditioning (Podell et al. 2023, section 2.2), in pixels, height before width.
 
-    With a `score` (the refiner's aesthetic score) the network is told that in the target's place.
+    With an `aesthetic_score` (the refiner's) that stands in the target size's place.
     """
 
     original_size: Size
@@ -31,6 +73,51 @@ class MicroConditioning:
         """The 6 numbers of the base model or the 5 of the refiner, (1, n)."""
         last = self.target_size if self.aesthetic_score is None else (self.aesthetic_score,)
         return torch.tensor([[*self.original_size, *self.crop_top_left, *last]], dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class GuidedText:
+    """Features of the prompts, and of the negative prompts where guidance needs them."""
+
+    positive: PromptEmbeds
+    negative: PromptEmbeds | None = None
+
+
+def encode_guided_prompts(
+    tokenizer: Tokenizer, encoder: ClipText, runtime: Runtime,
+    prompts: Sequence[str], negatives: Sequence[str] | None, layer: OutputLayer, long_prompt: bool = False,
+    weighted: bool = False,
+) -> GuidedText:  # fmt: skip
+    """Prompts and negative prompts in one call, which gives them one length."""
+    with runtime.hold(encoder):
+        encoded = encode_prompts(
+            tokenizer, encoder, [*prompts, *(negatives or ())], layer=layer, long_prompt=long_prompt, weighted=weighted
+        )
+    return _split_branches(encoded, len(prompts), negatives is not None)
+
+
+def encode_guided_prompts_xl(
+    tokenizers: Sequence[Tokenizer], encoders: Sequence[ClipText], runtime: Runtime,
+    prompts: Sequence[str], negatives: Sequence[str] | None, long_prompt: bool = False, weighted: bool = False,
+) -> GuidedText:  # fmt: skip
+    """The same for SDXL: one or two encoders that read the same prompts."""
+    texts = [*prompts, *(negatives or ())]
+    with ExitStack() as held_encoders:
+        for encoder in encoders:
+            held_encoders.enter_context(runtime.hold(encoder))
+        encoded = encode_prompts_xl(
+            tokenizers, encoders, [texts] * len(encoders), long_prompt=long_prompt, weighted=weighted
+        )
+    return _split_branches(encoded, len(prompts), negatives is not None)
+
+
+def _split_branches(encoded: PromptEmbeds, count: int, is_guided: bool) -> GuidedText:
+    """Features of the prompts, then of the negative prompts."""
+    first, second = (
+        PromptEmbeds(encoded.tokens[part], encoded.pooled[part], encoded.mask[part])
+        for part in (slice(count), slice(count, None))
+    )
+    return GuidedText(first, second if is_guided else None)
 
 
 def condition_on_tokens(text: GuidedText, guidance: Guidance = Guidance()) -> GuidedConditioning:
@@ -51,3 +138,23 @@ def _conditioning_with_sizes(text: PromptEmbeds, time_ids: Tensor, channels: int
     batched_time_ids = time_ids.expand(len(text.tokens), -1).to(text.pooled.device)
     time_embeds = sinusoidal_embedding(batched_time_ids.flatten(), channels).reshape(len(batched_time_ids), -1)
     return Conditioning(text.tokens, vector=torch.cat([text.pooled, time_embeds.to(text.pooled)], 1))
+
+
+def vector_of(pooled: Tensor, time_ids: Tensor, channels: int) -> Tensor:
+    """SDXL's vector: pooled features (B, D), then a sinusoid of `channels` per number (B, n)."""
+    return torch.cat(
+        [pooled, sinusoidal_embedding(time_ids.flatten(), channels).reshape(len(time_ids), -1).to(pooled)], 1
+    )
+
+
+def replace_in_vector(vector: Tensor, channels: int, pooled: Tensor | None, time_ids: Tensor | None) -> Tensor:
+    """SDXL's vector with other pooled features (B, D) or other numbers (B, n) in it, each of `channels`."""
+    width = None if pooled is None else pooled.shape[1]
+    if time_ids is not None:
+        numbers = sinusoidal_embedding(time_ids.flatten(), channels).reshape(len(time_ids), -1).to(vector)
+        width = vector.shape[1] - numbers.shape[1]
+    else:
+        numbers = vector[:, width:]
+    front = vector[:, :width] if pooled is None else pooled.to(vector)
+    rows = max(len(front) if pooled is not None else 0, len(numbers) if time_ids is not None else 0)
+    return torch.cat([front[-rows:], numbers[-rows:]], 1)

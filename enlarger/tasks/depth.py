@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from enlarger.errors import InputError
-from enlarger.requests import DepthRequest, make_request, one_per_image, with_defaults
+from enlarger.requests import DepthOptions, DepthRequest, make_request, one_per_image, with_defaults
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
-from enlarger.tasks.inputs import PreparedImage, prepare_picture, run_each_image, split_images
-from enlarger.tasks.latents import Latents
+from enlarger.tasks.image_to_image import image_to_image, prepare_run
+from enlarger.tasks.inputs import Latents, PreparedImage, prepare_picture, split_images, split_request
+from enlarger.tasks.latent_diffusion import pad_to_multiple
 from enlarger.tasks.loading import Location
-from enlarger.tasks.refine import run_image_to_image
-from enlarger.tasks.result import ProgressCallback, Result, no_progress, pad_to_multiple
+from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
 
 
@@ -33,19 +33,21 @@ class DepthToImage:
         """Each input gives `count` pictures of its own size, in order. One picture is computed at a time."""
         count = len(split_images(request.image))
         depth_maps = one_per_image(None if request.depth is None else _split_depth_maps(request.depth), count, "depth")
-
-        def run_one(request: DepthRequest, seeds: tuple[int, ...]) -> Result:
-            if isinstance(request.image, Latents):
+        results: list[Result] = []
+        for one, seeds in split_request(request, depth=depth_maps):
+            if isinstance(one.image, Latents):
                 raise InputError(
                     "found latents, expected a picture: its depth is seen in its pixels; decode them first"
                 )
-            prepared = prepare_picture(request.image, self.model.size_multiple)
-            depth = self._depth_channel(prepared, request.depth)
-            return run_image_to_image(
-                self.model, with_defaults(request, "depth"), prepared, seeds, watch, {"concat": depth}
-            )
-
-        return run_each_image(request, run_one, depth=depth_maps)
+            prepared = prepare_picture(one.image, self.model.size_multiple)
+            depth = self._depth_channel(prepared, one.depth)
+            run = prepare_run(self.model, with_defaults(one, "depth"), prepared, seeds, depth)
+            latents: list[Tensor] = []
+            for job in run.jobs:
+                on_step = report_steps(watch, job.plan.sigma_schedule.steps)
+                latents.append(image_to_image(run.latent_diffusion, job, on_step))
+            results.append(run.finish(latents))
+        return join_results(results)
 
     def _depth_channel(self, prepared: PreparedImage, depth_map: Any) -> Tensor:
         """The depth of the padded picture as the network's fifth channel, (1, 1, h, w) in -1..1."""
@@ -74,8 +76,9 @@ def _split_depth_maps(depth: Any) -> list[Any]:
 
 
 def depth(
-    image: Any, prompt: Any = "", *, model: Location, depth: Any = None, device: str = "auto",
-    precision: str = "auto", offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Any,
+    image: Any, prompt: str | Sequence[str] = "", *, model: Location, depth: Any = None, device: str = "auto",
+    precision: str = "auto", offload: Offload = "none", watch: ProgressCallback = no_progress,
+    **options: Unpack[DepthOptions],
 ) -> Result:  # fmt: skip
     """Remake one or several pictures with their depth kept: paths, PIL images, arrays or tensors in -1..1.
 

@@ -1,21 +1,33 @@
-"""Pictures to latents like them (SDEdit, Meng et al. 2022): from the picture's latents with noise, part of the way."""
+"""Pictures in, the same pictures made anew from noisy copies of them out (SDEdit, Meng et al. 2022)."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Unpack
 
+import torch
 from torch import Tensor
 
-from enlarger.diffusion.noise import PerSampleGenerators
+from enlarger.diffusion.noise import PerSampleGenerators, from_seeds
 from enlarger.diffusion.sample import OnStep, unchanged
+from enlarger.diffusion.sampler import SigmaSchedule
+from enlarger.errors import InputError
+from enlarger.image.picture import to_pil
+from enlarger.requests import RefineOptions, RefineRequest, make_request, with_defaults
+from enlarger.runtime.runtime import Offload
+from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
+from enlarger.tasks.inputs import Latents, PreparedImage, prepare_picture, split_request
 from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
-from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
+from enlarger.tasks.loading import Location
+from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.sampling import SamplingPlan
+from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
 
 
 @dataclass(frozen=True, eq=False)
 class ImageToImageJob:
     """`image` (N, 3, H, W) in -1..1, or latents (N, C, h, w), for B prompts; N divides B.
 
-    Noise of the course's first level is added, unless `noisy`: then the latents carry it already, as clean + sigma *
-    noise. What else the network is told (a depth map) is in `told`.
+    Noise of the first level is added, unless `is_noisy`: then the latents carry it already, as clean + sigma * noise.
     """
 
     conditioning: GuidedConditioning
@@ -30,9 +42,132 @@ def image_to_image(latent_diffusion: LatentDiffusion, job: ImageToImageJob, on_s
     Results of one picture share its encoding's noise, unless each has a generator of its own.
     """
     tokens, noise = job.conditioning.positive.tokens, job.plan.noise
-    assert tokens is not None, "Stable Diffusion is always told tokens"
+    assert tokens is not None, "Stable Diffusion always takes tokens"
     image = repeat_each(job.image, len(tokens)) if isinstance(noise, PerSampleGenerators) else job.image
     latents = repeat_each(latent_diffusion.encode(image, noise), len(tokens))
     if not job.is_noisy:
         latents = latents + job.plan.sigma_schedule.sigmas[0] * latent_diffusion.draw_noise(latents.shape, noise)
     return latent_diffusion.sample(job.conditioning, latents, job.plan, on_step)
+
+
+@dataclass(frozen=True, eq=False)
+class Refiner:
+    """A loaded checkpoint, of text-to-image or SDXL's refiner; calling it with a request remakes its pictures."""
+
+    model: StableDiffusion
+
+    def __call__(self, request: RefineRequest, watch: ProgressCallback = no_progress) -> Result:
+        """Each input gives `count` pictures of its own size, in order. One picture is computed at a time."""
+        defaults = "refine/xl" if self.model.has_micro_conditioning else "refine"
+        results: list[Result] = []
+        for one, seeds in split_request(request):
+            prepared = self._prepare_input(one.image)
+            run = prepare_run(self.model, with_defaults(one, defaults), prepared, seeds)
+            latents: list[Tensor] = []
+            for job in run.jobs:
+                on_step = report_steps(watch, job.plan.sigma_schedule.steps)
+                latents.append(image_to_image(run.latent_diffusion, job, on_step))
+            results.append(run.finish(latents))
+        return join_results(results)
+
+    def _prepare_input(self, source: Any) -> PreparedImage:
+        if not isinstance(source, Latents):
+            return prepare_picture(source, self.model.size_multiple)
+        vae = self.model.latent_diffusion.vae
+        values = source.values_for(vae, f"refining with {self.model.name}")
+        return PreparedImage(values, (values.shape[2] * vae.downsample_factor, values.shape[3] * vae.downsample_factor))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageToImageRun:
+    """One picture on its way through the networks: `finish` makes results of the latents that `jobs` give.
+
+    There is a job for each seed; none at strength 0, where the results are the input.
+    """
+
+    model: StableDiffusion
+    latent_diffusion: LatentDiffusion
+    prompt_spec: PromptSpec
+    prepared: PreparedImage
+    seeds: tuple[int, ...]
+    jobs: tuple[ImageToImageJob, ...]
+
+    def finish(self, latents: Sequence[Tensor]) -> Result:
+        """The pictures, looked at by the safety checker."""
+        if not self.jobs:
+            return _input_as_result(self.model, self.prepared, self.seeds)
+        decoded = [self.latent_diffusion.decode(one) for one in latents]
+        flagged, safety_notes = self.model.check_safety([one[0] for one in decoded])
+        return Result(
+            tuple(self.prepared.to_image(one) for one in decoded),
+            self.seeds,
+            self.model.name,
+            self.prepared.notes + self.prompt_spec.notes + safety_notes,
+            latents=Latents(torch.cat(list(latents)).cpu(), self.model.latent_space),
+            flagged=flagged,
+        )
+
+
+def prepare_run(
+    model: StableDiffusion, options: Mapping[str, Any], prepared: PreparedImage, seeds: tuple[int, ...],
+    concat: Tensor | None = None,
+) -> ImageToImageRun:  # fmt: skip
+    """All before the first step, by the `options` of a request; `concat` joins the channels."""
+    prompt_spec = prompt_spec_from_options(options)
+    if options["strength"] == 0:
+        return ImageToImageRun(model, model.latent_diffusion, prompt_spec, prepared, seeds, ())
+    plan = model.sampling_plan(options["steps"], options["solver"], seeds)
+    sigma_schedule = truncate_by_strength(plan.sigma_schedule, options["strength"])
+    conditioning = model.condition_one(prompt_spec, prepared.size)
+    if concat is not None:
+        conditioning = conditioning.with_fields(concat=concat)
+    jobs = tuple(
+        ImageToImageJob(conditioning, prepared.image, SamplingPlan(sigma_schedule, plan.solver, from_seeds([seed])))
+        for seed in seeds
+    )
+    return ImageToImageRun(model, model.bind_schedule(sigma_schedule), prompt_spec, prepared, seeds, jobs)
+
+
+def truncate_by_strength(sigma_schedule: SigmaSchedule, strength: float) -> SigmaSchedule:
+    """The last min(int(steps * strength), steps) steps, as diffusers counts; InputError where none is left."""
+    steps = min(int(sigma_schedule.steps * strength), sigma_schedule.steps)
+    if steps < 1:
+        raise InputError(
+            f"strength {strength:g} of {sigma_schedule.steps} steps is less than one step; give more of either, or "
+            "strength 0, "
+            "which keeps the picture"
+        )
+    return sigma_schedule.subrange(sigma_schedule.steps - steps)
+
+
+def _input_as_result(model: StableDiffusion, prepared: PreparedImage, seeds: Sequence[int]) -> Result:
+    note = "strength is 0: the picture is the input, no network has changed it"
+    latents = None
+    if prepared.picture is None:
+        image = prepared.to_image(model.latent_diffusion.decode(prepared.image))
+        latents = Latents(prepared.image.float().repeat(len(seeds), 1, 1, 1), model.latent_space)
+    else:
+        image = to_pil(prepared.picture)
+    return Result(
+        tuple(image.copy() for _ in seeds), tuple(seeds), model.name, (*prepared.notes, note), latents=latents
+    )
+
+
+def refine(
+    image: Any, prompt: str | Sequence[str] = "", *, model: Location, device: str = "auto", precision: str = "auto",
+    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Unpack[RefineOptions],
+) -> Result:  # fmt: skip
+    """Remake one or several pictures: paths, PIL images, arrays, tensors in -1..1, or `Latents` of the model's space.
+
+    `model` is a folder of Stable Diffusion 1 or 2 or SDXL, base or refiner; `options` are `RefineRequest`'s. Raises
+    InputError for pictures and options that cannot be used, Unsupported for checkpoints made for something else.
+    """
+    request = make_request(RefineRequest, image=image, prompt=prompt, **options)
+    return load_refiner(model, device, precision, offload)(request, watch)
+
+
+def load_refiner(
+    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none"
+) -> Refiner:  # fmt: skip
+    """Load a checkpoint once for many requests."""
+    return Refiner(load_stable_diffusion(model, device, precision, offload).require_task("generate", "refine"))

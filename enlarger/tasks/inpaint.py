@@ -1,27 +1,42 @@
-"""Repainting what a mask covers, with a network made for it (9 channels) or with an ordinary one (4 channels)."""
+"""Pictures and masks in, repainted pictures out, by a network made for it (9 channels) or an ordinary one (4)."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusion.noise import Noise, PerSampleGenerators
-from enlarger.diffusion.sample import OnStep, unchanged
 from enlarger.errors import InputError
-from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
-from enlarger.tasks.sampling import GuidedConditioning, KnownRegion, SamplingPlan
+from enlarger.image.inpaint_canvas import ChangedPixels, InpaintCanvas, prepare_canvas
+from enlarger.image.resize import resize
+from enlarger.requests import InpaintOptions, InpaintRequest, make_request, with_defaults
+from enlarger.runtime.runtime import Offload
+from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_options
+from enlarger.tasks.image_to_image import truncate_by_strength
+from enlarger.tasks.inputs import split_images, split_request
+from enlarger.tasks.latent_diffusion import LatentDiffusion, pad_to_multiple, repeat_each
+from enlarger.tasks.loading import Location
+from enlarger.tasks.result import ProgressCallback, join_flags, no_progress, report_steps
+from enlarger.tasks.sampling import KnownRegion, SamplingPlan
+from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
+
+LOW_COVERAGE, HIGH_COVERAGE = 0.1, 99.9  # percent of coverage beyond which the mask's sense is doubtful
+LARGE_PIXEL_RATIO = 4  # times the pixels that the model was trained on
 
 
 @dataclass(frozen=True, eq=False)
 class InpaintJob:
     """`image` (N, 3, H, W) in -1..1 or its latents, `mask` (N, 1, H, W) from 0 keep to 1 repaint; N divides B.
 
-    `masked` replaces the picture with its covered part grey, or that picture's latents. Noise of the course's first
-    level is added to the picture unless `blank`: then the start is pure noise. `noisy` says that `image` is latents
-    with that noise already. A `soft` mask is averaged over each latent's pixels, otherwise one of them decides.
-    `initial` replaces the unit noise (B, C, h, w). `reveal` has the masked picture encoded for a network of 4 channels
-    too, which does not need it.
+    `masked_image` replaces the picture with its covered part grey, or that picture's latents. Noise of the first level
+    is added to the picture unless `from_pure_noise`. `is_noisy` says that `image` is latents with that noise already. A
+    `soft_mask` is averaged over each latent's pixels, otherwise one of them decides. `initial_noise` replaces the unit
+    noise (B, C, h, w). `encode_masked_image` encodes the masked picture for a network of 4 channels too, which does not
+    need it.
     """
 
     conditioning: GuidedConditioning
@@ -38,10 +53,10 @@ class InpaintJob:
 
 @dataclass(frozen=True, eq=False)
 class PreparedInpaint:
-    """A job made ready: the first latents, what the network is told, and what stays as it is beside the network.
+    """A job made ready: the first latents, the conditioning, and the region that stays as it is.
 
-    `mask` (B, 1, h, w) and `masked`, the latents of the masked picture (B, C, h, w), are for whoever wants to see them;
-    `masked` is None where nothing needs it.
+    `mask` (B, 1, h, w) and the latents of the masked picture (B, C, h, w) are for whoever wants to see them; the latter
+    are None where nothing needs them.
     """
 
     conditioning: GuidedConditioning
@@ -49,15 +64,6 @@ class PreparedInpaint:
     mask: Tensor
     masked_image_latents: Tensor | None = None
     known_region: KnownRegion | None = None
-
-    def run(self, latent_diffusion: LatentDiffusion, plan: SamplingPlan, on_step: OnStep = unchanged) -> Tensor:
-        """Latents (B, C, h, w) in float32."""
-        return latent_diffusion.sample(self.conditioning, self.latents, plan, on_step, self.known_region)
-
-
-def inpaint(latent_diffusion: LatentDiffusion, job: InpaintJob, on_step: OnStep = unchanged) -> Tensor:
-    """Latents (B, C, h, w) in float32. For the noise see `prepare`."""
-    return prepare_inpaint(latent_diffusion, job).run(latent_diffusion, job.plan, on_step)
 
 
 def prepare_inpaint(latent_diffusion: LatentDiffusion, job: InpaintJob) -> PreparedInpaint:
@@ -68,7 +74,7 @@ def prepare_inpaint(latent_diffusion: LatentDiffusion, job: InpaintJob) -> Prepa
     has a generator of its own.
     """
     takes_mask, tokens = _takes_mask(latent_diffusion), job.conditioning.positive.tokens
-    assert tokens is not None, "Stable Diffusion is always told tokens"
+    assert tokens is not None, "Stable Diffusion always takes tokens"
     count, noise, sigma_schedule = len(tokens), job.plan.noise, job.plan.sigma_schedule
     if isinstance(noise, PerSampleGenerators):
         job = replace(job, image=repeat_each(job.image, count), mask=repeat_each(job.mask, count))
@@ -139,3 +145,173 @@ def _masked_latents(latent_diffusion: LatentDiffusion, job: InpaintJob, noise: N
         latent_diffusion.latent_shape(max(len(job.image), len(job.mask)), _latent_size(job, latent_diffusion)), noise
     )
     return None
+
+
+@dataclass(frozen=True)
+class InpaintResult:
+    """Results of their inputs' kind, mode, type and size, and what is to be known of each, in the same order.
+
+    A path gives a PIL image. `masks` are those that were used, white is repainted; `coverage` is their mean in percent.
+    """
+
+    images: tuple[Any, ...]
+    seeds: tuple[int, ...]
+    model: str
+    notes: tuple[str, ...]
+    changed: tuple[ChangedPixels, ...]
+    coverage: tuple[float, ...]
+    masks: tuple[Image.Image, ...]
+    flagged: tuple[bool, ...] | None = None  # by the checkpoint's safety checker; None: it has none, see `notes`
+
+    @property
+    def image(self) -> Any:
+        """The first result."""
+        return self.images[0]
+
+    @property
+    def mask(self) -> Image.Image:
+        """The first mask."""
+        return self.masks[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Inpainter:
+    """A loaded checkpoint; calling it with a request repaints the request's pictures one after another."""
+
+    model: StableDiffusion
+
+    def __call__(self, request: InpaintRequest, watch: ProgressCallback = no_progress) -> InpaintResult:
+        """Each input gives `count` results, in order. One is computed at a time, so that it depends on no other."""
+        masks = [None] if request.mask is None else split_images(request.mask)
+        results: list[InpaintResult] = []
+        for one, seeds in split_request(request, mask=masks):
+            options = with_defaults(one, "inpaint") | {"fill": one.fill}  # None differs for mask and border
+            canvas, painted = prepare_canvas(one), list[Tensor]()
+            for seed in seeds if canvas.is_changed else ():
+                filled = canvas.fill(options["fill"], seed)
+                if one.strength > 0:
+                    repainted = self._run(*self._crop(canvas, filled, options), options, seed, watch)
+                    filled = canvas.replace_box(filled, repainted[0])
+                painted.append(filled)
+            results.append(self._finish(one, canvas, options, seeds, painted))
+        return _join_results(self.model.name, results)
+
+    def _crop(self, canvas: InpaintCanvas, filled: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The box to work on and its mask, (1, 3, h, w) and (1, 1, h, w), with `crop` at the size of the training."""
+        crop, mask = filled[canvas.box_slices], canvas.mask.weights[canvas.box_slices]
+        if options["crop"] is not None:
+            size = self._trained_size((crop.shape[-2], crop.shape[-1]))
+            crop, mask = resize(crop, size, "lanczos").clamp(-1, 1), resize(mask, size).clamp(0, 1)
+        return crop[None], mask[None]
+
+    def _finish(
+        self,
+        request: InpaintRequest,
+        canvas: InpaintCanvas,
+        options: Mapping[str, Any],
+        seeds: tuple[int, ...],
+        painted: Sequence[Tensor],
+    ) -> InpaintResult:
+        """The results of one input; where nothing was painted, the input."""
+        flagged, safety_notes = self.model.check_safety(painted) if painted else (None, ())
+        finished = [canvas.finish(colour) for colour in painted]
+        finished = finished or [(canvas.original.upright, ChangedPixels(0, None)) for _ in seeds]
+        notes = (
+            *canvas.original.notes,
+            *canvas.mask.notes,
+            *prompt_spec_from_options(options).notes,
+            *self._notes(request, canvas),
+            *safety_notes,
+        )
+        images, changed = (tuple(column) for column in zip(*finished, strict=True))
+        masks, coverage = (canvas.mask.image(),) * len(seeds), (canvas.mask.coverage,) * len(seeds)
+        return InpaintResult(images, seeds, self.model.name, notes, changed, coverage, masks, flagged)
+
+    def _run(
+        self, image: Tensor, mask: Tensor, options: Mapping[str, Any], seed: int, watch: ProgressCallback
+    ) -> Tensor:
+        """A picture (1, 3, h, w) of any size, repainted by the network."""
+        height, width = image.shape[-2:]
+        plan, strength = self.model.sampling_plan(options["steps"], options["solver"], [seed]), options["strength"]
+        sigma_schedule = truncate_by_strength(plan.sigma_schedule, strength)
+        conditioning = self.model.condition_one(prompt_spec_from_options(options), (height, width))
+        size_multiple = self.model.size_multiple
+        image, mask = (
+            pad_to_multiple(x, size_multiple, 2 * size_multiple) for x in (image, mask)
+        )  # a lone latent has no statistics
+        job = InpaintJob(
+            conditioning,
+            image,
+            mask,
+            SamplingPlan(sigma_schedule, plan.solver, plan.noise),
+            from_pure_noise=strength == 1,
+            soft_mask=True,
+        )
+        latent_diffusion = self.model.bind_schedule(sigma_schedule)
+        start, on_step = prepare_inpaint(latent_diffusion, job), report_steps(watch, sigma_schedule.steps)
+        latents = latent_diffusion.sample(start.conditioning, start.latents, job.plan, on_step, start.known_region)
+        repainted = latent_diffusion.decode(latents)
+        return repainted[..., :height, :width].cpu()
+
+    def _trained_size(self, crop_size: tuple[int, int]) -> tuple[int, int]:
+        """The size (h, w) of the same shape with as many pixels as the model was trained on."""
+        side = self.model.sample_size * self.model.latent_diffusion.vae.downsample_factor
+        scale = side / (crop_size[0] * crop_size[1]) ** 0.5
+        return max(round(crop_size[0] * scale), 1), max(round(crop_size[1] * scale), 1)
+
+    def _notes(self, request: InpaintRequest, canvas: InpaintCanvas) -> list[str]:
+        coverage, notes = canvas.mask.coverage, list[str]()
+        if coverage == 0:
+            return ["the mask is empty: the picture is returned as it was"]
+        if coverage < LOW_COVERAGE or coverage > HIGH_COVERAGE:
+            notes.append(f"the mask covers {coverage:.4g} % of the picture; if the rest was meant, invert it")
+        if request.strength == 0:
+            kept = ", except for what was added, which has its fill" if bool(canvas.expanded_area.any()) else ""
+            return [*notes, f"strength is 0: no network has changed the picture{kept}"]
+        left, top, right, bottom = canvas.box
+        side = self.model.sample_size * self.model.latent_diffusion.vae.downsample_factor
+        if request.crop is None and (right - left) * (bottom - top) > LARGE_PIXEL_RATIO * side**2:
+            notes.append(f"the picture is much larger than the {side} x {side} pixels of the model; crop helps")
+        if request.fill is not None and request.strength == 1 and self.model.task == "inpaint":
+            notes.append("fill has no effect: at strength 1 this model sees nothing of what lies under the mask")
+        if request.preserve == "exact" and float(canvas.weights.max()) < float(canvas.mask.weights.max()):
+            notes.append(f"feather {request.feather} reaches over the whole mask: old colours remain everywhere in it")
+        alpha = canvas.original.picture.alpha
+        if alpha is not None and bool(((alpha == 0) & (canvas.weights > 0)).any()):
+            notes.append("alpha stays as it is: what is repainted where the picture is transparent is not seen")
+        return notes
+
+
+def _join_results(model: str, results: Sequence[InpaintResult]) -> InpaintResult:
+    """One result of several inputs'."""
+    return InpaintResult(
+        tuple(image for one in results for image in one.images),
+        tuple(seed for one in results for seed in one.seeds),
+        model,
+        tuple(dict.fromkeys(note for one in results for note in one.notes)),
+        tuple(changed for one in results for changed in one.changed),
+        tuple(coverage for one in results for coverage in one.coverage),
+        tuple(mask for one in results for mask in one.masks),
+        join_flags([one.flagged for one in results]),
+    )
+
+
+def inpaint(
+    image: Any, mask: Any = None, *, model: Location, device: str = "auto", precision: str = "auto",
+    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Unpack[InpaintOptions],
+) -> InpaintResult:  # fmt: skip
+    """Repaint what a mask covers of one or several pictures: paths, PIL images, arrays, or tensors in -1..1.
+
+    `model` is a folder of an inpainting checkpoint or of any other of Stable Diffusion 1 or 2 or SDXL; `options` are
+    `InpaintRequest`'s. Not one byte changes where the mask is 0. Raises InputError for pictures, masks and options that
+    cannot be used, Unsupported for checkpoints made for something else.
+    """
+    request = make_request(InpaintRequest, image=image, mask=mask, **options)
+    return load_inpainter(model, device, precision, offload)(request, watch)
+
+
+def load_inpainter(
+    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none"
+) -> Inpainter:
+    """Load a checkpoint once for many requests."""
+    return Inpainter(load_stable_diffusion(model, device, precision, offload).require_task("inpaint", "generate"))

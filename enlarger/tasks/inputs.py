@@ -1,9 +1,10 @@
-"""What users give, taken apart into single pictures, and the way from a network's pixels back to a picture like it."""
+"""What users give, taken apart into single pictures or latents, and the way back to a picture like the input."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -11,54 +12,125 @@ from enlarger.errors import InputError
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import Picture, read_picture, to_pil
 from enlarger.image.resize import resize
-from enlarger.requests import DepthRequest, RefineRequest, UpscaleRequest, one_per_image, seeds_for
-from enlarger.tasks.latents import Latents, join_latents
-from enlarger.tasks.result import Result, pad_to_multiple
+from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
+from enlarger.requests import DepthRequest, InpaintRequest, RefineRequest, UpscaleRequest, one_per_image, seeds_for
+from enlarger.tasks.latent_diffusion import pad_to_multiple
 
-R = TypeVar("R", UpscaleRequest, RefineRequest, DepthRequest)
-RunOne = Callable[[R, tuple[int, ...]], Result]  # a request for one picture, its prompts single, and its seeds
+LatentSpace = Literal["sd", "sdxl", "x4"]  # Stable Diffusion 1 and 2 and the x2 upscaler share the first
 
 
-def run_each_image(request: R, run_one: RunOne[R], **per_image: Sequence[Any]) -> Result:
-    """The results for the request's pictures, computed in turn and in order.
+SPACE_BY_SCALING_FACTOR: dict[float, LatentSpace] = {0.18215: "sd", 0.13025: "sdxl", 0.08333: "x4"}
 
-    A picture never shares a batch with another, so that it is the same to the last bit alone and among others. `per`
-    names fields of the request that have a value for each picture.
+
+COMPATIBLE_MODELS: dict[LatentSpace, str] = {
+    "sd": "a Stable Diffusion 1 or 2 checkpoint or the x2 latent upscaler",
+    "sdxl": "an SDXL checkpoint, base or refiner",
+    "x4": "the x4 upscaler's autoencoder",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """Latents (B, C, h, w) in float32, scaled as their autoencoder scales them.
+
+    `space` names that autoencoder. `sigma` is the noise level left in them: they are clean + sigma * noise.
     """
-    sources = split_images(request.image)
-    values_by_name = {
-        name: one_per_image(getattr(request, name), len(sources), name) for name in ("prompt", "negative")
-    } | per_image
-    seeds, count = seeds_for(request.seed, len(sources) * request.count), request.count
-    return join_results(
-        [
-            run_one(
-                replace(request, image=source, **{name: values[i] for name, values in values_by_name.items()}),
-                tuple(seeds[i * count : (i + 1) * count]),
+
+    values: Tensor
+    space: LatentSpace
+    sigma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 4 or not self.values.is_floating_point():
+            found = f"{tuple(self.values.shape)} of {self.values.dtype}"
+            raise InputError(f"latents have shape {found}, expected floats (B, C, h, w)")
+        if self.space not in COMPATIBLE_MODELS:
+            raise InputError(f"latents are of space {self.space!r}, expected one of {', '.join(COMPATIBLE_MODELS)}")
+        if not self.sigma >= 0:
+            raise InputError(f"latents have noise of level {self.sigma}, expected 0 or above")
+
+    @property
+    def scale(self) -> float:
+        """What their autoencoder multiplied them by."""
+        return next(scale for scale, space in SPACE_BY_SCALING_FACTOR.items() if space == self.space)
+
+    def __repr__(self) -> str:
+        return f"Latents({tuple(self.values.shape)}, {self.space!r}, sigma={self.sigma:g})"
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, part: int | slice) -> "Latents":
+        """One picture's, or several pictures', in the same four dimensions."""
+        rows = self.values[part]
+        return replace(self, values=rows if rows.ndim == 4 else rows[None])
+
+    def values_for(self, autoencoder: AutoencoderKL, what: str, allow_noise: bool = False) -> Tensor:
+        """The values, for `what`, if it has the same space; InputError, naming who takes them, if not."""
+        check_space(self.space, autoencoder.config, what)
+        channels = autoencoder.config.latent_channels
+        if self.values.shape[1] != channels:
+            raise InputError(f"found latents with {self.values.shape[1]} channels for {what}, expected {channels}")
+        if self.sigma and not allow_noise:
+            raise InputError(
+                f"found latents with noise of level {self.sigma:.4g} for {what}, expected finished ones; run their own "
+                "checkpoint to the end of its noise levels first"
             )
-            for i, source in enumerate(sources)
-        ]
+        return self.values
+
+
+def join_latents(batch: Sequence[Latents | None]) -> Latents | None:
+    """Pictures' latents in one batch; None if some are absent, of other sizes or of other spaces."""
+    present = [one for one in batch if one is not None]
+    kinds = {(tuple(one.values.shape[1:]), one.space, one.sigma) for one in present}
+    if len(present) < len(batch) or len(kinds) != 1:
+        return None
+    return replace(present[0], values=torch.cat([one.values for one in present]))
+
+
+def check_space(found: LatentSpace, config: AutoencoderConfig, what: str) -> None:
+    """InputError, naming who takes such latents, if they are not of the space that `what` works in."""
+    space = latent_space_of(config)
+    if found != space:
+        raise InputError(
+            f"found latents of {found} for {what}, which takes those of {space}; give them to "
+            f"{COMPATIBLE_MODELS[found]}, or decode them and give the picture"
+        )
+
+
+def latent_space_of(config: AutoencoderConfig) -> LatentSpace:
+    """Whose latents an autoencoder makes; its scale tells."""
+    found: LatentSpace | None = next(
+        (space for scale, space in SPACE_BY_SCALING_FACTOR.items() if abs(config.scaling_factor - scale) < 1e-6), None
     )
+    if found is None:
+        known = ", ".join(f"{scale:g} ({space})" for scale, space in SPACE_BY_SCALING_FACTOR.items())
+        raise InputError(
+            f"the autoencoder's scale is {config.scaling_factor:g}, expected {known}; check its config.json"
+        )
+    return found
 
 
-def join_results(results: Sequence[Result]) -> Result:
-    """One result of several that the same model made."""
-    consistencies = [result.consistency for result in results if result.consistency is not None]
-    return Result(
-        tuple(image for result in results for image in result.images),
-        tuple(seed for result in results for seed in result.seeds),
-        results[0].model,
-        tuple(dict.fromkeys(note for result in results for note in result.notes)),
-        max(consistencies, default=None),
-        join_latents([result.latents for result in results]),
-        join_flags([result.flagged for result in results]),
-    )
+R = TypeVar("R", UpscaleRequest, RefineRequest, DepthRequest, InpaintRequest)
 
 
-def join_flags(flags: Sequence[tuple[bool, ...] | None]) -> tuple[bool, ...] | None:
-    """What a safety checker said of all pictures; None if it was not asked of some."""
-    checked = [each for each in flags if each is not None]
-    return tuple(flag for each in checked for flag in each) if len(checked) == len(flags) else None
+def split_request(request: R, **per_image: Sequence[Any]) -> list[tuple[R, tuple[int, ...]]]:
+    """For each of the request's pictures a request of its own, its prompts single, and its seeds.
+
+    A picture never shares a batch with another, so that it is the same to the last bit alone and among others.
+    `per_image` names further fields of the request that have a value for each picture.
+    """
+    images = split_images(request.image)
+    values_by_name = {"prompt": request.prompt, "negative": request.negative} | per_image
+    columns = {name: one_per_image(value, len(images), name) for name, value in values_by_name.items()}
+    count, seeds = request.count, seeds_for(request.seed, len(images) * request.count)
+    return [
+        (
+            replace(request, image=image, **{name: values[i] for name, values in columns.items()}),
+            tuple(seeds[i * count : (i + 1) * count]),
+        )
+        for i, image in enumerate(images)
+    ]
 
 
 def split_images(image: Any) -> list[Any]:

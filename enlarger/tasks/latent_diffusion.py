@@ -1,25 +1,31 @@
 """The two networks that every task uses, with what all of them do: encode, draw, denoise, decode."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.precondition import Precondition
-from enlarger.diffusion.sample import OnStep, unchanged
-from enlarger.errors import InputError
+from enlarger.diffusion.sample import OnStep, sample, unchanged
+from enlarger.errors import InputError, NonFinite
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.unet import UNetConfig
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.result import decode_latents, in_float32
-from enlarger.tasks.sampling import Expert, GuidedConditioning, KnownRegion, SamplingPlan, sample_latents
+from enlarger.tasks.conditioning import GuidedConditioning
+from enlarger.tasks.sampling import Expert, KnownRegion, SamplingPlan, hold_denoiser, with_bad_weight
 
 
 @dataclass(frozen=True, eq=False)
 class LatentDiffusion:
-    """A diffusion network and its autoencoder. `upcast` runs the autoencoder in float32, as SDXL's and x4's need."""
+    """A diffusion network and its autoencoder.
+
+    `upcast_vae` runs the autoencoder in float32, as SDXL's and x4's need.
+    """
 
     unet: nn.Module
     vae: AutoencoderKL
@@ -43,7 +49,7 @@ class LatentDiffusion:
         return (count, self.vae.config.latent_channels, *size)
 
     def draw_noise(self, shape: tuple[int, ...], noise: Noise, initial_noise: Tensor | None = None) -> Tensor:
-        """Unit noise in float32, drawn in the network's precision; `given` replaces the draw."""
+        """Unit noise in float32, drawn in the network's precision; `initial_noise` replaces the draw."""
         if initial_noise is not None:
             return initial_noise.to(self.runtime.device).float()
         return noise(torch.empty(shape, dtype=self.dtype, device=self.runtime.device)).float()
@@ -67,12 +73,14 @@ class LatentDiffusion:
         on_step: OnStep = unchanged,
         known_region: KnownRegion | None = None,
     ) -> Tensor:
-        """Latents at the end of the course, see `tasks.denoise`."""
+        """Latents at the end of the sigma schedule, as `sample_latents` gives them."""
         expert = Expert(self.unet, self.precondition, conditioning)
-        return sample_latents([expert], initial_latents, plan, self.runtime, on_step, known_region)
+        with hold_denoiser([expert], plan, self.runtime, on_step, known_region) as (denoise, on_step):
+            x = sample(plan.solver, denoise, initial_latents.float(), plan.sigma_schedule.sigmas, plan.noise, on_step)
+        return x * plan.sigma_schedule.final_scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to pictures about -1..1 in float32, see `parts.decode`."""
+        """Latents to pictures about -1..1 in float32, see `decode_latents`."""
         return decode_latents(self.vae, latents, self.runtime, self.upcast_vae)
 
 
@@ -81,3 +89,40 @@ def repeat_each(x: Tensor, count: int) -> Tensor:
     if count % len(x):
         raise InputError(f"{len(x)} pictures for {count} results; give one, or one per prompt")
     return x.repeat_interleave(count // len(x), 0)
+
+
+def pad_to_multiple(x: Tensor, multiple: int, min_size: int = 1) -> Tensor:
+    """The last row and column repeated until both sizes are multiples of `multiple`, and at least `min_size`."""
+    bottom, right = (max(-(-side // multiple) * multiple, min_size) - side for side in x.shape[-2:])
+    return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x
+
+
+@contextmanager
+def in_float32(network: nn.Module, enabled: bool = True) -> Generator[torch.dtype]:
+    """The network in float32 for the length of the block, if that is wanted; gives its precision there."""
+    dtype = next(network.parameters()).dtype
+    if not enabled or dtype == torch.float32:
+        yield dtype
+        return
+    network.float()
+    try:
+        yield torch.float32
+    finally:
+        network.to(dtype)
+
+
+def decode_latents(autoencoder: AutoencoderKL, latents: Tensor, runtime: Runtime, upcast: bool = False) -> Tensor:
+    """Latents to pictures about -1..1 in float32. A half-precision overflow is decoded again in float32.
+
+    `upcast` decodes in float32 at once. Raises NonFinite if that is not finite either.
+    """
+    with runtime.hold(autoencoder), torch.inference_mode():
+        with in_float32(autoencoder, upcast) as dtype:
+            picture = autoencoder.decode(latents.to(runtime.device, dtype)).float()
+        if dtype != torch.float32 and not torch.isfinite(picture).all():
+            with in_float32(autoencoder):
+                picture = autoencoder.decode(latents.to(runtime.device).float())
+    if not torch.isfinite(picture).all():
+        error = NonFinite("the decoded picture is not finite; the latents or the autoencoder's weights are damaged")
+        raise with_bad_weight(error, autoencoder)
+    return picture

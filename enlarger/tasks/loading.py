@@ -1,9 +1,9 @@
-"""Which checkpoint to read, and how: a folder, a single file, or a name in the cache."""
+"""Which checkpoint to read and how, and any checkpoint as the task that it was trained for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,8 +19,21 @@ from enlarger.checkpoint.single_file.component_override import ComponentSource
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.errors import InputError
 from enlarger.hub.cache import resolve, snapshot_variant
+from enlarger.runtime.runtime import Offload, Runtime, resolve_device, resolve_dtype
+
+if TYPE_CHECKING:
+    from enlarger.tasks.depth import DepthToImage
+    from enlarger.tasks.image_to_image import Refiner
+    from enlarger.tasks.inpaint import Inpainter
+    from enlarger.tasks.text_to_image import Generator
+    from enlarger.tasks.upscale.upscale import Upscaler
+
+    LoadedTask = Upscaler | Generator | Refiner | Inpainter | DepthToImage
+
 
 TOKENIZER_OF_ENCODER = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+
+
 INVERSION_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # the encoders in the files of inversions
 
 
@@ -118,3 +131,30 @@ Location = str | Path | Checkpoint
 def as_checkpoint(location: Location) -> Checkpoint:
     """A path or a name as a checkpoint to be read plainly."""
     return location if isinstance(location, Checkpoint) else Checkpoint(location)
+
+
+def load(model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none") -> "LoadedTask":
+    """A folder in diffusers' layout, a single file, or a name in the cache, as a task that takes its verb's request.
+
+    What a path cannot say (the prediction of a Stable Diffusion 2 file, leave to open a pickle) goes into a
+    `Checkpoint`. Raises CheckpointError naming the file for what is missing, damaged or unknown.
+    """
+    from enlarger.tasks.depth import DepthToImage, load_depth_estimator
+    from enlarger.tasks.image_to_image import Refiner
+    from enlarger.tasks.inpaint import Inpainter
+    from enlarger.tasks.stable_diffusion import build_stable_diffusion
+    from enlarger.tasks.text_to_image import Generator
+    from enlarger.tasks.upscale.upscale import build_upscaler
+
+    torch_device = resolve_device(device)
+    runtime, name = Runtime(torch_device, offload), str(model)
+    bundle = as_checkpoint(model).open(resolve_dtype(precision, torch_device))
+    upscaler = build_upscaler(bundle, runtime, name)
+    if upscaler is not None:
+        return upscaler
+    checkpoint_model = build_stable_diffusion(bundle, runtime, name).require_task(
+        "generate", "refine", "inpaint", "depth"
+    )
+    if checkpoint_model.task == "depth":
+        return DepthToImage(checkpoint_model, load_depth_estimator(checkpoint_model))
+    return {"generate": Generator, "refine": Refiner, "inpaint": Inpainter}[checkpoint_model.task](checkpoint_model)

@@ -1,41 +1,28 @@
-"""One run down the ladder, where every task ends: which networks, told what, from which latents, kept where."""
+"""One run over falling noise levels, where every task ends: by which networks and solver, and who makes which calls."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor, nn
 
-from enlarger.diffusion.conditioning import Conditioning, stack_branches
+from enlarger.checkpoint.tensors.finite_check import find_first_non_finite
+from enlarger.diffusion.conditioning import stack_branches
 from enlarger.diffusion.denoiser import Denoise, Denoiser
-from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.precondition import Precondition
 from enlarger.diffusion.sample import OnStep, Solver, Step, sample, unchanged
-from enlarger.diffusion.sampler import SigmaSchedule
-from enlarger.errors import NonFinite
+from enlarger.diffusion.sampler import SigmaSchedule, trace_steps
+from enlarger.errors import InputError, NonFinite
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.result import with_bad_weight
-
-
-@dataclass(frozen=True, eq=False)
-class GuidedConditioning:
-    """What a network is told of the prompts and, where guidance needs it, of the negative prompts."""
-
-    positive: Conditioning
-    negative: Conditioning | None = None
-    guidance: Guidance = Guidance()
-
-    def with_fields(self, **fields: Tensor) -> "GuidedConditioning":
-        """The same with more fields of `Conditioning`, equal in both branches."""
-        negative = None if self.negative is None else replace(self.negative, **fields)
-        return replace(self, positive=replace(self.positive, **fields), negative=negative)
+from enlarger.tasks.conditioning import GuidedConditioning
 
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """A network at work down to the noise level `until`, that level included; below it the next one takes over."""
+    """A network at work down to the noise level `handoff_sigma`, included; below it the next one takes over."""
 
     network: nn.Module
     precondition: Precondition
@@ -55,7 +42,7 @@ class Expert:
 
 @dataclass(frozen=True, eq=False)
 class SamplingPlan:
-    """How a run is solved: down which course, by which solver, with noise from where."""
+    """How a run is solved: on which sigma schedule, by which solver, with noise from where."""
 
     sigma_schedule: SigmaSchedule
     solver: Solver
@@ -88,20 +75,29 @@ def sample_latents(
     solver sees one network, so that what it remembers of past steps outlasts the change from one to the next. `on_step`
     sees each step after the known region is put back.
     """
-    sigmas, final_scale = plan.sigma_schedule.sigmas, plan.sigma_schedule.final_scale
+    with hold_denoiser(experts, plan, runtime, on_step, known_region) as (denoise, on_step):
+        x = sample(plan.solver, denoise, initial_latents.float(), plan.sigma_schedule.sigmas, plan.noise, on_step)
+    return x * plan.sigma_schedule.final_scale
+
+
+@contextmanager
+def hold_denoiser(
+    experts: Sequence[Expert], plan: SamplingPlan, runtime: Runtime, on_step: OnStep, known_region: KnownRegion | None
+) -> Generator[tuple[Denoise, OnStep]]:
+    """What a solver sees of the experts for the length of the block, and what follows each of its steps."""
     with ExitStack() as held_networks:
         if len(experts) == 1:
-            denoise = experts[0].denoiser()
+            denoise: Denoise = experts[0].denoiser()
             held_networks.enter_context(runtime.hold(experts[0].network))
         else:
             denoise = _switching_denoiser(experts, runtime, held_networks)
         if known_region is not None:
-            denoise, on_step = _blend_known_region(denoise, on_step, known_region, sigmas[-1], final_scale)
+            last_sigma, final_scale = plan.sigma_schedule.sigmas[-1], plan.sigma_schedule.final_scale
+            denoise, on_step = _blend_known_region(denoise, on_step, known_region, last_sigma, final_scale)
         try:
-            x = sample(plan.solver, denoise, initial_latents.float(), sigmas, plan.noise, on_step)
+            yield denoise, on_step
         except NonFinite as error:
             raise with_bad_weight(error, *(expert.network for expert in experts)) from error
-    return x * final_scale
 
 
 def _switching_denoiser(experts: Sequence[Expert], runtime: Runtime, held_networks: ExitStack) -> Denoise:
@@ -123,7 +119,7 @@ def _switching_denoiser(experts: Sequence[Expert], runtime: Runtime, held_networ
 
 
 def expert_index_at(handoff_sigmas: Sequence[float], sigma: float) -> int:
-    """Which expert works at a noise level: the first whose `until` is not above it, the last at all that are left."""
+    """Which expert works at a noise level: the first whose `handoff_sigma` is not above it, at last the last."""
     return next(
         (i for i, handoff_sigma in enumerate(handoff_sigmas[:-1]) if sigma >= handoff_sigma), len(handoff_sigmas) - 1
     )
@@ -156,3 +152,83 @@ def _blend_known_region(
         return on_step(replace(step, x=x))
 
     return denoise_with_known, blend
+
+
+def with_bad_weight(error: NonFinite, *networks: nn.Module) -> NonFinite:
+    """The error; or, if a network has a weight that is no number, one that names it."""
+    name = next((name for network in networks if (name := find_first_non_finite(network)) is not None), None)
+    return error if name is None else NonFinite(f"the weight {name} holds NaN or infinity; fetch the file again")
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    """The calls of one network within one step of a run, from the noise level `start` to `stop`."""
+
+    step: int  # counted from 1; 0: the solver chooses its steps
+    who: str
+    start: float
+    stop: float
+    calls: int | None  # both branches of a guidance are one call; None: as many as the solver finds it needs
+
+
+@dataclass(frozen=True)
+class SamplingReport:
+    """Which network runs which steps; `str` makes it a table. Calls of text encoders and autoencoders do not count."""
+
+    turns: tuple[NetworkCall, ...]
+    pictures: int = 1
+
+    @property
+    def calls(self) -> int | None:
+        """Calls of the diffusion networks for all pictures together; None if a solver chooses them by the picture."""
+        counts = [call.calls for call in self.turns if call.calls is not None]
+        return sum(counts) * self.pictures if len(counts) == len(self.turns) else None
+
+    def __str__(self) -> str:
+        width = max([7, *(len(call.who) for call in self.turns)])
+        lines = [f"{'step':>8}  {'network':<{width}}  {'noise level':<18}  calls"]
+        for call in self.turns:
+            step = call.step or "adaptive"
+            levels = f"{call.start:.4f} -> {call.stop:.4f}"
+            lines.append(f"{step:>8}  {call.who:<{width}}  {levels:<18}  {'-' if call.calls is None else call.calls}")
+        total = "the solver decides" if self.calls is None else str(self.calls)
+        lines.append(f"calls of the networks for {self.pictures} picture{'s' * (self.pictures > 1)}: {total}")
+        return "\n".join(lines)
+
+
+def check_handoff_sigmas(handoffs: Sequence[float]) -> tuple[float, ...]:
+    """The level down to which each expert works; InputError unless the hand-offs fall."""
+    handoff_sigmas = (*handoffs, 0.0)
+    if any(lower >= upper for upper, lower in pairwise(handoffs)):
+        shown = ", ".join(f"{level:g}" for level in handoffs)
+        raise InputError(f"the hand-offs are at noise levels {shown}, expected falling ones, one per refiner")
+    return handoff_sigmas
+
+
+def trace_network_calls(
+    names: Sequence[str], handoff_sigmas: Sequence[float], solver: Solver, sigmas: Tensor
+) -> tuple[NetworkCall, ...]:
+    """Who makes which calls as `solver` goes down `sigmas`; expert i works down to `handoff_sigmas[i]`."""
+    steps = trace_steps(solver, sigmas)
+    if steps is None:
+        return _adaptive_calls(names, handoff_sigmas, float(sigmas[0]), float(sigmas[-1]))
+    network_calls: list[NetworkCall] = []
+    start = float(sigmas[0])
+    for step, (stop, called_sigmas) in enumerate(steps, 1):
+        experts = (expert_index_at(handoff_sigmas, sigma) for sigma in called_sigmas)
+        network_calls += [NetworkCall(step, names[i], start, stop, len(list(made))) for i, made in groupby(experts)]
+        start = stop
+    return tuple(network_calls)
+
+
+def _adaptive_calls(
+    names: Sequence[str], handoff_sigmas: Sequence[float], first: float, last: float
+) -> tuple[NetworkCall, ...]:
+    """The noise levels of each expert, where the solver chooses its steps."""
+    starts = [first, *(min(first, handoff_sigma) for handoff_sigma in handoff_sigmas[:-1])]
+    stops = [*(max(last, handoff_sigma) for handoff_sigma in handoff_sigmas[:-1]), last]
+    return tuple(
+        NetworkCall(0, name, start, stop, None)
+        for name, start, stop in zip(names, starts, stops, strict=True)
+        if start > stop
+    )

@@ -1,6 +1,6 @@
 """A checkpoint of the Stable Diffusion family, read once for many requests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,20 @@ from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet, UNetConfig
 from enlarger.runtime.runtime import Offload, Runtime, resolve_device, resolve_dtype
 from enlarger.tasks.auxiliary.safety_checker import SafetyChecker, missing_checker_note
-from enlarger.tasks.conditioning import MicroConditioning, condition_on_tokens, condition_on_tokens_and_sizes
+from enlarger.tasks.conditioning import (
+    GuidedConditioning,
+    GuidedText,
+    MicroConditioning,
+    PromptSpec,
+    condition_on_tokens,
+    condition_on_tokens_and_sizes,
+    encode_guided_prompts,
+    encode_guided_prompts_xl,
+)
+from enlarger.tasks.inputs import LatentSpace, latent_space_of
 from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.latents import LatentSpace, latent_space_of
 from enlarger.tasks.loading import Location, as_checkpoint
-from enlarger.tasks.result import GuidedText, encode_guided_prompts, encode_guided_prompts_xl
-from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
+from enlarger.tasks.sampling import SamplingPlan
 from enlarger.text.encode import PromptEmbeds
 from enlarger.text.tokenize import Tokenizer
 
@@ -34,30 +42,6 @@ TASK_NAMES = {
     "refine": "refiner",
     "upscale": "x4 upscaling",
 }  # others are called by their verb
-
-
-@dataclass(frozen=True)
-class PromptSpec:
-    """What one picture's networks are told in words, and how strongly."""
-
-    prompt: str
-    negative: str
-    guidance: Guidance
-    aesthetic_scores: tuple[float | None, float | None] = (None, None)  # aesthetic, and of the negative branch
-    long_prompt: bool = False
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What is not heard, one line each."""
-        is_ignored = self.guidance.scale == 1 and self.negative
-        return ("the negative prompt is not used: at guidance 1 only the prompt is",) if is_ignored else ()
-
-
-def prompt_spec_from_options(options: Mapping[str, Any]) -> PromptSpec:
-    """Those of a request for one picture, with its defaults filled in."""
-    guidance = Guidance(options["guidance"], options.get("rescale", 0.0))
-    aesthetic_scores = (options.get("score"), options.get("negative_score"))
-    return PromptSpec(options["prompt"], options["negative"], guidance, aesthetic_scores, options["long_prompt"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +79,12 @@ class StableDiffusion:
 
     @property
     def has_micro_conditioning(self) -> bool:
-        """Whether it is told sizes, as SDXL is."""
+        """Whether it is conditioned on sizes, as SDXL is."""
         return self.latent_diffusion.unet_config.time_id_channels is not None
 
     @property
     def has_aesthetic_score(self) -> bool:
-        """Whether it is told an aesthetic score, as the refiner is."""
+        """Whether it is conditioned on an aesthetic score, as the refiner is."""
         return takes_aesthetic_score(self.latent_diffusion.unet_config, self.text_encoders[-1].config.projection_dim)
 
     @property
@@ -128,18 +112,18 @@ class StableDiffusion:
         return self
 
     def bind_schedule(self, sigma_schedule: SigmaSchedule) -> LatentDiffusion:
-        """The networks, told the times that a course lists, if it runs over the noise levels they were trained on."""
+        """The networks with the timesteps that a sigma schedule lists, if it is one of those they were trained on."""
         is_own_schedule = sigma_schedule.timestep_map.schedule.sigmas.equal(self.sampler.schedule.sigmas)
         return replace(
             self.latent_diffusion, precondition=self.sampler.precondition(sigma_schedule if is_own_schedule else None)
         )
 
     def condition_one(self, prompt_spec: PromptSpec, size: tuple[int, int]) -> GuidedConditioning:
-        """What the network is told of one picture of `size` (height, width)."""
+        """The conditioning for one picture of `size` (height, width)."""
         return self.condition_batch([prompt_spec], size)
 
     def condition_batch(self, prompt_specs: Sequence[PromptSpec], size: tuple[int, int]) -> GuidedConditioning:
-        """The same of a batch whose words differ in the prompts alone, and those not in length."""
+        """The same for a batch of prompts of one length that differ in nothing else."""
         first_spec = prompt_specs[0]
         negatives = [one.negative for one in prompt_specs] if first_spec.guidance.scale != 1 else None
         aesthetic_scores = first_spec.aesthetic_scores if self.has_aesthetic_score else (None, None)
@@ -166,9 +150,9 @@ class StableDiffusion:
         *,
         long_prompt: bool = False,
     ) -> GuidedConditioning:
-        """What the network is told. Prompts may carry weights, `(word:1.2)`; `negatives` None runs one branch.
+        """The conditioning for prompts, which may carry weights, `(word:1.2)`; `negatives` None runs one branch.
 
-        Empty negative prompts are zeros where the checkpoint was trained so. SDXL needs `sizes`.
+        Empty negative prompts are zeros where the checkpoint was trained so. SDXL needs `micro_conditioning`.
         """
         channels = self.latent_diffusion.unet_config.time_id_channels
         if channels is None:
@@ -183,7 +167,7 @@ class StableDiffusion:
                 weighted=True,
             )
             return condition_on_tokens(text, guidance)
-        assert micro_conditioning is not None, "SDXL is told sizes"
+        assert micro_conditioning is not None, "SDXL is conditioned on sizes"
         text = encode_guided_prompts_xl(
             self.tokenizers,
             self.text_encoders,
@@ -206,13 +190,13 @@ class StableDiffusion:
         return self.sampler.with_solver(solver)
 
     def sampling_plan(self, steps: int, solver: str | None, seeds: Sequence[int]) -> SamplingPlan:
-        """A whole course of `steps` with a generator per image."""
+        """The whole sigma schedule of `steps` with a generator per image."""
         sampler = self.sampler_with_solver(solver)
         return SamplingPlan(sampler.sigma_schedule(steps), sampler.make_solver(), from_seeds(seeds))
 
 
 def takes_aesthetic_score(unet: UNetConfig, pooled_channels: int | None) -> bool:
-    """Whether a UNet is told an aesthetic score: beside the pooled text its vector holds 5 numbers, not 6."""
+    """Whether a UNet takes an aesthetic score: besides the pooled text its vector holds 5 numbers, not 6."""
     scalars = unet.time_id_channels
     return scalars is not None and unet.vector_channels == (pooled_channels or 0) + 5 * scalars
 

@@ -1,31 +1,289 @@
-"""Text to latents: from pure noise, told nothing but the prompts."""
+"""Prompts in, pictures out: from one network or several one after another, and enlarged if asked."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Unpack
 
+from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusion.sample import OnStep, unchanged
+from enlarger.errors import InputError
+from enlarger.image.picture import Picture, read_picture, to_pil
+from enlarger.requests import (
+    DEFAULT_HANDOFF,
+    GenerateOptions,
+    GenerateRequest,
+    UpscaleRequest,
+    make_request,
+    one_per_image,
+    seeds_for,
+    with_defaults,
+)
+from enlarger.runtime.runtime import Offload
+from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_options
+from enlarger.tasks.inputs import Latents, check_space
 from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
+from enlarger.tasks.loading import Checkpoint, Location
+from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.sampling import (
+    Expert,
+    SamplingPlan,
+    SamplingReport,
+    check_handoff_sigmas,
+    sample_latents,
+    trace_network_calls,
+)
+from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.tasks.upscale.bundled import BundledUpscaler
+from enlarger.tasks.upscale.latent_x2 import LatentUpscaler
+from enlarger.tasks.upscale.upscale import Upscaler, load_bundled, load_upscaler
+
+CheckpointLocations = Location | Sequence[Location] | None
 
 
 @dataclass(frozen=True, eq=False)
 class TextToImageJob:
-    """One batch of B latents of `size` (h, w). `initial` replaces the first unit noise, (B, C, h, w)."""
+    """One batch of B latents of `size` (h, w). `initial_noise` replaces the first unit noise, (B, C, h, w).
+
+    The network works down to the noise level `handoff_sigma`; below it the `refiners` take over one after another.
+    """
 
     conditioning: GuidedConditioning
     size: tuple[int, int]
     plan: SamplingPlan
     initial_noise: Tensor | None = None
+    handoff_sigma: float = 0.0
+    refiners: Sequence[Expert] = ()
 
 
 def text_to_image(latent_diffusion: LatentDiffusion, job: TextToImageJob, on_step: OnStep = unchanged) -> Tensor:
     """Latents (B, C, h, w) in float32, scaled as the checkpoint's autoencoder scales them."""
     tokens = job.conditioning.positive.tokens
-    assert tokens is not None, "Stable Diffusion is always told tokens"
-    unit_noise = latent_diffusion.draw_noise(
-        latent_diffusion.latent_shape(len(tokens), job.size), job.plan.noise, job.initial_noise
+    assert tokens is not None, "Stable Diffusion always takes tokens"
+    shape = latent_diffusion.latent_shape(len(tokens), job.size)
+    unit_noise = latent_diffusion.draw_noise(shape, job.plan.noise, job.initial_noise)
+    latents = unit_noise * job.plan.sigma_schedule.init_noise_sigma
+    base = Expert(latent_diffusion.unet, latent_diffusion.precondition, job.conditioning, job.handoff_sigma)
+    return sample_latents([base, *job.refiners], latents, job.plan, latent_diffusion.runtime, on_step)
+
+
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """A loaded text-to-image checkpoint; calling it with a request makes the request's pictures.
+
+    `refiners` take over one after another, each below a noise level of its own, on the same latents and down the same
+    noise levels. `upscaler` enlarges; None is the bundled one.
+    """
+
+    model: StableDiffusion
+    refiners: tuple[StableDiffusion, ...] = ()
+    upscaler: Upscaler | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError for checkpoints whose latents do not fit together."""
+        for refiner in self.refiners:
+            check_space(self.model.latent_space, refiner.latent_diffusion.vae.config, f"the refiner {refiner.name}")
+        if self.upscaler is not None and isinstance(self.upscaler.task, LatentUpscaler):
+            check_space(self.model.latent_space, self.upscaler.task.vae.config, f"the upscaler {self.upscaler.name}")
+
+    def __call__(self, request: GenerateRequest, watch: ProgressCallback = no_progress) -> Result:
+        """Each prompt gives `count` pictures of exactly the size asked for, times `upscale`, in order.
+
+        One picture is computed at a time, so that it is the same to the last bit alone and among others.
+        `Result.latents` are those before enlarging; they cover the size that the network needed, which can be larger.
+        """
+        prompts, negatives = _prompt_pairs(request)
+        seeds = seeds_for(request.seed, len(prompts))
+        results: list[Result] = []
+        for prompt, negative, seed in zip(prompts, negatives, seeds, strict=True):
+            one = replace(request, prompt=prompt, negative=negative, seed=seed, count=1)
+            latent_diffusion, job = self._prepare([one])
+            latents = text_to_image(latent_diffusion, job, report_steps(watch, job.plan.sigma_schedule.steps))
+            results += self._finish([one], latents, watch)
+        return join_results(results)
+
+    def explain(self, request: GenerateRequest) -> SamplingReport:
+        """Who would run which step, and how many calls that makes; nothing is computed."""
+        options = self._options(request)
+        plan = self.model.sampling_plan(options["steps"], options["solver"], [0])
+        names = ["base", *("refiner" if i == 1 else f"refiner {i}" for i in range(1, len(self.refiners) + 1))]
+        network_calls = trace_network_calls(
+            names, self._handoff_sigmas(request), plan.solver, plan.sigma_schedule.sigmas
+        )
+        if request.upscale > 1:
+            network_calls += self._effective_upscaler.network_calls(
+                self._upscale_request(request, None, 0), self._size(options)
+            )
+        return SamplingReport(network_calls, len(_prompt_pairs(request)[0]))
+
+    @property
+    def _effective_upscaler(self) -> Upscaler:
+        return load_bundled(self.model.latent_diffusion.runtime) if self.upscaler is None else self.upscaler
+
+    def _options(self, request: GenerateRequest) -> dict[str, Any]:
+        """The options with their defaults."""
+        return with_defaults(request, "generate/xl" if self.model.has_micro_conditioning else "generate")
+
+    def _size(self, options: dict[str, Any]) -> tuple[int, int]:
+        """Height and width in pixels."""
+        side = self.model.sample_size * self.model.latent_diffusion.vae.downsample_factor
+        height, width = (side if options[name] is None else int(options[name]) for name in ("height", "width"))
+        return height, width
+
+    def _handoff_sigmas(self, request: GenerateRequest) -> tuple[float, ...]:
+        """The noise level down to which each network works."""
+        handoff = request.handoff
+        handoff_sigmas = [] if handoff is None else list(handoff) if isinstance(handoff, Sequence) else [handoff]
+        if handoff is None and len(self.refiners) == 1:
+            schedule = self.model.sampler.schedule
+            handoff_sigmas = [float(schedule.sigmas[round(DEFAULT_HANDOFF * schedule.num_train_timesteps)])]
+        if len(handoff_sigmas) != len(self.refiners):
+            raise InputError(
+                f"found {len(handoff_sigmas)} hand-offs for {len(self.refiners)} refiners; give one for each"
+            )
+        return check_handoff_sigmas(handoff_sigmas)
+
+    def run_batch(self, requests: Sequence[GenerateRequest], watch: ProgressCallback = no_progress) -> list[Result]:
+        """One picture of each request, in one batch. They differ in prompts and seed alone, see `batching`."""
+        latent_diffusion, job = self._prepare(requests)
+        latents = text_to_image(latent_diffusion, job, report_steps(watch, job.plan.sigma_schedule.steps))
+        return self._finish(requests, latents, watch)
+
+    def _prepare(self, requests: Sequence[GenerateRequest]) -> tuple[LatentDiffusion, TextToImageJob]:
+        """The networks on the requests' sigma schedule, and the batch."""
+        model, options = self.model, self._options(requests[0])
+        size = self._size(options)
+        plan = model.sampling_plan(options["steps"], options["solver"], [_seed(request) for request in requests])
+        prompt_specs = [prompt_spec_from_options(self._options(request)) for request in requests]
+        handoff_sigmas = self._handoff_sigmas(requests[0])
+        refiners = [
+            Expert(
+                refiner.latent_diffusion.unet,
+                refiner.bind_schedule(plan.sigma_schedule).precondition,
+                refiner.condition_batch(prompt_specs, size),
+                handoff_sigma,
+            )
+            for refiner, handoff_sigma in zip(self.refiners, handoff_sigmas[1:], strict=True)
+        ]
+        job = TextToImageJob(
+            model.condition_batch(prompt_specs, size),
+            padded_latent_size(model, *size),
+            plan,
+            handoff_sigma=handoff_sigmas[0],
+            refiners=refiners,
+        )
+        return model.bind_schedule(plan.sigma_schedule), job
+
+    def _finish(self, requests: Sequence[GenerateRequest], latents: Tensor, watch: ProgressCallback) -> list[Result]:
+        """The latents of each request made a picture, and that looked at by the safety checker."""
+        latents, results = latents.cpu(), list[Result]()
+        for i, request in enumerate(requests):
+            options, one = self._options(request), Latents(latents[i : i + 1], self.model.latent_space)
+            image, notes = self._decode_picture(one, self._size(options), request, _seed(request), watch)
+            checked = [] if self.model.safety_checker is None else [read_picture(image).colour]
+            flagged, safety_notes = self.model.check_safety(checked)
+            notes = prompt_spec_from_options(options).notes + notes + safety_notes
+            results.append(Result((image,), (_seed(request),), self.model.name, notes, latents=one, flagged=flagged))
+        return results
+
+    def _decode_picture(
+        self, latents: Latents, size: tuple[int, int], request: GenerateRequest, seed: int, watch: ProgressCallback
+    ) -> tuple[Image.Image, tuple[str, ...]]:
+        """The latents as a picture of `size` (height, width), times `upscale`."""
+        upscaler = self._effective_upscaler if request.upscale > 1 else None
+        upscales_latents = upscaler is not None and isinstance(upscaler.task, LatentUpscaler)
+        pixels = (
+            None if upscales_latents else self.model.latent_diffusion.decode(latents.values)[0, :, : size[0], : size[1]]
+        )
+        if upscaler is None:
+            assert pixels is not None
+            return to_pil(Picture(pixels.cpu())), ()
+        upscaler_input = latents if pixels is None else pixels.clamp(-1, 1).cpu()
+
+        def report(progress: Progress) -> None:
+            watch(replace(progress, stage=f"enlarge: {progress.stage}"))
+
+        upscaled = upscaler(self._upscale_request(request, upscaler_input, seed), report)
+        height, width = (round(side * request.upscale) for side in size)
+        return upscaled.image.crop((0, 0, width, height)), upscaled.notes
+
+    def _upscale_request(self, request: GenerateRequest, image: Any, seed: int) -> UpscaleRequest:
+        """What the upscaler is asked for: the same prompts where it can read them."""
+        upscale_request = UpscaleRequest(image, request.upscale, seed=seed, steps=request.upscale_steps)
+        if not isinstance(self._effective_upscaler.task, BundledUpscaler):
+            return replace(
+                upscale_request, prompt=request.prompt, negative=request.negative, long_prompt=request.long_prompt
+            )
+        if request.upscale_steps is not None:
+            raise InputError(
+                f"upscale_steps is {request.upscale_steps}, but the bundled upscaler takes no steps; "
+                "give an upscaler's folder, or leave it"
+            )
+        return upscale_request
+
+
+def _seed(request: GenerateRequest) -> int:
+    """The seed of a request for one picture."""
+    return seeds_for(request.seed, 1)[0]
+
+
+def _prompt_pairs(request: GenerateRequest) -> tuple[list[str], list[str]]:
+    """Prompts and negative prompts, each `count` times in a row."""
+    prompts = [request.prompt] if isinstance(request.prompt, str) else list(request.prompt)
+    if not prompts:
+        raise InputError("an empty list of prompts, expected at least one")
+    negatives = one_per_image(request.negative, len(prompts), "negative")
+    return [p for p in prompts for _ in range(request.count)], [n for n in negatives for _ in range(request.count)]
+
+
+def padded_latent_size(model: StableDiffusion, height: int, width: int) -> tuple[int, int]:
+    """The latents that cover a picture, in sizes that the network halves evenly."""
+    multiple, factor = model.size_multiple, model.latent_diffusion.vae.downsample_factor
+    high, wide = (-(-side // multiple) * multiple // factor for side in (height, width))
+    return high, wide
+
+
+def generate(
+    prompt: str | Sequence[str],
+    *,
+    model: Location,
+    refiner: CheckpointLocations = None,
+    upscaler: Location | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    offload: Offload = "none",
+    watch: ProgressCallback = no_progress,
+    **options: Unpack[GenerateOptions],
+) -> Result:
+    """Make pictures from text with the Stable Diffusion checkpoint in a folder; `options` are `GenerateRequest`'s.
+
+    `refiner` is a folder, or several, of checkpoints that finish the picture below the noise levels `handoff`. With
+    `upscale` 2, a folder of the x2 latent upscaler in `upscaler` enlarges the latents before they ever become a
+    picture; other upscalers, None being the bundled one, enlarge the picture. Raises InputError for latents that do not
+    fit together, and Unsupported for checkpoints made for something else.
+    """
+    request = make_request(GenerateRequest, prompt=prompt, **options)
+    if upscaler is not None and request.upscale == 1:
+        raise InputError(f"found the upscaler {upscaler}, but upscale is 1; give upscale, or leave both")
+    return load_generator(model, device, precision, offload, refiner, upscaler)(request, watch)
+
+
+def load_generator(
+    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none",
+    refiner: CheckpointLocations = None, upscaler: Location | None = None,
+) -> Generator:  # fmt: skip
+    """Load a text-to-image checkpoint, and what works on its latents after it, once for many requests."""
+    refiner_locations = (
+        [] if refiner is None else [refiner] if isinstance(refiner, str | Path | Checkpoint) else list(refiner)
     )
-    return latent_diffusion.sample(
-        job.conditioning, unit_noise * job.plan.sigma_schedule.init_noise_sigma, job.plan, on_step
+    load_options = (device, precision, offload)
+    return Generator(
+        load_stable_diffusion(model, *load_options).require_task("generate"),
+        tuple(
+            load_stable_diffusion(folder, *load_options).require_task("generate", "refine")
+            for folder in refiner_locations
+        ),
+        None if upscaler is None else load_upscaler(upscaler, *load_options),
     )

@@ -30,7 +30,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append(arguments)
         return tiny_inpainter(9)
 
-    monkeypatch.setattr("enlarger.tasks.repair.load_inpainter", load)
+    monkeypatch.setattr("enlarger.tasks.inpaint.load_inpainter", load)
     return calls
 
 

@@ -95,7 +95,7 @@ def test_each_family_does_each_task_in_a_class_of_its_own(task: str, family: int
 def test_what_is_not_there() -> None:
     with pytest.raises(Unsupported, match=r"is a StableDiffusionUpscalePipeline, expected one of StableDiffusion"):
         AutoPipelineForText2Image.from_pretrained(x4_folder())
-    with pytest.raises(CheckpointError, match=r"no folder with a model_index.json, and nothing is downloaded here"):
+    with pytest.raises(CheckpointError, match=r"no such folder, and nothing is downloaded here"):
         DiffusionPipeline.from_pretrained("stabilityai/sd-x2-latent-upscaler")
 
 
@@ -107,7 +107,9 @@ def test_an_unknown_pipeline_is_named(tmp_path: Path) -> None:
 
 def test_all_names_are_there() -> None:
     assert [name for name in face.__all__ if not hasattr(face, name)] == []
-    assert [name for name in face.__all__ if not hasattr(diffusers, name) and not name.endswith("Output")] == []
+    elsewhere = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer")  # in transformers
+    others = [name for name in face.__all__ if not hasattr(diffusers, name) and not name.endswith("Output")]
+    assert sorted(others) == sorted(elsewhere)
 
 
 def test_pictures_are_read(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_written_folder_reads_back(pipe: Any, tmp_path: Path) -> None:
 
 
 def without(pipe: Any) -> dict[str, Any]:
-    return {"safety_checker": None} if "safety_checker" in pipe.PARTS else {}
+    return {"safety_checker": None} if "safety_checker" in pipe.COMPONENT_TYPES else {}
 
 
 def mask_of(pipe: Any) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def mask_of(pipe: Any) -> dict[str, Any]:
 def test_tuples_and_parts(pipe: Any) -> None:
     call: dict[str, Any] = {"output_type": "pil", "return_dict": False, **mask_of(pipe)}
     found = pipe("a cat", tiny.picture(64, 40), num_inference_steps=2, **call)
-    assert found[0][0].size == (64, 40) and found[1:] == ((None,) if "safety_checker" in pipe.PARTS else ())
+    assert found[0][0].size == (64, 40) and found[1:] == ((None,) if "safety_checker" in pipe.COMPONENT_TYPES else ())
     other = type(pipe)(**pipe.components)
     other.set_progress_bar_config(disable=True)
     assert_close(run(other), run(pipe), 0)
@@ -186,15 +186,6 @@ WRONG_MASKS: list[tuple[dict[str, Any], str]] = [
 def test_wrong_masks(pipes: dict[str, Any], call: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         run(pipes["inpaint"], **call)
-
-
-REPLACED = {"inpaint": "mask", "depth": "depth_mask"}
-
-
-@pytest.mark.parametrize(("name", "tensor"), REPLACED.items())
-def test_what_callbacks_cannot_replace(pipes: dict[str, Any], name: str, tensor: str) -> None:
-    with pytest.raises(Unsupported, match=f"`callback_on_step_end` replaced {tensor}"):
-        run(pipes[name], callback_on_step_end=lambda *a: {tensor: torch.zeros(1)})
 
 
 @pytest.mark.parametrize("option", ["ip_adapter_image", "ip_adapter_image_embeds"])

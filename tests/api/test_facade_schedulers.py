@@ -2,15 +2,18 @@
 
 import inspect
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
+import torch
 
 import enlarger.diffusers.schedulers as ours_room
 from enlarger.diffusers.schedulers import SCHEDULER_CLASSES
-from enlarger.errors import CheckpointError, Unsupported
+from enlarger.errors import CheckpointError
+from tests.support import scheduler_sweep as sweep
 from tests.support import tiny
 from tests.support.close import assert_close
 
@@ -77,36 +80,6 @@ def test_settings_by_position_name_and_change() -> None:
         ours_room.PNDMScheduler(use_karras_sigmas=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("EulerDiscreteScheduler", {}),
-        ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
-        ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),
-        ("HeunDiscreteScheduler", {}),
-        ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}),
-        ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min", "timestep_spacing": "trailing"}),
-        ("LMSDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "leading"}),
-        ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-        ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
-        ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
-        ("UniPCMultistepScheduler", {"use_exponential_sigmas": True}),
-        ("UniPCMultistepScheduler", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),
-        ("DPMSolverSinglestepScheduler", {}),
-    ],
-)
-def test_ladders_are_diffusers(name: str, settings: dict[str, Any]) -> None:
-    theirs = getattr(diffusers, name)(**settings)
-    theirs.set_timesteps(7)
-    course = getattr(ours_room, name)(**settings).sampler().sigma_schedule(7)
-    levels = theirs.sigmas.unique().flip(0) if "Heun" in name else theirs.sigmas
-    assert_close(course.sigmas.float(), levels[: len(course.sigmas)], 2e-5 * float(levels[0]))
-    scale = (
-        1 if not course.variance_preserving else float(course.sigmas[0] ** 2 + 1) ** 0.5
-    )  # theirs has unit variance then
-    assert course.start == pytest.approx(float(theirs.init_noise_sigma) * scale, rel=1e-5)
-
-
 @pytest.mark.parametrize("name", SCHEDULER_CLASSES)
 def test_files_are_read_by_diffusers(name: str, tmp_path: Path) -> None:
     changes = {"beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "use_karras_sigmas": True}
@@ -129,25 +102,37 @@ def _extra(folder: Path, known: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in known and not key.startswith("_")}
 
 
-@pytest.mark.parametrize(
-    ("name", "settings", "said"),
-    [
-        ("DDIMScheduler", {}, r"clip_sample is not available, latents are not bounded; set clip_sample=False"),
-        ("DDPMScheduler", {}, r"clip_sample is not available, latents are not bounded; set clip_sample=False"),
-        ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas is True"),
-        ("LMSDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas is True"),
-        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type is 'continuous'"),
-        ("DDIMScheduler", {"clip_sample": False, "thresholding": True}, "thresholding is True"),
-        (
-            "EulerDiscreteScheduler",
-            {"interpolation_type": "log_linear", "timestep_spacing": "leading"},
-            "'log_linear' and timestep_spacing 'leading' exclude each other",
-        ),
-    ],
-)
-def test_what_no_solver_stands_for(name: str, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(Unsupported, match=said):
-        getattr(ours_room, name)(**settings).sampler()
+@pytest.mark.parametrize("name", SCHEDULER_CLASSES)
+def test_trajectories_are_diffusers(name: str) -> None:
+    """A short form of scripts/scheduler-sweep: random settings of each class, whole trajectories."""
+    draw = random.Random(name)
+    cases = [case for _ in range(14) if (case := sweep.random_case(draw, name)).steps <= 7]
+    found = {case: sweep.compare(case) for case in cases}
+    wrong = {case: said for case, said in found.items() if said[0] in ("different", "refused")}
+    assert not wrong and any(said[0] in ("equal", "rounded") for said in found.values())
+
+
+def test_a_step_needs_timesteps_first() -> None:
+    x = torch.zeros(1, 4, 2, 2)
+    for name in ("DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "LCMScheduler"):
+        with pytest.raises(ValueError, match="call set_timesteps first"):
+            getattr(ours_room, name)().step(x, 1, x)
+    euler = ours_room.EulerDiscreteScheduler()
+    euler.set_timesteps(3)
+    with pytest.raises(ValueError, match="not a whole number"):
+        euler.step(x, 1, x)
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"])
+def test_noise_is_added_as_in_diffusers(name: str) -> None:
+    clean, noise = torch.randn(2, 2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    made, theirs = getattr(ours_room, name)(), getattr(diffusers, name)()
+    for scheduler in (made, theirs):
+        scheduler.set_timesteps(5)
+    times = theirs.timesteps[1:3]
+    assert_close(made.add_noise(clean, noise, times), theirs.add_noise(clean, noise, times), 1e-5)
+    if hasattr(theirs, "get_velocity"):
+        assert_close(made.get_velocity(clean, noise, times), theirs.get_velocity(clean, noise, times), 1e-6)
 
 
 def test_from_folders(tmp_path: Path) -> None:

@@ -111,16 +111,12 @@ def test_tuple_and_parts(pipe: StableDiffusionPipeline) -> None:
     assert images[0].size == (64, 64) and flags is None
     other = StableDiffusionPipeline(**pipe.components)
     other.set_progress_bar_config(disable=True)
-    assert_close(run(other, height=64, width=64), run(pipe), 0)
-    with pytest.raises(ValueError, match="`height` and `width` are missing, and parts do not state a size; give both"):
-        run(other)
+    assert_close(run(other), run(pipe), 0)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"ip_adapter_image": 1}, "ip_adapter_image is not available here; there are no IP adapters"),
     ({"cross_attention_kwargs": {"gligen": 1}}, "cross_attention_kwargs has gligen; it takes `scale` of loaded"),
-    ({"eta": 0.5}, "eta is 0.5, but only DDIMScheduler has it"),
-    ({"callback_on_step_end": lambda *a: {"prompt_embeds": torch.zeros(1)}}, "prompts are fixed for a run here"),
 ]
 
 
@@ -162,9 +158,46 @@ def test_outdated_schedulers_are_corrected(pipe: StableDiffusionPipeline) -> Non
     assert isinstance(pipe.scheduler, PNDMScheduler)
 
 
-def test_freeu_and_offload(pipe: StableDiffusionPipeline) -> None:
-    with pytest.raises(Unsupported, match="FreeU is not available"):
-        pipe.enable_freeu(0.9, 0.2, 1.2, 1.4)
+def test_freeu_and_fused_projections_are_diffusers(pipe: StableDiffusionPipeline) -> None:
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tiny.sd1_folder(), safety_checker=None)
+    theirs.set_progress_bar_config(disable=True)
+    plain = run(pipe)
+    pipe.fuse_qkv_projections()
+    assert_close(run(pipe), plain, 1e-5)
+    pipe.unfuse_qkv_projections()
+    for each in (pipe, theirs):
+        each.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    assert_close(run(pipe), run(theirs), 1e-4)
+    assert (run(pipe) - plain).abs().max() > 1e-3
+    pipe.enable_freeu(1, 1, 1, 1)
+    assert_close(run(pipe), plain, 1e-5)
+    pipe.disable_freeu()
+    assert_close(run(pipe), plain, 0)
+
+
+def test_callbacks_guide_the_run_as_in_diffusers(pipe: StableDiffusionPipeline) -> None:
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tiny.sd1_folder(), safety_checker=None)
+    theirs.set_progress_bar_config(disable=True)
+    seen: list[list[tuple[int, float]]] = [[], []]
+
+    def stop_guiding(which: int) -> Any:
+        def change(made: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            seen[which].append((index, float(timestep)))
+            assert made.num_timesteps > index and made.do_classifier_free_guidance is (made.guidance_scale > 1)
+            if index == 1:
+                made._guidance_scale = 0.0
+                tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[-1]
+            return tensors
+
+        return change
+
+    call = {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
+    found, expected = (run(p, callback_on_step_end=stop_guiding(i), **call) for i, p in enumerate((pipe, theirs)))
+    assert_close(found, expected, 1e-4)
+    assert seen[0] == seen[1]
+
+
+def test_offload_changes_nothing(pipe: StableDiffusionPipeline) -> None:
     expected = run(pipe)
     pipe.enable_model_cpu_offload(device="cpu")
     assert_close(run(pipe), expected, 0)

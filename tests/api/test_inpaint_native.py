@@ -11,9 +11,10 @@ from torch import Tensor
 
 import enlarger
 from enlarger.errors import Cancelled, InputError, Unsupported
+from enlarger.image.inpaint_canvas import ChangedPixels
 from enlarger.requests import InpaintRequest
-from enlarger.tasks import repair
-from enlarger.tasks.repair import ChangedPixels, Inpainter, InpaintResult, load_inpainter
+from enlarger.tasks import inpaint
+from enlarger.tasks.inpaint import Inpainter, InpaintResult, load_inpainter
 from enlarger.tasks.result import Progress
 from tests.support import tiny
 from tests.support.close import assert_close
@@ -51,7 +52,7 @@ def without_networks(monkeypatch: pytest.MonkeyPatch, make: Any = lambda image: 
         seen.append((image, mask))
         return make(image)
 
-    monkeypatch.setattr(repair.Inpainter, "_run", run)
+    monkeypatch.setattr(inpaint.Inpainter, "_run", run)
     return seen
 
 
@@ -95,11 +96,11 @@ def test_what_the_networks_get(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole picture padded to the network's grid; the soft mask averaged over each latent's pixels."""
     jobs: list[Any] = []
 
-    def stop(networks: Any, job: Any, watch: Any) -> Any:
+    def stop(networks: Any, job: Any) -> Any:
         jobs.append(job)
         raise Cancelled("seen")
 
-    monkeypatch.setattr(repair, "inpaint_latents", stop)
+    monkeypatch.setattr(inpaint, "prepare_inpaint", stop)
     for strength in (1.0, 0.5):
         with pytest.raises(Cancelled):
             repaint(picture(), mask(value=0.25), strength=strength, steps=4)

@@ -29,7 +29,7 @@ one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 
 KINDS: list[tuple[Callable[[], Path], str, str]] = [
     (tiny.sd1_folder, "Generator", "StableDiffusionPipeline"),
-    (tiny.inpaint_folder, "Repairer", "StableDiffusionInpaintPipeline"),
+    (tiny.inpaint_folder, "Inpainter", "StableDiffusionInpaintPipeline"),
     (tiny_xl.base_folder, "Generator", "StableDiffusionXLPipeline"),
     (tiny_xl.refiner_folder, "Refiner", "StableDiffusionXLImg2ImgPipeline"),
     (x4_folder, "Upscaler", "StableDiffusionUpscalePipeline"),

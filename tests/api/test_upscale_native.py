@@ -15,8 +15,9 @@ from enlarger.diffusion.solvers import SOLVERS
 from enlarger.errors import Cancelled, InputError, Unsupported
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.latents import Latents
-from enlarger.tasks.result import Progress, Result, encode_guided_prompts
+from enlarger.tasks.conditioning import encode_guided_prompts
+from enlarger.tasks.inputs import Latents
+from enlarger.tasks.result import Progress, Result
 from enlarger.tasks.upscale.bundled import BundledUpscaler
 from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
 from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler

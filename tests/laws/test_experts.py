@@ -16,8 +16,15 @@ from enlarger.diffusion.schedule import scaled_linear
 from enlarger.diffusion.solvers import SOLVERS, dpm_adaptive
 from enlarger.errors import InputError
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.experts import SamplingReport, check_handoff_sigmas, trace_network_calls
-from enlarger.tasks.sampling import Expert, GuidedConditioning, SamplingPlan, sample_latents
+from enlarger.tasks.conditioning import GuidedConditioning
+from enlarger.tasks.sampling import (
+    Expert,
+    SamplingPlan,
+    SamplingReport,
+    check_handoff_sigmas,
+    sample_latents,
+    trace_network_calls,
+)
 from tests.support.close import assert_close, max_difference
 from tests.support.random_weights import normal, randomise
 
@@ -78,7 +85,7 @@ def test_the_same_weights_in_both_stages_are_the_unsplit_run(name: str, spacing:
         if name == "dpm_adaptive":
             assert plan.calls is None and [turn.who for turn in plan.turns] == ["base", "refiner"]
             continue
-        counted = Counter(dict.fromkeys(("base", "refiner"), 0))
+        counted = Counter[str](dict.fromkeys(("base", "refiner"), 0))
         for turn in plan.turns:
             counted[turn.who] += turn.calls or 0
         assert counted == {"base": base.calls, "refiner": refiner.calls}

@@ -44,6 +44,7 @@ EXTRAS = {
     "enlarger.tasks.auxiliary.depth_estimator": {"transformers"},
     "enlarger.tasks.auxiliary.safety_checker": {"transformers"},
     "enlarger.hub.listing": {"huggingface_hub"},
+    "enlarger.diffusion.listing": {"scipy"},  # of beta sigmas alone
 }
 
 

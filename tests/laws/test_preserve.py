@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from enlarger.requests import InpaintRequest
-from enlarger.tasks import repair
-from enlarger.tasks.repair import Inpainter, InpaintResult
+from enlarger.tasks import inpaint
+from enlarger.tasks.inpaint import Inpainter, InpaintResult
 from tests.support import tiny
 from tests.support.tiny_inpaint import tiny_inpainter
 
@@ -131,7 +131,7 @@ def painted(self: Inpainter, image: torch.Tensor, mask: Any, options: Any, seed:
 def test_nothing_changes_outside_the_mask(
     kind: Any, shape: str, size: Any, seed: int, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> None:
-    monkeypatch.setattr(repair.Inpainter, "_run", painted)
+    monkeypatch.setattr(inpaint.Inpainter, "_run", painted)
     random = np.random.default_rng(seed)
     source, mask = make_picture(kind, size, random), make_mask(shape, size, random)
     copy = np.array(pixels(source))
@@ -142,7 +142,7 @@ def test_nothing_changes_outside_the_mask(
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_each_kind_is_repainted(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repair.Inpainter, "_run", painted)
+    monkeypatch.setattr(inpaint.Inpainter, "_run", painted)
     random = np.random.default_rng(0)
     source, mask = make_picture(kind, (9, 12), random), np.zeros((9, 12), bool)
     mask[2:7, 3:9] = True
@@ -162,7 +162,7 @@ def test_each_kind_is_repainted(kind: Any, monkeypatch: pytest.MonkeyPatch) -> N
 def test_nothing_inside_changes_when_a_picture_is_expanded(
     kind: Any, size: Any, sides: Any, shape: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repair.Inpainter, "_run", painted)
+    monkeypatch.setattr(inpaint.Inpainter, "_run", painted)
     random = np.random.default_rng(seed)
     source, mask = make_picture(kind, size, random), make_mask(shape, size, random)
     result = tiny_inpainter(4)(InpaintRequest(source, mask, seed=seed, expand=sides, feather=1))

@@ -351,6 +351,23 @@ def test_a_watcher_sees_every_step_and_may_stop() -> None:
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+def test_latents_change_by_what_is_sent_alone(name: str) -> None:
+    """The solver goes on from the latents that `on_step` gives, and nobody writes into those of a step."""
+    steps: list[Step] = []
+    copies: list[Step] = []
+
+    def shift(step: Step) -> Tensor:
+        steps.append(step)
+        copies.append(Step(step.x.clone(), step.denoised.clone(), step.sigma))
+        return step.x + 1
+
+    result = sample(SOLVERS[name], gaussian, start(), LADDERS["long"], noise(), shift)
+    assert result.equal(steps[-1].x + 1)
+    assert all(a.x.equal(b.x) and a.denoised.equal(b.denoised) for a, b in zip(steps, copies, strict=True))
+    assert not result.equal(sample(SOLVERS[name], gaussian, start(), LADDERS["long"], noise()) + 1)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_no_picture_is_made_of_what_is_not_a_number(name: str, value: float) -> None:
     def broken(x: Tensor, sigma: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from enlarger.diffusion.solvers import PIDStepSizeController, dpm_adaptive, eule
 from enlarger.errors import Unsupported
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.nn.k_unet import KStage, KUNet, KUNetConfig
-from enlarger.tasks.result import GuidedText
+from enlarger.tasks.conditioning import GuidedText
 from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
 from enlarger.tasks.upscale.upscale import ORIGINAL_ADAPTIVE
 from enlarger.text.encode import PromptEmbeds

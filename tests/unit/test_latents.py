@@ -5,7 +5,7 @@ import torch
 
 from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
-from enlarger.tasks.latents import (
+from enlarger.tasks.inputs import (
     SPACE_BY_SCALING_FACTOR,
     Latents,
     LatentSpace,

@@ -49,7 +49,7 @@ def test_parts(preserving: bool, spacing: str) -> None:
     assert whole.subrange().sigmas.equal(whole.sigmas) and whole.subrange(9).steps == 1
     assert part.subrange(1, 3).sigmas.equal(whole.sigmas[4:7])
     for bad in ((3, 3), (-1, 2), (0, 11), (10, None)):
-        with pytest.raises(InputError, match=r"no steps from .* to .*: the course has 10 and a part at least one"):
+        with pytest.raises(InputError, match=r"no steps from .*: the schedule has 10 and a subrange at least one"):
             whole.subrange(*bad)
 
 

@@ -53,7 +53,7 @@ def save_folder(
         for name, component in pipeline.components.items():
             if isinstance(component, nn.Module):
                 class_name = index[name][1]
-                _write_network(
+                write_network(
                     folder / name,
                     class_name,
                     component,
@@ -94,7 +94,7 @@ def atomic_folder(path: Path) -> Generator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_network(
+def write_network(
     folder: Path,
     class_name: str,
     module: nn.Module,

@@ -1,7 +1,7 @@
 """Solvers of the probability-flow equation dx/dsigma = (x - clean) / sigma and of its stochastic kin.
 
-Each takes the denoiser, a latent x = clean + sigma * noise at the first level of a falling ladder, the ladder
-(float64, CPU), and a source of noise; each yields a step per rung.
+Each takes the denoiser, a latent x = clean + sigma * noise at the first of the falling noise levels, the levels
+(float64, CPU), and a source of noise. Each yields its steps and goes on from the latents that it is sent.
 """
 
 from collections.abc import Mapping

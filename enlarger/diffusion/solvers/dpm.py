@@ -39,9 +39,9 @@ def dpm2_ancestral(
 
 
 def dpm_fast(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 0.0) -> Steps:
-    """DPM-Solver-fast: as many calls as the ladder has steps, spent on steps of third order and a few lower ones.
+    """DPM-Solver-fast: as many calls as `sigmas` has steps, spent on steps of third order and a few lower ones.
 
-    Of the ladder only its ends and its length are used; the levels are even over log(sigma). If it ends at 0, the last
+    Of `sigmas` only its ends and its length are used; the levels are even over log(sigma). If it ends at 0, the last
     call is an Euler step from the last level above 0.
     """
     sigma_min = last_positive_sigma(sigmas)
@@ -71,7 +71,7 @@ def dpm_adaptive(
 ) -> Steps:
     """DPM-Solver-23 with error control, Lu et al. 2022, algorithm 3 at order 3.
 
-    Of the ladder only the first level and the last above 0 are used; if it ends at 0, an Euler step goes there.
+    Of `sigmas` only the first level and the last above 0 are used; if it ends at 0, an Euler step goes there.
     Accepted steps are yielded. The error is measured over the whole batch, so give it one image at a time where images
     must not depend on each other. Raises NonFinite, since no step is small enough then.
     """
@@ -135,7 +135,7 @@ class _ExponentialStep:
     h: float
 
     def slope(self, x: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-        """The noise estimate there and the clean one."""
+        """The noise estimate there and the denoised one."""
         sigma = _sigma_at(self.t + fraction * self.h)
         denoised = self.denoise(x, sigma)
         return (x - denoised) / sigma, denoised
@@ -148,7 +148,7 @@ class _ExponentialStep:
 
 
 def _dpm_step(denoise: Denoise, x: Tensor, t: float, t_next: float, order: int) -> tuple[Tensor, Tensor]:
-    """A DPM-Solver step of order 1, 2 or 3 and the first clean estimate."""
+    """A DPM-Solver step of order 1, 2 or 3 and the first denoised estimate."""
     if order == 3:
         _, x_high, denoised = _dpm_23_step(denoise, x, t, t_next)
         return x_high, denoised
@@ -161,7 +161,7 @@ def _dpm_step(denoise: Denoise, x: Tensor, t: float, t_next: float, order: int) 
 
 
 def _dpm_23_step(denoise: Denoise, x: Tensor, t: float, t_next: float) -> tuple[Tensor, Tensor, Tensor]:
-    """DPM-Solver-2 and -3 from t to goal with shared evaluations (Lu et al. 2022, algorithms 1 and 2)."""
+    """DPM-Solver-2 and -3 from t to t_next with shared evaluations (Lu et al. 2022, algorithms 1 and 2)."""
     step = _ExponentialStep(denoise, t, t_next - t)
     first, denoised = step.slope(x, 0)
     second, _ = step.slope(x - step.first_order_weight(1 / 3) * first, 1 / 3)

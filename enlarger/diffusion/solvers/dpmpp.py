@@ -1,4 +1,4 @@
-"""DPM-Solver++: exponential integration of the clean estimate, over t = -log(sigma) (Lu et al. 2022b)."""
+"""DPM-Solver++: exponential integration of the denoised estimate, over t = -log(sigma) (Lu et al. 2022b)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,7 +11,7 @@ from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.sample import Step, Steps
 from enlarger.diffusion.solvers.levels import ancestral_step, log_midpoint
 
-LOWER_ORDER_MAX_STEPS = 15  # diffusers takes lower orders at the end of ladders of fewer steps
+LOWER_ORDER_MAX_STEPS = 15  # diffusers takes lower orders at the end of fewer steps
 
 
 def dpmpp_2m(
@@ -22,7 +22,7 @@ def dpmpp_2m(
     heun: bool = False,
     lower_order_final_sigma: float | None = None,
 ) -> Steps:
-    """DPM-Solver++(2M), Lu et al. 2022b, algorithm 2. For `heun` and `eased` see `dpmpp_3m_sde`."""
+    """DPM-Solver++(2M), Lu et al. 2022b, algorithm 2. For the options see `dpmpp_3m_sde`."""
     return _multistep(denoise, x, sigmas, noise, (2, 0.0, heun, lower_order_final_sigma))
 
 
@@ -41,8 +41,8 @@ def dpmpp_3m_sde(
     """The same with three estimates, of which the quadratic term has half its weight, as in the authors' code.
 
     Where two are there, `heun` weighs their difference as the exponential integral says, else as the midpoint rule. A
-    step to 0 is always of first order; a ladder of fewer than 15 steps that ends at `eased` or below also has an order
-    fewer at the step before and ends with first order, as in diffusers.
+    step to 0 is always of first order; with fewer than 15 steps, sigmas that end at `lower_order_final_sigma` or below
+    also have an order fewer at the step before and end with first order, as in diffusers.
     """
     return _multistep(denoise, x, sigmas, noise, (3, eta, heun, lower_order_final_sigma))
 
@@ -79,10 +79,10 @@ def dpmpp_singlestep(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 2, eta: float = 0.0, heun: bool = False,
     lower_order_final: bool = True,
 ) -> Steps:  # fmt: skip
-    """DPM-Solver++(2S) and (3S) whose inner levels are rungs: groups of `order` steps, each from the group's start.
+    """DPM-Solver++(2S) and (3S) with `sigmas` as inner levels: groups of `order` steps, each from the group's start.
 
-    With `lower_final`, and on every ladder to 0 or of a length that is no multiple of the order, the last steps are of
-    lower order, as in diffusers.
+    With `lower_order_final`, and always where sigmas end at 0 or the steps are no multiple of the
+    order, the last steps are of lower order, as in diffusers.
     """
     step_orders = _singlestep_orders(len(sigmas) - 1, order, lower_order_final or float(sigmas[-1]) == 0)
     step_orders[-1] = step_orders[-1] if sigmas[-1] > 0 else 1
@@ -102,7 +102,7 @@ def dpmpp_singlestep(
 def _multistep(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, options: tuple[int, float, bool, float | None]
 ) -> Steps:  # fmt: skip
-    """DPM-Solver++ from the clean estimates of the last steps; the rule is (order, eta, heun, eased)."""
+    """DPM-Solver++ from the denoised estimates of the last steps."""
     order, eta, heun, lower_order_final_sigma = options
     num_steps = len(sigmas) - 1
     lowers_order = (
@@ -131,7 +131,7 @@ def _multistep_update(
     heun: bool,
     quadratic_weight: float = 1.0,
 ) -> Tensor:
-    """x at the first level known carried to `lower` by the polynomial through up to three clean estimates.
+    """x at the first level known carried to `lower` by the polynomial through up to three denoised estimates.
 
     The polynomial is over u, the share of the way over log(sigma); each power of u has its exponential integral, but
     the midpoint rule stands for that of the first where two are known and not `heun`.
@@ -163,12 +163,12 @@ def _sde_noise_sigma(sigma: Tensor, lower: Tensor, eta: float) -> Tensor:
 
 
 def _first_order_update(x: Tensor, denoised: Tensor, sigma: Tensor, lower: Tensor) -> Tensor:
-    """x carried to a lower level towards a clean estimate."""
+    """x carried to a lower level towards a denoised estimate."""
     return lower / sigma * x + (1 - lower / sigma) * denoised
 
 
 def _ancestral_update(x: Tensor, denoised: Tensor, sigma: Tensor, lower: Tensor, eta: float, noise: Noise) -> Tensor:
-    """`_blend` to below a level, then fresh noise up to it."""
+    """`_first_order_update` to below a level, then fresh noise up to it."""
     sigma_down, sigma_up = ancestral_step(sigma, lower, eta)
     x = _first_order_update(x, denoised, sigma, sigma_down)
     return x + noise(x) * sigma_up if eta and lower > 0 else x

@@ -1,4 +1,4 @@
-"""Noise levels between and below the rungs of a ladder."""
+"""Noise levels between and below those of a sigma schedule."""
 
 import math
 
@@ -13,7 +13,7 @@ def ancestral_step(sigma: Tensor, lower: Tensor, eta: float) -> tuple[Tensor, Te
 
 
 def ancestral_step_in_time(t: float, t_next: float, t_end: float, eta: float) -> tuple[float, float]:
-    """`split_level` over t = -log(sigma), not descending past `stop`."""
+    """`ancestral_step` over t = -log(sigma), not descending past `t_end`."""
     if not eta:
         return t_next, 0.0
     sigma, lower = (torch.tensor(math.exp(-v), dtype=torch.float64) for v in (t, t_next))

@@ -33,7 +33,7 @@ def pndm(
 ) -> Steps:  # fmt: skip
     """Liu et al. 2022, algorithm 2: three Runge-Kutta steps of four calls each, then Adams-Bashforth slopes.
 
-    `middle` says which level lies halfway; the paper's is halfway in training time (`NoiseSchedule.middle`).
+    `midpoint` says which level lies halfway; the paper's is halfway in training time (`NoiseSchedule.time_midpoint`).
     """
     slopes: list[Tensor] = []
     for sigma, lower in pairwise(sigmas):
@@ -47,16 +47,22 @@ def pndm(
         x = yield Step(x, denoised, lower)
 
 
-def lms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 4) -> Steps:
-    """Adams-Bashforth over uneven levels: the polynomial through up to four slopes, integrated (Katherine Crowson)."""
+def lms(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 4, before: Sequence[float] = ()
+) -> Steps:  # fmt: skip
+    """Adams-Bashforth over uneven levels: the polynomial through up to four slopes, integrated (Katherine Crowson).
+
+    `before` are levels above the first, newest first, that the polynomial counts though no slopes are known there, as
+    diffusers does in a run that starts inside its list.
+    """
     assert 1 <= order <= 4, f"order {order}, expected 1 to 4"
-    past_sigmas: list[float] = []
+    past_sigmas = list(before)
     slopes: list[Tensor] = []
     for sigma, lower in pairwise(sigmas):
         denoised = denoise(x, sigma)
         past_sigmas, slopes = [float(sigma), *past_sigmas][:order], [(x - denoised) / sigma, *slopes][:order]
         for coefficient, slope in zip(
-            _lagrange_integrals(past_sigmas, float(sigma), float(lower)), slopes, strict=True
+            _lagrange_integrals(past_sigmas, float(sigma), float(lower)), slopes, strict=False
         ):
             x = x + coefficient * slope
         x = yield Step(x, denoised, lower)

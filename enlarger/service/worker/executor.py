@@ -29,7 +29,7 @@ from enlarger.service.worker.progress_reporter import ProgressReporter, RunningJ
 from enlarger.service.worker.results import remove_images, resize_to, save_image, write_result_file
 from enlarger.service.workers import messages
 from enlarger.tasks.batching import group_into_batches, run_in_batches
-from enlarger.tasks.generate import Generator as TextToImage
+from enlarger.tasks.text_to_image import Generator as TextToImage
 from enlarger.tasks.upscale.upscale import Upscaler
 
 OUT_OF_MEMORY_MESSAGES = (

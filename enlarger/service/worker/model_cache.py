@@ -18,15 +18,14 @@ from enlarger.service.worker.model_description import TASKS_BY_KIND, ModelDescri
 from enlarger.service.workers.messages import Event, MemoryUse, ModelLoading, ModelLoadTime, ModelsLoaded
 from enlarger.tasks.auxiliary.preview import Previewer, load_previewer
 from enlarger.tasks.depth import DepthToImage
-from enlarger.tasks.generate import Generator
-from enlarger.tasks.load import LoadedTask as AnyTask
-from enlarger.tasks.load import load
-from enlarger.tasks.loading import Checkpoint
-from enlarger.tasks.refine import Refiner
-from enlarger.tasks.repair import Inpainter
+from enlarger.tasks.image_to_image import Refiner
+from enlarger.tasks.inpaint import Inpainter
+from enlarger.tasks.loading import Checkpoint, load
 from enlarger.tasks.stable_diffusion import StableDiffusion
+from enlarger.tasks.text_to_image import Generator
 from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler
 
+AnyTask = Upscaler | Generator | Refiner | Inpainter | DepthToImage
 LIBC = ctypes.CDLL(None)  # this process, with the C library in it
 
 

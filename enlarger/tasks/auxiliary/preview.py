@@ -14,7 +14,7 @@ from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.image.picture import Picture, to_pil
 from enlarger.nn.taesd import AutoencoderTiny, DecoderTiny
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.latents import LatentSpace
+from enlarger.tasks.inputs import LatentSpace
 
 # Red, green and blue in -1..1 of each latent channel, fitted to decoded pictures by others: Stable Diffusion 1.4's at
 # discuss.huggingface.co/t/decoding-latents-to-rgb-without-upscaling/23204, SDXL's in invoke-ai/InvokeAI.
@@ -38,7 +38,7 @@ class Previewer:
     runtime: Runtime = Runtime()
 
     def __call__(self, denoised: Tensor) -> tuple[Image.Image, ...]:
-        """Of clean latents (B, C, h, w) as they are sampled: `Progress.step.clean` of a watcher."""
+        """Of denoised latents (B, C, h, w) as they are sampled: `Progress.step.denoised`."""
         channels = self.decoder.config.latent_channels
         _check_latents(denoised, channels)
         dtype = next(self.decoder.parameters()).dtype
@@ -47,7 +47,7 @@ class Previewer:
 
 
 def linear_preview(denoised: Tensor, space: LatentSpace) -> tuple[Image.Image, ...]:
-    """Pictures of clean latents (B, 4, h, w) as they are sampled, one pixel per latent: each colour is a weighted sum
+    """Pictures of denoised latents (B, 4, h, w) as they are sampled, a pixel per latent: each colour is a weighted sum
     of the channels. Raises Unsupported for latents that nobody has fitted weights to."""
     if space not in LATENT_RGB_FACTORS:
         raise Unsupported(

@@ -18,9 +18,9 @@ from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
 from enlarger.runtime.runtime import Runtime
+from enlarger.tasks.conditioning import GuidedConditioning, GuidedText
 from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.result import GuidedText
-from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
+from enlarger.tasks.sampling import SamplingPlan
 from enlarger.text.encode import PromptEmbeds
 from enlarger.text.tokenize import Tokenizer
 

@@ -9,8 +9,9 @@ from enlarger.diffusion.noise import PerSampleGenerators
 from enlarger.diffusion.sample import OnStep, unchanged
 from enlarger.diffusion.schedule import NoiseSchedule
 from enlarger.errors import InputError
+from enlarger.tasks.conditioning import GuidedConditioning
 from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
-from enlarger.tasks.sampling import GuidedConditioning, SamplingPlan
+from enlarger.tasks.sampling import SamplingPlan
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -21,24 +21,15 @@ from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.image.consistency import downscale
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import Picture, read_picture, to_pil
-from enlarger.requests import X2_MAX_NOISE_LEVEL, UpscaleRequest, make_request, seeds_for, with_defaults
+from enlarger.requests import X2_MAX_NOISE_LEVEL, UpscaleOptions, UpscaleRequest, make_request, seeds_for, with_defaults
 from enlarger.runtime.runtime import Offload, Runtime, resolve_device, resolve_dtype
-from enlarger.tasks.experts import NetworkCall, trace_network_calls
-from enlarger.tasks.inputs import match_input, run_each_image
-from enlarger.tasks.latents import Latents
+from enlarger.tasks.conditioning import GuidedText, encode_guided_prompts, prompt_spec_from_options
+from enlarger.tasks.inputs import Latents, match_input, split_request
+from enlarger.tasks.latent_diffusion import decode_latents, pad_to_multiple
 from enlarger.tasks.loading import Location, as_checkpoint
-from enlarger.tasks.result import (
-    GuidedText,
-    ProgressCallback,
-    Result,
-    decode_latents,
-    encode_guided_prompts,
-    no_progress,
-    pad_to_multiple,
-    report_steps,
-)
-from enlarger.tasks.sampling import SamplingPlan
-from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffusion, prompt_spec_from_options
+from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
+from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffusion
 from enlarger.tasks.upscale.bundled import BundledUpscaler, bundled_notes, make_bundled_plan
 from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
 from enlarger.tasks.upscale.pixel_x4 import PixelUpscaleJob, upscale_pixel_x4
@@ -67,7 +58,7 @@ class Upscaler:
         One picture is computed at a time. The x4 upscaler takes it whole, without tiles, so that its memory grows with
         the picture. Latents are enlarged by 2, without a picture in between.
         """
-        return run_each_image(request, partial(self._upscale, watch))
+        return join_results([self._upscale(watch, one, seeds) for one, seeds in split_request(request)])
 
     def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCall, ...]:
         """The calls of the diffusion network that enlarge a picture of `size`, or its latents."""
@@ -147,7 +138,7 @@ class Upscaler:
 
 def upscale(
     image: Any, by: float = 2.0, *, model: Location | None = None, device: str = "auto", precision: str = "auto",
-    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Any,
+    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Unpack[UpscaleOptions],
 ) -> Result:  # fmt: skip
     """Enlarge one or several pictures: paths, PIL images, arrays, tensors in -1..1, or `Latents`.
 

@@ -1,0 +1,67 @@
+"""What a callback may change while a run goes on: the guidance, and what the network is told."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from enlarger.diffusion.guidance import Guidance
+
+
+@dataclass(frozen=True)
+class LiveGuidance(Guidance):
+    """Guidance whose scale is the pipeline's at each call."""
+
+    pipe: Any = None
+
+    def is_active(self, sigma: float) -> bool:
+        return bool(self.pipe.do_classifier_free_guidance)
+
+    def combine(self, output: Tensor) -> Tensor:
+        return replace(Guidance(self.scale, self.rescale), scale=float(self.pipe.guidance_scale)).combine(output)
+
+
+NetworkInputs = dict[str, Tensor]
+Remake = Callable[
+    [Mapping[str, Any], Tensor, NetworkInputs], tuple[Tensor, NetworkInputs]
+]  # what was replaced, the input, the rest
+
+
+def tokens_replaced(replaced: Mapping[str, Any], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
+    """The prompt's features."""
+    embeds = replaced.get("prompt_embeds")
+    return x, told if embeds is None else {**told, "tokens": embeds.to(told["tokens"])}
+
+
+def channels_replaced(names: Sequence[str], first: int) -> Remake:
+    """The prompt's features, and the input's channels from the first one on, by these names one after the other."""
+
+    def remake(replaced: Mapping[str, Any], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
+        place = first
+        for name in names:
+            given: Tensor | None = replaced.get(name)
+            width = 1 if name in ("mask", "depth_mask") else first
+            if given is not None:
+                x = torch.cat([x[:, :place], given.to(x).expand(len(x), -1, -1, -1), x[:, place + width :]], 1)
+            place += width
+        return tokens_replaced(replaced, x, told)
+
+    return remake
+
+
+class Redirected(nn.Module):
+    """A network that is told what callbacks have replaced."""
+
+    def __init__(self, network: nn.Module, replaced: Mapping[str, Any], remake: Remake = tokens_replaced) -> None:
+        super().__init__()
+        self.network, self.replaced, self.remake = network, replaced, remake
+
+    @property
+    def config(self) -> Any:
+        return self.network.config
+
+    def forward(self, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
+        x, told = self.remake(self.replaced, x, told)
+        return self.network(x, time, **told)

@@ -1,0 +1,44 @@
+"""The settings of a scheduler: those that were stated, then its class's defaults."""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+VERSION = "0.40.0"  # of diffusers, whose files these are
+
+
+class SchedulerConfig(Mapping[str, Any]):
+    """Settings by name or attribute: those stated, then the class's defaults. Those not stated are not carried over."""
+
+    def __init__(self, class_name: str, explicit: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self.class_name = class_name
+        self.explicit = MappingProxyType(dict(explicit))
+        unstated = [name for name in defaults if name not in explicit]
+        self._all: dict[str, Any] = {**defaults, **explicit, **({"_class_name": class_name} if class_name else {})}
+        if unstated:
+            self._all["_use_default_values"] = unstated
+
+    def __getitem__(self, name: str) -> Any:
+        return self._all[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name not in self._all:
+            raise AttributeError(f"the config of {self.class_name} has no {name!r}; it has {', '.join(self._all)}")
+        return self[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __repr__(self) -> str:
+        return f"{self.class_name}({dict(self.explicit)})"
+
+
+def stated_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's or a diffusers config's settings without those that its class filled in."""
+    if isinstance(config, SchedulerConfig):
+        return dict(config.explicit)
+    filled: Any = config.get("_use_default_values") or ()
+    return {name: value for name, value in config.items() if name not in filled and not name.startswith("_")}
