@@ -62,7 +62,12 @@ class UpscaleRequest:
     solver: str | None = option(None, SOLVER_HELP)
     profile: Profile | None = option(None, "numbers equal to which code", choices=("diffusers", "original"))
     detail: float | None = option(None, "bundled model: 0 is most faithful, 1 full texture", least=0, most=1)
-    consistent: bool | None = option(None, "make the result's half-size copy equal to the input")
+    restore: float | None = option(
+        None, "bundled model: how much JPEG, noise and blur to clean away, 0 none", least=0, most=1
+    )
+    consistent: bool | None = option(
+        None, "make the result's half-size copy equal to the input; the bundled model does so with photos"
+    )
     long_prompt: bool = option(False, LONG_PROMPT_HELP)
 
     def __post_init__(self) -> None:
@@ -188,6 +193,7 @@ class UpscaleOptions(_CommonOptions, total=False):
     noise_level: float | None
     profile: Profile | None
     detail: float | None
+    restore: float | None
     consistent: bool | None
 
 
@@ -238,7 +244,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "upscale/diffusers": {"steps": 75, "guidance": 9.0, "solver": "euler", "noise_level": 0.0},
     "upscale/original": {"steps": 50, "guidance": 1.0, "solver": "dpm_adaptive", "noise_level": 0.0},
     "upscale/x4": {"steps": 75, "guidance": 9.0, "noise_level": 20},
-    "upscale/bundled": {"steps": 4, "guidance": 1.0, "solver": "euler", "detail": 0.0, "consistent": True},
+    "upscale/bundled": {"detail": 0.0, "restore": 0.0},
     "generate": {"steps": 50, "guidance": 7.5},
     "generate/xl": {"steps": 50, "guidance": 5.0},
     "refine": {"steps": 50, "guidance": 7.5},

@@ -11,11 +11,10 @@ from enlarger.checkpoint.config import network_configs
 from enlarger.checkpoint.taesd import tiny_config, tiny_json
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
-from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Predictor, PredictorConfig
-from enlarger.nn.compact_unet import CompactUNet, CompactUNetConfig
 from enlarger.nn.k_unet import KUNet, KUNetConfig
 from enlarger.nn.taesd import AutoencoderTiny
 from enlarger.nn.unet import UNet
+from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.strict_json import Json
 
 MODEL_INDEX_NAME = "model_index.json"
@@ -72,9 +71,7 @@ COMPONENT_CLASSES: dict[str, ComponentClass] = {
     "CLIPTextModelWithProjection": ComponentClass(
         "transformers", "model", network_configs.clip_projection_config, network_configs.clip_text_json, ClipText
     ),
-    "CompactAutoencoder": _enlarger_component(CompactAutoencoderConfig, CompactAutoencoder),
-    "CompactUNet": _enlarger_component(CompactUNetConfig, CompactUNet),
-    "Predictor": _enlarger_component(PredictorConfig, Predictor),
+    "UpscaleNet": _enlarger_component(UpscaleNetConfig, UpscaleNet),
 }
 """The networks by the class names that model_index.json uses; a new one is one line here."""
 

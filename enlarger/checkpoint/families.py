@@ -45,6 +45,7 @@ class ModelKind:
     unused_options: tuple[str, ...] = ()  # of its requests
     dependent_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """Options that change nothing while another one is None or 0."""
+    one_answer: str = ""  # the note of a `count` above 1, where seeds change nothing; "": they do
 
     @property
     def verb(self) -> str:
@@ -91,12 +92,12 @@ KINDS: dict[str, ModelKind] = {
     "x2": ModelKind(
         "the x2 latent upscaler", "upscaling by 2, enlarger.upscale", "x2 upscaling", "x2",
         "enlarger.tasks.upscale.latent_x2:load", {"upscale": KindVerb("upscale/diffusers", is_batched=True)},
-        "x2", "original_sample", "sd", "StableDiffusionLatentUpscalePipeline", ("detail",),
+        "x2", "original_sample", "sd", "StableDiffusionLatentUpscalePipeline", ("detail", "restore"),
     ),
     "x4": ModelKind(
         "the x4 upscaler", "upscaling by 4, enlarger.upscale", "x4 upscaling", "x4",
         "enlarger.tasks.upscale.pixel_x4:load", {"upscale": KindVerb("upscale/x4")}, "sd2", "v_prediction", "x4",
-        "StableDiffusionUpscalePipeline", ("detail", "profile"),
+        "StableDiffusionUpscalePipeline", ("detail", "restore", "profile"),
     ),
     "sdxl": _text_to_image("SDXL base", "sdxl", "epsilon", xl=True),
     "sdxl_inpainting": _inpainting("SDXL inpainting", "sdxl", xl=True),
@@ -108,8 +109,10 @@ KINDS: dict[str, ModelKind] = {
         "the bundled model", "upscaling by 2, enlarger.upscale", "x2 upscaling", "bundled",
         "enlarger.tasks.upscale.bundled:load", {"upscale": KindVerb("upscale/bundled", is_batched=True)},
         pipeline_class="CompactUpscale",
-        unused_options=("prompt", "negative", "guidance", "noise_level", "profile", "long_prompt"),
-        dependent_options={"detail": ("steps", "solver")},
+        unused_options=(
+            "prompt", "negative", "steps", "guidance", "solver", "noise_level", "profile", "long_prompt"
+        ),
+        one_answer="count is {count}, but the bundled model has one answer for a picture: one was made",
     ),
 }  # fmt: skip
 FAMILIES: Mapping[str, ModelKind] = {name: kind for name, kind in KINDS.items() if kind.layout}

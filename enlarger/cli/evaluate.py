@@ -22,17 +22,28 @@ def upscale(
     model: Model = None,
     steps: Annotated[list[int] | None, typer.Option(min=1, help="number of steps to try; may be repeated")] = None,
     sheet: Annotated[Path | None, typer.Option(help="also write a contact sheet of crops, a PNG file")] = None,
+    judges: Annotated[Path | None, typer.Option(help="weights of LPIPS and DISTS, made by scripts/judges")] = None,
+    degraded: Annotated[
+        list[str] | None, typer.Option(help="also damage the halves: jpeg40, jpeg70, phone or blur; may be repeated")
+    ] = None,
+    beside: Annotated[
+        Path | None, typer.Option(help="other programs' results, measured too: FOLDER/METHOD/SET/NAME.png")
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(help="folder for all inputs and results, in that order")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the damage")] = 0,
     device: Device = "auto",
     json_lines: JsonLines = False,
 ) -> None:
     """Halve pictures, enlarge them again, and compare a model with bicubic and Lanczos.
 
-    Folders in FOLDER are sets of their own. The table is Markdown; --json prints its rows as one line.
+    Folders in FOLDER are sets of their own. Other programs are compared by enlarging what --keep writes under input,
+    and giving their results with --beside. The table is Markdown; --json prints its rows as one line.
     """
     from enlarger.cli.report import Report  # torch comes with these
-    from enlarger.evaluate.upscale import evaluate_upscale
+    from enlarger.evaluate.upscale import Evaluation, evaluate_upscale
 
+    wanted = Evaluation(folder, model, steps or (), sheet, judges, degraded or (), beside, keep, seed, device)
     with Report(1) as report:
         report.start_stage("loading the model")
-        table = evaluate_upscale(folder, model, steps or (), sheet, device, report.start_file(str(folder)))
+        table = evaluate_upscale(wanted, report.start_file(str(folder)))
     print(json.dumps(table.rows) if json_lines else table)

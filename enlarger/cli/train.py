@@ -17,14 +17,26 @@ def about() -> None:
 def upscaler(
     photos: Annotated[Path, typer.Option(help="folder of photos, searched with the folders in it")],
     out: Annotated[Path, typer.Option(help="folder to write the model to")] = Path("upscaler"),
-    minutes: Annotated[float, typer.Option(min=0, help="how long to train, all stages together")] = 120,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="steps of the first network, the others in proportion", show_default="the bundled model's"
+        ),
+    ] = None,
     work: Annotated[
         Path | None, typer.Option(help="folder for logs and states, to go on from", show_default="OUT.work")
     ] = None,
+    perceptual: Annotated[
+        Path | None,
+        typer.Option(help="weights of LPIPS and DISTS, made by scripts/judges; without, detail is learnt blindly"),
+    ] = None,
+    start: Annotated[Path | None, typer.Option(help="folder of an upscaler whose networks are learnt further")] = None,
     seed: Annotated[int, typer.Option(min=0, help="seed of all draws")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="processes that prepare pairs")] = 1,
 ) -> None:
     """Train a x2 upscaler like the bundled one; run again with the same --work to go on."""
-    from enlarger.train.upscaler import train_upscaler  # torch comes with it
+    from enlarger.train.upscaler import Plan, train_upscaler  # torch comes with it
 
-    train_upscaler(photos, out, minutes, out.with_name(f"{out.name}.work") if work is None else work, seed)
+    place = out.with_name(f"{out.name}.work") if work is None else work
+    train_upscaler(Plan(photos, out, place, perceptual, start, steps, seed, workers))
     print(out)

@@ -17,7 +17,8 @@ HTTP_NAMES = {  # the library's names as those of HTTP
     "guidance": "guidance_scale",
     "count": "n",
     "solver": "scheduler",
-    **{name: name for name in ("prompt", "seed", "noise_level", "detail", "consistent", "strength", "upscale")},
+    **{name: name for name in ("prompt", "seed", "noise_level", "detail", "restore")},
+    **{name: name for name in ("consistent", "strength", "upscale")},
 }
 HANDLED_SEPARATELY = frozenset(
     {"image", "mask", "mask_mode", "width", "height", "long_prompt"}

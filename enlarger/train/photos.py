@@ -1,131 +1,96 @@
-"""Photographs as training material: a folder in memory, and random crops of it with their half-size inputs."""
+"""Photographs as training material: a folder in one file of pixels that all processes share, and random crops of it."""
 
-import io
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from enlarger.errors import InputError
+from enlarger.image.degrade import Pixels
 from enlarger.image.picture import list_pictures
-from enlarger.nn.compact import downsample_bicubic
 
-
-@dataclass(frozen=True)
-class CropPair:
-    """A batch of crops, (B, 3, S, S), and what a camera with half the pixels would have seen, (B, 3, S/2, S/2)."""
-
-    large: Tensor
-    small: Tensor
-
-
-@dataclass(frozen=True)
-class Degradation:
-    """How often and how badly the small picture of a pair suffers, as real photos do."""
-
-    blur: float = 0.05  # share of pairs
-    blur_sigma: tuple[float, float] = (0.3, 0.8)  # pixels of the small picture
-    jpeg: float = 0.08  # share of pairs
-    jpeg_quality: tuple[int, int] = (60, 96)
-
-
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3)
+SCALES = (0.45, 0.9)  # photographs are made smaller, so that their pixels hold real detail
+HOLD_OUT = 40  # one picture in so many is never trained on
+CANDIDATES = 2  # crops looked at, of which the busiest is taken
 
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """Pictures in memory, of `crop` pixels a side at least."""
+    """Where pictures lie in a mapped file of pixels: (offset, height, width) each."""
 
-    pictures: Sequence[Pixels]
+    pixels: np.memmap[Any, np.dtype[np.uint8]]
+    places: tuple[tuple[int, int, int], ...]
     crop: int
 
-    def split(self, every: int = 40) -> tuple["Photos", "Photos"]:
-        """Training and validation parts: each `every`-th picture is held out."""
-        held_out = self.pictures[every - 1 :: every]
+    def split(self) -> tuple["Photos", "Photos"]:
+        """Training and validation parts; the same pictures twice where there are too few."""
+        held_out = self.places[HOLD_OUT - 1 :: HOLD_OUT]
         if not held_out:
             return self, self
-        training = [picture for i, picture in enumerate(self.pictures) if i % every != every - 1]
-        return Photos(training, self.crop), Photos(held_out, self.crop)
+        training = tuple(place for i, place in enumerate(self.places) if i % HOLD_OUT != HOLD_OUT - 1)
+        return Photos(self.pixels, training, self.crop), Photos(self.pixels, held_out, self.crop)
 
-    def sample_crops(self, count: int, rng: np.random.Generator) -> Tensor:
-        """Random crops in -1..1, (B, 3, crop, crop), flipped and turned; of two candidates the busier is taken."""
-        crops = [max((self._random_crop(rng) for _ in range(2)), key=_detail_energy) for _ in range(count)]
-        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    def draw(self, draw: np.random.Generator) -> Pixels:
+        """A random crop, flipped and turned; of two candidates the busier is taken."""
+        crop = max((self._cut(draw) for _ in range(CANDIDATES)), key=_busyness)
+        crop = np.rot90(crop, int(draw.integers(4)))
+        return np.ascontiguousarray(crop[:, ::-1] if draw.random() < 0.5 else crop)
 
-    def _random_crop(self, rng: np.random.Generator) -> Pixels:
-        picture = self.pictures[_random_index(rng, len(self.pictures))]
-        top, left = (_random_index(rng, side - self.crop + 1) for side in picture.shape[:2])
-        crop = picture[top : top + self.crop, left : left + self.crop]
-        crop = np.rot90(crop, _random_index(rng, 4))
-        return crop[:, ::-1] if _random_index(rng, 2) else crop
+    def _cut(self, draw: np.random.Generator) -> Pixels:
+        offset, height, width = self.places[int(draw.integers(len(self.places)))]
+        picture = self.pixels[offset : offset + height * width * 3].reshape(height, width, 3)
+        top, left = (int(draw.integers(side - self.crop + 1)) for side in (height, width))
+        return picture[top : top + self.crop, left : left + self.crop]
 
 
-def read_photos(folder: Path, crop: int, seed: int = 0, scale: tuple[float, float] = (0.45, 0.9)) -> Photos:
-    """The pictures of a folder, each scaled down by a random factor so that its pixels hold real detail.
+def read_photos(folder: Path, work: Path, crop: int, seed: int = 0, workers: int | None = None) -> Photos:
+    """The pictures of a folder, each scaled down by a random factor, in `work/photos.bin`, which is made once.
 
     Raises InputError if none is large enough, or one cannot be read.
     """
-    rng = np.random.default_rng(seed)
-    loaded = (_load(path, rng.uniform(*scale), crop) for path in list_pictures(folder))
-    pictures = [picture for picture in loaded if min(picture.shape[:2]) >= crop]
-    if not pictures:
+    index, data = work / "photos.json", work / "photos.bin"
+    paths = list_pictures(folder)
+    about = {"pictures": [[path.name, path.stat().st_size] for path in paths], "crop": crop, "seed": seed}
+    if not index.exists() or {**json.loads(index.read_text()), "places": None} != {**about, "places": None}:
+        work.mkdir(parents=True, exist_ok=True)
+        with get_context("spawn").Pool(workers or os.cpu_count()) as pool:
+            asked = [(path, [seed, i], crop) for i, path in enumerate(paths)]
+            places = _write(pool.imap(_load, asked, chunksize=8), data, crop)
+        index.write_text(json.dumps(about | {"places": places}))
+    places = tuple((offset, height, width) for offset, height, width in json.loads(index.read_text())["places"])
+    if not places:
         raise InputError(f"{folder}: no pictures of {crop} x {crop} pixels or more; give a folder of photos")
-    return Photos(pictures, crop)
+    return Photos(np.memmap(data, np.uint8, "r"), places, crop)
 
 
-def make_pairs(large: Tensor, rng: np.random.Generator, degradation: Degradation | None = None) -> CropPair:
-    """Crops with their half-size inputs (antialiased bicubic, 8 bits), some of them blurred or JPEG-compressed."""
-    small = downsample_bicubic(large)
-    if degradation is not None:
-        small = torch.stack([_blur(p, rng, degradation) for p in small])
-    small = ((small.clamp(-1, 1) + 1) * 127.5).round()
-    if degradation is not None:
-        small = torch.stack([_compress(p, rng, degradation) for p in small])
-    return CropPair(large, small / 127.5 - 1)
+def _write(pictures: Iterable[Pixels], path: Path, crop: int) -> list[tuple[int, int, int]]:
+    places: list[tuple[int, int, int]] = []
+    with path.open("wb") as file:
+        for picture in pictures:
+            if min(picture.shape[:2]) >= crop:
+                places.append((file.tell(), *picture.shape[:2]))
+                file.write(picture.tobytes())
+    return places
 
 
-def _load(path: Path, scale: float, min_side: int) -> Pixels:
+def _load(asked: tuple[Path, list[int], int]) -> Pixels:
+    path, seed, least = asked
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
     except OSError as error:
         raise InputError(f"{path}: cannot be read as a picture; mend it or take it out of the folder") from error
-    else:
-        scale = max(scale, min(1.0, min_side / min(image.size)))
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        return np.asarray(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
+    scale = max(np.random.default_rng(seed).uniform(*SCALES), min(1.0, least / min(image.size)))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
 
 
-def _random_index(rng: np.random.Generator, count: int) -> int:
-    return int(cast(int, rng.integers(count)))
-
-
-def _detail_energy(crop: Pixels) -> float:
-    green = crop[::2, ::2, 1].astype(np.float32)
-    return float(np.abs(np.diff(green, axis=0)).mean() + np.abs(np.diff(green, axis=1)).mean())
-
-
-def _blur(picture: Tensor, rng: np.random.Generator, degradation: Degradation) -> Tensor:
-    if rng.random() >= degradation.blur:
-        return picture
-    x = torch.arange(-3, 4, dtype=torch.float32)
-    kernel = torch.softmax(-(x**2) / (2 * rng.uniform(*degradation.blur_sigma) ** 2), 0)
-    planes = F.pad(picture[:, None], (3, 3, 3, 3), mode="reflect")
-    return F.conv2d(F.conv2d(planes, kernel.view(1, 1, 1, 7)), kernel.view(1, 1, 7, 1))[:, 0]
-
-
-def _compress(picture: Tensor, rng: np.random.Generator, degradation: Degradation) -> Tensor:
-    if rng.random() >= degradation.jpeg:
-        return picture
-    low, high = degradation.jpeg_quality
-    data = io.BytesIO()
-    Image.fromarray(picture.byte().permute(1, 2, 0).numpy()).save(
-        data, "JPEG", quality=low + _random_index(rng, high - low)
-    )
-    return torch.from_numpy(np.asarray(Image.open(data)).copy()).permute(2, 0, 1).float()
+def _busyness(crop: Pixels) -> float:
+    green = crop[::2, ::2, 1].astype(np.int16)
+    return float(cast(float, np.abs(np.diff(green, axis=0)).mean() + np.abs(np.diff(green, axis=1)).mean()))

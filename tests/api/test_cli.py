@@ -19,10 +19,11 @@ from PIL import Image
 
 from enlarger.cli.main import run
 from enlarger.errors import CheckpointError, InputError, Unsupported
-from enlarger.evaluate.upscale import EvaluationTable
+from enlarger.evaluate.upscale import Evaluation, EvaluationTable
 from enlarger.image.picture import one_line, read_picture, to_pil
 from enlarger.requests import UpscaleRequest
 from enlarger.tasks.result import Progress, ProgressCallback, Result
+from enlarger.train.upscaler import Plan
 from tests.support.pictures import bad_files, odd_files, texture
 
 ROOT = Path(__file__).parents[2]
@@ -393,12 +394,11 @@ def test_train_passes_on_what_it_is_given(call: Any, monkeypatch: pytest.MonkeyP
     given: list[Any] = []
     monkeypatch.setattr("enlarger.train.upscaler.train_upscaler", lambda *arguments: given.append(arguments))
     assert call("train", "upscaler")[0] == 2
-    assert call("train", "upscaler", "--photos", "p", "--out", "o/m", "--minutes", "3", "--seed", "0")[:2] == (
-        0,
-        "o/m\n",
-    )
-    assert given == [(Path("p"), Path("o/m"), 3.0, Path("o/m.work"), 0)]
-    assert call("train", "upscaler", "--photos", "p", "--work", "w")[0] == 0 and given[1][3] == Path("w")
+    assert call("train", "upscaler", "--photos", "p", "--out", "o/m", "--steps", "3", "--seed", "0")[:2] == (0, "o/m\n")
+    assert given == [(Plan(Path("p"), Path("o/m"), Path("o/m.work"), steps=3),)]
+    more = ("--work", "w", "--perceptual", "j", "--start", "s", "--seed", "7", "--workers", "0")
+    assert call("train", "upscaler", "--photos", "p", *more)[0] == 0
+    assert given[1] == (Plan(Path("p"), Path("upscaler"), Path("w"), Path("j"), Path("s"), None, 7, 0),)
 
 
 def test_evaluate_passes_on_what_it_is_given(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +413,11 @@ def test_evaluate_passes_on_what_it_is_given(call: Any, monkeypatch: pytest.Monk
     assert call("evaluate", "upscale")[0] == 2
     status, out, err = call("evaluate", "upscale", "f", "--steps", "1", "--steps", "4", "--sheet", "s.png", "--json")
     assert (status, json.loads(out)) == (0, [{"set": "s", "psnr": 30.0}]) and "f: evaluate\n" in err
-    assert given == [(Path("f"), None, [1, 4], Path("s.png"), "auto")]
+    assert given == [(Evaluation(Path("f"), None, [1, 4], Path("s.png")),)]
+    more = ("--judges", "j", "--degraded", "blur", "--beside", "b", "--keep", "k", "--seed", "3", "--device", "cpu")
+    assert call("evaluate", "upscale", "f", "--json", *more)[0] == 0
+    told = (Path("j"), ["blur"], Path("b"), Path("k"), 3, "cpu")
+    assert given[1] == (Evaluation(Path("f"), None, (), None, *told),)
 
 
 # What only a process of its own shows.

@@ -103,6 +103,7 @@ CASES: list[tuple[dict[str, Any], str, dict[str, Any], bool]] = [
     ({"scale": 3.5, "prompt": "a"}, "x2", {"by": 3.5, "prompt": "a"}, True),
     ({"scale": 2.0, "response_format": "b64_json"}, "x2", {"by": 2.0}, False),
     ({"detail": 0.0, "consistent": False, "noise_level": 0.0}, "bundled", {"detail": 0.0, "consistent": False}, True),
+    ({"restore": 0.5}, "bundled", {"restore": 0.5}, True),
 ]
 
 

@@ -91,8 +91,8 @@ def test_enlarging_with_the_bundled_model(worker: Worker) -> None:
     assert done["notes"] == [
         "said before",
         "the prompt changes nothing: bundled has no use for it",
+        "steps changes nothing: bundled has no use for it",
         "guidance changes nothing: bundled has no use for it",
-        "steps changes nothing without detail",
     ]
     assert done["images"][0] | {"bytes": 0} == {
         "file": "result-0.png", "width": 128, "height": 128, "seed": 1, "format": "png", "bytes": 0, "flagged": None,

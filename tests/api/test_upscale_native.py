@@ -13,8 +13,7 @@ from enlarger.diffusion.noise import from_seeds
 from enlarger.diffusion.sample import Step, walk
 from enlarger.diffusion.solvers import SOLVERS
 from enlarger.errors import Cancelled, InputError, Unsupported
-from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Predictor, PredictorConfig
-from enlarger.nn.compact_unet import CompactUNet, CompactUNetConfig
+from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.requests import UpscaleRequest
 from enlarger.tasks.conditioning import encode_guided_prompts
 from enlarger.tasks.inputs import Latents
@@ -164,6 +163,8 @@ def test_refusals(upscaler: Upscaler) -> None:
         enlarge(upscaler, picture, noise_level=0.5)
     with pytest.raises(Unsupported, match="detail is for the bundled model; this one takes steps, guidance"):
         enlarge(upscaler, picture, detail=0.5)
+    with pytest.raises(Unsupported, match="restore is for the bundled model; this one takes steps, guidance"):
+        enlarge(upscaler, picture, restore=0.5)
     with pytest.raises(InputError, match="no solver is called 'magic'; there are euler, "):
         enlarge(upscaler, picture, solver="magic")
     with pytest.raises(InputError, match="2 seeds for 1 images; give one seed, or one per image"):
@@ -175,12 +176,8 @@ def test_refusals(upscaler: Upscaler) -> None:
 
 
 def test_the_bundled_kind_refuses_prompts_and_latents() -> None:
-    parts = (
-        Predictor(PredictorConfig(channels=8, blocks=1)),
-        CompactAutoencoder(CompactAutoencoderConfig()),
-        CompactUNet(CompactUNetConfig()),
-    )
-    bundled = BundledUpscaler(*(randomise(part) for part in parts))
+    parts = [randomise(UpscaleNet(UpscaleNetConfig(8, 1, extra))) for extra in (0, 0, 1, 0)]
+    bundled = BundledUpscaler(*parts)
     assert bundled(UpscaleRequest(tiny.picture(17, 9))).image.size == (34, 18)
     for name, value in {"prompt": "a cat", "negative": "ugly", "guidance": 2.0, "noise_level": 0.1}.items():
         with pytest.raises(Unsupported, match=f"{name} is set, but the bundled model has no use for it"):

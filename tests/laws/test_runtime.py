@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
-from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Predictor, PredictorConfig
-from enlarger.nn.compact_unet import CompactStage, CompactUNet, CompactUNetConfig
 from enlarger.nn.k_unet import KUNet
 from enlarger.nn.unet import UNet
+from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.runtime import runtime
 from enlarger.runtime.runtime import Offload, Runtime, direct_tensors, resolve_device, resolve_dtype
 from tests.support.random_weights import normal, randomise
@@ -21,7 +20,6 @@ from tests.support.tiny_models import AUTOENCODER, K_UNET, TEXT, UNET
 
 IDS = torch.arange(77)[None] % 60
 TIME = torch.tensor([0.5])
-COMPACT = CompactUNetConfig(4, 2, (CompactStage(8, 1), CompactStage(8, 1)), 8, (1.0, 1.0))
 Case = tuple[nn.Module, Callable[[nn.Module], Tensor]]
 
 
@@ -33,10 +31,6 @@ def cases() -> dict[str, Case]:
         assert isinstance(autoencoder, AutoencoderKL)
         return autoencoder.decode(autoencoder.encode(picture).mean)
 
-    def compact(autoencoder: nn.Module) -> Tensor:
-        assert isinstance(autoencoder, CompactAutoencoder)
-        return autoencoder.decode(autoencoder.encode(picture))
-
     return {
         "text": (ClipText(TEXT), lambda m: m(IDS).last_hidden_state),
         "k_unet": (
@@ -45,9 +39,7 @@ def cases() -> dict[str, Case]:
         ),
         "unet": (UNet(UNET), lambda m: m(normal(1, 4, 8, 8), TIME, tokens=normal(1, 5, 32))),
         "autoencoder": (AutoencoderKL(AUTOENCODER), both),
-        "predictor": (Predictor(PredictorConfig(4, 1)), lambda m: m(picture)),
-        "compact autoencoder": (CompactAutoencoder(CompactAutoencoderConfig(2, 4, 1)), compact),
-        "compact unet": (CompactUNet(COMPACT), lambda m: m(normal(1, 4, 8, 8), TIME)),
+        "upscale_net": (UpscaleNet(UpscaleNetConfig(4, 2, 1)), lambda m: m(picture, picture[:, :1])),
     }
 
 
@@ -102,7 +94,7 @@ def test_layers_use_their_weights_only_while_they_are_there(name: str, monkeypat
 
 @pytest.mark.parametrize("offload", ["none", "model", "sequential"])
 def test_a_failure_inside_leaves_no_hooks(offload: Offload) -> None:
-    module, _ = CASES["predictor"]
+    module, _ = CASES["upscale_net"]
     with pytest.raises(ValueError, match="stop"), Runtime(offload=offload).hold(module):
         raise ValueError("stop")
     with pytest.raises(RuntimeError), Runtime(offload=offload).hold(module):
@@ -113,7 +105,7 @@ def test_a_failure_inside_leaves_no_hooks(offload: Offload) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_offload_on_a_device(offload: Offload) -> None:
-    module = randomise(Predictor(PredictorConfig(4, 1)))
+    module = randomise(UpscaleNet(UpscaleNetConfig(4, 2)))
     picture = normal(1, 3, 16, 16)
     expected = module(picture)
     with Runtime(torch.device("cuda"), offload).hold(module):

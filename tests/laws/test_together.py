@@ -104,7 +104,9 @@ def test_long_prompts_share_a_batch_with_those_as_long(generator: Generator) -> 
     check(generator, requests)
 
 
-@pytest.mark.parametrize("change", [{"detail": 0.5}, {"by": 3.0}, {"image": tiny.picture(40, 31)}, {"count": 2}])
+@pytest.mark.parametrize(
+    "change", [{"detail": 0.5}, {"restore": 0.5}, {"by": 3.0}, {"image": tiny.picture(40, 31)}, {"count": 2}]
+)
 def test_enlargements_that_are_not_alike_run_by_themselves(change: dict[str, Any]) -> None:
     upscaler = load_upscaler(None, "cpu")
     one = UpscaleRequest(tiny.picture(40, 30))

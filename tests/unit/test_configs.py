@@ -14,9 +14,9 @@ from enlarger.diffusion.sampler import Sampler
 from enlarger.errors import CheckpointError, EnlargerError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderConfig
 from enlarger.nn.clip_text import ClipTextConfig
-from enlarger.nn.compact_unet import CompactUNetConfig
 from enlarger.nn.k_unet import KStage, KUNetConfig
 from enlarger.nn.unet import Stage, UNetConfig
+from enlarger.nn.upscale_net import UpscaleNetConfig
 from tests.support.clip_files import CONFIGS
 from tests.support.close import assert_close
 
@@ -264,9 +264,9 @@ def test_zero_and_false_are_values() -> None:
 
 
 def test_our_own_configs_come_back_equal() -> None:
-    config = CompactUNetConfig()
+    config = UpscaleNetConfig()
     assert (
-        network_configs.dataclass_reader(CompactUNetConfig)(
+        network_configs.dataclass_reader(UpscaleNetConfig)(
             json.loads(json.dumps(network_configs.dataclass_json(config)))
         )
         == config

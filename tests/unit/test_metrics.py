@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from enlarger.errors import InputError
-from enlarger.evaluate.metrics import METRICS, consistency, luma, psnr, psnr_y, studio_luma
+from enlarger.evaluate.metrics import METRICS, consistency, fine_band, luma, psnr, psnr_y, studio_luma
 from enlarger.evaluate.sheet import contact_sheet
 from enlarger.image.picture import resize
 from tests.support.close import assert_close
@@ -104,3 +104,12 @@ def test_a_contact_sheet_holds_every_crop(zoom: int) -> None:
 def test_an_empty_contact_sheet_is_refused() -> None:
     with pytest.raises(InputError, match="found 1 rows and zoom 2, expected at least one crop"):
         contact_sheet([("nothing", [])])
+
+
+def test_the_fine_band_knows_true_detail_from_made_up() -> None:
+    truth = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    other = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    same, made_up, smooth = (fine_band(x, truth) for x in (truth, other, torch.full_like(truth, 0.5)))
+    assert same.energy == pytest.approx(1) and same.correlation == pytest.approx(1)
+    assert made_up.energy == pytest.approx(1, abs=0.2) and abs(made_up.correlation) < 0.1
+    assert smooth.energy < 1e-9 and abs(smooth.correlation) <= 1

@@ -37,6 +37,7 @@ from enlarger.requests import (
         ({"seed": [1.5]}, "seed is 1.5, expected a whole number"),
         ({"noise_level": -0.1}, "noise_level is -0.1, expected 0 to 1000"),
         ({"detail": 1.01}, "detail is 1.01, expected 0 to 1"),
+        ({"restore": -0.5}, "restore is -0.5, expected 0 to 1"),
         ({"profile": "ours"}, "profile is 'ours', expected one of diffusers, original"),
     ],
 )

@@ -209,11 +209,15 @@ def test_what_a_model_has_no_use_for_is_said(tmp_path: Path, shared: ModelCache)
     )
     job = running(tmp_path, ask, Told(), tiny.picture(20, 10))
     wanted = build_requests(ask, shared.get("bundled")[0], job.folder)
-    assert wanted.notes == ("guidance changes nothing: bundled has no use for it",)
-    assert wanted.options == {"by": 2, "count": 1, "steps": 3, "solver": "euler", "detail": 0.5, "consistent": True}
+    assert wanted.notes == tuple(f"{name} changes nothing: bundled has no use for it" for name in ("steps", "guidance"))
+    assert wanted.options == {"by": 2, "count": 1, "detail": 0.5, "restore": 0.0}
+    several = replace(ask, options={"by": 2, "count": 3, "restore": 0.25})
+    wanted = build_requests(several, shared.get("bundled")[0], job.folder)
+    assert wanted.notes == ("count is 3, but the bundled model has one answer for a picture: one was made",)
+    assert len(wanted.requests) == 1 and wanted.options == {"by": 2, "count": 1, "detail": 0.0, "restore": 0.25}
     plain = replace(ask, options={"by": 2, "solver": "heun", "long_prompt": True})
     wanted = build_requests(plain, shared.get("bundled")[0], job.folder)
-    assert wanted.notes == ("the solver changes nothing without detail",) and wanted.num_prompt_tokens == 0
+    assert wanted.notes == ("the solver changes nothing: bundled has no use for it",) and wanted.num_prompt_tokens == 0
     assert wanted.is_batchable and wanted.input_info is not None and len(wanted.input_info["sha256"]) == 64
     made = JobSpec("generate", "sd", {"prompt": "a boat " * 100, "count": 3, "seed": 2**63 - 1, "score": 3.0})
     wanted = build_requests(made, shared.get("sd")[0], job.folder)

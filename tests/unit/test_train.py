@@ -1,29 +1,35 @@
-"""The workshop: the loop, resumption, the photos, and each stage on tiny networks."""
+"""The workshop: the loop, resumption, the photos, the pairs, and each stage on tiny networks."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from enlarger.errors import InputError
-from enlarger.nn.compact import CompactAutoencoderConfig, Predictor, PredictorConfig, downsample_bicubic
-from enlarger.nn.compact_unet import CompactStage, CompactUNetConfig
-from enlarger.tasks.upscale.bundled import SIGMA_MAX
+from enlarger import UpscaleRequest, load_upscaler
+from enlarger.errors import CheckpointError, InputError
+from enlarger.nn.compact import upsample_bicubic
+from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.train import loop
-from enlarger.train.autoencoder import train_autoencoder
-from enlarger.train.denoiser import NoiseLevelDistribution, train_denoiser
-from enlarger.train.loop import TrainingConfig, train
-from enlarger.train.photos import Degradation, make_pairs, read_photos
-from enlarger.train.predictor import psnr, train_predictor
+from enlarger.train.drawn import drawn_pair
+from enlarger.train.loop import Recipe, learn
+from enlarger.train.muon import orthogonal
+from enlarger.train.pairs import Mixture, Pair, Pairs, batches, halve
+from enlarger.train.photos import Photos, read_photos
+from enlarger.train.stages import psnr, widened
+from enlarger.train.upscaler import Plan, Stage, train_upscaler
 from tests.support.close import assert_close, max_difference
 from tests.support.pictures import texture
+from tests.support.random_weights import randomise
 
-NEVER = Degradation(blur=0, jpeg=0)
-STRONG = (0.7, 0.8)  # pixels of blur
+TINY = UpscaleNetConfig(8, 2)
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +43,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def fit(module: nn.Module, draw: np.random.Generator, progress: float) -> Tensor:
+@pytest.fixture
+def photos(folder: Path, tmp_path: Path) -> Photos:
+    return read_photos(folder, tmp_path / "pixels", 24, workers=1)
+
+
+def fit(module: nn.Module, pair: Pair, progress: float) -> Tensor:
     """Learn to multiply by 3."""
-    x = torch.from_numpy(draw.normal(size=(16, 1))).float()
-    return (module(x) - 3 * x).square().mean()
+    return (module(pair.small) - 3 * pair.small).square().mean()
+
+
+def numbers(first: int, end: int) -> Iterator[Pair]:
+    """The batches of some steps: numbers that follow from the step."""
+    for step in range(first, end):
+        x = torch.from_numpy(np.random.default_rng(step).normal(size=(16, 1))).float()
+        yield Pair(x, x, x)
 
 
 def line() -> nn.Linear:
@@ -55,9 +72,9 @@ def log(path: Path) -> list[dict[str, object]]:
 
 def test_the_loss_falls(tmp_path: Path) -> None:
     module = line()
-    averaged = train(module, fit, TrainingConfig(0.01, 0.05, warmup=5, log_every=20), tmp_path / "new", "toy")
+    averaged = learn(module, fit, numbers, Recipe(200, 0.05, warmup=5, log_every=20), tmp_path / "new", "toy")
     said = log(tmp_path / "new" / "toy.jsonl")
-    assert said[0]["resumed_at"] == 0 and said[0]["recipe"]["minutes"] == 0.01  # type: ignore[index]
+    assert said[0]["resumed_at"] == 0 and said[0]["recipe"]["steps"] == 200  # type: ignore[index]
     losses = [entry["loss"] for entry in said[1:]]
     assert losses[-1] < losses[0] / 4  # type: ignore[operator]
     assert [entry["step"] for entry in said[1:3]] == [20, 40]
@@ -65,140 +82,163 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     assert not any(p.requires_grad for p in averaged.parameters())
 
 
-def test_the_rate_warms_up_and_falls() -> None:
-    recipe = TrainingConfig(1, 0.5, warmup=10)
-    rates = [loop._learning_rate(recipe, step, 0.0) for step in range(12)]
+def test_the_rate_warms_up_is_held_and_falls() -> None:
+    recipe = Recipe(100, 0.5, hold=0.4, warmup=10)
+    rates = [loop._rate(recipe, step) for step in range(100)]
     assert_close(torch.tensor(rates[:10]), 0.05 * torch.arange(1, 11), 1e-6)
-    assert rates[-1] == 0.5
-    assert loop._learning_rate(recipe, 99, 1.0) == pytest.approx(0.005)
+    assert rates[10:41] == [0.5] * 31
+    assert all(a > b for a, b in pairwise(rates[41:]))
+    assert loop._rate(recipe, 100) == pytest.approx(0.01)
 
 
-def test_an_interrupted_training_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon", [False, True])
+def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path, photos: Photos, muon: bool) -> None:
     class Interrupted(Exception):
         pass
 
-    steps = 0
+    def loss(module: nn.Module, pair: Pair, progress: float) -> Tensor:
+        noise = torch.randn(()) * 0.1  # chance in the loss resumes as well
+        return (module(pair.small) - pair.large).abs().mean() * (1 + noise.abs())
 
-    def stops(module: nn.Module, draw: np.random.Generator, progress: float) -> Tensor:
-        nonlocal steps
-        if steps == 30:
+    def source(first: int, end: int) -> Iterator[Pair]:
+        return batches(Pairs(photos, Mixture(2), 0), first, end, 0)
+
+    def stops(module: nn.Module, pair: Pair, progress: float) -> Tensor:
+        if progress == 0.5:
             raise Interrupted
-        steps += 1
-        return fit(module, draw, progress)
+        return loss(module, pair, progress)
 
-    recipe = TrainingConfig(0.01, 0.02, warmup=1, log_every=5, save_every=0.0)
+    recipe = Recipe(8, 1e-3, warmup=2, save_every=0, muon=muon)
+    whole = learn(widened(TINY, None, 1), loss, source, recipe, tmp_path / "whole", "net")
     with pytest.raises(Interrupted):
-        train(line(), stops, recipe, tmp_path, "toy")
-    kept = torch.load(tmp_path / "toy.state", weights_only=True)
-    assert kept["step"] == 30 and 0 < kept["elapsed"] < 0.6
+        learn(widened(TINY, None, 1), stops, source, recipe, tmp_path / "parts", "net")
+    parts = learn(widened(TINY, None, 1), loss, source, recipe, tmp_path / "parts", "net")
+    assert all(value.equal(whole.state_dict()[name]) for name, value in parts.state_dict().items())
+    assert [e["resumed_at"] for e in log(tmp_path / "parts" / "net.jsonl") if "recipe" in e] == [0, 4]
+    states = (safetensors.torch.load_file(tmp_path / place / "net.safetensors") for place in ("whole", "parts"))
+    a, b = states
+    assert a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+    again = learn(widened(TINY, None, 2), stops, source, recipe, tmp_path / "parts", "net")  # nothing is left to do
+    assert all(value.equal(parts.state_dict()[name]) for name, value in again.state_dict().items())
 
-    first: list[float] = []
 
-    def watches(module: nn.Module, draw: np.random.Generator, progress: float) -> Tensor:
-        first.append(progress)
-        if len(first) == 1:
-            assert all(value.equal(kept["module"][name]) for name, value in module.state_dict().items())
-            assert json.dumps(draw.bit_generator.state) == kept["draw"]
-        return fit(module, draw, progress)
-
-    train(line(), watches, recipe, tmp_path, "toy")
-    assert first[0] == pytest.approx(kept["elapsed"] / 0.6)
-    said = log(tmp_path / "toy.jsonl")
-    assert [entry["resumed_at"] for entry in said if "recipe" in entry] == [0, 30]
-    steps_said = [entry["step"] for entry in said if "step" in entry]
-    assert steps_said == list(range(5, 5 * len(steps_said) + 1, 5))
-    done = torch.load(tmp_path / "toy.state", weights_only=True)
-    assert done["step"] == 30 + len(first) and done["elapsed"] >= 0.6
-
-    again = train(line(), stops, recipe, tmp_path, "toy")  # nothing is left to do
-    assert all(value.equal(done["averaged"][name]) for name, value in again.state_dict().items())
+def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    learn(line(), fit, numbers, Recipe(2, 0.02), tmp_path, "toy")
+    with pytest.raises(InputError, match=r"toy.safetensors: is of another network than this training's"):
+        learn(nn.Linear(1, 2), fit, numbers, Recipe(4, 0.02), tmp_path, "toy")
 
 
 def test_the_state_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = TrainingConfig(0.0005, 0.02)
-    train(line(), fit, recipe, tmp_path, "toy")
-    before = (tmp_path / "toy.state").read_bytes()
+    learn(line(), fit, numbers, Recipe(2, 0.02), tmp_path, "toy")
+    before = (tmp_path / "toy.safetensors").read_bytes()
 
-    def full_disk(state: object, path: Path) -> None:
+    def full_disk(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(torch, "save", full_disk)
+    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
-        train(line(), fit, TrainingConfig(0.001, 0.02), tmp_path, "toy")
-    assert (tmp_path / "toy.state").read_bytes() == before
+        learn(line(), fit, numbers, Recipe(4, 0.02), tmp_path, "toy")
+    assert (tmp_path / "toy.safetensors").read_bytes() == before
 
 
 def test_the_average_follows_the_weights() -> None:
     mean, now = nn.Linear(1, 1), nn.Linear(1, 1)
     nn.init.constant_(mean.weight, 0.0)
     nn.init.constant_(now.weight, 1.0)
-    loop._update_ema(mean, now, 0.75)
+    loop._average(mean, now, 0.75)
     assert mean.weight.item() == pytest.approx(0.25)
 
 
 def test_scores_are_logged(tmp_path: Path) -> None:
-    train(line(), fit, TrainingConfig(0.003, 0.02, log_every=2), tmp_path, "toy", lambda module: {"weight": 1.5})
+    recipe = Recipe(40, 0.02, log_every=2, score_every=20)
+    learn(line(), fit, numbers, recipe, tmp_path, "toy", lambda module: {"weight": 1.5})
     said = log(tmp_path / "toy.jsonl")
     assert said[-1]["weight"] == 1.5 and any("weight" in e for e in said[:-1] if e.get("step") == 20)
 
 
-def test_photos_are_found_and_cut(folder: Path) -> None:
-    photos = read_photos(folder, 24)
-    assert len(photos.pictures) == 5
-    assert all(min(p.shape[:2]) >= 24 and max(p.shape[:2]) <= 81 and p.dtype == np.uint8 for p in photos.pictures)
-    crops = photos.sample_crops(3, np.random.default_rng(0))
-    assert crops.shape == (3, 3, 24, 24) and crops.dtype == torch.float32
-    assert -1 <= float(crops.min()) < -0.5 and 0.5 < float(crops.max()) <= 1
-    assert photos.sample_crops(3, np.random.default_rng(0)).equal(crops)
-    assert not photos.sample_crops(3, np.random.default_rng(1)).equal(crops)
-    same = read_photos(folder, 24)
-    assert all(np.array_equal(a, b) for a, b in zip(photos.pictures, same.pictures, strict=True))
+@pytest.mark.parametrize("shape", [(8, 30), (30, 8)])
+def test_muon_s_change_is_nearly_orthogonal(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+    assert float(values.min()) > 0.5 and float(values.max()) < 1.3
 
 
-def test_photos_hold_some_out(folder: Path) -> None:
-    photos = read_photos(folder, 24)
-    training, held_out = photos.split(every=5)
-    assert (len(training.pictures), len(held_out.pictures)) == (4, 1)
-    assert held_out.pictures[0] is photos.pictures[4] and held_out.crop == 24
+def test_photos_are_found_and_cut(folder: Path, photos: Photos, tmp_path: Path) -> None:
+    assert len(photos.places) == 5
+    assert all(min(place[1:]) >= 24 and max(place[1:]) <= 81 for place in photos.places)
+    crops = [photos.draw(np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert crops[0].shape == (24, 24, 3) and crops[0].dtype == np.uint8
+    assert np.array_equal(crops[0], crops[1]) and not np.array_equal(crops[0], crops[2])
+    made = (tmp_path / "pixels" / "photos.bin").stat().st_mtime_ns
+    same = read_photos(folder, tmp_path / "pixels", 24, workers=1)
+    assert same.places == photos.places and np.array_equal(same.pixels, photos.pixels)
+    assert (tmp_path / "pixels" / "photos.bin").stat().st_mtime_ns == made  # read once
+    other = read_photos(folder, tmp_path / "pixels", 24, seed=1, workers=1)
+    assert other.places != photos.places
+
+
+def test_photos_hold_some_out(photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
     assert photos.split() == (photos, photos)  # too few to hold any out
+    monkeypatch.setattr("enlarger.train.photos.HOLD_OUT", 5)
+    training, held_out = photos.split()
+    assert (training.places, held_out.places) == (photos.places[:4], photos.places[4:])
 
 
 def test_folders_without_photos(folder: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
     with pytest.raises(InputError) as raised:
-        read_photos(tmp_path, 32)
-    assert str(raised.value) == f"{tmp_path}: no pictures of 32 x 32 pixels or more; give a folder of photos"
+        read_photos(empty, tmp_path / "w", 32, workers=1)
+    assert str(raised.value) == f"{empty}: no pictures of 32 x 32 pixels or more; give a folder of photos"
     with pytest.raises(InputError, match="no pictures of 200 x 200 pixels or more"):
-        read_photos(folder, 200)
-    with pytest.raises(InputError, match="no pictures of 32 x 32 pixels"):
-        read_photos(tmp_path / "missing", 32)
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
+        read_photos(folder, tmp_path / "w", 200, workers=1)
+    (empty / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
     with pytest.raises(InputError, match=r"broken.png: cannot be read as a picture"):
-        read_photos(tmp_path, 32)
+        read_photos(empty, tmp_path / "w", 32, workers=1)
 
 
-def test_pairs(folder: Path) -> None:
-    large = read_photos(folder, 24).sample_crops(4, np.random.default_rng(0))
-    plain = make_pairs(large, np.random.default_rng(0))
-    assert plain.large is large and plain.small.shape == (4, 3, 12, 12)
-    assert_close(plain.small, downsample_bicubic(large).clamp(-1, 1), 0.5 / 127.5 + 1e-6)
-    levels = (plain.small + 1) * 127.5
-    assert_close(levels, levels.round(), 1e-4)  # 8 bits
-    assert make_pairs(large, np.random.default_rng(0), NEVER).small.equal(plain.small)
+def test_a_batch_follows_from_the_seed_and_its_step(photos: Photos) -> None:
+    pairs = Pairs(photos, Mixture(4), 3)
+    first, again, next_one, other = pairs[5], pairs[5], pairs[6], Pairs(photos, Mixture(4), 4)[5]
+    assert all(a.equal(b) for a, b in zip(first, again, strict=True))
+    assert not first[0].equal(next_one[0]) and not first[0].equal(other[0])
+    made = list(batches(pairs, 5, 7, 1))  # in a process of its own
+    assert len(made) == 2 and made[0].large.shape == (4, 3, 24, 24) and made[0].small.shape == (4, 3, 12, 12)
+    assert_close((made[0].large + 1) * 127.5, first[0].permute(0, 3, 1, 2).float(), 1e-4)
 
 
-@pytest.mark.parametrize(
-    "degradation", [Degradation(1, STRONG, 0), Degradation(0, STRONG, 1), Degradation(1, STRONG, 1)]
-)
-def test_degradations_are_applied(folder: Path, degradation: Degradation) -> None:
-    large = read_photos(folder, 24).sample_crops(4, np.random.default_rng(0))
-    plain = make_pairs(large, np.random.default_rng(0)).small
-    worse = make_pairs(large, np.random.default_rng(0), degradation).small
-    assert worse.shape == plain.shape and float(worse.min()) >= -1 and float(worse.max()) <= 1
-    assert all(0.01 < max_difference(a, b) < 1.5 for a, b in zip(worse, plain, strict=True))
-    if degradation.jpeg == 0:  # blur takes contrast away and nothing else
-        assert float(worse.std()) < float(plain.std())
-        assert abs(float(worse.mean() - plain.mean())) < 0.05
+def test_photographs_are_halved_by_pillow(photos: Photos) -> None:
+    large, small, strength = Pairs(photos, Mixture(3, drawn=0, kernels=0), 0)[0]
+    for one, half in zip(large.numpy(), small.numpy(), strict=True):
+        assert np.array_equal(half, halve(one))
+    assert float(strength.abs().max()) == 0
+    others = Pairs(photos, Mixture(8, drawn=0, kernels=1), 0)[0]
+    differ = [not np.array_equal(h, halve(o)) for o, h in zip(others[0].numpy(), others[1].numpy(), strict=True)]
+    assert all(differ)
+
+
+def test_cells_are_exact_at_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enlarger.train.drawn.CELLS", 1.0)
+    for seed in range(5):
+        large, small = drawn_pair(np.random.default_rng(seed), 32)
+        assert large.shape == (32, 32, 3) and np.array_equal(large, small.repeat(2, 0).repeat(2, 1))
+
+
+def test_drawings_are_the_same_picture_at_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enlarger.train.drawn.CELLS", 0.0)
+    for seed in range(5):
+        large, small = drawn_pair(np.random.default_rng(seed), 48)
+        box = large.reshape(24, 2, 24, 2, 3).mean((1, 3))
+        assert np.abs(box - small).mean() < 8 and large.std() > 5
+
+
+def test_a_wider_network_begins_as_the_one_it_grew_from() -> None:
+    start = randomise(UpscaleNet(TINY))
+    wide = widened(UpscaleNetConfig(8, 2, 1), start, 0).eval()
+    picture, plane = torch.rand(1, 3, 10, 12) * 2 - 1, torch.rand(1, 1, 10, 12)
+    with torch.no_grad():
+        assert_close(wide(picture, plane), start(picture), 1e-5)
 
 
 def test_psnr() -> None:
@@ -206,22 +246,36 @@ def test_psnr() -> None:
     assert psnr(flat + 0.2, flat) == pytest.approx(20, abs=1e-4)  # a tenth of the range
 
 
-def test_noise_levels_are_those_of_the_ladder() -> None:
-    levels = NoiseLevelDistribution().sample(2000, np.random.default_rng(0))
-    assert float(levels.min()) > 0.0099 and float(levels.max()) == SIGMA_MAX
-    assert 0.03 < float((levels == SIGMA_MAX).float().mean()) < 0.12  # the share, and what is clipped to it
+def test_the_stages_and_their_model(folder: Path, tmp_path: Path) -> None:
+    recipe = Recipe(2, 1e-3, warmup=1, log_every=1)
+    stages = {
+        "predictor": Stage(UpscaleNetConfig(8, 2), replace(recipe, muon=True), Mixture(2)),
+        "detailer": Stage(TINY, recipe, Mixture(2)),
+        "graphics": Stage(TINY, recipe, Mixture(2, drawn=0.5)),
+        "restorer": Stage(UpscaleNetConfig(8, 2, 1), recipe, Mixture(2)),
+    }
+    plan = Plan(folder, tmp_path / "model", tmp_path / "work", workers=0)
+    train_upscaler(plan, stages, crop=32)
+    for name in stages:
+        assert log(tmp_path / "work" / f"{name}.jsonl")[-1]["psnr"] > 8  # type: ignore[operator]
+        with Image.open(tmp_path / "work" / f"{name}.png") as plot:
+            assert plot.width == 720
+    made = load_upscaler(tmp_path / "model")
+    assert made(UpscaleRequest(Image.fromarray(texture(9, 8)), detail=0.5, restore=0.5)).image.size == (18, 16)
+    further = Plan(folder, tmp_path / "next", tmp_path / "more", start=tmp_path / "model", steps=1, workers=0)
+    train_upscaler(further, stages, crop=32)
+    assert [e["step"] for e in log(tmp_path / "more" / "restorer.jsonl") if "loss" in e] == [1]
 
 
-def test_the_three_stages(folder: Path, tmp_path: Path) -> None:
-    photos, recipe = read_photos(folder, 32), TrainingConfig(0.01, 0.003, warmup=2, log_every=1)
-    predictor = train_predictor(photos, PredictorConfig(4, 1), recipe, tmp_path, 4)
-    assert log(tmp_path / "predictor.jsonl")[-1]["psnr"] >= 10
-    autoencoder = train_autoencoder(photos, CompactAutoencoderConfig(4, 4, 1), recipe, tmp_path, 4)
-    assert log(tmp_path / "autoencoder.jsonl")[-1]["psnr"] >= 10
-    config = CompactUNetConfig(8, 4, (CompactStage(4, 1), CompactStage(4, 1)), 8, (1.0,) * 4)
-    denoiser = train_denoiser(photos, predictor, autoencoder, config, recipe, tmp_path, 4)
-    final = log(tmp_path / "denoiser.jsonl")[-1]
-    assert {"loss_at_0.05", "loss_at_4"} < set(final)
-    assert denoiser.config.deviation != config.deviation and len(denoiser.config.deviation) == 4
-    assert isinstance(predictor, Predictor)
-    assert denoiser(torch.zeros(1, 8, 8, 8), torch.zeros(1)).shape == (1, 4, 8, 8)
+def test_where_a_training_cannot_begin(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.safetensors").write_bytes(b"nothing")
+    plan = Plan(folder, tmp_path / "m", tmp_path / "w", judges=tmp_path / "none.safetensors", workers=0)
+    with pytest.raises(
+        CheckpointError, match=r"holds no weights of LPIPS and DISTS .*make the file with scripts/judges"
+    ):
+        train_upscaler(plan, crop=32)
+
+
+def test_an_untrained_network_is_bicubic() -> None:
+    picture = torch.rand(1, 3, 7, 9) * 2 - 1
+    assert max_difference(UpscaleNet(TINY)(picture).detach(), upsample_bicubic(picture)) == 0

@@ -19,8 +19,8 @@ from enlarger.checkpoint.load_module import load_module, to_current_key
 from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.nn.clip_text import ClipText
-from enlarger.nn.compact import CompactAutoencoder, CompactAutoencoderConfig, Predictor, PredictorConfig
 from enlarger.nn.unet import UNet
+from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from tests.support.close import assert_close, max_difference
 from tests.support.random_weights import normal, randomise
 from tests.support.tiny_models import AUTOENCODER, EULER, TEXT, UNET, same_weights, sdxl_bundle, x2_bundle, x2_folder
@@ -68,8 +68,8 @@ def test_all_kinds_of_networks_round_trip(tmp_path: Path) -> None:
 
 def test_our_own_networks_round_trip(tmp_path: Path) -> None:
     parts = {
-        "vae": CompactAutoencoder(CompactAutoencoderConfig()),
-        "predictor": Predictor(PredictorConfig(channels=8, blocks=1)),
+        "predictor": UpscaleNet(UpscaleNetConfig(channels=8, blocks=1)),
+        "restorer": UpscaleNet(UpscaleNetConfig(channels=8, blocks=1, extra_channels=1)),
     }
     path = save_folder(PipelineComponents(tmp_path, {"_class_name": "Enlarger"}, parts), tmp_path / "ours")
     found = read_folder(path)
@@ -77,16 +77,16 @@ def test_our_own_networks_round_trip(tmp_path: Path) -> None:
         assert same_weights(found.components[name], module) and found.components[name].config == module.config
     config = json.loads((path / "predictor" / "config.json").read_text())
     (path / "predictor" / "config.json").write_text(json.dumps(config | {"depth": 3}))
-    with pytest.raises(Unsupported, match=r"predictor/config.json: PredictorConfig: unknown settings depth"):
+    with pytest.raises(Unsupported, match=r"predictor/config.json: UpscaleNetConfig: unknown settings depth"):
         read_folder(path)
 
 
 def test_the_table_takes_new_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mine(Predictor):
+    class Mine(UpscaleNet):
         pass
 
-    monkeypatch.setitem(folder_room.COMPONENT_CLASSES, "Mine", folder_room.COMPONENT_CLASSES["Predictor"])
-    module = Mine(PredictorConfig(channels=8, blocks=1))
+    monkeypatch.setitem(folder_room.COMPONENT_CLASSES, "Mine", folder_room.COMPONENT_CLASSES["UpscaleNet"])
+    module = Mine(UpscaleNetConfig(channels=8, blocks=1))
     path = save_folder(PipelineComponents(tmp_path, {}, {"mine": module}), tmp_path / "model")
     assert same_weights(read_folder(path).components["mine"], module)
     with pytest.raises(InputError, match="Linear is not a network that can be saved; expected one of UNet2DCond"):

@@ -11,7 +11,7 @@ DEFAULT_SECONDS = 5.0  # seconds of a job before anything was measured
 SMOOTHING = 0.4  # of the newest measurement
 MAX_KEYS = 256  # kinds of jobs that are remembered
 RELIABLE_PROGRESS = 0.25  # the progress from which on a job's own speed says when it ends
-STAGES_BEFORE_DETAIL = ("predict",)  # stages after which another comes, where detail is asked for
+STAGES_BEFORE_DETAIL = ("predict", "restore")  # stages after which another comes, where detail is asked for
 T = TypeVar("T")
 
 

@@ -1,7 +1,7 @@
 /** What is sent for a task, said once: the page sends it, and the code it shows is written from it. */
 
 const NAMES = {
-  model: 'model', prompt: 'prompt', negative: 'negative_prompt', factor: 'scale', detail: 'detail', strength: 'strength',
+  model: 'model', prompt: 'prompt', negative: 'negative_prompt', factor: 'scale', detail: 'detail', restore: 'restore', strength: 'strength',
   noise: 'noise_level', steps: 'num_inference_steps', guidance: 'guidance_scale', seed: 'seed', count: 'n',
   format: 'output_format', quality: 'output_compression', width: 'size',
 };
@@ -10,7 +10,7 @@ const ROUTES = { upscale: ['upscale', 'image'], inpaint: ['edits', 'image', 'mas
 /** Which options a task has, by the kind of its model and the file format. */
 export function optionsFor(task, kind, format) {
   const own = { upscale: ['factor'], inpaint: ['strength'], refine: ['strength'], generate: ['width', 'height'] }[task];
-  const told = kind === 'bundled' ? ['detail'] : ['prompt', 'negative', 'steps', 'guidance'];
+  const told = kind === 'bundled' ? ['detail', 'restore'] : ['prompt', 'negative', 'steps', 'guidance'];
   const noise = task === 'upscale' && kind !== 'bundled' ? ['noise'] : [];
   return ['model', ...own, ...told, ...noise, 'seed', 'count', 'format', ...(format === 'png' ? [] : ['quality'])];
 }

@@ -4,7 +4,7 @@ import { optionOf, optionsFor } from './request.js';
 import { number, say } from './text.js';
 
 const TASKS = ['upscale', 'inpaint', 'refine', 'generate'];
-const NUMBERS = ['factor', 'detail', 'strength', 'width', 'height', 'count', 'steps', 'guidance', 'noise', 'quality', 'seed'];
+const NUMBERS = ['factor', 'detail', 'restore', 'strength', 'width', 'height', 'count', 'steps', 'guidance', 'noise', 'quality', 'seed'];
 const TEXTS = ['prompt', 'negative', 'model', 'format'];
 const STRENGTHS = { inpaint: 1, refine: 0.5 };
 
@@ -81,7 +81,7 @@ function refresh() {
   const shown = optionsFor(task, kindNow(), $('format').value);
   for (const field of all('[data-option]')) field.hidden = !shown.includes(field.dataset.option);
   Object.assign($('noise'), kindNow() === 'x4' ? { max: 350, step: 1 } : { max: 10, step: 'any' });
-  for (const id of ['detail', 'strength']) put($(`${id}-now`), number(Number($(id).value), 2));
+  for (const id of ['detail', 'restore', 'strength']) put($(`${id}-now`), number(Number($(id).value), 2));
   $('missing').hidden = possible() || models.length === 0;
   $('options').hidden = !$('missing').hidden;
   put($('missing-text'), say('missing', { task: say(task) }));

@@ -68,7 +68,7 @@ def parse_upscale(body: UpscaleForm, bounds: Bounds, kind: str | None) -> Parsed
         | _sampling_options(body, bounds)
         | {"by": DEFAULT_SCALE if body.scale is None else float(body.scale)}
     )
-    extras = {"detail": body.detail, "consistent": body.consistent, "noise_level": body.noise_level}
+    extras = {name: getattr(body, name) for name in ("detail", "restore", "consistent", "noise_level")}
     url = body.response_format == "url" if body.response_format is not None else not is_documented_dialect
     size = _parse_size(body.size, bounds)
     if size is not None and size[0] * size[1] > bounds.upscale_pixels:

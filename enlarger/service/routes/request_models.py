@@ -83,6 +83,7 @@ class UpscaleForm(SamplingBody):
         UpscaleRequest, "by", allow_inf_nan=False, help="how many times wider and higher; 2 if absent"
     )
     detail: float | None = limited_field(UpscaleRequest, "detail", allow_inf_nan=False)
+    restore: float | None = limited_field(UpscaleRequest, "restore", allow_inf_nan=False)
     consistent: OptionalBool = optional_field(limits_of(UpscaleRequest, "consistent").help)
     noise_level: float | None = limited_field(UpscaleRequest, "noise_level", allow_inf_nan=False)
 

@@ -111,6 +111,9 @@ def _supported_options(spec: JobSpec, kind: ModelKind) -> tuple[dict[str, Any], 
             notes += [
                 f"{OPTION_LABELS.get(name, name)} changes nothing without {needed}" for name in _noteworthy(dropped)
             ]
+    if kind.one_answer and (count := options.get("count") or 1) > 1:
+        options["count"] = 1
+        notes.append(kind.one_answer.format(count=count))
     return options, tuple(notes)
 
 

@@ -1,50 +1,51 @@
-"""The bundled upscaler: predict the mean of the enlargements, then, if asked, diffuse the detail that it leaves out."""
+"""The bundled model: one network call predicts the mean of the enlargements; others add detail or clean the picture."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.families import KINDS, ModelKind
-from enlarger.checkpoint.folder.load import PipelineComponents
-from enlarger.diffusion import precondition
-from enlarger.diffusion.conditioning import Conditioning
-from enlarger.diffusion.denoiser import Denoiser
-from enlarger.diffusion.noise import Noise, from_seeds
-from enlarger.diffusion.sample import Solver, sample
-from enlarger.diffusion.schedule import karras_sigmas
-from enlarger.diffusion.solvers import SOLVERS, euler
-from enlarger.errors import InputError, Unsupported
-from enlarger.nn.compact import CompactAutoencoder, Predictor
-from enlarger.nn.compact_unet import CompactUNet, residual_scale
+from enlarger.errors import Unsupported
+from enlarger.image.input_quality import cell_size, input_hint, is_graphics
+from enlarger.nn.compact import downsample_bicubic
+from enlarger.nn.upscale_net import UpscaleNet, backproject
 from enlarger.requests import UpscaleRequest, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
-from enlarger.tasks.latent_diffusion import pad_to_multiple
 from enlarger.tasks.loading import BUNDLED, Checkpoint
-from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.sampling import NetworkCall
 from enlarger.tasks.upscale.upscale import UpscaleBatch, single_batches, stack_requests, upscale_key
 
 TILE = 512  # input pixels: what bounds the memory
-SIGMA_MIN, SIGMA_MAX = 0.02, 6.0  # noise levels, as trained
+GRAPHICS_NOTE = (
+    "taken for graphics: redrawn without detail, and not made consistent with the input, since no larger picture's "
+    "half is like it"
+)
+REFUSED_OPTIONS = ("prompt", "negative", "guidance", "noise_level", "profile", "solver")
 
 
 @dataclass(frozen=True, eq=False)
 class BundledUpscaler:
     """The networks, an `Upscaler`. They run in tiles, which changes nothing: each sees a bounded surrounding."""
 
-    predictor: Predictor
-    autoencoder: CompactAutoencoder
-    unet: CompactUNet
+    predictor: UpscaleNet
+    detailer: UpscaleNet
+    restorer: UpscaleNet
+    graphics: UpscaleNet
     runtime: Runtime = Runtime()
     tile: int = TILE
+
     name: str = BUNDLED
     scale: int = 2
     latent_space: None = None
-    vae: None = None  # its latents are its own
+    vae: None = None
     tokenizer: None = None
     sampler: None = None
 
@@ -53,91 +54,118 @@ class BundledUpscaler:
         return KINDS["bundled"]
 
     def __call__(self, request: UpscaleRequest, watch: ProgressCallback = no_progress) -> Result:
-        results = list[Result]()
+        results, last = list[Result](), None
         for batch, options in single_batches(self, request, _options):
-            results += self._run(batch, options, watch)
+            if batch.requests[0] is not last:  # another seed of the same picture changes nothing
+                results += self._run(batch, options, watch)
+            last = batch.requests[0]
         return join_results(results)
 
     def run_batch(self, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress) -> list[Result]:
         return self._run(stack_requests(requests), _options(requests), watch)
 
     def batch_key(self, request: UpscaleRequest) -> Hashable | None:
-        """None with detail: an adaptive solver judges its error by all pictures."""
-        return None if with_defaults(request, "upscale/bundled")["detail"] != 0 else upscale_key(request)
+        return upscale_key(request)
 
     def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCall, ...]:
-        """None: the predictor is no diffusion network."""
+        """None: there is no diffusion network in it."""
         return ()
 
     def _run(self, batch: UpscaleBatch, options: Mapping[str, Any], watch: ProgressCallback) -> list[Result]:
-        image, noise = batch.low_res, from_seeds(batch.seeds)
-        detail, steps, solver = options["detail"], options["steps"], SOLVERS[options["solver"]]
+        """Pass after pass; a picture is restored once, in the first, which is made whatever the size."""
+        image, count, graphics = batch.low_res, len(batch.pictures), None
+        detail, restore, asked = options["detail"], options["restore"], batch.requests[0].consistent
+        if restore > 0:
+            image, graphics = self.restore(image, restore, detail, watch).float().cpu(), (False,) * count
         while batch.needs_pass(image):
-            image = self.enlarge(image, noise, detail=detail, steps=steps, solver=solver, watch=watch).float().cpu()
-        return batch.finish(self.name, image, consistent=options["consistent"])
+            image, graphics = self.enlarge(image, detail, watch, graphics)
+            image = image.float().cpu()
+        drawn = (False,) * count if graphics is None else graphics
+        consistent = [(restore == 0 and not is_drawn) if asked is None else asked for is_drawn in drawn]
+        notes = [
+            _notes(request, picture.colour, restore, is_drawn)
+            for request, picture, is_drawn in zip(batch.requests, batch.pictures, drawn, strict=True)
+        ]
+        return batch.finish(self.name, image, consistent, notes)
+
+    def upscale_pixels(
+        self, small: Tensor, *, detail: float = 0.0, restore: float = 0.0, watch: ProgressCallback = no_progress
+    ) -> Tensor:
+        """Pictures (B, 3, H, W) in -1..1 to (B, 3, 2H, 2W), see `enlarge`."""
+        if restore > 0:
+            return self.restore(small, restore, detail, watch)
+        return self.enlarge(small, detail, watch)[0]
 
     def enlarge(
-        self, small: Tensor, noise: Noise, *, detail: float = 0.0, steps: int = 1, solver: Solver = euler,
-        watch: ProgressCallback = no_progress,
-    ) -> Tensor:  # fmt: skip
-        """Pictures (B, 3, H, W) in -1..1 to (B, 3, 2H, 2W): the predicted mean plus `detail` times a sampled rest."""
+        self, small: Tensor, detail: float, watch: ProgressCallback, graphics: tuple[bool, ...] | None = None
+    ) -> tuple[Tensor, tuple[bool, ...]]:
+        """Pictures (B, 3, H, W) in -1..1 to (B, 3, 2H, 2W), and which of them were redrawn as graphics.
+
+        The predicted mean, and `detail` of the way from there to the detailed picture; graphics, which the mean does
+        not fit, are redrawn. Which are, `graphics` says where it is known already.
+        """
         with torch.inference_mode():
-            mean = self._predict(small.to(self.runtime.device), watch)
+            small = small.to(self.runtime.device)
+            if graphics is not None and all(graphics):
+                return torch.cat([self._redraw(small[i : i + 1], watch) for i in range(len(small))]), graphics
+            mean = self._predict(small, watch)
+            rows = [slice(i, i + 1) for i in range(len(small))]
+            drawn = tuple(is_graphics(mean[row], small[row]) for row in rows) if graphics is None else graphics
+            made = [
+                self._redraw(small[row], watch) if is_drawn else self._add_detail(mean[row], small[row], detail, watch)
+                for row, is_drawn in zip(rows, drawn, strict=True)
+            ]
+            return torch.cat(made), drawn
+
+    def restore(self, small: Tensor, strength: float, detail: float, watch: ProgressCallback) -> Tensor:
+        """Damaged pictures (B, 3, H, W) in -1..1 to clean ones, (B, 3, 2H, 2W), with the detail of their own half."""
+        with torch.inference_mode():
+            small = small.to(self.runtime.device)
+            plane = small.new_full((len(small), 1, *small.shape[-2:]), strength)
+            made = self._apply(self.restorer, torch.cat([small, plane], 1), "restore", watch)
             if detail == 0:
-                return mean
-            padded = pad_to_multiple(mean, self.autoencoder.downsample_factor * self.unet.size_multiple)
-            detail_image = self._sample_detail(padded, noise, steps, solver, watch)
-            return mean + detail * detail_image[..., : mean.shape[-2], : mean.shape[-1]]
+                return made
+            clean = downsample_bicubic(made).clamp(-1, 1)
+            mean = backproject(self._predict(clean, watch), clean)
+            return made + detail * (self._detail(clean, watch) - mean)
+
+    def _redraw(self, small: Tensor, watch: ProgressCallback) -> Tensor:
+        """Graphics, (1, 3, H, W); the cells of pixel art are doubled, which is exact."""
+        if cell_size(small) > 1:
+            return F.interpolate(small, scale_factor=2, mode="nearest")
+        return self._apply(self.graphics, small, "redraw", watch)
+
+    def _add_detail(self, mean: Tensor, small: Tensor, detail: float, watch: ProgressCallback) -> Tensor:
+        return mean if detail == 0 else torch.lerp(mean, self._detail(small, watch), detail)
 
     def _predict(self, small: Tensor, watch: ProgressCallback) -> Tensor:
-        def report(done: int, total: int) -> None:
-            watch(Progress("predict", done, total))
+        return self._apply(self.predictor, small, "predict", watch)
 
-        with self.runtime.hold(self.predictor) as predictor:
+    def _detail(self, small: Tensor, watch: ProgressCallback) -> Tensor:
+        """As it was trained: made consistent with its input."""
+        return backproject(self._apply(self.detailer, small, "detail", watch), small)
+
+    def _apply(self, net: UpscaleNet, small: Tensor, stage: str, watch: ProgressCallback) -> Tensor:
+        """A network over the picture, and over what else it is told as further channels, in tiles."""
+
+        def seen(done: int, total: int) -> None:
+            watch(Progress(stage, done, total))
+
+        with self.runtime.hold(net) as held:
             return apply_tiled(
-                predictor, small, tile_size=self.tile, margin=predictor.receptive_radius, scale=2, progress=report
+                partial(_call, held), small, tile_size=self.tile, margin=net.receptive_radius, scale=2, progress=seen
             )
 
-    def _sample_detail(self, mean: Tensor, noise: Noise, steps: int, solver: Solver, watch: ProgressCallback) -> Tensor:
-        """A sample of what real pictures have beyond their mean, found in latents and decoded as a difference."""
-        factor, reach = self.autoencoder.downsample_factor, self.autoencoder.receptive_radius
-        with self.runtime.hold(self.autoencoder) as autoencoder:
-            latents = apply_tiled(autoencoder.encode, mean, tile_size=2 * self.tile, margin=reach, scale=1 / factor)
-        residual = self._sample_residual(latents, noise, steps, solver, watch)
-        with self.runtime.hold(self.autoencoder) as autoencoder:
-            latent_pair = torch.cat([latents, latents + residual], 1)
 
-            def difference(latent_pair: Tensor) -> Tensor:
-                base, detailed = latent_pair.chunk(2, 1)
-                return autoencoder.decode(detailed) - autoencoder.decode(base)
-
-            return apply_tiled(
-                difference, latent_pair, tile_size=2 * self.tile // factor, margin=reach // factor, scale=factor
-            )
-
-    def _sample_residual(
-        self, latents: Tensor, noise: Noise, steps: int, solver: Solver, watch: ProgressCallback
-    ) -> Tensor:
-        sigmas = torch.cat([karras_sigmas(SIGMA_MIN, SIGMA_MAX, steps), torch.zeros(1, dtype=torch.float64)])
-        with self.runtime.hold(self.unet) as unet:
-
-            def tiled_network(x: Tensor, time: Tensor) -> Tensor:
-                margin = _round_up(unet.receptive_radius, unet.size_multiple)
-                return apply_tiled(lambda piece: unet(piece, time), x, tile_size=self.tile // 2, margin=margin)
-
-            denoise = Denoiser(tiled_network, latents.dtype, precondition.karras(), Conditioning(concat=latents))
-            x = sample(solver, denoise, noise(latents) * SIGMA_MAX, sigmas, noise, report_steps(watch, steps))
-            return x * residual_scale(latents, unet.config)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+def _call(net: UpscaleNet, told: Tensor) -> Tensor:
+    return net(told[:, :3], told[:, 3:] if told.shape[1] > 3 else None)
 
 
 def load(components: PipelineComponents, runtime: Runtime, name: str) -> BundledUpscaler:
     """The upscaler of its folder's parts."""
     parts = {part: module.to(memory_format=torch.channels_last) for part, module in components.components.items()}
-    return BundledUpscaler(parts["predictor"], parts["autoencoder"], parts["unet"], runtime, name=name)
+    networks = (parts[part] for part in ("predictor", "detailer", "restorer", "graphics"))
+    return BundledUpscaler(*networks, runtime=runtime, name=name)
 
 
 def load_bundled(runtime: Runtime) -> BundledUpscaler:
@@ -146,14 +174,22 @@ def load_bundled(runtime: Runtime) -> BundledUpscaler:
 
 
 def _options(requests: Sequence[UpscaleRequest]) -> dict[str, Any]:
-    """Those of requests that differ in the picture and the seed alone. Raises Unsupported for what is not used."""
-    options = with_defaults(requests[0], "upscale/bundled")
-    unused = {"prompt": "", "negative": "", "profile": None, "noise_level": None, "guidance": None}
-    for name, default in unused.items():
-        if getattr(requests[0], name) != default:
+    """Those of requests that differ in the picture alone. Raises Unsupported for what is not used."""
+    request = requests[0]
+    for name in REFUSED_OPTIONS:
+        if getattr(request, name) not in (None, ""):
             raise Unsupported(
                 f"{name} is set, but the bundled model has no use for it; load an x2 checkpoint, or leave it"
             )
-    if options["solver"] not in SOLVERS:
-        raise InputError(f"no solver is called {options['solver']!r}; there are {', '.join(SOLVERS)}")
-    return options
+    if request.steps not in (None, 1):
+        raise Unsupported(f"steps is {request.steps}, but the bundled model makes detail in one; leave it")
+    return with_defaults(request, "upscale/bundled")
+
+
+def _notes(request: UpscaleRequest, colour: Tensor, restore: float, is_drawn: bool) -> tuple[str, ...]:
+    """What to know of a result, and what would help its input, (3, h, w)."""
+    notes = [KINDS["bundled"].one_answer.format(count=request.count)] if request.count > 1 else []
+    if restore > 0:
+        return tuple(notes)
+    hint = None if is_drawn else input_hint(colour)
+    return (*notes, *([GRAPHICS_NOTE] if is_drawn and not request.consistent else []), *([hint] if hint else []))

@@ -34,7 +34,7 @@ from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_cal
 from enlarger.tasks.upscale.upscale import (
     UpscaleBatch,
     num_passes,
-    refuse_detail,
+    refuse_bundled_options,
     single_batches,
     split_batch,
     stack_requests,
@@ -114,7 +114,7 @@ class LatentUpscaler:
     def _prepare(self, requests: Sequence[UpscaleRequest]) -> MakeJob:
         """The options settled once, for requests that differ in picture, prompts and seed alone."""
         request = requests[0]
-        refuse_detail(request)
+        refuse_bundled_options(request)
         options, is_original = with_defaults(request, _defaults_of(request)), request.profile == "original"
         scale, noise_level = options["guidance"], options["noise_level"]
         if noise_level > X2_MAX_NOISE_LEVEL:
@@ -161,7 +161,8 @@ class LatentUpscaler:
             latents = self.latent_diffusion.sample(*self._start(job), on_step)
             decoded = torch.cat([decode_latents(self.vae, one, self.runtime) for one in split_batch(latents)])
             image = decoded[..., :height, :width].float().cpu()
-        return batch.finish(self.name, image, consistent=bool(batch.requests[0].consistent))
+        count = len(batch.requests)
+        return batch.finish(self.name, image, [bool(batch.requests[0].consistent)] * count, [()] * count)
 
     def upscale_latents(self, job: LatentUpscaleJob, on_step: OnStep = unchanged) -> Tensor:
         """Upscaled latents (B, 4, 2h, 2w) in float32. Noise is drawn for the encoding, the augmentation, the start."""

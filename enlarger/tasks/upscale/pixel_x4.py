@@ -21,7 +21,7 @@ from enlarger.tasks.latent_diffusion import LatentDiffusion, pad_to_multiple, re
 from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
 from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
 from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffusion
-from enlarger.tasks.upscale.upscale import UpscaleBatch, num_passes, refuse_detail, single_batches
+from enlarger.tasks.upscale.upscale import UpscaleBatch, num_passes, refuse_bundled_options, single_batches
 from enlarger.text.tokenize import Tokenizer
 
 LARGE_PIXELS = 512 * 512  # pixels of the input, above which its memory is worth a note
@@ -101,7 +101,7 @@ class PixelUpscaler:
     def _settings(self, requests: Sequence[UpscaleRequest]) -> _Settings:
         """Raises InputError for a noise level that is no step of the checkpoint's own schedule."""
         request = requests[0]
-        refuse_detail(request)
+        refuse_bundled_options(request)
         options, max_noise_level = with_defaults(request, "upscale/x4"), self.checkpoint.max_noise_level
         noise_level = options["noise_level"]
         if noise_level != int(noise_level) or noise_level > max_noise_level:
@@ -134,7 +134,8 @@ class PixelUpscaler:
         is_large = batch.low_res[0, 0].numel() > LARGE_PIXELS
         whole = ("the x4 upscaler took the picture whole, without tiles: its memory grows with the picture",)
         notes = settings.prompt.notes + (whole if is_large else ())
-        return batch.finish(self.name, image, consistent=bool(batch.requests[0].consistent), notes=notes)
+        count = len(batch.requests)
+        return batch.finish(self.name, image, [bool(batch.requests[0].consistent)] * count, [notes] * count)
 
 
 def load(components: PipelineComponents, runtime: Runtime, name: str) -> PixelUpscaler:

@@ -41,21 +41,23 @@ class UpscaleBatch:
         """Whether what has been made of `low_res` so far is still too small."""
         return image.shape[-2] < self.size[0] or image.shape[-1] < self.size[1]
 
-    def finish(self, name: str, images: Tensor, *, consistent: bool, notes: tuple[str, ...] = ()) -> list[Result]:
-        """The result of each request: (B, 3, H, W) brought to `size` exactly, and like the picture that was given."""
+    def finish(
+        self, name: str, images: Tensor, consistent: Sequence[bool], notes: Sequence[tuple[str, ...]]
+    ) -> list[Result]:
+        """The result of each request: (B, 3, H, W) brought to `size` exactly, and like the picture that was given.
+
+        Of each picture `consistent` says whether its half becomes the input, and `notes` what is to be known of it.
+        """
         if not self.pictures:
             return [Result((to_pil(Picture(images[0])),), tuple(self.seeds), name)]
         images = resize(images, self.size, "lanczos") if images.shape[-2:] != self.size else images
-        images = make_consistent_in_range(images, self.low_res) if consistent else images
-        return [
-            Result(
-                (to_pil(match_input(picture, large[0])),), (seed,), name, picture.notes + notes,
-                _consistency_error(large, small),
-            )
-            for picture, seed, large, small in zip(
-                self.pictures, self.seeds, split_batch(images), split_batch(self.low_res), strict=True
-            )
-        ]  # fmt: skip
+        results = list[Result]()
+        for i, picture in enumerate(self.pictures):
+            large, small = images[i : i + 1], self.low_res[i : i + 1]
+            large = make_consistent_in_range(large, small) if consistent[i] else large
+            image, error = to_pil(match_input(picture, large[0])), _consistency_error(large, small)
+            results.append(Result((image,), (self.seeds[i],), name, picture.notes + notes[i], error))
+        return results
 
 
 def single_batches(
@@ -104,10 +106,11 @@ def num_passes(size: tuple[int, int], by: float, scale: int) -> int:
     return count
 
 
-def refuse_detail(request: UpscaleRequest) -> None:
-    """Raise Unsupported for an option that other upscalers than the bundled one have no use for."""
-    if request.detail is not None:
-        raise Unsupported("detail is for the bundled model; this one takes steps, guidance and noise_level")
+def refuse_bundled_options(request: UpscaleRequest) -> None:
+    """Raise Unsupported for options that other upscalers than the bundled one have no use for."""
+    for name in ("detail", "restore"):
+        if getattr(request, name) is not None:
+            raise Unsupported(f"{name} is for the bundled model; this one takes steps, guidance and noise_level")
 
 
 def upscale(
