@@ -50,5 +50,5 @@ def short_repr(value: Any) -> str:
 
 
 def printable_name(name: str) -> str:
-    """A name out of a file as it is, where it is an ordinary one, else as `shown`."""
+    """A name out of a file as it is, where it is an ordinary one, else as `short_repr`."""
     return name if name.isidentifier() and len(name) < MAX_SHOWN_LENGTH else short_repr(name)

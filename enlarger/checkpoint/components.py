@@ -88,7 +88,7 @@ def network_class_name(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class PipelineComponents:
-    """A model's parts: networks as modules, tokenizers, schedulers as the JSON that describes them."""
+    """A model's components: networks as modules, tokenizers, schedulers as the JSON that describes them."""
 
     path: Path  # where it was read
     index: Mapping[str, Any]  # model_index.json
@@ -96,4 +96,4 @@ class PipelineComponents:
     network_configs: Mapping[str, Json] = field(
         default_factory=dict[str, Json]
     )  # each network's config.json as it was read
-    skipped: tuple[str, ...] = ()  # parts that lie in the folder and are not used here
+    skipped: tuple[str, ...] = ()  # components that lie in the folder and are not used here

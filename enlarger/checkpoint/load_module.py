@@ -29,7 +29,7 @@ def to_current_key(name: str) -> str | None:
     if name.endswith("position_ids"):
         return None
     return LEGACY_ATTENTION_PATTERN.sub(
-        lambda found: found[1] + LEGACY_ATTENTION_KEYS[found[2]], name.removeprefix("text_model.")
+        lambda match: match[1] + LEGACY_ATTENTION_KEYS[match[2]], name.removeprefix("text_model.")
     )
 
 
@@ -107,13 +107,13 @@ def _usage_hint(shapes: Mapping[str, Shape]) -> str:
 
 
 def guess_network(shapes: Mapping[str, Shape]) -> str:
-    """What weights look like, said by the names and shapes that tell the official models apart."""
+    """What weights look like, by the names and shapes in which the official models differ."""
 
     def width(name: str, axis: int) -> int | None:
         return shapes[name][axis] if name in shapes and len(shapes[name]) > axis else None
 
-    for part, meaning in NETWORK_MARKERS.items():
-        if any(part in name for name in shapes):
+    for marker, meaning in NETWORK_MARKERS.items():
+        if any(marker in name for name in shapes):
             return meaning
     if (text := width("embeddings.token_embedding.weight", 1)) is not None:
         return TEXT_ENCODER_NAMES.get(text, f"a CLIP text encoder of width {text}")

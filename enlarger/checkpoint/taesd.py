@@ -24,7 +24,7 @@ FIXED_TINY: Json = {
 }
 # How diffusers rounds latents to bytes, which nothing here does; a precision that it does not need; a copy of a width.
 IGNORED_TINY = ("latent_magnitude", "latent_shift", "force_upcast", "block_out_channels")
-DIFFUSERS_PREFIX = "decoder.layers."  # diffusers' prefix
+DIFFUSERS_PREFIX = "decoder.layers."
 FIRST_WEIGHT = "layers.0.weight"  # of the decoder: (channels, latent_channels, 3, 3)
 
 
@@ -73,7 +73,7 @@ def tiny_json(config: AutoencoderTinyConfig) -> Json:
 
 
 def to_decoder_key(name: str) -> str | None:
-    """The name that `TinyDecoder` has for a weight of a file; None for one of the encoder.
+    """The name that `DecoderTiny` has for a weight of a file; None for one of the encoder.
 
     The original file counts its layers from the bend, which has no weights: its `1.weight` is our `layers.0.weight`.
     """
@@ -105,7 +105,7 @@ def read_taesd_decoder(path: Path, dtype: torch.dtype | None = None) -> DecoderT
 
 
 def _infer_channels(weights: SafetensorsCheckpoint) -> tuple[int, int]:
-    """Channels and latent channels, which the first weight tells."""
+    """Channels and latent channels, by the shape of the first weight."""
     first_weight = next((name for name in weights.keys() if to_decoder_key(name) == FIRST_WEIGHT), None)
     shape = () if first_weight is None else weights.shape(first_weight)
     if len(shape) != 4:

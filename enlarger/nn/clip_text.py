@@ -31,12 +31,10 @@ class ClipTextConfig:
 class ClipTextOutput:
     """What the encoder makes of (B, L) ids."""
 
-    hidden_states: tuple[
-        Tensor, ...
-    ]  # layers + 1 times (B, L, width): the embeddings, then each layer, none normalised
+    hidden_states: tuple[Tensor, ...]  # layers + 1 times (B, L, width): embeddings, then each layer, unnormalised
     last_hidden_state: Tensor  # (B, L, width): the last state after the final LayerNorm
-    pooler_output: Tensor  # (B, width): `last` at the end token
-    text_embeds: Tensor | None  # (B, projection): `pooled` through the text projection, where the file has one
+    pooler_output: Tensor  # (B, width): `last_hidden_state` at the end token
+    text_embeds: Tensor | None  # (B, projection): `pooler_output` through the text projection, where the file has one
 
 
 class Embeddings(nn.Module):
@@ -119,7 +117,7 @@ class ClipText(nn.Module):
             self.text_projection = nn.Linear(config.width, config.projection_dim, bias=False)
 
     def forward(self, ids: Tensor) -> ClipTextOutput:
-        """Encode token ids (B, L), L at most `positions`."""
+        """Encode token ids (B, L), L at most `max_positions`."""
         if ids.shape[1] > self.config.max_positions:
             raise InputError(
                 f"the text encoder got {ids.shape[1]} tokens and has {self.config.max_positions} positions; "

@@ -166,7 +166,7 @@ class KBlock(nn.Module):
 class KUNet(nn.Module):
     """The x2 latent upscaler's UNet (k-diffusion `ImageDenoiserModelV1`), without its outer preconditioning.
 
-    Height and width must be multiples of `step`, and at least twice that.
+    Height and width must be multiples of `size_multiple`, and at least twice that.
     """
 
     def __init__(self, config: KUNetConfig) -> None:

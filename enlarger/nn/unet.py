@@ -49,7 +49,7 @@ class UNetConfig:
     vector_channels: int | None = None  # input of SDXL's `add_embedding`
     time_id_channels: int | None = None  # sinusoid per SDXL size; the caller embeds
     num_class_embeds: int | None = None  # rows of the x4 upscaler's class embedding
-    upcast_attention: bool = False  # kept for saving; the fused product ignores it
+    upcast_attention: bool = False  # only for saving; the fused product ignores it
     groups: int = 32
 
 
@@ -157,7 +157,7 @@ def _make_transformers(config: UNetConfig, stage: Stage, count: int) -> nn.Modul
 
 
 class DownBlock(nn.Module):
-    """One stage going down: each layer's result is kept for the way up, and so is the halved one."""
+    """One stage going down: each layer's result is a skip connection of the way up, and so is the halved one."""
 
     def __init__(self, config: UNetConfig, stage: Stage, in_channels: int, *, last: bool) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One stage going up: each layer joins one kept result; `inputs` are the layers' joined widths."""
+    """One stage going up: each layer joins one skip connection; `inputs` are the layers' joined widths."""
 
     def __init__(self, config: UNetConfig, stage: Stage, in_channels: Sequence[int], *, last: bool) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class UpBlock(nn.Module):
     skip_filter: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None  # see `freeu`
 
     def forward(self, x: Tensor, skips: list[Tensor], inputs: BlockInputs) -> Tensor:
-        """Consume the end of `kept`; the result has the size of what is then its last."""
+        """Consume the end of `skips`; the result has the size of what is then its last."""
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             skip = skips.pop()
             x, skip = (x, skip) if self.skip_filter is None else self.skip_filter(x, skip)
@@ -243,7 +243,7 @@ class UNet(nn.Module):
 
     def _make_up_blocks(self) -> nn.ModuleList:
         stages = self.config.stages
-        skip_channels = [stages[0].channels]  # widths of what the way down keeps, as forward does
+        skip_channels = [stages[0].channels]  # widths of the skip connections, as in forward
         for index, stage in enumerate(stages):
             skip_channels += [stage.channels] * (stage.layers + (index < len(stages) - 1))
         blocks, in_channels = nn.ModuleList(), stages[-1].channels

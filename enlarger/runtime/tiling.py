@@ -22,8 +22,8 @@ def apply_tiled(
 ) -> Tensor:
     """`function(x)` for x (B, C, H, W), in tiles with `margin` pixels of their surroundings on each side.
 
-    Equal to the whole if no output pixel depends on inputs further than `margin` away and `tile` and `margin` are
-    multiples of the function's granularity. `scale` is output pixels per input pixel.
+    Equal to the whole if no output pixel depends on inputs further than `margin` away and `tile_size` and `margin`
+    are multiples of the function's granularity. `scale` is output pixels per input pixel.
     """
     height, width = x.shape[-2:]
     is_single_tile = height <= tile_size + margin and width <= tile_size + margin

@@ -39,8 +39,8 @@ def encode_prompts(
 ) -> PromptEmbeds:
     """Encode prompts that belong together (both branches of a guidance too: one call gives them one length).
 
-    A text over 75 tokens is cut with a warning that names what was cut; with `long` it is encoded in pieces of 75,
-    laid one after another, and texts with fewer pieces are filled up with empty ones. `pooled` is the first piece's.
+    A text over 75 tokens is cut with a warning that names what was cut; with `long_prompt` it is encoded in chunks of
+    75, one after another, and shorter texts are filled up with empty ones. `pooled` is the first chunk's.
     `weighted` reads weights, as in `(word:1.2)`, and applies them to `tokens` alone (`text/weights.py`).
     `clip_skip` counts layers back from `layer`; "last_norm" normalises that one instead. It counts as diffusers'
     argument does: 0 is `layer` itself, which other programs call a clip skip of 1 (SD1) or 2 (SDXL).
@@ -61,22 +61,22 @@ def encode_prompts_xl(
     weighted: bool = False,
     clip_skip: int = 0,
 ) -> PromptEmbeds:
-    """Encode prompts that belong together; `texts[i]` are those for encoder i, as many for each.
+    """Encode prompts that belong together; `prompts[i]` are those for encoder i, as many for each.
 
     `tokens` are the states before each encoder's last layer, one encoder's beside the other's (768 + 1280 wide), and
-    `pooled` is the last encoder's projected text (Podell et al. 2023, section 2.1). With `long`, all have as many
-    pieces as the longest text of any needs. `mask` is True where a token is real to any encoder. `clip_skip` counts
-    layers back from there: state -(clip_skip + 2) of each encoder. The rest is as in `encode`.
+    `pooled` is the last encoder's projected text (Podell et al. 2023, section 2.1). With `long_prompt`, all have
+    as many chunks as the longest text of any needs. `mask` is True where a token is real to any encoder. `clip_skip`
+    counts layers back from there: state -(clip_skip + 2) of each encoder. The rest is as in `encode_prompts`.
     """
     _check_encoders(tokenizers, encoders, prompts)
     chunks = [
-        tokenize_prompts(one, found, long_prompt, weighted) for one, found in zip(tokenizers, prompts, strict=True)
+        tokenize_prompts(one, texts, long_prompt, weighted) for one, texts in zip(tokenizers, prompts, strict=True)
     ]
-    warn_truncated(tokenizers[-1], [row for found in chunks for row in found])
-    num_chunks = max(len(found) for found in chunks)
+    warn_truncated(tokenizers[-1], [chunk for own_chunks in chunks for chunk in own_chunks])
+    num_chunks = max(map(len, chunks))
     embeds = [
-        encode_chunks(tokenizer, encoder, pad_chunks(tokenizer, found, num_chunks), "penultimate", clip_skip)
-        for tokenizer, encoder, found in zip(tokenizers, encoders, chunks, strict=True)
+        encode_chunks(tokenizer, encoder, pad_chunks(tokenizer, own_chunks, num_chunks), "penultimate", clip_skip)
+        for tokenizer, encoder, own_chunks in zip(tokenizers, encoders, chunks, strict=True)
     ]
     last = embeds[-1]
     tokens = torch.cat([one.tokens.to(last.tokens) for one in embeds], dim=-1)
@@ -87,7 +87,7 @@ def encode_prompts_xl(
 def tokenize_prompts(
     tokenizer: Tokenizer, prompts: Sequence[str], long_prompt: bool, weighted: bool
 ) -> tuple[TokenizedPrompts, ...]:
-    """The prompts as one `Tokens` per position in the sequence of pieces; one alone unless `long`."""
+    """The prompts as one `TokenizedPrompts` per chunk; one alone unless `long_prompt`."""
     prompts = [prompts] if isinstance(prompts, str) else prompts
     if not long_prompt:
         return (tokenizer(prompts, weighted),)
@@ -105,13 +105,13 @@ def tokenize_prompts(
 def pad_chunks(
     tokenizer: Tokenizer, chunks: Sequence[TokenizedPrompts], num_chunks: int
 ) -> tuple[TokenizedPrompts, ...]:
-    """At least `count` pieces: empty prompts come after the last, with nothing real in them."""
+    """At least `num_chunks` chunks: empty prompts come after the last, with nothing real in them."""
     return (*chunks, *(_empty_prompts(tokenizer, len(chunks[0].ids)) for _ in range(num_chunks - len(chunks))))
 
 
 def warn_truncated(tokenizer: Tokenizer, chunks: Sequence[TokenizedPrompts]) -> None:
     """Say what did not fit, each part once; the warning points at the caller's caller."""
-    for removed_text in dict.fromkeys(part for tokens in chunks for part in tokens.removed_text if part):
+    for removed_text in dict.fromkeys(text for tokens in chunks for text in tokens.removed_text if text):
         max_tokens = tokenizer.model_max_length - 2
         warnings.warn(
             f"the prompt is longer than {max_tokens} tokens; left out: {removed_text!r}", UserWarning, stacklevel=3
@@ -121,21 +121,21 @@ def warn_truncated(tokenizer: Tokenizer, chunks: Sequence[TokenizedPrompts]) -> 
 def encode_chunks(
     tokenizer: Tokenizer, encoder: ClipText, chunks: Sequence[TokenizedPrompts], layer: OutputLayer, clip_skip: int
 ) -> PromptEmbeds:
-    """Features of the pieces side by side, weighted where a token has a weight."""
+    """Features of the chunks side by side, weighted where a token has a weight."""
     device = encoder.embeddings.token_embedding.weight.device
     with torch.no_grad():
-        features = [encoder(piece.ids.to(device)) for piece in chunks]
-        hidden_states = [_select_hidden_state(encoder, found, layer, clip_skip) for found in features]
-        if any(bool((piece.weights != 1).any()) for piece in chunks):
+        features = [encoder(chunk.ids.to(device)) for chunk in chunks]
+        hidden_states = [_select_hidden_state(encoder, output, layer, clip_skip) for output in features]
+        if any(bool((chunk.weights != 1).any()) for chunk in chunks):
             empty = _select_hidden_state(encoder, encoder(tokenizer([""]).ids.to(device)), layer, clip_skip)
             hidden_states = [
-                apply_token_weights(x, empty, piece.weights.to(device))
-                for x, piece in zip(hidden_states, chunks, strict=True)
+                apply_token_weights(x, empty, chunk.weights.to(device))
+                for x, chunk in zip(hidden_states, chunks, strict=True)
             ]
     first: ClipTextOutput = features[0]
     pooled = first.pooler_output if first.text_embeds is None else first.text_embeds
     return PromptEmbeds(
-        torch.cat(hidden_states, dim=1), pooled, torch.cat([piece.mask for piece in chunks], dim=1).to(device)
+        torch.cat(hidden_states, dim=1), pooled, torch.cat([chunk.mask for chunk in chunks], dim=1).to(device)
     )
 
 
@@ -146,13 +146,13 @@ def _empty_prompts(tokenizer: Tokenizer, count: int) -> TokenizedPrompts:
 
 
 def _join_tokens(chunks: Sequence[TokenizedPrompts], join: Callable[[list[Tensor]], Tensor]) -> TokenizedPrompts:
-    """One `Tokens` of several that lost nothing."""
+    """One `TokenizedPrompts` of several that lost nothing."""
     ids, mask, weights = (join([getattr(one, name) for one in chunks]) for name in ("ids", "mask", "weights"))
     return TokenizedPrompts(ids, mask, ("",) * len(ids), weights)
 
 
 def _select_hidden_state(encoder: ClipText, features: ClipTextOutput, layer: OutputLayer, clip_skip: int) -> Tensor:
-    """The wanted state; `found.states` holds one more than there are layers, the last before the final norm."""
+    """The wanted state; `hidden_states` holds one more than there are layers, the last before the final norm."""
     offset = clip_skip + (2 if layer == "penultimate" else 1)
     if not 0 <= clip_skip <= len(features.hidden_states) - offset + clip_skip:
         max_clip_skip = len(features.hidden_states) - offset + clip_skip
@@ -165,16 +165,16 @@ def _select_hidden_state(encoder: ClipText, features: ClipTextOutput, layer: Out
 
 
 def _check_encoders(
-    tokenizers: Sequence[Tokenizer], encoders: Sequence[ClipText], texts: Sequence[Sequence[str]]
+    tokenizers: Sequence[Tokenizer], encoders: Sequence[ClipText], prompts: Sequence[Sequence[str]]
 ) -> None:
-    counts = len(tokenizers), len(encoders), len(texts)
+    counts = len(tokenizers), len(encoders), len(prompts)
     if len(set(counts)) > 1 or not 1 <= len(encoders) <= 2:
         found = "{} tokenizers, {} text encoders and prompts for {}".format(*counts)
         raise InputError(f"found {found}, expected one or two of each.")
-    if any(isinstance(prompts, str) for prompts in texts):
-        raise InputError("texts holds a string for an encoder, expected a list of prompts for each.")
-    if len({len(prompts) for prompts in texts}) > 1:
-        found = " and ".join(str(len(prompts)) for prompts in texts)
+    if any(isinstance(texts, str) for texts in prompts):
+        raise InputError("prompts holds a string for an encoder, expected a list of prompts for each.")
+    if len({len(texts) for texts in prompts}) > 1:
+        found = " and ".join(str(len(texts)) for texts in prompts)
         raise InputError(f"the encoders got {found} prompts, expected as many for each.")
     if encoders[-1].config.projection_dim is None:
         raise InputError("the last text encoder has no projection, expected SDXL's second one (text_encoder_2).")

@@ -48,10 +48,10 @@ class _TokenizedText:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Calling it turns texts into `Tokens`. Lone surrogates in a text become U+FFFD; NUL is a character like others.
+    """Calling it turns texts into `TokenizedPrompts`. Lone surrogates become U+FFFD; NUL is a character like others.
 
-    `original` reads prompts as OpenAI's and open_clip's code does: HTML entities are unescaped, and where "!" is
-    the padding a typed "!" keeps its own id. Otherwise ids equal transformers', where such a "!" is the padding.
+    `openai_compatible` reads prompts as OpenAI's and open_clip's code does: HTML entities are unescaped, and where
+    "!" is the padding a typed "!" keeps its own id. Otherwise ids equal transformers', where such a "!" is the padding.
     """
 
     backend: tokenizers.Tokenizer
@@ -60,7 +60,7 @@ class Tokenizer:
     pad_token_id: int
     model_max_length: int = MAX_LENGTH
     openai_compatible: bool = False
-    # Ids that stand for several, as `_groups` finds them in the backend.
+    # Ids that stand for several, as `_find_multi_vector_tokens` finds them in the backend.
     multi_vector_tokens: Mapping[int, tuple[int, ...]] = field(
         default_factory=dict[int, tuple[int, ...]], compare=False
     )
@@ -73,8 +73,8 @@ class Tokenizer:
     def __call__(self, prompts: Sequence[str], weighted: bool = False) -> TokenizedPrompts:
         """One row per text: start, up to 75 tokens, end, padding. Longer texts are cut.
 
-        `weighted` reads the brackets of `weights.parse`. A token has the weight of the character it begins with, so
-        that the ids are those of the text without its brackets.
+        `weighted` reads the brackets of `parse_prompt_attention`. A token has the weight of its first character,
+        so that the ids are those of the text without its brackets.
         """
         tokenized = [self._tokenize(text, weighted) for text in ([prompts] if isinstance(prompts, str) else prompts)]
         max_tokens = self.model_max_length - 2
@@ -145,11 +145,11 @@ class Tokenizer:
     ) -> TokenizedPrompts:
         ids = torch.full((len(token_ids), self.model_max_length), self.pad_token_id)
         mask, weights = torch.zeros(ids.shape, dtype=torch.bool), torch.ones(ids.shape)
-        for row, (found, own) in enumerate(zip(token_ids, token_weights, strict=True)):
-            filled = (self.bos_token_id, *found, self.eos_token_id)
+        for row, (own_ids, own_weights) in enumerate(zip(token_ids, token_weights, strict=True)):
+            filled = (self.bos_token_id, *own_ids, self.eos_token_id)
             ids[row, : len(filled)] = torch.tensor(filled)
             mask[row, : len(filled)] = True
-            weights[row, 1 : len(own) + 1] = torch.tensor(own)
+            weights[row, 1 : len(own_weights) + 1] = torch.tensor(own_weights)
         return TokenizedPrompts(ids, mask, ("",) * len(token_ids), weights)
 
 

@@ -60,8 +60,8 @@ def apply_token_weights(features: Tensor, empty_features: Tensor, weights: Tenso
     Source: ComfyUI's `encode_token_weights`; compel's weights below 1 lead to the empty prompt likewise.
     """
     compute_dtype = torch.promote_types(features.dtype, torch.float32)
-    factor, base = weights[..., None].to(compute_dtype), empty_features.to(compute_dtype)
-    weighted = base + factor * (features.to(compute_dtype) - base)
+    factor, empty = weights[..., None].to(compute_dtype), empty_features.to(compute_dtype)
+    weighted = empty + factor * (features.to(compute_dtype) - empty)
     return torch.where(factor == 1, features, weighted.to(features.dtype))
 
 
@@ -94,7 +94,7 @@ def _close_bracket(
     open_counts: dict[str, int],
     with_colon: set[int],
 ) -> int:
-    """Where the innermost open `partner` stands; brackets opened within it have no partner, so they are text."""
+    """Where the innermost `open_bracket` stands; brackets opened within it have no partner, so they are text."""
     while True:
         start = open_positions.pop()
         open_counts[matches[start][0]] -= 1

@@ -237,9 +237,9 @@ def test_the_right_vectors_for_each_encoder(tokenizer: Tokenizer, encoder: ClipT
     alike = read_textual_inversion({"clip_l": VECTORS, "clip_g": VECTORS + 1}, "<toy>")
     made = add_textual_inversion(tokenizer, encoder, alike, encoder_key="clip_g")[1]
     assert made.embeddings.token_embedding.weight[56:].equal(VECTORS + 1)
-    with pytest.raises(InputError, match="clip_l and clip_g of '<toy>' are both 32 wide; say which with part="):
+    with pytest.raises(InputError, match="clip_l and clip_g of '<toy>' are both 32 wide; say which with encoder_key="):
         add_textual_inversion(tokenizer, encoder, alike)
-    with pytest.raises(InputError, match="part is 'clip_h', expected clip_l or clip_g"):
+    with pytest.raises(InputError, match="encoder_key is 'clip_h', expected clip_l or clip_g"):
         add_textual_inversion(tokenizer, encoder, alike, encoder_key="clip_h")
     with pytest.raises(InputError, match="'<toy>' has vectors for clip_l, none for clip_g"):
         add_textual_inversion(
@@ -266,7 +266,9 @@ def test_tokens_that_exist_are_refused(tokenizer: Tokenizer, encoder: ClipText, 
 @pytest.mark.parametrize(("first", "second"), [("<toy>", "<toy>_1"), ("<toy>_1", "<toy>")])
 def test_tokens_that_would_join_are_refused(tokenizer: Tokenizer, encoder: ClipText, first: str, second: str) -> None:
     grown, made = add_textual_inversion(tokenizer, encoder, inversion(VECTORS[:1], first))
-    with pytest.raises(InputError, match=f"'{second}' and a token that is there read as parts of one; choose another"):
+    with pytest.raises(
+        InputError, match=f"'{second}' and a token that is there read as vectors of one; choose another"
+    ):
         add_textual_inversion(grown, made, inversion(VECTORS[:1], second))
 
 

@@ -230,7 +230,7 @@ def test_the_hand_made_checkpoint_is_read(tmp_path: Path) -> None:
         (b"}" + value("x") + b"Ns" + value("x") + b"Ns", "a dictionary has 'x' twice"),
         (b"})Ns", "a dictionary has a key that is no text"),
         (b")Na", "appends to something that is no list"),
-        (b"h\x63", "recalls what it has not kept"),
+        (b"h\x63", "recalls what it has not stored"),
         (b"(Nb", "takes more than it has made"),
         (b"t", "takes more than it has made"),
         (b"(N", "sets an entry|takes more than it has made|something else"),

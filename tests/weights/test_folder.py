@@ -243,7 +243,7 @@ def test_only_reads_the_named_parts(tmp_path: Path) -> None:
     (path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"broken")
     assert list(read_folder(path, only=["vae", "scheduler"]).components) == ["scheduler", "vae"]
     with pytest.raises(
-        InputError, match=r"no part is called unnet; there are scheduler, text_encoder, tokenizer, unet"
+        InputError, match=r"no component is called unnet; there are scheduler, text_encoder, tokenizer, unet"
     ):
         read_folder(path, only=["unnet"])
 
@@ -277,7 +277,7 @@ def test_absent_folders_are_explained(tmp_path: Path) -> None:
         read_folder(path / "unet")
     index = json.loads((path / "model_index.json").read_text())
     (path / "model_index.json").write_text(json.dumps(index | {"../unet": ["diffusers", "UNet2DConditionModel"]}))
-    with pytest.raises(CheckpointError, match=r"part '../unet' is not the name of a folder inside the model"):
+    with pytest.raises(CheckpointError, match=r"component '../unet' is not the name of a folder inside the model"):
         read_folder(path)
     (path / "model_index.json").write_text(json.dumps(index | {"unet_2": ["diffusers", "UNet2DConditionModel"]}))
     with pytest.raises(CheckpointError, match=r"x2/unet_2: this folder is missing; model_index.json lists it"):

@@ -344,7 +344,7 @@ def test_configs_of_a_folder(bundles: Mapping[str, PipelineComponents], tmp_path
     assert read_single_file(single, config=tmp_path / "c").index["scheduler"] == ["diffusers", "DDIMScheduler"]
     sd2 = strip(save_single_file(bundles["sd2"], tmp_path / "sd2.safetensors"))
     assert read_single_file(sd2, config=tmp_path / "c").components["scheduler"] == v
-    with pytest.raises(InputError, match=r"found no model_index.json and no part's config.json"):
+    with pytest.raises(InputError, match=r"found no model_index.json and no component's config.json"):
         read_single_file(single, config=tmp_path)
 
 

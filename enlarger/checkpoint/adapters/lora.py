@@ -18,7 +18,7 @@ from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.errors import CheckpointError, InputError, Unsupported, list_names
 
 LORA_COMPONENTS = tuple(KOHYA_PREFIXES)  # the networks that a LoRA may change
-ADAPTER_METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps PEFT's settings in a file
+ADAPTER_METADATA_KEY = "lora_adapter_metadata"  # where diffusers writes PEFT's config in a file
 LORA_KEY_PATTERN = re.compile(
     r"(.+?)(?:\.lora_(A|B)(?:\.\w+)?|\.lora_(down|up|mid)|[._]lora(?:_linear_layer)?\.(down|up))\.weight"
 )
@@ -53,14 +53,14 @@ class LoraDelta:
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """What a file changes: for each part (unet, text_encoder, text_encoder_2) the updates of weights by name."""
+    """What a file changes: for each component (unet, text_encoder, text_encoder_2) the changes of weights by name."""
 
     components: Mapping[str, Mapping[str, LoraDelta]]
 
 
 @dataclass(frozen=True)
 class _LoraTarget:
-    """A layer of a network: its part, its name, and its weight's shape."""
+    """A layer of a network: its component, its name, and its weight's shape."""
 
     component: str
     name: str
@@ -68,7 +68,7 @@ class _LoraTarget:
 
 
 def read_lora(path: str | Path, networks: Mapping[str, nn.Module], allow_pickle: bool = False) -> Lora:
-    """Read a safetensors file for these networks, by part; `allow_pickle` reads a pickle of tensors too.
+    """Read a safetensors file for these networks, by component; `allow_pickle` reads a pickle of tensors too.
 
     Raises CheckpointError where a name or shape fits none of the networks, and Unsupported for kinds other than LoRA.
     """
@@ -84,9 +84,9 @@ def parse_lora(
     adapter_config: Mapping[str, Any] | None = None,
     source: str = "the LoRA",
 ) -> Lora:
-    """The LoRA of named tensors. `settings` are PEFT's, each name behind its part: `unet.lora_alpha`.
+    """The LoRA of named tensors. `adapter_config` is PEFT's, each name behind its component: `unet.lora_alpha`.
 
-    A layer without alpha, in the tensors or the settings, has alpha = rank.
+    A layer without alpha, in the tensors or the config, has alpha = rank.
     """
     _reject_other_adapters(source, tensors)
     targets, factors = _lora_targets(networks), _group_factors(tensors)
@@ -127,7 +127,7 @@ def apply_loras(module: nn.Module, scaled_deltas: Iterable[tuple[Mapping[str, Lo
     clone = deepcopy(module, {id(tensor): tensor for tensor in shared})  # a copy of everything but the tensors
     parameters = dict(module.named_parameters())
     for name, each in changes.items():
-        if name not in parameters or not all(_fits_shape(update, tuple(parameters[name].shape)) for update, _ in each):
+        if name not in parameters or not all(_fits_shape(delta, tuple(parameters[name].shape)) for delta, _ in each):
             raise InputError(f"the LoRA does not fit the network's {name}; read it for this network with read_lora")
         layer, _, leaf = name.rpartition(".")
         parameter = nn.Parameter(_add_deltas(parameters[name], each), requires_grad=parameters[name].requires_grad)
@@ -146,7 +146,7 @@ def _add_deltas(weight: Tensor, scaled_deltas: Sequence[tuple[LoraDelta, float]]
 
 
 def _lora_targets(networks: Mapping[str, nn.Module]) -> dict[str, _LoraTarget]:
-    """Every spelling of every linear layer and convolution of the networks."""
+    """Every alias of every linear layer and convolution of the networks."""
     targets: dict[str, _LoraTarget] = {}
     for component, network in networks.items():
         if component not in LORA_COMPONENTS:
@@ -157,7 +157,8 @@ def _lora_targets(networks: Mapping[str, nn.Module]) -> dict[str, _LoraTarget]:
             if isinstance(module, nn.Linear | nn.Conv2d)
         }
         targets |= {
-            said: _LoraTarget(component, name, shapes[name]) for said, name in layer_aliases(component, shapes).items()
+            alias: _LoraTarget(component, name, shapes[name])
+            for alias, name in layer_aliases(component, shapes).items()
         }
     return targets
 
@@ -172,7 +173,7 @@ def _group_factors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]
         if stem != name:
             factor = "alpha"
         elif match is not None:
-            factor = next(PEFT_FACTORS.get(said, said) for said in match.groups()[1:] if said is not None)
+            factor = next(PEFT_FACTORS.get(group, group) for group in match.groups()[1:] if group is not None)
         else:
             layer_key, factor = name, "unknown"
         factors.setdefault(layer_key, {})[factor] = tensor
@@ -182,7 +183,7 @@ def _group_factors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]
 def _unique_layer_keys(
     source: str, targets: Mapping[str, _LoraTarget], factors: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[_LoraTarget, str]:  # fmt: skip
-    """The spelling of each changed layer; a second one is let pass only where it repeats the same tensors."""
+    """The key of each changed layer; a second one is accepted only where it repeats the same tensors."""
     layer_keys: dict[_LoraTarget, str] = {}
     for layer_key, layer_factors in factors.items():
         first = layer_keys.setdefault(targets[layer_key], layer_key)
@@ -200,15 +201,15 @@ def _equal_tensors(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 def _make_delta(
     source: str, layer_key: str, factors: Mapping[str, Tensor], default_scale: Callable[[int], float]
 ) -> LoraDelta:
-    missing = [piece for piece in ("down", "up") if piece not in factors]
+    missing = [factor for factor in ("down", "up") if factor not in factors]
     if missing:
         raise CheckpointError(f"{source}: {layer_key} has no {' and no '.join(missing)} half; fetch the file again.")
-    down, up, mid, alpha = (factors.get(piece) for piece in ("down", "up", "mid", "alpha"))
+    down, up, mid, alpha = (factors.get(factor) for factor in ("down", "up", "mid", "alpha"))
     assert down is not None and up is not None
     rank = down.shape[0] if down.dim() > 1 else 0
     is_low_rank = rank > 0 and up.dim() > 1 and (mid is None or (mid.dim() == 4 and mid.shape[:2] == (rank, rank)))
     if not is_low_rank or (alpha is not None and alpha.numel() != 1):
-        shapes = ", ".join(f"{piece} {tuple(tensor.shape)}" for piece, tensor in factors.items())
+        shapes = ", ".join(f"{factor} {tuple(tensor.shape)}" for factor, tensor in factors.items())
         raise CheckpointError(f"{source}: {layer_key} is no product of low rank: {shapes}; fetch the file again.")
     if mid is not None:  # LoCon's third factor (rank, rank, h, w), joined with the first
         down = torch.einsum("nmhw,mi->nihw", mid.float(), down.flatten(1).float())
@@ -229,12 +230,12 @@ def _squeeze_kernel(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _adapter_scale(source: str, adapter_config: Mapping[str, Any], target: _LoraTarget) -> Callable[[int], float]:
-    """alpha / rank by rank, as PEFT's settings state it; 1 where they do not."""
+    """alpha / rank by rank, as PEFT's config states it; 1 where it does not."""
     component_config = {name.removeprefix(f"{target.component}."): value for name, value in adapter_config.items()}
     patterns = component_config.get("alpha_pattern", {})
     names = (target.name, f"text_model.{target.name}")  # text encoders had the longer names once
     try:
-        alphas = [alpha for said, alpha in patterns.items() if any(re.match(rf"(.*\.)?({said})$", n) for n in names)]
+        alphas = [alpha for layer, alpha in patterns.items() if any(re.match(rf"(.*\.)?({layer})$", n) for n in names)]
         alpha = float((alphas or [component_config.get("lora_alpha", math.nan)])[0])
     except (AttributeError, TypeError, ValueError, re.error) as error:
         raise CheckpointError(
@@ -245,7 +246,7 @@ def _adapter_scale(source: str, adapter_config: Mapping[str, Any], target: _Lora
 
 
 def _read_adapter_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """PEFT's settings in a file's header, where diffusers wrote it."""
+    """PEFT's config in a file's header, where diffusers wrote it."""
     try:
         adapter_config = json.loads(metadata.get(ADAPTER_METADATA_KEY, "{}"))
     except (ValueError, RecursionError) as error:
@@ -281,12 +282,12 @@ def _family_hint(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module
 
 
 def _guess_lora_family(shapes: Mapping[str, Shape]) -> str:
-    """The family of a LoRA: the width of what its factors read tells."""
+    """The family of a LoRA, by the width of what its factors read."""
     down_shapes: dict[str, Shape] = {}
     for name, shape in shapes.items():
-        found = LORA_KEY_PATTERN.fullmatch(name)
-        if found is not None and len(shape) > 1 and not {"B", "up", "mid"} & set(found.groups()[1:]):
-            down_shapes[found[1]] = shape
+        match = LORA_KEY_PATTERN.fullmatch(name)
+        if match is not None and len(shape) > 1 and not {"B", "up", "mid"} & set(match.groups()[1:]):
+            down_shapes[match[1]] = shape
     for name, shape in down_shapes.items():
         if TRANSFORMER_PATTERN.search(name):
             return "a transformer (SD3, Flux or later), which this package does not run"

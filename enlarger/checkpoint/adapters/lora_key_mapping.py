@@ -29,7 +29,7 @@ RESNET_LAYERS = {
 
 
 def layer_aliases(component: str, layers: Iterable[str]) -> dict[str, str]:
-    """Every name that a file may have for a layer of `part` (unet, text_encoder, text_encoder_2), to our name.
+    """Every name that a file may have for a layer of `component` (unet, text_encoder, text_encoder_2), to our name.
 
     kohya writes underscores for dots, which cannot be undone without knowing the layers; hence the table.
     """
@@ -69,7 +69,7 @@ def _kohya_name(prefix: str, name: str) -> str:
 
 
 def _original_names(layer: str, resnets_per_stage: int) -> list[str]:
-    """The names in the original code, where `per_stage` residual blocks and a downsampler are counted through."""
+    """The names in the original code, with `resnets_per_stage` residual blocks and a downsampler counted through."""
     if layer in OUTER_LAYERS:
         return [OUTER_LAYERS[layer]]
     found = BLOCK_PATTERN.fullmatch(layer)

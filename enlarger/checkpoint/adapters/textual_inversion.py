@@ -56,8 +56,9 @@ def add_textual_inversion(
 
     The tokens are `name`, `name_1`, `name_2` and so on; a prompt with `name` gets them all. The new encoder shares
     every weight but the table of embeddings, so it lies on the same device. Its pooled features are those at the end
-    token, where "the largest id" (old config files) would now find the new token. `part` ("clip_l" or "clip_g") says
-    which vectors to take where both would fit. Raises InputError for another width or a token that exists.
+    token, where "the largest id" (old config files) would now find the new token. `encoder_key` ("clip_l" or
+    "clip_g") says which vectors to take where both would fit. Raises InputError for another width or a token that
+    exists.
     """
     vectors = _select_vectors(inversion, encoder.config.width, encoder_key)
     names = [inversion.token, *(f"{inversion.token}_{k}" for k in range(1, len(vectors)))]
@@ -121,7 +122,7 @@ def _load_tensors(path: Path) -> Mapping[str, Any]:
 def _parse_layout(data: Mapping[str, Any], token: str | None, label: str) -> tuple[str | None, dict[str, Any]]:
     """The token, where the file says it, and its vectors by text encoder; "" where the file names none."""
     if data and data.keys() <= ENCODER_KEYS.keys():
-        return None, {part: data[key] for key, part in ENCODER_KEYS.items() if key in data}
+        return None, {encoder: data[key] for key, encoder in ENCODER_KEYS.items() if key in data}
     if "string_to_param" in data:
         params: Any = data["string_to_param"]
         if not isinstance(params, Mapping) or "*" not in params:
@@ -159,10 +160,8 @@ def _select_vectors(inversion: TextualInversion, width: int, encoder_key: str | 
     """The vectors for an encoder of that width."""
     candidates = inversion.vectors
     if encoder_key is not None and encoder_key not in ENCODER_KEYS.values():
-        raise InputError(f"part is {encoder_key!r}, expected clip_l or clip_g.")
-    if (
-        encoder_key is not None and candidates.keys() & ENCODER_KEYS.keys()
-    ):  # where the file names no part, the width decides
+        raise InputError(f"encoder_key is {encoder_key!r}, expected clip_l or clip_g.")
+    if encoder_key is not None and candidates.keys() & ENCODER_KEYS.keys():  # else the width decides
         candidates = {key: value for key, value in candidates.items() if key == encoder_key}
         if not candidates:
             raise InputError(
@@ -171,7 +170,7 @@ def _select_vectors(inversion: TextualInversion, width: int, encoder_key: str | 
     matching = {key: value for key, value in candidates.items() if value.shape[1] == width}
     if len(matching) > 1:
         raise InputError(
-            f"{' and '.join(matching)} of {inversion.token!r} are both {width} wide; say which with part=."
+            f"{' and '.join(matching)} of {inversion.token!r} are both {width} wide; say which with encoder_key=."
         )
     if matching:
         return next(iter(matching.values()))
@@ -202,13 +201,13 @@ def _extend_tokenizer(tokenizer: Tokenizer, names: list[str]) -> Tokenizer:
     expected_lengths = [len(names)] if len(names) > 1 else []
     if [len(group) for group in changed_groups] != expected_lengths:
         raise InputError(
-            f"{names[0]!r} and a token that is there read as parts of one; choose another name with token=."
+            f"{names[0]!r} and a token that is there read as vectors of one; choose another name with token=."
         )
     return extended
 
 
 def _replace_token_embedding(encoder: ClipText, weight: Tensor, eos_token_id: int) -> ClipText:
-    """An encoder of the same parts around another table of embeddings."""
+    """An encoder of the same modules around another table of embeddings."""
     config = replace(encoder.config, vocab_size=len(weight), eos_token_id=eos_token_id)
     old_weight = encoder.embeddings.token_embedding.weight
     with torch.device("meta"):
@@ -219,5 +218,5 @@ def _replace_token_embedding(encoder: ClipText, weight: Tensor, eos_token_id: in
     embeddings.token_embedding = nn.Embedding.from_pretrained(weight, freeze=not old_weight.requires_grad)
     clone.embeddings = embeddings
     for module in (clone, embeddings, embeddings.token_embedding):
-        module.training = encoder.training  # not `train()`, which would reach the shared parts
+        module.training = encoder.training  # not `train()`, which would reach the shared modules
     return clone

@@ -15,7 +15,7 @@ MERGES_FILE = CONFIGS_FOLDER / "clip" / "merges.txt.gz"  # those that CLIP uses 
 
 
 def family_configs(family: str) -> dict[str, Json]:
-    """The official JSON files of a family: `model_index`, and `unet`, `vae`, `scheduler` and so on for its parts."""
+    """The official JSON files of a family: `model_index`, and `unet`, `vae` and so on for its components."""
     return {path.stem: read_json(path) for path in sorted((CONFIGS_FOLDER / family).glob("*.json"))}
 
 

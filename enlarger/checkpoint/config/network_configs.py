@@ -81,7 +81,7 @@ IGNORED_SETTINGS = ("sample_size", "addition_embed_type_num_heads")  # stated in
 
 
 def unet_config(config: Json) -> UNetConfig | KUNetConfig:
-    """A `UNet2DConditionModel`'s config; the block types tell the x2 upscaler's network from the others."""
+    """A `UNet2DConditionModel`'s config; the block types distinguish the x2 upscaler's network."""
     first = str(config.get("down_block_types")).strip("['")
     return _k_unet(config) if first.startswith("K") else _unet(config)
 
@@ -316,7 +316,7 @@ def clip_text_json(config: ClipTextConfig) -> Json:
 
 
 def dataclass_reader(dataclass_type: type[C]) -> Callable[[Json], C]:
-    """A reader for our own networks, whose files name the fields of the dataclass `kind` themselves."""
+    """A reader for our own networks, whose files name the fields of `dataclass_type` themselves."""
 
     def read(config: Json) -> C:
         settings = {name: value for name, value in config.items() if not name.startswith("_")}
@@ -335,7 +335,7 @@ def dataclass_reader(dataclass_type: type[C]) -> Callable[[Json], C]:
 
 
 def dataclass_json(config: Any) -> Json:
-    """The inverse of `plain_reader`."""
+    """The inverse of `dataclass_reader`."""
     return asdict(config)
 
 

@@ -1,7 +1,7 @@
 """Between diffusers' scheduler files and our samplers.
 
 The reader refuses, by name, settings that none of our solvers has. Those of other scheduler classes are passed over, as
-in diffusers: files keep them when a pipeline's scheduler is exchanged.
+in diffusers: they stay in the file when a pipeline's scheduler is exchanged.
 """
 
 import math
@@ -62,7 +62,7 @@ UNSUPPORTED_SETTINGS: Json = {
     "sigma_min": None,
     "sigma_max": None,
 }
-MULTISTEP_SETTINGS: Json = {  # of the classes that integrate the clean estimate
+MULTISTEP_SETTINGS: Json = {  # of the classes that integrate the denoised estimate
     "use_flow_sigmas": False,
     "use_dynamic_shifting": False,
     "lambda_min_clipped": -math.inf,
@@ -158,13 +158,12 @@ def _timestep_spacing(
 
 
 def _final_sigma(strict_config: StrictConfig, schedule: NoiseSchedule, sigma_curve: SigmaCurve | None) -> float:
-    """The level that ladders end at."""
+    """The sigma at which the schedule ends."""
     ends_at_sigma_min = strict_config.get_choice("final_sigmas_type", "zero", "sigma_min") == "sigma_min"
     if ends_at_sigma_min and sigma_curve is not None:
         raise Unsupported(
             f"{strict_config.class_name}: final_sigmas_type 'sigma_min' repeats the last level of Karras or "
-            "exponential sigmas; "
-            "set final_sigmas_type='zero'."
+            "exponential sigmas; set final_sigmas_type='zero'."
         )
     if strict_config.class_name in SET_ALPHA_TO_ONE:
         ends_at_sigma_min = not strict_config.get("set_alpha_to_one", SET_ALPHA_TO_ONE[strict_config.class_name])
@@ -193,8 +192,7 @@ def _solver_options(
     if scheduler_class.solver == "dpmpp_sde" and strict_config.get("noise_sampler_seed") is not None:
         raise Unsupported(
             f"{strict_config.class_name}: noise_sampler_seed is {strict_config.get('noise_sampler_seed')}, but noise "
-            "comes from the "
-            "generators of the run; give those a seed and set noise_sampler_seed=None."
+            "comes from the generators of the run; give those a seed and set noise_sampler_seed=None."
         )
     if scheduler_class.timestep_grid != "one_more":
         return scheduler_class.solver, {}
@@ -218,8 +216,7 @@ def _solver_options(
     if order == 3 and eta:
         raise Unsupported(
             f"{strict_config.class_name}: solver_order 3 of 'sde-dpmsolver++' is not available, its last term has "
-            "the wrong sign in "
-            "diffusers; set solver_order=2, or name the solver dpmpp_3m_sde."
+            "the wrong sign in diffusers; set solver_order=2, or name the solver dpmpp_3m_sde."
         )
     if scheduler_class.solver == "dpmpp_singlestep":
         return scheduler_class.solver, {

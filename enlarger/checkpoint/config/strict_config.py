@@ -122,7 +122,7 @@ class StrictConfig:
         return self
 
     def reject_unknown(self) -> None:
-        """Refuse settings that nobody asked for, unless they say "without"."""
+        """Refuse settings that were never read, unless they say "without"."""
         unknown = [n for n, value in self.config.items() if n not in self.used_keys and not n.startswith("_") and value]
         if unknown:
             raise Unsupported(

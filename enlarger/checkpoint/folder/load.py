@@ -33,17 +33,17 @@ def read_folder(
     dtype: torch.dtype | None = None,
     only: Collection[str] | None = None,
 ) -> PipelineComponents:
-    """Read a folder with a `model_index.json` and one folder per part.
+    """Read a folder with a `model_index.json` and one folder per component.
 
     `variant` chooses among weight files ("fp16"), `dtype` converts floating weights while reading, `only` names the
-    parts to read. Raises `CheckpointError` naming the file for all that is missing, damaged or does not fit.
+    components to read. Raises `CheckpointError` naming the file for all that is missing, damaged or does not fit.
     """
     path = Path(path)
     index = _read_index(path)
     class_names = {name: value[1] for name, value in index.items() if _is_component(name, value)}
     unknown = sorted(set(only or ()) - set(class_names))
     if unknown:
-        raise InputError(f"{path}: no part is called {', '.join(unknown)}; there are {', '.join(class_names)}.")
+        raise InputError(f"{path}: no component is called {', '.join(unknown)}; there are {', '.join(class_names)}.")
     requested = {name: class_name for name, class_name in class_names.items() if only is None or name in only}
     network_classes = {name: COMPONENT_CLASSES[kind] for name, kind in requested.items() if kind in COMPONENT_CLASSES}
     variants = _component_variants(path, network_classes, variant)
@@ -90,11 +90,11 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 
 def _is_component(name: str, value: Any) -> bool:
-    """Parts are [library, class]; [null, null] is one that is left out, and the rest are settings."""
+    """Components are [library, class]; [null, null] is one that is left out, and the rest are settings."""
     if name.startswith("_") or not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], str):  # pyright: ignore[reportUnknownArgumentType] - JSON
         return False
     if set(name) & set("/\\:\0") or name.startswith("."):
-        raise CheckpointError(f"{MODEL_INDEX_NAME}: part {name!r} is not the name of a folder inside the model.")
+        raise CheckpointError(f"{MODEL_INDEX_NAME}: component {name!r} is not the name of a folder inside the model.")
     return True
 
 
@@ -107,10 +107,10 @@ def _require_folder(path: Path) -> Path:
 def _component_variants(
     path: Path, network_classes: Mapping[str, ComponentClass], variant: str | None
 ) -> dict[str, str | None]:
-    """The variant of each part: parts without the wanted one are read plain, unless no part has it."""
+    """The variant of each network: those without the wanted one are read plain, unless none has it."""
     has_variant = {
-        name: any((path / name / file).is_file() for file in weights_filenames(part.weights_stem, variant))
-        for name, part in network_classes.items()
+        name: any((path / name / file).is_file() for file in weights_filenames(component.weights_stem, variant))
+        for name, component in network_classes.items()
     }
     without_variant = [name for name in network_classes if not has_variant[name]]
     if variant is None or not any(has_variant.values()):

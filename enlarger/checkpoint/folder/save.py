@@ -40,7 +40,7 @@ def save_folder(
     variant: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write all parts of a bundle; parts that were skipped in reading are copied from where it was read.
+    """Write all components of a pipeline; those that were skipped in reading are copied from where it was read.
 
     The folder appears whole or not at all. `dtype` converts floating weights; weights over `max_shard_bytes` are
     split. Raises `InputError` if something is there already, unless `overwrite` replaces it.
@@ -132,7 +132,7 @@ def _write_component(folder: Path, component: Any) -> None:
 
 
 def _model_index(pipeline: PipelineComponents) -> Json:
-    """model_index.json of what is written: parts that are not there become [null, null]."""
+    """model_index.json of what is written: components that are not there become [null, null]."""
     index: Json = {"_class_name": "DiffusionPipeline", "_diffusers_version": DIFFUSERS_VERSION} | dict(pipeline.index)
     saved_names = {*pipeline.components, *(name for name in pipeline.skipped if (pipeline.path / name).is_dir())}
     for name, value in pipeline.index.items():
@@ -151,7 +151,7 @@ def _model_index(pipeline: PipelineComponents) -> Json:
 
 
 def _class_name(component: Any, index_entry: Any) -> str:
-    """The class by which model_index.json names a part: the network's own, or else the one stated there."""
+    """The class by which model_index.json names a component: the network's own, or else the one stated there."""
     if isinstance(component, Tokenizer):
         return "CLIPTokenizer"
     if not isinstance(component, nn.Module):
@@ -195,7 +195,7 @@ def _saved_key(component: ComponentClass, name: str) -> str:
 def _group_into_shards(
     tensors: Mapping[str, Tensor], dtype: torch.dtype | None, max_shard_bytes: int
 ) -> list[list[str]]:
-    """Names in their order, in groups of at most `limit` bytes; a larger tensor gets a group of its own."""
+    """Names in their order, in groups of at most `max_shard_bytes`; a larger tensor gets a group of its own."""
     shards: list[list[str]] = [[]]
     shard_bytes = 0
     for name, tensor in tensors.items():

@@ -18,7 +18,7 @@ LAYOUTS_WITH_SCHEDULE = ("sd1", "sd2")  # layouts that hold schedules
 def original_buffers(
     layout: str, components: Mapping[str, Collection[str]], pipeline_components: Mapping[str, Json]
 ) -> dict[str, Tensor]:
-    """The constants of an original file: of `components`, our names by network, and of the schedulers in `parts`."""
+    """The constants of an original file: of `components`, our names by network, and of the schedulers."""
     buffers: dict[str, Tensor] = {}
     if layout in LAYOUTS_WITH_SCHEDULE and "scheduler" in pipeline_components:
         buffers |= schedule_buffers(pipeline_components["scheduler"])

@@ -1,4 +1,4 @@
-"""A part of a model from somewhere else: another model's, a part's own folder, or a file of a part alone."""
+"""A component of a model from somewhere else: another model's, its own folder, or a file of it alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +34,7 @@ def read_component_override(
 ) -> tuple[nn.Module, Json]:
     """The network `component` (vae, text_encoder) of a model's folder, of its own folder, or of a single file.
 
-    `base` is the config of the model that it will serve; shapes that differ replace its settings.
+    `base_config` is that of the model that it will serve; shapes that differ replace its settings.
     """
     if isinstance(source, nn.Module):
         return source, {}

@@ -61,7 +61,7 @@ OTHER_FILE_KINDS: Mapping[str, tuple[str, str, str]] = {  # a pattern in names: 
         "depth", "a depth estimator", "it belongs to a depth model, in its folder depth_estimator"
     ),
 }  # fmt: skip
-COMPONENT_MARKERS = {  # a name that tells a network of diffusers' layout
+COMPONENT_MARKERS = {  # a name that only this network of diffusers' layout has
     "unet": ("time_embedding.linear_1.weight",),
     "vae": ("decoder.up_blocks.0.resnets.0.norm1.weight",),
     "text_encoder": (
@@ -75,10 +75,10 @@ COMPONENT_MARKERS = {  # a name that tells a network of diffusers' layout
 class DetectedCheckpoint:
     """What a file is."""
 
-    kind: str  # "model": an original single file; "unet", "vae", "text_encoder": a part; else of OTHERS
-    description: str  # in words
+    kind: str  # "model": an original single file; "unet", "vae", "text_encoder": alone; else of OTHER_FILE_KINDS
+    description: str  # for messages
     family: str | None = None  # a name of FAMILIES, where that is known
-    layout: str | None = None  # a name of `names.LAYOUTS`, or "diffusers"
+    layout: str | None = None  # a key of `key_mapping.LAYOUTS`, or "diffusers"
     key_prefix: str = ""  # a prefix of all names
     components: tuple[str, ...] = ()
     prediction_type: str | None = None  # None where the shapes cannot say
@@ -163,7 +163,7 @@ def _detect_model(shapes: Shapes, key_prefix: str, source: object) -> DetectedCh
     except Unsupported as error:
         raise Unsupported(f"{source}: {error}") from error
     layout = FAMILIES[family].layout
-    components = tuple(c for c, part in LAYOUTS[layout].items() if any(n.startswith(part.prefix) for n in names))
+    components = tuple(c for c, place in LAYOUTS[layout].items() if any(n.startswith(place.prefix) for n in names))
     prediction_type = "v_prediction" if "v_pred" in names else FAMILIES[family].prediction_type
     has_ema = any(name.startswith("model_ema.diffusion_model") for name in names)
     return DetectedCheckpoint(
@@ -184,7 +184,7 @@ def _detect_diffusers_component(shapes: Shapes, source: object) -> DetectedCheck
     if re.search(r"^controlnet_|motion_modules\.|lora|vision_model\.|^concept_embeds", keys_text, re.MULTILINE):
         return None
     for kind, markers in COMPONENT_MARKERS.items():
-        if not any(sign in shapes for sign in markers):
+        if not any(marker in shapes for marker in markers):
             continue
         if kind == "unet":
             try:

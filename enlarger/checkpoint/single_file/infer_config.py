@@ -16,15 +16,15 @@ from enlarger.nn.unet import Stage, UNetConfig
 from enlarger.strict_json import Json
 
 BIGG_POOLED_CHANNELS = 1280  # width of the pooled text in SDXL's `add_embedding`, beside its sizes
-NOISE_LEVEL_CHANNELS = 128  # numbers that tell the x2 upscaler its noise level
+NOISE_LEVEL_CHANNELS = 128  # the x2 upscaler's embedding of its noise level
 
 
 def infer_config(
     component: str, shapes: Mapping[str, Shape], base_config: Json, pooled_channels: int | None = None
 ) -> Json:
-    """The config of the weights under our names: `base` itself where it fits, or with what the shapes say otherwise.
+    """The config of the weights under our names: `base_config` where it fits, or with what the shapes say otherwise.
 
-    `pooled` is the width of SDXL's pooled text. Raises `CheckpointError` where a weight to be measured is missing.
+    `pooled_channels` is the width of SDXL's pooled text. Raises `CheckpointError` where a weight is missing.
     """
     empty = next((name for name, shape in shapes.items() if 0 in shape), None)
     if empty is not None:

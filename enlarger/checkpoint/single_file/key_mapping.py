@@ -1,4 +1,4 @@
-"""The layouts of original single files: which part has which prefix, by which rules its names are ours, and back."""
+"""The layouts of original single files: which network has which prefix, by which rules its names are ours, and back."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -53,7 +53,7 @@ IGNORED_KEYS = re.compile(  # what a file may hold that no network reads
 
 @dataclass(frozen=True)
 class NetworkKeyMapping:
-    """The rules of one network: its measures as either layout's names tell them, and the table that they give."""
+    """The rules of one network: its structure, read off either layout's names, and the rules that follow from it."""
 
     original_structure: Callable[[Collection[str]], Any]
     diffusers_structure: Callable[[Collection[str]], Any]
@@ -116,7 +116,7 @@ class ConvertedCheckpoint:
 def convert_from_original(
     layout: str, tensors: LazyTensors, *, key_prefix: str = "", ema: bool = False
 ) -> ConvertedCheckpoint:
-    """The networks of an original single file, those that it has. `wrapper` is a prefix of all its names.
+    """The networks of an original single file, those that it has. `key_prefix` is a prefix of all its names.
 
     `ema` takes the UNet's averaged copy (`model_ema.`) instead of the weights trained last. Raises `CheckpointError`
     where two weights are one, or where there is no such copy.

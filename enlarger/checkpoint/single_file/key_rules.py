@@ -39,7 +39,7 @@ def rename_rules(pairs: Mapping[str, str]) -> KeyRules:
 
 @dataclass(frozen=True)
 class KeySource:
-    """Where one of our weights lies: part `index` of `count` of the rows of the original's weight `name`."""
+    """Where one of our weights lies: part `chunk` of `num_chunks` of the rows of the original's weight `key`."""
 
     key: str
     chunk: int = 0

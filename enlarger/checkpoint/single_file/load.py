@@ -36,13 +36,11 @@ from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
 from enlarger.errors import CheckpointError, InputError, list_names
 from enlarger.strict_json import Json, read_json
 
-CONFIGS_METADATA_KEY = (
-    "enlarger.configs"  # the entry of a file's metadata in which our files keep what shapes cannot say
-)
+CONFIGS_METADATA_KEY = "enlarger.configs"  # the entry of a file's metadata with what shapes cannot say
 MODELSPEC_PREDICTION_KEY = "modelspec.prediction_type"  # where other programs state what the network predicts
 MODELSPEC_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-INDEX_METADATA_KEY = "_metadata"  # where the index of a bundle keeps a file's metadata
+INDEX_METADATA_KEY = "_metadata"  # where a pipeline's index holds a file's metadata
 CONFIG_COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler", "low_res_scheduler")
 UNUSED_NETWORK_PREFIXES = ("depth_model.",)  # networks that single files hold and that are read from elsewhere
 
@@ -69,13 +67,13 @@ def read_single_file(
     config: str | Path | None = None,
     ema: bool = False,
 ) -> PipelineComponents:
-    """Read a model like `read_folder` does: same parts, same names.
+    """Read a model like `read_folder` does: same components, same names.
 
     `dtype` converts floating weights while reading. `prediction` ("epsilon", "v_prediction") says what the UNet
     predicts where the file cannot; it must be given for Stable Diffusion 2. `allow_pickle` opens a `.ckpt` or `.pth`
-    through the restricted reader. `vae` and `text_encoder` (a network, a folder or a file) stand in for parts that the
-    file lacks, as the original x2 upscaler's does, or replace its own. `config` is a folder in diffusers' layout whose
-    JSON files replace the bundled ones. `ema` takes the averaged copy of the UNet.
+    through the restricted reader. `vae` and `text_encoder` (a network, a folder or a file) stand in for components that
+    the file lacks, as the original x2 upscaler's does, or replace its own. `config` is a folder in diffusers' layout
+    whose JSON files replace the bundled ones. `ema` takes the averaged copy of the UNet.
 
     Raises `CheckpointError` saying what the file is instead, what is missing, or which weights differ.
     """
@@ -103,7 +101,7 @@ def read_single_file(
 
 
 def _embedded_configs(tensors: SafetensorsCheckpoint | PickleCheckpoint, path: Path) -> dict[str, Json]:
-    """What our own files say about their parts."""
+    """What our own files say about their components."""
     text = tensors.metadata.get(CONFIGS_METADATA_KEY)
     if text is None:
         return {}
@@ -131,14 +129,14 @@ def _folder_configs(config: str | Path | None) -> dict[str, Json]:
     configs = {name: read_json(file) for name, file in files.items() if file.is_file()}
     if not configs:
         raise InputError(
-            f"config={config}: found no {MODEL_INDEX_NAME} and no part's {CONFIG_NAME}; expected a folder in "
+            f"config={config}: found no {MODEL_INDEX_NAME} and no component's {CONFIG_NAME}; expected a folder in "
             "diffusers' layout."
         )
     return configs
 
 
 def _base_configs(family: str, prediction_type: str, stated_configs: Mapping[str, Json]) -> dict[str, Json]:
-    """The family's configs, with what is stated in their place; which parts there are is the family's to say."""
+    """The family's configs, with what is stated in their place; which components there are is the family's to say."""
     family_json = family_configs("sd2_base" if family == "sd2" and prediction_type == "epsilon" else family)
     index = {
         name: value for name, value in stated_configs.get("model_index", {}).items() if not isinstance(value, list)
@@ -154,7 +152,7 @@ def _resolve_prediction_type(
     requested: str | None,
     path: Path,
 ) -> str:
-    """What the UNet predicts: as asked for, as the file says of itself, as its family does."""
+    """What the UNet predicts: as requested, as the file says of itself, as its family does."""
     if detected.family == "x2":
         if requested not in (None, "original_sample"):
             raise InputError(f"prediction is {requested!r}; the x2 upscaler has none but its own, leave it out.")
@@ -168,8 +166,7 @@ def _resolve_prediction_type(
             return str(each)
     raise InputError(
         f"{path}: holds {detected.description}, whose weights do not tell what they predict. Say "
-        "prediction='epsilon' (512-base "
-        "models) or prediction='v_prediction' (768-v models)."
+        "prediction='epsilon' (512-base models) or prediction='v_prediction' (768-v models)."
     )
 
 
@@ -261,8 +258,7 @@ def _check_context_channels(path: Path, networks: Mapping[str, tuple[nn.Module, 
     if sum(widths) != context_channels:
         raise CheckpointError(
             f"{path}: its UNet reads text of width {context_channels}, its text encoders make "
-            f"{' + '.join(map(str, widths))}; "
-            "bring parts of one model together."
+            f"{' + '.join(map(str, widths))}; bring components of one model together."
         )
 
 

@@ -13,7 +13,7 @@ from enlarger.strict_json import Json
 
 
 def network_shapes(class_name: str, config: Json) -> dict[str, Shape]:
-    """Our names and shapes of the network that a config describes; `kind` is its class in model_index.json."""
+    """Our names and shapes of the network that a config describes; `class_name` is that in model_index.json."""
     component = COMPONENT_CLASSES[class_name]
     with torch.device("meta"):
         module = component.create(component.read_config(config))
@@ -23,8 +23,8 @@ def network_shapes(class_name: str, config: Json) -> dict[str, Shape]:
 def family_shapes(family: str) -> dict[str, dict[str, Shape]]:
     """Our names and shapes of each network in a family's single file."""
     family_json = family_configs(family)
-    parts = (name for name in LAYOUTS[FAMILIES[family].layout] if name in family_json)
-    shapes = {name: network_shapes(family_json["model_index"][name][1], family_json[name]) for name in parts}
+    component_names = (name for name in LAYOUTS[FAMILIES[family].layout] if name in family_json)
+    shapes = {name: network_shapes(family_json["model_index"][name][1], family_json[name]) for name in component_names}
     return shapes | ({"noise_frequencies": {"weight": (64, 1)}} if family == "x2" else {})
 
 

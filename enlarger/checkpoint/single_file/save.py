@@ -47,8 +47,8 @@ def pipeline_family(pipeline: PipelineComponents) -> str:
 def original_state_dict(pipeline: PipelineComponents) -> dict[str, Tensor]:
     """All that an original single file of this model holds: weights, and the constants that its code expects.
 
-    What Stable Diffusion never reads of open_clip's tower (its last layer, its projection) is in no bundle and is left
-    out, which the original loaders allow. The x2 upscaler's file has neither autoencoder nor text encoder.
+    What Stable Diffusion never reads of open_clip's tower (its last layer, its projection) is in no pipeline and is
+    left out, which the original loaders allow. The x2 upscaler's file has neither autoencoder nor text encoder.
     """
     layout = FAMILIES[pipeline_family(pipeline)].layout
     component_keys, tensors = dict[str, list[str]](), dict[str, Tensor]()
@@ -69,9 +69,9 @@ def save_single_file(
 ) -> Path:
     """Write a model as one safetensors file in the layout of its family's original code.
 
-    It appears whole or not at all. `dtype` converts floating weights. The metadata of the file that the bundle was read
-    from are kept, and joined by what shapes cannot say. Raises `InputError` for other networks, and where something is
-    already, unless `overwrite`.
+    It appears whole or not at all. `dtype` converts floating weights. The metadata of the file that the pipeline
+    was read from stay, and are joined by what shapes cannot say. Raises `InputError` for other networks,
+    and where something is already, unless `overwrite`.
     """
     path = Path(path)
     if path.exists() and not overwrite:

@@ -24,7 +24,7 @@ PICKLE_MAGIC = (b"PK", b"\x80", b"7z\xbc\xaf")  # how torch's files begin, new a
 
 
 class LazyTensors(Protocol):
-    """Named tensors, whatever holds them; what `build` makes a network of."""
+    """Named tensors, whatever holds them; what `load_module` makes a network of."""
 
     @property
     def path(self) -> Path: ...
@@ -63,14 +63,14 @@ def open_weights(
 
 def weights_filenames(stem: str, variant: str | None) -> tuple[str, str]:
     """The names of a whole file and of an index of shards."""
-    part = "" if variant is None else f".{variant}"
-    return f"{stem}{part}.safetensors", f"{stem}.safetensors.index{part}.json"
+    infix = "" if variant is None else f".{variant}"
+    return f"{stem}{infix}.safetensors", f"{stem}.safetensors.index{infix}.json"
 
 
 def pickle_filename(stem: str, variant: str | None) -> str:
     """The name of a whole pickled file; transformers' have another stem than its safetensors."""
-    part = "" if variant is None else f".{variant}"
-    return f"{PICKLE_STEMS.get(stem, stem)}{part}.bin"
+    infix = "" if variant is None else f".{variant}"
+    return f"{PICKLE_STEMS.get(stem, stem)}{infix}.bin"
 
 
 @overload

@@ -45,9 +45,9 @@ class InertStub:
 
 @dataclass(frozen=True)
 class PickleCheckpoint:
-    """Named tensors of one pickled file, which stay in the file until `read`, as those of `files.Weights`.
+    """Named tensors of one pickled file, which stay there until `get_tensor`, as those of `SafetensorsCheckpoint`.
 
-    What `read` returns is memory of its own. The file must not change for as long as it is read from.
+    What `get_tensor` returns is memory of its own. The file must not change for as long as it is read from.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class PickleCheckpoint:
         return self.tensors[name].dtype
 
     def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor, converted where it is floating and `dtype` asks for another type."""
+        """The tensor, converted where it is floating and `dtype` is another type."""
         tensor = self._mapped_tensor(name)
         same_dtype = dtype is None or not tensor.dtype.is_floating_point
         return torch.empty(tensor.shape, dtype=tensor.dtype if same_dtype else dtype).copy_(tensor)
@@ -87,8 +87,7 @@ class PickleCheckpoint:
         if size != self.file_size:
             raise CheckpointError(
                 f"{self.path}: {name} cannot be read: found {size:,} bytes, expected {self.file_size:,} as before; "
-                "the file "
-                "was changed after it was opened: open it again."
+                "the file was changed after it was opened: open it again."
             )
         return self.tensors[name]
 

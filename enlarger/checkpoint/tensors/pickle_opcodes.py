@@ -288,25 +288,25 @@ def _op_build(unpickler: UnpicklerState, _: Any) -> None:
 
 def _op_get(state: UnpicklerState, argument: Any) -> None:
     if argument not in state.memo:
-        raise PickleRejected("its program recalls what it has not kept")
+        raise PickleRejected("its program recalls what it has not stored")
     state.stack.append(state.memo[argument])
 
 
 OPCODE_HANDLERS: dict[str, Callable[[UnpicklerState, Any], None]] = {
-    "MARK": lambda walk, _: walk.marks.append(len(walk.stack)),
-    "EMPTY_LIST": lambda walk, _: walk.stack.append(ValueKind.LIST),
-    "EMPTY_DICT": lambda walk, _: walk.stack.append(DictValue()),
-    "TUPLE": lambda walk, _: walk.stack.append(walk.pop_to_mark()),
-    "BINPUT": lambda walk, argument: walk.memo.update({argument: walk.peek()}),
-    "LONG_BINPUT": lambda walk, argument: walk.memo.update({argument: walk.peek()}),
+    "MARK": lambda state, _: state.marks.append(len(state.stack)),
+    "EMPTY_LIST": lambda state, _: state.stack.append(ValueKind.LIST),
+    "EMPTY_DICT": lambda state, _: state.stack.append(DictValue()),
+    "TUPLE": lambda state, _: state.stack.append(state.pop_to_mark()),
+    "BINPUT": lambda state, argument: state.memo.update({argument: state.peek()}),
+    "LONG_BINPUT": lambda state, argument: state.memo.update({argument: state.peek()}),
     "BINGET": _op_get,
     "LONG_BINGET": _op_get,
     "GLOBAL": _op_global,
     "REDUCE": _op_reduce,
     "BINPERSID": _op_persistent_id,
     "BUILD": _op_build,
-    "APPEND": lambda walk, _: _op_append(walk, walk.pop(1)),
-    "APPENDS": lambda walk, _: _op_append(walk, walk.pop_to_mark()),
-    "SETITEM": lambda walk, _: _op_set_items(walk, walk.pop(2)),
-    "SETITEMS": lambda walk, _: _op_set_items(walk, walk.pop_to_mark()),
+    "APPEND": lambda state, _: _op_append(state, state.pop(1)),
+    "APPENDS": lambda state, _: _op_append(state, state.pop_to_mark()),
+    "SETITEM": lambda state, _: _op_set_items(state, state.pop(2)),
+    "SETITEMS": lambda state, _: _op_set_items(state, state.pop_to_mark()),
 }

@@ -185,5 +185,5 @@ def _check_local_header(file: BinaryIO, entry: _CentralEntry, end: int) -> ZipRe
     if signature != b"PK\3\4" or method or flags != entry.flags or name != entry.name.encode():
         raise PickleRejected(f"{entry.name[:80]!r} and the zip directory contradict each other")
     if size not in (0, UINT32_MAX, entry.size) or start + entry.size > end:
-        raise PickleRejected(f"{entry.name[:80]!r} claims {entry.size:,} bytes, but has {max(0, end - start):,}")
+        raise PickleRejected(f"{entry.name[:80]!r} states {entry.size:,} bytes, but has {max(0, end - start):,}")
     return ZipRecord(start, entry.size, entry.crc32)

@@ -40,7 +40,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: bytes `start` up to `stop` of `file`."""
+    """Where a tensor lies: bytes `start` up to `end` of `file`."""
 
     file: Path
     dtype: torch.dtype
@@ -51,14 +51,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class SafetensorsCheckpoint:
-    """Named tensors of one file or of all its shards; nothing is read before `read`.
+    """Named tensors of one file or of all its shards; nothing is read before `get_tensor`.
 
-    What `read` returns is memory of its own, not a view of the file: the file may be replaced or deleted afterwards.
+    What `get_tensor` returns is memory of its own, not a view: the file may be replaced or deleted afterwards.
     """
 
     path: Path  # the file, or the index that lists the shards
     tensor_infos: Mapping[str, TensorInfo]
-    metadata: Mapping[str, str] = field(default_factory=dict[str, str])  # the file's own words about itself
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])  # what the file says about itself
     notes: tuple[str, ...] = ()  # nothing else is in such a file
 
     def keys(self) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ class SafetensorsCheckpoint:
         return self.tensor_infos[name].dtype
 
     def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor, converted block by block where it is floating and `dtype` asks for another type."""
+        """The tensor, converted block by block where it is floating and `dtype` is another type."""
         info = self.tensor_infos[name]
         same_dtype = dtype is None or not info.dtype.is_floating_point or dtype == info.dtype
         try:
@@ -168,7 +168,7 @@ def _mark_duplicate_keys(pairs: list[tuple[str, Any]]) -> Json | DuplicateKeys:
 
 
 def _parse_tensor_info(path: Path, name: str, description: Any, data_start: int) -> TensorInfo:
-    """One tensor's place, whose bytes begin at `data`."""
+    """One tensor's place in a file whose tensors begin at byte `data_start`."""
     if len(name) > MAX_NAME_LENGTH or not name.isprintable():
         raise CheckpointError(
             f"{path}: found the name {short_repr(name)}, expected at most {MAX_NAME_LENGTH} plain characters."
@@ -183,8 +183,7 @@ def _parse_tensor_info(path: Path, name: str, description: Any, data_start: int)
     if not _is_count_list(shape) or not _is_count_list(offsets) or len(offsets) != 2:
         raise CheckpointError(
             f"{path}: {name} has shape {short_repr(shape)} and bytes {short_repr(offsets)}, expected lists of whole "
-            "numbers, two "
-            "for the bytes."
+            "numbers, two for the bytes."
         )
     info = TensorInfo(path, DTYPES[dtype_name], tuple(shape), data_start + offsets[0], data_start + offsets[1])
     length, elements = offsets[1] - offsets[0], math.prod(info.shape)
