@@ -212,7 +212,7 @@ def test_a_batch_may_hold_graphics_and_photographs() -> None:
         torch.from_numpy(np.random.default_rng(0).integers(0, 2, (1, 1, 12, 10))).float().expand(-1, 3, -1, -1) * 2 - 1
     )
     smooth = torch.from_numpy(texture(10, 12)).permute(2, 0, 1)[None] / 127.5 - 1
-    upscale = task(predictor=untrained())
+    upscale = task(predictor=untrained()).upscale_pixels
     both = upscale(torch.cat([cells, smooth]), detail=1.0)
     for i, one in enumerate((cells, smooth)):
         assert_close(both[i : i + 1], upscale(one, detail=1.0), 1e-5 * float(both.abs().max()))
