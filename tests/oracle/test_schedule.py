@@ -173,7 +173,8 @@ def trajectory(sampler: Sampler) -> list[torch.Tensor]:
     course = sampler.sigma_schedule(6)
     denoise = Denoiser(network, torch.float32, sampler.precondition(), Conditioning())
     x = torch.linspace(-1, 1, 8).reshape(1, 2, 2, 2) * course.init_noise_sigma
-    steps = SOLVERS[sampler.solver](denoise, x, course.sigmas, SharedGenerator(torch.Generator().manual_seed(0)))
+    noise = SharedGenerator(torch.Generator().manual_seed(0))
+    steps = walk(SOLVERS[sampler.solver], denoise, x, course.sigmas, noise)
     return [step.x * ((step.sigma**2 + 1) ** -0.5 if sampler.variance_preserving else 1) for step in steps]
 
 
