@@ -21,7 +21,7 @@ from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.folder.save import save_folder
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.diffusers import image_processor
-from enlarger.diffusers.arguments import ArgumentError, MissingFile
+from enlarger.diffusers.arguments import ArgumentError, MissingFile, UnfitFile
 from enlarger.diffusers.components import Compiled, as_component, native_of, parse_shard_size, wrong_component
 from enlarger.diffusers.loading import Loading, read_options
 from enlarger.diffusers.memory import MemoryMethods
@@ -52,6 +52,9 @@ class DiffusionPipeline(MemoryMethods):
     COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {}
     OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset()  # parts that may be None
     CONFIG_KEYS: ClassVar[tuple[str, ...]] = ()  # arguments that are not parts; model_index.json keeps them
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ()  # what callbacks may see, as diffusers lists it
+    model_cpu_offload_seq: ClassVar[str] = "text_encoder->text_encoder_2->unet->vae"
+    DISTILLABLE: ClassVar[bool] = False  # whether `time_cond_proj_dim` is a guidance scale's
     UPCAST: ClassVar[bool] = False  # whether the autoencoder's `force_upcast` is heeded
     vae: Any
     text_encoder: Any
@@ -72,6 +75,12 @@ class DiffusionPipeline(MemoryMethods):
         self._guidance_rescale: float = 0.0
         self._num_timesteps = 0
 
+    def __init_subclass__(cls) -> None:
+        never = {name for name, kind in cls.COMPONENT_TYPES.items() if kind is type(None)}
+        cls._optional_components = sorted(cls.OPTIONAL_COMPONENTS | never)
+
+    _optional_components: ClassVar[list[str]] = []
+
     @property
     def interrupt(self) -> bool:
         """Whether a callback asked, by `pipe._interrupt = True`, to stop and decode_latents what there is."""
@@ -89,7 +98,8 @@ class DiffusionPipeline(MemoryMethods):
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the negative prompt has a branch of its own."""
-        return self._guidance_scale > 1
+        distilled: Any = None if self.unet is None else self.unet.config.get("time_cond_proj_dim")
+        return self._guidance_scale > 1 and (distilled is None or not self.DISTILLABLE)
 
     @property
     def num_timesteps(self) -> int:
@@ -111,7 +121,7 @@ class DiffusionPipeline(MemoryMethods):
         """A part as our own code takes it."""
         part = getattr(self, name)
         if part is None:
-            raise ArgumentError(f"{name} is None, and this needs it; set pipe.{name}")
+            raise ArgumentError(f"{name} is None, and this call needs it; set pipe.{name}")
         return Compiled(part) if hasattr(part, "_orig_mod") else getattr(part, "native", part)
 
     def _native_or_none(self, name: str) -> Any:
@@ -158,7 +168,10 @@ class DiffusionPipeline(MemoryMethods):
         loading = read_options(torch_dtype if dtype is None else dtype, options)
         wanted = [name for name in cls._components_to_load(path) if name not in given]
         asked = torch_dtype if dtype is None else dtype
-        bundle = read_folder(path, variant, torch.float32 if asked is None else loading.dtype, wanted)
+        try:
+            bundle = read_folder(path, variant, torch.float32 if asked is None else loading.dtype, wanted)
+        except CheckpointError as error:  # OSError or ValueError, as in diffusers
+            raise MissingFile(str(error)) if variant is not None else UnfitFile(str(error)) from error
         return cls._from_bundle(bundle, given)._loaded(loading)
 
     def _loaded(self, loading: Loading) -> Self:
@@ -313,7 +326,8 @@ class DiffusionPipeline(MemoryMethods):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.unet.parameters()).dtype
+        networks = self._networks() if self.unet is None else [self.unet]
+        return next((one.dtype for one in networks[0].parameters()), torch.float32)
 
     @property
     def device(self) -> torch.device:
