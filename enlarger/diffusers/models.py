@@ -136,7 +136,10 @@ class ModelView(nn.Module):
             name: value for key, value in module.state_dict().items() if (name := to_current_key(key)) is not None
         }
         network.load_state_dict(weights, assign=True)
-        return cls.view(network.eval().requires_grad_(False), stated)
+        for key, weight in module.named_parameters():  # the same objects, so that moving one moves the other
+            place, _, leaf = str(to_current_key(key)).rpartition(".")
+            setattr(network.get_submodule(place), leaf, weight)
+        return cls.view(network.eval(), stated)
 
     def save_pretrained(
         self, save_directory: str | Path, variant: str | None = None, safe_serialization: bool = True,

@@ -25,9 +25,10 @@ from enlarger.diffusers.arguments import ArgumentError, MissingFile, UnfitFile
 from enlarger.diffusers.components import Compiled, as_component, native_of, parse_shard_size, wrong_component
 from enlarger.diffusers.loading import Loading, read_options
 from enlarger.diffusers.memory import MemoryMethods
-from enlarger.diffusers.models import model_view
+from enlarger.diffusers.models import STATED, ModelView, model_view
 from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.progress import ProgressBar, ProgressBarConfig, progress_bar_config
+from enlarger.diffusers.run_state import RunState
 from enlarger.diffusers.scheduler_config import SchedulerConfig
 from enlarger.diffusers.schedulers import Scheduler, scheduler_from_config
 from enlarger.errors import CheckpointError, Unsupported
@@ -41,7 +42,7 @@ from enlarger.text.tokenize import Tokenizer
 log = logging.getLogger(__name__)
 
 
-class DiffusionPipeline(MemoryMethods):
+class DiffusionPipeline(RunState, MemoryMethods):
     """The base of the pipelines; reading with it gives the class that the folder names.
 
     A base class, unlike elsewhere in this package: the classes must offer the same thirty methods under diffusers'
@@ -80,31 +81,6 @@ class DiffusionPipeline(MemoryMethods):
         cls._optional_components = sorted(cls.OPTIONAL_COMPONENTS | never)
 
     _optional_components: ClassVar[list[str]] = []
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether a callback asked, by `pipe._interrupt = True`, to stop and decode_latents what there is."""
-        return self._interrupt
-
-    @property
-    def guidance_scale(self) -> float:
-        """That of the last call; callbacks may set `_guidance_scale`."""
-        return self._guidance_scale
-
-    @property
-    def guidance_rescale(self) -> float:
-        return self._guidance_rescale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the negative prompt has a branch of its own."""
-        distilled: Any = None if self.unet is None else self.unet.config.get("time_cond_proj_dim")
-        return self._guidance_scale > 1 and (distilled is None or not self.DISTILLABLE)
-
-    @property
-    def num_timesteps(self) -> int:
-        """Calls of the network in the last run."""
-        return self._num_timesteps
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Parts can be swapped, if they are of the right kind; any other attribute can be set."""
@@ -170,8 +146,9 @@ class DiffusionPipeline(MemoryMethods):
         asked = torch_dtype if dtype is None else dtype
         try:
             bundle = read_folder(path, variant, torch.float32 if asked is None else loading.dtype, wanted)
-        except CheckpointError as error:  # OSError or ValueError, as in diffusers
-            raise MissingFile(str(error)) if variant is not None else UnfitFile(str(error)) from error
+        except CheckpointError as error:  # a ValueError, as in diffusers
+            said = f"You are trying to load the model files of the `variant={variant}`, but {error}"
+            raise UnfitFile(str(error) if variant is None else said) from error
         return cls._from_bundle(bundle, given)._loaded(loading)
 
     def _loaded(self, loading: Loading) -> Self:
@@ -280,7 +257,8 @@ class DiffusionPipeline(MemoryMethods):
         missing = [name for name in copied if name not in stated]
         if missing:
             warnings.warn(f"{', '.join(missing)} cannot be saved: only what lies in a folder is copied", stacklevel=2)
-        bundle = PipelineComponents(path, index, components, self._configs, tuple(copied))
+        configs = {name: part.__dict__.get(STATED, {}) for name, part in plain.items() if isinstance(part, ModelView)}
+        bundle = PipelineComponents(path, index, components, configs, tuple(copied))
         folder = Path(save_directory)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as place:
