@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from enlarger.tasks.result import Progress, Result
     from enlarger.tasks.sampling import SamplingReport
     from enlarger.tasks.text_to_image import Generator, generate, load_generator
-    from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler, upscale
+    from enlarger.tasks.upscale.upscale import load_upscaler, upscale
+    from enlarger.tasks.upscale.upscaler import Upscaler
 
 __version__ = "0.1.0"
 
@@ -82,7 +83,7 @@ _LAZY_IMPORTS = {
     "Refiner": "enlarger.tasks.image_to_image",
     "Result": "enlarger.tasks.result",
     "SamplingReport": "enlarger.tasks.sampling",
-    "Upscaler": "enlarger.tasks.upscale.upscale",
+    "Upscaler": "enlarger.tasks.upscale.upscaler",
     "depth": "enlarger.tasks.depth",
     "generate": "enlarger.tasks.text_to_image",
     "inpaint": "enlarger.tasks.inpaint",

@@ -1,74 +1,180 @@
-"""The families of models known here: what each is called, what it is for, and how its UNet is told from others."""
+"""THE table of the kinds of models: what each is called, what it does, how it is loaded and told from the others.
+
+A new kind is a row here and the file of its task, nothing else.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from enlarger.checkpoint.single_file.key_mapping_unet import diffusers_unet_levels
 from enlarger.checkpoint.single_file.key_rules import Shape
 from enlarger.errors import Unsupported
+from enlarger.nn.unet import UNetConfig
 
 
 @dataclass(frozen=True)
-class Family:
-    """What one kind of checkpoint is."""
+class KindVerb:
+    """How a kind of model does one of the verbs of `enlarger`."""
+
+    defaults: str  # what None stands for in its request: a name of `requests.DEFAULTS`
+    task: str | None = (
+        None  # what makes the task of the loaded model, "module:name"; None: the model itself is the task
+    )
+    is_batched: bool = False  # requests that are alike may share a batch
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """What one kind of model is.
+
+    `loader`, "module:function", is imported when such a model is loaded: (PipelineComponents, Runtime, name) -> model.
+    The first of `verbs` is the one it was trained for.
+    """
 
     label: str
-    task: str
-    layout: str  # of its original single file, a name of `names.LAYOUTS`
-    prediction_type: str | None  # what its UNet predicts; None where two kinds of weights look alike
+    purpose: str  # what it is for, in words
+    trained_for: str  # the same in one word
+    service_kind: str  # what the service calls it; several kinds may share the name
+    loader: str
+    verbs: Mapping[str, KindVerb]
+    layout: str = ""  # of its original single file, a name of `LAYOUTS`; "": it comes as a folder only
+    prediction_type: str | None = None  # what its UNet predicts; None where two kinds of weights look alike
+    latent_space: Literal["sd", "sdxl", "x4"] | None = None  # whose latents it denoises; None: its own
+    pipeline_class: str | None = None  # in model_index.json; None: its UNet tells what it is
+    unused_options: tuple[str, ...] = ()  # of its requests
+    dependent_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """Options that change nothing while another one is None or 0."""
+
+    @property
+    def verb(self) -> str:
+        """The verb that it was trained for."""
+        return next(iter(self.verbs))
 
 
-TEXT_TO_IMAGE, INPAINTING = "text to image, enlarger.generate and enlarger.refine", "inpainting, enlarger.inpaint"
-FAMILIES: Mapping[str, Family] = {
-    "sd1": Family("Stable Diffusion 1", TEXT_TO_IMAGE, "sd1", "epsilon"),
-    "sd1_inpainting": Family("Stable Diffusion 1 inpainting", INPAINTING, "sd1", "epsilon"),
-    "sd2": Family("Stable Diffusion 2", TEXT_TO_IMAGE, "sd2", None),
-    "sd2_inpainting": Family("Stable Diffusion 2 inpainting", INPAINTING, "sd2", "epsilon"),
-    "sd2_depth": Family("Stable Diffusion 2 depth", "depth to image, enlarger.depth", "sd2", "epsilon"),
-    "x4": Family("the x4 upscaler", "upscaling by 4, enlarger.upscale", "sd2", "v_prediction"),
-    "x2": Family("the x2 latent upscaler", "upscaling by 2, enlarger.upscale", "x2", "original_sample"),
-    "sdxl": Family("SDXL base", TEXT_TO_IMAGE, "sdxl", "epsilon"),
-    "sdxl_inpainting": Family("SDXL inpainting", INPAINTING, "sdxl", "epsilon"),
-    "sdxl_refiner": Family(
-        "the SDXL refiner", "refining what SDXL base made, enlarger.refine", "sdxl_refiner", "epsilon"
+SD_LOADER = "enlarger.tasks.stable_diffusion:build_stable_diffusion"
+REFINE, INPAINT = "enlarger.tasks.image_to_image:Refiner", "enlarger.tasks.inpaint:Inpainter"
+SCORES = ("score", "negative_score")  # aesthetic scores, which only the SDXL refiner takes
+
+
+def _text_to_image(label: str, layout: str, prediction_type: str | None, *, xl: bool = False) -> ModelKind:
+    suffix = "/xl" if xl else ""
+    return ModelKind(
+        label, "text to image, enlarger.generate and enlarger.refine", "text-to-image", "sdxl" if xl else "sd",
+        SD_LOADER,
+        {
+            "generate": KindVerb(f"generate{suffix}", "enlarger.tasks.text_to_image:Generator", is_batched=True),
+            "refine": KindVerb(f"refine{suffix}", REFINE),
+            "inpaint": KindVerb("inpaint", INPAINT),
+        },
+        layout, prediction_type, "sdxl" if xl else "sd", unused_options=SCORES,
+    )  # fmt: skip
+
+
+def _inpainting(label: str, layout: str, *, xl: bool = False) -> ModelKind:
+    return ModelKind(
+        label, "inpainting, enlarger.inpaint", "inpaint", "sdxl-inpaint" if xl else "sd-inpaint", SD_LOADER,
+        {"inpaint": KindVerb("inpaint", INPAINT)}, layout, "epsilon", "sdxl" if xl else "sd",
+    )  # fmt: skip
+
+
+KINDS: dict[str, ModelKind] = {
+    "sd1": _text_to_image("Stable Diffusion 1", "sd1", "epsilon"),
+    "sd1_inpainting": _inpainting("Stable Diffusion 1 inpainting", "sd1"),
+    "sd2": _text_to_image("Stable Diffusion 2", "sd2", None),
+    "sd2_inpainting": _inpainting("Stable Diffusion 2 inpainting", "sd2"),
+    "sd2_depth": ModelKind(
+        "Stable Diffusion 2 depth", "depth to image, enlarger.depth", "depth", "depth", SD_LOADER,
+        {"depth": KindVerb("depth", "enlarger.tasks.depth:with_estimator")}, "sd2", "epsilon", "sd",
+        unused_options=SCORES,
     ),
-}
+    "x2": ModelKind(
+        "the x2 latent upscaler", "upscaling by 2, enlarger.upscale", "x2 upscaling", "x2",
+        "enlarger.tasks.upscale.latent_x2:load", {"upscale": KindVerb("upscale/diffusers", is_batched=True)},
+        "x2", "original_sample", "sd", "StableDiffusionLatentUpscalePipeline", ("detail",),
+    ),
+    "x4": ModelKind(
+        "the x4 upscaler", "upscaling by 4, enlarger.upscale", "x4 upscaling", "x4",
+        "enlarger.tasks.upscale.pixel_x4:load", {"upscale": KindVerb("upscale/x4")}, "sd2", "v_prediction", "x4",
+        "StableDiffusionUpscalePipeline", ("detail", "profile"),
+    ),
+    "sdxl": _text_to_image("SDXL base", "sdxl", "epsilon", xl=True),
+    "sdxl_inpainting": _inpainting("SDXL inpainting", "sdxl", xl=True),
+    "sdxl_refiner": ModelKind(
+        "the SDXL refiner", "refining what SDXL base made, enlarger.refine", "refiner", "sdxl-refiner", SD_LOADER,
+        {"refine": KindVerb("refine/xl", REFINE)}, "sdxl_refiner", "epsilon", "sdxl",
+    ),
+    "bundled": ModelKind(
+        "the bundled model", "upscaling by 2, enlarger.upscale", "x2 upscaling", "bundled",
+        "enlarger.tasks.upscale.bundled:load", {"upscale": KindVerb("upscale/bundled", is_batched=True)},
+        pipeline_class="CompactUpscale",
+        unused_options=("prompt", "negative", "guidance", "noise_level", "profile", "long_prompt"),
+        dependent_options={"detail": ("steps", "solver")},
+    ),
+}  # fmt: skip
+FAMILIES: Mapping[str, ModelKind] = {name: kind for name, kind in KINDS.items() if kind.layout}
+"""Those that exist as original single files."""
 FAMILY_BY_CONTEXT_CHANNELS = {768: "sd1", 1024: "sd2"}  # width of the text features
 FAMILY_BY_VECTOR_CHANNELS = {2816: "sdxl", 2560: "sdxl_refiner"}  # width of the pooled text with the sizes
-VARIANT_BY_IN_CHANNELS = {
-    4: "",
-    9: "_inpainting",
-    5: "_depth",
-}  # channels of the UNet's input, and the variant that has them
 
 
 def describe_family(family: str) -> str:
     """A family and its task, for messages."""
-    return f"{FAMILIES[family].label} ({FAMILIES[family].task})"
+    return f"{FAMILIES[family].label} ({FAMILIES[family].purpose})"
 
 
 def detect_unet_family(shapes: Mapping[str, Shape], text_family: str | None = None) -> str:
-    """The family of a UNet under our names. `text` is what its text encoder says, for widths of no official model.
-
-    Raises `Unsupported` for one that belongs to none.
-    """
+    """The family of a UNet under our names. `text_family` is what its text encoder says, for widths of no official
+    model. Raises Unsupported for one that belongs to none."""
     if "time_proj.weight" in shapes:
         return "x2"
     if "class_embedding.weight" in shapes:
         return "x4"
     base_family, in_channels = _base_family(shapes, text_family), _dim(shapes.get("conv_in.weight"), 1)
-    family = base_family + VARIANT_BY_IN_CHANNELS.get(in_channels, "?")
+    variants = _variants(latent_channels=4)
+    family = base_family + variants.get(in_channels, "?")
     if family not in FAMILIES:
         raise Unsupported(
             f"the UNet is one of {FAMILIES[base_family].label} with {in_channels} input channels"
             f"{', as InstructPix2Pix has them' if in_channels == 8 else ''}; supported: "
             + ", ".join(
                 f"{n} ({FAMILIES[base_family + name].label})"
-                for n, name in VARIANT_BY_IN_CHANNELS.items()
+                for n, name in variants.items()
                 if base_family + name in FAMILIES
             )
         )
     return family
+
+
+def kind_of_pipeline_class(name: str) -> ModelKind | None:
+    """The kind whose folders name this class in model_index.json; None where a folder's UNet tells its kind."""
+    return next((kind for kind in KINDS.values() if kind.pipeline_class == name), None)
+
+
+def kind_of_unet(unet: UNetConfig, latent_channels: int, pooled_channels: int | None) -> ModelKind:
+    """The kind of a folder's model, by its UNet and the pooled width of its last text encoder.
+
+    Raises Unsupported for a UNet that no kind has.
+    """
+    variant = _variants(latent_channels).get(unet.in_channels, "?")
+    if unet.time_id_channels is None:
+        base_family = "sd2" if unet.linear_projection or variant == "_depth" else "sd1"
+    else:
+        base_family = "sdxl_refiner" if not variant and takes_aesthetic_score(unet, pooled_channels) else "sdxl"
+    if base_family + variant not in KINDS:
+        raise Unsupported(f"its UNet takes {unet.in_channels} channels, which no known task gives it")
+    return KINDS[base_family + variant]
+
+
+def takes_aesthetic_score(unet: UNetConfig, pooled_channels: int | None) -> bool:
+    """Whether a UNet is conditioned on an aesthetic score: its vector holds the pooled text and 5 numbers, not 6."""
+    scalars = unet.time_id_channels
+    return scalars is not None and unet.vector_channels == (pooled_channels or 0) + 5 * scalars
+
+
+def _variants(latent_channels: int) -> dict[int, str]:
+    """What the channels of a UNet's input say: latents alone, with a mask and masked latents, or with a depth map."""
+    return {latent_channels: "", 2 * latent_channels + 1: "_inpainting", latent_channels + 1: "_depth"}
 
 
 def _base_family(shapes: Mapping[str, Shape], text_family: str | None) -> str:
@@ -78,7 +184,7 @@ def _base_family(shapes: Mapping[str, Shape], text_family: str | None) -> str:
         linear_projection = any(name.endswith(".proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
         return FAMILY_BY_CONTEXT_CHANNELS.get(context) or text_family or ("sd2" if linear_projection else "sd1")
     if context in FAMILY_BY_CONTEXT_CHANNELS:
-        raise Unsupported("the UNet is an unCLIP model's: it is told pictures; supported: models told by texts alone.")
+        raise Unsupported("the UNet is an unCLIP model's: it is conditioned on pictures; supported: on texts alone.")
     levels = diffusers_unet_levels(shapes)
     guess = (
         "sdxl" if levels and levels[-1].has_attention else "sdxl_refiner"

@@ -101,7 +101,7 @@ def state_dict_mismatch(expected: Mapping[str, Shape], found: Mapping[str, Shape
 def _usage_hint(shapes: Mapping[str, Shape]) -> str:
     """What a UNet of these shapes is for."""
     try:
-        return f" These weights are for {FAMILIES[detect_unet_family(shapes)].task}."
+        return f" These weights are for {FAMILIES[detect_unet_family(shapes)].purpose}."
     except (Unsupported, KeyError):
         return ""
 

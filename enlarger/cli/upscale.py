@@ -11,7 +11,7 @@ from enlarger.cli.remote import Key, Server, check_no_local_options, remote_upsc
 from enlarger.requests import UpscaleRequest
 
 if TYPE_CHECKING:
-    from enlarger.tasks.upscale.upscale import Upscaler
+    from enlarger.tasks.upscale.upscaler import Upscaler
 
 Output = Annotated[
     Path | None,

@@ -102,13 +102,13 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
             low, text_features(embeds), method.sigma_schedule, method.solver, method.noise, guidance,
             initial_noise=latents,
         )  # fmt: skip
-        task = LatentUpscaler(
+        upscaler = LatentUpscaler(
             self._tokenizer, self._text_encoder, self._unet, self._vae, Sampler(X2_SCHEDULE), self._runtime
         )
         heard = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
         with self.progress_bar(total=run.steps) as bar:
-            made = task(job, CallbackRunner(run, self.dtype, bar, heard).on_step())
-        images = self._postprocess(made, str(output_type))
+            denoised = upscaler.upscale_latents(job, CallbackRunner(run, self.dtype, bar, heard).on_step())
+        images = self._postprocess(denoised, str(output_type))
         return make_output(images, return_dict, (images,))
 
     def encode_prompt(

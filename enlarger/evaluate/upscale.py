@@ -19,8 +19,8 @@ from enlarger.image.picture import SUFFIXES, Picture, list_pictures, read_pictur
 from enlarger.image.resize import resize
 from enlarger.requests import DEFAULTS, UpscaleRequest
 from enlarger.tasks.result import Progress, ProgressCallback, no_progress
-from enlarger.tasks.upscale.bundled import BundledUpscaler
-from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler
+from enlarger.tasks.upscale.upscale import load_upscaler
+from enlarger.tasks.upscale.upscaler import Upscaler
 
 CROP = 96  # pixels of the large picture on a side, on the contact sheet
 UpscaleFn = Callable[[Image.Image], Image.Image]
@@ -100,7 +100,7 @@ def _methods(upscaler: Upscaler, steps: Sequence[int]) -> Mapping[str, UpscaleFn
         return lambda small: small.resize((2 * small.width, 2 * small.height), resampling)
 
     methods = {"bicubic": resample(Image.Resampling.BICUBIC), "Lanczos": resample(Image.Resampling.LANCZOS)}
-    if isinstance(upscaler.task, BundledUpscaler):
+    if "detail" not in upscaler.kind.unused_options:
         default = DEFAULTS["upscale/bundled"]["detail"]
         methods |= {"model, the mean": upscale_with_model(detail=0.0)} | (
             {} if default == 0 else {"model, default": upscale_with_model()}

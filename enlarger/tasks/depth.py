@@ -99,6 +99,11 @@ def load_depth(
     return DepthToImage(checkpoint_model, load_depth_estimator(checkpoint_model) if estimator else None)
 
 
+def with_estimator(model: StableDiffusion) -> DepthToImage:
+    """The task of a checkpoint that was read, with the network that estimates depth where there is one."""
+    return DepthToImage(model, load_depth_estimator(model))
+
+
 def load_depth_estimator(model: StableDiffusion) -> DepthEstimator | None:
     """The network beside the checkpoint that estimates depth; None where there is none, as with single files."""
     if not (model.path / "depth_estimator").is_dir():

@@ -272,7 +272,7 @@ class Inpainter:
         side = self.model.sample_size * self.model.latent_diffusion.vae.downsample_factor
         if request.crop is None and (right - left) * (bottom - top) > LARGE_PIXEL_RATIO * side**2:
             notes.append(f"the picture is much larger than the {side} x {side} pixels of the model; crop helps")
-        if request.fill is not None and request.strength == 1 and self.model.task == "inpaint":
+        if request.fill is not None and request.strength == 1 and self.model.kind.verb == "inpaint":
             notes.append("fill has no effect: at strength 1 this model sees nothing of what lies under the mask")
         if request.preserve == "exact" and float(canvas.weights.max()) < float(canvas.mask.weights.max()):
             notes.append(f"feather {request.feather} reaches over the whole mask: old colours remain everywhere in it")

@@ -1,7 +1,8 @@
-"""Which checkpoint to read and how, and any checkpoint as the task that it was trained for."""
+"""Which checkpoint to read, and how: a folder, a single file, or a name in the cache; and the tasks that it can do."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,15 @@ from enlarger.checkpoint.adapters.textual_inversion import (
     read_textual_inversion,
 )
 from enlarger.checkpoint.components import PipelineComponents
+from enlarger.checkpoint.families import KINDS, ModelKind, kind_of_pipeline_class, kind_of_unet
 from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.single_file.component_override import ComponentSource
 from enlarger.checkpoint.single_file.load import read_single_file
-from enlarger.errors import InputError
+from enlarger.errors import InputError, Unsupported
 from enlarger.hub.cache import resolve, snapshot_variant
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.clip_text import ClipText
+from enlarger.nn.unet import UNet
 from enlarger.runtime.runtime import Offload, Runtime, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
@@ -26,10 +31,12 @@ if TYPE_CHECKING:
     from enlarger.tasks.image_to_image import Refiner
     from enlarger.tasks.inpaint import Inpainter
     from enlarger.tasks.text_to_image import Generator
-    from enlarger.tasks.upscale.upscale import Upscaler
+    from enlarger.tasks.upscale.upscaler import Upscaler
 
     LoadedTask = Upscaler | Generator | Refiner | Inpainter | DepthToImage
 
+BUNDLED = "bundled"  # the name of the model that ships with the package
+BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 
 TOKENIZER_OF_ENCODER = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
@@ -71,6 +78,8 @@ class Checkpoint:
         return replace(bundle, components=parts)
 
     def _read(self, dtype: torch.dtype | None) -> PipelineComponents:
+        if str(self.path) == BUNDLED:
+            return read_folder(BUNDLED_FOLDER, dtype=torch.float32)
         path = resolve(self.path)
         if not path.is_dir():
             if self.variant is not None:
@@ -133,28 +142,57 @@ def as_checkpoint(location: Location) -> Checkpoint:
     return location if isinstance(location, Checkpoint) else Checkpoint(location)
 
 
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model in memory, and a task for each of its verbs; they share the networks."""
+
+    kind: ModelKind
+    model: Any  # what the kind's loader has made: a `StableDiffusion`, or the task itself
+    tasks: Mapping[str, Any]
+
+
+def load_model(
+    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none", verb: str | None = None
+) -> LoadedModel:
+    """Read a checkpoint as its kind in `families.KINDS`. Raises Unsupported for a kind that does not do `verb`."""
+    torch_device, name = resolve_device(device), str(model)
+    components = as_checkpoint(model).open(resolve_dtype(precision, torch_device))
+    kind = kind_of(components, name)
+    if verb is not None and verb not in kind.verbs:
+        wanted = (one for one in KINDS.values() if verb in one.verbs and one.pipeline_class is not None)
+        expected = " or ".join(f"{one.pipeline_class}, {one.label}" for one in wanted)
+        raise Unsupported(f"{name}: holds a {components.index.get('_class_name')}, expected {expected}")
+    loaded = _entry_point(kind.loader)(components, Runtime(torch_device, offload), name)
+    tasks = {verb: loaded if how.task is None else _entry_point(how.task)(loaded) for verb, how in kind.verbs.items()}
+    return LoadedModel(kind, loaded, tasks)
+
+
 def load(model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none") -> "LoadedTask":
     """A folder in diffusers' layout, a single file, or a name in the cache, as a task that takes its verb's request.
 
     What a path cannot say (the prediction of a Stable Diffusion 2 file, leave to open a pickle) goes into a
     `Checkpoint`. Raises CheckpointError naming the file for what is missing, damaged or unknown.
     """
-    from enlarger.tasks.depth import DepthToImage, load_depth_estimator
-    from enlarger.tasks.image_to_image import Refiner
-    from enlarger.tasks.inpaint import Inpainter
-    from enlarger.tasks.stable_diffusion import build_stable_diffusion
-    from enlarger.tasks.text_to_image import Generator
-    from enlarger.tasks.upscale.upscale import build_upscaler
+    loaded = load_model(model, device, precision, offload)
+    return loaded.tasks[loaded.kind.verb]
 
-    torch_device = resolve_device(device)
-    runtime, name = Runtime(torch_device, offload), str(model)
-    bundle = as_checkpoint(model).open(resolve_dtype(precision, torch_device))
-    upscaler = build_upscaler(bundle, runtime, name)
-    if upscaler is not None:
-        return upscaler
-    checkpoint_model = build_stable_diffusion(bundle, runtime, name).require_task(
-        "generate", "refine", "inpaint", "depth"
-    )
-    if checkpoint_model.task == "depth":
-        return DepthToImage(checkpoint_model, load_depth_estimator(checkpoint_model))
-    return {"generate": Generator, "refine": Refiner, "inpaint": Inpainter}[checkpoint_model.task](checkpoint_model)
+
+def kind_of(components: PipelineComponents, name: str) -> ModelKind:
+    """The kind of what was read. Raises Unsupported, naming it, for what is none."""
+    pipeline_class, parts = str(components.index.get("_class_name")), components.components
+    if (kind := kind_of_pipeline_class(pipeline_class)) is not None:
+        return kind
+    unet, vae = parts.get("unet"), parts.get("vae")
+    text_encoder = parts.get("text_encoder_2", parts.get("text_encoder"))
+    if not (isinstance(unet, UNet) and isinstance(vae, AutoencoderKL) and isinstance(text_encoder, ClipText)):
+        raise Unsupported(f"{name}: holds a {pipeline_class}, expected a checkpoint of the Stable Diffusion family")
+    try:
+        return kind_of_unet(unet.config, vae.config.latent_channels, text_encoder.config.projection_dim)
+    except Unsupported as error:
+        raise Unsupported(f"{name}: {error}") from error
+
+
+def _entry_point(path: str) -> Any:
+    """What "module:name" names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.config.schedulers import sampler_from_config
+from enlarger.checkpoint.families import ModelKind, takes_aesthetic_score
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import from_seeds
 from enlarger.diffusion.sampler import Sampler, SigmaSchedule
@@ -16,7 +17,7 @@ from enlarger.diffusion.schedule import NoiseSchedule
 from enlarger.errors import Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
-from enlarger.nn.unet import UNet, UNetConfig
+from enlarger.nn.unet import UNet
 from enlarger.runtime.runtime import Offload, Runtime, resolve_device, resolve_dtype
 from enlarger.tasks.auxiliary.safety_checker import SafetyChecker, missing_checker_note
 from enlarger.tasks.conditioning import (
@@ -31,17 +32,12 @@ from enlarger.tasks.conditioning import (
 )
 from enlarger.tasks.inputs import LatentSpace, latent_space_of
 from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.loading import Location, as_checkpoint
+from enlarger.tasks.loading import Location, as_checkpoint, kind_of
 from enlarger.tasks.sampling import SamplingPlan
 from enlarger.text.encode import PromptEmbeds
 from enlarger.text.tokenize import Tokenizer
 
 DEFAULT_SAMPLE_SIZE = 64  # latents along a side where the UNet's file does not say
-TASK_NAMES = {
-    "generate": "text-to-image",
-    "refine": "refiner",
-    "upscale": "x4 upscaling",
-}  # others are called by their verb
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +45,7 @@ class StableDiffusion:
     """The parts of one checkpoint. Lists of text encoders run from the first; SDXL's refiner has only the second."""
 
     name: str
+    kind: ModelKind
     path: Path  # where it was read
     pipeline_class: str  # the pipeline class that model_index.json names
     latent_diffusion: LatentDiffusion
@@ -73,6 +70,15 @@ class StableDiffusion:
         return flags, (("the safety checker flags this; see `flagged`",) if any(flags) else ())
 
     @property
+    def vae(self) -> AutoencoderKL:
+        return self.latent_diffusion.vae
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The first, by which prompts are measured."""
+        return self.tokenizers[0]
+
+    @property
     def latent_space(self) -> LatentSpace:
         """Whose latents it works on."""
         return latent_space_of(self.latent_diffusion.vae.config)
@@ -92,23 +98,13 @@ class StableDiffusion:
         """Pixels that sides must be multiples of: the network halves the latents between its stages."""
         return self.latent_diffusion.vae.downsample_factor * 2 ** (len(self.latent_diffusion.unet_config.stages) - 1)
 
-    @property
-    def task(self) -> str:
-        """The verb that the checkpoint was trained for; SDXL's refiner and base, and SD's, can do "refine" too."""
-        if self.low_res_schedule is not None:
-            return "upscale"
-        return trained_task(
-            self.latent_diffusion.unet_config,
-            self.latent_diffusion.vae.config.latent_channels,
-            self.has_aesthetic_score,
-        )
-
-    def require_task(self, *tasks: str) -> "StableDiffusion":
-        """The model itself, if it was trained for one of `tasks`; Unsupported, naming the right verb, if not."""
-        if self.task not in tasks:
-            trained_for = TASK_NAMES.get(self.task, self.task)
-            advice = "check its files" if self.task == "nothing" else f"use enlarger.{self.task}"
-            raise Unsupported(f"{self.name}: holds a {self.pipeline_class}, a checkpoint for {trained_for}; {advice}")
+    def require_task(self, *verbs: str) -> "StableDiffusion":
+        """The model itself, if it was trained for one of `verbs`; Unsupported, naming the right one, if not."""
+        if self.kind.verb not in verbs:
+            raise Unsupported(
+                f"{self.name}: holds a {self.pipeline_class}, a checkpoint for {self.kind.trained_for}; "
+                f"use enlarger.{self.kind.verb}"
+            )
         return self
 
     def bind_schedule(self, sigma_schedule: SigmaSchedule) -> LatentDiffusion:
@@ -195,20 +191,6 @@ class StableDiffusion:
         return SamplingPlan(sampler.sigma_schedule(steps), sampler.make_solver(), from_seeds(seeds))
 
 
-def takes_aesthetic_score(unet: UNetConfig, pooled_channels: int | None) -> bool:
-    """Whether a UNet takes an aesthetic score: besides the pooled text its vector holds 5 numbers, not 6."""
-    scalars = unet.time_id_channels
-    return scalars is not None and unet.vector_channels == (pooled_channels or 0) + 5 * scalars
-
-
-def trained_task(unet: UNetConfig, latent_channels: int, has_aesthetic_score: bool) -> str:
-    """What a UNet on latents of so many channels was trained for; its further input channels tell."""
-    extra = unet.in_channels - latent_channels
-    return {0: "refine" if has_aesthetic_score else "generate", 1: "depth", latent_channels + 1: "inpaint"}.get(
-        extra, "nothing"
-    )
-
-
 def zero_negative(text: GuidedText) -> GuidedText:
     """The negative branch as zeros, which SDXL's base model was trained to see without a prompt."""
     assert text.negative is not None
@@ -245,7 +227,7 @@ def build_stable_diffusion(bundle: PipelineComponents, runtime: Runtime, name: s
     latent_diffusion = LatentDiffusion(parts["unet"], parts["vae"], sampler.precondition(), runtime, upcast)
     stated_sample_size: Any = bundle.network_configs.get("unet", {}).get("sample_size")
     return StableDiffusion(
-        name, bundle.path, pipeline_class, latent_diffusion, sampler,
+        name, kind_of(bundle, name), bundle.path, pipeline_class, latent_diffusion, sampler,
         tuple(parts[encoder.replace("text_encoder", "tokenizer")] for encoder in text_encoders),
         tuple(parts[encoder] for encoder in text_encoders),
         stated_sample_size if isinstance(stated_sample_size, int) else DEFAULT_SAMPLE_SIZE,

@@ -1,6 +1,6 @@
 """Prompts in, pictures out: from one network or several one after another, and enlarged if asked."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -22,6 +22,7 @@ from enlarger.requests import (
     with_defaults,
 )
 from enlarger.runtime.runtime import Offload
+from enlarger.tasks.batching import is_batch_invariant, prompt_key
 from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_options
 from enlarger.tasks.inputs import Latents, check_space
 from enlarger.tasks.latent_diffusion import LatentDiffusion
@@ -36,9 +37,9 @@ from enlarger.tasks.sampling import (
     trace_network_calls,
 )
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
-from enlarger.tasks.upscale.bundled import BundledUpscaler
-from enlarger.tasks.upscale.latent_x2 import LatentUpscaler
-from enlarger.tasks.upscale.upscale import Upscaler, load_bundled, load_upscaler
+from enlarger.tasks.upscale.bundled import load_bundled
+from enlarger.tasks.upscale.upscale import load_upscaler
+from enlarger.tasks.upscale.upscaler import Upscaler
 
 CheckpointLocations = Location | Sequence[Location] | None
 
@@ -85,8 +86,8 @@ class Generator:
         """Raises InputError for checkpoints whose latents do not fit together."""
         for refiner in self.refiners:
             check_space(self.model.latent_space, refiner.latent_diffusion.vae.config, f"the refiner {refiner.name}")
-        if self.upscaler is not None and isinstance(self.upscaler.task, LatentUpscaler):
-            check_space(self.model.latent_space, self.upscaler.task.vae.config, f"the upscaler {self.upscaler.name}")
+        if self.upscaler is not None and self.upscaler.latent_space is not None and self.upscaler.vae is not None:
+            check_space(self.model.latent_space, self.upscaler.vae.config, f"the upscaler {self.upscaler.name}")
 
     def __call__(self, request: GenerateRequest, watch: ProgressCallback = no_progress) -> Result:
         """Each prompt gives `count` pictures of exactly the size asked for, times `upscale`, in order.
@@ -145,6 +146,12 @@ class Generator:
             )
         return check_handoff_sigmas(handoff_sigmas)
 
+    def batch_key(self, request: GenerateRequest) -> Hashable | None:
+        """Equal for requests that can share a batch; None for one that is computed by itself."""
+        if self.refiners or request.upscale != 1 or not is_batch_invariant(self.model.sampler, request.solver):
+            return None
+        return prompt_key(request, self.model.tokenizers, weighted=True)
+
     def run_batch(self, requests: Sequence[GenerateRequest], watch: ProgressCallback = no_progress) -> list[Result]:
         """One picture of each request, in one batch. They differ in prompts and seed alone, see `batching`."""
         latent_diffusion, job = self._prepare(requests)
@@ -193,7 +200,7 @@ class Generator:
     ) -> tuple[Image.Image, tuple[str, ...]]:
         """The latents as a picture of `size` (height, width), times `upscale`."""
         upscaler = self._effective_upscaler if request.upscale > 1 else None
-        upscales_latents = upscaler is not None and isinstance(upscaler.task, LatentUpscaler)
+        upscales_latents = upscaler is not None and upscaler.latent_space is not None
         pixels = (
             None if upscales_latents else self.model.latent_diffusion.decode(latents.values)[0, :, : size[0], : size[1]]
         )
@@ -212,13 +219,14 @@ class Generator:
     def _upscale_request(self, request: GenerateRequest, image: Any, seed: int) -> UpscaleRequest:
         """What the upscaler is asked for: the same prompts where it can read them."""
         upscale_request = UpscaleRequest(image, request.upscale, seed=seed, steps=request.upscale_steps)
-        if not isinstance(self._effective_upscaler.task, BundledUpscaler):
+        upscaler = self._effective_upscaler
+        if upscaler.tokenizer is not None:
             return replace(
                 upscale_request, prompt=request.prompt, negative=request.negative, long_prompt=request.long_prompt
             )
         if request.upscale_steps is not None:
             raise InputError(
-                f"upscale_steps is {request.upscale_steps}, but the bundled upscaler takes no steps; "
+                f"upscale_steps is {request.upscale_steps}, but the {upscaler.name} upscaler takes no steps; "
                 "give an upscaler's folder, or leave it"
             )
         return upscale_request

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from enlarger.checkpoint.families import KINDS
 from enlarger.errors import InputError
 from enlarger.evaluate import upscale as evaluation
 from enlarger.requests import UpscaleRequest
@@ -16,7 +17,7 @@ from enlarger.tasks.result import Result
 class Interpolation:
     """Stands for a loaded model: Pillow's bicubic, whatever the options."""
 
-    task = None
+    kind = KINDS["x2"]
 
     def __call__(self, request: UpscaleRequest) -> Result:
         image = request.image

@@ -50,7 +50,7 @@ def counted(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for refiner in generator.refiners:
         count(refiner.latent_diffusion.unet, "refiner")
     if generator.upscaler is not None:
-        count(generator.upscaler.task.unet, "x2")  # type: ignore[union-attr]
+        count(generator.upscaler.unet, "x2")  # type: ignore[union-attr]
     decode = AutoencoderKL.decode
     monkeypatch.setattr(AutoencoderKL, "decode", lambda self, x: seen.append("decode") or decode(self, x))
     return seen

@@ -32,7 +32,7 @@ KINDS: list[tuple[Callable[[], Path], str, str]] = [
     (tiny.inpaint_folder, "Inpainter", "StableDiffusionInpaintPipeline"),
     (tiny_xl.base_folder, "Generator", "StableDiffusionXLPipeline"),
     (tiny_xl.refiner_folder, "Refiner", "StableDiffusionXLImg2ImgPipeline"),
-    (x4_folder, "Upscaler", "StableDiffusionUpscalePipeline"),
+    (x4_folder, "PixelUpscaler", "StableDiffusionUpscalePipeline"),
 ]
 
 

@@ -21,7 +21,8 @@ from enlarger.tasks.inputs import Latents
 from enlarger.tasks.result import Progress, Result
 from enlarger.tasks.upscale.bundled import BundledUpscaler
 from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
-from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler
+from enlarger.tasks.upscale.upscale import load_upscaler
+from enlarger.tasks.upscale.upscaler import Upscaler
 from tests.support import tiny
 from tests.support.close import assert_close
 from tests.support.random_weights import randomise
@@ -83,17 +84,17 @@ def job(task: LatentUpscaler, seeds: list[int], low: Tensor, **changes: Any) -> 
 
 
 def test_a_batch_of_tensors_equals_singles(upscaler: Upscaler) -> None:
-    task, seeds, low = upscaler.task, [3, 8, 3], tiny.latents(3, 8, 12)
+    task, seeds, low = upscaler, [3, 8, 3], tiny.latents(3, 8, 12)
     assert isinstance(task, LatentUpscaler)
-    together = task(job(task, seeds, low))
-    singles = [task(job(task, [seed], low[i : i + 1])) for i, seed in enumerate(seeds)]
+    together = task.upscale_latents(job(task, seeds, low))
+    singles = [task.upscale_latents(job(task, [seed], low[i : i + 1])) for i, seed in enumerate(seeds)]
     assert together.std() > 0.1
     assert_close(together, torch.cat(singles), 1e-5)
 
 
 def test_interleaved_samplings_equal_separate_ones(upscaler: Upscaler) -> None:
     """Two runs of each solver, advanced in turns over one network."""
-    task = upscaler.task
+    task = upscaler
     assert isinstance(task, LatentUpscaler)
 
     def steps(seed: int, name: str) -> Any:
@@ -179,7 +180,7 @@ def test_the_bundled_kind_refuses_prompts_and_latents() -> None:
         CompactAutoencoder(CompactAutoencoderConfig()),
         CompactUNet(CompactUNetConfig()),
     )
-    bundled = Upscaler(BundledUpscaler(*(randomise(part) for part in parts)), "bundled")
+    bundled = BundledUpscaler(*(randomise(part) for part in parts))
     assert bundled(UpscaleRequest(tiny.picture(17, 9))).image.size == (34, 18)
     for name, value in {"prompt": "a cat", "negative": "ugly", "guidance": 2.0, "noise_level": 0.1}.items():
         with pytest.raises(Unsupported, match=f"{name} is set, but the bundled model has no use for it"):

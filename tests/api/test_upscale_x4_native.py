@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from enlarger import CheckpointError, InputError, Latents, Result, Unsupported, Upscaler, UpscaleRequest, load_upscaler
-from enlarger.tasks.upscale import upscale as enlarge_room
+from enlarger.tasks.upscale import pixel_x4
 from tests.support import tiny, tiny_x4
 from tests.support.close import assert_close
 
@@ -91,7 +91,7 @@ def test_the_low_resolution_schedule_is_the_folders(x4: Upscaler, tmp_path: Path
 
 
 def test_large_inputs_are_said_to_be_taken_whole(x4: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enlarge_room, "X4_LARGE_PIXELS", 15 * 16)
+    monkeypatch.setattr(pixel_x4, "LARGE_PIXELS", 15 * 16)
     assert enlarged(x4, tiny.picture(15, 16)).notes == ()
     note = "the x4 upscaler took the picture whole, without tiles: its memory grows with the picture"
     assert enlarged(x4, tiny.picture(16, 16)).notes == (note,)
@@ -113,7 +113,7 @@ def test_refusals(x4: Upscaler) -> None:
         enlarged(x4, picture, profile="original")
     for latents in (tiny.latents(1, 8, 8), Latents(tiny.latents(1, 8, 8), "x4")):
         with pytest.raises(
-            Unsupported, match="found latents; the x4 upscaler takes pictures only: decode them, or use"
+            Unsupported, match="found latents with 4 channels; the x4 upscaler takes pictures only: decode them, or use"
         ):
             enlarged(x4, latents)
 

@@ -10,7 +10,8 @@ from enlarger import UpscaleRequest, load_upscaler
 from enlarger.errors import InputError, Unsupported
 from enlarger.evaluate.metrics import consistency, gmsd, psnr, ssim
 from enlarger.image.picture import read_picture
-from enlarger.tasks.upscale.upscale import BUNDLED_FOLDER, Upscaler
+from enlarger.tasks.loading import BUNDLED_FOLDER
+from enlarger.tasks.upscale.upscaler import Upscaler
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ("bread", "bridge", "mandrill")

@@ -17,7 +17,6 @@ from enlarger.nn.compact_unet import CompactStage, CompactUNet, CompactUNetConfi
 from enlarger.requests import UpscaleRequest
 from enlarger.tasks.result import Progress
 from enlarger.tasks.upscale.bundled import BundledUpscaler
-from enlarger.tasks.upscale.upscale import Upscaler
 from tests.support.close import assert_close, max_difference
 from tests.support.pictures import texture
 from tests.support.random_weights import normal, randomise
@@ -46,8 +45,8 @@ def picture(height: int, width: int, count: int = 1) -> Tensor:
 @pytest.mark.parametrize("size", [(55, 26), (1, 60)])
 def test_tiles_equal_the_whole(size: tuple[int, int], detail: float) -> None:
     small = picture(*size)
-    whole = task()(small, from_seeds([3]), detail=detail, steps=1)
-    tiles = task(tile=16)(small, from_seeds([3]), detail=detail, steps=1)
+    whole = task().enlarge(small, from_seeds([3]), detail=detail, steps=1)
+    tiles = task(tile=16).enlarge(small, from_seeds([3]), detail=detail, steps=1)
     assert tiles.shape == (1, 3, 2 * size[0], 2 * size[1])
     assert_close(tiles, whole, 1e-5 * max(1.0, float(whole.abs().max())))  # random networks leave -1..1
 
@@ -101,9 +100,10 @@ def test_without_detail_only_the_predictor_runs(monkeypatch: pytest.MonkeyPatch)
     def forbidden(*_: Any) -> Tensor:
         raise AssertionError("not to be called")
 
-    upscale, small = task(), picture(9, 10)
+    model, small = task(), picture(9, 10)
+    upscale = model.enlarge
     expected = upscale(small, from_seeds([0]))
-    for owner, name in ((upscale.unet, "forward"), (upscale.autoencoder, "encode"), (upscale.autoencoder, "decode")):
+    for owner, name in ((model.unet, "forward"), (model.autoencoder, "encode"), (model.autoencoder, "decode")):
         monkeypatch.setattr(owner, name, forbidden)
     seen: list[Progress] = []
     assert upscale(small, from_seeds([1]), detail=0.0, watch=seen.append).equal(expected)  # nor does a seed matter
@@ -120,12 +120,12 @@ def test_every_tile_is_seen_and_can_be_the_last() -> None:
 
     seen: list[tuple[str, int, int]] = []
     with pytest.raises(Cancelled):
-        task(tile=16)(picture(40, 40), from_seeds([0]), watch=stop)
+        task(tile=16).enlarge(picture(40, 40), from_seeds([0]), watch=stop)
     assert seen == [("predict", 1, 9), ("predict", 2, 9), ("predict", 3, 9)]
 
 
 def test_detail_is_added_in_proportion() -> None:
-    upscale, small = task(), picture(8, 8)
+    upscale, small = task().enlarge, picture(8, 8)
     none, half, full = (upscale(small, from_seeds([4]), detail=d, steps=2) for d in (0.0, 0.5, 1.0))
     assert max_difference(none, full) > 0.01
     assert_close(half - none, (full - none) / 2, 1e-5)
@@ -148,14 +148,14 @@ def test_untrained_the_predictor_is_bicubic(size: tuple[int, int]) -> None:
         80, 176, (*size, 3), dtype=np.uint8
     )  # Pillow clips between its two passes
     small = torch.from_numpy(array).permute(2, 0, 1)[None] / 127.5 - 1
-    found = task(predictor=untrained())(small, from_seeds([0]))
+    found = task(predictor=untrained()).enlarge(small, from_seeds([0]))
     wanted = np.asarray(Image.fromarray(array).resize((2 * size[1], 2 * size[0]), Image.Resampling.BICUBIC))
     rounded = ((found[0] + 1) * 127.5).clamp(0, 255).round().permute(1, 2, 0)
     assert_close(rounded, wanted, 1.0)
 
 
 def test_a_batch_equals_singles() -> None:
-    upscale, small = task(), picture(11, 9, count=3)
+    upscale, small = task().enlarge, picture(11, 9, count=3)
     found = upscale(small, from_seeds([7, 0, 5]), detail=1.0, steps=2)
     atol = 1e-5 * max(1.0, float(found.abs().max()))
     for i, seed in enumerate([7, 0, 5]):
@@ -165,12 +165,12 @@ def test_a_batch_equals_singles() -> None:
 @pytest.mark.parametrize("detail", [0.0, 1.0])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 5), (8, 16), (15, 17)])
 def test_exact_sizes(size: tuple[int, int], detail: float) -> None:
-    found = task()(picture(*size), from_seeds([0]), detail=detail, steps=1)
+    found = task().enlarge(picture(*size), from_seeds([0]), detail=detail, steps=1)
     assert found.shape == (1, 3, 2 * size[0], 2 * size[1]) and torch.isfinite(found).all()
 
 
-def upscaler(predictor: Predictor | None = None) -> Upscaler:
-    return Upscaler(task(predictor=untrained() if predictor is None else predictor), "tiny")
+def upscaler(predictor: Predictor | None = None) -> BundledUpscaler:
+    return task(predictor=untrained() if predictor is None else predictor)
 
 
 @pytest.mark.parametrize("by", [1, 1.01, 1.5, 2, 3, 4.5])
@@ -224,8 +224,7 @@ def test_seeds_and_counts() -> None:
 
 def test_the_adaptive_solver_treats_pictures_alone() -> None:
     model, small = upscaler(), Image.fromarray(texture(9, 8))
-    assert isinstance(model.task, BundledUpscaler)
-    model.task.unet.conv_out.weight.zero_()  # a smooth flow takes few steps
+    model.unet.conv_out.weight.zero_()  # a smooth flow takes few steps
     options = {"detail": 1.0, "solver": "dpm_adaptive"}
     two = model(UpscaleRequest(small, count=2, seed=0, **options))
     for seed, image in zip(two.seeds, two.images, strict=True):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from enlarger import GenerateRequest, Generator, Progress, Upscaler, UpscaleRequest, load_generator, load_upscaler
+from enlarger import GenerateRequest, Generator, Progress, UpscaleRequest, load_generator, load_upscaler
 from enlarger.tasks.batching import group_into_batches, run_in_batches
+from enlarger.tasks.upscale.pixel_x4 import PixelUpscaler
 from tests.support import tiny, tiny_xl
 
 one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
@@ -125,6 +126,6 @@ def test_the_watcher_sees_one_course(generator: Generator) -> None:
 
 
 def test_other_networks_take_one_at_a_time() -> None:
-    upscaler = Upscaler(load_generator(tiny.sd1_folder(), "cpu").model, "x4")
+    upscaler = PixelUpscaler(load_generator(tiny.sd1_folder(), "cpu").model, "x4")
     one = UpscaleRequest(tiny.picture(40, 30))
     assert group_into_batches(upscaler, [one, one]) == [(0,), (1,)]

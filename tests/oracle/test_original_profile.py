@@ -19,8 +19,7 @@ from enlarger.errors import Unsupported
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.nn.k_unet import KStage, KUNet, KUNetConfig
 from enlarger.tasks.conditioning import GuidedText
-from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
-from enlarger.tasks.upscale.upscale import ORIGINAL_ADAPTIVE
+from enlarger.tasks.upscale.latent_x2 import ORIGINAL_ADAPTIVE, LatentUpscaleJob, LatentUpscaler
 from enlarger.text.encode import PromptEmbeds
 from tests.support import k_diffusion, tiny
 from tests.support.close import assert_close
@@ -106,7 +105,9 @@ def run_ours(scale: float, level: float, solver: Any, steps: int) -> Tensor:
     guidance = Guidance(scale if scale not in (0, 1) else 1.0)
     noise = SharedGenerator(torch.Generator().manual_seed(3))
     low, course = normal(BATCH, 4, *SIZE, seed=5), ours.sampler.sigma_schedule(steps)
-    return ours(LatentUpscaleJob(low, branches(text(), scale), course, solver, noise, guidance, level, True))
+    return ours.upscale_latents(
+        LatentUpscaleJob(low, branches(text(), scale), course, solver, noise, guidance, level, True)
+    )
 
 
 def run_theirs(scale: float, level: float, sampler: Callable[..., Tensor]) -> Tensor:
@@ -179,7 +180,7 @@ def test_padding_matters() -> None:
         SharedGenerator(torch.Generator().manual_seed(3)),
         mask_padding=True,
     )
-    assert (ours(job) - ours(masked)).abs().max() > 0.01
+    assert (ours.upscale_latents(job) - ours.upscale_latents(masked)).abs().max() > 0.01
 
 
 def test_a_noise_level_needs_its_weights() -> None:
@@ -190,4 +191,4 @@ def test_a_noise_level_needs_its_weights() -> None:
         low, GuidedText(text().positive), ours.sampler.sigma_schedule(1), euler, SharedGenerator(None), noise_level=0.5
     )
     with pytest.raises(Unsupported, match=r"noise_level is 0.5, but these weights lack low_res_noise_embed.weight"):
-        without(job)
+        without.upscale_latents(job)

@@ -34,7 +34,7 @@ def test_official_single_files(table: str) -> None:
     assert set(found.components) == COMPONENTS[layout]
     if family is not None:
         assert found.kind == "model" and found.prediction_type == PREDICTIONS.get(family, "epsilon")
-        assert FAMILIES[family].label in found.description and FAMILIES[family].task in found.description
+        assert FAMILIES[family].label in found.description and FAMILIES[family].purpose in found.description
     wrapped = detect({f"model_ema.{name}": shape for name, shape in shapes.items()})
     assert (wrapped.family, wrapped.key_prefix) == (family, "model_ema.")
 
@@ -164,11 +164,11 @@ def test_twelve_swaps(swap: str) -> None:
     with pytest.raises(CheckpointError) as error:
         require_family(whole, [wanted], "m.safetensors")
     for family in (given, wanted):
-        assert f"{FAMILIES[family].label} ({FAMILIES[family].task})" in str(error.value)
+        assert f"{FAMILIES[family].label} ({FAMILIES[family].purpose})" in str(error.value)
     said = state_dict_mismatch(family_shapes(wanted)["unet"], family_shapes(given)["unet"])
     assert said is not None
     kind = FAMILIES[given].label.removesuffix(" inpainting").removesuffix(" depth").removeprefix("the ")
-    assert kind in said and f"These weights are for {FAMILIES[given].task}" in said, said
+    assert kind in said and f"These weights are for {FAMILIES[given].purpose}" in said, said
     require_family(whole, [wanted, given], "m.safetensors")
 
 

@@ -109,7 +109,7 @@ def test_a_folder_is_described_and_its_size_foretold(path: Any, kind: str, tasks
     assert about.state == ModelState("one", kind, tuple(tasks), ("other",))
     shelf, _ = shelf_of(settings)
     (loaded,) = shelf.get("one")
-    estimator = weight_bytes(getattr(loaded.task, "estimator", None))
+    estimator = weight_bytes(getattr(loaded.task_for(tasks[0]), "estimator", None))
     assert about.num_bytes is not None and loaded.num_bytes - estimator == pytest.approx(about.num_bytes, rel=0.01)
 
 
@@ -196,7 +196,7 @@ def test_a_model_larger_than_the_memory_is_refused_unread() -> None:
 
 def test_one_model_makes_three_tasks(shared: ModelCache) -> None:
     (loaded,) = shared.get("sd")
-    assert all(loaded.task_for(verb).model is loaded.stable_diffusion for verb in ("generate", "refine", "inpaint"))  # type: ignore[union-attr]
+    assert all(loaded.task_for(verb).model is loaded.model for verb in ("generate", "refine", "inpaint"))  # type: ignore[union-attr]
     with pytest.raises(Exception, match="sd cannot upscale; it can generate, refine, inpaint"):
         loaded.task_for("upscale")
     with pytest.raises(Exception, match="bundled is an upscaler, expected a refiner"):

@@ -22,15 +22,13 @@ from enlarger.requests import GenerateRequest, UpscaleRequest
 from enlarger.service.jobs.job import RESULT_FILE, JobResult, ResultImage
 from enlarger.service.problems import Problem, ProblemError, problem_from_exception
 from enlarger.service.worker.generation_metadata import Json, generation_metadata, metadata_of_image
-from enlarger.service.worker.model_cache import LoadedModel, ModelCache, SendEvent, empty_cache
+from enlarger.service.worker.model_cache import CachedModel, ModelCache, SendEvent, empty_cache
 from enlarger.service.worker.model_requests import ModelRequests, build_requests, refiner_name
 from enlarger.service.worker.previews import PreviewSpec, PreviewWriter, Size, preview_decoder_for
 from enlarger.service.worker.progress_reporter import ProgressReporter, RunningJob
 from enlarger.service.worker.results import remove_images, resize_to, save_image, write_result_file
 from enlarger.service.workers import messages
 from enlarger.tasks.batching import group_into_batches, run_in_batches
-from enlarger.tasks.text_to_image import Generator as TextToImage
-from enlarger.tasks.upscale.upscale import Upscaler
 
 OUT_OF_MEMORY_MESSAGES = (
     "can't allocate memory",
@@ -45,21 +43,18 @@ MAX_MESSAGE_CHARACTERS = 1000  # characters of an error that are passed on
 class JobContext:
     """What the jobs of one run work with: the model, and the task that it does."""
 
-    model: LoadedModel
-    task: Any  # a request and a watcher in, a `Result` out
+    model: CachedModel
+    task: Any  # a request and a callback for progress in, a `Result` or `InpaintResult` out
+    is_batched: bool  # requests that are alike may share a batch
     load_seconds: float  # that loading took
 
     def run(self, requests: Sequence[Any], watch: ProgressReporter) -> list[Any]:
         """The result of each request; several are one batch."""
-        if isinstance(self.task, Upscaler | TextToImage):
-            return run_in_batches(self.task, requests, watch)
-        return [self.task(request, watch) for request in requests]
+        return run_in_batches(self.task, requests, watch) if self.is_batched else [self.task(requests[0], watch)]
 
     def batches(self, requests: Sequence[Any]) -> list[tuple[int, ...]]:
         """Which requests can be computed in one batch."""
-        if isinstance(self.task, Upscaler | TextToImage):
-            return group_into_batches(self.task, requests)
-        return [(i,) for i in range(len(requests))]
+        return group_into_batches(self.task, requests) if self.is_batched else [(i,) for i in range(len(requests))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,13 +128,13 @@ class Executor:
             self._free_memory(names, "load")
             models = self.model_cache.get(*names)
         models_by_name = dict(zip(names, models, strict=True))
-        task = models[0].task_for(job.spec.task)
-        if isinstance(task, TextToImage):
+        model, task = models[0], models[0].task_for(job.spec.task)
+        if job.spec.task == "generate":
             refiners = () if refiner is None else (models_by_name[refiner].refiner,)
-            upscaler = None if upscaler_name is None else models_by_name[upscaler_name].task
-            assert upscaler is None or isinstance(upscaler, Upscaler)
+            upscaler = None if upscaler_name is None else models_by_name[upscaler_name].task_for("upscale")
             task = replace(task, refiners=refiners, upscaler=upscaler)
-        return JobContext(models[0], task, time.monotonic() - start)
+        is_batched = model.loaded.kind.verbs[model.description.verbs[job.spec.task]].is_batched
+        return JobContext(model, task, is_batched, time.monotonic() - start)
 
     def _run_batch(self, context: JobContext, prepared_jobs: Sequence[PreparedJob], is_retry: bool = False) -> None:
         """Compute and deliver one batch. What fails in a batch is tried one by one; what memory does not suffice for,
@@ -308,7 +303,7 @@ def log_error(event: str, error: BaseException) -> None:
     sys.stderr.flush()
 
 
-def _preview_writer(model: LoadedModel, job: RunningJob, model_requests: ModelRequests) -> PreviewWriter:
+def _preview_writer(model: CachedModel, job: RunningJob, model_requests: ModelRequests) -> PreviewWriter:
     """What is shown of a job while it is computed."""
     result_size, network_size = _preview_sizes(model_requests)
     is_upscale = isinstance(model_requests.requests[0], UpscaleRequest)

@@ -14,18 +14,12 @@ from enlarger.errors import Unsupported
 from enlarger.runtime.runtime import Runtime
 from enlarger.service.problems import problem_error
 from enlarger.service.settings import GIB, MIB, ModelSettings
-from enlarger.service.worker.model_description import TASKS_BY_KIND, ModelDescription, describe_model
+from enlarger.service.worker.model_description import ModelDescription, describe_model
 from enlarger.service.workers.messages import Event, MemoryUse, ModelLoading, ModelLoadTime, ModelsLoaded
 from enlarger.tasks.auxiliary.preview import Previewer, load_previewer
-from enlarger.tasks.depth import DepthToImage
-from enlarger.tasks.image_to_image import Refiner
-from enlarger.tasks.inpaint import Inpainter
-from enlarger.tasks.loading import Checkpoint, load
+from enlarger.tasks.loading import BUNDLED, Checkpoint, LoadedModel, load_model
 from enlarger.tasks.stable_diffusion import StableDiffusion
-from enlarger.tasks.text_to_image import Generator
-from enlarger.tasks.upscale.upscale import Upscaler, load_upscaler
 
-AnyTask = Upscaler | Generator | Refiner | Inpainter | DepthToImage
 LIBC = ctypes.CDLL(None)  # this process, with the C library in it
 
 
@@ -33,11 +27,11 @@ SendEvent = Callable[[Event], None]  # says to the server what happened
 
 
 @dataclass(frozen=True, eq=False)
-class LoadedModel:
+class CachedModel:
     """A model in memory, and the tiny decoder for its previews where there is one."""
 
     description: ModelDescription
-    task: AnyTask
+    loaded: LoadedModel
     previewer: Previewer | None
     num_bytes: int
 
@@ -46,26 +40,23 @@ class LoadedModel:
         return self.description.settings.name
 
     @property
-    def stable_diffusion(self) -> StableDiffusion:
-        """The Stable Diffusion checkpoint; upscalers have none to share."""
-        assert not isinstance(self.task, Upscaler)
-        return self.task.model
+    def model(self) -> Any:
+        """The Stable Diffusion checkpoint, or the upscaler; either has a tokenizer, a sampler and a vae."""
+        return self.loaded.model
 
     @property
     def refiner(self) -> StableDiffusion:
         """The checkpoint, to finish what another one begins. Raises Unsupported for what is made for something else."""
-        if isinstance(self.task, Upscaler):
+        if not isinstance(self.model, StableDiffusion):
             raise Unsupported(f"{self.name} is an upscaler, expected a refiner or a text-to-image model")
-        return self.stable_diffusion.require_task("generate", "refine")
+        return self.model.require_task("generate", "refine")
 
-    def task_for(self, verb: str) -> AnyTask:
-        """The model as the task of a verb, without copying anything. Raises Unsupported for what it cannot do."""
-        tasks = TASKS_BY_KIND[self.description.kind]
-        if verb not in tasks:
-            raise Unsupported(f"{self.name} cannot {verb}; it can {', '.join(tasks)}")
-        if isinstance(self.task, Upscaler | DepthToImage):
-            return self.task
-        return {"generate": Generator, "refine": Refiner, "inpaint": Inpainter}[verb](self.stable_diffusion)
+    def task_for(self, task: str) -> Any:
+        """What does a job's task with this model. Raises Unsupported for a task that it cannot do."""
+        verbs = self.description.verbs
+        if task not in verbs:
+            raise Unsupported(f"{self.name} cannot {task}; it can {', '.join(verbs)}")
+        return self.loaded.tasks[verbs[task]]
 
 
 class ModelCache:
@@ -77,7 +68,7 @@ class ModelCache:
         self.device, self.send = device, send
         self.budget = None if memory is None else round(memory * GIB)
         self.descriptions: dict[str, ModelDescription] = {one.name: describe_model(one, device) for one in settings}
-        self._models: dict[str, LoadedModel] = {}
+        self._models: dict[str, CachedModel] = {}
 
     @property
     def loaded_bytes(self) -> Mapping[str, int]:
@@ -87,9 +78,9 @@ class ModelCache:
     @property
     def bundled_name(self) -> str | None:
         """What the model is called here that ships with the package."""
-        return next((name for name, one in self.descriptions.items() if one.settings.path == "bundled"), None)
+        return next((name for name, one in self.descriptions.items() if one.settings.path == BUNDLED), None)
 
-    def get(self, *names: str) -> tuple[LoadedModel, ...]:
+    def get(self, *names: str) -> tuple[CachedModel, ...]:
         """Models that work together, loaded where they are not.
 
         Raises what loading raises, and ProblemError for those that are larger than the memory.
@@ -120,16 +111,16 @@ class ModelCache:
         self.send(ModelLoading(model=name))
         start = time.monotonic()
         self._evict_until_fits(name, description.num_bytes or 0, in_use)
-        task = _load_task(description.settings, self.device)
+        loaded = _load(description.settings, self.device)
         runtime = Runtime(self.device)
         preview = description.settings.preview
         previewer = None if preview is None else load_previewer(preview, torch.float32, runtime)
-        size = weight_bytes((task, previewer))
+        size = weight_bytes((*loaded.tasks.values(), previewer))
         self._evict_until_fits(name, size, in_use)
         if not description.kind:  # its files have been mended since
             description = describe_model(description.settings, self.device)
             self.descriptions[name] = description
-        self._models[name] = LoadedModel(description, task, previewer, size)
+        self._models[name] = CachedModel(description, loaded, previewer, size)
         self.send(ModelLoadTime(model=name, seconds=time.monotonic() - start))
         self._report()
 
@@ -158,17 +149,15 @@ def _mib(size: int) -> str:
     return f"{size / MIB:,.1f} MiB"
 
 
-def _is_pinned(model: LoadedModel) -> bool:
+def _is_pinned(model: CachedModel) -> bool:
     return model.description.settings.keep
 
 
-def _load_task(settings: ModelSettings, device: torch.device) -> AnyTask:
-    if settings.path == "bundled":
-        return load_upscaler(None, str(device), offload=settings.offload)
+def _load(settings: ModelSettings, device: torch.device) -> LoadedModel:
     checkpoint = Checkpoint(
         settings.path, variant=settings.variant, prediction=settings.prediction, loras=settings.loras
     )
-    return load(checkpoint, str(device), settings.precision, settings.offload)
+    return load_model(checkpoint, str(device), settings.precision, settings.offload)
 
 
 def modules_in(value: Any) -> Iterator[nn.Module]:

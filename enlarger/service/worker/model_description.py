@@ -1,50 +1,29 @@
 """What configured models are, from the names, shapes and JSON of their files; no weight is read."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
-from enlarger.checkpoint.components import COMPONENT_CLASSES, CONFIG_NAME, MODEL_INDEX_NAME
+from enlarger.checkpoint.components import COMPONENT_CLASSES
+from enlarger.checkpoint.families import FAMILIES, KINDS, ModelKind
+from enlarger.checkpoint.folder.describe import component_class_names, folder_kind
 from enlarger.checkpoint.single_file.detect import detect
 from enlarger.checkpoint.tensors.open import open_checkpoint, open_weights
 from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
 from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
-from enlarger.errors import CheckpointError, EnlargerError, InputError, Unsupported
+from enlarger.errors import CheckpointError, EnlargerError, InputError
 from enlarger.hub.cache import resolve, snapshot_variant
 from enlarger.runtime.runtime import resolve_dtype
 from enlarger.service.jobs.job import Task
 from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.settings import ModelSettings
-from enlarger.strict_json import read_json
-from enlarger.tasks.stable_diffusion import takes_aesthetic_score, trained_task
-from enlarger.tasks.upscale.upscale import BUNDLED_FOLDER
+from enlarger.tasks.loading import BUNDLED, BUNDLED_FOLDER
 
-BASE_TASKS: tuple[Task, ...] = ("generate", "refine", "inpaint")
-TASKS_BY_KIND: Mapping[str, tuple[Task, ...]] = {
-    "bundled": ("upscale",),
-    "x2": ("upscale",),
-    "x4": ("upscale",),
-    "sd": BASE_TASKS,
-    "sdxl": BASE_TASKS,
-    "sd-inpaint": ("inpaint",),
-    "sdxl-inpaint": ("inpaint",),
-    "sdxl-refiner": ("refine",),
-    "depth": ("refine",),
-}
-"""What can be asked of each kind of model."""
-UPSCALER_KINDS = {
-    "CompactUpscale": "bundled",
-    "StableDiffusionLatentUpscalePipeline": "x2",
-    "StableDiffusionUpscalePipeline": "x4",
-}
-FAMILY_KINDS = {  # of single files
-    "sd1": "sd", "sd2": "sd", "sdxl": "sdxl", "sd1_inpainting": "sd-inpaint", "sd2_inpainting": "sd-inpaint",
-    "sdxl_inpainting": "sdxl-inpaint", "sdxl_refiner": "sdxl-refiner", "sd2_depth": "depth", "x2": "x2", "x4": "x4",
-}  # fmt: skip
+DEPTH_TASK: Task = "refine"  # of jobs: what the service calls `enlarger.depth`
 EMA_PREFIX = "model_ema."  # a copy of the UNet in single files, which is not loaded
 
 
@@ -53,15 +32,30 @@ class ModelDescription:
     """A model before it is loaded. `bytes` is what its weights will take in memory, None where that is not known."""
 
     settings: ModelSettings
-    kind: str = ""
+    model_kind: ModelKind | None = None
     num_bytes: int | None = None
     error: str | None = None  # why it cannot be used
 
     @property
+    def kind(self) -> str:
+        """What the service calls its kind."""
+        return "" if self.model_kind is None else self.model_kind.service_kind
+
+    @property
+    def verbs(self) -> dict[Task, str]:
+        """The tasks of jobs that it can do, and the verb of its kind that does each."""
+        names = () if self.model_kind is None else self.model_kind.verbs
+        return {DEPTH_TASK if name == "depth" else cast("Task", name): name for name in names}
+
+    @property
+    def unused_options(self) -> tuple[str, ...]:
+        """The options that it has no use for."""
+        return () if self.model_kind is None else self.model_kind.unused_options
+
+    @property
     def state(self) -> ModelState:
         """What the server is told of it."""
-        tasks = TASKS_BY_KIND.get(self.kind, ())
-        return ModelState(self.settings.name, self.kind, tasks, self.settings.aliases, error=self.error)
+        return ModelState(self.settings.name, self.kind, tuple(self.verbs), self.settings.aliases, error=self.error)
 
 
 def describe_model(settings: ModelSettings, device: torch.device) -> ModelDescription:
@@ -69,12 +63,12 @@ def describe_model(settings: ModelSettings, device: torch.device) -> ModelDescri
     try:
         _check_settings(settings)
         dtype = resolve_dtype(settings.precision, device)
-        if settings.path == "bundled":
-            return ModelDescription(settings, "bundled", _folder_bytes(BUNDLED_FOLDER, None, torch.float32))
+        if settings.path == BUNDLED:
+            return ModelDescription(settings, KINDS[BUNDLED], _folder_bytes(BUNDLED_FOLDER, None, torch.float32))
         path = resolve(settings.path)
         if path.is_dir():
             variant = snapshot_variant(path) if settings.variant is None else settings.variant
-            return ModelDescription(settings, _folder_kind(path), _folder_bytes(path, variant, dtype))
+            return ModelDescription(settings, folder_kind(path), _folder_bytes(path, variant, dtype))
         return ModelDescription(settings, *_describe_file(path, dtype))
     except (EnlargerError, OSError) as error:
         return ModelDescription(settings, error=str(error))
@@ -88,9 +82,9 @@ def _check_settings(settings: ModelSettings) -> None:
     given_names = [
         name for name, value in (inapplicable | {"loras": settings.loras or None}).items() if value is not None
     ]
-    if settings.path == "bundled" and given_names:
+    if settings.path == BUNDLED and given_names:
         raise InputError(f"{settings.name}: the bundled model has no {', '.join(given_names)}; leave that out")
-    if settings.path == "bundled" and settings.precision not in ("auto", "float32"):
+    if settings.path == BUNDLED and settings.precision not in ("auto", "float32"):
         raise InputError(
             f"{settings.name}: precision is {settings.precision}, but the bundled model runs in float32; leave it out"
         )
@@ -100,50 +94,11 @@ def _check_settings(settings: ModelSettings) -> None:
         raise CheckpointError(f"{missing[0]}: no such file; {settings.name} names it in its settings")
 
 
-def _folder_kind(path: Path) -> str:
-    if not (path / MODEL_INDEX_NAME).is_file():
-        raise CheckpointError(
-            f"{path}: no {MODEL_INDEX_NAME}; expected a model's folder in diffusers' layout, or a single file"
-        )
-    index = read_json(path / MODEL_INDEX_NAME)
-    name = str(index.get("_class_name"))
-    if name in UPSCALER_KINDS:
-        return UPSCALER_KINDS[name]
-    components = _components(index)
-    encoders = [part for part in ("text_encoder", "text_encoder_2") if part in components]
-    if components.get("unet") != "UNet2DConditionModel" or components.get("vae") != "AutoencoderKL" or not encoders:
-        raise Unsupported(f"{path}: holds a {name}, expected a checkpoint of the Stable Diffusion family")
-    unet, vae, text_encoder = (
-        _component_config(path / part, components[part]) for part in ("unet", "vae", encoders[-1])
-    )
-    return _kind_from_configs(unet, vae.latent_channels, text_encoder.projection_dim, path)
-
-
-def _components(index: Mapping[str, Any]) -> dict[str, str]:
-    """The classes of the parts that a model_index.json lists, each [library, class]; [null, null] is left out."""
-    listed: dict[str, Any] = {name: value for name, value in index.items() if isinstance(value, list)}
-    return {name: str(value[-1]) for name, value in listed.items() if value and value[-1] is not None}
-
-
-def _component_config(folder: Path, kind: str) -> Any:
-    """A part's config.json as its network's config."""
-    return COMPONENT_CLASSES[kind].read_config(read_json(folder / CONFIG_NAME))
-
-
-def _kind_from_configs(unet: Any, latent_channels: int, projection_dim: int | None, path: Path) -> str:
-    verb = trained_task(unet, latent_channels, takes_aesthetic_score(unet, projection_dim))
-    family = "sd" if unet.time_id_channels is None else "sdxl"
-    kinds = {"generate": family, "inpaint": f"{family}-inpaint", "refine": "sdxl-refiner", "depth": "depth"}
-    if verb not in kinds:
-        raise Unsupported(f"{path}: its UNet takes {unet.in_channels} channels, which no known task gives it")
-    return kinds[verb]
-
-
 def _folder_bytes(path: Path, variant: str | None, dtype: torch.dtype) -> int:
     components = {
-        name: COMPONENT_CLASSES[kind]
-        for name, kind in _components(read_json(path / MODEL_INDEX_NAME)).items()
-        if kind in COMPONENT_CLASSES
+        name: COMPONENT_CLASSES[class_name]
+        for name, class_name in component_class_names(path).items()
+        if class_name in COMPONENT_CLASSES
     }
     return sum(
         _num_bytes(_open_component(path / name, part.weights_stem, variant), dtype) for name, part in components.items()
@@ -160,14 +115,14 @@ def _open_component(folder: Path, stem: str, variant: str | None) -> Safetensors
         return open_weights(folder, stem, None)
 
 
-def _describe_file(path: Path, dtype: torch.dtype) -> tuple[str, int]:
+def _describe_file(path: Path, dtype: torch.dtype) -> tuple[ModelKind, int]:
     tensors = open_checkpoint(path)
     detected = detect({name: tensors.shape(name) for name in tensors.keys()}, path)
     if detected.kind != "model" or detected.family is None:
         raise CheckpointError(
             f"{path}: holds {detected.description}, expected a whole model in one file. {detected.advice}".strip()
         )
-    return FAMILY_KINDS[detected.family], _num_bytes(tensors, dtype, lambda name: not name.startswith(EMA_PREFIX))
+    return FAMILIES[detected.family], _num_bytes(tensors, dtype, lambda name: not name.startswith(EMA_PREFIX))
 
 
 def _num_bytes(

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from enlarger.checkpoint.families import ModelKind
 from enlarger.errors import InputError
 from enlarger.requests import (
     DepthRequest,
@@ -21,31 +22,20 @@ from enlarger.requests import (
 )
 from enlarger.service.jobs.job import JobSpec
 from enlarger.service.settings import ModelSettings
-from enlarger.service.worker.model_cache import LoadedModel
-from enlarger.tasks.upscale.latent_x2 import LatentUpscaler
-from enlarger.tasks.upscale.upscale import Upscaler
+from enlarger.service.worker.model_cache import CachedModel
 from enlarger.text.encode import tokenize_prompts
-from enlarger.text.tokenize import Tokenizer
 
 REQUEST_TYPES: Mapping[str, type[Any]] = {
     "upscale": UpscaleRequest,
     "generate": GenerateRequest,
     "refine": RefineRequest,
     "inpaint": InpaintRequest,
+    "depth": DepthRequest,
 }
 OPTION_LABELS = {
     "prompt": "the prompt", "negative": "the negative prompt", "noise_level": "the noise level", "solver": "the solver",
     "profile": "the profile", "score": "the score", "negative_score": "the negative score", "long_prompt": "",
 }  # fmt: skip
-SCORE_OPTIONS = ("score", "negative_score")
-UNUSED_OPTIONS = {  # by kind of model
-    "bundled": ("prompt", "negative", "guidance", "noise_level", "profile", "long_prompt"),
-    "x2": ("detail",),
-    "x4": ("detail", "profile"),
-    "sd": SCORE_OPTIONS,
-    "sdxl": SCORE_OPTIONS,
-    "depth": SCORE_OPTIONS,
-}
 NEUTRAL_VALUES = (None, "", 1.0)  # what changes nothing, and so needs no note
 
 
@@ -73,11 +63,11 @@ class ModelRequests:
         return getattr(self.requests[0], "image", None)
 
 
-def build_requests(spec: JobSpec, model: LoadedModel, folder: Path) -> ModelRequests:
+def build_requests(spec: JobSpec, model: CachedModel, folder: Path) -> ModelRequests:
     """The requests of a job; its pictures are read from the job's folder. Raises InputError for odd options."""
-    options, notes = _supported_options(spec, model.description.kind)
+    options, notes = _supported_options(spec, model.loaded.kind)
     options.pop("refiner", None)
-    request_type = DepthRequest if model.description.kind == "depth" else REQUEST_TYPES[spec.task]
+    verb = model.description.verbs[spec.task]
     pictures = {
         name: _open_image(folder / file)
         for name, file in (("image", spec.image), ("mask", spec.mask))
@@ -86,9 +76,9 @@ def build_requests(spec: JobSpec, model: LoadedModel, folder: Path) -> ModelRequ
     if spec.task == "inpaint":
         options["mask_mode"] = "white"
     seeds = seeds_for(options.get("seed", 0), options.get("count", 1))
-    request = make_request(request_type, **pictures, **options)
+    request = make_request(REQUEST_TYPES[verb], **pictures, **options)
     requests = tuple(replace(request, seed=seed, count=1) for seed in seeds)
-    metadata_options = _metadata_options(request, model, refiner_name(spec, model.description.settings))
+    metadata_options = _metadata_options(request, model, verb, refiner_name(spec, model.description.settings))
     input_info = None if spec.image is None else _input_info(folder / spec.image, pictures["image"])
     return ModelRequests(
         requests, metadata_options, tuple(seeds), notes, _count_prompt_tokens(request, model), input_info
@@ -106,18 +96,21 @@ def refiner_name(spec: JobSpec, settings: ModelSettings) -> str | None:
     return name
 
 
-def _supported_options(spec: JobSpec, kind: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _supported_options(spec: JobSpec, kind: ModelKind) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The options that this kind of model has a use for, and what is to be said of the others."""
     options = dict(spec.options)
-    unused = () if options.get("refiner") else UNUSED_OPTIONS.get(kind, ())
+    unused = () if options.get("refiner") else kind.unused_options
     dropped = {name: options.pop(name) for name in unused if name in options}
     notes = [
         f"{OPTION_LABELS.get(name, name)} changes nothing: {spec.model} has no use for it"
         for name in _noteworthy(dropped)
     ]
-    if kind == "bundled" and options.get("detail") in (None, 0):
-        dropped = {name: options.pop(name) for name in ("steps", "solver") if name in options}
-        notes += [f"{OPTION_LABELS.get(name, name)} changes nothing without detail" for name in _noteworthy(dropped)]
+    for needed, names in kind.dependent_options.items():
+        if options.get(needed) in (None, 0):
+            dropped = {name: options.pop(name) for name in names if name in options}
+            notes += [
+                f"{OPTION_LABELS.get(name, name)} changes nothing without {needed}" for name in _noteworthy(dropped)
+            ]
     return options, tuple(notes)
 
 
@@ -145,55 +138,30 @@ def _input_info(path: Path, image: Image.Image) -> dict[str, Any]:
         }
 
 
-def _metadata_options(request: Any, model: LoadedModel, refiner: str | None) -> dict[str, Any]:
+def _metadata_options(request: Any, model: CachedModel, verb: str, refiner: str | None) -> dict[str, Any]:
     """The request's options with what None stands for; pictures and seeds are said elsewhere."""
-    options = with_defaults(request, _defaults_key(request, model)) | {"refiner": refiner}
-    unused = UNUSED_OPTIONS.get(model.description.kind, ()) if refiner is None else ()
-    for name in ("image", "mask", "depth", "seed", "mask_mode", *unused):
-        options.pop(name, None)
-    if model.description.kind == "bundled" and options["detail"] == 0:
-        options = {name: value for name, value in options.items() if name not in ("steps", "solver")}
-    elif options["solver"] is None:
-        options["solver"] = _default_solver(model)
-    if isinstance(request, GenerateRequest):
-        side = model.stable_diffusion.sample_size * model.stable_diffusion.latent_diffusion.vae.downsample_factor
+    kind = model.loaded.kind
+    profile = getattr(request, "profile", None)
+    defaults = kind.verbs[verb].defaults if profile is None else f"{verb}/{profile}"
+    options = with_defaults(request, defaults) | {"refiner": refiner}
+    unused = kind.unused_options if refiner is None else ()
+    for needed, names in kind.dependent_options.items():
+        unused += names if options[needed] == 0 else ()
+    if options.get("solver", "") is None and model.model.sampler is not None:
+        options["solver"] = model.model.sampler.solver
+    if verb == "generate":
+        side = model.model.sample_size * model.model.vae.downsample_factor
         options |= {name: side for name in ("width", "height") if options[name] is None}
-    return {name: value for name, value in options.items() if value is not None}
+    hidden = ("image", "mask", "depth", "seed", "mask_mode", *unused)
+    return {name: value for name, value in options.items() if value is not None and name not in hidden}
 
 
-def _defaults_key(request: Any, model: LoadedModel) -> str:
-    """The name in `requests.DEFAULTS` of what None stands for."""
-    if isinstance(request, UpscaleRequest):
-        names = {"bundled": "upscale/bundled", "x4": "upscale/x4"}
-        return names.get(model.description.kind, f"upscale/{request.profile or 'diffusers'}")
-    if isinstance(request, DepthRequest | InpaintRequest):
-        return "depth" if isinstance(request, DepthRequest) else "inpaint"
-    verb = "generate" if isinstance(request, GenerateRequest) else "refine"
-    return f"{verb}/xl" if model.stable_diffusion.has_micro_conditioning else verb
-
-
-def _default_solver(model: LoadedModel) -> str:
-    """The name of the checkpoint's own solver."""
-    task = model.task.task if isinstance(model.task, Upscaler) else model.stable_diffusion
-    assert not hasattr(task, "predictor"), "the bundled model's solver has a default"
-    return task.sampler.solver  # type: ignore[union-attr]
-
-
-def _count_prompt_tokens(request: Any, model: LoadedModel) -> int:
+def _count_prompt_tokens(request: Any, model: CachedModel) -> int:
     """CLIP's tokens of the prompt, start and end aside."""
-    tokenizer = _tokenizer_of(model)
+    tokenizer = model.model.tokenizer
     if tokenizer is None or not request.prompt:
         return 0
     return sum(
         int(piece.mask.sum()) - 2 * len(piece.mask)
         for piece in tokenize_prompts(tokenizer, [request.prompt], True, True)
     )
-
-
-def _tokenizer_of(model: LoadedModel) -> Tokenizer | None:
-    if not isinstance(model.task, Upscaler):
-        return model.stable_diffusion.tokenizers[0]
-    task = model.task.task
-    if isinstance(task, LatentUpscaler):
-        return task.tokenizer
-    return getattr(task, "tokenizers", (None,))[0]

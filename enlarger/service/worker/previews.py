@@ -9,12 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.image.atomic_write import atomic_write
-from enlarger.service.worker.model_cache import LoadedModel
+from enlarger.service.worker.model_cache import CachedModel
 from enlarger.tasks.auxiliary.preview import LATENT_RGB_FACTORS, linear_preview
 from enlarger.tasks.result import Progress
-from enlarger.tasks.stable_diffusion import StableDiffusion
-from enlarger.tasks.upscale.latent_x2 import LatentUpscaler
-from enlarger.tasks.upscale.upscale import Upscaler
 
 Size = tuple[int, int]  # width, height
 OnPreview = Callable[[str, int | None], None]  # a file of the job's folder, and which of the wanted ones it is
@@ -31,18 +28,16 @@ class PreviewDecoder:
     factor: int
 
 
-def preview_decoder_for(model: LoadedModel) -> PreviewDecoder | None:
-    """The preview decoder of a model's latents; None for those that cannot be shown."""
-    task = model.task.task if isinstance(model.task, Upscaler) else model.stable_diffusion
-    if not isinstance(task, StableDiffusion | LatentUpscaler):
+def preview_decoder_for(model: CachedModel) -> PreviewDecoder | None:
+    """The decoder of a model's latents; None for those that cannot be shown."""
+    vae, space, previewer = model.model.vae, model.loaded.kind.latent_space, model.previewer
+    if vae is None:
         return None
-    networks, previewer = task.latent_diffusion, model.previewer
     if previewer is not None:
-        return PreviewDecoder(lambda denoised: previewer(denoised)[0], networks.vae.downsample_factor)
-    space = task.latent_space if isinstance(task, StableDiffusion) else "sd"
-    if space not in LATENT_RGB_FACTORS:
+        return PreviewDecoder(lambda denoised: previewer(denoised)[0], vae.downsample_factor)
+    if space is None or space not in LATENT_RGB_FACTORS:
         return None
-    return PreviewDecoder(lambda clean: linear_preview(clean, space)[0], networks.vae.downsample_factor)
+    return PreviewDecoder(lambda denoised: linear_preview(denoised, space)[0], vae.downsample_factor)
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,82 @@
-"""The bundled model: predict the mean of the enlargements, then, if asked, diffuse the detail that it leaves out."""
+"""The bundled upscaler: predict the mean of the enlargements, then, if asked, diffuse the detail that it leaves out."""
 
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from enlarger.checkpoint.families import KINDS, ModelKind
+from enlarger.checkpoint.folder.load import PipelineComponents
 from enlarger.diffusion import precondition
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.denoiser import Denoiser
-from enlarger.diffusion.noise import Noise
+from enlarger.diffusion.noise import Noise, from_seeds
 from enlarger.diffusion.sample import Solver, sample
 from enlarger.diffusion.schedule import karras_sigmas
-from enlarger.diffusion.solvers import euler
+from enlarger.diffusion.solvers import SOLVERS, euler
+from enlarger.errors import InputError, Unsupported
 from enlarger.nn.compact import CompactAutoencoder, Predictor
 from enlarger.nn.compact_unet import CompactUNet, residual_scale
+from enlarger.requests import UpscaleRequest, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
 from enlarger.tasks.latent_diffusion import pad_to_multiple
-from enlarger.tasks.result import Progress, ProgressCallback, no_progress, report_steps
+from enlarger.tasks.loading import BUNDLED, Checkpoint
+from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.sampling import NetworkCall
+from enlarger.tasks.upscale.upscale import UpscaleBatch, single_batches, stack_requests, upscale_key
 
 TILE = 512  # input pixels: what bounds the memory
-SIGMA_MIN, SIGMA_MAX = 0.02, 6.0  # noise levels of the ladder, as trained
+SIGMA_MIN, SIGMA_MAX = 0.02, 6.0  # noise levels, as trained
 
 
 @dataclass(frozen=True, eq=False)
 class BundledUpscaler:
-    """The parts of the bundled model. Networks run in tiles, which changes nothing: each sees a bounded surrounding."""
+    """The networks, an `Upscaler`. They run in tiles, which changes nothing: each sees a bounded surrounding."""
 
     predictor: Predictor
     autoencoder: CompactAutoencoder
     unet: CompactUNet
     runtime: Runtime = Runtime()
     tile: int = TILE
+    name: str = BUNDLED
+    scale: int = 2
+    latent_space: None = None
+    vae: None = None  # its latents are its own
+    tokenizer: None = None
+    sampler: None = None
 
-    def __call__(
+    @property
+    def kind(self) -> ModelKind:
+        return KINDS["bundled"]
+
+    def __call__(self, request: UpscaleRequest, watch: ProgressCallback = no_progress) -> Result:
+        results = list[Result]()
+        for batch, options in single_batches(self, request, _options):
+            results += self._run(batch, options, watch)
+        return join_results(results)
+
+    def run_batch(self, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress) -> list[Result]:
+        return self._run(stack_requests(requests), _options(requests), watch)
+
+    def batch_key(self, request: UpscaleRequest) -> Hashable | None:
+        """None with detail: an adaptive solver judges its error by all pictures."""
+        return None if with_defaults(request, "upscale/bundled")["detail"] != 0 else upscale_key(request)
+
+    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCall, ...]:
+        """None: the predictor is no diffusion network."""
+        return ()
+
+    def _run(self, batch: UpscaleBatch, options: Mapping[str, Any], watch: ProgressCallback) -> list[Result]:
+        image, noise = batch.low_res, from_seeds(batch.seeds)
+        detail, steps, solver = options["detail"], options["steps"], SOLVERS[options["solver"]]
+        while batch.needs_pass(image):
+            image = self.enlarge(image, noise, detail=detail, steps=steps, solver=solver, watch=watch).float().cpu()
+        return batch.finish(self.name, image, consistent=options["consistent"])
+
+    def enlarge(
         self, small: Tensor, noise: Noise, *, detail: float = 0.0, steps: int = 1, solver: Solver = euler,
         watch: ProgressCallback = no_progress,
     ) -> Tensor:  # fmt: skip
@@ -89,3 +132,28 @@ class BundledUpscaler:
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
+
+
+def load(components: PipelineComponents, runtime: Runtime, name: str) -> BundledUpscaler:
+    """The upscaler of its folder's parts."""
+    parts = {part: module.to(memory_format=torch.channels_last) for part, module in components.components.items()}
+    return BundledUpscaler(parts["predictor"], parts["autoencoder"], parts["unet"], runtime, name=name)
+
+
+def load_bundled(runtime: Runtime) -> BundledUpscaler:
+    """The model that ships with the package."""
+    return load(Checkpoint(BUNDLED).open(), runtime, BUNDLED)
+
+
+def _options(requests: Sequence[UpscaleRequest]) -> dict[str, Any]:
+    """Those of requests that differ in the picture and the seed alone. Raises Unsupported for what is not used."""
+    options = with_defaults(requests[0], "upscale/bundled")
+    unused = {"prompt": "", "negative": "", "profile": None, "noise_level": None, "guidance": None}
+    for name, default in unused.items():
+        if getattr(requests[0], name) != default:
+            raise Unsupported(
+                f"{name} is set, but the bundled model has no use for it; load an x2 checkpoint, or leave it"
+            )
+    if options["solver"] not in SOLVERS:
+        raise InputError(f"no solver is called {options['solver']!r}; there are {', '.join(SOLVERS)}")
+    return options

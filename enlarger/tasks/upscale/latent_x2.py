@@ -1,35 +1,60 @@
 """The Stable Diffusion x2 latent upscaler (Katherine Crowson): latents or pictures to latents of twice the size."""
 
 import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from enlarger.checkpoint.config.schedulers import sampler_from_config
+from enlarger.checkpoint.families import KINDS, ModelKind
+from enlarger.checkpoint.folder.load import PipelineComponents
 from enlarger.diffusion import precondition
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.guidance import Guidance
-from enlarger.diffusion.noise import Noise
+from enlarger.diffusion.noise import Noise, from_seeds
 from enlarger.diffusion.sample import OnStep, Solver, unchanged
 from enlarger.diffusion.sampler import Sampler, SigmaSchedule
-from enlarger.errors import Unsupported
+from enlarger.diffusion.solvers import PIDStepSizeController, dpm_adaptive
+from enlarger.errors import InputError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
+from enlarger.requests import X2_MAX_NOISE_LEVEL, UpscaleRequest, with_defaults
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.conditioning import GuidedConditioning, GuidedText
-from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.sampling import SamplingPlan
+from enlarger.tasks.batching import is_batch_invariant
+from enlarger.tasks.conditioning import GuidedConditioning, GuidedText, encode_guided_prompts
+from enlarger.tasks.inputs import LatentSpace, latent_space_of
+from enlarger.tasks.latent_diffusion import LatentDiffusion, decode_latents, pad_to_multiple
+from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
+from enlarger.tasks.upscale.upscale import (
+    UpscaleBatch,
+    num_passes,
+    refuse_detail,
+    single_batches,
+    split_batch,
+    stack_requests,
+    upscale_key,
+)
 from enlarger.text.encode import PromptEmbeds
 from enlarger.text.tokenize import Tokenizer
+
+SIZE_MULTIPLE, MIN_SIZE = 32, 64  # pixels: the doubled latent halves three times, and reflects at its edges
+ORIGINAL_ADAPTIVE: Solver = partial(
+    dpm_adaptive, eta=1.0, step_size_controller=PIDStepSizeController(0.05 * 0.25, 0.25 / 127.5, pcoeff=0.2, icoeff=0.4)
+)
+"""The original notebook's default sampler: tolerance scale 0.25, eta 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class LatentUpscaleJob:
-    """One batch: `low` is (B, 3, H, W) pictures in -1..1, sides multiples of 32, or (B, 4, h, w) latents, of 4.
+    """One batch: `low_res` is (B, 3, H, W) pictures in -1..1, sides multiples of 32, or (B, 4, h, w) latents, of 4.
 
-    The text is for B pictures. `initial` replaces the first unit noise, (B, 4, 2h, 2w).
+    The text is for B pictures. `initial_noise` replaces the first unit noise, (B, 4, 2h, 2w).
     """
 
     low_res: Tensor
@@ -43,9 +68,12 @@ class LatentUpscaleJob:
     initial_noise: Tensor | None = None
 
 
+MakeJob = Callable[[Tensor, Noise], LatentUpscaleJob]  # of low-resolution pictures or latents, and their noise
+
+
 @dataclass(frozen=True, eq=False)
 class LatentUpscaler:
-    """The parts of the checkpoint; `noise_frequencies` (64, 1) only exists in the original file."""
+    """The parts of the checkpoint, an `Upscaler`; `noise_frequencies` (64, 1) exists in the original file only."""
 
     tokenizer: Tokenizer
     text_encoder: ClipText
@@ -54,25 +82,106 @@ class LatentUpscaler:
     sampler: Sampler
     runtime: Runtime = Runtime()
     noise_frequencies: Tensor | None = None
+    name: str = "x2"
+    scale: int = 2
 
-    def __call__(self, job: LatentUpscaleJob, on_step: OnStep = unchanged) -> Tensor:
+    @property
+    def kind(self) -> ModelKind:
+        return KINDS["x2"]
+
+    @property
+    def latent_space(self) -> LatentSpace:
+        return latent_space_of(self.vae.config)
+
+    def __call__(self, request: UpscaleRequest, watch: ProgressCallback = no_progress) -> Result:
+        results = list[Result]()
+        for batch, make_job in single_batches(self, request, self._prepare):
+            results += self._run(batch, make_job, watch)
+        return join_results(results)
+
+    def run_batch(self, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress) -> list[Result]:
+        return self._run(stack_requests(requests), self._prepare(requests), watch)
+
+    def batch_key(self, request: UpscaleRequest) -> Hashable | None:
+        solver = with_defaults(request, _defaults_of(request))["solver"]
+        return upscale_key(request, [self.tokenizer]) if is_batch_invariant(self.sampler, solver) else None
+
+    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCall, ...]:
+        solver, sigma_schedule = self._solver(request)
+        passes = num_passes(size, request.by, self.scale)
+        return trace_network_calls(["x2"], [0.0], solver, sigma_schedule.sigmas) * passes
+
+    def _prepare(self, requests: Sequence[UpscaleRequest]) -> MakeJob:
+        """The options settled once, for requests that differ in picture, prompts and seed alone."""
+        request = requests[0]
+        refuse_detail(request)
+        options, is_original = with_defaults(request, _defaults_of(request)), request.profile == "original"
+        scale, noise_level = options["guidance"], options["noise_level"]
+        if noise_level > X2_MAX_NOISE_LEVEL:
+            raise InputError(
+                f"noise_level is {noise_level:g}, expected 0 to {X2_MAX_NOISE_LEVEL:g} for the x2 latent upscaler"
+            )
+        text_features = self._encode(requests, scale, is_original)
+        solver, sigma_schedule = self._solver(request)
+        guidance = Guidance(scale if is_original or scale > 1 else 1.0)
+
+        def make_job(low_res: Tensor, noise: Noise) -> LatentUpscaleJob:
+            return LatentUpscaleJob(
+                low_res, text_features, sigma_schedule, solver, noise, guidance, noise_level, is_original
+            )
+
+        return make_job
+
+    def _encode(self, requests: Sequence[UpscaleRequest], scale: float, is_original: bool) -> GuidedText:
+        """The prompts that the branches of the guidance see. At scale 0 the prompt is empty; in the original that is
+        the negative prompt's place."""
+        prompts, negatives = [str(one.prompt) for one in requests], [str(one.negative) for one in requests]
+        is_guided = scale not in (0, 1) if is_original else scale > 1
+        if scale == 0:
+            prompts = negatives if is_original else [""] * len(prompts)
+        return encode_guided_prompts(
+            self.tokenizer, self.text_encoder, self.runtime, prompts, negatives if is_guided else None, "last",
+            requests[0].long_prompt,
+        )  # fmt: skip
+
+    def _solver(self, request: UpscaleRequest) -> tuple[Solver, SigmaSchedule]:
+        options = with_defaults(request, _defaults_of(request))
+        sampler = self.sampler.with_solver(options["solver"])
+        is_original_adaptive = request.profile == "original" and sampler.solver == "dpm_adaptive"
+        solver = ORIGINAL_ADAPTIVE if is_original_adaptive else sampler.make_solver()
+        return solver, sampler.sigma_schedule(options["steps"])
+
+    def _run(self, batch: UpscaleBatch, make_job: MakeJob, watch: ProgressCallback) -> list[Result]:
+        image, noise = batch.low_res, from_seeds(batch.seeds)
+        while batch.needs_pass(image):
+            pixels = self.vae.downsample_factor if image.shape[1] == 4 else 1  # pixels per element along a side
+            height, width = (2 * pixels * side for side in image.shape[-2:])
+            job = make_job(pad_to_multiple(image, SIZE_MULTIPLE // pixels, MIN_SIZE // pixels), noise)
+            on_step = report_steps(watch, job.sigma_schedule.steps)
+            latents = self.latent_diffusion.sample(*self._start(job), on_step)
+            decoded = torch.cat([decode_latents(self.vae, one, self.runtime) for one in split_batch(latents)])
+            image = decoded[..., :height, :width].float().cpu()
+        return batch.finish(self.name, image, consistent=bool(batch.requests[0].consistent))
+
+    def upscale_latents(self, job: LatentUpscaleJob, on_step: OnStep = unchanged) -> Tensor:
         """Upscaled latents (B, 4, 2h, 2w) in float32. Noise is drawn for the encoding, the augmentation, the start."""
-        latent_diffusion = self.latent_diffusion
-        low_res = latent_diffusion.encode(job.low_res, job.noise)
+        return self.latent_diffusion.sample(*self._start(job), on_step)
+
+    def _start(self, job: LatentUpscaleJob) -> tuple[GuidedConditioning, Tensor, SamplingPlan]:
+        """What sampling begins with: the conditioning, the first latents, and how they are to be denoised."""
+        low_res = self.latent_diffusion.encode(job.low_res, job.noise)
         noisy_low_res = low_res + job.noise_level * job.noise(low_res) if job.noise_level else low_res
-        negative = (
-            None
-            if job.text_features.negative is None
-            else self._condition(job, noisy_low_res, job.text_features.negative)
-        )
+        text, (batch_size, channels, height, width) = job.text_features, low_res.shape
         conditioning = GuidedConditioning(
-            self._condition(job, noisy_low_res, job.text_features.positive), negative, job.guidance
+            self._condition(job, noisy_low_res, text.positive),
+            None if text.negative is None else self._condition(job, noisy_low_res, text.negative),
+            job.guidance,
         )
-        unit_noise = latent_diffusion.draw_noise(
-            (*low_res.shape[:2], 2 * low_res.shape[2], 2 * low_res.shape[3]), job.noise, job.initial_noise
+        unit_noise = self.latent_diffusion.draw_noise(
+            (batch_size, channels, 2 * height, 2 * width), job.noise, job.initial_noise
         )
         plan = SamplingPlan(job.sigma_schedule, job.solver, job.noise)
-        return latent_diffusion.sample(conditioning, unit_noise * job.sigma_schedule.init_noise_sigma, plan, on_step)
+        return conditioning, unit_noise * job.sigma_schedule.init_noise_sigma, plan
 
     @property
     def latent_diffusion(self) -> LatentDiffusion:
@@ -97,3 +206,16 @@ class LatentUpscaler:
             )
         angles = 2 * math.pi * math.log1p(noise_level) * self.noise_frequencies.flatten()
         return torch.cat([angles.cos(), angles.sin()])
+
+
+def load(components: PipelineComponents, runtime: Runtime, name: str) -> LatentUpscaler:
+    """The upscaler of its folder's parts."""
+    parts = components.components
+    return LatentUpscaler(
+        parts["tokenizer"], parts["text_encoder"], parts["unet"], parts["vae"],
+        sampler_from_config(parts["scheduler"]), runtime, parts.get("noise_frequencies"), name,
+    )  # fmt: skip
+
+
+def _defaults_of(request: UpscaleRequest) -> str:
+    return f"upscale/{request.profile or 'diffusers'}"

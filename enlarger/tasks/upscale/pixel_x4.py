@@ -1,25 +1,36 @@
 """The Stable Diffusion x4 upscaler: a low-resolution picture beside the noisy latents of one four times as large."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from enlarger.diffusion.noise import PerSampleGenerators
-from enlarger.diffusion.sample import OnStep, unchanged
+from enlarger.checkpoint.families import ModelKind
+from enlarger.checkpoint.folder.load import PipelineComponents
+from enlarger.diffusion.noise import PerSampleGenerators, from_seeds
+from enlarger.diffusion.sample import OnStep, Solver, unchanged
+from enlarger.diffusion.sampler import Sampler, SigmaSchedule
 from enlarger.diffusion.schedule import NoiseSchedule
-from enlarger.errors import InputError
-from enlarger.tasks.conditioning import GuidedConditioning
-from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
-from enlarger.tasks.sampling import SamplingPlan
+from enlarger.errors import CheckpointError, InputError, Unsupported
+from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.requests import UpscaleRequest, with_defaults
+from enlarger.runtime.runtime import Runtime
+from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
+from enlarger.tasks.latent_diffusion import LatentDiffusion, pad_to_multiple, repeat_each
+from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
+from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffusion
+from enlarger.tasks.upscale.upscale import UpscaleBatch, num_passes, refuse_detail, single_batches
+from enlarger.text.tokenize import Tokenizer
+
+LARGE_PIXELS = 512 * 512  # pixels of the input, above which its memory is worth a note
 
 
 @dataclass(frozen=True, eq=False)
 class PixelUpscaleJob:
-    """`image` (N, 3, h, w) in -1..1 for B prompts, N divides B; noise of step `level` of `low_res` is added to it.
-
-    `initial` replaces the unit noise, (B, C, h, w).
-    """
+    """`image` (N, 3, h, w) in -1..1 for B prompts, N divides B. Noise of step `noise_level` of `low_res_schedule` is
+    added to it. `initial_noise` replaces the unit noise, (B, C, h, w)."""
 
     conditioning: GuidedConditioning
     image: Tensor
@@ -29,17 +40,130 @@ class PixelUpscaleJob:
     initial_noise: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class _Settings:
+    """The options of a request, settled once."""
+
+    prompt: PromptSpec
+    solver: Solver
+    sigma_schedule: SigmaSchedule
+    noise_level: int
+
+
+@dataclass(frozen=True, eq=False)
+class PixelUpscaler:
+    """A checkpoint with a schedule for its input, an `Upscaler`.
+
+    It takes a picture whole, without tiles, so that its memory grows with the picture.
+    """
+
+    checkpoint: StableDiffusion
+    name: str = "x4"
+    latent_space: None = None
+
+    @property
+    def kind(self) -> ModelKind:
+        return self.checkpoint.kind
+
+    @property
+    def scale(self) -> int:
+        return self.vae.downsample_factor
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return self.checkpoint.latent_diffusion.vae
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.checkpoint.tokenizers[0]
+
+    @property
+    def sampler(self) -> Sampler:
+        return self.checkpoint.sampler
+
+    def __call__(self, request: UpscaleRequest, watch: ProgressCallback = no_progress) -> Result:
+        results = list[Result]()
+        for batch, settings in single_batches(self, request, self._settings):
+            results += self._run(batch, settings, watch)
+        return join_results(results)
+
+    def run_batch(self, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress) -> list[Result]:
+        return [self(request, watch) for request in requests]
+
+    def batch_key(self, request: UpscaleRequest) -> None:
+        """None: its memory allows for one picture."""
+
+    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCall, ...]:
+        solver, sigma_schedule = self._solver(request)
+        passes = num_passes(size, request.by, self.scale)
+        return trace_network_calls(["x4"], [0.0], solver, sigma_schedule.sigmas) * passes
+
+    def _settings(self, requests: Sequence[UpscaleRequest]) -> _Settings:
+        """Raises InputError for a noise level that is no step of the checkpoint's own schedule."""
+        request = requests[0]
+        refuse_detail(request)
+        options, max_noise_level = with_defaults(request, "upscale/x4"), self.checkpoint.max_noise_level
+        noise_level = options["noise_level"]
+        if noise_level != int(noise_level) or noise_level > max_noise_level:
+            raise InputError(
+                f"noise_level is {noise_level:g}, expected a whole number from 0 to {max_noise_level} for the x4 "
+                "upscaler"
+            )
+        if request.profile is not None:
+            raise Unsupported(f"profile is {request.profile!r}; only the x2 latent upscaler has profiles, leave it")
+        return _Settings(prompt_spec_from_options(options), *self._solver(request), int(noise_level))
+
+    def _solver(self, request: UpscaleRequest) -> tuple[Solver, SigmaSchedule]:
+        options = with_defaults(request, "upscale/x4")
+        sampler = self.sampler.with_solver(options["solver"])
+        return sampler.make_solver(), sampler.sigma_schedule(options["steps"])
+
+    def _run(self, batch: UpscaleBatch, settings: _Settings, watch: ProgressCallback) -> list[Result]:
+        checkpoint, image = self.checkpoint, batch.low_res
+        assert checkpoint.low_res_schedule is not None, "checked when the checkpoint was loaded"
+        latent_diffusion = checkpoint.bind_schedule(settings.sigma_schedule)
+        plan = SamplingPlan(settings.sigma_schedule, settings.solver, from_seeds(batch.seeds))
+        while batch.needs_pass(image):
+            height, width = (self.scale * side for side in image.shape[-2:])
+            conditioning = checkpoint.condition_one(settings.prompt, (height, width))
+            padded = pad_to_multiple(image, checkpoint.size_multiple // self.scale)
+            job = PixelUpscaleJob(conditioning, padded, plan, settings.noise_level, checkpoint.low_res_schedule)
+            on_step = report_steps(watch, plan.sigma_schedule.steps)
+            latents = latent_diffusion.sample(*_start(latent_diffusion, job), on_step)
+            image = latent_diffusion.decode(latents)[..., :height, :width].float().cpu()
+        is_large = batch.low_res[0, 0].numel() > LARGE_PIXELS
+        whole = ("the x4 upscaler took the picture whole, without tiles: its memory grows with the picture",)
+        notes = settings.prompt.notes + (whole if is_large else ())
+        return batch.finish(self.name, image, consistent=bool(batch.requests[0].consistent), notes=notes)
+
+
+def load(components: PipelineComponents, runtime: Runtime, name: str) -> PixelUpscaler:
+    """The upscaler of its folder's parts."""
+    model = build_stable_diffusion(components, runtime, name)
+    in_channels = model.latent_diffusion.unet_config.in_channels
+    expected = model.latent_diffusion.vae.config.latent_channels + 3
+    if model.low_res_schedule is None:
+        raise CheckpointError(f"{name}: has no low_res_scheduler, the noise of its input; fetch the whole model")
+    if in_channels != expected:
+        raise CheckpointError(f"{name}: the UNet takes {in_channels} channels, expected {expected} of the x4 upscaler")
+    return PixelUpscaler(model, name)
+
+
 def upscale_pixel_x4(latent_diffusion: LatentDiffusion, job: PixelUpscaleJob, on_step: OnStep = unchanged) -> Tensor:
     """Latents (B, C, h, w) in float32. Noise is drawn for the pictures, then for the start.
 
     Results of one picture share its noise, unless each has a generator of its own.
     """
-    if not 0 <= job.noise_level < job.low_res_schedule.num_train_timesteps:
-        raise InputError(
-            f"the noise level is {job.noise_level}, expected 0 to {job.low_res_schedule.num_train_timesteps - 1}"
-        )
+    return latent_diffusion.sample(*_start(latent_diffusion, job), on_step)
+
+
+def _start(latent_diffusion: LatentDiffusion, job: PixelUpscaleJob) -> tuple[GuidedConditioning, Tensor, SamplingPlan]:
+    """What sampling begins with: the conditioning, the first latents, and how they are to be denoised."""
+    num_steps = job.low_res_schedule.num_train_timesteps
+    if not 0 <= job.noise_level < num_steps:
+        raise InputError(f"the noise level is {job.noise_level}, expected 0 to {num_steps - 1}")
     tokens, noise = job.conditioning.positive.tokens, job.plan.noise
-    assert tokens is not None, "Stable Diffusion is always told tokens"
+    assert tokens is not None, "Stable Diffusion is always conditioned on tokens"
     image = job.image.to(latent_diffusion.runtime.device, latent_diffusion.dtype)
     image = repeat_each(image, len(tokens)) if isinstance(noise, PerSampleGenerators) else image
     sigma = float(job.low_res_schedule.sigmas[job.noise_level])
@@ -49,6 +173,4 @@ def upscale_pixel_x4(latent_diffusion: LatentDiffusion, job: PixelUpscaleJob, on
     )
     noise_label = torch.full((len(tokens),), job.noise_level, device=image.device)
     conditioning = job.conditioning.with_fields(concat=repeat_each(noisy, len(tokens)), label=noise_label)
-    return latent_diffusion.sample(
-        conditioning, unit_noise * job.plan.sigma_schedule.init_noise_sigma, job.plan, on_step
-    )
+    return conditioning, unit_noise * job.plan.sigma_schedule.init_noise_sigma, job.plan
