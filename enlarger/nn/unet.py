@@ -270,8 +270,8 @@ class UNet(nn.Module):
         """Run the network once: `x` (B, in, H, W) to (B, out, H, W), all raw; any height and width.
 
         `time` (B,) is the training step, possibly fractional; `tokens` (B, L, context_channels); `vector`
-        (B, vector_channels); `label` (B,) whole numbers; `mask` (B, L) is True where a token may be attended to; `guidance`
-        (B, guidance_channels) is for distilled networks.
+        (B, vector_channels); `label` (B,) whole numbers; `mask` (B, L) is True where a token may be attended to;
+        `guidance` (B, guidance_channels) is for distilled networks.
         """
         embedding = self._embed(time, vector, label, guidance, x)
         inputs = BlockInputs(F.silu(embedding), tokens, None if mask is None else mask[:, None, None])
