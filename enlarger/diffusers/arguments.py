@@ -18,6 +18,10 @@ class ArgumentError(InputError, ValueError):
     """A wrong argument of a pipeline."""
 
 
+class UnfitFile(CheckpointError, ValueError):
+    """A file that does not fit, a ValueError as in diffusers."""
+
+
 class MissingFile(CheckpointError, OSError):
     """A file or folder that is not there, an OSError as in diffusers."""
 

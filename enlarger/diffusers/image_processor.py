@@ -86,3 +86,15 @@ def _normalize(batch: Tensor) -> Tensor:
     if float(batch.max()) > 2:
         raise ArgumentError(f"`image` has values up to {float(batch.max()):g}, expected 0..1 or -1..1; divide first")
     return batch if float(batch.min()) < 0 else 2 * batch - 1
+
+
+def lowered_size(image: Any, factor: int) -> Size:
+    """Height and width of pictures or masks of any kind, lowered to multiples of `factor`."""
+    listed: list[Any] = [*image] if isinstance(image, list | tuple) else [image]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - anything
+    first = listed[0]
+    if isinstance(first, Image.Image):
+        height, width = first.height, first.width
+    else:
+        shape: tuple[int, ...] = tuple(first.shape)
+        height, width = [side for side in shape if len(shape) == 2 or side not in (1, 3)][-2:]
+    return height - height % factor, width - width % factor

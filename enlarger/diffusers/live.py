@@ -54,9 +54,16 @@ def channels_replaced(names: Sequence[str], first: int) -> Remake:
 class Redirected(nn.Module):
     """A network that is told what callbacks have replaced."""
 
-    def __init__(self, network: nn.Module, replaced: Mapping[str, Any], remake: Remake = tokens_replaced) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        replaced: Mapping[str, Any],
+        remake: Remake = tokens_replaced,
+        besides: NetworkInputs | None = None,
+    ) -> None:
         super().__init__()
         self.network, self.replaced, self.remake = network, replaced, remake
+        self.besides = besides or {}  # each (1, n)
 
     @property
     def config(self) -> Any:
@@ -64,4 +71,5 @@ class Redirected(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
         x, told = self.remake(self.replaced, x, told)
+        told = {**told, **{name: value.expand(len(x), -1) for name, value in self.besides.items()}}
         return self.network(x, time, **told)

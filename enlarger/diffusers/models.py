@@ -136,7 +136,10 @@ class ModelView(nn.Module):
             name: value for key, value in module.state_dict().items() if (name := to_current_key(key)) is not None
         }
         network.load_state_dict(weights, assign=True)
-        return cls.view(network.eval().requires_grad_(False), stated)
+        for key, weight in module.named_parameters():  # the same objects, so that moving one moves the other
+            place, _, leaf = str(to_current_key(key)).rpartition(".")
+            setattr(network.get_submodule(place), leaf, weight)
+        return cls.view(network.eval(), stated)
 
     def save_pretrained(
         self, save_directory: str | Path, variant: str | None = None, safe_serialization: bool = True,
@@ -230,9 +233,11 @@ class UNet2DConditionModel(ModelView):
             found = [*native, *(cross_attention_kwargs or ())] or ["attention_mask"]
             raise Unsupported(f"the UNet takes no {', '.join(found)}; there are no adapters beside the prompt here")
         time = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
-        told: dict[str, Any] = {"tokens": encoder_hidden_states, "vector": timestep_cond, "label": class_labels}
+        condition = "vector" if isinstance(network, KUNet) else "guidance"
+        told: dict[str, Any] = {"tokens": encoder_hidden_states, condition: timestep_cond, "label": class_labels}
         if added_cond_kwargs:
-            channels = network.config.time_id_channels
+            native_config: Any = network.config
+            channels: int = native_config.time_id_channels
             told["vector"] = vector_of(added_cond_kwargs["text_embeds"], added_cond_kwargs["time_ids"], channels)
         if encoder_attention_mask is not None:
             told["mask"] = encoder_attention_mask.bool()

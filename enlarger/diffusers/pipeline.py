@@ -21,13 +21,14 @@ from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.folder.save import save_folder
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.diffusers import image_processor
-from enlarger.diffusers.arguments import ArgumentError, MissingFile
+from enlarger.diffusers.arguments import ArgumentError, MissingFile, UnfitFile
 from enlarger.diffusers.components import Compiled, as_component, native_of, parse_shard_size, wrong_component
 from enlarger.diffusers.loading import Loading, read_options
 from enlarger.diffusers.memory import MemoryMethods
-from enlarger.diffusers.models import model_view
+from enlarger.diffusers.models import STATED, ModelView, model_view
 from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.progress import ProgressBar, ProgressBarConfig, progress_bar_config
+from enlarger.diffusers.run_state import RunState
 from enlarger.diffusers.scheduler_config import SchedulerConfig
 from enlarger.diffusers.schedulers import Scheduler, scheduler_from_config
 from enlarger.errors import CheckpointError, Unsupported
@@ -41,7 +42,7 @@ from enlarger.text.tokenize import Tokenizer
 log = logging.getLogger(__name__)
 
 
-class DiffusionPipeline(MemoryMethods):
+class DiffusionPipeline(RunState, MemoryMethods):
     """The base of the pipelines; reading with it gives the class that the folder names.
 
     A base class, unlike elsewhere in this package: the classes must offer the same thirty methods under diffusers'
@@ -52,6 +53,9 @@ class DiffusionPipeline(MemoryMethods):
     COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {}
     OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset()  # parts that may be None
     CONFIG_KEYS: ClassVar[tuple[str, ...]] = ()  # arguments that are not parts; model_index.json keeps them
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ()  # what callbacks may see, as diffusers lists it
+    model_cpu_offload_seq: ClassVar[str] = "text_encoder->text_encoder_2->unet->vae"
+    DISTILLABLE: ClassVar[bool] = False  # whether `time_cond_proj_dim` is a guidance scale's
     UPCAST: ClassVar[bool] = False  # whether the autoencoder's `force_upcast` is heeded
     vae: Any
     text_encoder: Any
@@ -72,29 +76,11 @@ class DiffusionPipeline(MemoryMethods):
         self._guidance_rescale: float = 0.0
         self._num_timesteps = 0
 
-    @property
-    def interrupt(self) -> bool:
-        """Whether a callback asked, by `pipe._interrupt = True`, to stop and decode_latents what there is."""
-        return self._interrupt
+    def __init_subclass__(cls) -> None:
+        never = {name for name, kind in cls.COMPONENT_TYPES.items() if kind is type(None)}
+        cls._optional_components = sorted(cls.OPTIONAL_COMPONENTS | never)
 
-    @property
-    def guidance_scale(self) -> float:
-        """That of the last call; callbacks may set `_guidance_scale`."""
-        return self._guidance_scale
-
-    @property
-    def guidance_rescale(self) -> float:
-        return self._guidance_rescale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the negative prompt has a branch of its own."""
-        return self._guidance_scale > 1
-
-    @property
-    def num_timesteps(self) -> int:
-        """Calls of the network in the last run."""
-        return self._num_timesteps
+    _optional_components: ClassVar[list[str]] = []
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Parts can be swapped, if they are of the right kind; any other attribute can be set."""
@@ -111,7 +97,7 @@ class DiffusionPipeline(MemoryMethods):
         """A part as our own code takes it."""
         part = getattr(self, name)
         if part is None:
-            raise ArgumentError(f"{name} is None, and this needs it; set pipe.{name}")
+            raise ArgumentError(f"{name} is None, and this call needs it; set pipe.{name}")
         return Compiled(part) if hasattr(part, "_orig_mod") else getattr(part, "native", part)
 
     def _native_or_none(self, name: str) -> Any:
@@ -158,7 +144,11 @@ class DiffusionPipeline(MemoryMethods):
         loading = read_options(torch_dtype if dtype is None else dtype, options)
         wanted = [name for name in cls._components_to_load(path) if name not in given]
         asked = torch_dtype if dtype is None else dtype
-        bundle = read_folder(path, variant, torch.float32 if asked is None else loading.dtype, wanted)
+        try:
+            bundle = read_folder(path, variant, torch.float32 if asked is None else loading.dtype, wanted)
+        except CheckpointError as error:  # a ValueError, as in diffusers
+            said = f"You are trying to load the model files of the `variant={variant}`, but {error}"
+            raise UnfitFile(str(error) if variant is None else said) from error
         return cls._from_bundle(bundle, given)._loaded(loading)
 
     def _loaded(self, loading: Loading) -> Self:
@@ -267,7 +257,8 @@ class DiffusionPipeline(MemoryMethods):
         missing = [name for name in copied if name not in stated]
         if missing:
             warnings.warn(f"{', '.join(missing)} cannot be saved: only what lies in a folder is copied", stacklevel=2)
-        bundle = PipelineComponents(path, index, components, self._configs, tuple(copied))
+        configs = {name: part.__dict__.get(STATED, {}) for name, part in plain.items() if isinstance(part, ModelView)}
+        bundle = PipelineComponents(path, index, components, configs, tuple(copied))
         folder = Path(save_directory)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as place:
@@ -313,7 +304,8 @@ class DiffusionPipeline(MemoryMethods):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.unet.parameters()).dtype
+        networks = self._networks() if self.unet is None else [self.unet]
+        return next((one.dtype for one in networks[0].parameters()), torch.float32)
 
     @property
     def device(self) -> torch.device:

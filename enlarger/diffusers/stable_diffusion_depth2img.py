@@ -53,6 +53,7 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         "feature_extractor": type(None),
     }
     OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset({"depth_estimator"})
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = (*ImagePipeline._callback_tensor_inputs, "depth_mask")
     CHECKPOINT_KIND: ClassVar[str] = "a depth"
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (1,)
     depth_estimator: DepthEstimator | None

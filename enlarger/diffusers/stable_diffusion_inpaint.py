@@ -41,6 +41,11 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
     result back through the mask. As in diffusers, PNDM leaves out its Runge-Kutta start here.
     """
 
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = (
+        *ImagePipeline._callback_tensor_inputs,
+        "mask",
+        "masked_image_latents",
+    )
     CHECKPOINT_KIND: ClassVar[str] = "an inpainting"
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (0, 5)
 

@@ -33,6 +33,9 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
     autoencoder's own mean and deviation of latents are heeded in the encoding too, unlike in diffusers.
     """
 
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = (
+        *XLImagePipeline._callback_tensor_inputs, "mask", "masked_image_latents"
+    )  # fmt: skip
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (0, 5)
 
     @accept_lora_scale

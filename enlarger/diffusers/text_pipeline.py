@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from enlarger.checkpoint.components import PipelineComponents
 from enlarger.diffusers.arguments import (
@@ -32,7 +32,7 @@ from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
 from enlarger.tasks.auxiliary.safety_checker import SafetyChecker, missing_checker_note
-from enlarger.tasks.conditioning import GuidedConditioning, GuidedText, condition_on_tokens
+from enlarger.tasks.conditioning import GuidedConditioning, GuidedText, condition_on_tokens, embed_guidance_scale
 from enlarger.tasks.latent_diffusion import LatentDiffusion
 from enlarger.text.encode import PromptEmbeds, encode_prompts
 from enlarger.text.tokenize import Tokenizer
@@ -66,6 +66,8 @@ class TextPipeline(LoraMethods, Pipeline):
     }
     OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset({"safety_checker"})
     CHECKPOINT_KIND: ClassVar[str] = "a text-to-image"
+    DISTILLABLE: ClassVar[bool] = True
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (0,)  # channels that the UNet may take beside the latents
     unet: Any
 
@@ -84,6 +86,8 @@ class TextPipeline(LoraMethods, Pipeline):
     def _set_components(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
         """Take the parts, if the UNet is one for this pipeline."""
         super().__init__(parts, settings)
+        if self.unet is None or self.vae is None:
+            return
         found, latents = self._unet.config.in_channels, self._vae.config.latent_channels
         if found not in {latents + extra for extra in self.EXTRA_CHANNELS}:
             known = " or ".join(str(latents + extra) for extra in self.EXTRA_CHANNELS)
@@ -161,6 +165,15 @@ class TextPipeline(LoraMethods, Pipeline):
         seen = prompt if negative is None else torch.cat([negative, prompt])
         return listeners(self, on_end, names, {"prompt_embeds": seen, "negative_prompt_embeds": negative}, older)
 
+    def _distilled(self) -> dict[str, Tensor]:
+        """What a network distilled with guidance is told besides."""
+        channels = getattr(self._unet.config, "guidance_channels", None)
+        if channels is None:
+            return {}
+        return {
+            "guidance": embed_guidance_scale(self._guidance_scale, 1, channels).to(self._runtime.device, self.dtype)
+        }
+
     def _guidance(self, scale: float, rescale: float = 0.0) -> Guidance:
         """Guidance that callbacks may change through `_guidance_scale`; at or below 1 the prompt runs alone."""
         self._guidance_scale, self._guidance_rescale = scale, rescale
@@ -184,7 +197,10 @@ class TextPipeline(LoraMethods, Pipeline):
     def _latent_diffusion(self, run: Run, heard: Listeners, remake: Remake = tokens_replaced) -> LatentDiffusion:
         """The networks of a run; what callbacks replace is condition_on_embeds to the UNet by `remake`."""
         upcast = self.UPCAST and self._vae.config.force_upcast
-        unet = self._unet if heard.on_end is None else Redirected(self._unet, heard.replaced, remake)
+        unet: nn.Module = self._unet
+        told = self._distilled()
+        if heard.on_end is not None or told:
+            unet = Redirected(unet, heard.replaced, remake, told)
         return LatentDiffusion(unet, self._vae, run.precondition(), self._runtime, upcast)
 
     def _run_task(self, run: Run, heard: Listeners, task: Callable[[OnStep], Tensor]) -> Tensor:

@@ -142,6 +142,9 @@ class XLPipeline(ImagePipeline):
     )
     CONFIG_KEYS: ClassVar[tuple[str, ...]] = ("force_zeros_for_empty_prompt", "add_watermarker")
     UPCAST: ClassVar[bool] = True
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = (
+        "latents", "prompt_embeds", "add_text_embeds", "add_time_ids"
+    )  # fmt: skip
 
     def _set_components(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
         kept = dict(settings or {})
@@ -151,7 +154,7 @@ class XLPipeline(ImagePipeline):
                 "picture; leave it out, and mark the finished pictures if that is wanted"
             )
         super()._set_components(parts, kept)
-        if self._unet.config.time_id_channels is None:
+        if self.unet is not None and self._unet.config.time_id_channels is None:
             raise InputError("the UNet takes no sizes, expected one of SDXL with addition_embed_type 'text_time'")
 
     def register_to_config(self, **settings: Any) -> None:

@@ -36,14 +36,17 @@ def to_feature_map(x: Tensor, like: Tensor) -> Tensor:
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers with SiLU between: (B, inputs) to (B, channels)."""
+    """Two linear layers with SiLU between: (B, inputs) to (B, channels); a condition (B, condition_channels) joins the
+    inputs where there is one."""
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, condition_channels: int | None = None) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(in_channels, channels)
+        self.cond_proj = None if condition_channels is None else nn.Linear(condition_channels, in_channels, bias=False)
         self.linear_2 = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = x if self.cond_proj is None else x + self.cond_proj(condition)
         return self.linear_2(F.silu(self.linear_1(x)))
 
 

@@ -1,6 +1,7 @@
 """FreeU (Si et al. 2023): where the way up of a UNet joins a skip, more of the backbone and less of the skip's lowest
 frequencies."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ def scale_low_frequencies(x: Tensor, scale: float) -> Tensor:
 
 def enable(network: nn.Module, freeu: FreeU) -> None:
     """Filter at the first two stages that join skips; those of the x2 upscaler's UNet are the second and the third."""
-    disable(network)
+    _note(network, vars(freeu))
     first, second = _stages(network)
     setattr(first, ATTRIBUTE, SkipFilter(freeu.s1, freeu.b1))
     if second is not None:
@@ -54,9 +55,17 @@ def enable(network: nn.Module, freeu: FreeU) -> None:
 
 def disable(network: nn.Module) -> None:
     """Filter nothing."""
+    _note(network, dict.fromkeys(("s1", "s2", "b1", "b2")))
     for stage in _stages(network):
         if stage is not None:
             setattr(stage, ATTRIBUTE, None)
+
+
+def _note(network: nn.Module, factors: Mapping[str, float | None]) -> None:
+    """Say the factors on every block of the way up, as diffusers does."""
+    for block in network.get_submodule("up_blocks").children():
+        for name, value in factors.items():
+            setattr(block, name, value)
 
 
 def _stages(network: nn.Module) -> tuple[nn.Module, nn.Module | None]:

@@ -51,6 +51,7 @@ class UNetConfig:
     num_class_embeds: int | None = None  # rows of the x4 upscaler's class embedding
     upcast_attention: bool = False  # only for saving; the fused product ignores it
     groups: int = 32
+    guidance_channels: int | None = None  # of the embedded guidance scale that distilled networks are told
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ class UNet(nn.Module):
         self.config = config
         base_channels = config.stages[0].channels
         self.conv_in = nn.Conv2d(config.in_channels, base_channels, 3, padding=1)
-        self.time_embedding = TimestepEmbedding(base_channels, 4 * base_channels)
+        self.time_embedding = TimestepEmbedding(base_channels, 4 * base_channels, config.guidance_channels)
         if config.num_class_embeds is not None:
             self.class_embedding = embedding_table(config.num_class_embeds, 4 * base_channels)
         if config.vector_channels is not None:
@@ -264,13 +265,15 @@ class UNet(nn.Module):
         vector: Tensor | None = None,
         label: Tensor | None = None,
         mask: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Run the network once: `x` (B, in, H, W) to (B, out, H, W), all raw; any height and width.
 
         `time` (B,) is the training step, possibly fractional; `tokens` (B, L, context_channels); `vector`
-        (B, vector_channels); `label` (B,) whole numbers; `mask` (B, L) is True where a token may be attended to.
+        (B, vector_channels); `label` (B,) whole numbers; `mask` (B, L) is True where a token may be attended to;
+        `guidance` (B, guidance_channels) is for distilled networks.
         """
-        embedding = self._embed(time, vector, label, x)
+        embedding = self._embed(time, vector, label, guidance, x)
         inputs = BlockInputs(F.silu(embedding), tokens, None if mask is None else mask[:, None, None])
         x = self.conv_in(x)
         skips = [x]
@@ -281,11 +284,15 @@ class UNet(nn.Module):
             x = block(x, skips, inputs)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
-    def _embed(self, time: Tensor, vector: Tensor | None, label: Tensor | None, x: Tensor) -> Tensor:
+    def _embed(
+        self, time: Tensor, vector: Tensor | None, label: Tensor | None, guidance: Tensor | None, x: Tensor
+    ) -> Tensor:
         """The sum of the embeddings of time, label and vector: (B, 4 * first stage's channels)."""
         self._check_optional_input("vector", vector, "vector_channels", self.config.vector_channels)
         self._check_optional_input("label", label, "num_class_embeds", self.config.num_class_embeds)
-        embedding = self.time_embedding(sinusoidal_embedding(time, self.config.stages[0].channels).to(x.dtype))
+        self._check_optional_input("guidance", guidance, "guidance_channels", self.config.guidance_channels)
+        times = sinusoidal_embedding(time, self.config.stages[0].channels).to(x.dtype)
+        embedding = self.time_embedding(times, guidance)
         if label is not None:
             embedding = embedding + self.class_embedding(label)
         if vector is not None:

@@ -1,5 +1,6 @@
 """From prompts to what a network is conditioned on: tokens, and for SDXL a vector of sizes and scores."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -158,3 +159,11 @@ def replace_in_vector(vector: Tensor, channels: int, pooled: Tensor | None, time
     front = vector[:, :width] if pooled is None else pooled.to(vector)
     rows = max(len(front) if pooled is not None else 0, len(numbers) if time_ids is not None else 0)
     return torch.cat([front[-rows:], numbers[-rows:]], 1)
+
+
+def embed_guidance_scale(scale: float, count: int, channels: int) -> Tensor:
+    """What a network distilled with guidance is told of its scale, (count, channels) (Meng et al. 2023)."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(10000.0) / (half - 1) * torch.arange(half))
+    angles = (1000.0 * (scale - 1) * frequencies).expand(count, -1)
+    return torch.cat([angles.sin(), angles.cos()], 1)

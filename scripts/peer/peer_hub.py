@@ -106,7 +106,7 @@ def _sd(root: Any, checker: Any = True) -> Any:
     import diffusers
 
     real = REAL
-    scheduler = diffusers.PNDMScheduler(
+    scheduler = diffusers.schedulers.scheduling_pndm.PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
     )
     real["StableDiffusionPipeline"](
@@ -136,7 +136,7 @@ def _xl(root: Any, kind: Any = "StableDiffusionXLPipeline", refiner: Any = False
         projection_class_embeddings_input_dim=size * 8 + 32,
         in_channels=channels,
     )
-    scheduler = diffusers.EulerDiscreteScheduler(
+    scheduler = diffusers.schedulers.scheduling_euler_discrete.EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
     )
     more = {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False} if refiner else {}

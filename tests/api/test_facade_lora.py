@@ -77,10 +77,7 @@ def lora(seed: int, text: bool = True) -> dict[str, Tensor]:
 def networks(pipe: Any) -> tuple[Tensor, Tensor]:
     inputs = normal(1, 4, 8, 8), torch.tensor([400.0]), normal(1, 7, 32, seed=2)
     with torch.no_grad():
-        if isinstance(pipe, diffusers.DiffusionPipeline):
-            return pipe.unet(*inputs).sample, pipe.text_encoder(IDS).last_hidden_state
-        x, time, tokens = inputs
-        return pipe.unet(x, time, tokens=tokens), pipe.text_encoder(IDS).last
+        return pipe.unet(*inputs).sample, pipe.text_encoder(IDS).last_hidden_state
 
 
 def assert_equal(ours: Any, theirs: Any, atol: float = ATOL) -> None:
@@ -282,7 +279,7 @@ def test_inversions_beside_adapters(ours: Any, theirs: Any) -> None:
     assert ours.tokenizer is not before[0]
     ours.unload_textual_inversion()
     assert ours.tokenizer is before[0]
-    updates = ours._adapters.loras["default_0"].parts["text_encoder"]
+    updates = ours._adapters.loras["default_0"].components["text_encoder"]
     assert same_weights(ours.text_encoder, apply_lora(before[1], updates))
     ours.unload_lora_weights()
     assert ours.text_encoder is before[1]

@@ -244,7 +244,5 @@ def test_wrong_masks(base: Any) -> None:
 def test_what_cannot_be_done(base: Any) -> None:
     with pytest.raises(Unsupported, match="ip_adapter_image is not available here; there are no IP adapters"):
         run(base, ip_adapter_image=PICTURE)
-    with pytest.raises(Unsupported, match="add_text_embeds; prompts are fixed for a run here"):
-        run(base, callback_on_step_end=lambda *a: {"add_text_embeds": torch.zeros(1)})
     with pytest.raises(TypeError, match="got unexpected arguments strength"):
         run(base, strength=1)

@@ -205,7 +205,6 @@ def test_zero_terminal_schedules_equal_diffusers() -> None:
     ("change", "message"),
     [
         ({"act_fn": "mish"}, "act_fn is 'mish'; supported: 'silu'"),
-        ({"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256; supported: None"),
         ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep'; supported: None"),
         ({"addition_embed_type": "image"}, "addition_embed_type is 'image'; supported: None, 'text_time'"),
         ({"mid_block_type": "UNetMidBlock2D"}, "mid_block_type is 'UNetMidBlock2D'"),

@@ -45,7 +45,6 @@ FIXED_STANDARD_UNET: Json = {
     "resnet_time_scale_shift": "default",
     "time_embedding_type": "positional",
     "timestep_post_act": None,
-    "time_cond_proj_dim": None,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
@@ -119,6 +118,7 @@ def _unet(config: Json) -> UNetConfig:
         vector_channels=vector_channels,
         time_id_channels=time_id_channels,
         num_class_embeds=strict_config.get_optional_int("num_class_embeds"),
+        guidance_channels=strict_config.get_optional_int("time_cond_proj_dim"),
         upcast_attention=strict_config.get_bool("upcast_attention"),
         groups=strict_config.get_int("norm_num_groups", 32),
     )
@@ -247,6 +247,7 @@ def unet_json(config: UNetConfig) -> Json:
             "addition_time_embed_dim": config.time_id_channels,
             "projection_class_embeddings_input_dim": config.vector_channels,
             "num_class_embeds": config.num_class_embeds,
+            "time_cond_proj_dim": config.guidance_channels,
             "upcast_attention": config.upcast_attention,
             "norm_num_groups": config.groups,
         }
