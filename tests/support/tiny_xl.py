@@ -167,11 +167,12 @@ def statistics(pipes: Sequence[Any]) -> Iterator[None]:
     """Both with an autoencoder that states the latents' mean and deviation."""
     ours, theirs = pipes
     stated = {"latents_mean": (-1.6, 1.1, 3.1, -1.4), "latents_std": (8.4, 5.9, 6.8, 5.2)}
-    before, plain = ours.vae.config, dict(theirs.vae.config)
-    ours.vae.config = replace(before, **stated)
+    network = ours.vae.native
+    before, plain = network.config, dict(theirs.vae.config)
+    network.config = replace(before, **stated)
     theirs.vae.register_to_config(**{name: list(values) for name, values in stated.items()})
     try:
         yield
     finally:
-        ours.vae.config = before
+        network.config = before
         theirs.vae.register_to_config(**{name: plain[name] for name in stated})
