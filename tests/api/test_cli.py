@@ -387,7 +387,8 @@ def test_help_has_every_option_with_its_help_and_default(call: Any, monkeypatch:
         if item.name != "image":
             line = next(line for line in out.splitlines() if f"--{item.name.replace('_', '-')} " in line)
             assert item.metadata["limits"].help in line
-    assert "[1<=x<=1000]" in out and "bundled" in next(line for line in out.splitlines() if "--steps" in line)
+    assert "[1<=x<=1000]" in out and "diffusers 75" in next(line for line in out.splitlines() if "--steps" in line)
+    assert "(bundled 0.0)" in next(line for line in out.splitlines() if "--detail" in line)
 
 
 def test_train_passes_on_what_it_is_given(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -505,7 +505,11 @@ def test_asyncio_cancellation_cancels_the_job() -> None:
 
 
 def test_ctrl_c_cancels_the_job() -> None:
-    code = "import sys, enlarger\nenlarger.Client(sys.argv[1]).upscale(sys.stdin.buffer.read())"
+    code = (
+        "import signal, sys, enlarger\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a run in the background ignores it
+        "enlarger.Client(sys.argv[1]).upscale(sys.stdin.buffer.read())"
+    )
     with fake() as (url, script):
         script.cut = 0
         held = subprocess.Popen([sys.executable, "-c", code, url], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
