@@ -51,7 +51,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     made = Fake()
-    for name, loader in (("generate", "generator"), ("refine", "refiner"), ("depth", "depth")):
+    for name, loader in (("text_to_image", "generator"), ("image_to_image", "refiner"), ("depth", "depth")):
         monkeypatch.setattr(f"enlarger.tasks.{name}.load_{loader}", made.load)
     return made
 

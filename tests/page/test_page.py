@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 from tests.support.browser import WatchedPage, chromium, photo, pixels, png, tab
 from tests.support.service import Served, running
 
-MOST_BYTES = 80 * 1000
+MOST_BYTES = 100_000
 LOCAL = {"OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
 HOSTILE = (
     "<script>hit=1</script>", "<img src=x onerror=hit=1>", '"><svg onload=hit=1>', "'><script>hit=1</script>",
