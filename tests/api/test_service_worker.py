@@ -93,6 +93,7 @@ def test_enlarging_with_the_bundled_model(worker: Worker) -> None:
         "the prompt changes nothing: bundled has no use for it",
         "steps changes nothing: bundled has no use for it",
         "guidance changes nothing: bundled has no use for it",
+        *expected.notes,
     ]
     assert done["images"][0] | {"bytes": 0} == {
         "file": "result-0.png", "width": 128, "height": 128, "seed": 1, "format": "png", "bytes": 0, "flagged": None,
