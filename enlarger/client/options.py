@@ -20,6 +20,7 @@ class UpscaleOptions(ImageOptions, total=False):
     prompt: str
     noise_level: float | None
     detail: float | None
+    restore: float | None
     consistent: bool | None
 
 
