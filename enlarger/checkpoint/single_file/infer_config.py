@@ -16,7 +16,6 @@ from enlarger.nn.unet import Stage, UNetConfig
 from enlarger.strict_json import Json
 
 BIGG_POOLED_CHANNELS = 1280  # width of the pooled text in SDXL's `add_embedding`, beside its sizes
-NOISE_LEVEL_CHANNELS = 128  # the x2 upscaler's embedding of its noise level
 
 
 def infer_config(

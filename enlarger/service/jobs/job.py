@@ -16,7 +16,6 @@ Task = Literal["upscale", "generate", "refine", "inpaint"]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled"]
 EventKind = Literal["queued", "started", "progress", "preview", "succeeded", "failed", "canceled"]
 FINISHED_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled"})
-FORMATS = ("png", "jpeg", "webp")
 RESULT_FILE = "done.json"  # in a job's folder; written last, and whole or not at all: with it the job is complete
 _ID = re.compile(r"[A-Za-z0-9_-]{22}")
 
