@@ -407,6 +407,17 @@ def test_a_key_gives_the_same_job_again(client: TestClient, fake: FakeService) -
     assert fake.leftover_files == [first["enlarger"]["id"]]
 
 
+@pytest.mark.parametrize(
+    "other", [{"image": png(16)}, {"scale": 3}, {"model": "bundled"}, {"live": "true"}, {"response_format": "url"}]
+)
+def test_a_key_does_not_give_what_another_request_made(client: TestClient, other: dict[str, Any]) -> None:
+    headers = {"Idempotency-Key": "one"}
+    same = [upscale(client, headers=headers, response_format="b64_json").json()["enlarger"]["id"] for _ in range(2)]
+    assert same[0] == same[1]
+    answer = upscale(client, headers=headers, **{"response_format": "b64_json"} | other)
+    fault_in(answer, 400, "idempotency_key_reused", "Idempotency-Key", "use a new key for each")
+
+
 def test_a_full_queue_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     fake = fake_service(tmp_path, queue=1)
     with TestClient(fake.app) as client:

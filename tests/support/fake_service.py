@@ -19,7 +19,7 @@ from PIL import Image
 
 from enlarger.service.dependencies import Service
 from enlarger.service.jobs.events import EventLogs
-from enlarger.service.jobs.job import RESULT_FILE, Job, JobProgress, JobSpec, JobStatus, Task, job_folder
+from enlarger.service.jobs.job import RESULT_FILE, Idempotency, Job, JobProgress, JobSpec, JobStatus, Task, job_folder
 from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.jobs.reservations import Reservation, Reservations
 from enlarger.service.metrics import Metrics
@@ -74,12 +74,12 @@ class FakeJobManager:
         return Reservations().reserve(owner)
 
     async def submit(
-        self, spec: JobSpec, *, id: str, owner: str = "", attached: bool = False, idempotency_key: str | None = None,
-        reservation: Reservation | None = None,
+        self, spec: JobSpec, *, id: str, owner: str = "", attached: bool = False,
+        idempotency: Idempotency | None = None, reservation: Reservation | None = None,
     ) -> Job:  # fmt: skip
         folder = job_folder(self.settings.data, id)
         assert folder.is_dir()
-        earlier = None if idempotency_key is None else await self.find_by_idempotency_key(owner, idempotency_key)
+        earlier = None if idempotency is None else await self.find_repeated(owner, idempotency)
         if earlier is not None:
             rmtree(folder)
             return earlier
@@ -88,7 +88,8 @@ class FakeJobManager:
         except ProblemError:
             rmtree(folder)
             raise
-        job = Job(id, spec, "queued", time.time(), owner, attached, idempotency_key)
+        key, fingerprint = (None, None) if idempotency is None else (idempotency.key, idempotency.fingerprint)
+        job = Job(id, spec, "queued", time.time(), owner, attached, key, fingerprint)
         self.known[id] = job
         self.event_logs.publish(id, "queued", {"status": "queued", "position": 1})
         task = asyncio.get_running_loop().create_task(self._run(id))
@@ -96,10 +97,12 @@ class FakeJobManager:
         task.add_done_callback(self.tasks.discard)
         return job
 
-    async def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
-        return next(
-            (job for job in self.known.values() if (job.owner, job.idempotency_key) == (owner, idempotency_key)), None
-        )
+    async def find_repeated(self, owner: str, idempotency: Idempotency) -> Job | None:
+        jobs = (job for job in self.known.values() if (job.owner, job.idempotency_key) == (owner, idempotency.key))
+        job = next(jobs, None)
+        if job is not None and job.fingerprint != idempotency.fingerprint:
+            raise problem_error(400, "idempotency_key_reused", "use a new key for each", "Idempotency-Key")
+        return job
 
     async def get(self, id: str) -> Job | None:
         return self.known.get(id)

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from enlarger.service.jobs.job import Idempotency
 from tests.support.queues import queue_of, submit_job, until
 
 SLOW = {"steps": 4, "seconds": 0.004}
@@ -24,7 +25,10 @@ async def main(data: Path, count: int) -> None:
     print_line("ready")
     jobs = []
     for key in map(str, range(count)):
-        jobs.append(await queue.find_by_idempotency_key("", key) or await submit_job(queue, SLOW, idempotency_key=key))
+        idempotency = Idempotency(key, key)
+        jobs.append(
+            await queue.find_repeated("", idempotency) or await submit_job(queue, SLOW, idempotency=idempotency)
+        )
         print_line(f"given {key} {jobs[-1].id}")
     for job in jobs:
         await queue.wait(job.id)

@@ -81,7 +81,7 @@ def make_job_spec(fake: Mapping[str, Any] | None = None, **values: Any) -> JobSp
 
 async def submit_job(queue: JobManager, fake: Mapping[str, Any] | None = None, **values: Any) -> Job:
     """Submit a job; `values` are of `submit` and of the Ask."""
-    named = {key: values.pop(key) for key in ("owner", "attached", "idempotency_key") if key in values}
+    named = {key: values.pop(key) for key in ("owner", "attached", "idempotency") if key in values}
     return await queue.submit(make_job_spec(fake, **values), id=new_job_folder(queue), **named)
 
 

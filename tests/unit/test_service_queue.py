@@ -15,7 +15,7 @@ from enlarger.errors import InputError
 from enlarger.service.jobs import lock
 from enlarger.service.jobs import manager as queue_file
 from enlarger.service.jobs.events import MAX_EVENTS, MAX_FINISHED_LOGS, EventLog, EventLogs
-from enlarger.service.jobs.job import Job, JobEvent, job_folder, new_job_id
+from enlarger.service.jobs.job import Idempotency, Job, JobEvent, job_folder, new_job_id
 from enlarger.service.jobs.lifecycle import MAX_ATTEMPTS
 from enlarger.service.jobs.manager import JobManager
 from enlarger.service.jobs.progress_estimator import DEFAULT_SECONDS, DurationStats, ProgressEstimator
@@ -467,17 +467,20 @@ async def test_nobody_is_admitted_to_wait_longer_than_wanted(tmp_path: Path) -> 
 @async_test
 async def test_the_same_key_gives_the_same_job(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
+        idempotency = Idempotency("k", "request")
         first, second = await asyncio.gather(
-            *(submit_job(queue, QUICK, owner="a", idempotency_key="k") for _ in range(2))
+            *(submit_job(queue, QUICK, owner="a", idempotency=idempotency) for _ in range(2))
         )
         assert first.id == second.id
         over = await queue.wait(first.id)
         assert (
-            await submit_job(queue, QUICK, owner="a", idempotency_key="k")
+            await submit_job(queue, QUICK, owner="a", idempotency=idempotency)
             == over
-            == await queue.find_by_idempotency_key("a", "k")
+            == await queue.find_repeated("a", idempotency)
         )
-        assert (await submit_job(queue, QUICK, owner="b", idempotency_key="k")).id != first.id
+        with pytest.raises(ProblemError, match="was used for another request; use a new key for each"):
+            await submit_job(queue, QUICK, owner="a", idempotency=Idempotency("k", "another"))
+        assert (await submit_job(queue, QUICK, owner="b", idempotency=idempotency)).id != first.id
         await until(lambda: len(list((data_of(queue) / "jobs").iterdir())) == 2)
 
 

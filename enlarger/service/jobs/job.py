@@ -82,6 +82,14 @@ class JobResult:
 
 
 @dataclass(frozen=True)
+class Idempotency:
+    """What makes a request known when it is sent again."""
+
+    key: str  # Idempotency-Key
+    fingerprint: str  # of all that the request says, its pictures included
+
+
+@dataclass(frozen=True)
 class Job:
     """A job as the store knows it. Times are seconds since 1970."""
 
@@ -92,6 +100,7 @@ class Job:
     owner: str = ""  # a hash of the key it came with, "" without keys
     attached: bool = False  # a client waits on its connection; without it the job is canceled
     idempotency_key: str | None = None  # Idempotency-Key
+    fingerprint: str | None = None  # of the request that brought that key
     started: float | None = None
     finished: float | None = None
     crashes: int = 0  # workers that died over it

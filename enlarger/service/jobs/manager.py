@@ -16,7 +16,7 @@ from enlarger.service.jobs.files import (
     remove_job_folder,
     remove_orphan_folders,
 )
-from enlarger.service.jobs.job import Job, JobEvent, JobProgress, JobSpec, JobStatus, Task
+from enlarger.service.jobs.job import Idempotency, Job, JobEvent, JobProgress, JobSpec, JobStatus, Task
 from enlarger.service.jobs.job_queue import ActiveJob, finished_progress
 from enlarger.service.jobs.lifecycle import JobLifecycle, Outcome, unfinished
 from enlarger.service.jobs.model_registry import ModelRegistry, ModelState
@@ -148,16 +148,17 @@ class JobManager:
             raise problem_error(429, "rate_limit_exceeded", text, retry_after=retry_after)
 
     async def submit(
-        self, spec: JobSpec, *, id: str, owner: str = "", attached: bool = False, idempotency_key: str | None = None,
-        reservation: Reservation | None = None,
+        self, spec: JobSpec, *, id: str, owner: str = "", attached: bool = False,
+        idempotency: Idempotency | None = None, reservation: Reservation | None = None,
     ) -> Job:  # fmt: skip
-        """Take a job whose files lie in its folder; the earlier one, if its owner has used the key before.
+        """Take a job whose files lie in its folder; the earlier one, if its owner has sent the same request before.
 
         A `reservation` that still counts is its place. The folder is deleted where the job is not taken. Raises
-        ProblemError as `check_capacity`, and for the storage. If the caller goes away meanwhile, an attached job is
-        canceled.
+        ProblemError as `check_capacity` and `find_repeated`, and for the storage. If the caller goes away meanwhile, an
+        attached job is canceled.
         """
-        job = Job(id, spec, "queued", time.time(), owner, attached, idempotency_key)
+        key, fingerprint = (None, None) if idempotency is None else (idempotency.key, idempotency.fingerprint)
+        job = Job(id, spec, "queued", time.time(), owner, attached, key, fingerprint)
         task = self._lifecycle.spawn(self._submit(job, reservation))
         try:
             return await asyncio.shield(task)
@@ -178,10 +179,8 @@ class JobManager:
         return stored
 
     async def _admit(self, job: Job, reservation: Reservation | None) -> Job:
-        if (
-            job.idempotency_key is not None
-            and (earlier := await self.find_by_idempotency_key(job.owner, job.idempotency_key)) is not None
-        ):
+        earlier = await self._find_repeated(job.owner, job.idempotency_key, job.fingerprint)
+        if earlier is not None:
             return earlier
         if reservation is None or not reservation.release() or self._drain_task is not None:
             self.check_capacity(job.owner)
@@ -190,6 +189,7 @@ class JobManager:
             stored = await self._lifecycle.add(job)
         finally:
             self._adding_owners.remove(job.owner)
+        _check_fingerprint(stored, job.fingerprint)
         if self._drain_task is not None:
             self._cancel_attached()
         self._pool.fail_attached_if_defunct()
@@ -198,10 +198,19 @@ class JobManager:
     async def _cancel_disconnected(self, task: "asyncio.Task[Job]") -> None:
         await self.cancel((await task).id, "disconnect")
 
-    async def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
-        """The job that an owner gave with an Idempotency-Key."""
-        job = await self._lifecycle.store.run(JobDatabase.find_by_idempotency_key, owner, idempotency_key)
-        return None if job is None else await self.get(job.id)
+    async def find_repeated(self, owner: str, idempotency: Idempotency) -> Job | None:
+        """The job of a request that its owner has sent before. Raises ProblemError: 400 `idempotency_key_reused`, where
+        the key came with another request."""
+        return await self._find_repeated(owner, idempotency.key, idempotency.fingerprint)
+
+    async def _find_repeated(self, owner: str, key: str | None, fingerprint: str | None) -> Job | None:
+        if key is None:
+            return None
+        job = await self._lifecycle.store.run(JobDatabase.find_by_idempotency_key, owner, key)
+        if job is None:
+            return None
+        _check_fingerprint(job, fingerprint)
+        return await self.get(job.id)
 
     async def get(self, id: str) -> Job | None:
         return await self._lifecycle.get(id)
@@ -349,3 +358,10 @@ class JobManager:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _check_fingerprint(job: Job, fingerprint: str | None) -> None:
+    """Raise ProblemError where the earlier job of an Idempotency-Key is another request's."""
+    if job.fingerprint != fingerprint:
+        text = "this Idempotency-Key was used for another request; use a new key for each"
+        raise problem_error(400, "idempotency_key_reused", text, "Idempotency-Key")

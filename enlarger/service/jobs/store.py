@@ -36,6 +36,7 @@ MIGRATIONS = (
     ALTER TABLE jobs RENAME COLUMN ask TO spec;
     ALTER TABLE jobs RENAME COLUMN fault TO problem;
     """,
+    "ALTER TABLE jobs ADD COLUMN fingerprint TEXT;",
 )
 """The step from each version of the schema to the next; the version is the file's `user_version`."""
 

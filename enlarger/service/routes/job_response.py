@@ -13,22 +13,16 @@ from enlarger.service.jobs.manager import JobManager
 from enlarger.service.problems import problem_error
 from enlarger.service.routes import responses
 from enlarger.service.routes.base64_stream import content_length, encode_json, file_sizes, fill_placeholders, new_nonce
-from enlarger.service.routes.parsed_request import ParsedRequest
-from enlarger.service.routes.request_headers import RequestHeaders, check_same_request
+from enlarger.service.routes.request_headers import RequestHeaders
 
 _tasks: set[asyncio.Task[Any]] = set()  # the loop itself holds tasks weakly
 
 
-async def find_idempotent_job(
-    service: Service, request_headers: RequestHeaders, candidates: tuple[ParsedRequest, ...], has_seed: bool
-) -> Job | None:
+async def find_idempotent_job(service: Service, request_headers: RequestHeaders) -> Job | None:
     """The job that this request began before, known by its Idempotency-Key."""
-    job = (
-        None
-        if request_headers.idempotency_key is None
-        else await service.jobs.find_by_idempotency_key(request_headers.owner, request_headers.idempotency_key)
-    )
-    return None if job is None else check_same_request(job, candidates, has_seed)
+    if request_headers.idempotency is None:
+        return None
+    return await service.jobs.find_repeated(request_headers.owner, request_headers.idempotency)
 
 
 async def respond(request: Request, job: Job, request_headers: RequestHeaders, url: bool) -> Response:

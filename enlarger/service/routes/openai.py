@@ -47,11 +47,11 @@ async def generations(request: Request) -> Response:
     bounds = service.settings.bounds
     async with read_body(request, bounds, allow_form=False, allow_json=True) as request_body:
         body = validate_body(Generation, request_body)
-        request_headers = read_request_headers(request, body.stream is True)
+        request_headers = await read_request_headers(request, request_body, body.stream is True)
         _check_supported(body)
         model = service.jobs.model_for("generate", body.model or None)
         parsed = parse_generation(body, bounds, _refiner_name(service, model.name) if body.refiner is True else None)
-        job = await find_idempotent_job(service, request_headers, (parsed,), body.seed is not None)
+        job = await find_idempotent_job(service, request_headers)
         if job is None:
             async with open_workspace(service) as workspace:
                 spec = build_job_spec(parsed, model.name, bounds)
@@ -79,7 +79,7 @@ async def edits(request: Request) -> Response:
         else:
             body = validate_body(EditJson, request_body)
             sources = json_images(body)
-        request_headers = read_request_headers(request, body.stream is True)
+        request_headers = await read_request_headers(request, request_body, body.stream is True)
         _check_supported(body)
         job, parsed = await _submit_edit(service, request_headers, body, sources)
     return await _respond(request, job, request_headers, parsed.url, "image_edit")
@@ -96,9 +96,10 @@ async def edits(request: Request) -> Response:
 )
 async def inpainting(request: Request) -> Response:
     """As edits with a mask; addresses are answered if `response_format` does not say otherwise."""
-    service, request_headers = get_service(request), read_request_headers(request)
+    service = get_service(request)
     async with read_body(request, service.settings.bounds, allow_form=True, allow_json=False) as request_body:
         body, sources = validate_body(Inpainting, request_body), form_images(request_body)
+        request_headers = await read_request_headers(request, request_body)
         if sources[1] is None:
             raise problem_error(
                 400, "missing_parameter", "mask is missing; send it as a file, white is repainted", "mask"
@@ -116,13 +117,14 @@ async def inpainting(request: Request) -> Response:
 )
 async def variations(request: Request) -> Response:
     """The picture is remade without a prompt, `strength` (0.6 if absent) away from what it was."""
-    service, request_headers = get_service(request), read_request_headers(request)
+    service = get_service(request)
     bounds = service.settings.bounds
     async with read_body(request, bounds, allow_form=True, allow_json=False) as request_body:
         body, source = validate_body(Variation, request_body), form_image(request_body)
+        request_headers = await read_request_headers(request, request_body)
         model = service.jobs.model_for("refine", body.model or None)
         parsed = parse_variation(body, bounds)
-        job = await find_idempotent_job(service, request_headers, (parsed,), body.seed is not None)
+        job = await find_idempotent_job(service, request_headers)
         if job is None:
             async with open_workspace(service) as workspace:
                 decoded = await workspace.decode_image(source, bounds.pixels, fit_for(parsed))
@@ -138,8 +140,7 @@ async def _submit_edit(
     """The job of an edit. Whether it has a mask can depend on the picture, which is decoded first."""
     bounds = service.settings.bounds
     with_mask, without_mask = (parse_edit(body, bounds, mask) for mask in (True, False))
-    candidates = (with_mask,) if sources[1] is not None else (with_mask, without_mask)
-    job = await find_idempotent_job(service, request_headers, candidates, body.seed is not None)
+    job = await find_idempotent_job(service, request_headers)
     if job is None:
         async with open_workspace(service) as workspace:
             spec = await _build_edit_spec(workspace, body, sources, with_mask, without_mask)

@@ -1,17 +1,19 @@
 """How a request wants its answer: now or later, once or as a stream, and whose it is."""
 
+import asyncio
+import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import BinaryIO
 
 from fastapi import Request
 
 from enlarger.service.dependencies import get_owner
-from enlarger.service.jobs.job import Job
+from enlarger.service.jobs.job import Idempotency
 from enlarger.service.jobs.reservations import Reservation
 from enlarger.service.problems import problem_error
-from enlarger.service.routes.parsed_request import ParsedRequest
+from enlarger.service.routes.request_body import RequestBody
 from enlarger.strict_json import short_repr
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -22,7 +24,7 @@ class RequestHeaders:
     """What a request's headers say."""
 
     owner: str
-    idempotency_key: str | None = None  # Idempotency-Key
+    idempotency: Idempotency | None = None  # Idempotency-Key, and what came with it
     respond_async: bool = False  # Prefer: respond-async
     stream: bool = False
     reservation: Reservation | None = None  # the place in the queue that the middleware took for it
@@ -30,10 +32,10 @@ class RequestHeaders:
     @property
     def attached(self) -> bool:
         """Whether the job ends with its connection. One with a key can be asked for again, and so goes on."""
-        return not self.respond_async and self.idempotency_key is None
+        return not self.respond_async and self.idempotency is None
 
 
-def read_request_headers(request: Request, stream: bool = False) -> RequestHeaders:
+async def read_request_headers(request: Request, body: RequestBody, stream: bool = False) -> RequestHeaders:
     """The headers of a request; one for a stream is answered as such, whatever it prefers. Raises ProblemError for a
     key that is none."""
     key = request.headers.get("idempotency-key")
@@ -45,20 +47,26 @@ def read_request_headers(request: Request, stream: bool = False) -> RequestHeade
     preferences = ",".join(request.headers.getlist("prefer")).split(",")
     respond_async = any(one.partition(";")[0].strip().lower() == "respond-async" for one in preferences)
     reservation = getattr(request.state, "reservation", None)
-    return RequestHeaders(get_owner(request), key, respond_async and not stream, stream, reservation)
+    idempotency = None
+    if key is not None:
+        idempotency = Idempotency(key, await asyncio.to_thread(request_fingerprint, request.url.path, body))
+    return RequestHeaders(get_owner(request), idempotency, respond_async and not stream, stream, reservation)
 
 
-def check_same_request(job: Job, candidates: Sequence[ParsedRequest], has_seed: bool) -> Job:
-    """The earlier job of a key. Raises ProblemError if the request is not the earlier one."""
-    earlier = (job.spec.task, _comparable_options(job.spec.options, has_seed), job.spec.output)
-    if all(
-        earlier != (parsed.task, _comparable_options(parsed.options, has_seed), parsed.output) for parsed in candidates
-    ):
-        message = "this Idempotency-Key was used for another request; use a new key for each"
-        raise problem_error(400, "idempotency_key_reused", message, "Idempotency-Key")
-    return job
+def request_fingerprint(path: str, body: RequestBody) -> str:
+    """A digest of all that a request asks for: the route, every field and every byte of its files."""
+    digest = hashlib.sha256(json.dumps([path, body.values], sort_keys=True).encode())
+    for name, uploads in sorted(body.files.items()):
+        for upload in uploads:
+            digest.update(json.dumps([name, _file_digest(upload.file)]).encode())
+    return digest.hexdigest()
 
 
-def _comparable_options(options: Mapping[str, Any], has_seed: bool) -> dict[str, Any]:
-    """The options, without a seed that was drawn."""
-    return {name: value for name, value in options.items() if has_seed or name != "seed"}
+def _file_digest(file: BinaryIO) -> str:
+    """The SHA-256 of a file that is read from its beginning, and left there."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    file.seek(0)
+    return digest.hexdigest()

@@ -30,13 +30,14 @@ async def upscale(request: Request) -> Response:
     """The result is exactly `scale` times as wide and high as the input, after `size`. Two dialects meet here: with a
     `prompt` and no `scale` the pictures are in the answer, and steps and guidance are 25 and 7.5 where a model takes
     them; else addresses are answered, as LocalAI does, and defaults are the model's. `response_format` decides both."""
-    service, request_headers = get_service(request), read_request_headers(request)
+    service = get_service(request)
     bounds = service.settings.bounds
     async with read_body(request, bounds, allow_form=True, allow_json=False) as request_body:
         body, source = validate_body(UpscaleForm, request_body), form_image(request_body)
+        request_headers = await read_request_headers(request, request_body)
         model = service.jobs.model_for("upscale", body.model or None)
         parsed = parse_upscale(body, bounds, model.kind)
-        job = await find_idempotent_job(service, request_headers, (parsed,), body.seed is not None)
+        job = await find_idempotent_job(service, request_headers)
         if job is None:
             async with open_workspace(service) as workspace:
                 spec = await build_upscale_spec(workspace, parsed, model.name, source)

@@ -78,7 +78,7 @@ class Workspace:
             id=self.id,
             owner=request_headers.owner,
             attached=request_headers.attached,
-            idempotency_key=request_headers.idempotency_key,
+            idempotency=request_headers.idempotency,
             reservation=request_headers.reservation,
         )
 
