@@ -15,12 +15,13 @@ from enlarger.nn.unet import UNetConfig
 
 @dataclass(frozen=True)
 class KindVerb:
-    """How a kind of model does one of the verbs of `enlarger`."""
+    """How a kind of model does one of the verbs of `enlarger`.
+
+    `task`, "module:name", makes the task of the loaded model; without one the model itself is the task.
+    """
 
     defaults: str  # what None stands for in its request: a name of `requests.DEFAULTS`
-    task: str | None = (
-        None  # what makes the task of the loaded model, "module:name"; None: the model itself is the task
-    )
+    task: str | None = None
     is_batched: bool = False  # requests that are alike may share a batch
 
 
@@ -41,6 +42,7 @@ class ModelKind:
     layout: str = ""  # of its original single file, a name of `LAYOUTS`; "": it comes as a folder only
     prediction_type: str | None = None  # what its UNet predicts; None where two kinds of weights look alike
     latent_space: Literal["sd", "sdxl", "x4"] | None = None  # whose latents it denoises; None: its own
+    modelspec: str = ""  # what the "modelspec" that many programs read calls its single file
     pipeline_class: str | None = None  # in model_index.json; None: its UNet tells what it is
     unused_options: tuple[str, ...] = ()  # of its requests
     dependent_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
@@ -52,69 +54,137 @@ class ModelKind:
         """The verb that it was trained for."""
         return next(iter(self.verbs))
 
+    @property
+    def description(self) -> str:
+        """What it is and what it is for, for messages."""
+        return f"{self.label} ({self.purpose})"
+
 
 SD_LOADER = "enlarger.tasks.stable_diffusion:build_stable_diffusion"
 REFINE, INPAINT = "enlarger.tasks.image_to_image:Refiner", "enlarger.tasks.inpaint:Inpainter"
 SCORES = ("score", "negative_score")  # aesthetic scores, which only the SDXL refiner takes
 
 
-def _text_to_image(label: str, layout: str, prediction_type: str | None, *, xl: bool = False) -> ModelKind:
+def _text_to_image(
+    label: str, layout: str, prediction_type: str | None, modelspec: str, *, xl: bool = False
+) -> ModelKind:
     suffix = "/xl" if xl else ""
+    generate, refine = f"generate{suffix}", f"refine{suffix}"
     return ModelKind(
-        label, "text to image, enlarger.generate and enlarger.refine", "text-to-image", "sdxl" if xl else "sd",
-        SD_LOADER,
-        {
-            "generate": KindVerb(f"generate{suffix}", "enlarger.tasks.text_to_image:Generator", is_batched=True),
-            "refine": KindVerb(f"refine{suffix}", REFINE),
+        label=label,
+        purpose="text to image, enlarger.generate and enlarger.refine",
+        trained_for="text-to-image",
+        service_kind="sdxl" if xl else "sd",
+        loader=SD_LOADER,
+        verbs={
+            "generate": KindVerb(generate, "enlarger.tasks.text_to_image:Generator", is_batched=True),
+            "refine": KindVerb(refine, REFINE),
             "inpaint": KindVerb("inpaint", INPAINT),
         },
-        layout, prediction_type, "sdxl" if xl else "sd", unused_options=SCORES,
-    )  # fmt: skip
+        layout=layout,
+        prediction_type=prediction_type,
+        latent_space="sdxl" if xl else "sd",
+        modelspec=modelspec,
+        unused_options=SCORES,
+    )
 
 
-def _inpainting(label: str, layout: str, *, xl: bool = False) -> ModelKind:
+def _inpainting(label: str, layout: str, modelspec: str, *, xl: bool = False) -> ModelKind:
     return ModelKind(
-        label, "inpainting, enlarger.inpaint", "inpaint", "sdxl-inpaint" if xl else "sd-inpaint", SD_LOADER,
-        {"inpaint": KindVerb("inpaint", INPAINT)}, layout, "epsilon", "sdxl" if xl else "sd",
-    )  # fmt: skip
+        label=label,
+        purpose="inpainting, enlarger.inpaint",
+        trained_for="inpaint",
+        service_kind="sdxl-inpaint" if xl else "sd-inpaint",
+        loader=SD_LOADER,
+        verbs={"inpaint": KindVerb("inpaint", INPAINT)},
+        layout=layout,
+        prediction_type="epsilon",
+        latent_space="sdxl" if xl else "sd",
+        modelspec=modelspec,
+    )
 
 
 KINDS: dict[str, ModelKind] = {
-    "sd1": _text_to_image("Stable Diffusion 1", "sd1", "epsilon"),
-    "sd1_inpainting": _inpainting("Stable Diffusion 1 inpainting", "sd1"),
-    "sd2": _text_to_image("Stable Diffusion 2", "sd2", None),
-    "sd2_inpainting": _inpainting("Stable Diffusion 2 inpainting", "sd2"),
+    "sd1": _text_to_image("Stable Diffusion 1", "sd1", "epsilon", "stable-diffusion-v1"),
+    "sd1_inpainting": _inpainting("Stable Diffusion 1 inpainting", "sd1", "stable-diffusion-v1-inpainting"),
+    "sd2": _text_to_image("Stable Diffusion 2", "sd2", None, "stable-diffusion-v2"),
+    "sd2_inpainting": _inpainting("Stable Diffusion 2 inpainting", "sd2", "stable-diffusion-v2-inpainting"),
     "sd2_depth": ModelKind(
-        "Stable Diffusion 2 depth", "depth to image, enlarger.depth", "depth", "depth", SD_LOADER,
-        {"depth": KindVerb("depth", "enlarger.tasks.depth:with_estimator")}, "sd2", "epsilon", "sd",
+        label="Stable Diffusion 2 depth",
+        purpose="depth to image, enlarger.depth",
+        trained_for="depth",
+        service_kind="depth",
+        loader=SD_LOADER,
+        verbs={"depth": KindVerb("depth", "enlarger.tasks.depth:with_estimator")},
+        layout="sd2",
+        prediction_type="epsilon",
+        latent_space="sd",
+        modelspec="stable-diffusion-v2-depth",
         unused_options=SCORES,
     ),
     "x2": ModelKind(
-        "the x2 latent upscaler", "upscaling by 2, enlarger.upscale", "x2 upscaling", "x2",
-        "enlarger.tasks.upscale.latent_x2:load", {"upscale": KindVerb("upscale/diffusers", is_batched=True)},
-        "x2", "original_sample", "sd", "StableDiffusionLatentUpscalePipeline", ("detail", "restore"),
+        label="the x2 latent upscaler",
+        purpose="upscaling by 2, enlarger.upscale",
+        trained_for="x2 upscaling",
+        service_kind="x2",
+        loader="enlarger.tasks.upscale.latent_x2:load",
+        verbs={"upscale": KindVerb("upscale/diffusers", is_batched=True)},
+        layout="x2",
+        prediction_type="original_sample",
+        latent_space="sd",
+        modelspec="stable-diffusion-x2-latent-upscaler",
+        pipeline_class="StableDiffusionLatentUpscalePipeline",
+        unused_options=("detail", "restore"),
     ),
     "x4": ModelKind(
-        "the x4 upscaler", "upscaling by 4, enlarger.upscale", "x4 upscaling", "x4",
-        "enlarger.tasks.upscale.pixel_x4:load", {"upscale": KindVerb("upscale/x4")}, "sd2", "v_prediction", "x4",
-        "StableDiffusionUpscalePipeline", ("detail", "restore", "profile"),
+        label="the x4 upscaler",
+        purpose="upscaling by 4, enlarger.upscale",
+        trained_for="x4 upscaling",
+        service_kind="x4",
+        loader="enlarger.tasks.upscale.pixel_x4:load",
+        verbs={"upscale": KindVerb("upscale/x4")},
+        layout="sd2",
+        prediction_type="v_prediction",
+        latent_space="x4",
+        modelspec="stable-diffusion-x4-upscaler",
+        pipeline_class="StableDiffusionUpscalePipeline",
+        unused_options=("detail", "restore", "profile"),
     ),
-    "sdxl": _text_to_image("SDXL base", "sdxl", "epsilon", xl=True),
-    "sdxl_inpainting": _inpainting("SDXL inpainting", "sdxl", xl=True),
+    "sdxl": _text_to_image("SDXL base", "sdxl", "epsilon", "stable-diffusion-xl-v1-base", xl=True),
+    "sdxl_inpainting": _inpainting("SDXL inpainting", "sdxl", "stable-diffusion-xl-v1-inpainting", xl=True),
     "sdxl_refiner": ModelKind(
-        "the SDXL refiner", "refining what SDXL base made, enlarger.refine", "refiner", "sdxl-refiner", SD_LOADER,
-        {"refine": KindVerb("refine/xl", REFINE)}, "sdxl_refiner", "epsilon", "sdxl",
+        label="the SDXL refiner",
+        purpose="refining what SDXL base made, enlarger.refine",
+        trained_for="refiner",
+        service_kind="sdxl-refiner",
+        loader=SD_LOADER,
+        verbs={"refine": KindVerb("refine/xl", REFINE)},
+        layout="sdxl_refiner",
+        prediction_type="epsilon",
+        latent_space="sdxl",
+        modelspec="stable-diffusion-xl-v1-refiner",
     ),
     "bundled": ModelKind(
-        "the bundled model", "upscaling by 2, enlarger.upscale", "x2 upscaling", "bundled",
-        "enlarger.tasks.upscale.bundled:load", {"upscale": KindVerb("upscale/bundled", is_batched=True)},
+        label="the bundled model",
+        purpose="upscaling by 2, enlarger.upscale",
+        trained_for="x2 upscaling",
+        service_kind="bundled",
+        loader="enlarger.tasks.upscale.bundled:load",
+        verbs={"upscale": KindVerb("upscale/bundled", is_batched=True)},
         pipeline_class="CompactUpscale",
         unused_options=(
-            "prompt", "negative", "steps", "guidance", "solver", "noise_level", "profile", "long_prompt"
+            "prompt",
+            "negative",
+            "steps",
+            "guidance",
+            "solver",
+            "noise_level",
+            "profile",
+            "long_prompt",
         ),
         one_answer="count is {count}, but the bundled model has one answer for a picture: one was made",
     ),
-}  # fmt: skip
+}
 FAMILIES: Mapping[str, ModelKind] = {name: kind for name, kind in KINDS.items() if kind.layout}
 """Those that exist as original single files."""
 FAMILY_BY_CONTEXT_CHANNELS = {768: "sd1", 1024: "sd2"}  # width of the text features
@@ -123,7 +193,7 @@ FAMILY_BY_VECTOR_CHANNELS = {2816: "sdxl", 2560: "sdxl_refiner"}  # width of the
 
 def describe_family(family: str) -> str:
     """A family and its task, for messages."""
-    return f"{FAMILIES[family].label} ({FAMILIES[family].purpose})"
+    return FAMILIES[family].description
 
 
 def detect_unet_family(shapes: Mapping[str, Shape], text_family: str | None = None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enlarger.cli.options import AllowPickle, JsonLines
-from enlarger.errors import CheckpointError
+from enlarger.errors import CheckpointError, EnlargerError
 from enlarger.strict_json import Json
 
 if TYPE_CHECKING:
@@ -63,21 +63,16 @@ def _file(path: Path, allow_pickle: bool, verify: bool) -> Json:
 
 
 def _folder(path: Path, verify: bool) -> Json:
-    from enlarger.checkpoint.components import COMPONENT_CLASSES, MODEL_INDEX_NAME
+    from enlarger.checkpoint.components import COMPONENT_CLASSES
+    from enlarger.checkpoint.folder.describe import component_class_names, folder_index
     from enlarger.checkpoint.tensors.open import open_weights
     from enlarger.hub.cache import snapshot_variant
-    from enlarger.strict_json import read_json
 
-    if not (path / MODEL_INDEX_NAME).is_file():
-        raise CheckpointError(f"{path}: no {MODEL_INDEX_NAME}; expected a model's folder, or a file of weights")
-    index: Json = read_json(path / MODEL_INDEX_NAME)
-    listed: Json = {name: value for name, value in index.items() if isinstance(value, list)}
-    kinds = {name: str(value[1]) for name, value in listed.items() if value[-1]}
-    components: Json = {}
-    for name, kind in kinds.items():
-        components[name] = {"class": kind}
-        if kind in COMPONENT_CLASSES:
-            tensors = open_weights(path / name, COMPONENT_CLASSES[kind].weights_stem, snapshot_variant(path))
+    index, components = folder_index(path), Json()
+    for name, class_name in component_class_names(path).items():
+        components[name] = {"class": class_name}
+        if class_name in COMPONENT_CLASSES:
+            tensors = open_weights(path / name, COMPONENT_CLASSES[class_name].weights_stem, snapshot_variant(path))
             components[name] |= _summarize_weights(tensors, verify)
     non_finite_weights = [
         f"{name}: {weight}" for name, component in components.items() for weight in component.get("broken") or ()
@@ -85,10 +80,21 @@ def _folder(path: Path, verify: bool) -> Json:
     total = sum(part.get("parameters", 0) for part in components.values())
     return {
         "holds": index.get("_class_name"),
+        **_describe_kind(path),
         "parts": components,
         "parameters": total,
         "broken": non_finite_weights or None,
     }
+
+
+def _describe_kind(path: Path) -> Json:
+    """Which kind of model a folder's is."""
+    from enlarger.checkpoint.folder.describe import folder_kind
+
+    try:
+        return {"kind": folder_kind(path).description}
+    except EnlargerError as error:
+        return {"kind": "none that is known here", "advice": str(error)}
 
 
 def _summarize_weights(tensors: "SafetensorsCheckpoint | PickleCheckpoint", verify: bool) -> Json:

@@ -149,7 +149,7 @@ def test_inspect(tmp_path: Path) -> None:
     status, said = call("inspect", str(tiny.sd1_folder()), "--json")
     found = json.loads(said)
     assert found["holds"] == "StableDiffusionPipeline" and found["parts"]["scheduler"] == {"class": "PNDMScheduler"}
-    assert found["parts"]["unet"]["parameters"] > 0
+    assert found["parts"]["unet"]["parameters"] > 0 and found["kind"].startswith("Stable Diffusion 1 (text to image")
     save_file({"weight": torch.ones(3)}, tmp_path / "odd.safetensors")
     assert "holds: nothing that is known here" in call("inspect", str(tmp_path / "odd.safetensors"))[1]
     assert "no model_index.json; expected a model's folder" in call("inspect", str(tmp_path))[1]

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
+from enlarger.checkpoint.families import KINDS
 from enlarger.diffusion.solvers import SOLVERS
 from enlarger.service.jobs.job import JobSpec, job_folder
 from enlarger.service.problems import Problem, ProblemError
@@ -109,7 +110,7 @@ CASES: list[tuple[dict[str, Any], str, dict[str, Any], bool]] = [
 
 @pytest.mark.parametrize(("fields", "kind", "options", "url"), CASES)
 def test_which_dialect_it_is(fields: dict[str, Any], kind: str, options: dict[str, Any], url: bool) -> None:
-    wish = parse_upscale(UpscaleForm(**fields, seed=0), BOUNDS, kind)
+    wish = parse_upscale(UpscaleForm(**fields, seed=0), BOUNDS, KINDS[kind].unused_options)
     assert options.items() <= wish.options.items()
     assert wish.url == url
     assert ("steps" in wish.options) == ("steps" in options)

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
+from enlarger.checkpoint.families import KINDS
 from enlarger.service.dependencies import Service
 from enlarger.service.jobs.events import EventLogs
 from enlarger.service.jobs.job import RESULT_FILE, Idempotency, Job, JobProgress, JobSpec, JobStatus, Task, job_folder
@@ -42,6 +43,7 @@ TASKS: dict[str, tuple[str, tuple[Task, ...]]] = {
     "bundled": ("bundled", ("upscale",)),
     "tiny-x2": ("x2", ("upscale",)),
 }
+UNUSED_OPTIONS = {kind.service_kind: kind.unused_options for kind in KINDS.values()}
 SIDE = 64  # of what the models generate where nothing was asked for
 
 
@@ -136,7 +138,13 @@ class FakeJobManager:
 
     def models(self) -> list[ModelState]:
         return [
-            ModelState(one.name, *TASKS[one.name], one.aliases, 1000 if one.name in self.loaded else None)
+            ModelState(
+                one.name,
+                *TASKS[one.name],
+                one.aliases,
+                1000 if one.name in self.loaded else None,
+                unused_options=UNUSED_OPTIONS[TASKS[one.name][0]],
+            )
             for one in self.settings.known_models
         ]
 

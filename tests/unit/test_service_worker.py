@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from enlarger.checkpoint.families import KINDS
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.checkpoint.single_file.save import save_single_file
 from enlarger.diffusion.sample import Step
@@ -106,7 +107,8 @@ def running(place: Path, ask: JobSpec, told: Told, image: Image.Image | None = N
 def test_a_folder_is_described_and_its_size_foretold(path: Any, kind: str, tasks: list[str]) -> None:
     settings = ModelSettings(name="one", path=path if isinstance(path, str) else str(path()), aliases=("other",))
     about = describe_model(settings, CPU)
-    assert about.state == ModelState("one", kind, tuple(tasks), ("other",))
+    unused = next(one.unused_options for one in KINDS.values() if one.service_kind == kind)
+    assert about.state == ModelState("one", kind, tuple(tasks), ("other",), unused_options=unused)
     shelf, _ = shelf_of(settings)
     (loaded,) = shelf.get("one")
     estimator = weight_bytes(getattr(loaded.task_for(tasks[0]), "estimator", None))

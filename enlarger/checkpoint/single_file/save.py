@@ -18,19 +18,6 @@ from enlarger.checkpoint.tensors.save_safetensors import save_safetensors
 from enlarger.errors import InputError
 from enlarger.strict_json import Json
 
-MODELSPEC_ARCHITECTURES = {  # what the "modelspec" that many programs read calls the families
-    "sd1": "stable-diffusion-v1",
-    "sd1_inpainting": "stable-diffusion-v1-inpainting",
-    "sd2": "stable-diffusion-v2",
-    "sd2_inpainting": "stable-diffusion-v2-inpainting",
-    "sd2_depth": "stable-diffusion-v2-depth",
-    "x4": "stable-diffusion-x4-upscaler",
-    "x2": "stable-diffusion-x2-latent-upscaler",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "sdxl_inpainting": "stable-diffusion-xl-v1-inpainting",
-    "sdxl_refiner": "stable-diffusion-xl-v1-refiner",
-}
-
 
 def pipeline_family(pipeline: PipelineComponents) -> str:
     """The family of a loaded model, by its UNet's shapes and its text encoders."""
@@ -89,7 +76,7 @@ def file_metadata(pipeline: PipelineComponents) -> dict[str, str]:
     prediction_type = scheduler.get("prediction_type", "epsilon")
     modelspec = {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": MODELSPEC_ARCHITECTURES[pipeline_family(pipeline)],
+        "modelspec.architecture": FAMILIES[pipeline_family(pipeline)].modelspec,
     }
     modelspec[MODELSPEC_PREDICTION_KEY] = "v" if prediction_type == "v_prediction" else str(prediction_type)
     return {

@@ -18,6 +18,7 @@ class ModelState:
     aliases: tuple[str, ...]
     loaded: int | None = None  # bytes of weights in all workers; None: not loaded
     error: str | None = None  # why it cannot be used
+    unused_options: tuple[str, ...] = ()  # of its requests, by their names in `requests.py`
 
 
 class ModelRegistry:

@@ -99,7 +99,7 @@ function drawForm() {
   put($('factor-help'), size ? say('becomes', { from: sizeText(size), to: sizeText(size.map(side => Math.round(side * factor))) }) : '');
   if (!$('code').open) return;
   put($('client'), clientOf(task));
-  const request = requestOf(task, settings.kindNow(), settings.read());
+  const request = requestOf(task, settings.unusedNow(), settings.read());
   put($('snippet'), snippetOf($('language').selectedIndex, request, selected?.name ?? 'photo.png'));
 }
 
@@ -115,7 +115,7 @@ async function go() {
   put($('trouble'), '');
   if (!settings.check()) return;
   const { task } = settings, values = settings.read();
-  const request = requestOf(task, settings.kindNow(), values);
+  const request = requestOf(task, settings.unusedNow(), values);
   if (task === 'generate') {
     const card = newCard({ name: values.prompt.slice(0, 60) || say('generate') });
     start(card, request, {});

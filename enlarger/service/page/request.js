@@ -7,20 +7,20 @@ const NAMES = {
 };
 const ROUTES = { upscale: ['upscale', 'image'], inpaint: ['edits', 'image', 'mask'], refine: ['edits', 'image'], generate: ['generations'] };
 
-/** Which options a task has, by the kind of its model and the file format. */
-export function optionsFor(task, kind, format) {
+/** Which options a task has, without those that its model has no use for, by their names in Python, and by the file format. */
+export function optionsFor(task, unused, format) {
   const own = { upscale: ['factor'], inpaint: ['strength'], refine: ['strength'], generate: ['width', 'height'] }[task];
-  const told = kind === 'bundled' ? ['detail', 'restore'] : ['prompt', 'negative', 'steps', 'guidance'];
-  const noise = task === 'upscale' && kind !== 'bundled' ? ['noise'] : [];
-  return ['model', ...own, ...told, ...noise, 'seed', 'count', 'format', ...(format === 'png' ? [] : ['quality'])];
+  const upscaling = task === 'upscale' ? ['detail', 'restore', 'noise'] : [];
+  const taken = ['prompt', 'negative', 'steps', 'guidance', ...upscaling].filter(name => !unused.includes(name === 'noise' ? 'noise_level' : name));
+  return ['model', ...own, ...taken, 'seed', 'count', 'format', ...(format === 'png' ? [] : ['quality'])];
 }
 
 /** The option that a field of the service's answer is about. */
 export const optionOf = param => Object.keys(NAMES).find(name => NAMES[name] === param);
 
 /** Path, fields and files of a request. Empty options are left out. */
-export function requestOf(task, kind, values) {
-  const shown = optionsFor(task, kind, values.format);
+export function requestOf(task, unused, values) {
+  const shown = optionsFor(task, unused, values.format);
   const fields = task === 'upscale' ? { response_format: 'b64_json' } : { prompt: '' };
   for (const [option, name] of Object.entries(NAMES)) {
     if (shown.includes(option) && values[option] !== null && values[option] !== '') fields[name] = values[option];
@@ -28,7 +28,7 @@ export function requestOf(task, kind, values) {
   if (fields.size) fields.size = `${values.width}x${values.height}`;
   const [route, ...files] = ROUTES[task];
   if (route === 'edits') fields.mask_mode = files[1] ? 'luminance' : 'none';
-  return { task, kind, path: `v1/images/${route}`, fields, files };
+  return { task, path: `v1/images/${route}`, fields, files };
 }
 
 /** The body and headers to send a request with; `live` asks for previews. */

@@ -13,7 +13,8 @@ const chosen = {}; // task -> model
 
 export let task = 'upscale';
 const modelNow = () => models.find(model => model.id === $('model').value)?.enlarger;
-export const kindNow = () => modelNow()?.kind ?? 'bundled';
+/** The options that change nothing for the model; until the models are known, those of the bundled one. */
+export const unusedNow = () => modelNow()?.kind ? modelNow().unused_options : ['prompt', 'negative', 'steps', 'guidance', 'noise_level'];
 const able = () => models.filter(model => model.enlarger.tasks.includes(task));
 
 /** Whether a model for the task is there. */
@@ -78,9 +79,9 @@ function showFactor(times) {
 }
 
 function refresh() {
-  const shown = optionsFor(task, kindNow(), $('format').value);
+  const shown = optionsFor(task, unusedNow(), $('format').value);
   for (const field of all('[data-option]')) field.hidden = !shown.includes(field.dataset.option);
-  Object.assign($('noise'), kindNow() === 'x4' ? { max: 350, step: 1 } : { max: 10, step: 'any' });
+  Object.assign($('noise'), modelNow()?.kind === 'x4' ? { max: 350, step: 1 } : { max: 10, step: 'any' });
   for (const id of ['detail', 'restore', 'strength']) put($(`${id}-now`), number(Number($(id).value), 2));
   $('missing').hidden = possible() || models.length === 0;
   $('options').hidden = !$('missing').hidden;

@@ -65,7 +65,14 @@ MODEL: dict[str, Any] = {
     "object": "model",
     "created": 1795251600,
     "owned_by": "enlarger",
-    "enlarger": {"kind": "bundled", "tasks": ["upscale"], "aliases": [], "loaded_bytes": None, "error": None},
+    "enlarger": {
+        "kind": "bundled",
+        "tasks": ["upscale"],
+        "aliases": [],
+        "unused_options": ["prompt", "negative", "steps", "guidance"],
+        "loaded_bytes": None,
+        "error": None,
+    },
 }
 UPSCALE = {"prompt": "a lighthouse, highly detailed", "n": 1, "guidance_scale": 8.0}
 GENERATION = {"prompt": "a lighthouse at dusk, oil on canvas", "size": "512x512", "n": 1, "seed": 7}

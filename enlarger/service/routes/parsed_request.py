@@ -1,7 +1,7 @@
 """A body as a `JobSpec`: pure functions, without files and without the queue."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ Size = tuple[int, int]  # width, height
 RANDOM_SEED_RANGE = 2**32
 MIN_SIDE, MAX_SIDE = 8, 8192
 MAX_DEFAULT_STEPS = max(defaults.get("steps", 0) for defaults in DEFAULTS.values())
-PREM_STEPS, PREM_GUIDANCE = 25, 7.5  # of the documented dialect, where the model takes steps at all
+PREM_STEPS, PREM_GUIDANCE = 25, 7.5  # of the documented dialect, where the model takes them at all
 EDIT_STRENGTH = 0.75  # without a mask: the prompt shows, and so does the picture
 VARIATION_STRENGTH = 0.6
 INPAINTING_STEPS = 25
@@ -54,17 +54,14 @@ class ParsedRequest:
     notes: tuple[str, ...] = ()
 
 
-def parse_upscale(body: UpscaleForm, bounds: Bounds, kind: str | None) -> ParsedRequest:
-    """Of `/v1/images/upscale`. The documented dialect has defaults of its own, for models that take steps; with a
-    `scale`, or without a `prompt`, it is LocalAI's: addresses are answered, and defaults are the model's."""
+def parse_upscale(body: UpscaleForm, bounds: Bounds, unused_options: Collection[str] = ()) -> ParsedRequest:
+    """Of `/v1/images/upscale`. The documented dialect has defaults of its own, where the model uses them;
+    with a `scale`, or without a `prompt`, it is LocalAI's: addresses are answered, and defaults are the model's."""
     is_documented_dialect = body.scale is None and body.prompt is not None
-    dialect_defaults = (
-        {"steps": min(PREM_STEPS, bounds.steps), "guidance": PREM_GUIDANCE}
-        if is_documented_dialect and kind != "bundled"
-        else {}
-    )
+    dialect_defaults = {"steps": min(PREM_STEPS, bounds.steps), "guidance": PREM_GUIDANCE}
+    used_defaults = {name: value for name, value in dialect_defaults.items() if name not in unused_options}
     options = (
-        dialect_defaults
+        (used_defaults if is_documented_dialect else {})
         | _sampling_options(body, bounds)
         | {"by": DEFAULT_SCALE if body.scale is None else float(body.scale)}
     )

@@ -132,6 +132,7 @@ class ModelExtras(BaseModel):
     kind: str | None
     tasks: list[str]
     aliases: list[str]
+    unused_options: list[str] = Field(description="what changes nothing for it, by the names of the Python functions")
     loaded_bytes: int | None = Field(description="null while its weights are not loaded")
     error: str | None = Field(description="why it cannot be used")
 

@@ -187,6 +187,7 @@ def _model_json(model: ModelState) -> dict[str, Any]:
         "kind": model.kind,
         "tasks": list(model.tasks),
         "aliases": list(model.aliases),
+        "unused_options": list(model.unused_options),
         "loaded_bytes": model.loaded,
         "error": model.error,
     }

@@ -36,7 +36,7 @@ async def upscale(request: Request) -> Response:
         body, source = validate_body(UpscaleForm, request_body), form_image(request_body)
         request_headers = await read_request_headers(request, request_body)
         model = service.jobs.model_for("upscale", body.model or None)
-        parsed = parse_upscale(body, bounds, model.kind)
+        parsed = parse_upscale(body, bounds, model.unused_options)
         job = await find_idempotent_job(service, request_headers)
         if job is None:
             async with open_workspace(service) as workspace:

@@ -55,7 +55,14 @@ class ModelDescription:
     @property
     def state(self) -> ModelState:
         """What the server is told of it."""
-        return ModelState(self.settings.name, self.kind, tuple(self.verbs), self.settings.aliases, error=self.error)
+        return ModelState(
+            self.settings.name,
+            self.kind,
+            tuple(self.verbs),
+            self.settings.aliases,
+            error=self.error,
+            unused_options=self.unused_options,
+        )
 
 
 def describe_model(settings: ModelSettings, device: torch.device) -> ModelDescription:
