@@ -73,6 +73,7 @@ class Bounds(StrictModel):
     idle_seconds: float = Field(default=15, gt=0, description="between two pieces of a body")
     body_seconds: float = Field(default=120, gt=0, description="for a whole body")
     decode_seconds: float = Field(default=20, gt=0, description="for decoding one picture")
+    job_seconds: float = Field(default=1800, gt=0, description="for the work on one job; then its worker is ended")
     per_key: int = Field(default=4, gt=0, description="jobs of one key at a time")
 
 
@@ -92,6 +93,12 @@ class Settings(BaseSettings):
     models: tuple[ModelSettings, ...] = Field(default=(), description="models beside the bundled one, see below")
     memory: float | None = Field(
         default=None, gt=0, description="GiB of weights that a worker keeps loaded; none: no bound"
+    )
+    worker_memory: float | None = Field(
+        default=None, gt=0, description="GiB that a worker's process may take; by default 9/10 of the machine's"
+    )
+    heartbeat_seconds: float = Field(
+        default=15, ge=2, description="of silence after which a worker is taken for hung, and ended"
     )
     queue: int = Field(default=16, ge=1, description="jobs that may wait")
     batch: int | None = Field(

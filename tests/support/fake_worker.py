@@ -4,6 +4,8 @@
     crash            "once": ends the process in its first run; "always"; "after": once its result is in place
     hang             takes no notice of anything, a cancel neither
     fail             a fault that it fails with
+    stop             the process stops, in its first run or "always"
+    eat              MiB of memory that it takes, and keeps
     mute             ends without a word of the job
     preview          writes a preview at each step
     garble           writes nonsense between its lines
@@ -17,6 +19,7 @@ import argparse
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -24,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 WRITE_LOCK = threading.Lock()
+kept: list[bytes] = []
 
 
 def send(**message: Any) -> None:
@@ -55,6 +59,7 @@ def main() -> None:
     inbox: queue.Queue[dict[str, Any]] = queue.Queue()
     canceled: set[str] = set()
     threading.Thread(target=listen, args=(inbox, canceled), daemon=True).start()
+    threading.Thread(target=beat, daemon=True).start()
     start = inbox.get()
     time.sleep(options.slow)
     send(event="ready", device=options.device, models=[describe_model(model) for model in start["models"]])
@@ -67,6 +72,12 @@ def main() -> None:
             send(event="idle")
         else:
             change(loaded, message["model"], message["command"] == "load")
+
+
+def beat() -> None:
+    while True:
+        send(event="alive")
+        time.sleep(0.2)
 
 
 def describe_model(model: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +125,7 @@ def denoise(data: Path, jobs: list[dict[str, Any]], plan: dict[str, Any], cancel
         if plan.get("garble"):
             os.write(1, b"Loading: 50%\n\xff\xfe\n[]\n{}\n" + b"x" * (3 << 20) + b"\n")
         crash(data, left, plan)
+        stop(data, left, plan)
         while plan.get("hang"):
             time.sleep(1)
         for job in [job for job in left if job["id"] in canceled]:
@@ -135,6 +147,14 @@ def crash(data: Path, jobs: list[dict[str, Any]], plan: dict[str, Any]) -> None:
         begun = (data / "jobs" / job["id"] / "runs").read_text().count("begin")
         if own == "always" or (own == "once" and begun == 1):
             os._exit(9)
+
+
+def stop(data: Path, jobs: list[dict[str, Any]], plan: dict[str, Any]) -> None:
+    begun = (data / "jobs" / jobs[0]["id"] / "runs").read_text().count("begin")
+    if plan.get("stop") == "always" or (plan.get("stop") == "once" and begun == 1):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if "eat" in plan:
+        kept.append(b"x" * (plan["eat"] << 20))
 
 
 def finish(data: Path, job: dict[str, Any], plan: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -334,6 +335,41 @@ async def test_a_worker_that_does_not_let_go_is_killed(tmp_path: Path, monkeypat
 
 
 @async_test
+async def test_a_worker_that_stops_is_noticed_and_its_job_is_tried_again(tmp_path: Path) -> None:
+    async with running(tmp_path, heartbeat_seconds=2) as queue:
+        job = await submit_job(queue, QUICK | {"stop": "once"})
+        await until(lambda: runs(queue, job.id) == ["begin"] and not queue.is_ready)
+        assert queue.state == "UNHEALTHY", "nobody is sent to a worker that does not answer"
+        over = await queue.wait(job.id)
+        assert (over.status, over.crashes) == ("succeeded", 1)
+        await until(lambda: queue.is_ready)
+
+
+@pytest.mark.parametrize(
+    ("plan", "code", "text"),
+    [
+        (
+            {"steps": 2, "hang": True},
+            "job_timeout",
+            "this took longer than 0.5 seconds, which is all that a job may take",
+        ),
+        ({"steps": 99, "seconds": 0.2, "eat": 50}, "out_of_memory", "GiB of memory, expected at most 0.20"),
+    ],
+)
+@async_test
+async def test_a_job_without_end_or_measure_is_ended_and_the_next_runs(
+    tmp_path: Path, plan: dict[str, Any], code: str, text: str
+) -> None:
+    bounds = Bounds(job_seconds=0.5 if "hang" in plan else 60)
+    async with running(tmp_path, worker_memory=0.2, bounds=bounds) as queue:
+        bad, good = await submit_job(queue, plan), await submit_job(queue, QUICK)
+        over = await queue.wait(bad.id)
+        assert (over.status, over.attempts) == ("failed", 1) and over.problem is not None
+        assert over.problem.code == code and text in over.problem.message
+        assert (await queue.wait(good.id)).status == "succeeded"
+
+
+@async_test
 async def test_a_client_that_goes_while_its_job_is_written_down_leaves_none(tmp_path: Path) -> None:
     async with running(tmp_path) as queue:
         for attached in (True, False):
@@ -375,7 +411,7 @@ async def test_a_thousand_jobs_leave_nothing_in_memory(tmp_path: Path) -> None:
         )
         await queue.cancel(blocker.id)
         await until(lambda: not book._tasks and queue.state == "READY")
-        assert len(asyncio.all_tasks()) == 3, "this test, the sweeper and the worker"
+        assert len(asyncio.all_tasks()) == 4, "this test, the sweeper, the worker and its watchdog"
         assert queue.counts()["canceled"] == 1001
 
 

@@ -17,6 +17,7 @@ from enlarger.service.jobs.progress_estimator import DurationStats
 from enlarger.service.jobs.store import JobDatabase, JobStore
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import Problem, ProblemError
+from enlarger.service.workers.watchdog import DIED, LossCause
 
 FinishedStatus = Literal["succeeded", "failed", "canceled"]
 MAX_CRASHES = 2  # workers that may die over a job
@@ -102,18 +103,17 @@ class JobLifecycle:
             self.publish(live, "started")
         return started
 
-    async def retry(self, active: ActiveJob, counts_as_crash: bool) -> None:
+    async def retry(self, active: ActiveJob, cause: LossCause | None) -> None:
         """The worker of a job is gone: the job has ended, or waits again at the front, or has had too many tries."""
         result = await asyncio.to_thread(read_result, self.data, active.job.id)
-        crashes = active.job.crashes + counts_as_crash
+        crashes = active.job.crashes + (cause is not None)
         if active.is_finishing:
             return
         active.job = replace(active.job, crashes=crashes)
         if result is not None:
             await self.finish(active, Outcome("succeeded", result))
-        elif crashes >= MAX_CRASHES or active.job.attempts >= MAX_ATTEMPTS:
-            text = "the worker process ended while it ran this, and again when it was tried a second time"
-            await self.finish(active, Outcome("failed", problem=Problem(500, "worker_died", text)))
+        elif crashes >= MAX_CRASHES or active.job.attempts >= MAX_ATTEMPTS or (cause is not None and cause.is_final):
+            await self.finish(active, Outcome("failed", problem=(DIED if cause is None else cause).problem))
         else:
             await self._requeue(active)
 

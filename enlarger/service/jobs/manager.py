@@ -28,6 +28,7 @@ from enlarger.service.settings import GIB, Settings
 from enlarger.service.workers.messages import Load, Unload
 from enlarger.service.workers.pool import WorkerPool
 from enlarger.service.workers.supervisor import WORKER_ARGV, WorkerCommand
+from enlarger.service.workers.watchdog import WorkerLimits, default_memory_bytes
 
 log = logging.getLogger("enlarger.service.jobs")
 ServiceState = Literal["STARTING", "READY", "BUSY", "SETUP_FAILED", "DEFUNCT", "UNHEALTHY"]
@@ -66,7 +67,8 @@ class JobManager:
             await self._close()
             raise
         models, memory = self._settings.known_models, self._settings.memory
-        self._pool.start(WorkerCommand(self._worker_argv, models, memory, data, self._lock.workers_fd))
+        limits = worker_limits(self._settings)
+        self._pool.start(WorkerCommand(self._worker_argv, models, memory, data, limits, self._lock.workers_fd))
         self._cleanup_task = asyncio.create_task(self._cleanup_loop())
 
     async def drain(self) -> None:
@@ -86,10 +88,9 @@ class JobManager:
             return "DEFUNCT" if any(worker.was_ever_ready for worker in workers) else "SETUP_FAILED"
         if self._lifecycle.store.has_failed:
             return "UNHEALTHY"
-        if any(worker.state == "idle" for worker in workers):
-            return "READY"
-        if any(worker.state == "busy" for worker in workers):
-            return "BUSY"
+        states = {worker.state for worker in workers if worker.is_responsive}
+        if "idle" in states or "busy" in states:
+            return "READY" if "idle" in states else "BUSY"
         return "UNHEALTHY" if any(worker.was_ever_ready for worker in workers) else "STARTING"
 
     @property
@@ -358,6 +359,12 @@ class JobManager:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def worker_limits(settings: Settings) -> WorkerLimits:
+    """What workers must keep to."""
+    memory = default_memory_bytes() if settings.worker_memory is None else settings.worker_memory * GIB
+    return WorkerLimits(settings.heartbeat_seconds, settings.bounds.job_seconds, memory)
 
 
 def _check_fingerprint(job: Job, fingerprint: str | None) -> None:

@@ -5,6 +5,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from enlarger.service.worker.model_cache import ModelCache, trim_heap
 from enlarger.service.worker.progress_reporter import RunningJob
 from enlarger.service.workers import messages
 
+HEARTBEAT_SECONDS = 1.0  # between two signs of life
 NICENESS = 5  # of `nice`: the server goes first
 
 
@@ -93,6 +95,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints goes to the log
     reader = MessageReader(writer)
     threading.Thread(target=reader.listen, args=(sys.stdin.buffer,), daemon=True).start()
+    threading.Thread(target=_beat, args=(writer,), daemon=True).start()
     start = reader.commands.get()
     assert isinstance(start, messages.Start), "the first command says what to work with"
     try:
@@ -107,6 +110,13 @@ def main() -> None:
         messages.Ready(device=str(device), models=tuple(one.state for one in model_cache.descriptions.values()))
     )
     _serve(reader, Executor(model_cache, writer.send), start.data)
+
+
+def _beat(writer: MessageWriter) -> None:
+    """Say again and again that the process lives."""
+    while True:
+        writer.send(messages.Alive())
+        time.sleep(HEARTBEAT_SECONDS)
 
 
 def _serve(reader: MessageReader, executor: Executor, data: Path) -> None:

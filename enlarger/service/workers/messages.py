@@ -84,6 +84,12 @@ class Ready(Message):
     models: tuple[ModelState, ...]
 
 
+class Alive(Message):
+    """It lives, whatever its main thread does."""
+
+    event: Literal["alive"] = "alive"
+
+
 class Idle(Message):
     """It waits for work."""
 
@@ -216,7 +222,16 @@ Measured = Annotated[
 ]
 Command = Annotated[Start | Run | Cancel | Load | Unload, Field(discriminator="command")]
 Event = Annotated[
-    Ready | Idle | ModelLoading | ModelsLoaded | JobStarted | JobProgressed | JobPreviewed | JobFinished | Measured,
+    Ready
+    | Alive
+    | Idle
+    | ModelLoading
+    | ModelsLoaded
+    | JobStarted
+    | JobProgressed
+    | JobPreviewed
+    | JobFinished
+    | Measured,
     Field(discriminator="event"),
 ]
 COMMANDS: TypeAdapter[Command] = TypeAdapter(Command)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 
 from enlarger.service.jobs.files import read_result, remove_job_folder
@@ -16,6 +17,7 @@ from enlarger.service.problems import CANCELED, NO_WORKER, Problem, ProblemError
 from enlarger.service.settings import Settings
 from enlarger.service.workers import messages
 from enlarger.service.workers.supervisor import WorkerCommand, WorkerSupervisor
+from enlarger.service.workers.watchdog import LossCause
 
 log = logging.getLogger("enlarger.service.jobs")
 DEFAULT_GPU_BATCH = 4  # jobs that run together by default, except on a CPU
@@ -83,15 +85,18 @@ class WorkerPool:
             return
         jobs = [messages.AssignedJob(id=active.job.id, spec=active.job.spec) for active in started]
         if not worker.run(process_number, jobs):
-            await self._retry(started, False)
+            await self._retry(started, None)
         if not started:
             self.dispatch()
 
-    async def _retry(self, active_jobs: Sequence[ActiveJob], counts_as_crash: bool) -> None:
-        """Jobs whose worker is gone; the first of them comes to the front last, and so is the first again."""
+    async def _retry(self, active_jobs: Sequence[ActiveJob], cause: LossCause | None) -> None:
+        """Jobs whose worker is gone; the first of them comes to the front last, and so is the first again. A `cause`
+        that is final for a job alone is for each of several a reason to be tried alone."""
+        if cause is not None and len(active_jobs) > 1:
+            cause = replace(cause, is_final=False)
         for active in reversed(active_jobs):
             if not active.is_finishing:
-                await self.lifecycle.retry(active, counts_as_crash)
+                await self.lifecycle.retry(active, cause)
         self.dispatch()
 
     def on_event(self, worker: WorkerSupervisor, event: messages.Event) -> None:
@@ -99,6 +104,8 @@ class WorkerPool:
         match event:
             case messages.Ready():
                 self.registry.register(event.models)
+            case messages.Alive():
+                pass
             case messages.Idle():
                 self.dispatch()
             case messages.ModelLoading():
@@ -118,14 +125,12 @@ class WorkerPool:
             case _:
                 record_measurement(self.lifecycle.metrics, event)
 
-    def on_jobs_lost(self, worker: WorkerSupervisor, ids: Sequence[str], counts_as_crash: bool) -> None:
+    def on_jobs_lost(self, worker: WorkerSupervisor, ids: Sequence[str], cause: LossCause | None) -> None:
         """Jobs that a worker holds no more, without a word of their end."""
         for id in ids:
             self._delete_pending(id)
         if not self.is_paused:
-            self.lifecycle.spawn(
-                self._retry(unfinished(map(self.lifecycle.queue.active_jobs.get, ids)), counts_as_crash)
-            )
+            self.lifecycle.spawn(self._retry(unfinished(map(self.lifecycle.queue.active_jobs.get, ids)), cause))
 
     def on_worker_exit(self, worker: WorkerSupervisor) -> None:
         """A worker's process has ended."""

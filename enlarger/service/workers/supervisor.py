@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from enlarger.service.settings import ModelSettings
 from enlarger.service.workers import messages
+from enlarger.service.workers.watchdog import CHECK_SECONDS, DIED, LossCause, Watchdog, WorkerLimits
 
 WORKER_ARGV = (sys.executable, "-m", "enlarger.service.worker.main")
 MAX_LINE_BYTES = 1 << 20  # bytes of the longest message of a worker
@@ -37,6 +38,7 @@ class WorkerCommand:
     models: Sequence[ModelSettings]
     memory: float | None
     data: Path
+    limits: WorkerLimits
     lock_fd: int | None = None  # an open file that they inherit
 
     def start_command(self, device: str) -> messages.Start:
@@ -51,8 +53,8 @@ class WorkerListener(Protocol):
         """Its process said something."""
         ...
 
-    def on_jobs_lost(self, worker: "WorkerSupervisor", ids: Sequence[str], counts_as_crash: bool, /) -> None:
-        """It holds these jobs no more, and said nothing of their end; with `counts_as_crash` one of them may be why."""
+    def on_jobs_lost(self, worker: "WorkerSupervisor", ids: Sequence[str], cause: LossCause | None, /) -> None:
+        """It holds these jobs no more, and said nothing of their end; with a `cause` one of them may be why."""
         ...
 
     def on_worker_exit(self, worker: "WorkerSupervisor", /) -> None:
@@ -76,7 +78,9 @@ class WorkerSupervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
-        self._was_killed = False  # we killed it
+        self._was_killed = False  # we killed it, and not for a cause
+        self._cause: LossCause | None = None  # for which we killed it
+        self._watchdog = Watchdog(command.limits)  # of this process
         self._num_invalid_lines = 0  # that this process wrote
         self._process_number = 0  # counts its processes
         self._is_reserved = False  # jobs are being made ready for it
@@ -92,6 +96,11 @@ class WorkerSupervisor:
         """Whether it has described its models and can work."""
         return self.state in ("idle", "busy")
 
+    @property
+    def is_responsive(self) -> bool:
+        """Whether its process gives signs of life."""
+        return self._watchdog.is_responsive
+
     def reserve(self) -> int:
         """Hold an idle worker for jobs that are being made ready; the number of its process."""
         assert self.state == "idle"
@@ -105,6 +114,7 @@ class WorkerSupervisor:
         self._is_reserved = False
         self.assigned.update({job.id: None for job in jobs})
         if jobs:
+            self._watchdog.begin_run(len(jobs))
             self.send(messages.Run(jobs=tuple(jobs)))
         else:
             self.state = "idle"
@@ -159,6 +169,7 @@ class WorkerSupervisor:
 
     async def _run_process(self) -> None:
         self.state, self._is_ready, self._was_killed = "starting", False, False
+        self._cause, self._watchdog = None, Watchdog(self._command.limits)
         self._process_number, self._is_reserved = self._process_number + 1, False
         fds = () if self._command.lock_fd is None else (self._command.lock_fd,)
         self._process = await asyncio.create_subprocess_exec(
@@ -173,8 +184,21 @@ class WorkerSupervisor:
         if self._stopping.is_set():
             self._close_stdin()
         assert self._process.stdout is not None
-        await self._read_events(self._process.stdout)
-        await self._wait_for_exit()
+        watching = asyncio.create_task(self._watch(self._process.pid, self._watchdog))
+        try:
+            await self._read_events(self._process.stdout)
+            await self._wait_for_exit()
+        finally:
+            watching.cancel()
+
+    async def _watch(self, pid: int, watchdog: Watchdog) -> None:
+        """Kill the process once it breaks a limit."""
+        while self._cause is None:
+            await asyncio.sleep(CHECK_SECONDS)
+            self._cause = watchdog.check(pid)
+        problem = self._cause.problem
+        log.error("the worker of %s is killed (%s): %s", self.requested_device, problem.code, problem.message)
+        self._kill()
 
     async def _read_events(self, stream: asyncio.StreamReader) -> None:
         """Hear what its process says, one JSON object per line; anything else is reported and left out."""
@@ -186,6 +210,7 @@ class WorkerSupervisor:
                 line = b"?"
             if not line:
                 return
+            self._watchdog.hear()
             self._handle_line(line)
             count += 1
             if count % 64 == 0:
@@ -220,7 +245,9 @@ class WorkerSupervisor:
             log.error("the worker of %s left %d jobs without a word", self.requested_device, len(lost))
             for id in lost:
                 self.release_job(id)
-            self._listener.on_jobs_lost(self, lost, True)
+            self._listener.on_jobs_lost(self, lost, DIED)
+        if not self.assigned:
+            self._watchdog.end_run()
         self.state = "busy" if self.assigned or self._is_reserved else "idle"
 
     async def _wait_for_exit(self) -> None:
@@ -263,7 +290,8 @@ class WorkerSupervisor:
         if self.state != "defunct":
             self.state = state
         if assigned:
-            self._listener.on_jobs_lost(self, list(assigned), not self._was_killed and not self._stopping.is_set())
+            is_blamed = self._cause is not None or not (self._was_killed or self._stopping.is_set())
+            self._listener.on_jobs_lost(self, list(assigned), (self._cause or DIED) if is_blamed else None)
         self._listener.on_worker_exit(self)
 
     def _kill_overdue(self, id: str, process: asyncio.subprocess.Process | None) -> None:
