@@ -108,6 +108,8 @@ def test_calls_that_are_made_up_get_documented_answers(fake: FakeService) -> Non
     api = schemathesis.openapi.from_asgi("/openapi.json", fake.app)
     made = 0
     for found in api.get_all_operations():
+        if found.ok().path == "/v1/jobs/events":  # a stream without an end
+            continue
 
         @QUICK
         @given(case=found.ok().as_strategy())

@@ -1,5 +1,6 @@
 """The routes over an in-memory queue: answers, refusals with their words, jobs, events, and what lies on disk after."""
 
+import asyncio
 import base64
 import io
 import json
@@ -13,9 +14,10 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from enlarger.service.jobs.job import job_folder, new_job_id
+from enlarger.service.jobs.job import Job, JobSpec, job_folder, new_job_id
 from enlarger.service.problems import Problem
 from enlarger.service.routes.page import PAGE_FILES
+from enlarger.service.routes.sse import owner_events
 from enlarger.service.settings import Bounds
 from tests.support.fake_service import FakeService, fake_service, serve_in_thread
 
@@ -363,6 +365,25 @@ def test_a_job_is_canceled_once(client: TestClient, fake: FakeService) -> None:
         job = client.post(f"/v1/jobs/{id}/cancel").json()
         assert (job["status"], job["error"]["code"]) == ("canceled", "canceled")
     assert fake.queue.canceled == [(id, "client")]
+
+
+def test_one_stream_tells_of_all_jobs_of_its_owner_alone(fake: FakeService) -> None:
+    ids = {owner: new_job_id() for owner in ("a", "b")}
+    for owner, id in ids.items():
+        fake.queue.known[id] = Job(id, JobSpec("upscale", "bundled"), "queued", time.time(), owner)
+
+    async def told() -> list[str]:
+        stream = owner_events(fake.app.state.service, "a", "http://here")
+        opened = await anext(stream)
+        for id in reversed(ids.values()):
+            fake.queue.event_logs.publish(id, "progress", {"status": "running", "progress": 0.5})
+        told = [opened, await anext(stream)]
+        await stream.aclose()
+        return told
+
+    opened, event = asyncio.run(told())
+    assert opened == ": alive\n\n" and event.startswith("event: progress\ndata: ")
+    assert json.loads(event.partition("data: ")[2]) == {"id": ids["a"], "status": "running", "progress": 0.5}
 
 
 def test_a_job_that_fails_says_why(client: TestClient, fake: FakeService) -> None:

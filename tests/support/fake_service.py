@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +19,7 @@ from PIL import Image
 
 from enlarger.checkpoint.families import KINDS
 from enlarger.service.dependencies import Service
-from enlarger.service.jobs.events import EventLogs
+from enlarger.service.jobs.events import EventFeed, EventLogs
 from enlarger.service.jobs.job import RESULT_FILE, Idempotency, Job, JobProgress, JobSpec, JobStatus, Task, job_folder
 from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.jobs.reservations import Reservation, Reservations
@@ -119,6 +119,9 @@ class FakeJobManager:
         if event_log is not None:
             async for event in event_log.subscribe(after):
                 yield event
+
+    def feed(self) -> AbstractContextManager[EventFeed]:
+        return self.event_logs.feed()
 
     async def cancel(self, id: str, cause: str = "client") -> Job | None:
         job = self.known.get(id)

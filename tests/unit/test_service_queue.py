@@ -901,3 +901,21 @@ def test_what_came_before_the_first_step_does_not_count() -> None:
 
 def test_the_settings_of_the_tests_are_valid(tmp_path: Path) -> None:
     assert settings(tmp_path).known_models[-1].name == "bundled"
+
+
+@async_test
+async def test_one_feed_tells_of_all_jobs_and_a_slow_reader_holds_the_newest_alone() -> None:
+    logs = EventLogs()
+    logs.publish("a", "queued", {})
+    with logs.feed() as feed:
+        for step in range(MAX_EVENTS):
+            logs.publish("a", "progress", {"step": step})
+            logs.publish("b", "progress", {"step": -step})
+        logs.publish("a", "succeeded", {})
+        logs.publish("a", "progress", {"step": 0})
+        logs.close()
+        told = [(id, event.kind, event.data.get("step")) async for id, event in feed.events()]
+    last = MAX_EVENTS - 1
+    assert told == [("a", "progress", last), ("b", "progress", -last), ("a", "succeeded", None)]
+    logs.publish("b", "progress", {})
+    assert [item async for item in feed.events()] == []

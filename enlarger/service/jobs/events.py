@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from enlarger.service.jobs.job import EventKind, JobEvent
@@ -24,13 +25,15 @@ class EventLog:
     def is_closed(self) -> bool:
         return self._closed or (bool(self._events) and self._events[-1].is_last)
 
-    def publish(self, kind: EventKind, data: Mapping[str, Any]) -> None:
-        """Add an event, and wake those who wait for it; nothing comes after the last."""
+    def publish(self, kind: EventKind, data: Mapping[str, Any]) -> JobEvent | None:
+        """Add an event, and wake those who wait for it; None where the last has been: nothing comes after it."""
         if self.is_closed:
-            return
+            return None
         self._count += 1
-        self._events.append(JobEvent(self._count, kind, data))
+        event = JobEvent(self._count, kind, data)
+        self._events.append(event)
         self._wake()
+        return event
 
     def close(self) -> None:
         """No more events: the service stops, and the job goes on with the next one."""
@@ -55,11 +58,39 @@ class EventLog:
                 await changed.wait()
 
 
+class EventFeed:
+    """The events of all jobs, for one watcher; of each job and kind it holds the newest alone."""
+
+    def __init__(self) -> None:
+        self._unread: dict[tuple[str, EventKind], JobEvent] = {}
+        self._is_closed = False
+        self._changed = asyncio.Event()
+
+    def add(self, id: str, event: JobEvent) -> None:
+        self._unread.pop((id, event.kind), None)
+        self._unread[id, event.kind] = event
+        self._changed.set()
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._changed.set()
+
+    async def events(self) -> AsyncGenerator[tuple[str, JobEvent]]:
+        """Each with the `id` of its job, until the feed is closed."""
+        while self._unread or not self._is_closed:
+            await self._changed.wait()
+            self._changed.clear()
+            while self._unread:
+                key = next(iter(self._unread))
+                yield key[0], self._unread.pop(key)
+
+
 class EventLogs:
     """The event logs of the jobs that wait or run, and of the last that ended."""
 
     def __init__(self) -> None:
         self._logs: dict[str, EventLog] = {}
+        self._feeds: set[EventFeed] = set()
         self._finished_ids: deque[str] = deque()
 
     def __len__(self) -> int:
@@ -70,13 +101,25 @@ class EventLogs:
 
     def publish(self, id: str, kind: EventKind, data: Mapping[str, Any]) -> None:
         event_log = self._logs.setdefault(id, EventLog())
-        if event_log.is_closed:
+        event = event_log.publish(kind, data)
+        if event is None:
             return
-        event_log.publish(kind, data)
+        for feed in self._feeds:
+            feed.add(id, event)
         if event_log.is_closed:
             self._finished_ids.append(id)
             if len(self._finished_ids) > MAX_FINISHED_LOGS:
                 self._logs.pop(self._finished_ids.popleft(), None)
+
+    @contextmanager
+    def feed(self) -> Generator[EventFeed]:
+        """What happens to all jobs from now on."""
+        feed = EventFeed()
+        self._feeds.add(feed)
+        try:
+            yield feed
+        finally:
+            self._feeds.discard(feed)
 
     def remove(self, id: str) -> None:
         event_log = self._logs.pop(id, None)
@@ -86,5 +129,5 @@ class EventLogs:
             self._finished_ids.remove(id)
 
     def close(self) -> None:
-        for event_log in self._logs.values():
-            event_log.close()
+        for log in (*self._logs.values(), *self._feeds):
+            log.close()

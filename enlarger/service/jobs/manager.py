@@ -4,10 +4,12 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Literal
 
 from enlarger.service.jobs import lock
+from enlarger.service.jobs.events import EventFeed
 from enlarger.service.jobs.files import (
     empty_spool,
     job_folder_bytes,
@@ -249,6 +251,10 @@ class JobManager:
             raise problem_error(404, "job_not_found", f"there is no job {id}; results are kept for a limited time")
         if job.status in ("succeeded", "failed", "canceled"):
             yield JobEvent(after + 1, job.status, {"status": job.status, **asdict(self.progress(job))})
+
+    def feed(self) -> AbstractContextManager[EventFeed]:
+        """The events of all jobs of all owners, from now on."""
+        return self._lifecycle.event_logs.feed()
 
     async def cancel(self, id: str, cause: str = "client") -> Job | None:
         """End a job that is not over, and stop its work; `cause` is counted. None if there is no such job."""

@@ -90,4 +90,8 @@ EVENTS = (
     'id: 3\nevent: progress\ndata: {"status":"running","progress":0.4,"stage":"denoise","step":8,"steps":20}\n\n'
     'id: 9\nevent: succeeded\ndata: {"id":"...","object":"job","status":"succeeded"}\n\n'
 )
+ALL_EVENTS = (
+    'event: progress\ndata: {"id":"...","status":"running","progress":0.4,"stage":"denoise","step":8,"steps":20}\n\n'
+    'event: succeeded\ndata: {"id":"...","object":"job","status":"succeeded"}\n\n'
+)
 METRICS = "# TYPE enlarger_queue_size gauge\nenlarger_queue_size 0.0\n"

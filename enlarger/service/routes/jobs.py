@@ -13,7 +13,7 @@ from enlarger.service.routes import examples, openapi, responses
 from enlarger.service.routes.base64_stream import file_sizes, read_chunks
 from enlarger.service.routes.request_body import printable
 from enlarger.service.routes.response_models import Deleted, JobList, JobReply, QueueReply
-from enlarger.service.routes.sse import event_stream_response, job_events
+from enlarger.service.routes.sse import event_stream_response, job_events, owner_events
 
 router = APIRouter(tags=["jobs"])
 public_router = APIRouter(tags=["jobs"])  # for whoever knows an address
@@ -42,6 +42,26 @@ async def list_jobs(
     service, base_url = get_service(request), responses.get_base_url(request)
     jobs = await service.jobs.list(get_owner(request), status, limit)
     return JSONResponse({"object": "list", "data": [_job_json(service, job, base_url) for job in jobs]})
+
+
+@router.get(
+    "/v1/jobs/events",
+    summary="What happens to all jobs",
+    response_model=None,
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "a stream without an end",
+            "content": openapi.event_stream_content(examples.ALL_EVENTS, *EVENT_KINDS),
+        },
+        **openapi.error_responses(*openapi.READ_STATUSES),
+    },
+)
+async def all_events(request: Request) -> Response:
+    """Server-sent events of the jobs of this key, or of everybody where there are no keys, from now on: one stream
+    instead of one for each job. Data are the job's `id` and the fields that changed; its last event has it whole."""
+    service = get_service(request)
+    return event_stream_response(owner_events(service, get_owner(request), responses.get_base_url(request)))
 
 
 @router.get(

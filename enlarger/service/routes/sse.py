@@ -77,11 +77,33 @@ async def job_events(service: Service, job: Job, after: int, base_url: str) -> A
                 yield format_comment("alive")
             elif event.is_last:
                 finished = await service.jobs.get(job.id) or job
-                yield format_event(
-                    responses.job_json(finished, service.jobs.progress(finished), base_url), event.kind, event.number
-                )
+                yield format_event(_job_json(service, finished, base_url), event.kind, event.number)
             else:
                 yield format_event(event_json(event, job.id, base_url), event.kind, event.number)
+
+
+async def owner_events(service: Service, owner: str, base_url: str) -> AsyncGenerator[str]:
+    """What happens to all jobs of an owner from now on; the last event of each is the whole job."""
+    with service.jobs.feed() as feed:
+        yield format_comment("alive")  # whoever reads it misses nothing from here on
+        async with aclosing(with_keep_alive(feed.events())) as events:
+            async for item in events:
+                if item is None:
+                    yield format_comment("alive")
+                    continue
+                id, event = item
+                job = await service.jobs.get(id)
+                if job is not None and job.owner == owner:
+                    about = (
+                        _job_json(service, job, base_url)
+                        if event.is_last
+                        else {"id": id} | event_json(event, id, base_url)
+                    )
+                    yield format_event(about, event.kind)
+
+
+def _job_json(service: Service, job: Job, base_url: str) -> dict[str, Any]:
+    return responses.job_json(job, service.jobs.progress(job), base_url)
 
 
 def event_json(event: JobEvent, id: str, base_url: str) -> dict[str, Any]:
