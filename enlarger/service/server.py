@@ -81,7 +81,7 @@ async def run_uvicorn(
     """Answer requests on a socket; at the end, no new ones, and a few seconds for the answers under way."""
     config = uvicorn.Config(
         app,
-        http=make_timeout_protocol(settings.bounds.header_seconds, write_seconds),
+        http=make_timeout_protocol(settings.bounds.header_seconds, write_seconds, settings.bounds.connections),
         ws="none",
         lifespan="off",
         loop="none",

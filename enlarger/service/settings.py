@@ -75,6 +75,8 @@ class Bounds(StrictModel):
     decode_seconds: float = Field(default=20, gt=0, description="for decoding one picture")
     job_seconds: float = Field(default=1800, gt=0, description="for the work on one job; then its worker is ended")
     per_key: int = Field(default=4, gt=0, description="jobs of one key at a time")
+    connections: int = Field(default=1024, gt=0, description="connections at a time")
+    requests_per_key: int = Field(default=64, gt=0, description="requests of one key under way at a time")
 
 
 class Settings(BaseSettings):

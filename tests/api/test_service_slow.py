@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     request = Request(scope, receive)
     if scope["path"] == "/large":
         await Response(LARGE)(scope, receive, send)
+    elif scope["path"] == "/waiting":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
     elif scope["path"] == "/deaf":
         await JSONResponse({"got": None})(scope, receive, send)
     else:
@@ -53,7 +58,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @contextmanager
 def served(data: Path) -> Iterator[int]:
-    bounds = Bounds(body=2 * MIB, header_seconds=HEAD, idle_seconds=IDLE, body_seconds=BODY)
+    bounds = Bounds(body=2 * MIB, header_seconds=HEAD, idle_seconds=IDLE, body_seconds=BODY, connections=128)
     settings = Settings(port=0, data=data, bounds=bounds)
     listener, stop = bind_socket(settings.host, settings.port), threading.Event()
     started = threading.Event()
@@ -154,7 +159,7 @@ def test_the_second_head_of_a_connection_has_a_deadline_too(port: int) -> None:
 
 
 @pytest.mark.parametrize("length", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
-@pytest.mark.parametrize("path", ["/v1/images/upscale", "/v1/images/generations", "/v1/jobs/x/cancel"])
+@pytest.mark.parametrize("path", ["/v1/images/upscale", "/v1/images/generations"])
 def test_a_body_that_stands_still_is_answered_with_408(port: int, path: str, length: str) -> None:
     began = time.perf_counter()
     with connected(port) as connection:
@@ -193,6 +198,27 @@ def test_many_slow_clients_do_not_slow_a_good_one(port: int) -> None:
             connection.close()
 
 
+def test_one_connection_too_many_takes_the_place_of_the_longest_idle_one(port: int) -> None:
+    held = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(129)]
+    try:
+        assert rest(held[0]) == b""
+        held[1].sendall(head("GET", "/", "Connection: close"))
+        assert b"HTTP/1.1 200" in rest(held[1])
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def test_where_all_connections_are_busy_one_more_is_told_to_come_back(port: int) -> None:
+    with ExitStack() as stack:
+        for _ in range(128):
+            held = stack.enter_context(connected(port))
+            held.sendall(head("GET", "/waiting"))
+            assert held.recv(100).startswith(b"HTTP/1.1 200")
+        answer = one(stack.enter_context(connected(port)))
+        assert (code(answer), answer[1]["retry-after"]) == ((503, "unavailable"), "1")
+
+
 def test_a_client_that_does_not_read_is_dropped(port: int) -> None:
     with connected(port) as connection:
         connection.sendall(head("GET", "/large"))
@@ -212,7 +238,7 @@ def test_a_client_that_reads_slowly_gets_all(port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "limit"), [("/v1/images/edits", 2 * MIB), ("/v1/images/generations", MIB), ("/v1/other", MIB)]
+    ("path", "limit"), [("/v1/images/edits", 2 * MIB), ("/v1/images/generations", MIB), ("/v1/jobs/x/cancel", 64 << 10)]
 )
 def test_an_announced_body_over_the_limit_is_refused_unread(port: int, path: str, limit: int) -> None:
     with connected(port) as connection:
@@ -223,7 +249,19 @@ def test_an_announced_body_over_the_limit_is_refused_unread(port: int, path: str
         assert answer[1]["connection"] == "close"
     with connected(port) as connection:
         connection.sendall(post(path, f"Content-Length: {limit}") + b"x" * limit)
-        assert one(connection)[2] == {"got": limit}
+        assert one(connection)[2] == {"got": 0 if path == "/v1/jobs/x/cancel" else limit}
+
+
+def test_a_body_that_nobody_takes_stops_no_request(port: int) -> None:
+    with connected(port) as connection:
+        connection.sendall(head("GET", "/", "Content-Length: 1000") + b"x" * 1000)
+        assert one(connection)[2] == {"got": 0}
+    with connected(port) as connection:
+        connection.sendall(head("GET", "/healthz", "Transfer-Encoding: chunked"))
+        answer = one(connection)
+        assert code(answer) == (413, "payload_too_large")
+        expected = "GET takes no body here, found one of unknown length; send the request without"
+        assert answer[2]["error"]["message"] == expected
 
 
 def chunk(size: int) -> bytes:

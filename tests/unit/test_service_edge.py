@@ -27,8 +27,9 @@ from enlarger.service.metrics import Metrics
 from enlarger.service.middleware.api_keys import generate_key, hash_key
 from enlarger.service.middleware.asgi import RequestHead
 from enlarger.service.middleware.cors import AllowedOrigins, normalize_origin
+from enlarger.service.middleware.open_requests import OpenRequests
 from enlarger.service.middleware.stack import client_timeout, middleware_stack
-from enlarger.service.problems import problem_error
+from enlarger.service.problems import ProblemError, problem_error
 from enlarger.service.server import bind_socket, server_url
 from enlarger.service.settings import MIB, Bounds, Settings
 
@@ -354,15 +355,54 @@ def test_a_body_over_the_limit_is_refused_whatever_the_application_makes_of_it(t
         await send({"type": "http.response.body", "body": b"cannot read", "more_body": False})
 
     for app in (None, deaf):
-        for path, size in (("/v1/images/edits", MIB), ("/v1/images/generations", 1000), ("/v1/jobs", 1000)):
+        for path, size in (("/v1/images/edits", MIB), ("/v1/images/generations", 1000)):
             for headers in ({}, {"Transfer-Encoding": "chunked"}):
                 answer, _ = ask(small, "POST", path, headers, b"x" * (size + 1), app=app, pieces=7)
                 assert (answer.status, answer.code) == (413, "payload_too_large")
                 assert answer.message == f"the body is larger than {size} bytes, the most that is taken here"
                 assert json.loads(answer.body)["error"]["type"] == "invalid_request_error"
                 assert ask(small, "POST", path, headers, b"x" * size, app=app, pieces=7)[0].status == 200
+
+
+def test_a_body_is_taken_only_where_the_route_takes_one(settings: Settings) -> None:
     form = {"Content-Type": "multipart/form-data; boundary=x"}
-    assert ask(small, "POST", "/v1/jobs", form, b"x" * MIB)[0].status == 200
+    for method, path in (("GET", "/healthz"), ("GET", "/v1/images/upscale"), ("POST", "/v1/jobs/x/cancel")):
+        answer, seen = ask(settings, method, path, form | {"Transfer-Encoding": "chunked"}, b"x" * MIB, pieces=9)
+        assert (answer.status, answer.code, seen.calls) == (413, "payload_too_large", 0)
+        answer, seen = ask(settings, method, path, form, b"x" * MIB)
+        assert (answer.status, seen.calls) == (413, 0)
+        answer, seen = ask(settings, method, path, {}, b"{}")
+        assert (answer.status, seen.body) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["charset=punycode", "CHARSET=undefined", 'charset="idna"', "charset*=utf-16''x", "boundary=x;charset=utf-8-sig",
+     "charset=", "charset=utf-8; charset=zlib"],
+)  # fmt: skip
+@pytest.mark.parametrize("media_type", ["multipart/form-data", "application/json"])
+def test_text_is_utf_8_and_no_other_codec_is_looked_up(settings: Settings, kind: str, media_type: str) -> None:
+    answer, seen = ask(settings, "POST", POSTS[0], {"Content-Type": f"{media_type}; {kind}"}, b"x")
+    assert (answer.status, answer.code, seen.calls) == (415, "unsupported_media_type", 0)
+    assert "expected utf-8" in answer.message
+    for good in ("charset=utf-8", 'Charset = "UTF-8"', "charset=utf8; boundary=x", "boundary=charset"):
+        assert ask(settings, "POST", POSTS[0], {"Content-Type": f"{media_type}; {good}"}, b"x")[0].status == 200
+
+
+def test_a_request_has_one_content_type(settings: Settings) -> None:
+    two = [("Content-Type", "application/json"), ("Content-Type", "text/plain; charset=hex")]
+    answer, _ = ask(settings, "POST", POSTS[0], two, b"x")
+    assert (answer.status, answer.message) == (400, "found 2 Content-Type headers, expected one")
+
+
+def test_a_key_has_only_so_many_requests_under_way() -> None:
+    requests = OpenRequests(2)
+    with requests.count("a"), requests.count("a"), requests.count("b"), requests.count(""):
+        with pytest.raises(ProblemError, match="2 requests of this key are under way") as refused, requests.count("a"):
+            pass
+        assert (refused.value.problem.status, refused.value.problem.code) == (429, "rate_limit_exceeded")
+    with requests.count("a"):
+        pass
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity, br", "GZIP"])
@@ -600,7 +640,7 @@ from fastapi import FastAPI
 from enlarger.errors import InputError
 from enlarger.service.metrics import Metrics
 from enlarger.service.server import serve
-from enlarger.service.problems import problem_error
+from enlarger.service.problems import ProblemError, problem_error
 from enlarger.service.jobs.reservations import Reservations
 from enlarger.service.settings import Settings
 

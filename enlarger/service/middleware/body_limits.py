@@ -1,6 +1,7 @@
 """How much a request may send and how long it may take, decided as early as can be."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +9,17 @@ from tempfile import SpooledTemporaryFile
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from enlarger.service.middleware.asgi import IMAGE_ROUTES, RequestHead
+from enlarger.service.middleware.asgi import RequestHead
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.settings import MIB, Bounds, Settings
+from enlarger.strict_json import short_repr
 
 TEXT_ONLY_ROUTE = "/v1/images/generations"  # of the routes that make pictures, the one that is given none
 MULTIPART = "multipart/form-data"
 MAX_MEMORY_BYTES = 1 * MIB  # bytes of a body that memory may hold while the rest is under way
 CHUNK_SIZE = 64 << 10
+MAX_UNREAD_BYTES = 64 << 10  # bytes of a body where none is taken: clients send an empty object, which nobody reads
+_CHARSET = re.compile(r";\s*charset[^=;]*=\s*\"?([^\";]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,9 @@ class BodyLimits:
 
 
 def body_limits_for(head: RequestHead, settings: Settings) -> BodyLimits:
-    """How a request's body is received; ProblemError 413 or 415 if its head says that it must not be."""
+    """How the body of a request for pictures is received; ProblemError 400, 413 or 415 if its head says that it must
+    not be."""
+    check_charset(head)
     encodings = {part.strip().lower() for value in head.getlist("content-encoding") for part in value.split(",")}
     if encodings - {"identity", ""}:
         encoding_names = ", ".join(sorted(encodings))[:100]
@@ -44,10 +50,45 @@ def body_limits_for(head: RequestHead, settings: Settings) -> BodyLimits:
     return BodyLimits(max_bytes, bounds.idle_seconds, bounds.body_seconds, spool_folder)
 
 
+def check_charset(head: RequestHead) -> None:
+    """Refuse text that is not said to be UTF-8, by the name alone: that of a codec of Python would be looked up."""
+    content_types = head.getlist("content-type")
+    if len(content_types) > 1:
+        raise problem_error(400, "invalid_request", f"found {len(content_types)} Content-Type headers, expected one")
+    for name in _CHARSET.findall("".join(content_types)):
+        if name.strip().lower() not in ("utf-8", "utf8"):
+            message = f"the charset of the body is {short_repr(name)}, expected utf-8; send it so, or leave charset out"
+            raise problem_error(415, "unsupported_media_type", message)
+
+
+def refuse_body(head: RequestHead) -> None:
+    """Raises ProblemError 413 for a body where none is taken, unless it is so small that it may come unread."""
+    length = head.content_length
+    if length is None:
+        message = f"{head.method} takes no body here, found one of unknown length; send the request without"
+        raise problem_error(413, "payload_too_large", message)
+    if length > MAX_UNREAD_BYTES:
+        raise _too_large(MAX_UNREAD_BYTES)
+
+
+class EmptyBody:
+    """The end of a body, whatever comes; then what the client does after it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.receive, self.is_read = receive, False
+
+    async def __call__(self) -> Message:
+        if not self.is_read:
+            self.is_read = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        while (message := await self.receive())["type"] == "http.request":
+            pass
+        return message
+
+
 def max_body_size(head: RequestHead, bounds: Bounds) -> int:
     """The bytes a body may have: few where there is only text in it, many where there may be pictures."""
-    has_images = head.media_type == MULTIPART or (head.path in IMAGE_ROUTES and head.path != TEXT_ONLY_ROUTE)
-    return bounds.body if has_images else bounds.json_body
+    return bounds.json_body if head.path == TEXT_ONLY_ROUTE else bounds.body
 
 
 def _needs_spooling(head: RequestHead) -> bool:

@@ -14,7 +14,7 @@ from enlarger.service.middleware.asgi import (
     request_state,
     response_start,
 )
-from enlarger.service.middleware.body_limits import body_limits_for, run_with_body
+from enlarger.service.middleware.body_limits import EmptyBody, body_limits_for, refuse_body, run_with_body
 from enlarger.service.middleware.cors import (
     PREFLIGHT_HEADERS,
     RESULT_PATH,
@@ -25,6 +25,7 @@ from enlarger.service.middleware.cors import (
 )
 from enlarger.service.middleware.drain_body import drain_body
 from enlarger.service.middleware.error_handler import error_handler
+from enlarger.service.middleware.open_requests import OpenRequests
 from enlarger.service.middleware.security_headers import security_headers
 from enlarger.service.middleware.trusted_host import make_host_check
 from enlarger.service.problems import problem_error
@@ -40,6 +41,7 @@ def middleware_stack(app: ASGIApp, settings: Settings, metrics: Metrics, reserve
     read, or holds a place for it. The routes find `owner`, `request_id` and that `reservation` in the request's state.
     Raises InputError for settings that would let anybody in."""
     check_host, origins = make_host_check(settings), AllowedOrigins.from_settings(settings)
+    open_requests = OpenRequests(settings.bounds.requests_per_key)
 
     async def handle_request(scope: Scope, receive: Receive, send: Send) -> None:
         head = RequestHead.from_scope(scope)
@@ -52,10 +54,15 @@ def middleware_stack(app: ASGIApp, settings: Settings, metrics: Metrics, reserve
         origins.check(head)
         owner = "" if is_public_request(head) else authenticate(head, settings.keys)
         request_state(scope)["owner"] = owner
-        limits = body_limits_for(head, settings)
+        with open_requests.count(owner):
+            await answer(head, owner, scope, receive, send)
+
+    async def answer(head: RequestHead, owner: str, scope: Scope, receive: Receive, send: Send) -> None:
         if not head.is_image_request:
-            await run_with_body(app, limits, scope, receive, send)
+            refuse_body(head)
+            await app(scope, EmptyBody(receive), send)
             return
+        limits = body_limits_for(head, settings)
         reservation = reserve(owner, client_timeout(head))
         request_state(scope)["reservation"] = reservation
         try:

@@ -1,4 +1,5 @@
-"""HTTP/1.1 as uvicorn speaks it, with the deadlines that it lacks: for a request's head, and for reading the answer."""
+"""HTTP/1.1 as uvicorn speaks it, with the bounds that it lacks: on the time for a request's head and for reading the
+answer, and on the number of connections."""
 
 import asyncio
 import struct
@@ -12,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from enlarger.service.problems import Problem
 
 WRITE_SECONDS = 60.0
+MIN_READ_BYTES = 64 << 10  # bytes of an answer that a client takes in that time, at least
 LINGER_RESET = struct.pack("ii", 1, 0)  # linger: on, for no time
 
 
@@ -21,6 +23,8 @@ class TimeoutProtocol(H11Protocol):
 
     header_seconds: ClassVar[float] = 10.0
     write_seconds: ClassVar[float] = WRITE_SECONDS
+    max_connections: ClassVar[int] = 1024
+    open_connections: ClassVar[dict["TimeoutProtocol", None]] = {}  # the oldest first
 
     _header_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
@@ -29,8 +33,28 @@ class TimeoutProtocol(H11Protocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # so that `pause_writing` says whenever something waits to be read
         self._start_header_timer()
+        self.open_connections[self] = None
+        if len(self.open_connections) > self.max_connections:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Close the connection that has been without a request for longest: this one, where all others have one."""
+        idle = next(one for one in self.open_connections if not one.is_answering)
+        self.open_connections.pop(idle)
+        if idle is not self:
+            idle.transport.abort()
+            return
+        message = f"{self.max_connections} connections are open, which is all that may; come back in a moment"
+        self._send_problem(Problem(503, "unavailable", message, retry_after=1))
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is under way."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # there is none before the first request
+        return cycle is not None and not cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.open_connections.pop(self, None)
         self._header_timer = _cancel_timer(self._header_timer)
         self._write_timer = _cancel_timer(self._write_timer)
         super().connection_lost(exc)
@@ -68,8 +92,8 @@ class TimeoutProtocol(H11Protocol):
         self._write_timer = self.loop.call_later(self.write_seconds, self._on_write_timeout, buffered)
 
     def _on_write_timeout(self, buffered: int) -> None:
-        """Drop a client that has read nothing for so long; one that reads slowly gets time again."""
-        if self.transport.get_write_buffer_size() < buffered:
+        """Drop a client that has read next to nothing for so long; one that reads slowly gets time again."""
+        if buffered - self.transport.get_write_buffer_size() >= MIN_READ_BYTES:
             self._start_write_timer()
         else:
             socket: TransportSocket = self.transport.get_extra_info("socket")
@@ -81,12 +105,12 @@ class TimeoutProtocol(H11Protocol):
         self._send_problem(Problem(400, "invalid_request", "this is no valid HTTP/1.1, or its headers are too large"))
 
     def _send_problem(self, problem: Problem) -> None:
-        cycle = cast("RequestResponseCycle | None", self.cycle)  # there is none before the first request
-        if cycle is not None and not cycle.response_complete:  # its task must not write any more
-            cycle.disconnected = True
-            cycle.message_event.set()
+        if self.is_answering:  # its task must not write any more
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         body = problem.encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        headers += [(name.lower(), value) for name, value in problem.headers().items()]
         try:
             for event in (
                 h11.Response(status_code=problem.status, headers=headers),
@@ -100,10 +124,13 @@ class TimeoutProtocol(H11Protocol):
             self.transport.close()
 
 
-def make_timeout_protocol(header_seconds: float, write_seconds: float = WRITE_SECONDS) -> type[TimeoutProtocol]:
-    """The protocol with these deadlines, in seconds."""
-    timeouts: dict[str, Any] = {"header_seconds": header_seconds, "write_seconds": write_seconds}
-    return type("TimeoutProtocol", (TimeoutProtocol,), timeouts)
+def make_timeout_protocol(
+    header_seconds: float, write_seconds: float = WRITE_SECONDS, max_connections: int = TimeoutProtocol.max_connections
+) -> type[TimeoutProtocol]:
+    """The protocol with these deadlines, in seconds, and so many connections at a time."""
+    bounds: dict[str, Any] = {"header_seconds": header_seconds, "write_seconds": write_seconds}
+    connections: dict[str, Any] = {"max_connections": max_connections, "open_connections": {}}
+    return type("TimeoutProtocol", (TimeoutProtocol,), bounds | connections)
 
 
 def _cancel_timer(timer: asyncio.TimerHandle | None) -> None:
