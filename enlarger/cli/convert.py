@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from enlarger.cli.options import AllowPickle, Overwrite, Prediction, Variant
+from enlarger.cli.terminal import print_lines
 from enlarger.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def convert(
     else:
         checkpoint = Checkpoint(path, variant, prediction, allow_pickle, vae, text_encoder)
         _write(checkpoint, target, dtype, single_file, overwrite)
-    print(target)
+    print_lines([target])
 
 
 def _is_model(path: Path, allow_pickle: bool) -> bool:

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from enlarger.tasks.depth import DepthToImage
 
 Output = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--output", "-o", help="folder, or file if there is one input", show_default="name-depth.png beside the input"
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="folder, or file if there is one input",
+        show_default="name-depth.png beside the input",
     ),
 ]
 Maps = Annotated[

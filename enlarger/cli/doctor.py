@@ -10,6 +10,7 @@ import typer
 
 from enlarger import __version__
 from enlarger.cli.options import JsonLines
+from enlarger.cli.terminal import print_lines
 from enlarger.errors import CheckpointError, EnlargerError
 from enlarger.strict_json import Json
 
@@ -37,10 +38,7 @@ def doctor(
     report: Json = {"system": _system(), "devices": _devices(), "extras": _extras(), "cache": _cache()}
     report["models"] = list(_models(folders or (), verify))
     report["huggingface"] = list(_huggingface_models())
-    if json_lines:
-        print(json.dumps(report))
-    else:
-        print("\n".join(_format_lines(report)))
+    print_lines([json.dumps(report)] if json_lines else _format_lines(report))
     if any(model["broken"] for model in report["models"]):
         raise typer.Exit(1)
 

@@ -7,6 +7,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from enlarger.cli.terminal import printable
+
 
 class DownloadProgress:
     """The progress of a pull, shown on a terminal or printed."""
@@ -44,7 +46,8 @@ class DownloadProgress:
 
     def message(self, text: str) -> None:
         """Lines above the bars."""
-        self.console.print(text)
+        for line in text.splitlines():
+            self.console.print(printable(line))
 
     def set_total(self, size: int) -> None:
         """So many bytes are missing."""
@@ -58,7 +61,7 @@ class DownloadProgress:
             self.message(f"{path}: {_format_bytes(size)}")
         offset = self.finished_bytes
         self.finished_bytes += size
-        task = self.bar.add_task(path, total=size)
+        task = self.bar.add_task(printable(path), total=size)
 
         def watch(received: int) -> None:
             self.bar.update(task, completed=received, visible=received < size)

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from enlarger.cli.options import Device, JsonLines, Model
+from enlarger.cli.terminal import print_lines
+from enlarger.cli.verbs import Verb
 
 evaluate = typer.Typer(no_args_is_help=True)
 
@@ -16,7 +18,7 @@ def about() -> None:
     """Measure models."""
 
 
-@evaluate.command()
+@evaluate.command(cls=Verb)
 def upscale(
     folder: Annotated[Path, typer.Argument(help="folder of pictures to halve and enlarge again")],
     model: Model = None,
@@ -46,4 +48,4 @@ def upscale(
     with Report(1) as report:
         report.start_stage("loading the model")
         table = evaluate_upscale(wanted, report.start_file(str(folder)))
-    print(json.dumps(table.rows) if json_lines else table)
+    print_lines([json.dumps(table.rows)] if json_lines else str(table).splitlines())

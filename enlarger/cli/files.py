@@ -1,14 +1,15 @@
-"""Which files a run reads and which it writes, settled and checked before anything is computed."""
+"""Which files a run writes for those that it reads, settled and checked before anything is computed."""
 
+import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from enlarger.cli.inputs import InputFile, PassedOver, find_inputs, too_long
 from enlarger.errors import InputError
 from enlarger.image.encode import SUFFIXES, check_output
-
-IMAGE_SUFFIXES = frozenset({*SUFFIXES, ".gif"})  # what is taken from a folder; a file named by the user may be anything
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,14 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """The jobs of a run, and what of the folders it leaves alone."""
+
+    jobs: Sequence[Job]
+    passed_over: Sequence[PassedOver] = ()
+
+
+@dataclass(frozen=True)
 class OutputNaming:
     """Where results go: beside the input, into `folder`, or to `file`; `count` of them, named `NAME-LABEL[-K].png`."""
 
@@ -29,7 +38,7 @@ class OutputNaming:
     folder: Path | None = None
     file: Path | None = None
 
-    def outputs(self, input_file: "InputFile", keep_suffix: bool = False) -> tuple[Path, ...]:
+    def outputs(self, input_file: InputFile, keep_suffix: bool = False) -> tuple[Path, ...]:
         """The files to make of an input; NAME is that of the input, without its suffix unless `keep_suffix` is true."""
         folder = input_file.path.parent if self.folder is None else self.folder / input_file.subfolder
         name = input_file.path.name if keep_suffix else input_file.path.stem
@@ -39,15 +48,21 @@ class OutputNaming:
         return tuple(first.with_name(f"{first.stem}-{k}{first.suffix}") for k in range(1, self.count + 1))
 
 
-def output_naming(inputs: Sequence[Path], output: Path | None, label: str, count: int) -> OutputNaming:
+def is_folder_name(output: str) -> bool:
+    """Whether `--output` says that it is a folder: it is one, ends like one, or has no suffix."""
+    return os.path.isdir(output) or output.endswith((os.sep, "/")) or not Path(output).suffix
+
+
+def output_naming(inputs: Sequence[Path], output_option: str | None, label: str, count: int) -> OutputNaming:
     """What `--output` means: the name of a file if there is one input file, else a folder.
 
     Raises InputError if it names one file for several inputs.
     """
-    if output is None:
+    if output_option is None:
         return OutputNaming(label, count)
+    output = Path(output_option)
     has_several_inputs = len(inputs) > 1 or os.path.isdir(inputs[0])
-    if os.path.isdir(output) or not output.suffix:
+    if is_folder_name(output_option):
         return OutputNaming(label, count, folder=output)
     if has_several_inputs and output.suffix.lower() in SUFFIXES:
         raise InputError(f"--output {output} names one file, but there are several inputs; give a folder")
@@ -56,25 +71,20 @@ def output_naming(inputs: Sequence[Path], output: Path | None, label: str, count
 
 def plan_jobs(
     inputs: Sequence[Path], naming: OutputNaming, *, recursive: bool = False, overwrite: bool = False
-) -> list[Job]:
+) -> Plan:
     """One job per picture, in the order given; a refused one carries its error.
 
     Pictures that were only found in a folder are left out if they are where this run writes: results of an earlier one.
     """
-    inputs_by_path: dict[str, InputFile] = {}
-    for path in inputs:
-        for input_file in _find_images(path, recursive):
-            inputs_by_path.setdefault(os.path.abspath(input_file.path), input_file)
-    outputs = _outputs(inputs_by_path.values(), naming)
+    found, passed_over = find_inputs(inputs, recursive)
+    outputs = _outputs(found, naming)
     results = {out.resolve() for files in outputs.values() for out in files}
-    input_files = [
-        entry for entry in inputs_by_path.values() if entry.is_named_by_user or entry.path.resolve() not in results
-    ]
+    input_files = [entry for entry in found if entry.is_named_by_user or entry.path.resolve() not in results]
     reserved = {entry.path.resolve(): f"is the input {entry.path}" for entry in input_files}
-    return [plan_job(entry, outputs[entry], reserved, overwrite) for entry in input_files]
+    return Plan([plan_job(entry, outputs[entry], reserved, overwrite) for entry in input_files], passed_over)
 
 
-def _outputs(input_files: Iterable["InputFile"], naming: OutputNaming) -> dict["InputFile", tuple[Path, ...]]:
+def _outputs(input_files: Iterable[InputFile], naming: OutputNaming) -> dict[InputFile, tuple[Path, ...]]:
     """The files for each input; where a.jpg and a.png would make the same, the suffixes stay in the names."""
     outputs = {input_file: naming.outputs(input_file) for input_file in input_files}
     names_by_output: dict[Path, set[str]] = {}
@@ -85,37 +95,6 @@ def _outputs(input_files: Iterable["InputFile"], naming: OutputNaming) -> dict["
     }
 
 
-@dataclass(frozen=True)
-class InputFile:
-    """A file to enlarge, and where it lies in the folder that the user named."""
-
-    path: Path
-    subfolder: Path = Path()
-    is_named_by_user: bool = False  # by the user, not found in a folder
-    error: str | None = None
-
-
-def _find_images(path: Path, recursive: bool) -> Iterator[InputFile]:
-    if not os.path.isdir(path):  # unlike Path.is_dir it raises for no name
-        yield InputFile(path, is_named_by_user=True, error=None if os.path.exists(path) else "no such file or folder")
-        return
-    errors: list[OSError] = []
-    input_files: list[InputFile] = []
-    for folder, folders, files in os.walk(path, onerror=errors.append):
-        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
-        pictures = [Path(folder, name) for name in sorted(files) if not name.startswith(".")]
-        subfolder = Path(folder).relative_to(path)
-        input_files += [
-            InputFile(picture, subfolder) for picture in pictures if picture.suffix.lower() in IMAGE_SUFFIXES
-        ]
-    yield from input_files
-    for error in errors:
-        yield InputFile(Path(error.filename), error=f"cannot be read ({error.strerror}); check its permissions")
-    if not input_files and not errors:
-        advice = "" if recursive else "; --recursive searches the folders in it"
-        yield InputFile(path, is_named_by_user=True, error=f"no pictures in this folder{advice}")
-
-
 def plan_job(input_file: InputFile, outputs: tuple[Path, ...], reserved: dict[Path, str], overwrite: bool) -> Job:
     """Check an input and reserve its outputs in `reserved`."""
     if input_file.error is not None:
@@ -123,16 +102,24 @@ def plan_job(input_file: InputFile, outputs: tuple[Path, ...], reserved: dict[Pa
     try:
         outputs[0].parent.mkdir(parents=True, exist_ok=True)
         for out in outputs:
+            with suppress(FileNotFoundError):
+                out.lstat()  # raises for a name that the disk does not take
             if (reason := reserved.get(out.resolve())) is not None:
                 raise InputError(f"{out} {reason}; choose another --output")
             if out.exists() and not overwrite:
                 raise InputError(f"{out} exists already; choose another --output, or replace it with --overwrite")
+            if out.suffix.lower() not in SUFFIXES:
+                raise InputError(
+                    f"{out}: found suffix {out.suffix!r}, expected one of {', '.join(SUFFIXES)}; choose one of these, "
+                    "or end the name with / if it is a folder"
+                )
             check_output(out, overwrite=overwrite)
     except InputError as error:
         return Job(input_file.path, error=str(error))
     except OSError as error:
-        return Job(
-            input_file.path, error=f"{outputs[0].parent}: cannot be made ({error.strerror}); choose another --output"
-        )
+        reason = f"{outputs[0].parent}: cannot be made ({error.strerror}); choose another --output"
+        if error.errno == errno.ENAMETOOLONG:
+            reason = f"--output: {too_long(outputs[0])}"
+        return Job(input_file.path, error=reason)
     reserved.update((out.resolve(), f"is already the result of {input_file.path}") for out in outputs)
     return Job(input_file.path, outputs)

@@ -12,6 +12,7 @@ import typer
 
 from enlarger.cli.image_jobs import ModelFolder, Offload, make_request, process_image, run_jobs
 from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, request_options
+from enlarger.cli.terminal import print_lines
 from enlarger.requests import GenerateRequest, seeds_for
 
 if TYPE_CHECKING:  # torch comes with these
@@ -24,8 +25,14 @@ PromptsFile = Annotated[
     Path | None, typer.Option("--prompts", help="text file with a prompt in each line", show_default=False)
 ]
 Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help="folder, or file if there is one prompt", show_default="prompt-seed.png here"),
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="folder, or file if there is one prompt",
+        show_default="prompt-seed.png here",
+    ),
 ]
 RefinerFolder = Annotated[
     str | None, typer.Option("--refiner", help="folder of the model that finishes pictures", show_default="none")
@@ -70,7 +77,7 @@ def generate(
 
     if explain:
         plan = load().explain(request)
-        print(json.dumps(asdict(plan) | {"calls": plan.calls}) if json_lines else plan)
+        print_lines([json.dumps(asdict(plan) | {"calls": plan.calls})] if json_lines else str(plan).splitlines())
         return
     from enlarger.cli.report import Report
 
@@ -112,13 +119,14 @@ def _requests_per_prompt(request: GenerateRequest, texts: Sequence[str]) -> list
     return [replace(request, prompt=text, seed=seeds[i * request.count]) for i, text in enumerate(texts)]
 
 
-def _plan_jobs(requests: Sequence[GenerateRequest], output: Path | None, overwrite: bool) -> "list[Job]":
+def _plan_jobs(requests: Sequence[GenerateRequest], output: str | None, overwrite: bool) -> "list[Job]":
     """A job per prompt, its files named after prompt and seed."""
-    from enlarger.cli.files import InputFile, plan_job
+    from enlarger.cli.files import is_folder_name, plan_job
+    from enlarger.cli.inputs import InputFile
     from enlarger.image.encode import SUFFIXES
 
-    target = Path() if output is None else output
-    is_file = output is not None and bool(output.suffix) and not output.is_dir()
+    target = Path() if output is None else Path(output)
+    is_file = output is not None and not is_folder_name(output)
     if is_file and len(requests) > 1 and target.suffix.lower() in SUFFIXES:
         raise typer.BadParameter(f"--output {output} names one file, but there are several prompts; give a folder")
     reserved: dict[Path, str] = {}

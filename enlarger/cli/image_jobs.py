@@ -19,7 +19,7 @@ from enlarger.requests import SamplingOptions, UpscaleRequest
 if TYPE_CHECKING:  # torch comes with these
     from PIL import Image
 
-    from enlarger.cli.files import Job
+    from enlarger.cli.files import Job, Plan
     from enlarger.cli.report import Outcome, Report
     from enlarger.client.responses import Result as RemoteResult
     from enlarger.tasks.result import Result
@@ -39,13 +39,13 @@ class FileOptions:
     """Which files a verb reads and writes; results are named after `label`."""
 
     inputs: Sequence[Path]
-    output: Path | None
+    output: str | None
     label: str
     overwrite: bool = False
     recursive: bool = False
     json_lines: bool = False
 
-    def jobs(self, count: int) -> "list[Job]":
+    def plan(self, count: int) -> "Plan":
         """A job per input, with `count` files to write."""
         from enlarger.cli.files import output_naming, plan_jobs
 
@@ -74,8 +74,9 @@ def process_images(
     """Load a model and run its task on each input; `request_for` makes the request for a job."""
     from enlarger.cli.report import Report
 
-    jobs = files.jobs(request.count)
-    with Report(len(jobs), json_lines=files.json_lines) as report:
+    plan = files.plan(request.count)
+    jobs = plan.jobs
+    with Report(len(jobs), json_lines=files.json_lines, passed_over=plan.passed_over) as report:
         run_job = None
         if any(job.error is None for job in jobs):
             report.start_stage(first_stage)

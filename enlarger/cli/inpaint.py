@@ -25,7 +25,10 @@ MaskFile = Annotated[
     typer.Option("--mask", help="a picture of the same size", show_default="only what --expand adds is painted"),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="file or folder", show_default="name-inpaint.png beside the input")
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="PATH", help="file or folder", show_default="name-inpaint.png beside the input"
+    ),
 ]
 
 
@@ -52,7 +55,7 @@ def inpaint(
     from enlarger.tasks.inpaint import load_inpainter
 
     files = FileOptions([image], output, "inpaint", overwrite)
-    jobs = [_check_job(job, request, overwrite) for job in files.jobs(request.count)]
+    jobs = [_check_job(job, request, overwrite) for job in files.plan(request.count).jobs]
     with Report(len(jobs), json_lines=json_lines) as report:
         run_job = None
         if any(job.error is None for job in jobs):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enlarger.cli.options import AllowPickle, JsonLines
+from enlarger.cli.terminal import print_lines
 from enlarger.errors import CheckpointError, EnlargerError
 from enlarger.strict_json import Json
 
@@ -35,7 +36,7 @@ def inspect(
         "path": str(resolved),
         **(_folder(resolved, verify) if resolved.is_dir() else _file(resolved, allow_pickle, verify)),
     }
-    print(json.dumps(summary) if json_lines else "\n".join(_format_lines(summary)))
+    print_lines([json.dumps(summary)] if json_lines else _format_lines(summary))
     if summary.get("broken"):
         raise typer.Exit(1)
 

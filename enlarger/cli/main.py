@@ -20,16 +20,21 @@ from enlarger.cli.inspect import inspect
 from enlarger.cli.pull import pull
 from enlarger.cli.refine import refine
 from enlarger.cli.serve import key, serve
+from enlarger.cli.terminal import printable
 from enlarger.cli.train import train
 from enlarger.cli.upscale import upscale
+from enlarger.cli.verbs import Verb, Verbs
 from enlarger.errors import EnlargerError
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=Verbs,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (upscale, generate, refine, inpaint, depth, inspect, convert, pull, doctor, key):
-    app.command()(verb)
-app.command(add_help_option=False)(serve)  # it has its own, with the texts of the settings
+    app.command(cls=Verb)(verb)
+app.command(cls=Verb, add_help_option=False)(serve)  # it has its own, with the texts of the settings
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 
@@ -58,9 +63,9 @@ def run() -> None:
     try:
         app()
     except EnlargerError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(error)}")
     except Exception as error:  # noqa: BLE001 - the last resort
-        sys.exit(f"error: {describe_unexpected(error)}")
+        sys.exit(f"error: {printable(describe_unexpected(error))}")
 
 
 def _prepare_streams() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enlarger.cli.options import JsonLines
+from enlarger.cli.terminal import print_lines
 from enlarger.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def pull(
             progress.message("interrupted; what came is kept, the same command goes on there")
             raise typer.Exit(130) from None
     summary = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(result).items()}
-    print(json.dumps({"name": name} | summary) if json_lines else result.folder)
+    print_lines([json.dumps({"name": name} | summary) if json_lines else result.folder])
 
 
 def _confirm_licence(progress: "DownloadProgress", yes: bool, repository: str, licence: "Licence") -> bool:

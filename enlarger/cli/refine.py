@@ -1,6 +1,5 @@
 """`enlarger refine`: pictures in, the same pictures made anew out."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,9 +12,13 @@ if TYPE_CHECKING:
     from enlarger.tasks.image_to_image import Refiner
 
 Output = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--output", "-o", help="folder, or file if there is one input", show_default="name-refined.png beside the input"
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="folder, or file if there is one input",
+        show_default="name-refined.png beside the input",
     ),
 ]
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from enlarger.cli.inputs import PassedOver
+from enlarger.cli.terminal import print_lines
+from enlarger.errors import list_names
 from enlarger.image.decode import one_line
 
 
@@ -53,8 +56,9 @@ class Outcome:
 class Report:
     """Shows the progress of a run over `total` files: a bar with the time left, or plain lines without a terminal."""
 
-    def __init__(self, total: int, *, json_lines: bool = False) -> None:
+    def __init__(self, total: int, *, json_lines: bool = False, passed_over: Sequence[PassedOver] = ()) -> None:
         self.total = total
+        self.passed_over = passed_over
         self.num_started = 0
         self.json_lines = json_lines
         self.console = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -103,7 +107,7 @@ class Report:
         """A new stage: the bar starts again, or a plain line."""
         if self.bar.disable:
             self.message(stage)
-        self.bar.reset(self.stage_task, description=stage, total=total, visible=True)
+        self.bar.reset(self.stage_task, description=one_line(stage), total=total, visible=True)
 
     def finish_file(self, outcome: Outcome) -> None:
         """Report what became of a file."""
@@ -115,12 +119,14 @@ class Report:
             width, height = outcome.size
             self.message(f"{outcome.input}: {width} x {height} in {outcome.seconds:.1f} s{_describe_changes(outcome)}")
         lines = [outcome.to_json_line()] if self.json_lines else [str(path) for path in outcome.outputs]
-        for line in lines:
-            print(line, flush=True)
+        print_lines(lines)
         self.bar.advance(self.files_task)
 
     def summarize(self, outcomes: list[Outcome]) -> None:
-        """The list of failures, if there was more than one file."""
+        """What of the folders was not taken, and the list of failures, if there was more than one file."""
+        for reason in dict.fromkeys(found.reason for found in self.passed_over):
+            names = [str(found.path) for found in self.passed_over if found.reason == reason]
+            self.message(f"passed over {len(names)}, {reason}: {list_names(names)}")
         failed = [outcome for outcome in outcomes if outcome.error is not None]
         if failed and len(outcomes) > 1:
             self.message(f"{len(failed)} of {len(outcomes)} files failed:")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from enlarger.cli.terminal import print_lines
 from enlarger.errors import InputError
 
 SETTING_OF_FLAG = {
@@ -90,7 +91,7 @@ def serve(
             log_level=log_level,
         )
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_lines([f"error: {error}"], sys.stderr)
         raise typer.Exit(2) from error
     raise typer.Exit(status)
 
@@ -126,7 +127,7 @@ def _serve(**flags: object) -> int:
     names = ", ".join(model.name for model in settings.known_models)
 
     def print_address(address: str) -> None:
-        print(f"enlarger serves on {address}\nmodels: {names}", file=sys.stderr, flush=True)
+        print_lines([f"enlarger serves on {address}", f"models: {names}"], sys.stderr)
 
     return serve_app(settings, create_app(settings), on_ready=print_address)
 

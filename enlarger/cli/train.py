@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from enlarger.cli.terminal import print_lines
+from enlarger.cli.verbs import Verb
+
 train = typer.Typer(no_args_is_help=True, help="Train models.")
 
 
@@ -13,7 +16,7 @@ def about() -> None:
     """Train models."""
 
 
-@train.command()
+@train.command(cls=Verb)
 def upscaler(
     photos: Annotated[Path, typer.Option(help="folder of photos, searched with the folders in it")],
     out: Annotated[Path, typer.Option(help="folder to write the model to")] = Path("upscaler"),
@@ -39,4 +42,4 @@ def upscaler(
 
     place = out.with_name(f"{out.name}.work") if work is None else work
     train_upscaler(Plan(photos, out, place, perceptual, start, steps, seed, workers))
-    print(out)
+    print_lines([out])

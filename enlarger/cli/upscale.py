@@ -1,6 +1,5 @@
 """`enlarger upscale`: pictures in, larger pictures out."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,9 +13,13 @@ if TYPE_CHECKING:
     from enlarger.tasks.upscale.upscaler import Upscaler
 
 Output = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--output", "-o", help="folder, or file if there is one input", show_default="name-x2.png beside the input"
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="folder, or file if there is one input",
+        show_default="name-x2.png beside the input",
     ),
 ]
 

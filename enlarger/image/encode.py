@@ -21,8 +21,11 @@ FORMAT_MODES: dict[str, frozenset[str]] = {  # what each format holds without lo
 }
 SUFFIXES = {
     ".png": "PNG",
+    ".apng": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
     ".webp": "WEBP",
     ".tif": "TIFF",
     ".tiff": "TIFF",

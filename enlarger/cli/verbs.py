@@ -1,0 +1,34 @@
+"""What every verb does with its arguments before it runs, and with its errors after."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from enlarger.cli.terminal import printable
+
+TEXTS = frozenset({"prompt", "prompts", "negative", "expand"})  # arguments that may be empty
+
+
+class Verb(TyperCommand):
+    """A command for which an empty text, such as an unset variable in quotes, names nothing: no file and no folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.params:
+            value = given.get(parameter.name or "")
+            if parameter.name not in TEXTS and "" in (value if isinstance(value, list | tuple) else [value]):
+                name = parameter.opts[0] if parameter.param_type_name == "option" else str(parameter.name).upper()
+                raise typer.BadParameter(f"{name} is empty, expected a value; is a variable in quotes not set?")
+        return super().parse_args(ctx, args)
+
+
+class Verbs(TyperGroup):
+    """The commands; their errors about usage are one line that a terminal only shows."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.TyperException as error:
+            error.message = printable(error.message)
+            raise

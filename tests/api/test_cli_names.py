@@ -1,0 +1,108 @@
+"""Names on the command line: empty, odd, over-long and passed over; what is printed of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from enlarger.cli.inputs import IMAGE_SUFFIXES
+from enlarger.cli.terminal import printable
+from enlarger.image.decode import READABLE_FORMATS
+from tests.support import command
+from tests.support.command import Fake, files, photo, size
+
+fake, call = pytest.fixture(command.fake), pytest.fixture(command.call)
+LONG = "x" * 251 + ".png"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["upscale", ""], "INPUTS"),
+        (["upscale", "a.png", ""], "INPUTS"),
+        (["upscale", "a.png", "-o", ""], "--output"),
+        (["upscale", "a.png", "--model="], "--model"),
+        (["generate", "a cat", "--model", "m", "--lora", ""], "--lora"),
+        (["inpaint", "a.png", "--model", "m", "--mask", ""], "--mask"),
+        (["inspect", ""], "PATH"),
+        (["serve", "--data", ""], "--data"),
+        (["evaluate", "upscale", ""], "FOLDER"),
+    ],
+)
+def test_an_empty_name_is_wrong_usage(call: Any, fake: Fake, arguments: list[str], name: str) -> None:
+    photo("a.png")
+    status, out, err = call(*arguments)
+    assert (status, out, files()) == (2, "", ["a.png"])
+    assert f"{name} is empty, expected a value; is a variable in" in " ".join(err.replace("│", " ").split())
+
+
+def test_an_empty_prompt_is_a_prompt(call: Any, fake: Fake) -> None:
+    photo("a.png")
+    assert call("upscale", "a.png", "--prompt", "", "--negative", "")[0] == 0
+
+
+def test_what_pillow_reads_is_taken_from_a_folder() -> None:
+    Image.init()
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in READABLE_FORMATS}
+    assert readable <= IMAGE_SUFFIXES
+
+
+def test_what_a_folder_holds_is_taken_or_named(call: Any) -> None:
+    Path("f").mkdir()
+    for name, kind in (("a.JFIF", "JPEG"), ("b.jpe", "JPEG"), ("c.apng", "PNG"), ("d.gif", "GIF")):
+        Image.new("RGB", (4, 3)).save(f"f/{name}", kind)
+    photo("f/.e.png"), photo("f/sub/g.png"), photo("other/h.png")
+    Path("f/linked").symlink_to("../other"), Path("f/i.heic").write_bytes(b"?"), Path("f/notes.txt").write_text("?")
+    status, out, err = call("upscale", "f", "-o", "out")
+    assert (status, out.split()) == (0, [f"out/{name}-x2.png" for name in "abcd"])
+    assert "passed over 2, of a kind that is not read: f/i.heic, f/notes.txt\n" in err
+    assert "passed over 1, hidden: f/.e.png\n" in err
+    assert "passed over 1, a folder in a folder, which --recursive searches: f/sub\n" in err
+    assert (
+        "passed over 1, a linked folder in a folder, which is not searched; name it to have it searched: f/lin" in err
+    )
+    status, out, err = call("upscale", "f/linked", "f/sub", "-o", "more")
+    assert (status, out.split(), "passed over" in err) == (0, ["more/h-x2.png", "more/g-x2.png"], False)
+
+
+@pytest.mark.parametrize("output", ["set.2024/", "set.png/", "deep/v1.0/"])
+def test_a_slash_at_the_end_says_folder(call: Any, output: str) -> None:
+    photo("a.png")
+    assert call("upscale", "a.png", "-o", output)[1] == f"{output}a-x2.png\n"
+
+
+def test_a_suffix_that_is_none_says_how_to_name_a_folder(call: Any) -> None:
+    photo("a.png")
+    assert "or end the name with / if it is a folder\n" in call("upscale", "a.png", "-o", "set.2024")[2]
+
+
+def test_names_that_are_too_long_say_so(call: Any, fake: Fake) -> None:
+    photo("a.png"), photo(LONG)
+    said = "is too long for the disk ({} bytes; most take 255); choose a shorter one"
+    assert said.format(258) in call("upscale", LONG)[2]
+    assert said.format(300) in call("upscale", "y" * 300)[2]
+    assert said.format(260) in call("upscale", "a.png", "-o", "z" * 256 + ".png")[2]
+    assert said.format(400) in call("upscale", "a.png", "-o", "ü" * 200 + "/")[2]
+    assert fake.loaded == []
+    assert call("upscale", LONG, "-o", "b.png")[0] == 0 and size("b.png") == (24, 18)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("\x1b[31mred.png", r"\x1b[31mred.png"),
+        ("two\nlines.png", r"two\nlines.png"),
+        ("bell\x07\x9b2J.png", r"bell\x07\x9b2J.png"),
+        ("gnp.\u202ejpg.png", r"gnp.\u202ejpg.png"),
+        ("at 1.23\u202fPM 日本 👩\u200d👧.png", "at 1.23\u202fPM 日本 👩\u200d👧.png"),
+    ],
+)
+def test_names_are_shown_and_not_obeyed(call: Any, name: str, shown: str) -> None:
+    photo(f"f/{name}")
+    assert printable(name) == shown
+    status, out, err = call("upscale", "f", "-o", "out")
+    assert (status, out) == (0, f"out/{shown.removesuffix('.png')}-x2.png\n") and "\x1b" not in err
+    for arguments in (("inspect", f"{name}.no"), ("convert", f"{name}.no", "b.safetensors"), ("upscale", "--by", name)):
+        status, out, err = call(*arguments)
+        assert status != 0 and not any(code in out + err for code in ("\x1b[31m", "\x07", "\x9b", "\u202e", "two\nl"))
