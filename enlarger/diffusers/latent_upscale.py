@@ -103,8 +103,9 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
             initial_noise=latents,
         )  # fmt: skip
         upscaler = LatentUpscaler(
-            self._tokenizer, self._text_encoder, self._unet, self._vae, Sampler(X2_SCHEDULE), self._runtime
-        )
+            self._tokenizer, self._text_encoder, self._unet, self._vae, Sampler(X2_SCHEDULE), self._runtime,
+            tile_vae=self.vae.use_tiling,
+        )  # fmt: skip
         heard = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
         with self.progress_bar(total=run.steps) as bar:
             denoised = upscaler.upscale_latents(job, CallbackRunner(run, self.dtype, bar, heard).on_step())

@@ -79,15 +79,15 @@ class MemoryMethods:
         """xformers is never used."""
 
     def enable_vae_slicing(self) -> None:
-        """Decode one picture of a batch at a time."""
+        """Encode and decode one picture of a batch at a time."""
         self.vae.enable_slicing()
 
     def disable_vae_slicing(self) -> None:
-        """Decode a batch at once."""
+        """Encode and decode a batch at once."""
         self.vae.disable_slicing()
 
     def enable_vae_tiling(self) -> None:
-        """Decode one picture at a time; see `AutoencoderKL.enable_tiling`."""
+        """Encode and decode in tiles, which changes nothing; see `AutoencoderKL.enable_tiling`."""
         self.vae.enable_tiling()
 
     def disable_vae_tiling(self) -> None:

@@ -21,12 +21,14 @@ from enlarger.diffusers.scheduler_config import SchedulerConfig
 from enlarger.errors import Unsupported
 from enlarger.nn import freeu, fused_attention
 from enlarger.nn.autoencoder import AutoencoderKL as NativeAutoencoder
+from enlarger.nn.autoencoder import join_posteriors
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
 from enlarger.nn.taesd import AutoencoderTiny as NativeTiny
 from enlarger.nn.unet import UNet
 from enlarger.runtime.runtime import DTYPES
 from enlarger.tasks.conditioning import vector_of
+from enlarger.tasks.tiled_autoencoder import decode_image, encode_image
 
 log = logging.getLogger(__name__)
 STATED, TYPE = "_stated_config", "_native_type"  # kept in the state that a view shares
@@ -285,7 +287,7 @@ class AutoencoderKL(ModelView):
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """Pictures (B, 3, H, W) in -1..1 to the distribution of their latents."""
         native = self.native
-        found = native.encode(x)
+        found = join_posteriors([encode_image(native, one, tiled=self.use_tiling) for one in self._batches(x)])
         mean = native.unscale(found.mean)
         std = native.unscale(found.mean + found.std) - mean
         latents = Latents(mean, std)
@@ -294,8 +296,8 @@ class AutoencoderKL(ModelView):
     def decode(self, z: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
         """Latents to pictures about -1..1."""
         native = self.native
-        batches: list[Tensor] = list(torch.split(z, 1)) if self.use_slicing or self.use_tiling else [z]
-        sample = torch.cat([native.decode(native.scale(one)) for one in batches])
+        made = [decode_image(native, native.scale(one), tiled=self.use_tiling) for one in self._batches(z)]
+        sample = torch.cat(made).to(z.device)
         return ModelOutput(sample=sample) if return_dict else (sample,)
 
     def forward(
@@ -306,16 +308,19 @@ class AutoencoderKL(ModelView):
         latents = self.encode(sample).latent_dist
         return self.decode(latents.sample(generator) if sample_posterior else latents.mode(), return_dict)
 
+    def _batches(self, x: Tensor) -> list[Tensor]:
+        return list(torch.split(x, 1)) if self.use_slicing else [x]
+
     def enable_slicing(self) -> None:
-        """Decode one picture of a batch at a time."""
+        """Encode and decode one picture of a batch at a time."""
         self.use_slicing = True
 
     def disable_slicing(self) -> None:
-        """Decode a batch at once."""
+        """Encode and decode a batch at once."""
         self.use_slicing = False
 
     def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Decode one picture at a time, whole: tiles would change it, and slices need the memory of one picture."""
+        """Encode and decode pictures of every size in tiles, not only large ones: exactly, unlike diffusers' tiles."""
         self.use_tiling = use_tiling
 
     def disable_tiling(self) -> None:

@@ -359,10 +359,9 @@ class DiffusionPipeline(RunState, MemoryMethods):
         return [part for part in self.components.values() if isinstance(part, nn.Module)]
 
     def _decode(self, latents: Tensor) -> Tensor:
-        size = 1 if self.vae.use_slicing or self.vae.use_tiling else len(latents)
-        batches: list[Tensor] = list(torch.split(latents, size))
-        upcast = self.UPCAST and self._vae.config.force_upcast
-        return torch.cat([decode_latents(self._vae, batch, self._runtime, upcast) for batch in batches])
+        batches: list[Tensor] = list(torch.split(latents, 1 if self.vae.use_slicing else len(latents)))
+        upcast, tiled = self.UPCAST and self._vae.config.force_upcast, self.vae.use_tiling
+        return torch.cat([decode_latents(self._vae, one, self._runtime, upcast, tiled=tiled) for one in batches])
 
     def _postprocess(self, latents: Tensor, output_type: str) -> Any:
         """The pictures of float32 latents, or the latents, in the pipeline's precision."""

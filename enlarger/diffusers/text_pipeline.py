@@ -201,7 +201,7 @@ class TextPipeline(LoraMethods, Pipeline):
         told = self._distilled()
         if heard.on_end is not None or told:
             unet = Redirected(unet, heard.replaced, remake, told)
-        return LatentDiffusion(unet, self._vae, run.precondition(), self._runtime, upcast)
+        return LatentDiffusion(unet, self._vae, run.precondition(), self._runtime, upcast, self.vae.use_tiling)
 
     def _run_task(self, run: Run, heard: Listeners, task: Callable[[OnStep], Tensor]) -> Tensor:
         """Run a task with the progress bar and the callbacks; one that a callback stopped gives the latents so far."""

@@ -1,7 +1,11 @@
 """The Stable Diffusion autoencoder (AutoencoderKL), under diffusers' parameter names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,6 +41,11 @@ class Posterior:
         return self.mean + self.std * noise
 
 
+def join_posteriors(parts: Sequence[Posterior]) -> Posterior:
+    """The distribution of a batch, from those of its parts."""
+    return Posterior(torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts]))
+
+
 class PixelAttention(nn.Module):
     """Self-attention over all pixels with one head over all channels."""
 
@@ -62,8 +71,9 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups=groups, eps=EPS) for _ in range(2))
         self.attentions = nn.ModuleList([PixelAttention(channels, groups)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+    def layers(self) -> tuple[nn.Module, ...]:
+        """What runs one after another."""
+        return self.resnets[0], self.attentions[0], self.resnets[1]
 
 
 class DownBlock(nn.Module):
@@ -75,10 +85,9 @@ class DownBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(width, channels, groups=groups, eps=EPS) for width in widths)
         self.downsamplers = nn.ModuleList([] if last else [Downsample(channels, one_sided=True)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in (*self.resnets, *self.downsamplers):
-            x = layer(x)
-        return x
+    def layers(self) -> tuple[nn.Module, ...]:
+        """What runs one after another."""
+        return (*self.resnets, *self.downsamplers)
 
 
 class UpBlock(nn.Module):
@@ -90,10 +99,9 @@ class UpBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(width, channels, groups=groups, eps=EPS) for width in widths)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(channels)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in (*self.resnets, *self.upsamplers):
-            x = layer(x)
-        return x
+    def layers(self) -> tuple[nn.Module, ...]:
+        """What runs one after another."""
+        return (*self.resnets, *self.upsamplers)
 
 
 class Encoder(nn.Module):
@@ -112,11 +120,15 @@ class Encoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
+    def layers(self) -> tuple[nn.Module, ...]:
+        """What runs one after another before the last normalisation."""
+        blocks: tuple[Any, ...] = (*self.down_blocks, self.mid_block)
+        return self.conv_in, *chain.from_iterable(block.layers() for block in blocks)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        for layer in self.layers():
+            x = layer(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -135,10 +147,14 @@ class Decoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
+    def layers(self) -> tuple[nn.Module, ...]:
+        """What runs one after another before the last normalisation."""
+        blocks: tuple[Any, ...] = (self.mid_block, *self.up_blocks)
+        return self.conv_in, *chain.from_iterable(block.layers() for block in blocks)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
-            x = block(x)
+        for layer in self.layers():
+            x = layer(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
@@ -160,7 +176,11 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, image: Tensor) -> Posterior:
         """The latents' distribution of an image (B, 3, H, W) in -1..1."""
-        mean, log_variance = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        return self.posterior(self.encoder(image))
+
+    def posterior(self, moments: Tensor) -> Posterior:
+        """The latents' distribution, of what the encoder gives."""
+        mean, log_variance = self.quant_conv(moments).chunk(2, dim=1)
         std = (log_variance.clamp(-30, 20) / 2).exp()
         _, scale = self._latent_shift_and_scale(mean)
         return Posterior(self.scale(mean), std * scale)

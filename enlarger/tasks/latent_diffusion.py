@@ -18,13 +18,14 @@ from enlarger.nn.unet import UNetConfig
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.conditioning import GuidedConditioning
 from enlarger.tasks.sampling import Expert, KnownRegion, SamplingPlan, hold_denoiser, with_bad_weight
+from enlarger.tasks.tiled_autoencoder import decode_image, encode_image
 
 
 @dataclass(frozen=True, eq=False)
 class LatentDiffusion:
     """A diffusion network and its autoencoder.
 
-    `upcast_vae` runs the autoencoder in float32, as SDXL's and x4's need.
+    `upcast_vae` runs the autoencoder in float32, as SDXL's and x4's need; `tile_vae` in tiles, small pictures too.
     """
 
     unet: nn.Module
@@ -32,6 +33,7 @@ class LatentDiffusion:
     precondition: Precondition
     runtime: Runtime = Runtime()
     upcast_vae: bool = False
+    tile_vae: bool = False
 
     @property
     def unet_config(self) -> UNetConfig:
@@ -61,7 +63,7 @@ class LatentDiffusion:
         if image.shape[1] != 3:
             raise InputError(f"found {image.shape[1]} channels, expected 3 of a picture or 4 of latents")
         with self.runtime.hold(self.vae), torch.inference_mode(), in_float32(self.vae, self.upcast_vae) as dtype:
-            posterior = self.vae.encode(image.to(self.runtime.device, dtype))
+            posterior = encode_image(self.vae, image.to(self.runtime.device, dtype), tiled=self.tile_vae)
             like = posterior.mean.to(self.dtype)  # what a draw is shaped and typed like
             return posterior.sample(noise(like).to(posterior.mean)).float()
 
@@ -81,7 +83,7 @@ class LatentDiffusion:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to pictures about -1..1 in float32, see `decode_latents`."""
-        return decode_latents(self.vae, latents, self.runtime, self.upcast_vae)
+        return decode_latents(self.vae, latents, self.runtime, self.upcast_vae, tiled=self.tile_vae)
 
 
 def repeat_each(x: Tensor, count: int) -> Tensor:
@@ -111,17 +113,20 @@ def in_float32(network: nn.Module, enabled: bool = True) -> Generator[torch.dtyp
         network.to(dtype)
 
 
-def decode_latents(autoencoder: AutoencoderKL, latents: Tensor, runtime: Runtime, upcast: bool = False) -> Tensor:
+def decode_latents(
+    autoencoder: AutoencoderKL, latents: Tensor, runtime: Runtime, upcast: bool = False, *, tiled: bool = False
+) -> Tensor:
     """Latents to pictures about -1..1 in float32. A half-precision overflow is decoded again in float32.
 
-    `upcast` decodes in float32 at once. Raises NonFinite if that is not finite either.
+    `upcast` decodes in float32 at once, `tiled` in tiles whatever the size. Raises NonFinite if that is not finite
+    either.
     """
     with runtime.hold(autoencoder), torch.inference_mode():
         with in_float32(autoencoder, upcast) as dtype:
-            picture = autoencoder.decode(latents.to(runtime.device, dtype)).float()
+            picture = decode_image(autoencoder, latents.to(runtime.device, dtype), tiled=tiled).float()
         if dtype != torch.float32 and not torch.isfinite(picture).all():
             with in_float32(autoencoder):
-                picture = autoencoder.decode(latents.to(runtime.device).float())
+                picture = decode_image(autoencoder, latents.to(runtime.device).float(), tiled=tiled)
     if not torch.isfinite(picture).all():
         error = NonFinite("the decoded picture is not finite; the latents or the autoencoder's weights are damaged")
         raise with_bad_weight(error, autoencoder)

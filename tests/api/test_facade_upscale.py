@@ -22,6 +22,7 @@ from enlarger.diffusers import (
     StableDiffusionPipelineOutput,
 )
 from enlarger.errors import CheckpointError, InputError, Unsupported
+from enlarger.tasks import tiled_autoencoder
 from tests.support import tiny
 from tests.support.close import assert_close
 from tests.support.random_weights import normal
@@ -195,6 +196,19 @@ def test_slicing_the_autoencoder_changes_nothing(pipe: Upscaler) -> None:
     expected = run(pipe, **call)
     pipe.enable_vae_slicing()
     assert_close(run(pipe, **call, generator=torch.manual_seed(0)), expected, 1e-5)
+
+
+def test_tiling_the_autoencoder_changes_nothing(pipe: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
+    call: dict[str, Any] = {"prompt": "a", "image": tiny.picture(64, 64)}
+    expected, tiles = run(pipe, **call), list[int]()
+    whole = tiled_autoencoder.run_tiled
+    monkeypatch.setattr(tiled_autoencoder, "run_tiled", lambda *all: tiles.append(all[2]) or whole(*all))
+    pipe.enable_vae_tiling()
+    assert_close(run(pipe, **call, generator=torch.manual_seed(0)), expected, 1e-4)
+    assert tiles == [128, 128]  # encoded, decoded
+    pipe.disable_vae_tiling()
+    assert_close(run(pipe, **call, generator=torch.manual_seed(0)), expected, 0)
+    assert len(tiles) == 2
 
 
 def test_what_is_not_there_says_what_to_do(pipe: Upscaler) -> None:

@@ -84,6 +84,7 @@ class LatentUpscaler:
     noise_frequencies: Tensor | None = None
     name: str = "x2"
     scale: int = 2
+    tile_vae: bool = False  # small pictures too
 
     @property
     def kind(self) -> ModelKind:
@@ -187,7 +188,7 @@ class LatentUpscaler:
     @property
     def latent_diffusion(self) -> LatentDiffusion:
         """The two networks; what this one predicts does not depend on a scheduler."""
-        return LatentDiffusion(self.unet, self.vae, precondition.karras(), self.runtime)
+        return LatentDiffusion(self.unet, self.vae, precondition.karras(), self.runtime, tile_vae=self.tile_vae)
 
     def _condition(self, job: LatentUpscaleJob, low_res: Tensor, text: PromptEmbeds) -> Conditioning:
         """The low-resolution latents by nearest neighbour, and the noise level with the pooled text."""
