@@ -28,8 +28,10 @@ class Denoiser:
     conditioning: Conditioning
     guided_conditioning: Conditioning | None = None  # the unconditional branch stacked on the conditional one
     guidance: Guidance = Guidance()
+    before_call: Callable[[Tensor, Tensor], Tensor] | None = None  # changes the noisy latent, given its noise level
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        x = x if self.before_call is None else self.before_call(x, sigma)
         scalings = self.precondition(sigma)
         is_guided = self.guided_conditioning is not None and self.guidance.is_active(float(sigma))
         conditioning = (

@@ -44,9 +44,10 @@ class UpscaleNet(nn.Module):
         """Input pixels on each side that an output can depend on, at most."""
         return 2 + 2 * self.config.blocks
 
-    def forward(self, picture: Tensor, extra: Tensor | None = None) -> Tensor:
-        """(B, 3, H, W) in -1..1, and (B, extra, H, W) where the config asks for it, to (B, 3, 2H, 2W)."""
-        x = shallow = self.head(picture if extra is None else torch.cat([picture, extra], 1))  # (B, C, H, W)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, 3 + extra, H, W), a picture in -1..1 and the planes that the config asks for, to (B, 3, 2H, 2W)."""
+        picture = inputs[:, :3]
+        x = shallow = self.head(inputs)  # (B, C, H, W)
         for block in self.blocks:
             x = block(x)
         rest = F.pixel_shuffle(self.tail(x + shallow), 2)

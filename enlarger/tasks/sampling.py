@@ -1,6 +1,6 @@
 """One run over falling noise levels, where every task ends: by which networks and solver, and who makes which calls."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -29,14 +29,20 @@ class Expert:
     conditioning: GuidedConditioning
     handoff_sigma: float = 0.0
 
-    def denoiser(self) -> Denoiser:
-        """The network as a solver sees it."""
+    def denoiser(self, before_call: Callable[[Tensor, Tensor], Tensor] | None = None) -> Denoiser:
+        """The network as a solver sees it; `before_call` changes the latents that it sees."""
         conditioning, dtype = self.conditioning, next(self.network.parameters()).dtype
         guided_conditioning = (
             None if conditioning.negative is None else stack_branches(conditioning.negative, conditioning.positive)
         )
         return Denoiser(
-            self.network, dtype, self.precondition, conditioning.positive, guided_conditioning, conditioning.guidance
+            self.network,
+            dtype,
+            self.precondition,
+            conditioning.positive,
+            guided_conditioning,
+            conditioning.guidance,
+            before_call,
         )
 
 
@@ -85,24 +91,26 @@ def hold_denoiser(
     experts: Sequence[Expert], plan: SamplingPlan, runtime: Runtime, on_step: OnStep, known_region: KnownRegion | None
 ) -> Generator[tuple[Denoise, OnStep]]:
     """What a solver sees of the experts for the length of the block, and what follows each of its steps."""
+    before_call = None
+    if known_region is not None:
+        before_call, on_step = _blend_known_region(known_region, plan.sigma_schedule, on_step)
+    denoisers = [expert.denoiser(before_call) for expert in experts]
     with ExitStack() as held_networks:
         if len(experts) == 1:
-            denoise: Denoise = experts[0].denoiser()
+            denoise: Denoise = denoisers[0]
             held_networks.enter_context(runtime.hold(experts[0].network))
         else:
-            denoise = _switching_denoiser(experts, runtime, held_networks)
-        if known_region is not None:
-            last_sigma, final_scale = plan.sigma_schedule.sigmas[-1], plan.sigma_schedule.final_scale
-            denoise, on_step = _blend_known_region(denoise, on_step, known_region, last_sigma, final_scale)
+            denoise = _switching_denoiser(experts, denoisers, runtime, held_networks)
         try:
             yield denoise, on_step
         except NonFinite as error:
             raise with_bad_weight(error, *(expert.network for expert in experts)) from error
 
 
-def _switching_denoiser(experts: Sequence[Expert], runtime: Runtime, held_networks: ExitStack) -> Denoise:
+def _switching_denoiser(
+    experts: Sequence[Expert], denoisers: Sequence[Denoiser], runtime: Runtime, held_networks: ExitStack
+) -> Denoise:
     """One denoiser of several; only the expert at work is held."""
-    denoisers = [expert.denoiser() for expert in experts]
     handoff_sigmas = [expert.handoff_sigma for expert in experts]
     active: int | None = None
 
@@ -126,32 +134,33 @@ def expert_index_at(handoff_sigmas: Sequence[float], sigma: float) -> int:
 
 
 def _blend_known_region(
-    denoise: Denoise, on_step: OnStep, known_region: KnownRegion, last_sigma: Tensor, final_scale: float
-) -> tuple[Denoise, OnStep]:
-    """What puts the known latents back after each step, before `on_step`, and under what the network sees in between.
+    known_region: KnownRegion, sigma_schedule: SigmaSchedule, on_step: OnStep
+) -> tuple[Callable[[Tensor, Tensor], Tensor], OnStep]:
+    """What puts the known latents into what the network sees in the midst of a step, and back after each, before
+    `on_step`.
 
     At the first call of a step the latents are the caller's, or have them already.
     """
     is_first_call = True
 
-    def denoise_with_known(x: Tensor, sigma: Tensor) -> Tensor:
+    def with_known(x: Tensor, sigma: Tensor) -> Tensor:
         nonlocal is_first_call
         if not is_first_call:
             x = torch.where(known_region.mask > 0, x, known_region.image + sigma * known_region.noise)
         is_first_call = False
-        return denoise(x, sigma)
+        return x
 
     def blend(step: Step) -> Tensor:
         nonlocal is_first_call
         is_first_call = True
-        if step.sigma == last_sigma:
-            known_latents = known_region.image / final_scale
+        if step.sigma == sigma_schedule.sigmas[-1]:
+            known_latents = known_region.image / sigma_schedule.final_scale
         else:
             known_latents = known_region.image + step.sigma * known_region.noise
         x = torch.lerp(known_latents.float(), step.x, known_region.mask.expand_as(step.x))
         return on_step(replace(step, x=x))
 
-    return denoise_with_known, blend
+    return with_known, blend
 
 
 def with_bad_weight(error: NonFinite, *networks: nn.Module) -> NonFinite:

@@ -62,7 +62,7 @@ def train_restorer(shop: Workshop, net: UpscaleNet, recipe: Recipe, mixture: Mix
     eye = Eye(shop.judges)
 
     def loss(module: nn.Module, pair: Pair, progress: float) -> Tensor:
-        found = module(pair.small, plane(pair)).float()
+        found = module(with_plane(pair)).float()
         return (found - pair.large).abs().mean() + EYE_OF_RESTORER * eye(found, pair.large)
 
     return _train(shop, net, recipe, replace(mixture, severity=mixture.severity or Severity()), loss, "restorer")
@@ -82,9 +82,10 @@ def widened(config: UpscaleNetConfig, start: UpscaleNet | None, seed: int) -> Up
     return net
 
 
-def plane(pair: Pair) -> Tensor:
-    """How damaged each small picture is, as a plane beside it."""
-    return pair.strength.view(-1, 1, 1, 1).expand(-1, 1, *pair.small.shape[-2:])
+def with_plane(pair: Pair) -> Tensor:
+    """The small pictures, each with a plane that says how damaged it is, (B, 4, h, w)."""
+    plane = pair.strength.view(-1, 1, 1, 1).expand(-1, 1, *pair.small.shape[-2:])
+    return torch.cat([pair.small, plane], 1)
 
 
 def psnr(found: Tensor, expected: Tensor) -> float:
@@ -106,7 +107,7 @@ def _train(
 
     @torch.inference_mode()
     def score(module: nn.Module) -> dict[str, float]:
-        found = module(probe.small, plane(probe)) if net.config.extra_channels else module(probe.small)
+        found = module(with_plane(probe) if net.config.extra_channels else probe.small)
         scores = {"psnr": psnr(found, probe.large), "bicubic": psnr(upsample_bicubic(probe.small), probe.large)}
         if shop.judges is not None:
             scores["lpips"] = float(shop.judges.alex(found, probe.large).mean())

@@ -13,15 +13,16 @@ import enlarger
 PACKAGE = str(Path(enlarger.__file__).parent)
 
 
-def functions_between(run: Callable[[], object], name: str, network: nn.Module, owner: object = None) -> int:
-    """The most functions, comprehensions among them, between `name` and `network.forward`, both left out, during `run`.
+def functions_between(run: Callable[[], object], name: str, network: type[nn.Module], owner: object = None) -> int:
+    """The most functions, comprehensions among them, between `name` and a `network`'s `forward`, both left out.
 
-    With an `owner`, `name` is its method. Frames of torch and of the library do not count.
+    All calls during `run` are looked at. With an `owner`, `name` is its method. Frames of torch and of the library do
+    not count.
     """
     counts: list[int] = []
 
     def watch_calls(frame: FrameType, event: str, argument: Any) -> None:
-        if event != "call" or frame.f_code.co_name != "forward" or frame.f_locals.get("self") is not network:
+        if event != "call" or frame.f_code.co_name != "forward" or not isinstance(frame.f_locals.get("self"), network):
             return
         count, outer = 0, frame.f_back
         while outer is not None and not _is_the_call(outer, name, owner):

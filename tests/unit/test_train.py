@@ -238,7 +238,7 @@ def test_a_wider_network_begins_as_the_one_it_grew_from() -> None:
     wide = widened(UpscaleNetConfig(8, 2, 1), start, 0).eval()
     picture, plane = torch.rand(1, 3, 10, 12) * 2 - 1, torch.rand(1, 1, 10, 12)
     with torch.no_grad():
-        assert_close(wide(picture, plane), start(picture), 1e-5)
+        assert_close(wide(torch.cat([picture, plane], 1)), start(picture), 1e-5)
 
 
 def test_psnr() -> None:

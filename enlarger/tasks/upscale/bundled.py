@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -106,15 +105,18 @@ class BundledUpscaler:
         """
         with torch.inference_mode():
             small = small.to(self.runtime.device)
-            if graphics is not None and all(graphics):
-                return torch.cat([self._redraw(small[i : i + 1], watch) for i in range(len(small))]), graphics
-            mean = self._predict(small, watch)
             rows = [slice(i, i + 1) for i in range(len(small))]
+            is_all_drawn = graphics is not None and all(graphics)  # then nobody asks for the mean
+            mean = small if is_all_drawn else self._apply(self.predictor, small, "predict", watch)
             drawn = tuple(is_graphics(mean[row], small[row]) for row in rows) if graphics is None else graphics
-            made = [
-                self._redraw(small[row], watch) if is_drawn else self._add_detail(mean[row], small[row], detail, watch)
-                for row, is_drawn in zip(rows, drawn, strict=True)
-            ]
+            made = list[Tensor]()
+            for row, is_drawn in zip(rows, drawn, strict=True):
+                if is_drawn:
+                    made.append(self._redraw(small[row], watch))
+                elif detail == 0:
+                    made.append(mean[row])
+                else:
+                    made.append(torch.lerp(mean[row], self._detail(small[row], watch), detail))
             return torch.cat(made), drawn
 
     def restore(self, small: Tensor, strength: float, detail: float, watch: ProgressCallback) -> Tensor:
@@ -126,7 +128,7 @@ class BundledUpscaler:
             if detail == 0:
                 return made
             clean = downsample_bicubic(made).clamp(-1, 1)
-            mean = backproject(self._predict(clean, watch), clean)
+            mean = backproject(self._apply(self.predictor, clean, "predict", watch), clean)
             return made + detail * (self._detail(clean, watch) - mean)
 
     def _redraw(self, small: Tensor, watch: ProgressCallback) -> Tensor:
@@ -135,30 +137,20 @@ class BundledUpscaler:
             return F.interpolate(small, scale_factor=2, mode="nearest")
         return self._apply(self.graphics, small, "redraw", watch)
 
-    def _add_detail(self, mean: Tensor, small: Tensor, detail: float, watch: ProgressCallback) -> Tensor:
-        return mean if detail == 0 else torch.lerp(mean, self._detail(small, watch), detail)
-
-    def _predict(self, small: Tensor, watch: ProgressCallback) -> Tensor:
-        return self._apply(self.predictor, small, "predict", watch)
-
     def _detail(self, small: Tensor, watch: ProgressCallback) -> Tensor:
         """As it was trained: made consistent with its input."""
         return backproject(self._apply(self.detailer, small, "detail", watch), small)
 
-    def _apply(self, net: UpscaleNet, small: Tensor, stage: str, watch: ProgressCallback) -> Tensor:
-        """A network over the picture, and over what else it is told as further channels, in tiles."""
+    def _apply(self, net: UpscaleNet, inputs: Tensor, stage: str, watch: ProgressCallback) -> Tensor:
+        """A network over a picture and the planes that join it, in tiles."""
 
-        def seen(done: int, total: int) -> None:
+        def report_tile(done: int, total: int) -> None:
             watch(Progress(stage, done, total))
 
         with self.runtime.hold(net) as held:
             return apply_tiled(
-                partial(_call, held), small, tile_size=self.tile, margin=net.receptive_radius, scale=2, progress=seen
+                held, inputs, tile_size=self.tile, margin=net.receptive_radius, scale=2, progress=report_tile
             )
-
-
-def _call(net: UpscaleNet, told: Tensor) -> Tensor:
-    return net(told[:, :3], told[:, 3:] if told.shape[1] > 3 else None)
 
 
 def load(components: PipelineComponents, runtime: Runtime, name: str) -> BundledUpscaler:
