@@ -50,6 +50,7 @@ class Problem:
 CANCELED = Problem(499, "canceled", "the job was canceled")
 DRAINING = Problem(503, "draining", "the service is stopping; ask again in a moment", retry_after=5)
 MODELS_LOADING = Problem(503, "model_loading", "the models are being read; ask again in a moment", retry_after=2)
+FOLDER_LOST = Problem(500, "storage_failed", "the data folder of the service was deleted or replaced; start it again")
 NO_WORKER = Problem(503, "no_worker", "no worker process can be started; the log of the service says why")
 
 

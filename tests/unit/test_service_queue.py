@@ -15,6 +15,7 @@ import pytest
 from enlarger.errors import InputError
 from enlarger.service.jobs import lock
 from enlarger.service.jobs import manager as queue_file
+from enlarger.service.jobs.data_folder import claim
 from enlarger.service.jobs.events import MAX_EVENTS, MAX_FINISHED_LOGS, EventLog, EventLogs
 from enlarger.service.jobs.job import Idempotency, Job, JobEvent, job_folder, new_job_id
 from enlarger.service.jobs.lifecycle import MAX_ATTEMPTS
@@ -411,7 +412,9 @@ async def test_a_thousand_jobs_leave_nothing_in_memory(tmp_path: Path) -> None:
         )
         await queue.cancel(blocker.id)
         await until(lambda: not book._tasks and queue.state == "READY")
-        assert len(asyncio.all_tasks()) == 4, "this test, the sweeper, the worker and its watchdog"
+        assert len(asyncio.all_tasks()) == 5, (
+            "this test, the sweeper, the watch of the folder, the worker and its watchdog"
+        )
         assert queue.counts()["canceled"] == 1001
 
 
@@ -603,14 +606,87 @@ async def test_a_job_that_ended_in_an_earlier_process_answers_with_its_last_even
 
 
 @async_test
-async def test_uploads_and_folders_of_nobody_are_deleted_at_the_start(tmp_path: Path) -> None:
-    for name in ("spool/part", "jobs/aaaaaaaaaaaaaaaaaaaaaa/image.png", "jobs/bbbbbbbbbbbbbbbbbbbbbb/image.png"):
+async def test_uploads_and_folders_of_nobody_are_deleted_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    claim(tmp_path)
+    ours = ("jobs/aaaaaaaaaaaaaaaaaaaaaa/image.png", "jobs/bbbbbbbbbbbbbbbbbbbbbb/image.png")
+    for name in (
+        "spool/aaaaaaaaaaaaaaaaaaaaaa-image",
+        "spool/mail.txt",
+        "jobs/notes.txt",
+        "jobs/mine/thesis.txt",
+        *ours,
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    os.utime(tmp_path / "jobs/aaaaaaaaaaaaaaaaaaaaaa", (1, 1))
-    async with running(tmp_path):
-        assert list((tmp_path / "spool").iterdir()) == []
-        assert [path.name for path in (tmp_path / "jobs").iterdir()] == ["bbbbbbbbbbbbbbbbbbbbbb"]
+    (tmp_path / "jobs" / ("c" * 22)).symlink_to(tmp_path / "nowhere")
+    (tmp_path / "jobs" / ("d" * 22)).symlink_to(tmp_path / "jobs/mine")
+    for name in ("a" * 22, "mine", "notes.txt"):
+        os.utime(tmp_path / "jobs" / name, (1, 1))
+    with caplog.at_level("WARNING"):
+        async with running(tmp_path):
+            assert [path.name for path in (tmp_path / "spool").iterdir()] == ["mail.txt"]
+            left = sorted(path.name for path in (tmp_path / "jobs").iterdir())
+            assert left == ["b" * 22, "c" * 22, "d" * 22, "mine", "notes.txt"]
+    assert (tmp_path / "jobs/mine/thesis.txt").exists()
+    assert "what is not the service's and is left there: 'cccccccccccccccccccccc', 'dddd" in caplog.text
+
+
+@async_test
+async def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    for name in ("jobs/mine/thesis.txt", "spool/mail.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("years of work")
+    for data in (tmp_path, tmp_path / "jobs/mine"):
+        with pytest.raises(InputError, match=r"holds files of something else .*, expected an empty folder"):
+            await queue_of(data).start()
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert found == ["jobs/mine/thesis.txt", "spool/mail.txt"]
+
+
+@async_test
+async def test_a_row_that_cannot_be_read_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = old("queued"), [old("queued") for _ in range(4)]
+    await left(tmp_path, good, *bad)
+    with sqlite3.connect(tmp_path / "queue.sqlite3") as connection:
+        for job, change in zip(
+            bad, ("spec = '{'", "created = 'then'", "status = x'ff'", "id = '../../etc'"), strict=True
+        ):
+            connection.execute(f"UPDATE jobs SET {change} WHERE id = ?", [job.id])
+    connection.close()
+    async with running(tmp_path) as queue:
+        assert (await queue.wait(good.id)).status == "succeeded"
+        assert [job.id for job in await queue.list("")] == [good.id] and sum(queue.counts().values()) == 1
+        assert all(job_folder(tmp_path, job.id).is_dir() for job in bad), "their files are left"
+    assert caplog.text.count("a row cannot be read and is set aside: job") == 4
+
+
+@async_test
+async def test_a_folder_that_is_deleted_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_file, "FOLDER_CHECK_SECONDS", 0.05)
+    async with running(tmp_path / "data") as queue:
+        (tmp_path / "data").rename(tmp_path / "elsewhere")
+        await until(lambda: not queue.is_ready)
+        assert queue.state == "UNHEALTHY"
+        (tmp_path / "data").mkdir()
+        assert refused(lambda: queue.check_capacity("")).code == "storage_failed"
+        assert "was deleted or replaced" in (await refused_later(give_in(queue))).message
+
+
+@async_test
+async def test_a_locked_database_is_said_at_once_and_waited_for(tmp_path: Path) -> None:
+    async with running(tmp_path) as queue:
+        job = await submit_job(queue, {"steps": 20, "seconds": 0.01})
+        await until(lambda: queue.progress(job).step)
+        other = sqlite3.connect(tmp_path / "queue.sqlite3", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        problems = await asyncio.gather(*(refused_later(give_in(queue)) for _ in range(3)))
+        assert {(one.status, one.code, one.retry_after) for one in problems} == {(503, "storage_busy", 2)}
+        await until(lambda: queue.counts()["running"] == 0)
+        other.execute("ROLLBACK")
+        other.close()
+        assert (await queue.wait(job.id)).status == "succeeded"
 
 
 @async_test

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from enlarger.service.jobs.data_folder import DATABASE
 from enlarger.service.jobs.events import EventLogs
 from enlarger.service.jobs.files import read_result, remove_job_folder
 from enlarger.service.jobs.job import FINISHED_STATUSES, EventKind, Job, JobProgress, JobResult, job_folder
 from enlarger.service.jobs.job_queue import ActiveJob, JobQueue, changed_positions
 from enlarger.service.jobs.progress_estimator import DurationStats
-from enlarger.service.jobs.store import JobDatabase, JobStore
+from enlarger.service.jobs.store import STORAGE_BUSY, JobDatabase, JobStore
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import Problem, ProblemError
 from enlarger.service.workers.watchdog import DIED, LossCause
@@ -22,6 +23,7 @@ from enlarger.service.workers.watchdog import DIED, LossCause
 FinishedStatus = Literal["succeeded", "failed", "canceled"]
 MAX_CRASHES = 2  # workers that may die over a job
 MAX_ATTEMPTS = 10  # times that a job may be begun
+BUSY_RETRY_SECONDS, MAX_BUSY_RETRIES = 2.0, 15  # the same, while another program has the file locked
 RETRY_DELAYS = (0.1, 0.3, 1.0, 3.0)  # seconds between attempts to write down how a job ended
 T = TypeVar("T")
 log = logging.getLogger("enlarger.service.jobs")
@@ -41,7 +43,7 @@ class JobLifecycle:
 
     def __init__(self, data: Path, metrics: Metrics) -> None:
         self.data, self.metrics = data, metrics
-        self.store = JobStore(data / "queue.sqlite3")
+        self.store = JobStore(data / DATABASE)
         self.queue, self.event_logs = JobQueue(DurationStats()), EventLogs()
         self.num_workers = 1  # that can work, for expected times
         self._unwritten: dict[str, Job] = {}  # ends that the disk did not take
@@ -204,11 +206,13 @@ class JobLifecycle:
 
     async def _write_with_retries(self, job: Job) -> bool:
         """Write down how a job ended, patiently."""
-        for seconds in RETRY_DELAYS:
+        for i, seconds in enumerate((*RETRY_DELAYS, *[BUSY_RETRY_SECONDS] * MAX_BUSY_RETRIES)):
             try:
                 return await self.store.run(JobDatabase.finish, job)
             except ProblemError as error:
                 log.error("the end of a job could not be written down: %s", error)
+                if i >= len(RETRY_DELAYS) and error.problem.code != STORAGE_BUSY:
+                    raise
                 await asyncio.sleep(seconds)
         return await self.store.run(JobDatabase.finish, job)
 
@@ -229,7 +233,8 @@ def _recovered_outcome(data: Path, job: Job) -> Outcome | None:
     if job.status == "running" and job.attempts >= MAX_ATTEMPTS:
         text = f"the service ended {job.attempts} times while it ran this"
         return Outcome("failed", problem=Problem(500, "worker_died", text))
-    if not job_folder(data, job.id).is_dir():
+    folder = job_folder(data, job.id)
+    if folder.is_symlink() or not folder.is_dir():
         return Outcome("failed", problem=Problem(500, "internal", "the files of this job are gone; send it again"))
     return None
 

@@ -15,8 +15,16 @@ LOCK_TIMEOUT = 10.0  # seconds that the workers of a server that is gone are giv
 class DataFolderLock:
     """The locks of a folder. `workers_fd` is handed to the workers: it is free when the last of them has ended too."""
 
+    path: Path
     server_fd: int
     workers_fd: int
+
+    def is_lost(self) -> bool:
+        """Whether the folder is gone, or another one has taken its place."""
+        try:
+            return not os.path.samestat(os.stat(self.path), os.fstat(self.server_fd))
+        except OSError:
+            return True
 
     def release(self) -> None:
         os.close(self.workers_fd)
@@ -38,7 +46,7 @@ async def acquire(data: Path, timeout: float = LOCK_TIMEOUT) -> DataFolderLock:
         os.close(workers_fd)
         os.close(server_fd)
         raise
-    return DataFolderLock(server_fd, workers_fd)
+    return DataFolderLock(data / "server.lock", server_fd, workers_fd)
 
 
 def _lock_server(data: Path, fd: int) -> None:

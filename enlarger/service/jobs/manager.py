@@ -4,20 +4,14 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from typing import Literal
 
 from enlarger.service.jobs import lock
+from enlarger.service.jobs.data_folder import claim, empty_spool, remove_orphan_folders, write_marker
 from enlarger.service.jobs.events import EventFeed
-from enlarger.service.jobs.files import (
-    empty_spool,
-    job_folder_bytes,
-    make_folders,
-    over_quota,
-    remove_job_folder,
-    remove_orphan_folders,
-)
+from enlarger.service.jobs.files import job_folder_bytes, over_quota, remove_job_folder
 from enlarger.service.jobs.job import Idempotency, Job, JobEvent, JobProgress, JobSpec, JobStatus, Task
 from enlarger.service.jobs.job_queue import ActiveJob, finished_progress
 from enlarger.service.jobs.lifecycle import JobLifecycle, Outcome, unfinished
@@ -25,7 +19,15 @@ from enlarger.service.jobs.model_registry import ModelRegistry, ModelState
 from enlarger.service.jobs.reservations import Reservation, Reservations
 from enlarger.service.jobs.store import JobDatabase
 from enlarger.service.metrics import Metrics
-from enlarger.service.problems import CANCELED, DRAINING, MODELS_LOADING, NO_WORKER, ProblemError, problem_error
+from enlarger.service.problems import (
+    CANCELED,
+    DRAINING,
+    FOLDER_LOST,
+    MODELS_LOADING,
+    NO_WORKER,
+    ProblemError,
+    problem_error,
+)
 from enlarger.service.settings import GIB, Settings
 from enlarger.service.workers.messages import Load, Unload
 from enlarger.service.workers.pool import WorkerPool
@@ -35,6 +37,7 @@ from enlarger.service.workers.watchdog import WorkerLimits, default_memory_bytes
 log = logging.getLogger("enlarger.service.jobs")
 ServiceState = Literal["STARTING", "READY", "BUSY", "SETUP_FAILED", "DEFUNCT", "UNHEALTHY"]
 CLEANUP_SECONDS = 30.0
+FOLDER_CHECK_SECONDS = 2.0
 MIN_RETENTION_SECONDS = 60.0  # results are safe from the disk quota for so long after they were made
 
 
@@ -47,7 +50,8 @@ class JobManager:
         self._lifecycle = JobLifecycle(settings.data, metrics)
         self._pool = WorkerPool(settings, self._lifecycle, self._registry)
         self._lock: lock.DataFolderLock | None = None
-        self._cleanup_task: asyncio.Task[None] | None = None
+        self._is_folder_lost = False  # somebody has deleted or replaced the data folder
+        self._background_tasks: list[asyncio.Task[None]] = []
         self._drain_task: asyncio.Task[None] | None = None
         self._reservations = Reservations()
         self._adding_owners: list[str] = []  # the owners of jobs that are being written down
@@ -58,20 +62,22 @@ class JobManager:
         Raises InputError for a folder or a database that cannot be used, or that another service uses.
         """
         data = self._settings.data
-        await asyncio.to_thread(make_folders, data)
+        await asyncio.to_thread(claim, data)
         self._lock = await lock.acquire(data)
         try:
             await asyncio.to_thread(empty_spool, data)
             await self._lifecycle.store.open()
+            await asyncio.to_thread(write_marker, data)
             await self._lifecycle.recover()
-            await asyncio.to_thread(remove_orphan_folders, data, await self._lifecycle.store.run(JobDatabase.ids))
+            known_ids = await self._lifecycle.store.run(JobDatabase.ids)
+            await asyncio.to_thread(remove_orphan_folders, data, known_ids)
         except BaseException:
             await self._close()
             raise
         models, memory = self._settings.known_models, self._settings.memory
         limits = worker_limits(self._settings)
         self._pool.start(WorkerCommand(self._worker_argv, models, memory, data, limits, self._lock.workers_fd))
-        self._cleanup_task = asyncio.create_task(self._cleanup_loop())
+        self._background_tasks = [asyncio.create_task(self._cleanup_loop()), asyncio.create_task(self._watch_folder())]
 
     async def drain(self) -> None:
         """Take no more jobs, let those that run end for `drain_seconds`, stop the workers, close the store.
@@ -88,7 +94,7 @@ class JobManager:
         workers = self._pool.workers
         if self._pool.is_defunct:
             return "DEFUNCT" if any(worker.was_ever_ready for worker in workers) else "SETUP_FAILED"
-        if self._lifecycle.store.has_failed:
+        if self._lifecycle.store.has_failed or self._is_folder_lost:
             return "UNHEALTHY"
         states = {worker.state for worker in workers if worker.is_responsive}
         if "idle" in states or "busy" in states:
@@ -127,6 +133,8 @@ class JobManager:
             raise ProblemError(DRAINING)
         if self._pool.is_defunct:
             raise ProblemError(NO_WORKER)
+        if self._is_folder_lost:
+            raise ProblemError(FOLDER_LOST)
         if not self._registry.is_described:
             raise ProblemError(MODELS_LOADING)
         pending_owners = [*self._adding_owners, *self._reservations.active_owners()]
@@ -182,6 +190,7 @@ class JobManager:
         return stored
 
     async def _admit(self, job: Job, reservation: Reservation | None) -> Job:
+        await self._check_folder()
         earlier = await self._find_repeated(job.owner, job.idempotency_key, job.fingerprint)
         if earlier is not None:
             return earlier
@@ -329,6 +338,20 @@ class JobManager:
             except (ProblemError, OSError) as error:
                 log.error("old results could not be deleted: %s", error)
 
+    async def _check_folder(self) -> None:
+        """Raise ProblemError where the data folder is gone."""
+        if self._lock is not None and await asyncio.to_thread(self._lock.is_lost):
+            if not self._is_folder_lost:
+                log.error("%s is no longer the folder that this service started with; stop it", self._settings.data)
+            self._is_folder_lost = True
+            raise ProblemError(FOLDER_LOST)
+
+    async def _watch_folder(self) -> None:
+        while not self._is_folder_lost:
+            await asyncio.sleep(FOLDER_CHECK_SECONDS)
+            with suppress(ProblemError):
+                await self._check_folder()
+
     def _cancel_attached(self) -> None:
         """Cancel the waiting jobs of those who wait on a connection."""
         for active in unfinished(list(self._lifecycle.queue.waiting.values())):
@@ -357,9 +380,9 @@ class JobManager:
         await self._close()
 
     async def _close(self) -> None:
-        if self._cleanup_task is not None:
-            self._cleanup_task.cancel()
-            await asyncio.wait([self._cleanup_task])
+        for task in self._background_tasks:
+            task.cancel()
+        await asyncio.gather(*self._background_tasks, return_exceptions=True)
         self._lifecycle.close()
         await self._lifecycle.store.close()
         if self._lock is not None:

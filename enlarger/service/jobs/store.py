@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from pydantic import TypeAdapter
 
 from enlarger.errors import InputError
-from enlarger.service.jobs.job import FINISHED_STATUSES, Job, JobStatus
-from enlarger.service.problems import DRAINING, ProblemError, problem_error
+from enlarger.service.jobs.job import FINISHED_STATUSES, Job, JobStatus, is_job_id
+from enlarger.service.problems import DRAINING, Problem, ProblemError
 
 APPLICATION_ID = 0x656E6C71  # "enlq" in the file's header: the database is ours
+STORAGE_BUSY = "storage_busy"  # the code of a file that is locked
+log = logging.getLogger("enlarger.service.jobs")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -37,12 +40,15 @@ MIGRATIONS = (
     ALTER TABLE jobs RENAME COLUMN fault TO problem;
     """,
     "ALTER TABLE jobs ADD COLUMN fingerprint TEXT;",
+    "CREATE TABLE unreadable (number INTEGER PRIMARY KEY AUTOINCREMENT, id, row TEXT NOT NULL);",
 )
 """The step from each version of the schema to the next; the version is the file's `user_version`."""
 
 COLUMNS = tuple(item.name for item in fields(Job))
 JSON_COLUMNS = ("spec", "result", "problem")
 JOB: TypeAdapter[Job] = TypeAdapter(Job)
+MAX_UNREADABLE = 100  # rows that are kept aside
+BUSY_MILLISECONDS = 250  # to wait for another program that has locked the file
 FINISHED_SQL = ", ".join(f"'{status}'" for status in sorted(FINISHED_STATUSES))
 
 
@@ -58,6 +64,7 @@ class JobDatabase:
         """Open or make the file. Raises InputError for one that is damaged, or not ours, or of a newer version."""
         try:
             connection = sqlite3.connect(path, timeout=5, isolation_level=None)
+            connection.text_factory = _decode_text
         except sqlite3.Error as error:
             raise InputError(f"{path}: cannot be opened ({error}); check the folder and its permissions") from error
         try:
@@ -72,6 +79,22 @@ class JobDatabase:
 
     def close(self) -> None:
         self.connection.close()
+
+    def set_aside_unreadable(self) -> Sequence[str]:
+        """Move rows that are no jobs out of the way, into a table of their own; what they were, in a few words."""
+        found: list[str] = []
+        for number, *row in self.connection.execute(f"SELECT number, {', '.join(COLUMNS)} FROM jobs").fetchall():
+            try:
+                _from_row(row)
+            except ValueError as error:
+                found.append(f"job {str(row[0])[:40]!r} ({type(error).__name__})")
+                with self._transaction():
+                    values = [str(row[0]), json.dumps(dict(zip(COLUMNS, row, strict=True)), default=repr)]
+                    self.connection.execute("INSERT INTO unreadable (id, row) VALUES (?, ?)", values)
+                    self.connection.execute("DELETE FROM jobs WHERE number = ?", [number])
+        newest = f"(SELECT number FROM unreadable ORDER BY number DESC LIMIT {MAX_UNREADABLE})"
+        self.connection.execute(f"DELETE FROM unreadable WHERE number NOT IN {newest}")
+        return found
 
     def add(self, job: Job) -> Job:
         """Store a new job. Where its owner used its key before, the earlier job is the answer."""
@@ -110,7 +133,10 @@ class JobDatabase:
         return dict(self.connection.execute("SELECT status, count(*) FROM jobs GROUP BY status"))
 
     def ids(self) -> frozenset[str]:
-        return frozenset(row[0] for row in self.connection.execute("SELECT id FROM jobs"))
+        """Those of jobs, and of rows that were set aside."""
+        return frozenset(
+            row[0] for row in self.connection.execute("SELECT id FROM jobs UNION SELECT id FROM unreadable")
+        )
 
     def finished_before(self, before: float) -> Sequence[str]:
         """Jobs that ended before a time, the first to end first."""
@@ -148,7 +174,7 @@ class JobDatabase:
 
     def _select(self, where: str, *values: Any) -> Sequence[Job]:
         rows = self.connection.execute(f"SELECT {', '.join(COLUMNS)} FROM jobs WHERE {where}", values).fetchall()
-        return [_from_row(row) for row in rows]
+        return list(_readable(rows))
 
     def _transaction(self) -> "_Transaction":
         return _Transaction(self.connection)
@@ -184,6 +210,8 @@ class JobStore:
 
     async def open(self) -> None:
         self._database = await self._run_in_thread(JobDatabase.open, self.path)
+        for text in await self.run(JobDatabase.set_aside_unreadable):
+            log.error("%s: a row cannot be read and is set aside: %s", self.path, text)
 
     async def close(self) -> None:
         """Close the file; calls afterwards are refused."""
@@ -200,7 +228,7 @@ class JobStore:
             result = await self._run_in_thread(method, self._database, *args, **kwargs)
         except (sqlite3.Error, OSError) as error:
             self.has_failed = True
-            raise problem_error(500, *_storage_problem(self.path, error)) from error
+            raise ProblemError(_storage_problem(self.path, error)) from error
         self.has_failed = False
         return result
 
@@ -225,7 +253,7 @@ def _migrate(path: Path, connection: sqlite3.Connection) -> None:
         raise sqlite3.DatabaseError(check_result)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA busy_timeout = 5000")
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
     connection.execute("PRAGMA cache_size = -256")  # KiB: the table is small, and read by its keys
     for i in range(version, len(MIGRATIONS)):
         pragmas = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {i + 1};"
@@ -246,21 +274,44 @@ def _unusable_error(path: Path, error: sqlite3.Error) -> InputError:
     )
 
 
-def _storage_problem(path: Path, error: Exception) -> tuple[str, str]:
-    """The code and the message of a call that failed."""
-    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-        return "storage_full", "the disk of the service is full; free some space"
-    return "storage_failed", f"the queue on disk cannot be used ({error}); see the disk of {path.name}"
+def _storage_problem(path: Path, error: Exception) -> Problem:
+    """The problem of a call that failed."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return Problem(
+            503, STORAGE_BUSY, "another program has locked the queue on disk; ask again in a moment", None, 2
+        )
+    if code == sqlite3.SQLITE_FULL:
+        return Problem(500, "storage_full", "the disk of the service is full; free some space")
+    return Problem(500, "storage_failed", f"the queue on disk cannot be used ({error}); see the disk of {path.name}")
+
+
+def _decode_text(data: bytes) -> str:
+    """A text of the database; one that is none spoils its row, and not the whole answer."""
+    return data.decode("utf-8", "replace")
+
+
+def _readable(rows: Iterable[Sequence[Any]]) -> Iterable[Job]:
+    for row in rows:
+        try:
+            yield _from_row(row)
+        except ValueError as error:
+            log.error("the row of job %r cannot be read (%s) and is left out", row[0], type(error).__name__)
 
 
 def _to_row(job: Job) -> Sequence[Any]:
     values = JOB.dump_python(job, mode="json")
     return [
-        json.dumps(values[name]) if name in JSON_COLUMNS and values[name] is not None else values[name]
+        json.dumps(values[name], ensure_ascii=False)
+        if name in JSON_COLUMNS and values[name] is not None
+        else values[name]
         for name in COLUMNS
     ]
 
 
 def _from_row(row: Sequence[Any]) -> Job:
+    """Raises ValueError for a row that is no job."""
     values = dict(zip(COLUMNS, row, strict=True))
+    if not is_job_id(str(values["id"])):
+        raise ValueError("an id of another form")
     return JOB.validate_python(values | {name: json.loads(values[name] or "null") for name in JSON_COLUMNS})
