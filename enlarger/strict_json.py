@@ -1,7 +1,7 @@
 """Reading JSON files that others wrote."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from reprlib import Repr
 from stat import S_ISREG
@@ -11,6 +11,7 @@ from enlarger.errors import CheckpointError
 
 Json = dict[str, Any]
 MAX_BYTES = 64 << 20  # bytes; the largest tokenizers have a tenth of it
+MAX_VALUES = 500_000  # values in one document, at up to 200 bytes of memory each; the largest tokenizers have a third
 MAX_SHOWN_LENGTH = 80  # characters of a strange value
 
 
@@ -22,7 +23,7 @@ def read_json(path: Path) -> Json:
             raise CheckpointError(
                 f"{path}: found no file, or one of {file_stat.st_size:,} bytes, expected a file of JSON."
             )
-        data = json.loads(path.read_bytes(), object_pairs_hook=reject_duplicate_keys)
+        data = parse_json(path.read_bytes(), reject_duplicate_keys)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); is the folder complete?") from error
     except (ValueError, RecursionError) as error:
@@ -30,6 +31,22 @@ def read_json(path: Path) -> Json:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: found a JSON {type(data).__name__}, expected an object.")
     return cast("Json", data)
+
+
+def parse_json(
+    document: bytes | str,
+    pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    max_values: int = MAX_VALUES,
+) -> Any:
+    """What a document of others holds. Raises ValueError where it is no JSON, or has more values than any file needs.
+
+    A byte of JSON may take 26 of memory, so values are counted, by what separates them, before any is made.
+    """
+    separators = (b",", b"[", b"{", b":") if isinstance(document, bytes) else (",", "[", "{", ":")
+    values = sum(document.count(each) for each in separators)  # pyright: ignore[reportArgumentType] - of one type
+    if values > max_values:
+        raise ValueError(f"about {values:,} values, expected at most {max_values:,}")
+    return json.loads(document, object_pairs_hook=pairs_hook)
 
 
 def reject_duplicate_keys(pairs: Sequence[tuple[str, Any]]) -> Json:

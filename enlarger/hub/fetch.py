@@ -87,7 +87,10 @@ def fetch(
             _download_all(client, url, remote, partial_file, watch, retry_policy)
             digest = _verify(remote, partial_file)
         if digest is None:
-            raise CheckpointError(f"{remote.path}: what came twice differs from the hub's listing; run it again later.")
+            raise CheckpointError(
+                f"{remote.path}: what came twice differs from what is published or listed; try another --mirror, or "
+                "again later."
+            )
         _commit_file(partial_file, target)
     except OSError as error:
         if error.errno not in DISK_FULL_ERRNOS:

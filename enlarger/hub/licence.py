@@ -11,9 +11,10 @@ from enlarger.hub.fetch import write_small_file
 from enlarger.strict_json import read_json
 
 ACCEPTED_FILE = "licences.json"  # in each model's folder
-HEADING = re.compile(r"^(#{1,6})\s+(.+?)\s*#*$")
+MAX_HEADING_DEPTH = 6
 OUT_OF_SCOPE_HEADING = re.compile(r"out.of.scope|misuse|malicious|prohibited", re.IGNORECASE)
 MAX_CARD_LENGTH = 6000  # characters of a card that are shown
+MAX_READ_LENGTH = 1 << 20  # characters of a card that are looked at
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Licence:
 
 def read_licence(card: str) -> Licence:
     """The licence in a model card: README.md with front matter."""
-    text = card.replace("\r\n", "\n").removeprefix("\ufeff")
+    text = card[:MAX_READ_LENGTH].replace("\r\n", "\n").removeprefix("\ufeff")
     front_matter, body = "", text
     if text.startswith("---"):
         front_matter, _, body = text[3:].partition("\n---")
@@ -56,14 +57,22 @@ def out_of_scope_sections(body: str) -> str:
     kept_lines: list[str] = []
     depth = 0  # of the heading whose section is kept, 0 for none
     for line in body.splitlines():
-        heading = HEADING.match(line)
-        if heading is not None:
-            is_subsection = depth and len(heading[1]) > depth
-            depth = depth if is_subsection else (len(heading[1]) if OUT_OF_SCOPE_HEADING.search(heading[2]) else 0)
+        heading_depth, heading = _heading(line)
+        if heading_depth:
+            is_subsection = depth and heading_depth > depth
+            depth = depth if is_subsection else (heading_depth if OUT_OF_SCOPE_HEADING.search(heading) else 0)
         if depth:
             kept_lines.append(_printable(line))
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(kept_lines)).strip()
     return text if len(text) <= MAX_CARD_LENGTH else f"{text[:MAX_CARD_LENGTH]} ... (cut; the whole is in README.md)"
+
+
+def _heading(line: str) -> tuple[int, str]:
+    """The depth of a heading and its words; depth 0 for any other line. Each character is looked at once."""
+    text = line.lstrip("#")
+    depth = len(line) - len(text)
+    is_heading = 1 <= depth <= MAX_HEADING_DEPTH and text[:1].isspace() and not text.isspace()
+    return (depth, text.strip().rstrip("#").rstrip()) if is_heading else (0, "")
 
 
 def _printable(text: str) -> str:

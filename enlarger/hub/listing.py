@@ -1,6 +1,5 @@
 """What a repository holds, and which of its files a model needs."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from enlarger.hub.aliases import AliasTable, RepoSource, is_commit
 from enlarger.hub.cache import WEIGHT_FILE
 from enlarger.hub.fetch import SAFE_PATH, RemoteFile
 from enlarger.hub.transport import HubClient
-from enlarger.strict_json import Json
+from enlarger.strict_json import Json, parse_json
 
 MODEL_INDEX = "model_index.json"
 MODEL_CARD = "README.md"
@@ -60,17 +59,22 @@ def read_listing(client: HubClient, alias_table: AliasTable, source: RepoSource,
     if status != 200:
         raise CheckpointError(_explain_refusal(status, headers, client, alias_table, source, revision))
     try:
-        info = ModelInfo(**json.loads(body))
+        info = ModelInfo(**parse_json(body))
         files = {
             item.rfilename: _remote_file(item) for item in info.siblings or () if SAFE_PATH.fullmatch(item.rfilename)
         }
         commit = str(info.sha)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{source.repository}: {client.endpoint} does not answer as the hub does ({error!r}); try another --mirror."
         ) from error
     if not is_commit(commit):
         raise CheckpointError(f"{source.repository}: {client.endpoint} names no commit; try another --mirror.")
+    if is_commit(revision) and commit != revision:
+        raise CheckpointError(
+            f"{source.repository}: {client.endpoint} lists commit {commit[:12]}..., expected {revision[:12]}...; try "
+            f"another --mirror, or take what it has: --revision {commit}"
+        )
     return RepoListing(source.repository, commit, files)
 
 

@@ -1,6 +1,5 @@
 """Pulling a checkpoint: what is missing of it is downloaded once, however many processes pull it at the same time."""
 
-import json
 import os
 import shutil
 import time
@@ -19,7 +18,7 @@ from enlarger.hub.fetch import RemoteFile, RetryPolicy, fetch, size_of
 from enlarger.hub.licence import Licence, is_accepted, read_licence, record_acceptance
 from enlarger.hub.listing import MODEL_CARD, MODEL_INDEX, RepoListing, file_url, hub_client, read_listing, select_files
 from enlarger.hub.transport import HubClient
-from enlarger.strict_json import Json
+from enlarger.strict_json import Json, parse_json
 
 RESERVED_DISK_BYTES = 64_000_000  # bytes of the disk that stay free
 TRUE_VALUES = ("1", "on", "yes", "true")
@@ -215,18 +214,43 @@ def _requested_files(
     if options.repair:
         if previous is None:
             raise InputError(f"{options.name}: nothing was pulled there, so there is nothing to repair")
-        return {path: listing.files[path] for path in previous.files if path in listing.files}
-    index = _read_index(client, listing) if MODEL_INDEX in listing.files else None
-    requested = {item.path: item for item in select_files(listing, index, options.variant)}
-    published: Mapping[str, str] = {} if source.alias is None or options.revision is not None else source.alias.sha256
-    for path, item in requested.items():
-        if item.sha256 is not None and published.get(path, item.sha256) != item.sha256:
-            raise CheckpointError(
-                f"{listing.repository}: {path} has sha256 {item.sha256[:12]}..., the published file "
-                f"{published[path][:12]}"
-                f"...: not the same weights. To take them all the same: --revision {listing.revision}"
-            )
-    return requested
+        requested = {path: listing.files[path] for path in previous.files if path in listing.files}
+    else:
+        index = _read_index(client, listing) if MODEL_INDEX in listing.files else None
+        requested = {item.path: item for item in select_files(listing, index, options.variant)}
+    published = _published_digests(source, options.revision)
+    is_published_commit = source.alias is not None and listing.revision == source.alias.revision
+    advice = (
+        "try another --mirror" if is_published_commit else f"to take them all the same: --revision {listing.revision}"
+    )
+    return {
+        path: _with_published_digest(item, published, f"{listing.repository}: {path}", advice)
+        for path, item in requested.items()
+    }
+
+
+def _published_digests(source: RepoSource, revision: str | None) -> Mapping[str, str]:
+    """The sha256 that the package knows of weight files; none for another revision than the alias's."""
+    if source.alias is None or revision not in (None, source.alias.revision):
+        return {}
+    return source.alias.sha256
+
+
+def _with_published_digest(item: RemoteFile, published: Mapping[str, str], label: str, advice: str) -> RemoteFile:
+    """The file with the sha256 that the package knows, which it must have, whatever the listing says of it."""
+    digest = published.get(item.path)
+    if digest is None:
+        folder, variants = item.path.rpartition("/")[0], cache.weight_variants([item.path])
+        for path in published:
+            if path.rpartition("/")[0] == folder and variants & cache.weight_variants([path]):
+                raise CheckpointError(f"{label} is listed in the place of {path}: not the same weights; {advice}")
+        return item
+    if item.sha256 not in (None, digest):
+        raise CheckpointError(
+            f"{label} has sha256 {item.sha256[:12]}..., the published file {digest[:12]}...: not the same weights; "
+            f"{advice}"
+        )
+    return replace(item, sha256=digest)
 
 
 def _with_recorded_digest(item: RemoteFile, previous: LocalSnapshot | None) -> RemoteFile:
@@ -245,7 +269,7 @@ def _read_small_file(client: HubClient, listing: RepoListing, path: str) -> byte
 
 def _read_index(client: HubClient, listing: RepoListing) -> Json:
     try:
-        index = json.loads(_read_small_file(client, listing, MODEL_INDEX))
+        index = parse_json(_read_small_file(client, listing, MODEL_INDEX))
         return {str(key): value for key, value in index.items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{listing.repository}: {MODEL_INDEX} is no JSON object ({error}).") from error

@@ -15,7 +15,7 @@ from enlarger.checkpoint.folder.load import read_folder
 from enlarger.cli.main import run
 from enlarger.hub.cache import resolve
 from tests.support.hub_pull import ROOT, tree
-from tests.support.hub_server import COMMIT, NEEDED, Hub, model, serve
+from tests.support.hub_server import COMMIT, NEEDED, Hub, model, serve, sha256
 from tests.support.tiny_models import x2_folder
 
 NAME = "owner/model"
@@ -212,10 +212,31 @@ def test_weights_that_are_not_the_published_ones_are_refused(hub: Hub, home: Pat
     alias = {"repository": NAME, "sha256": {"unet/diffusion_pytorch_model.safetensors": "0" * 64}}
     (home / "hub.json").write_text(json.dumps({"aliases": {"known": alias}}))
     status, _, err = command("pull", "known", "--mirror", hub.url, "--yes")
-    assert status == 1 and "the published file 000000000000...: not the same weights. To take them all the same:" in err
+    assert status == 1 and "the published file 000000000000...: not the same weights; to take them all the same:" in err
     assert not hub.large()
     assert command("pull", "known", "--mirror", hub.url, "--yes", "--revision", COMMIT)[0] == 0
     assert "recorded sha256 is not the published file's" in command("doctor")[1]
+
+
+def test_a_pinned_digest_holds_where_the_listing_has_none(hub: Hub, home: Path, command: Run) -> None:
+    """A listing has no vote: neither by silence, nor by another commit, nor by shards in the place of a pinned file."""
+    home.mkdir()
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    pinned = {"repository": NAME, "revision": COMMIT, "sha256": {unet: "0" * 64}}
+    right = pinned | {"sha256": {unet: sha256(hub.models[NAME][unet])}}
+    elsewhere = pinned | {"revision": "d" * 40}
+    (home / "hub.json").write_text(json.dumps({"aliases": {"pinned": pinned, "right": right, "elsewhere": elsewhere}}))
+    hub.lists_no_digest = True
+    status, _, err = command("pull", "pinned", "--mirror", hub.url, "--yes")
+    assert status == 1 and f"{unet}: what came twice differs from what is published or listed" in err
+    assert not list(home.rglob(Path(unet).name))
+    status, _, err = command("pull", "elsewhere", "--mirror", hub.url, "--yes")
+    assert status == 1 and f"lists commit {COMMIT[:12]}..., expected dddddddddddd...; try another --mirror" in err
+    assert command("pull", "right", "--mirror", hub.url, "--yes")[0] == 0
+    hub.models[NAME][unet.replace(".s", "-00001-of-00001.s")] = hub.models[NAME].pop(unet)
+    hub.models[NAME]["unet/diffusion_pytorch_model.safetensors.index.json"] = b"{}"
+    status, _, err = command("pull", "pinned", "--mirror", hub.url, "--yes", "--to", str(home / "other"))
+    assert status == 1 and f"is listed in the place of {unet}: not the same weights; try another --mirror" in err
 
 
 def test_a_server_that_is_no_hub_is_refused(hub: Hub, command: Run) -> None:

@@ -126,7 +126,7 @@ def test_a_bit_that_flips_on_the_way_is_found(hub: Hub, home: Path) -> None:
     hub.damage = [1234]
     assert tree(pull_here(NAME, hub.url).folder) == needed(hub)
     hub.damage = [5, 5]
-    with pytest.raises(CheckpointError, match="what came twice differs from the hub's listing"):
+    with pytest.raises(CheckpointError, match="what came twice differs from what is published or listed"):
         pull_here(NAME, hub.url, variant="fp16")
     assert set(tree(folder(home))) == NEEDED and not leftovers(home)
 

@@ -88,6 +88,7 @@ class Hub:
     damage: list[int] = field(default_factory=list)  # in so many large answers one bit is wrong
     cdn_url: Callable[[str], str] = "/cdn/{}".format  # digest: where large files are
     digest: str | None = None  # that is listed for large files, instead of theirs
+    lists_no_digest: bool = False  # as a mirror that lists large files without any, and one commit for all
     api_redirect: str | None = None
     pause: float = 0.0  # seconds after every 16 kB
     sent: int = 0  # bytes of all bodies
@@ -120,7 +121,7 @@ def listing(hub: Hub, files: Mapping[str, bytes]) -> bytes:
             "size": len(data),
             "blobId": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(),
         }
-        if is_large(path):
+        if is_large(path) and not hub.lists_no_digest:
             entry |= {
                 "blobId": "0" * 40,
                 "lfs": {"sha256": hub.digest or sha256(data), "size": len(data), "pointerSize": 134},
@@ -160,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(status, **headers)
         elif name not in hub.models:
             self.answer(404, **{"X-Error-Code": "RepoNotFound"})
-        elif revision not in ("main", hub.commit):
+        elif revision not in ("main", hub.commit) and not hub.lists_no_digest:
             self.answer(404, **{"X-Error-Code": "RevisionNotFound"})
         else:
             self.answer(200, listing(hub, hub.models[name]))

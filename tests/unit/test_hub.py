@@ -12,7 +12,7 @@ from enlarger.hub import aliases, cache, fetch
 from enlarger.hub.aliases import read_alias_table
 from enlarger.hub.cache import LocalSnapshot, find_snapshot, read_snapshot, repair_command, resolve, snapshot_variant
 from enlarger.hub.fetch import RemoteFile, RetryPolicy
-from enlarger.hub.licence import is_accepted, read_licence, record_acceptance
+from enlarger.hub.licence import is_accepted, out_of_scope_sections, read_licence, record_acceptance
 from enlarger.hub.listing import RepoListing, select_files
 from tests.support.hub_server import CARD, COMMIT, NEEDED, model
 
@@ -156,6 +156,32 @@ def test_several_sections_about_misuse_are_all_kept() -> None:
     card = "## Misuse\na\n### Malicious use\nb\n# Training\nc\n## Out-of-scope use\nd\n## Bias\ne"
     assert read_licence(card).out_of_scope == "## Misuse\na\n### Malicious use\nb\n## Out-of-scope use\nd"
     assert len(read_licence("## Misuse\n" + "long " * 9999).out_of_scope) < 6100
+
+
+@pytest.mark.parametrize(
+    ("heading", "depth"),
+    [
+        ("# Misuse", 1),
+        ("###### Misuse ######", 6),
+        ("#\tMisuse #", 1),
+        ("####### Misuse", 0),
+        ("#Misuse", 0),
+        ("## ", 0),
+    ],
+)
+def test_what_a_heading_is(heading: str, depth: int) -> None:
+    assert out_of_scope_sections(f"{heading}\nkept") == (f"{heading.replace(chr(9), '')}\nkept" if depth else "")
+
+
+def test_a_long_line_of_a_card_is_read_once() -> None:
+    """What took hours with an expression that goes back: a million blanks, and a million signs of a heading."""
+    for line in (
+        "# a" + " " * 1_000_000 + "b",
+        "# a" + " #" * 500_000 + "b",
+        "#" * 1_000_000,
+        "---\nlicense:" + "\n " * 500_000,
+    ):
+        assert read_licence(line).name == ""
 
 
 def test_an_accepted_licence_is_remembered_with_its_date(tmp_path: Path) -> None:

@@ -135,6 +135,28 @@ def test_settings_of_peft(networks: Any, tmp_path: Path) -> None:
         parse_lora(tensors, networks, {"unet.lora_alpha": "much"})
 
 
+@pytest.mark.parametrize(
+    ("patterns", "scale"),
+    [
+        ({"to_k": 1}, 0.5), ({"k": 1}, 4.0), ({"attn2.to_k": 1, "to_k": 3}, 0.5), ({"to_k": 3, "attn2.to_k": 1}, 1.5),
+        ({ATTENTION: 1}, 0.5), ({f"^{ATTENTION}": 1}, 0.5), ({"attn1.to_k": 1}, 4.0), ({}, 4.0),
+    ],
+)  # fmt: skip
+def test_alphas_by_layer_are_names_and_their_ends(networks: Any, patterns: dict[str, int], scale: float) -> None:
+    tensors = {f"unet.{ATTENTION}.lora_A.weight": normal(2, 32), f"unet.{ATTENTION}.lora_B.weight": normal(32, 2)}
+    found = parse_lora(tensors, networks, {"unet.lora_alpha": 8, "unet.alpha_pattern": patterns})
+    assert found.components["unet"][f"{ATTENTION}.weight"].scale == scale
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", ".*attn2.*", "to_[qk]", "", "(((", "to_k|to_q"])
+def test_no_pattern_of_a_file_is_run(networks: Any, pattern: str) -> None:
+    tensors = {f"unet.{ATTENTION}.lora_A.weight": normal(2, 32), f"unet.{ATTENTION}.lora_B.weight": normal(32, 2)}
+    with pytest.raises(
+        Unsupported, match=r"its alpha_pattern has .*, expected the name of a layer; patterns of a file"
+    ):
+        parse_lora(tensors, networks, {"unet.alpha_pattern": {pattern: 1}})
+
+
 def test_a_layer_in_two_spellings(networks: Any) -> None:
     down, up = normal(2, 32), normal(32, 2)
     plain = {f"unet.{ATTENTION}.lora.down.weight": down, f"unet.{ATTENTION}.lora.up.weight": up}

@@ -196,6 +196,10 @@ def test_the_hand_made_checkpoint_is_read(tmp_path: Path) -> None:
         (tensor(offset=-1), "calls torch._utils._rebuild_tensor_v2 in a way"),
         (tensor(shape=(2**40,), stride=(0,)), "calls torch._utils._rebuild_tensor_v2 in a way"),  # one number, a bomb
         (tensor(shape=(2,), stride=(2**62,)), "calls torch._utils._rebuild_tensor_v2 in a way"),
+        (tensor(shape=(0, 2**61, 2**61), stride=(2**61, 2**61, 1)), "calls torch._utils._rebuild_tensor_v2 in a way"),
+        (tensor(shape=(2**30, 0, 2**30), stride=(1, 1, 1)), "calls torch._utils._rebuild_tensor_v2 in a way"),
+        (tensor(shape=(0,), stride=(2**61,)), "calls torch._utils._rebuild_tensor_v2 in a way"),
+        (tensor(offset=2**61, shape=(0,)), "calls torch._utils._rebuild_tensor_v2 in a way"),
         (tensor(shape=(1,) * (MAX_DIMS + 1), stride=(1,) * (MAX_DIMS + 1)), "in a way that no tensor needs"),
         (tensor(shape=(True,)), "in a way that no tensor needs"),
         (tensor(shape=(2, 2)), "in a way that no tensor needs"),

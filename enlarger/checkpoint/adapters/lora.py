@@ -1,11 +1,11 @@
 """LoRA files (Hu et al. 2021): low-rank changes of a model's weights, read in every common layout and added."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from enlarger.checkpoint.adapters.lora_key_mapping import KOHYA_PREFIXES, layer_
 from enlarger.checkpoint.load_module import TEXT_ENCODER_NAMES, UNET_NAMES, Shape, guess_network
 from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.errors import CheckpointError, InputError, Unsupported, list_names
+from enlarger.strict_json import parse_json, short_repr
 
 LORA_COMPONENTS = tuple(KOHYA_PREFIXES)  # the networks that a LoRA may change
 ADAPTER_METADATA_KEY = "lora_adapter_metadata"  # where diffusers writes PEFT's config in a file
@@ -23,6 +24,7 @@ LORA_KEY_PATTERN = re.compile(
     r"(.+?)(?:\.lora_(A|B)(?:\.\w+)?|\.lora_(down|up|mid)|[._]lora(?:_linear_layer)?\.(down|up))\.weight"
 )
 TRANSFORMER_PATTERN = re.compile(r"double_blocks|single_blocks|single_transformer|joint_blocks|^transformer\.")
+LAYER_NAME_PATTERN = re.compile(r"[\w.]+")  # of PEFT's alpha_pattern: whole names and their ends, no expressions
 PEFT_FACTORS = {"A": "down", "B": "up"}
 UNSUPPORTED_ADAPTERS = {  # what trainers write that is no plain LoRA, by a pattern in its names
     "dora_scale": "a DoRA",
@@ -99,9 +101,11 @@ def parse_lora(
         )
         raise CheckpointError(f"{source}: {problem}. {_family_hint(tensors, networks)}")
     components: dict[str, dict[str, LoraDelta]] = {}
+    alphas = {name: _adapter_alphas(source, adapter_config or {}, name) for name in networks}
     misshapen: list[str] = []
     for target, layer_key in _unique_layer_keys(source, targets, factors).items():
-        delta = _make_delta(source, layer_key, factors[layer_key], _adapter_scale(source, adapter_config or {}, target))
+        default_scale = partial(alphas[target.component].scale, target.name)
+        delta = _make_delta(source, layer_key, factors[layer_key], default_scale)
         if not _fits_shape(delta, target.shape):
             shapes = f"{tuple(delta.up.shape)} and {tuple(delta.down.shape)}"
             misshapen.append(f"{layer_key} (found {shapes}, expected factors of {target.shape})")
@@ -229,26 +233,46 @@ def _squeeze_kernel(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[:-2] if len(shape) > 2 and tuple(shape[-2:]) == (1, 1) else shape)
 
 
-def _adapter_scale(source: str, adapter_config: Mapping[str, Any], target: _LoraTarget) -> Callable[[int], float]:
-    """alpha / rank by rank, as PEFT's config states it; 1 where it does not."""
-    component_config = {name.removeprefix(f"{target.component}."): value for name, value in adapter_config.items()}
-    patterns = component_config.get("alpha_pattern", {})
-    names = (target.name, f"text_model.{target.name}")  # text encoders had the longer names once
+@dataclass(frozen=True)
+class _AdapterAlphas:
+    """What PEFT's config says of one component's alphas: one for all, and one for each layer whose name ends so."""
+
+    default: float  # NaN where nothing is said: alpha is the rank
+    by_layer: Mapping[str, tuple[int, float]]  # the place in the config, of which the first counts, and the alpha
+    use_rslora: bool  # Kalajdzievski 2023
+
+    def scale(self, layer: str, rank: int) -> float:
+        """alpha / rank of a layer."""
+        parts = f"text_model.{layer}".split(".")  # text encoders had the longer names once
+        endings = (".".join(parts[start:]) for start in range(len(parts)))
+        stated = [self.by_layer[ending] for ending in endings if ending in self.by_layer]
+        alpha = min(stated)[1] if stated else self.default
+        return 1.0 if math.isnan(alpha) else alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _adapter_alphas(source: str, adapter_config: Mapping[str, Any], component: str) -> _AdapterAlphas:
+    """PEFT's config of a component. A key of its `alpha_pattern` is the name of a layer or the end of one."""
+    settings = {name.removeprefix(f"{component}."): value for name, value in adapter_config.items()}
     try:
-        alphas = [alpha for layer, alpha in patterns.items() if any(re.match(rf"(.*\.)?({layer})$", n) for n in names)]
-        alpha = float((alphas or [component_config.get("lora_alpha", math.nan)])[0])
-    except (AttributeError, TypeError, ValueError, re.error) as error:
+        patterns: dict[str, Any] = {str(layer): alpha for layer, alpha in settings.get("alpha_pattern", {}).items()}
+        by_layer = {layer.removeprefix("^"): (place, float(patterns[layer])) for place, layer in enumerate(patterns)}
+        alphas = _AdapterAlphas(float(settings.get("lora_alpha", math.nan)), by_layer, bool(settings.get("use_rslora")))
+    except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{source}: its {ADAPTER_METADATA_KEY} cannot be understood ({error}); fetch it again."
         ) from error
-    use_rslora = bool(component_config.get("use_rslora"))  # Kalajdzievski 2023
-    return lambda rank: 1.0 if math.isnan(alpha) else alpha / (math.sqrt(rank) if use_rslora else rank)
+    if (odd := next((layer for layer in by_layer if not LAYER_NAME_PATTERN.fullmatch(layer)), None)) is not None:
+        raise Unsupported(
+            f"{source}: its alpha_pattern has {short_repr(odd)}, expected the name of a layer; patterns of a file are "
+            "not run: save it with layers' names."
+        )
+    return alphas
 
 
 def _read_adapter_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """PEFT's config in a file's header, where diffusers wrote it."""
     try:
-        adapter_config = json.loads(metadata.get(ADAPTER_METADATA_KEY, "{}"))
+        adapter_config = parse_json(metadata.get(ADAPTER_METADATA_KEY, "{}"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: its {ADAPTER_METADATA_KEY} is not valid JSON ({error}); fetch the file again."

@@ -1,6 +1,5 @@
 """Reading a whole model from one file, as the original code and later programs write it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
 from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
 from enlarger.errors import CheckpointError, InputError, list_names
-from enlarger.strict_json import Json, read_json
+from enlarger.strict_json import Json, parse_json, read_json
 
 CONFIGS_METADATA_KEY = "enlarger.configs"  # the entry of a file's metadata with what shapes cannot say
 MODELSPEC_PREDICTION_KEY = "modelspec.prediction_type"  # where other programs state what the network predicts
@@ -106,7 +105,7 @@ def _embedded_configs(tensors: SafetensorsCheckpoint | PickleCheckpoint, path: P
     if text is None:
         return {}
     try:
-        configs = json.loads(text)
+        configs = parse_json(text)
         if not all(isinstance(value, dict) for value in configs.values()):
             raise TypeError("not objects")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -13,7 +13,10 @@ import torch
 from enlarger.checkpoint.tensors.pickle_zip import PickleRejected
 
 MAX_OPCODES = 500_000  # that of a whole training checkpoint has 100,000 or so
+MAX_OBJECTS = 60_000  # lists, dictionaries and results of calls, up to 1 kB of memory each; a training run has 20,000
+MAX_TEXT_BYTES = 1 << 20  # bytes of one text: one sign above ASCII makes four of each
 MAX_DIMS = 64
+MAX_ELEMENTS = 1 << 60  # elements, places and strides: no file has more, and torch can count them
 ORDERED_DICT = "collections.OrderedDict"
 REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
 REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
@@ -58,6 +61,7 @@ OPCODE_NAMES = {ord(each.code): each.name for each in opcodes}
 MAX_NAME_LENGTH = 1000  # bytes of a module and its member
 CONSTANT_OPCODES: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 ARGUMENT_OPCODES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
+OBJECT_OPCODES = {"EMPTY_LIST", "EMPTY_DICT", "REDUCE"}
 TUPLE_OPCODES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -84,7 +88,7 @@ class StorageRef:
     num_elements: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class DictValue:
     """A dictionary: its keys."""
 
@@ -101,6 +105,8 @@ class UnpicklerState:
     memo: dict[int, Any] = field(default_factory=dict[int, Any])
     storages: dict[str, StorageRef] = field(default_factory=dict[str, StorageRef])
     global_names: set[str] = field(default_factory=set[str])
+    encoded_characters: int = 0  # texts that the program has made bytes of
+    objects: int = 0
 
     def execute(self, opcode: str, argument: Any) -> None:
         if opcode in ARGUMENT_OPCODES:
@@ -110,6 +116,7 @@ class UnpicklerState:
         elif opcode in TUPLE_OPCODES:
             self.stack.append(self.pop(TUPLE_OPCODES[opcode]))
         elif opcode in OPCODE_HANDLERS:
+            self.objects += opcode in OBJECT_OPCODES
             OPCODE_HANDLERS[opcode](self, argument)
         else:
             raise PickleRejected(f"its program has the step {opcode}, which no tensor needs")
@@ -155,6 +162,8 @@ def check_opcodes(program: bytes, storage_bytes: Mapping[str, int], bare_tensor:
             break
         if count > 0:
             state.execute(opcode, argument)
+        if state.objects > MAX_OBJECTS or state.encoded_characters > len(program):
+            raise PickleRejected("its program makes more of itself than weights need")
     if end != len(program):
         raise PickleRejected("something follows its program, or it has no end")
     result = state.stack[0] if len(state.stack) == 1 and not state.marks else None
@@ -173,6 +182,8 @@ def _read_opcodes(program: bytes) -> Iterator[tuple[str, Any, int]]:
             (argument,) = OPCODE_STRUCTS[opcode].unpack_from(program, position)
             position += OPCODE_STRUCTS[opcode].size
         if opcode in ("BINUNICODE", "LONG1"):  # the number is their length
+            if argument > MAX_TEXT_BYTES:
+                raise PickleRejected(f"its program has a text of {argument:,} bytes, at most {MAX_TEXT_BYTES:,}")
             data, position = program[position : position + argument], position + argument
             text = opcode == "BINUNICODE"
             argument = str(data, "utf-8", "surrogatepass") if text else int.from_bytes(data, "little", signed=True)
@@ -197,6 +208,8 @@ def _op_reduce(state: UnpicklerState, _: Any) -> None:
     name = function.name if isinstance(function, GlobalRef) else "a value"
     if type(arguments) is not tuple:
         raise PickleRejected(f"its program calls {name} without arguments")
+    if name == CODECS_ENCODE and arguments and isinstance(arguments[0], str):  # the same text may be taken many times
+        state.encoded_characters += len(arguments[0])
     result = _call_result(name, cast("tuple[Any, ...]", arguments))
     if result is None:
         raise PickleRejected(f"its program calls {name} in a way that no tensor needs")
@@ -229,6 +242,8 @@ def _is_valid_tensor(arguments: tuple[Any, ...]) -> bool:
         return False
     if len(shape) != len(stride) or math.prod(shape) > storage.num_elements:
         return False
+    if max(offset, math.prod(side or 1 for side in shape), *stride) >= MAX_ELEMENTS:
+        return False  # torch multiplies the sides of an empty tensor too
     last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
     return 0 in shape or last < storage.num_elements
 

@@ -1,6 +1,5 @@
 """Safetensors files: named tensors that are read one at a time, from one file or several shards."""
 
-import json
 import math
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 
 from enlarger.errors import CheckpointError
-from enlarger.strict_json import Json, reject_duplicate_keys, short_repr
+from enlarger.strict_json import Json, parse_json, reject_duplicate_keys, short_repr
 
 TENSOR_INFO_KEYS = {"dtype", "shape", "data_offsets"}
 MAX_HEADER_BYTES = 100_000_000  # bytes, as in the format's own reader
+MAX_HEADER_VALUES = 250_000  # texts, numbers, lists and objects in it: those of 20,000 tensors
 MAX_NAME_LENGTH = 1000
 MAX_ELEMENTS = 1 << 60  # bytes or elements: no file has more, and torch can count them
 MAX_DIMS = 64  # as torch
@@ -140,7 +140,7 @@ def _read_header(path: Path, length: int) -> Json:
     try:
         with path.open("rb") as file:
             file.seek(8)
-            header = json.loads(file.read(length).decode(), object_pairs_hook=_mark_duplicate_keys)
+            header = parse_json(file.read(length).decode(), _mark_duplicate_keys, MAX_HEADER_VALUES)
         if not isinstance(header, dict):
             raise ValueError(f"found {short_repr(header)}, expected one object")
     except OSError as error:
