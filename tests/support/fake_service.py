@@ -244,7 +244,7 @@ class FakeDecoder:
     """Decodes in this process."""
 
     async def decode_image(
-        self, source: Path, out: Path, *, max_pixels: int, param: str = "image", fit: Fit | None = None
+        self, source: Path, out: Path, *, max_pixels: int, param: str = "image", fit: Fit | None = None, owner: str = ""
     ) -> DecodedImage:
         image = open_image(source, param)
         if image.width * image.height > max_pixels:
@@ -253,14 +253,16 @@ class FakeDecoder:
 
     async def decode_mask(
         self, source: Path, out: Path, *, size: tuple[int, int], mode: str = "auto", resize: bool = False,
-        fit: Fit | None = None, param: str = "mask",
+        fit: Fit | None = None, param: str = "mask", owner: str = "",
     ) -> DecodedImage:  # fmt: skip
         image = open_image(source, param)
         if image.size != size and not resize:
             raise problem_error(400, "mask_size_mismatch", f"{param}: has another size", param)
         return self._write(read_mask(image, mode, []).resize(size), source, out, fit)
 
-    async def decode_alpha_mask(self, source: Path, out: Path, *, fit: Fit | None = None) -> DecodedImage:
+    async def decode_alpha_mask(
+        self, source: Path, out: Path, *, fit: Fit | None = None, owner: str = ""
+    ) -> DecodedImage:
         return self._write(
             open_image(source, "image").getchannel("A").point(lambda value: 255 - value), source, out, fit
         )

@@ -71,13 +71,22 @@ def main() -> None:
             run(Path(start["data"]), message["jobs"], canceled, loaded, options.load)
             send(event="idle")
         else:
+            note_command(Path(start["data"]), message)
+            time.sleep(options.load)
             change(loaded, message["model"], message["command"] == "load")
+            send(event="idle")
 
 
 def beat() -> None:
     while True:
         send(event="alive")
         time.sleep(0.2)
+
+
+def note_command(data: Path, message: dict[str, Any]) -> None:
+    """A line in the file `commands` for each model that it is told to load or drop."""
+    with (data / "commands").open("a") as file:
+        file.write(f"{message['command']} {message['model']}\n")
 
 
 def describe_model(model: dict[str, Any]) -> dict[str, Any]:

@@ -427,6 +427,26 @@ def test_work_is_refused_before_its_body_is_read(settings: Settings) -> None:
         assert ask(settings, method, path, room=full)[0].status == 200
 
 
+def test_a_place_is_taken_when_the_body_is_whole(settings: Settings) -> None:
+    taken: list[Reservation] = []
+
+    def room_for(count: int) -> Any:
+        def reserve(owner: str, patience: float | None) -> Reservation:
+            if len(taken) == count:
+                raise problem_error(429, "queue_full", "16 jobs wait", retry_after=1)
+            taken.append(roomy(owner, patience))
+            return taken[-1]
+
+        return reserve
+
+    answer, seen = ask(settings, "POST", POSTS[2], body=b"x" * MIB, room=room_for(2), pieces=5)
+    assert (answer.status, seen.state["reservation"]) == (200, taken[1])
+    assert not any(place.release() for place in taken)
+    taken.clear()
+    answer, _ = ask(settings, "POST", POSTS[2], body=b"x" * MIB, room=room_for(1), pieces=5)
+    assert (answer.status, answer.code, answer.headers["retry-after"]) == (429, "queue_full", "1")
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [("10", 10.0), ("0.5", 0.5), ("nan", None), ("inf", None), ("-1", None), ("0", None), ("x", None), ("", None)],

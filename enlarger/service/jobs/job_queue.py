@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -34,10 +35,24 @@ class JobQueue:
         self.waiting: dict[str, ActiveJob] = {}  # in order
         self.running: dict[str, ActiveJob] = {}
         self._num_batches = 0
+        self._last_batch: dict[str, int] = {}  # the number of each owner's last batch; there are as many as keys
 
     def add(self, active: ActiveJob) -> None:
-        """A job comes to the end of the queue."""
+        """A job comes into the queue, behind all that its owner has there."""
         self.active_jobs[active.job.id] = self.waiting[active.job.id] = active
+        self._take_turns()
+
+    def _take_turns(self) -> None:
+        """Order what waits: first what ran before and came back; then each owner's first job, the first of those whose
+        last one ran longest ago; then each owner's second, and so on."""
+        turns: Counter[str] = Counter()
+
+        def order(active: ActiveJob) -> tuple[bool, int, int]:
+            owner, is_new = active.job.owner, active.job.attempts == 0
+            turns[owner] += is_new
+            return is_new, turns[owner], self._last_batch.get(owner, 0)
+
+        self.waiting = dict(sorted(self.waiting.items(), key=lambda item: order(item[1])))
 
     def requeue_first(self, active_jobs: Iterable[ActiveJob]) -> None:
         """Jobs that ran come back, to the front."""
@@ -62,6 +77,8 @@ class JobQueue:
                 ProgressEstimator(live.job.spec, self.durations, now, len(batch)),
             )
             live.preview = live.reported_position = None
+            self._last_batch[live.job.owner] = self._num_batches
+        self._take_turns()
         return batch
 
     def dequeue(self, active: ActiveJob) -> None:

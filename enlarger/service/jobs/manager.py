@@ -120,7 +120,7 @@ class JobManager:
         return self._lifecycle.counts()
 
     def reserve(self, owner: str, max_wait: float | None = None) -> Reservation:
-        """A place for a request whose body is still to come. Raises ProblemError as `check_capacity`."""
+        """A place for a request whose body has come. Raises ProblemError as `check_capacity`."""
         self.check_capacity(owner, max_wait)
         return self._reservations.reserve(owner)
 
@@ -137,7 +137,7 @@ class JobManager:
             raise ProblemError(FOLDER_LOST)
         if not self._registry.is_described:
             raise ProblemError(MODELS_LOADING)
-        pending_owners = [*self._adding_owners, *self._reservations.active_owners()]
+        pending_owners = [*self._adding_owners, *self._reservations.owners()]
         self._check_owner_limit(owner, pending_owners)
         wait, limit = self.expected_wait, self._settings.queue
         if len(self._lifecycle.queue.waiting) + len(pending_owners) >= limit:
@@ -300,24 +300,22 @@ class JobManager:
         return self._registry.get_for_task(task, name)
 
     async def load_model(self, name: str) -> None:
-        """Let the workers load a model; `models()` shows when they have."""
-        self._send_to_workers(Load, name)
+        """Let the workers load a model once nothing waits; `models()` shows when they have."""
+        self._wish(Load, name)
 
     async def unload_model(self, name: str) -> None:
-        """Let the workers drop a model."""
-        self._send_to_workers(Unload, name)
+        """Let the workers drop a model once nothing waits."""
+        self._wish(Unload, name)
 
-    def _send_to_workers(self, command: type[Load | Unload], name: str) -> None:
+    def _wish(self, command: type[Load | Unload], name: str) -> None:
         model = self._registry.get(name)
         if self._drain_task is not None:
             raise ProblemError(DRAINING)
         if model.error is not None:
             raise problem_error(500, "model_unusable", f"the model {model.name} cannot be used: {model.error}", "model")
-        available = [worker for worker in self._pool.workers if worker.is_up]
-        if not available:
+        if not any(worker.is_up for worker in self._pool.workers):
             raise problem_error(503, "model_loading", "no worker is ready; ask again in a moment", retry_after=2)
-        for worker in available:
-            worker.send(command(model=model.name))
+        self._pool.wish(command(model=model.name))
 
     async def delete_expired(self) -> None:
         """Forget results that are old, and the oldest where all take too much of the disk."""

@@ -1,46 +1,33 @@
-"""Places in the queue that requests hold while their pictures arrive and are decoded."""
+"""Places in the queue that requests hold from the moment at which their bodies are whole."""
 
-import math
-import time
-from dataclasses import dataclass
-
-UPLOAD_SECONDS = 0.25  # for a body that is still arriving: slow senders must not hold places
+from dataclasses import dataclass, field
 
 
 @dataclass(eq=False)
 class Reservation:
-    """One place. It counts until it is released, or until its body has been too long on the way."""
+    """One place, until it is released."""
 
     owner: str
-    expires_at: float
-
-    @property
-    def is_active(self) -> bool:
-        return time.monotonic() < self.expires_at
-
-    def confirm(self) -> None:
-        """The body has come whole: the place stays, unless it was lost meanwhile."""
-        if self.is_active:
-            self.expires_at = math.inf
+    held: "set[Reservation]" = field(repr=False)  # all places that are
 
     def release(self) -> bool:
         """Give the place up, to a job or for good; whether it was still held."""
-        was_active, self.expires_at = self.is_active, -math.inf
-        return was_active
+        was_held = self in self.held
+        self.held.discard(self)
+        return was_held
 
 
 class Reservations:
     """All places that are held."""
 
     def __init__(self) -> None:
-        self._active: set[Reservation] = set()
+        self._held: set[Reservation] = set()
 
     def reserve(self, owner: str) -> Reservation:
-        reservation = Reservation(owner, time.monotonic() + UPLOAD_SECONDS)
-        self._active.add(reservation)
+        reservation = Reservation(owner, self._held)
+        self._held.add(reservation)
         return reservation
 
-    def active_owners(self) -> list[str]:
+    def owners(self) -> list[str]:
         """Whose places are held now."""
-        self._active = {reservation for reservation in self._active if reservation.is_active}
-        return [reservation.owner for reservation in self._active]
+        return [reservation.owner for reservation in self._held]

@@ -123,9 +123,15 @@ class BodyReader:
         self.is_complete = message["type"] != "http.request" or not message.get("more_body", False)
         if self._num_bytes > self.limits.max_bytes:
             raise self._fail(_too_large(self.limits.max_bytes))
-        if self.is_complete:
-            self.on_complete()
+        if self.is_complete and message["type"] == "http.request":
+            self._complete()
         return message
+
+    def _complete(self) -> None:
+        try:
+            self.on_complete()
+        except ProblemError as error:
+            raise self._fail(error) from None
 
     async def _receive_with_timeout(self) -> Message:
         now = asyncio.get_running_loop().time()
@@ -157,7 +163,7 @@ async def run_with_body(
     on_complete: Callable[[], None] = _ignore,
 ) -> None:
     """Run an application on a body within its limits. Raises ProblemError for one that is not, whatever the application
-    makes of the broken body. `on_complete` is called when it has come whole."""
+    makes of the broken body. `on_complete` is called when it has come whole, and may raise ProblemError too."""
     reader, started = BodyReader(receive, limits, on_complete), False
 
     async def send_unless_failed(message: Message) -> None:

@@ -37,9 +37,9 @@ PUBLIC_PATHS = frozenset({"/", "/favicon.ico", "/healthz", "/readyz", "/health",
 
 
 def middleware_stack(app: ASGIApp, settings: Settings, metrics: Metrics, reserve: Reserve) -> ASGIApp:
-    """An application behind all checks, the cheapest first. `reserve(owner, max_wait)` refuses work before its body is
-    read, or holds a place for it. The routes find `owner`, `request_id` and that `reservation` in the request's state.
-    Raises InputError for settings that would let anybody in."""
+    """An application behind all checks, the cheapest first. `reserve(owner, max_wait)` refuses work, before its body is
+    read and again when it is whole, or holds a place from then on. The routes find `owner`, `request_id` and that
+    `reservation` in the request's state. Raises InputError for settings that would let anybody in."""
     check_host, origins = make_host_check(settings), AllowedOrigins.from_settings(settings)
     open_requests = OpenRequests(settings.bounds.requests_per_key)
 
@@ -62,13 +62,18 @@ def middleware_stack(app: ASGIApp, settings: Settings, metrics: Metrics, reserve
             refuse_body(head)
             await app(scope, EmptyBody(receive), send)
             return
-        limits = body_limits_for(head, settings)
-        reservation = reserve(owner, client_timeout(head))
-        request_state(scope)["reservation"] = reservation
+        limits, held, max_wait = body_limits_for(head, settings), list[Reservation](), client_timeout(head)
+        reserve(owner, max_wait).release()  # refused before the body is read
+
+        def on_body_complete() -> None:
+            held.append(reserve(owner, max_wait))
+            request_state(scope)["reservation"] = held[0]
+
         try:
-            await run_with_body(app, limits, scope, receive, send, reservation.confirm)
+            await run_with_body(app, limits, scope, receive, send, on_body_complete)
         finally:
-            reservation.release()
+            for reservation in held:
+                reservation.release()
 
     return http_only(drain_body(security_headers(access_log(error_handler(handle_request), metrics), origins)), app)
 

@@ -53,7 +53,7 @@ async def generations(request: Request) -> Response:
         parsed = parse_generation(body, bounds, _refiner_name(service, model.name) if body.refiner is True else None)
         job = await find_idempotent_job(service, request_headers)
         if job is None:
-            async with open_workspace(service) as workspace:
+            async with open_workspace(service, request_headers.owner) as workspace:
                 spec = build_job_spec(parsed, model.name, bounds)
             job = await workspace.submit(spec, request_headers)
     return await _respond(request, job, request_headers, parsed.url)
@@ -126,7 +126,7 @@ async def variations(request: Request) -> Response:
         parsed = parse_variation(body, bounds)
         job = await find_idempotent_job(service, request_headers)
         if job is None:
-            async with open_workspace(service) as workspace:
+            async with open_workspace(service, request_headers.owner) as workspace:
                 decoded = await workspace.decode_image(source, bounds.pixels, fit_for(parsed))
                 size, notes = (decoded.width, decoded.height), resize_notes(fit_for(parsed), decoded)
                 spec = build_job_spec(parsed, model.name, bounds, size, notes)
@@ -142,7 +142,7 @@ async def _submit_edit(
     with_mask, without_mask = (parse_edit(body, bounds, mask) for mask in (True, False))
     job = await find_idempotent_job(service, request_headers)
     if job is None:
-        async with open_workspace(service) as workspace:
+        async with open_workspace(service, request_headers.owner) as workspace:
             spec = await _build_edit_spec(workspace, body, sources, with_mask, without_mask)
         job = await workspace.submit(spec, request_headers)
     return job, with_mask

@@ -39,7 +39,7 @@ async def upscale(request: Request) -> Response:
         parsed = parse_upscale(body, bounds, model.unused_options)
         job = await find_idempotent_job(service, request_headers)
         if job is None:
-            async with open_workspace(service) as workspace:
+            async with open_workspace(service, request_headers.owner) as workspace:
                 spec = await build_upscale_spec(workspace, parsed, model.name, source)
             job = await workspace.submit(spec, request_headers)
     return await respond(request, job, request_headers, parsed.url)

@@ -30,6 +30,7 @@ class Workspace:
 
     id: str
     service: Service
+    owner: str
 
     @property
     def folder(self) -> Path:
@@ -56,7 +57,7 @@ class Workspace:
         """The picture, decoded into the folder."""
         received = await self.receive(source, "image")
         return await self.service.decoder.decode_image(
-            received, self.folder / IMAGE_NAME, max_pixels=max_pixels, fit=fit
+            received, self.folder / IMAGE_NAME, max_pixels=max_pixels, fit=fit, owner=self.owner
         )
 
     async def decode_mask(
@@ -65,11 +66,14 @@ class Workspace:
         """The mask of a picture, decoded into the folder."""
         received = await self.receive(source, "mask")
         out, size = self.folder / MASK_NAME, decoded.original_size
-        return await self.service.decoder.decode_mask(received, out, size=size, mode=mode, resize=resize, fit=fit)
+        return await self.service.decoder.decode_mask(
+            received, out, size=size, mode=mode, resize=resize, fit=fit, owner=self.owner
+        )
 
     async def decode_alpha_mask(self, fit: Fit | None) -> DecodedImage:
         """What is transparent of the picture that was received."""
-        return await self.service.decoder.decode_alpha_mask(self.spool_path("image"), self.folder / MASK_NAME, fit=fit)
+        source, out = self.spool_path("image"), self.folder / MASK_NAME
+        return await self.service.decoder.decode_alpha_mask(source, out, fit=fit, owner=self.owner)
 
     async def submit(self, spec: JobSpec, request_headers: RequestHeaders) -> Job:
         """The job; with a key that was used before, that one's. From here on the folder is the queue's."""
@@ -84,9 +88,9 @@ class Workspace:
 
 
 @asynccontextmanager
-async def open_workspace(service: Service) -> AsyncGenerator[Workspace]:
+async def open_workspace(service: Service, owner: str) -> AsyncGenerator[Workspace]:
     """A new job's folder. What was received is gone at the end of the block; if it raises, the folder is too."""
-    workspace = Workspace(new_job_id(), service)
+    workspace = Workspace(new_job_id(), service, owner)
     try:
         await asyncio.to_thread(_make_folders, workspace)
         yield workspace

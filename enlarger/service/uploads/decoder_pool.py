@@ -16,10 +16,11 @@ from pydantic import Field, TypeAdapter
 
 from enlarger.service.problems import ProblemError, problem_error
 from enlarger.service.settings import Settings
+from enlarger.service.uploads.fair_slots import FairSlots
 from enlarger.service.uploads.masks import Fit
 from enlarger.service.uploads.messages import DecodedImage, DecodeRequest, DecoderReply, DecodingFailed
 
-MAX_PROCESSES = 2
+NUM_PROCESSES = 2
 MAX_IMAGES_PER_PROCESS = 200  # that one decodes before a new one takes its place
 START_SECONDS = 60  # for a process to import what it needs
 MAX_MESSAGE_BYTES = 4 << 20  # bytes of a message; notes may be long
@@ -102,6 +103,9 @@ class DecoderPool:
 
     def __init__(self, settings: Settings) -> None:
         self._bounds = settings.bounds
+        has_many_owners = len(settings.keys) > 1
+        self._num_processes = NUM_PROCESSES + has_many_owners  # one owner never has them all
+        self._slots = FairSlots(self._num_processes, NUM_PROCESSES)
         self._idle: asyncio.Queue[DecoderProcess | None] = asyncio.Queue()  # None: one could not be started
         self._processes: set[DecoderProcess] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,8 +113,8 @@ class DecoderPool:
     async def start(self) -> None:
         """Start the processes. Raises DecoderDied if they cannot be."""
         self._idle = asyncio.Queue()
-        count = min(MAX_PROCESSES, os.cpu_count() or 1)
-        for started in await asyncio.gather(*(self._start_process() for _ in range(count)), return_exceptions=True):
+        starting = (self._start_process() for _ in range(self._num_processes))
+        for started in await asyncio.gather(*starting, return_exceptions=True):
             if isinstance(started, BaseException):
                 await self.stop()
                 raise started
@@ -125,11 +129,11 @@ class DecoderPool:
         self._processes.clear()
 
     async def decode_image(
-        self, source: Path, out: Path, *, max_pixels: int, param: str = "image", fit: Fit | None = None
+        self, source: Path, out: Path, *, max_pixels: int, param: str = "image", fit: Fit | None = None, owner: str = ""
     ) -> DecodedImage:
         """Write a file's picture, upright, of at most `max_pixels`, as a PNG. Raises ProblemError."""
         self._check_bytes(source, self._bounds.image, param)
-        return await self._decode(self._request("picture", source, out, param, fit, max_pixels=max_pixels))
+        return await self._decode(self._request("picture", source, out, param, fit, max_pixels=max_pixels), owner)
 
     async def decode_mask(
         self,
@@ -141,6 +145,7 @@ class DecoderPool:
         resize: bool = False,
         fit: Fit | None = None,
         param: str = "mask",
+        owner: str = "",
     ) -> DecodedImage:
         """Write a file's mask as a grey PNG, white is repainted. Raises ProblemError.
 
@@ -149,14 +154,14 @@ class DecoderPool:
         """
         self._check_bytes(source, self._bounds.mask, param)
         request = self._request("mask", source, out, param, fit)
-        return await self._decode(replace(request, size=size, mode=mode, resize=resize))
+        return await self._decode(replace(request, size=size, mode=mode, resize=resize), owner)
 
     async def decode_alpha_mask(
-        self, source: Path, out: Path, *, fit: Fit | None = None, param: str = "image"
+        self, source: Path, out: Path, *, fit: Fit | None = None, param: str = "image", owner: str = ""
     ) -> DecodedImage:
         """Write what is transparent of a picture as a mask. Raises ProblemError if nothing is."""
         self._check_bytes(source, self._bounds.image, param)
-        return await self._decode(self._request("alpha", source, out, param, fit))
+        return await self._decode(self._request("alpha", source, out, param, fit), owner)
 
     def _check_bytes(self, source: Path, max_bytes: int, param: str) -> None:
         size = source.stat().st_size
@@ -178,12 +183,13 @@ class DecoderPool:
         limit = self._bounds.pixels if max_pixels is None else max_pixels
         return DecodeRequest(kind, str(source), str(out), param, limit, self._bounds.decode_seconds, fit)
 
-    async def _decode(self, request: DecodeRequest) -> DecodedImage:
+    async def _decode(self, request: DecodeRequest, owner: str) -> DecodedImage:
         """What a process makes of a picture. One over which two of them were lost is refused: one may be an
         accident."""
         for _ in range(2):
             try:
-                reply = await self._decode_once(request)
+                async with self._slots.hold(owner):
+                    reply = await self._decode_once(request)
             except DecoderDied as error:
                 log.warning("a decoder was lost over a picture: %s", error)
                 continue

@@ -135,8 +135,10 @@ def _serve(reader: MessageReader, executor: Executor, data: Path) -> None:
                 error = _error_message_of(partial(model_cache.get, name), "a model cannot be loaded")
                 if error is not None:
                     writer.send(messages.ModelsLoaded(loaded=dict(model_cache.loaded_bytes), errors={name: error}))
+                writer.send(messages.Idle())
             case messages.Unload(model=name):
                 model_cache.unload(name)
+                writer.send(messages.Idle())
             case messages.Start():
                 raise AssertionError("a worker is started once")
 

@@ -220,6 +220,7 @@ Measured = Annotated[
     ModelLoadTime | StageTime | StepTime | OutOfMemory | NonFiniteOutput | BatchSize | MemoryUse,
     Field(discriminator="name"),
 ]
+ModelCommand = Load | Unload
 Command = Annotated[Start | Run | Cancel | Load | Unload, Field(discriminator="command")]
 Event = Annotated[
     Ready

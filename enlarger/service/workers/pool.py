@@ -33,6 +33,7 @@ class WorkerPool:
         self.is_paused = False  # nothing new is begun
         self._settings = settings
         self._pending_deletions: set[str] = set()  # deleted while a worker still had their files
+        self._wishes: dict[WorkerSupervisor, dict[str, messages.ModelCommand]] = {}  # by model, the last one
 
     def start(self, command: WorkerCommand) -> None:
         self.workers = [WorkerSupervisor(device, command, self) for device in self._settings.devices]
@@ -56,8 +57,18 @@ class WorkerPool:
                 active_jobs = self.lifecycle.queue.take_batch(self._max_batch_size(worker))
                 if active_jobs:
                     self.lifecycle.spawn(self._run_batch(worker, worker.reserve(), active_jobs))
+                elif wishes := self._wishes.get(worker):
+                    worker.run_model_command(wishes.pop(next(iter(wishes))))
         self.lifecycle.num_workers = max(sum(worker.is_up for worker in self.workers), 1)
         self.lifecycle.on_queue_changed()
+
+    def wish(self, command: messages.ModelCommand) -> None:
+        """Let each worker that can work load or drop a model once nothing waits. Of several wishes for a model the last
+        one counts."""
+        for worker in self.workers:
+            if worker.is_up:
+                self._wishes.setdefault(worker, {})[command.model] = command
+        self.dispatch()
 
     def cancel(self, id: str) -> None:
         """Stop what runs of a job; for everybody else it has ended already."""

@@ -120,6 +120,13 @@ class WorkerSupervisor:
             self.state = "idle"
         return True
 
+    def run_model_command(self, command: messages.ModelCommand) -> None:
+        """Let an idle worker load or drop a model; it may take as long as a job."""
+        assert self.state == "idle"
+        self.state = "busy"
+        self._watchdog.begin_run(1)
+        self.send(command)
+
     def cancel(self, id: str) -> None:
         """Stop a job that it holds; if it does not let go in time, it is killed."""
         if id in self.assigned and self.assigned[id] is None:
