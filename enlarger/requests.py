@@ -244,6 +244,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "upscale/diffusers": {"steps": 75, "guidance": 9.0, "solver": "euler", "noise_level": 0.0},
     "upscale/original": {"steps": 50, "guidance": 1.0, "solver": "dpm_adaptive", "noise_level": 0.0},
     "upscale/x4": {"steps": 75, "guidance": 9.0, "noise_level": 20},
+    "upscale/pixel": {},
     "upscale/bundled": {"detail": 0.0, "restore": 0.0},
     "generate": {"steps": 50, "guidance": 7.5},
     "generate/xl": {"steps": 50, "guidance": 5.0},

@@ -90,7 +90,7 @@ OTHERS: dict[str, Any] = {
     "transformer_blocks.0.attn.add_q_proj.weight": ("transformer", "a transformer (SD3, Flux or later)"),
     "vision_model.embeddings.class_embedding": ("vision", "a CLIP image encoder or safety checker"),
     "decoder.layers.0.weight": ("preview", "a preview decoder (TAESD)"),
-    "model.0.weight": ("gan", "an upscaler of the ESRGAN kind"),
+    "model.0.weight": ("pixel", "an upscaler of the ESRGAN kind"),
     "dpt.encoder.layer.0.x": ("depth", "a depth estimator"),
 }  # fmt: skip
 

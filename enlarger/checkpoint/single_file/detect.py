@@ -8,6 +8,7 @@ from enlarger.checkpoint.families import FAMILIES, describe_family, detect_unet_
 from enlarger.checkpoint.single_file.key_mapping import LAYOUTS, ComponentLayout
 from enlarger.checkpoint.single_file.key_mapping_vae_clip import original_vae_structure
 from enlarger.checkpoint.single_file.key_rules import Shape, diffusers_shape, key_sources
+from enlarger.checkpoint.single_file.pixel_network import INSTALL_HINT, find_architecture
 from enlarger.checkpoint.single_file.reference_shapes import component_shapes, original_family_shapes
 from enlarger.errors import CheckpointError, Unsupported, list_names
 
@@ -22,6 +23,14 @@ TEXT_ENCODER_LAYOUTS = {  # the layout that a text encoder's prefix stands for
     "conditioner.embedders.1.model.": "sdxl",
     "conditioner.embedders.0.model.": "sdxl_refiner",
 }
+PIXEL_NETWORK = "pixel"
+LIKE_PIXEL_NETWORKS = (
+    PIXEL_NETWORK,
+    "adapter",
+    "preview",
+    "transformer",
+    "depth",
+)  # whose patterns upscalers may match
 TRANSFORMER_LABEL = "a transformer (SD3, Flux or later)"
 OTHER_FILE_KINDS: Mapping[str, tuple[str, str, str]] = {  # a pattern in names: kind, what it is, what to do
     r"^lora_(unet|te\d?)_": ("lora", "a LoRA with kohya's names", "load its model and add it with load_lora_weights"),
@@ -54,8 +63,8 @@ OTHER_FILE_KINDS: Mapping[str, tuple[str, str, str]] = {  # a pattern in names: 
     r"^(1|3)\.(conv\.0\.)?weight$|^decoder\.layers\.": (
         "preview", "a preview decoder (TAESD)", "load a model and pass it as its preview"
     ),
-    r"^(conv_first|model\.0)\.weight$|RRDB|\.rdb1\.": (
-        "gan", "an upscaler of the ESRGAN kind", "such networks are not supported; enlarger.upscale has its own"
+    r"^(params(_ema)?\.)?(conv_first|model\.0|body\.0)\.weight$|RRDB|\.rdb1\.": (
+        PIXEL_NETWORK, "an upscaler of the ESRGAN kind", INSTALL_HINT
     ),
     r"^(dpt|depth_model|pretrained|scratch|neck)\.": (
         "depth", "a depth estimator", "it belongs to a depth model, in its folder depth_estimator"
@@ -94,15 +103,25 @@ def detect(shapes: Shapes, source: object = "the file") -> DetectedCheckpoint:
     """
     if (detected := _detect_single_file(shapes, source) or _detect_diffusers_component(shapes, source)) is not None:
         return detected
-    keys_text = "\n".join(shapes)
-    for pattern, (kind, meaning, advice) in OTHER_FILE_KINDS.items():
-        if re.search(pattern, keys_text, re.MULTILINE):
-            return DetectedCheckpoint(kind, meaning, advice=advice)
+    known = _detect_other_kind(shapes)
+    is_open = known is None or known.kind in LIKE_PIXEL_NETWORKS
+    if is_open and (architecture := find_architecture(shapes)) is not None:
+        return DetectedCheckpoint(PIXEL_NETWORK, f"an upscaler network ({architecture.name})")
+    if known is not None:
+        return known
     if shapes and len(shapes) <= 2 and all(len(s) in (1, 2) and s[-1] in (768, 1024, 1280) for s in shapes.values()):
         return DetectedCheckpoint(
             "textual_inversion", "a textual inversion", advice="load its model and add it with load_textual_inversion"
         )
     raise CheckpointError(f"{source}: {describe_unknown(shapes)}")
+
+
+def _detect_other_kind(shapes: Shapes) -> DetectedCheckpoint | None:
+    keys_text = "\n".join(shapes)
+    for pattern, (kind, meaning, advice) in OTHER_FILE_KINDS.items():
+        if re.search(pattern, keys_text, re.MULTILINE):
+            return DetectedCheckpoint(kind, meaning, advice=advice)
+    return None
 
 
 def require_family(detected: DetectedCheckpoint, families: Collection[str], source: object) -> None:

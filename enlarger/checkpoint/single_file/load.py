@@ -19,7 +19,7 @@ from enlarger.checkpoint.config.bundled_configs import clip_tokenizer, family_co
 from enlarger.checkpoint.families import FAMILIES
 from enlarger.checkpoint.load_module import load_module
 from enlarger.checkpoint.single_file.component_override import ComponentSource, read_component_override
-from enlarger.checkpoint.single_file.detect import DetectedCheckpoint, detect
+from enlarger.checkpoint.single_file.detect import PIXEL_NETWORK, DetectedCheckpoint, detect
 from enlarger.checkpoint.single_file.infer_config import infer_config
 from enlarger.checkpoint.single_file.key_mapping import (
     LAYOUTS,
@@ -29,6 +29,7 @@ from enlarger.checkpoint.single_file.key_mapping import (
     convert_from_original,
 )
 from enlarger.checkpoint.single_file.key_rules import RemappedTensors
+from enlarger.checkpoint.single_file.pixel_network import read_pixel_network
 from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
 from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
@@ -79,6 +80,8 @@ def read_single_file(
     path = Path(path)
     tensors = open_checkpoint(path, allow_pickle=allow_pickle)
     detected = detect({name: tensors.shape(name) for name in tensors.keys()}, path)
+    if detected.kind == PIXEL_NETWORK:
+        return read_pixel_network(path, tensors, dtype)
     if detected.kind != "model" or detected.family is None or detected.layout is None:
         advice = f" {detected.advice}." if detected.advice else " Give it together with the model that it belongs to."
         raise CheckpointError(f"{path}: holds {detected.description}, expected a whole model in one file.{advice}")

@@ -11,7 +11,7 @@ import torch
 from enlarger.checkpoint.components import COMPONENT_CLASSES
 from enlarger.checkpoint.families import FAMILIES, KINDS, ModelKind
 from enlarger.checkpoint.folder.describe import component_class_names, folder_kind
-from enlarger.checkpoint.single_file.detect import detect
+from enlarger.checkpoint.single_file.detect import PIXEL_NETWORK, detect
 from enlarger.checkpoint.tensors.open import open_checkpoint, open_weights
 from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
 from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
@@ -125,6 +125,8 @@ def _open_component(folder: Path, stem: str, variant: str | None) -> Safetensors
 def _describe_file(path: Path, dtype: torch.dtype) -> tuple[ModelKind, int]:
     tensors = open_checkpoint(path)
     detected = detect({name: tensors.shape(name) for name in tensors.keys()}, path)
+    if detected.kind == PIXEL_NETWORK:
+        return KINDS[PIXEL_NETWORK], _num_bytes(tensors, dtype)
     if detected.kind != "model" or detected.family is None:
         raise CheckpointError(
             f"{path}: holds {detected.description}, expected a whole model in one file. {detected.advice}".strip()
