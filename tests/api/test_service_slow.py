@@ -15,7 +15,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from enlarger.service.jobs.reservations import Reservation, Reservations
+from enlarger.service.jobs.admission import Reservation, Reservations
 from enlarger.service.metrics import Metrics
 from enlarger.service.middleware.stack import middleware_stack
 from enlarger.service.server import bind_socket, run_uvicorn

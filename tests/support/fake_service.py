@@ -19,10 +19,10 @@ from PIL import Image
 
 from enlarger.checkpoint.families import KINDS
 from enlarger.service.dependencies import Service
+from enlarger.service.jobs.admission import Reservation, Reservations
 from enlarger.service.jobs.events import EventFeed, EventLogs
 from enlarger.service.jobs.job import RESULT_FILE, Idempotency, Job, JobProgress, JobSpec, JobStatus, Task, job_folder
 from enlarger.service.jobs.model_registry import ModelState
-from enlarger.service.jobs.reservations import Reservation, Reservations
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.routes import install_routes

@@ -406,7 +406,7 @@ async def test_a_thousand_jobs_leave_nothing_in_memory(tmp_path: Path) -> None:
         assert list(book.queue.active_jobs) == list(book.queue.running) == [blocker.id] and not book.queue.waiting
         assert (
             len(book.event_logs) == MAX_FINISHED_LOGS + 1
-            and not queue._adding_owners
+            and not queue._admission.reservations.owners()
             and not queue._pool._pending_deletions
         )
         await queue.cancel(blocker.id)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Literal
 
 from enlarger.service.jobs import lock
+from enlarger.service.jobs.admission import Admission, Reservation
 from enlarger.service.jobs.data_folder import claim, empty_spool, remove_orphan_folders, write_marker
 from enlarger.service.jobs.events import EventFeed
 from enlarger.service.jobs.files import job_folder_bytes, over_quota, remove_job_folder
@@ -16,7 +17,6 @@ from enlarger.service.jobs.job import Idempotency, Job, JobEvent, JobProgress, J
 from enlarger.service.jobs.job_queue import ActiveJob, finished_progress
 from enlarger.service.jobs.lifecycle import JobLifecycle, Outcome, unfinished
 from enlarger.service.jobs.model_registry import ModelRegistry, ModelState
-from enlarger.service.jobs.reservations import Reservation, Reservations
 from enlarger.service.jobs.store import JobDatabase
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import (
@@ -53,8 +53,7 @@ class JobManager:
         self._is_folder_lost = False  # somebody has deleted or replaced the data folder
         self._background_tasks: list[asyncio.Task[None]] = []
         self._drain_task: asyncio.Task[None] | None = None
-        self._reservations = Reservations()
-        self._adding_owners: list[str] = []  # the owners of jobs that are being written down
+        self._admission = Admission(settings, self._lifecycle.queue)
 
     async def start(self) -> None:
         """Take the data folder, recover what an earlier service left, and start the workers.
@@ -122,7 +121,7 @@ class JobManager:
     def reserve(self, owner: str, max_wait: float | None = None) -> Reservation:
         """A place for a request whose body has come. Raises ProblemError as `check_capacity`."""
         self.check_capacity(owner, max_wait)
-        return self._reservations.reserve(owner)
+        return self._admission.reservations.reserve(owner)
 
     def check_capacity(self, owner: str, max_wait: float | None = None) -> None:
         """Raise ProblemError where a job of this owner would not be taken now; `max_wait`: seconds that it can wait.
@@ -137,26 +136,7 @@ class JobManager:
             raise ProblemError(FOLDER_LOST)
         if not self._registry.is_described:
             raise ProblemError(MODELS_LOADING)
-        pending_owners = [*self._adding_owners, *self._reservations.owners()]
-        self._check_owner_limit(owner, pending_owners)
-        wait, limit = self.expected_wait, self._settings.queue
-        if len(self._lifecycle.queue.waiting) + len(pending_owners) >= limit:
-            text = f"{limit} jobs wait already, which is all that may; ask again in {max(1, round(wait))} s"
-            raise problem_error(429, "queue_full", text, retry_after=wait)
-        longest_wait = (
-            min(max_wait, self._settings.wait_seconds) if max_wait is not None else self._settings.wait_seconds
-        )
-        if wait > longest_wait:
-            found = f"a job would wait {round(wait)} s before it begins"
-            text = f"{found}, and may wait {round(longest_wait)} s; ask again later"
-            raise problem_error(429, "queue_full", text, retry_after=wait - longest_wait)
-
-    def _check_owner_limit(self, owner: str, pending_owners: Sequence[str]) -> None:
-        owned, limit = self._lifecycle.queue.owned_by(owner), self._settings.bounds.per_key
-        if owner and len(owned) + pending_owners.count(owner) >= limit:
-            retry_after = min((self._progress(active).eta_seconds or 0.0 for active in owned), default=1.0)
-            text = f"{limit} jobs of this key wait or run, which is all that may at a time; wait for one to end"
-            raise problem_error(429, "rate_limit_exceeded", text, retry_after=retry_after)
+        self._admission.check(owner, max_wait, self._lifecycle.num_workers)
 
     async def submit(
         self, spec: JobSpec, *, id: str, owner: str = "", attached: bool = False,
@@ -194,13 +174,13 @@ class JobManager:
         earlier = await self._find_repeated(job.owner, job.idempotency_key, job.fingerprint)
         if earlier is not None:
             return earlier
-        if reservation is None or not reservation.release() or self._drain_task is not None:
-            self.check_capacity(job.owner)
-        self._adding_owners.append(job.owner)
+        place = reservation
+        if place is None or not place.is_held or self._drain_task is not None:
+            place = self.reserve(job.owner)
         try:
             stored = await self._lifecycle.add(job)
         finally:
-            self._adding_owners.remove(job.owner)
+            place.release()
         _check_fingerprint(stored, job.fingerprint)
         if self._drain_task is not None:
             self._cancel_attached()

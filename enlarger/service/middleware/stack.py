@@ -5,7 +5,7 @@ from math import isfinite
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from enlarger.service.jobs.reservations import Reservation
+from enlarger.service.jobs.admission import Reservation
 from enlarger.service.metrics import Metrics
 from enlarger.service.middleware.access_log import access_log
 from enlarger.service.middleware.api_keys import authenticate

@@ -10,8 +10,8 @@ from typing import BinaryIO
 from fastapi import Request
 
 from enlarger.service.dependencies import get_owner
+from enlarger.service.jobs.admission import Reservation
 from enlarger.service.jobs.job import Idempotency
-from enlarger.service.jobs.reservations import Reservation
 from enlarger.service.problems import problem_error
 from enlarger.service.routes.request_body import RequestBody
 from enlarger.strict_json import short_repr

@@ -1,0 +1,72 @@
+"""Who is let into the queue, and the places in it that requests hold from when their bodies are whole."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from enlarger.service.jobs.job_queue import JobQueue
+from enlarger.service.problems import problem_error
+from enlarger.service.settings import Settings
+
+
+@dataclass(eq=False)
+class Reservation:
+    """One place, until it is released."""
+
+    owner: str
+    held: "set[Reservation]" = field(repr=False)  # all places that are
+
+    @property
+    def is_held(self) -> bool:
+        return self in self.held
+
+    def release(self) -> bool:
+        """Give the place up; whether it was still held."""
+        was_held = self.is_held
+        self.held.discard(self)
+        return was_held
+
+
+class Reservations:
+    """All places that are held."""
+
+    def __init__(self) -> None:
+        self._held: set[Reservation] = set()
+
+    def reserve(self, owner: str) -> Reservation:
+        reservation = Reservation(owner, self._held)
+        self._held.add(reservation)
+        return reservation
+
+    def owners(self) -> list[str]:
+        """Whose places are held now."""
+        return [reservation.owner for reservation in self._held]
+
+
+class Admission:
+    """The bounds on how many jobs wait, how long, and how many one key has."""
+
+    def __init__(self, settings: Settings, queue: JobQueue) -> None:
+        self._settings, self._queue = settings, queue
+        self.reservations = Reservations()
+
+    def check(self, owner: str, max_wait: float | None, num_workers: int) -> None:
+        """Raise ProblemError 429, `queue_full` or `rate_limit_exceeded`, where a job would not be taken now, or would
+        wait longer than `max_wait` seconds."""
+        pending_owners = self.reservations.owners()
+        self._check_owner(owner, pending_owners, num_workers)
+        wait, limit = self._queue.expected_waits(num_workers)[""], self._settings.queue
+        if len(self._queue.waiting) + len(pending_owners) >= limit:
+            text = f"{limit} jobs wait already, which is all that may; ask again in {max(1, round(wait))} s"
+            raise problem_error(429, "queue_full", text, retry_after=wait)
+        longest_wait = self._settings.wait_seconds if max_wait is None else min(max_wait, self._settings.wait_seconds)
+        if wait > longest_wait:
+            found = f"a job would wait {round(wait)} s before it begins"
+            text = f"{found}, and may wait {round(longest_wait)} s; ask again later"
+            raise problem_error(429, "queue_full", text, retry_after=wait - longest_wait)
+
+    def _check_owner(self, owner: str, pending_owners: Sequence[str], num_workers: int) -> None:
+        owned, limit = self._queue.owned_by(owner), self._settings.bounds.per_key
+        if owner and len(owned) + pending_owners.count(owner) >= limit:
+            etas = (self._queue.progress(active, num_workers).eta_seconds or 0.0 for active in owned)
+            text = f"{limit} jobs of this key wait or run, which is all that may at a time; wait for one to end"
+            raise problem_error(429, "rate_limit_exceeded", text, retry_after=min(etas, default=1.0))
