@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -186,10 +187,20 @@ def test_the_pointer_moves_the_line_zooms_and_pans(page: WatchedPage) -> None:
     assert page.evaluate("document.querySelector('#after').style.transform") != before
 
 
-def test_escape_cancels_a_long_job(page: WatchedPage, service: Served) -> None:
+def test_escape_asks_before_it_cancels_a_long_job(page: WatchedPage, service: Served) -> None:
     slow(page)
     page.wait_for_selector('li[data-state="running"]')
+    page.focus("#prompt")
     page.keyboard.press("Escape")
+    assert page.is_hidden("#ask-stop")
+    page.focus("#go")
+    page.keyboard.press("Escape")
+    assert page.inner_text("#stop-title") == "Stop working on a slow one?" and page.violations() == []
+    assert page.is_visible("#ask-stop")
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#ask-stop") and page.locator('li[data-state="running"]').count() == 1
+    page.keyboard.press("Escape")
+    page.keyboard.press("Enter")
     page.wait_for_selector("#failed:visible")
     assert "Canceled" in page.inner_text("#failed-title")
     newest = httpx2.get(f"{service.url}/v1/jobs").json()["data"][0]
@@ -207,6 +218,7 @@ def test_the_queue_holds_several_pictures_and_one_can_be_dropped_from_it(page: W
     assert page.inner_text("#go") == "Enlarge 3 pictures"
     page.click("#go")
     page.until("document.querySelectorAll('[data-state=queued]').length === 3")
+    assert page.inner_text("#batch") == "0 of 4 done"
     assert page.violations() == []
     page.click("#cards li:nth-child(1) .close")
     page.click("li[data-state=running] .pick")
@@ -506,6 +518,77 @@ def test_the_result_goes_on_to_another_task(page: WatchedPage) -> None:
     assert "96 × 64" in page.inner_text("#facts")
 
 
+def test_twenty_pictures_share_one_stream_keep_their_order_and_come_as_one_file(page: WatchedPage) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    names = [f"{i:02d}.png" for i in range(19)] + ["00.png"]
+    for group in (names[:19], names[19:]):  # one drop has each name once
+        page.drop({name: photo(8, 8, seed=i) for i, name in enumerate(group)})
+    page.until("document.querySelectorAll('[data-state=ready]').length === 20")
+    page.click("#go")
+    page.until("document.querySelectorAll('[data-state=succeeded]').length === 20", 60)
+    assert page.locator(".name").all_inner_texts() == ["00.png", *names[:19]]
+    assert sum(url.endswith("/events") for url in asked) == 1
+    with page.expect_download() as coming:
+        page.click("#save-all")
+    with zipfile.ZipFile(coming.value.path()) as packed:
+        assert packed.testzip() is None
+        stored = [f"{name[:2]}-16x16.png" for name in names[:19]]
+        assert packed.namelist() == [stored[0], "00-16x16 (2).png", *stored[1:]]
+
+
+def test_what_the_service_does_not_take_is_said_before_it_is_sent(page: WatchedPage) -> None:
+    def strict(route: Any) -> None:
+        found = route.fetch().json()
+        route.fulfill(json=found | {"limits": found["limits"] | {"output_pixels": 90 * 90}})
+
+    page.route("**/info", strict)
+    page.open()
+    page.drop({"photo.png": photo(48, 48)})
+    page.wait_for_selector("#found:visible")
+    assert page.inner_text("#found-text").startswith("photo.png would become 96 × 96")
+    assert page.inner_text(".state") == "Too large" and "at most" in page.inner_text("#notes")
+    page.click("#go")
+    assert page.is_hidden("#found") and page.inner_text("#trouble").startswith("photo.png would become")
+    page.check("[name=times][value=other]")
+    page.fill("#factor", "1.5")
+    page.click("#go")
+    page.wait_for_result()
+
+
+def test_two_tabs_share_their_list(page: WatchedPage) -> None:
+    other = page.context.new_page()
+    other.goto(page.url)
+    enlarge(page)
+    other.wait_for_selector('li[data-state="succeeded"]')
+    other.click("#clear")
+    page.until("document.querySelectorAll('#cards li').length === 0")
+
+
+def test_a_large_result_opens_in_its_own_pixels_where_most_is_to_be_seen(page: WatchedPage) -> None:
+    image = Image.new("RGB", (480, 400), (90, 90, 90))
+    image.paste(Image.open(io.BytesIO(photo(60, 60))), (420, 0))
+    enlarge(page, data=png(image))
+    page.until("document.querySelector('#zoom-now').textContent === '100 %'")
+    page.until("/translate\\((-\\d\\d)/.test(document.querySelector('#after').style.transform)")
+    assert page.is_hidden("#glass")
+    page.click("#loupe")
+    page.hover("#view")
+    assert page.is_visible("#glass") and page.violations() == []
+
+
+def test_a_phone_has_its_main_button_in_sight_and_no_words_of_mouse_or_keys(browser: Any, service: Served) -> None:
+    with tab(browser, service.url, 360, 640, has_touch=True, is_mobile=True) as page:
+        page.open()
+        assert page.inner_text("#empty-lead") == "Choose a picture"
+        page.drop({"photo.png": photo()})
+        page.wait_for_selector('li[data-state="ready"]')
+        box = page.locator("#go").bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 640
+        page.click("#tab-inpaint")
+        assert page.inner_text("#mask-keys") == "Paint over what should change."
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1280, "dark")])
 def test_every_state_is_accessible_and_fits(browser: Any, service: Served, width: int, scheme: str) -> None:
     with tab(browser, service.url, width, 740, color_scheme=scheme, reduced_motion="reduce") as page:
@@ -542,7 +625,7 @@ def test_a_task_without_a_model_says_how_to_add_one(page: WatchedPage) -> None:
     page.open()
     page.click("#tab-inpaint")
     assert "Repair needs a Stable Diffusion model" in page.inner_text("#missing")
-    assert "enlarger serve --model NAME=PATH" in page.inner_text("#missing")
+    assert page.inner_text("#missing-code") == "enlarger pull sd15\nenlarger serve --model sd=sd15"
     assert page.is_disabled("#go") and page.violations() == []
 
 
@@ -553,7 +636,8 @@ def test_everything_is_reached_by_the_tab_key(page: WatchedPage) -> None:
     for _ in range(14):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
-    assert {"theme", "tab-upscale", "choose", "model", "detail", "go"} <= set(reached)
+    assert {"theme", "tab-upscale", "choose", "model", "detail"} <= set(reached) and "go" not in reached
+    assert page.is_disabled("#go")  # nothing to enlarge yet
     page.focus("#tab-upscale")
     page.keyboard.press("ArrowRight")
     assert page.get_attribute("#tab-inpaint", "aria-selected") == "true"

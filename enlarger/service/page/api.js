@@ -1,4 +1,4 @@
-/** Talks to the service: requests with the key, refusals in words, and the events of a job. */
+/** Talks to the service: requests with the key, refusals in words, and the events of all jobs. */
 import { pause } from './dom.js';
 import { say } from './text.js';
 
@@ -37,50 +37,32 @@ export async function ask(path, options = {}) {
 
 export const askJson = async (path, options) => (await ask(path, options)).json();
 
-/** Call `changed(what, kind)` for everything that happens to a job until it is over. A stream that breaks is taken up
- * where it ended; where streams do not get through, the job is asked for instead. `lost(bool)` tells of it. */
-export async function follow(id, changed, lost, signal) {
-  const seen = { number: null, over: false };
-  const hear = (data, kind) => {
-    lost(false);
-    seen.over ||= over(data);
-    changed(data, kind);
-  };
-  for (let failures = 0; ; failures++) {
-    const before = seen.number;
-    try {
-      hear(await askJson(`v1/jobs/${id}`, { signal }));
-      if (!seen.over && failures < 3) await stream(id, seen, hear, signal);
-      if (seen.over) return;
-    } catch (problem) {
-      if (signal.aborted || (problem.status >= 400 && !problem.wait && problem.status < 500)) throw problem;
-      lost(true);
-    }
-    if (seen.number !== before) failures = 0;
-    await pause(1000, signal);
-  }
-}
-
-async function stream(id, seen, hear, signal) {
+/** Hear of all jobs by one stream: `opened()` once it is there, then `hear(what, kind)`. It ends by `signal`, where it
+ * breaks, and where nothing comes through. True if it was there. */
+export async function stream(opened, hear, signal) {
   const silent = new AbortController();
-  let timer;
+  let timer, there = false;
   const alive = () => {
     clearTimeout(timer);
-    timer = setTimeout(() => silent.abort(), SILENCE);
+    timer = setTimeout(() => silent.abort(), there ? SILENCE : 4000);
   };
   alive();
   try {
-    const headers = seen.number === null ? {} : { 'Last-Event-ID': seen.number };
-    const answer = await ask(`v1/jobs/${id}/events`, { headers, signal: AbortSignal.any([signal, silent.signal]) });
-    for await (const event of eventsOf(answer.body, alive)) {
-      seen.number = event.id ?? seen.number;
-      hear(JSON.parse(event.data), event.event);
-    }
+    const answer = await ask('v1/jobs/events', { signal: AbortSignal.any([signal, silent.signal]) });
+    const first = () => {
+      if (!there) {
+        there = true;
+        opened();
+      }
+      alive();
+    };
+    for await (const { event, data } of eventsOf(answer.body, first)) hear(JSON.parse(data), event);
   } catch (error) {
-    if (signal.aborted || error instanceof Problem) throw error; // anything else: the stream broke
+    if (error instanceof Problem) throw error; // anything else: the stream broke
   } finally {
     clearTimeout(timer);
   }
+  return there;
 }
 
 /** The events of a text/event-stream: `{id, event, data}`. */

@@ -3,26 +3,31 @@ import { ask, askJson, key } from './api.js';
 import * as compare from './compare.js';
 import { $, all, announce, fill, isJson, label, make, pause, put, save, setSource, stem } from './dom.js';
 import { draw as drawGallery } from './gallery.js';
-import { addPicture, busy, cancel, cards, finished, newCard, percentOf, recall, remove, resultsOf, setUp, start, watch } from './jobs.js';
+import { addPicture, busy, cancel, cards, finished, fresh, lost, newCard, percentOf, recall, refresh, remove, resultsOf, setUp, start, unsent } from './jobs.js';
 import * as mask from './mask.js';
 import { recipeIn, settingsOf } from './recipe.js';
 import { requestOf } from './request.js';
 import * as settings from './settings.js';
 import { clientOf, snippetOf } from './snippet.js';
-import { number, say, sizeText } from './text.js';
+import { lasting, number, say, sizeText, stageText } from './text.js';
+import { zipOf } from './zip.js';
 
-let selected = null, variant = 0, found = null;
+let selected = null, variant = 0, found = null, following = false, minutes = 0;
 
 // What is shown
 
 function pick(card) {
-  [selected, variant] = [card, 0];
+  [selected, variant, following] = [card, 0, busy(card)];
+  $('found').hidden = true;
   draw();
   $('stage').scrollIntoView({ block: 'nearest' });
 }
 
 function draw() {
   if (!cards.includes(selected)) selected = cards[0] ?? null;
+  if (following && selected?.state !== 'running') follow();
+  const request = requestNow();
+  for (const card of cards) card.unfit = fresh(card) && settings.refusal(card, request);
   drawGallery(selected, pick);
   const pane = paneOf(selected);
   for (const { id } of all('.pane')) $(id).hidden = id !== pane;
@@ -32,10 +37,18 @@ function draw() {
   drawForm();
 }
 
+/** Go on to the picture that is worked on, of those that were started together. */
+function follow() {
+  const next = cards.find(({ state, batch }) => state === 'running' && batch === selected?.batch);
+  if (next) [selected, variant] = [next, 0];
+}
+
+const requestNow = () => requestOf(settings.task, settings.unusedNow(), settings.read());
+
 function paneOf(card) {
   const making = settings.task === 'generate' && settings.possible();
   if (card === null) return making ? 'blank' : 'empty';
-  if (busy(card) || (card.state === 'succeeded' && !card.job)) return 'working';
+  if (busy(card) || card.state === 'adding' || (card.state === 'succeeded' && !card.job?.result)) return 'working';
   if (card.state === 'succeeded') return 'viewer';
   if (card.state !== 'ready' || card.size === null) return 'failed';
   if (making) return 'blank';
@@ -46,11 +59,12 @@ const DRAW = { viewer: drawViewer, painter: mask.open, working: drawWorking, fai
 
 function drawViewer(card) {
   const results = resultsOf(card), result = results[variant];
-  const notes = [...(card.job?.result.enlarger.warnings ?? []), ...(result?.flagged ? [say('flagged')] : [])];
+  const notes = [...(card.job?.result.enlarger.warnings ?? []), ...(result?.flagged ? [say('flagged')] : []), card.unfit].filter(Boolean);
   $('after-bar').hidden = !result;
   $('notes').hidden = notes.length === 0;
   $('notes').replaceChildren(...notes.map(note => make('li', {}, note)));
   if (!result) {
+    put($('facts'), '');
     compare.show(card.url, card.size, card.name);
     return;
   }
@@ -65,10 +79,8 @@ function drawViewer(card) {
   $('download').href = result.address;
 }
 
-const nameOf = (card, { width, height, format }) => (
-  `${stem(card.name)}-${width}x${height}${variant ? `-${variant + 1}` : ''}.${format.replace('jpeg', 'jpg')}`);
-
-const leftOf = seconds => (seconds > 90 ? say('minutes', { n: Math.round(seconds / 60) }) : say('seconds', { n: seconds }));
+const nameOf = (card, { width, height, format }, which = 0) => (
+  `${stem(card.name)}-${width}x${height}${which ? `-${which + 1}` : ''}.${format.replace('jpeg', 'jpg')}`);
 
 function drawWorking(card) {
   const { job, state, message } = card;
@@ -76,9 +88,11 @@ function drawWorking(card) {
   $('preview').classList.toggle('dim', !card.preview);
   put($('doing'), `${card.name}: ${say(state)}`);
   const { position, steps, stage, eta_seconds: eta } = job ?? {};
-  const words = state === 'queued' && position ? say('ahead', { n: position - 1 }) : steps ? say('step', job) : stage;
-  put($('doing-more'), card.lost ? say('lost') : message || words || '');
-  put($('left'), state === 'running' && eta ? leftOf(Math.ceil(eta)) : '');
+  const doing = stageText(stage);
+  const words = state === 'queued' && position ? say('ahead', { n: position - 1 }) : steps ? say('step', { ...job, stage: doing }) : stage && doing;
+  put($('doing-more'), lost ? say('lost') : message || words || '');
+  put($('left'), state === 'running' && eta ? say('left', { time: lasting(eta) }) : '');
+  $('cancel').hidden = state === 'adding';
   if (state === 'running') $('progress').value = percentOf(card);
   else $('progress').removeAttribute('value');
 }
@@ -87,16 +101,16 @@ function drawFailed({ name, state, message, file, files, request }) {
   const gone = !file && request?.files.length > 0;
   const why = { ready: 'unseen', expired: 'expiredWhy' }[state];
   put($('failed-title'), `${name}: ${say(state)}`);
-  put($('failed-text'), `${why ? say(why) : message} ${gone ? say('gone') : ''}`);
+  put($('failed-text'), `${why ? say(why, { n: number(minutes) }) : message} ${gone ? say('gone') : ''}`);
   $('retry').hidden = state === 'ready' || gone;
 }
 
 function drawForm() {
   const { task } = settings, { factor } = settings.read();
   put($('go'), say('go', { task: say(task), n: task === 'generate' ? 1 : sendable().length }));
-  $('go').disabled = !settings.possible();
+  $('go').disabled = !settings.possible() || (task !== 'generate' && !cards.some(fresh) && !selected?.file);
   const size = selected && !busy(selected) && factor <= 16 ? selected.size : null;
-  put($('factor-help'), size ? say('becomes', { from: sizeText(size), to: sizeText(size.map(side => Math.round(side * factor))) }) : '');
+  put($('factor-help'), size && !selected.unfit ? say('becomes', { from: sizeText(size), to: sizeText(size.map(side => Math.round(side * factor))) }) : '');
   if (!$('code').open) return;
   put($('client'), clientOf(task));
   const request = requestOf(task, settings.unusedNow(), settings.read());
@@ -107,59 +121,89 @@ function drawForm() {
 
 /** The cards that the button would send. */
 function sendable() {
-  const ready = cards.filter(card => card.state === 'ready');
+  const ready = cards.filter(card => fresh(card) && !card.unfit);
   return settings.task === 'inpaint' ? ready.filter(mask.painted) : ready;
 }
 
 async function go() {
   put($('trouble'), '');
+  $('found').hidden = true;
   if (!settings.check()) return;
-  const { task } = settings, values = settings.read();
-  const request = requestOf(task, settings.unusedNow(), values);
+  const { task } = settings, request = requestNow(), batch = Date.now();
   if (task === 'generate') {
-    const card = newCard({ name: values.prompt.slice(0, 60) || say('generate') });
-    start(card, request, {});
+    const card = newCard({ name: settings.read().prompt.slice(0, 60) || say('generate') });
+    start(card, request, {}, batch);
     return pick(card);
   }
-  if (task !== 'inpaint' && sendable().length === 0 && selected?.file) pick(await addPicture(selected.file));
-  const ready = sendable().reverse();
-  if (ready.length === 0) return put($('trouble'), say(cards.some(card => card.state === 'ready') ? 'paintFirst' : 'addFirst'));
-  for (const card of ready) start(card, request, { image: card.file, mask: task === 'inpaint' ? await mask.exported(card) : null });
+  if (task !== 'inpaint' && !cards.some(fresh) && selected?.file) pick(addPicture(selected.file));
+  const ready = sendable();
+  if (ready.length === 0) return put($('trouble'), selected?.unfit || say(cards.some(fresh) ? 'paintFirst' : 'addFirst'));
+  for (const card of ready) start(card, request, { image: card.file, mask: task === 'inpaint' ? await mask.exported(card) : null }, batch);
   return pick(ready.includes(selected) ? selected : ready[0]);
 }
 
 async function retry(card) {
   const files = card.files ?? { image: card.file };
-  if (card.request.files.every(name => files[name])) start(card, card.request, files);
+  if (card.request.files.every(name => files[name])) start(card, card.request, files, Date.now());
   else again(card); // the mask is lost
 }
 
 /** A new card of the same picture, to be sent with other settings. */
-async function again({ file, strokes = [] }) {
-  const next = await addPicture(file);
+function again({ file, strokes = [] }) {
+  const next = addPicture(file);
   next.strokes = [...strokes];
   pick(next);
 }
 
 /** The shown result as a file; none if it has expired. */
 async function shownFile(use) {
-  const card = selected, result = resultsOf(card)[variant];
-  const answer = await ask(result.address).catch(() => watch(card));
-  if (answer) use(new File([await answer.blob()], nameOf(card, result), { type: answer.headers.get('Content-Type') }));
+  const file = await fileOf(selected, resultsOf(selected)[variant], variant);
+  if (file) use(file);
 }
 
-async function addPictures(files) {
+async function fileOf(card, result, which) {
+  const answer = await ask(result.address).catch(() => refresh(card).catch(() => {}));
+  return answer && new File([await answer.blob()], nameOf(card, result, which), { type: answer.headers.get('Content-Type') });
+}
+
+/** All results in archives of less than 4 GiB; names that come twice are numbered. */
+async function saveAll() {
+  const button = $('save-all'), names = new Set(), done = cards.filter(({ state }) => state === 'succeeded');
+  button.disabled = true;
+  let files = [], size = 0;
+  const pack = async () => { if (files.length) save(await zipOf(files.splice(0), 'enlarged.zip')); };
+  for (const [i, card] of done.entries()) {
+    put(button, say('packing', { n: i + 1, total: done.length }));
+    for (const [which, result] of resultsOf(card).entries()) {
+      const file = await fileOf(card, result, which);
+      if (!file) continue;
+      let { name } = file;
+      for (let n = 2; names.has(name); n++) name = file.name.replace(/(?=\.\w+$)/, ` (${n})`);
+      names.add(name);
+      if (size + file.size > 4e9) [size] = [0, await pack()];
+      size += file.size + 500;
+      files.push(new File([file], name));
+    }
+  }
+  await pack();
+  put(button, say('save-all'));
+  button.disabled = false;
+}
+
+function addPictures(files) {
   if (files.length === 0) return;
-  let last;
-  for (const file of files) last = await addPicture(file);
+  const now = Date.now(), added = files.map((file, i) => addPicture(file, [now, i]));
   if (settings.task === 'generate') settings.chooseTask('upscale');
   announce(say('added', { n: files.length }));
-  pick(last);
+  [selected, variant, following] = [added[0], 0, false];
+  draw();
+  for (const card of added) card.looked.then(() => { if (card.unfit) notice(card.unfit); });
 }
 
 /** Take what was dropped, pasted or picked: pictures, and recipes in them or alone. */
 async function take(files) {
   const pictures = [];
+  $('found').hidden = true;
   for (const file of files) {
     const { name } = file, recipe = await recipeIn(file).catch(() => null);
     const other = isJson(file) || !/^(image\/|$)/.test(file.type);
@@ -168,7 +212,7 @@ async function take(files) {
     else if (other) notice(say('foundNot', { name }));
     if (!other) pictures.push(file);
   }
-  await addPictures(pictures);
+  addPictures(pictures);
 }
 
 function offer(what) {
@@ -238,11 +282,15 @@ function setTheme(name) {
   label($('theme'), say(name));
 }
 
-/** Learn the models: until the service is reached, knows the key and has looked at its models. */
+const LOCAL = /^(localhost|127\.[\d.]+|\[::1\])$/;
+
+/** Learn the models and limits: until the service is reached, knows the key and has looked at its models. */
 async function connect(wrong = false) {
   try {
-    const { data } = await askJson('v1/models');
-    settings.setModels(data);
+    const [{ data }, { limits }] = await Promise.all(['v1/models', 'info'].map(path => askJson(path)));
+    settings.setModels(data, limits);
+    minutes = limits.job_minutes;
+    put($('kept'), [say('kept', { n: number(minutes) }), LOCAL.test(location.hostname) ? say('local') : ''].join(' '));
     put($('trouble'), '');
     if (data.every(({ enlarger }) => !enlarger.kind && !enlarger.error)) throw new Error('');
   } catch (problem) {
@@ -258,12 +306,23 @@ function ended(card, problem) {
   else if (card === selected) settings.complain(problem.param, problem.message);
 }
 
+/** Stop the chosen job; one that runs is asked about first where `asked`. */
+function stop(asked) {
+  const card = selected;
+  if (!asked || card.state !== 'running') return cancel(card);
+  put($('stop-title'), say('stop-title', { name: card.name }));
+  $('ask-stop').returnValue = '';
+  $('ask-stop').onclose = () => { if ($('ask-stop').returnValue && busy(card)) cancel(card); };
+  return $('ask-stop').showModal();
+}
+
 // What is listened to
 
 const CLICKS = {
-  choose: () => $('file').click(), add: () => $('file').click(), cancel: () => cancel(selected), retry: () => retry(selected),
+  choose: () => $('file').click(), add: () => $('file').click(), cancel: () => stop(false), retry: () => retry(selected),
   remove: () => remove(selected), again: () => again(selected), onward: () => shownFile(file => addPictures([file])),
-  clear: () => cards.filter(finished).forEach(remove), copy, 'found-use': () => useRecipe(found),
+  clear: () => cards.filter(finished).forEach(remove), 'save-all': saveAll, copy,
+  'stop-all': () => cards.filter(busy).reverse().forEach(cancel), 'found-use': () => useRecipe(found),
   'found-close': () => { $('found').hidden = true; },
   download: event => { event.preventDefault(); shownFile(save); },
   recipe: () => save(new File([JSON.stringify(selected.job.result.enlarger.recipe, null, 2)], `${stem(selected.name)}.recipe.json`)),
@@ -277,11 +336,15 @@ function listen() {
   document.forms[1].onsubmit = giveKey;
   $('file').onchange = () => { take([...$('file').files]); $('file').value = ''; };
   $('code').ontoggle = drawForm;
-  $('after').onerror = () => selected.id && watch(selected);
+  $('tabs').addEventListener('click', () => { $('found').hidden = true; });
+  $('after').onerror = () => selected?.id && refresh(selected).catch(() => {});
   $('variants').onchange = () => { variant = $('variants').selectedIndex; draw(); };
   document.onkeydown = event => {
-    if (event.key === 'Escape' && !$('ask-key').open && selected && busy(selected)) cancel(selected);
+    if (event.key !== 'Escape' || event.target.closest('input, textarea, select, dialog') || !selected || !busy(selected)) return;
+    event.preventDefault(); // or it closes the question at once
+    stop(true);
   };
+  window.onbeforeunload = event => { if (cards.some(unsent)) event.preventDefault(); };
   document.onpaste = ({ clipboardData }) => take([...clipboardData.files]);
   const dragging = on => event => {
     if (!event.dataTransfer.types.includes('Files')) return;
@@ -295,7 +358,7 @@ function listen() {
 
 fill();
 setTheme(theme());
-setUp(draw, needKey, ended);
+setUp(draw, needKey, ended, card => settings.refusal(card, card.request));
 settings.setUp(draw);
 compare.setUp();
 mask.setUp(drawForm);

@@ -5,8 +5,10 @@ import { number } from './text.js';
 const MOST = 32; // screen pixels for one of the picture's
 const PAN = 60; // screen pixels that an arrow key moves
 
-const view = $('view'), before = $('before'), after = $('after'), cut = $('cut');
-let width = 1, height = 1, scale = 1, x = 0, y = 0, fitted = true, both = false;
+const NEAR = 3; // times that the magnifier enlarges what is shown
+
+const view = $('view'), before = $('before'), after = $('after'), cut = $('cut'), glass = $('glass');
+let width = 1, height = 1, scale = 1, x = 0, y = 0, fitted = true, both = false, fresh = false, spot = null;
 
 /** Show a picture of a size, and an earlier one with it or none. The same address again keeps zoom and place. */
 export function show(address, size, name, earlier = null) {
@@ -17,9 +19,48 @@ export function show(address, size, name, earlier = null) {
   setSource(after, address);
   before.alt = after.alt = name;
   for (const { style } of [before, after]) [style.width, style.height] = [`${width}px`, `${height}px`];
-  for (const id of ['divider', 'cut-box']) $(id).hidden = !both;
-  if (!same) [cut.value, fitted] = [50, true];
+  for (const node of [$('divider'), cut, glass.firstChild]) node.hidden = !both;
+  if (!same) [cut.value, fitted, fresh] = [50, true, both];
   draw();
+}
+
+/** Show a result at first in its own pixels or larger, where most is to be seen. */
+async function open() {
+  fresh = false;
+  if (fit() >= 1) return;
+  const shown = after.src;
+  zoomTo(1);
+  await before.decode().catch(() => {});
+  if (after.src !== shown || scale !== 1 || !before.naturalWidth) return;
+  const [atX, atY] = busiest(view.clientWidth / width, view.clientHeight / height);
+  [x, y] = [view.clientWidth / 2 - atX * width, view.clientHeight / 2 - atY * height];
+  draw();
+}
+
+/** The middle of the window, given as shares of the picture, in which the earlier picture changes most. */
+function busiest(shareX, shareY) {
+  const small = 256 / Math.max(width, height);
+  const [w, h] = [width, height].map(side => Math.max(2, Math.round(side * small)));
+  const pen = new OffscreenCanvas(w, h).getContext('2d');
+  pen.drawImage(before, 0, 0, w, h);
+  const { data } = pen.getImageData(0, 0, w, h);
+  const sums = new Float64Array((w + 1) * (h + 1)), row = w + 1; // of all above and to the left
+  for (let v = 1; v < h; v++) {
+    for (let u = 1; u < w; u++) {
+      const at = 4 * (v * w + u) + 1; // green
+      const change = Math.abs(data[at] - data[at - 4]) + Math.abs(data[at] - data[at - 4 * w]);
+      sums[(v + 1) * row + u + 1] = change + sums[v * row + u + 1] + sums[(v + 1) * row + u] - sums[v * row + u];
+    }
+  }
+  const [wide, high] = [[shareX, w], [shareY, h]].map(([share, side]) => Math.min(side, Math.max(1, Math.round(share * side))));
+  let most = -1, place = [0, 0];
+  for (let v = 0; v + high <= h; v++) {
+    for (let u = 0; u + wide <= w; u++) {
+      const sum = sums[(v + high) * row + u + wide] - sums[v * row + u + wide] - sums[(v + high) * row + u] + sums[v * row + u];
+      if (sum > most) [most, place] = [sum, [(u + wide / 2) / w, (v + high / 2) / h]];
+    }
+  }
+  return place;
 }
 
 const fit = () => Math.min(view.clientWidth / width, view.clientHeight / height, 4);
@@ -33,6 +74,7 @@ function ends() {
 
 function draw() {
   if (view.clientWidth === 0) return;
+  if (fresh) open();
   if (fitted) scale = fit();
   x = placed(x, view.clientWidth, width * scale);
   y = placed(y, view.clientHeight, height * scale);
@@ -48,6 +90,22 @@ function draw() {
   $('tag-after').hidden = !both || right - line < 90;
   view.classList.toggle('movable', !fitted);
   put($('zoom-now'), `${number(scale * devicePixelRatio * 100)} %`);
+  magnify();
+}
+
+/** The magnifier shows the same spot before and after, side by side. */
+function magnify() {
+  glass.hidden = $('loupe').getAttribute('aria-pressed') !== 'true';
+  if (glass.hidden) return;
+  const [atX, atY] = spot ?? [view.clientWidth / 2, view.clientHeight / 2], near = scale * NEAR;
+  Object.assign(glass.style, { left: `${atX}px`, top: `${atY}px` });
+  [before, after].forEach((image, i) => {
+    const half = glass.children[i];
+    half.style.backgroundImage = image.hidden ? 'none' : `url("${image.src}")`;
+    half.style.backgroundSize = `${width * near}px ${height * near}px`;
+    const [left, top] = [[atX - x, half.clientWidth], [atY - y, half.clientHeight]].map(([at, room]) => room / 2 - at * NEAR);
+    half.style.backgroundPosition = `${left}px ${top}px`;
+  });
 }
 
 /** Zoom about a point of the view, by default its middle. */
@@ -67,7 +125,12 @@ function pan(right, down) {
 }
 
 const bigger = () => zoomTo(scale * 1.25), smaller = () => zoomTo(scale / 1.25), whole = () => zoomTo(0);
-const KEYS = { '+': bigger, '=': bigger, '-': smaller, 0: whole };
+const useLoupe = () => {
+  $('loupe').setAttribute('aria-pressed', $('loupe').getAttribute('aria-pressed') !== 'true');
+  spot = null;
+  magnify();
+};
+const KEYS = { '+': bigger, '=': bigger, '-': smaller, 0: whole, m: useLoupe };
 
 function placeOf(event) {
   const box = view.getBoundingClientRect();
@@ -91,11 +154,14 @@ function watchPointer() {
     if (line) setLine(last);
   };
   view.onpointermove = event => {
-    if (!last) return;
     const now = placeOf(event);
+    spot = now;
+    if (!last) return magnify();
     if (line) setLine(now);
+    else if (!glass.hidden && event.pointerType === 'touch') magnify();
     else pan(now[0] - last[0], now[1] - last[1]);
     last = now;
+    return magnify();
   };
   view.onpointerup = view.onpointercancel = () => { last = null; };
   view.addEventListener('wheel', event => {
@@ -111,13 +177,17 @@ export function setUp() {
   $('zoom-out').onclick = smaller;
   $('zoom-fit').onclick = whole;
   $('zoom-one').onclick = () => zoomTo(1 / devicePixelRatio);
+  $('loupe').onclick = useLoupe;
   $('pixels').onclick = () => $('pixels').setAttribute('aria-pressed', view.classList.toggle('squares'));
   $('viewer').onkeydown = event => {
     const act = KEYS[event.key], move = event.target === view && MOVES[event.key];
     if (!(act || move) || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     if (act) act();
-    else pan(-PAN * move[0], -PAN * move[1]);
+    else {
+      spot = null;
+      pan(-PAN * move[0], -PAN * move[1]);
+    }
   };
   watchPointer();
   new ResizeObserver(draw).observe(view);

@@ -2,6 +2,8 @@
 import { say } from './text.js';
 
 export const $ = id => document.getElementById(id);
+/** Whether there is neither mouse nor, most likely, a keyboard. */
+export const touch = matchMedia('(hover: none)').matches;
 export const all = selector => document.querySelectorAll(selector);
 
 /** An element with attributes and children. */
@@ -30,7 +32,10 @@ export function label(node, text) {
 /** Put words and icons where the page wants them: `data-t` text, `data-l` a label, `data-i` an icon, by the name given
  * there or the element's own. */
 export function fill() {
-  for (const node of all('[data-t]')) node.textContent = say(node.dataset.t || node.id || node.htmlFor);
+  for (const node of all('[data-t]')) {
+    const name = node.dataset.t || node.id || node.htmlFor;
+    node.textContent = say(touch && 'touch' in node.dataset ? `${name}-touch` : name);
+  }
   for (const node of all('[data-l]')) label(node, say(node.dataset.l || node.id));
   for (const node of all('label[data-option]')) {
     const id = node.dataset.option;

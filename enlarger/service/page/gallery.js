@@ -1,9 +1,10 @@
 /** The row of cards under the stage: a button for each picture, with its state. */
 import { $, icon, label, make, put, setSource } from './dom.js';
 import { busy, cards, finished, percentOf, remove } from './jobs.js';
-import { number, say, sizeText } from './text.js';
+import { lasting, number, say, sizeText } from './text.js';
 
 const shown = new Map(); // card -> its elements
+const paces = new Map(); // batch -> what was done, and when, at its first sign of progress
 
 /** Draw the cards; `selected` is marked, `pick(card)` is called for one that is chosen. */
 export function draw(selected, pick) {
@@ -19,7 +20,31 @@ export function draw(selected, pick) {
     update(card, shown.get(card), card === selected);
   });
   $('gallery').hidden = cards.length === 0;
-  $('clear').disabled = !cards.some(finished);
+  $('clear').hidden = !cards.some(finished);
+  $('stop-all').hidden = cards.filter(busy).length < 2;
+  $('save-all').hidden = cards.filter(card => card.state === 'succeeded').length < 2;
+  put($('batch'), standing());
+  if (selected !== seen) shown.get(selected)?.item.scrollIntoView({ block: 'nearest', inline: 'nearest' });
+  seen = selected;
+}
+
+let seen = null;
+
+const workOf = ({ size }) => (size ? size[0] * size[1] : 1e6);
+
+/** How far those are that were started together, and how long the rest takes at their own pace. */
+function standing() {
+  const batches = new Set(cards.filter(busy).map(({ batch }) => batch));
+  const all = cards.filter(({ batch }) => batches.has(batch));
+  if (all.length < 2) return '';
+  const done = all.filter(finished).length, now = Date.now() / 1000;
+  const whole = all.reduce((sum, card) => sum + workOf(card), 0);
+  const work = all.reduce((sum, card) => sum + workOf(card) * (finished(card) ? 1 : card.job?.progress ?? 0), 0);
+  const first = all[0].batch;
+  if (!paces.has(first) && work > 0) paces.set(first, { now, work });
+  const start = paces.get(first), made = start ? work - start.work : 0;
+  const left = made > 0.02 * whole ? say('about', { time: lasting(((whole - work) * (now - start.now)) / made) }) : '';
+  return say('batch', { n: done, total: all.length }) + left;
 }
 
 function partsOf(card, pick) {
@@ -40,7 +65,8 @@ function partsOf(card, pick) {
 
 function stateOf(card) {
   if (card.state === 'running') return `${number(percentOf(card))} %`;
-  return card.state === 'ready' && card.size ? sizeText(card.size) : say(card.state);
+  if (card.state === 'ready') return card.unfit ? say('unfit') : card.size ? sizeText(card.size) : say('ready');
+  return say(card.state);
 }
 
 function update(card, { item, image, state, bar, button }, selected) {

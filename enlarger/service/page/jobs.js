@@ -1,49 +1,66 @@
 /** The cards: pictures that wait to be sent, and jobs of this browser with what became of them. */
-import { address, ask, follow, over } from './api.js';
+import { address, ask, askJson, key, over, stream } from './api.js';
 import { announce, make, pause } from './dom.js';
-import { dropPicture, keepPicture, pictureOf, remember, remembered } from './keep.js';
+import { forget, keepPicture, openTabs, pictureOf, remember, remembered, tab, unique, watchTabs } from './keep.js';
 import { bodyOf } from './request.js';
 import { say } from './text.js';
 
-export const cards = [];
-export const busy = card => ['sending', 'waiting', 'queued', 'running'].includes(card.state);
-export const finished = card => !busy(card) && card.state !== 'ready';
-export const percentOf = card => Math.round(100 * (card.job?.progress ?? 0));
+const UNSENT = ['lined', 'sending', 'waiting'];
 
-let told = () => {}, needKey = async () => false, ended = () => {};
-let chain = Promise.resolve(); // requests go one after the other: one that must wait holds back the rest
+export const cards = [];
+export const fresh = card => ['adding', 'ready'].includes(card.state);
+export const busy = card => [...UNSENT, 'queued', 'running'].includes(card.state);
+export const finished = card => !busy(card) && !fresh(card);
+export const percentOf = card => Math.round(100 * (card.job?.progress ?? 0));
+/** Whether closing this tab would lose it. */
+export const unsent = card => UNSENT.includes(card.state) && card.tab === tab;
+
+let told = () => {}, needKey = async () => false, ended = () => {}, refusal = () => '';
+export let lost = false;
 
 /** `changed()` after each change; `ask(wrong)` asks for a key and says whether there is one now; `end(card, problem)`
- * hears of the end of a job, with what was wrong or without. */
-export function setUp(changed, ask, end) {
-  [told, needKey, ended] = [changed, ask, end];
+ * hears of the end of a job, with what was wrong or without; `refuse(card)` says why not to send it, or ''. */
+export function setUp(changed, ask, end, refuse) {
+  [told, needKey, ended, refusal] = [changed, ask, end, refuse];
+  watchTabs(adopt, gone => drop(cards.find(card => card.key === gone)));
+  window.addEventListener('pagehide', () => {
+    for (const card of cards.filter(unsent)) remember(card, { state: 'ready' });
+  });
 }
 
 function put(card, changes) {
   const { state } = card;
   Object.assign(card, changes);
   if (card.state !== state) {
-    if (card.state !== 'ready') announce(`${card.name}: ${say(card.state)}. ${card.message}`);
-    remember(cards);
+    if (!fresh(card) && card.state !== 'lined') announce(`${card.name}: ${say(card.state)}. ${card.message}`);
+    remember(card);
   }
+  redraw();
+}
+
+function redraw() {
+  if (!cards.some(busy)) quiet.abort();
   told();
 }
 
-const unique = () => crypto.getRandomValues(new Uint32Array(4)).join('-');
-
-/** A card at the front of the row. */
+/** A card; those of one `at[0]` stand together, the newest first. */
 export function newCard(fields) {
-  const card = { key: unique(), state: 'ready', id: null, size: null, thumb: null, message: '', ...fields };
-  cards.unshift(card);
+  const card = { key: unique(), at: [Date.now(), 0], state: 'ready', id: null, size: null, thumb: null, message: '', ...fields };
+  cards.push(card);
+  cards.sort((a, b) => b.at[0] - a.at[0] || a.at[1] - b.at[1]);
   return card;
 }
 
-/** Add a picture, seen and measured if this browser can show it. */
-export async function addPicture(file) {
-  const card = newCard({ name: file.name || 'picture.png', file, url: URL.createObjectURL(file) });
-  Object.assign(card, await looked(file));
-  keepPicture(card);
-  remember(cards);
+let looking = Promise.resolve();
+
+/** Add a picture. It is seen and measured in its turn, if this browser can show it. */
+export function addPicture(file, at = [Date.now(), 0]) {
+  const card = newCard({ name: file.name || 'picture.png', file, url: URL.createObjectURL(file), at, state: 'adding' });
+  card.looked = looking = looking.then(async () => {
+    const seen = await looked(file);
+    await keepPicture(card);
+    if (cards.includes(card)) put(card, { ...seen, state: card.state === 'adding' ? 'ready' : card.state });
+  });
   return card;
 }
 
@@ -62,20 +79,39 @@ async function looked(blob) {
   }
 }
 
-/** Send a card's request, after those before it. */
-export function start(card, request, files) {
-  const controller = new AbortController();
-  put(card, { state: 'sending', request, files, task: request.task, controller, job: null, id: null, message: '' });
-  chain = chain.then(() => controller.signal.aborted || send(card, controller.signal));
+// Sending: one after the other, so that one that must wait holds back the rest
+
+const line = [];
+let sending = false, freed = () => {};
+
+/** Send a card's request, after those before it; `batch` is the same for those that were started together. */
+export function start(card, request, files, batch) {
+  const sent = { tab, batch, request, files, task: request.task, job: null, id: null, message: '' };
+  line.push(card);
+  put(card, { state: 'lined', controller: new AbortController(), ...sent });
+  sendLine();
+}
+
+async function sendLine() {
+  if (sending) return;
+  sending = true;
+  listen();
+  for (let card; (card = line.shift()); ) if (card.state === 'lined') await send(card, card.controller.signal);
+  sending = false;
 }
 
 async function send(card, signal) {
-  const { body, headers } = bodyOf(card.request, card.files);
-  const options = { method: 'POST', body, signal, headers: { ...headers, Prefer: 'respond-async', 'Idempotency-Key': unique() } };
   try {
+    await card.looked;
+    const why = refusal(card);
+    if (why) throw new Error(why);
+    if (signal.aborted) return;
+    put(card, { state: 'sending' });
+    const { body, headers } = bodyOf(card.request, card.files);
+    const options = { method: 'POST', body, signal, headers: { ...headers, Prefer: 'respond-async', 'Idempotency-Key': unique() } };
     const job = await (await persist(card, options, signal)).json();
     put(card, { id: job.id, state: job.status, job });
-    watch(card);
+    await refresh(card).catch(() => {}); // what happened before its number was known
   } catch (problem) {
     fail(card, problem, signal);
   }
@@ -94,59 +130,119 @@ async function persist(card, options, signal) {
   }
 }
 
+/** Wait as long as the service says, or until one of our jobs makes room. */
 async function waitFor(card, { wait, message }, signal) {
+  const free = new Promise(resolve => { freed = () => resolve(true); });
   for (let left = Math.ceil(wait); left > 0; left--) {
-    put(card, { state: 'waiting', message: `${message} ${say('retryIn', { n: left })}` });
-    await pause(1000, signal);
+    const ours = cards.some(({ state }) => state === 'queued' || state === 'running');
+    put(card, { state: 'waiting', message: ours ? say('turn') : `${message} ${say('retryIn', { n: left })}` });
+    if (await Promise.race([pause(1000, signal), free])) break;
   }
   put(card, { state: 'sending', message: '' });
 }
 
 function fail(card, problem, signal) {
-  if (signal.aborted) return;
-  put(card, { state: problem.status === 404 && card.id ? 'expired' : 'failed', message: problem.message });
+  if (signal?.aborted || !cards.includes(card)) return;
+  const message = problem.message.replace(/^image\b/, card.name);
+  put(card, { state: problem.status === 404 && card.id ? 'expired' : 'failed', message });
   ended(card, problem);
 }
 
-/** Follow a job until it is over, or find that it has expired. */
-export async function watch(card) {
-  card.controller ??= new AbortController();
-  const { signal } = card.controller;
-  let quarter = 0;
-  const changed = (data, kind) => {
-    card.job = { ...card.job, ...data };
-    if (over(card.job)) return told(); // the bar is full while the result is fetched
-    const now = Math.floor(percentOf(card) / 25);
-    if (now > quarter) announce(`${card.name}: ${25 * now} %`);
-    quarter = now;
-    if (card.job.preview_url && (kind === 'preview' || !card.preview)) showPreview(card, signal);
-    return put(card, { state: card.job.status });
+// Following: one stream for all jobs of all tabs, and the jobs asked for one by one where streams do not get through
+
+let listening = false, quiet = new AbortController();
+const name = () => `enlarger.stream.${key.get()}`;
+
+async function listen() {
+  if (listening) return;
+  listening = true;
+  quiet = new AbortController();
+  const others = new BroadcastChannel(name());
+  others.onmessage = ({ data: [data, kind] }) => hear(data, kind);
+  const tell = (data, kind) => {
+    hear(data, kind);
+    others.postMessage([data, kind]);
   };
-  try {
-    await follow(card.id, changed, lost => { if (lost !== Boolean(card.lost)) put(card, { lost }); }, signal);
-    await complete(card);
-  } catch (problem) {
-    if (problem.status === 401 && await needKey(false)) watch(card);
-    else fail(card, problem, signal);
+  await sync().catch(() => {});
+  const alone = () => followAll(tell, quiet.signal);
+  await (navigator.locks?.request(name(), { signal: quiet.signal }, alone).catch(() => {}) ?? alone());
+  others.close();
+  listening = false;
+  if (cards.some(busy)) listen();
+}
+
+async function followAll(tell, signal) {
+  for (let failures = 0; !signal.aborted; failures++) {
+    try {
+      if (failures < 3 && await stream(() => sync().catch(() => {}), tell, signal)) failures = 0;
+      else await sync();
+    } catch (problem) {
+      if (signal.aborted) return;
+      if (!(problem.status === 401 && await needKey(false))) lose(true);
+    }
+    if (!signal.aborted) await pause(1000);
   }
+}
+
+function lose(now) {
+  if (lost === now) return;
+  lost = now;
+  told();
+}
+
+async function sync() {
+  for (const card of cards.filter(card => busy(card) && card.id)) await refresh(card);
+}
+
+/** Ask how a card's job is, or find that it has expired. */
+export async function refresh(card) {
+  try {
+    hear(await askJson(`v1/jobs/${card.id}`));
+  } catch (problem) {
+    if (problem.status === 401 || problem.wait || !(problem.status < 500 && problem.status)) throw problem;
+    fail(card, problem);
+  }
+}
+
+/** What was said of a job. */
+function hear(data, kind) {
+  lose(false);
+  if (data.status !== 'queued') freed();
+  const card = cards.find(({ id }) => id === data.id);
+  if (!card || card.state === 'canceled' || (card.job && over(card.job) && !over(data))) return;
+  card.job = { ...card.job, ...data };
+  if (over(card.job)) {
+    told(); // the bar is full while the result is fetched
+    complete(card);
+    return;
+  }
+  const now = Math.floor(percentOf(card) / 25);
+  if (now > (card.quarter ?? 0)) announce(`${card.name}: ${25 * now} %`);
+  card.quarter = now;
+  if (card.job.preview_url && (kind === 'preview' || !card.preview)) showPreview(card);
+  put(card, { state: card.job.status });
 }
 
 async function complete(card) {
-  const { status, error } = card.job;
-  if (status === 'succeeded' && card.state !== status && !(card.task === 'upscale' && card.thumb)) {
-    const picture = await (await ask(contentOf(card, 0))).blob();
-    Object.assign(card, await looked(picture), { size: card.size });
+  const { id, status, error } = card.job;
+  if (card.completed === id) return;
+  card.completed = id;
+  const news = card.state !== status;
+  if (news && status === 'succeeded' && !(card.task === 'upscale' && card.thumb)) {
+    const picture = await ask(contentOf(card, 0)).then(answer => answer.blob()).catch(() => null);
+    if (picture) Object.assign(card, await looked(picture), { size: card.size });
   }
-  put(card, { state: status, message: error?.message ?? '', preview: null });
-  ended(card, error);
+  if (card.preview) URL.revokeObjectURL(card.preview);
+  put(card, { state: status, message: error?.message.replace(/^image\b/, card.name) ?? '', preview: null, quarter: 0 });
+  if (news) ended(card, error);
 }
 
-async function showPreview(card, signal) {
+async function showPreview(card) {
   if (card.fetching) return;
   card.fetching = true;
-  const answer = await ask(`v1/jobs/${card.id}/preview`, { signal }).catch(() => null); // one that does not come is no loss
-  if (answer) {
-    const blob = await answer.blob();
+  const answer = await ask(`v1/jobs/${card.id}/preview`).catch(() => null); // one that does not come is no loss
+  const blob = await answer?.blob().catch(() => null);
+  if (blob && card.state === 'running') {
     if (card.preview) URL.revokeObjectURL(card.preview);
     put(card, { preview: URL.createObjectURL(blob) });
   }
@@ -163,23 +259,41 @@ export async function cancel(card) {
 /** Forget a card. */
 export function remove(card) {
   if (busy(card)) cancel(card);
-  cards.splice(cards.indexOf(card), 1);
-  remember(cards);
-  dropPicture(card);
-  if (card.url) URL.revokeObjectURL(card.url);
-  told();
+  forget(card);
+  drop(card);
 }
 
-/** The cards of earlier visits, and what became of their jobs. */
+function drop(card) {
+  if (!card) return;
+  cards.splice(cards.indexOf(card), 1);
+  if (card.url) URL.revokeObjectURL(card.url);
+  redraw();
+}
+
+/** The cards of earlier visits and other tabs, and what became of their jobs. */
 export async function recall() {
-  for (const card of remembered()) {
-    const file = await pictureOf(card);
-    if (file) Object.assign(card, { file, url: URL.createObjectURL(file) });
-    if (!card.id && !finished(card)) card.state = 'ready';
-    if (card.id || file) cards.push(card);
+  const open = await openTabs();
+  for (const plain of remembered()) {
+    if (!plain.id && busy(plain) && !open.includes(plain.tab)) plain.state = 'ready';
+    await adopt(plain);
   }
-  told();
-  for (const card of cards) if (card.id && (busy(card) || card.state === 'succeeded')) watch(card);
+}
+
+/** Take over what was remembered of a card, here or by another tab. */
+async function adopt(plain) {
+  let card = cards.find(({ key }) => key === plain.key);
+  if (card) {
+    if (plain.state === 'canceled') card.controller?.abort();
+    Object.assign(card, plain);
+  } else card = newCard(plain);
+  if (!card.file) {
+    const file = await pictureOf(card);
+    if (file && !card.file) Object.assign(card, { file, url: URL.createObjectURL(file) });
+  }
+  if (!card.id && !card.file && fresh(card)) return drop(card);
+  redraw();
+  if (busy(card)) listen();
+  else if (card.state === 'succeeded' && !card.job?.result) refresh(card).catch(() => {});
 }
 
 const contentOf = (card, variant) => address(`v1/images/${card.id}/content?variant=${variant}`);

@@ -1,25 +1,52 @@
-/** What this browser remembers: the cards in localStorage, the pictures they were made from in a cache. */
+/** What this browser remembers, for all its tabs: each card in localStorage, the pictures they were made from in a cache. */
 
-const CARDS = 'enlarger.cards';
-const MOST = 60; // cards
+const CARD = 'enlarger.card.';
+const LOCK = 'enlarger.tab.';
+const FIELDS = ['key', 'at', 'tab', 'batch', 'name', 'task', 'request', 'state', 'id', 'size', 'thumb', 'message'];
 
-/** The remembered cards; what is not of our making counts for nothing. */
-export function remembered() {
+export const unique = () => crypto.getRandomValues(new Uint32Array(4)).join('-');
+
+export const tab = unique();
+navigator.locks?.request(LOCK + tab, () => new Promise(() => {})); // held while the tab is there
+
+/** The tabs that are open, as far as the browser says. */
+export const openTabs = async () => ((await navigator.locks?.query())?.held ?? []).map(({ name }) => name.slice(LOCK.length));
+
+/** A remembered card; what is not of our making counts for nothing. */
+function cardOf(text) {
   try {
-    return JSON.parse(localStorage.getItem(CARDS)).filter(card => typeof card.key === 'string' && typeof card.name === 'string');
+    const card = JSON.parse(text);
+    return typeof card.key === 'string' && typeof card.name === 'string' && Array.isArray(card.at) ? card : null;
   } catch {
-    return [];
+    return null;
   }
 }
 
-export function remember(cards) {
-  const plain = cards.slice(0, MOST).map(({ key, name, task, request, state, id, size, thumb, message }) => (
-    { key, name, task, request, state, id, size, thumb, message }));
+export const remembered = () => (
+  Object.keys(localStorage).filter(name => name.startsWith(CARD)).map(name => cardOf(localStorage.getItem(name))).filter(Boolean));
+
+export function remember(card, changes = {}) {
   try {
-    localStorage.setItem(CARDS, JSON.stringify(plain));
+    const lasting = Object.fromEntries(FIELDS.map(name => [name, { ...card, ...changes }[name]]));
+    localStorage.setItem(CARD + card.key, JSON.stringify(lasting));
   } catch {
     // no room: the page works without a memory
   }
+}
+
+export function forget({ key }) {
+  localStorage.removeItem(CARD + key);
+  pictures(box => box.delete(`/${key}`));
+}
+
+/** What other tabs do: `changed(card)` and `gone(key)`. */
+export function watchTabs(changed, gone) {
+  window.addEventListener('storage', ({ key, newValue }) => {
+    if (!key?.startsWith(CARD)) return;
+    const card = newValue && cardOf(newValue);
+    if (card) changed(card);
+    else gone(key.slice(CARD.length));
+  });
 }
 
 /** Do something with the stored pictures; without secure contexts there are none. */
@@ -32,7 +59,6 @@ const pictures = async act => {
 };
 
 export const keepPicture = ({ key, file }) => pictures(box => box.put(`/${key}`, new Response(file)));
-export const dropPicture = ({ key }) => pictures(box => box.delete(`/${key}`));
 
 export async function pictureOf({ key, name }) {
   const found = await pictures(box => box.match(`/${key}`));

@@ -1,15 +1,22 @@
 /** The form: which options a task and model have, what is in them, what is wrong with it. */
 import { $, all, make, put } from './dom.js';
 import { optionOf, optionsFor } from './request.js';
-import { number, say } from './text.js';
+import { number, say, sizeText } from './text.js';
 
 const TASKS = ['upscale', 'inpaint', 'refine', 'generate'];
 const NUMBERS = ['factor', 'detail', 'restore', 'strength', 'width', 'height', 'count', 'steps', 'guidance', 'noise', 'quality', 'seed'];
 const TEXTS = ['prompt', 'negative', 'model', 'format'];
 const STRENGTHS = { inpaint: 1, refine: 0.5 };
 
-let models = [], told = () => {};
-const chosen = {}; // task -> model
+const CHOSEN = 'enlarger.models';
+
+let models = [], limits = {}, told = () => {};
+let chosen = {}; // task -> model
+try {
+  chosen = { ...JSON.parse(localStorage.getItem(CHOSEN)) };
+} catch {
+  // not of our making
+}
 
 export let task = 'upscale';
 const modelNow = () => models.find(model => model.id === $('model').value)?.enlarger;
@@ -25,7 +32,10 @@ export function setUp(changed) {
   told = changed;
   $('settings').addEventListener('input', ({ target }) => {
     if (target.name === 'times') showFactor(target.value);
-    if (target.id === 'model') chosen[task] = target.value;
+    if (target.id === 'model') {
+      chosen[task] = target.value;
+      localStorage.setItem(CHOSEN, JSON.stringify(chosen));
+    }
     if (target.id === 'strength') STRENGTHS[task] = target.value;
     clearError(target);
     refresh();
@@ -51,25 +61,45 @@ export function setUp(changed) {
   chooseTask(task);
 }
 
-/** Take over the service's list of models. */
-export function setModels(list) {
-  models = list;
-  chooseTask(task);
+/** Take over the service's list of models, and its limits. */
+export function setModels(list, most) {
+  [models, limits] = [list, most];
+  fillModels();
+}
+
+const mega = (value, digits = 1) => number(value / 1e6, digits);
+const nameOf = ({ id, enlarger }) => (enlarger.kind === 'bundled' ? say('bundled') : id);
+
+/** Why a picture is not taken, or ''. */
+export function refusal({ name, size, file }, { task: verb, fields }) {
+  if (file?.size > limits.image) return say('manyBytes', { name, n: mega(file.size), most: mega(limits.image) });
+  if (!size || !limits.pixels) return '';
+  const model = models.find(({ id }) => id === fields.model), pixels = size[0] * size[1];
+  const most = (verb === 'upscale' && model?.enlarger.input_pixels) || limits.pixels;
+  if (pixels > most) return say('manyPixels', { name, n: mega(pixels), size: sizeText(size), model: model ? nameOf(model) : fields.model, most: mega(most) });
+  const made = size.map(side => Math.round(side * (fields.scale ?? 1))), n = made[0] * made[1];
+  return n > limits.output_pixels ? say('manyMade', { name, n: mega(n), size: sizeText(made), most: mega(limits.output_pixels) }) : '';
 }
 
 export function chooseTask(name) {
   task = name;
+  $('settings').scrollTop = 0;
   for (const tab of $('tabs').children) {
     const on = tab.id === `tab-${name}`;
     tab.setAttribute('aria-selected', on);
     tab.tabIndex = on ? 0 : -1;
   }
   $('settings').setAttribute('aria-labelledby', `tab-${name}`);
-  const some = able();
-  const wanted = some.find(({ id }) => id === chosen[name]) ?? some.find(({ enlarger }) => !enlarger.error) ?? some[0];
-  $('model').replaceChildren(...some.map(({ id }) => make('option', { value: id }, id)));
-  if (wanted) $('model').value = wanted.id;
+  put($('prompt-label'), say(name === 'inpaint' ? 'prompt-inpaint' : 'prompt'));
   if (name in STRENGTHS) $('strength').value = STRENGTHS[name];
+  fillModels();
+}
+
+function fillModels() {
+  const some = able();
+  const wanted = some.find(({ id }) => id === chosen[task]) ?? some.find(({ enlarger }) => !enlarger.error) ?? some[0];
+  $('model').replaceChildren(...some.map(model => make('option', { value: model.id }, nameOf(model))));
+  if (wanted) $('model').value = wanted.id;
   refresh();
 }
 
