@@ -41,6 +41,8 @@ SOLVER_HELP = "name of the solver"
 SCORE_HELP = "aesthetic score that the SDXL refiner aims at"
 NEGATIVE_SCORE_HELP = "aesthetic score that it keeps away from"
 MAX_EXPAND = 8192  # pixels on one side
+TILE_HELP = "denoise in overlapping windows; if not said, what would take more than --memory"
+MEMORY_HELP = "GiB for a diffusion network's work beside its weights, which sets the windows"
 LONG_PROMPT_HELP = "encode prompts over 75 tokens in chunks instead of cutting them"
 
 
@@ -69,6 +71,8 @@ class UpscaleRequest:
         None, "make the result's half-size copy equal to the input; the bundled model does so with photos"
     )
     long_prompt: bool = option(False, LONG_PROMPT_HELP)
+    tile: bool | None = option(None, TILE_HELP)
+    memory: float = option(4.0, MEMORY_HELP, least=0.01, most=1024)
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -105,11 +109,16 @@ class GenerateRequest(SamplingOptions):
     negative_score: float = option(2.5, NEGATIVE_SCORE_HELP, least=0, most=10)
     upscale: float = option(1.0, "how many times larger to enlarge the picture; 1 leaves it", least=1, most=16)
     upscale_steps: int | None = option(None, "denoising steps of the enlarging", least=1, most=1000, whole=True)
+    tile: bool | None = option(None, "remake the enlarged picture with the model, in overlapping windows (hires fix)")
+    memory: float = option(4.0, MEMORY_HELP, least=0.01, most=1024)
+    upscale_strength: float = option(0.3, "share of the way back to noise of that remaking", least=0, most=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.upscale == 1 and self.upscale_steps is not None:
             raise InputError(f"upscale_steps is {self.upscale_steps}, but upscale is 1; give upscale, or leave both")
+        if self.upscale == 1 and self.tile:
+            raise InputError("tile is for the enlarged picture, but upscale is 1; give upscale, or leave both")
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,9 @@ class RefineRequest(SamplingOptions):
     strength: float = option(0.3, "share of the way back to noise: 0 keeps the picture, 1 forgets it", least=0, most=1)
     score: float = option(6.0, SCORE_HELP, least=0, most=10)
     negative_score: float = option(2.5, NEGATIVE_SCORE_HELP, least=0, most=10)
+    by: float = option(1.0, "how many times larger to make the picture first, with the bundled model", least=1, most=16)
+    tile: bool | None = option(None, TILE_HELP)
+    memory: float = option(4.0, MEMORY_HELP, least=0.01, most=1024)
 
 
 @dataclass(frozen=True)
@@ -195,6 +207,8 @@ class UpscaleOptions(_CommonOptions, total=False):
     detail: float | None
     restore: float | None
     consistent: bool | None
+    tile: bool | None
+    memory: float
 
 
 class GenerateOptions(_CommonOptions, total=False):
@@ -208,6 +222,9 @@ class GenerateOptions(_CommonOptions, total=False):
     negative_score: float
     upscale: float
     upscale_steps: int | None
+    tile: bool | None
+    memory: float
+    upscale_strength: float
 
 
 class RefineOptions(_CommonOptions, total=False):
@@ -217,6 +234,9 @@ class RefineOptions(_CommonOptions, total=False):
     strength: float
     score: float
     negative_score: float
+    by: float
+    tile: bool | None
+    memory: float
 
 
 class DepthOptions(_CommonOptions, total=False):

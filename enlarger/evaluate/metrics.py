@@ -184,3 +184,18 @@ def _gradient(x: Tensor) -> Tensor:
     x = F.pad(x, (1, 1, 1, 1))
     mean, slope = (1 / 3, 1 / 3, 1 / 3), (1.0, 0.0, -1.0)
     return torch.hypot(_correlate(_correlate(x, mean, -2), slope, -1), _correlate(_correlate(x, slope, -2), mean, -1))
+
+
+def seam_ratio(image: Tensor, rows: Sequence[int], columns: Sequence[int]) -> float:
+    """Mean absolute step of a picture (..., H, W) across grid lines, over that everywhere else; 1 where none shows.
+
+    `rows` and `columns` are the first pixels behind each line, as the edges of tiles are.
+    """
+    on, off = list[Tensor](), list[Tensor]()
+    for axis, lines in ((-2, rows), (-1, columns)):
+        steps = image.diff(dim=axis).abs().movedim(axis, 0)
+        on_line = torch.zeros(len(steps), dtype=torch.bool)
+        on_line[[line - 1 for line in lines if 0 < line <= len(steps)]] = True
+        on.append(steps[on_line].flatten())
+        off.append(steps[~on_line].flatten())
+    return float(torch.cat(on).mean() / torch.cat(off).mean().clamp(min=1e-12))

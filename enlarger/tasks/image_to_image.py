@@ -1,26 +1,30 @@
 """Pictures in, the same pictures made anew from noisy copies of them out (SDEdit, Meng et al. 2022)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusion.noise import PerSampleGenerators, from_seeds
 from enlarger.diffusion.sample import OnStep, unchanged
 from enlarger.diffusion.sampler import SigmaSchedule
-from enlarger.errors import InputError
+from enlarger.diffusion.windows import Windows
+from enlarger.errors import InputError, Unsupported
 from enlarger.image.picture import to_pil
-from enlarger.requests import RefineOptions, RefineRequest, make_request, with_defaults
+from enlarger.requests import RefineOptions, RefineRequest, UpscaleRequest, make_request, with_defaults
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
 from enlarger.tasks.inputs import Latents, PreparedImage, prepare_picture, split_request
 from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
 from enlarger.tasks.loading import Location
-from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.sampling import SamplingPlan
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.tasks.tiled_diffusion import choose_windows, note_windows, report_plan
+from enlarger.tasks.upscale.bundled import load_bundled
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,18 +61,33 @@ class Refiner:
     model: StableDiffusion
 
     def __call__(self, request: RefineRequest, watch: ProgressCallback = no_progress) -> Result:
-        """Each input gives `count` pictures of its own size, in order. One picture is computed at a time."""
+        """Each input gives `count` pictures of its own size, times `by`, in order, computed one at a time."""
         defaults = "refine/xl" if self.model.has_micro_conditioning else "refine"
         results: list[Result] = []
         for one, seeds in split_request(request):
-            prepared = self._prepare_input(one.image)
-            run = prepare_run(self.model, with_defaults(one, defaults), prepared, seeds)
+            prepared = self._prepare_input(one.image if one.by == 1 else self._enlarge(one, watch))
+            factor = 1 if prepared.picture is None else self.model.vae.downsample_factor
+            size = (prepared.image.shape[2] // factor, prepared.image.shape[3] // factor)
+            windows = choose_windows(one, self.model.network_shape, size)
+            run = prepare_run(self.model, with_defaults(one, defaults), prepared, seeds, windows=windows)
             latents: list[Tensor] = []
             for job in run.jobs:
-                on_step = report_steps(watch, job.plan.sigma_schedule.steps)
-                latents.append(image_to_image(run.latent_diffusion, job, on_step))
-            results.append(run.finish(latents))
+                plan, on_step = report_plan(watch, job.plan, size)
+                latents.append(image_to_image(run.latent_diffusion, replace(job, plan=plan), on_step))
+            result = run.finish(latents)
+            results.append(replace(result, notes=result.notes + note_windows(windows, size)))
         return join_results(results)
+
+    def _enlarge(self, request: RefineRequest, watch: ProgressCallback) -> Image.Image:
+        """The request's picture made larger by the bundled model."""
+        if isinstance(request.image, Latents):
+            raise Unsupported(f"by is {request.by:g}; latents are refined in their own size, give by 1 or a picture")
+
+        def report(progress: Progress) -> None:
+            watch(replace(progress, stage=f"enlarge: {progress.stage}"))
+
+        upscaler = load_bundled(self.model.latent_diffusion.runtime)
+        return upscaler(UpscaleRequest(request.image, request.by), report).image
 
     def _prepare_input(self, source: Any) -> PreparedImage:
         if not isinstance(source, Latents):
@@ -110,21 +129,23 @@ class ImageToImageRun:
 
 def prepare_run(
     model: StableDiffusion, options: Mapping[str, Any], prepared: PreparedImage, seeds: tuple[int, ...],
-    concat: Tensor | None = None,
+    concat: Tensor | None = None, windows: Windows | None = None,
 ) -> ImageToImageRun:  # fmt: skip
-    """All before the first step, by the `options` of a request; `concat` joins the channels."""
+    """All before the first step, by the `options` of a request; `concat` joins the channels.
+
+    In `windows` the network is told their size as the picture's, as it never sees more.
+    """
     prompt_spec = prompt_spec_from_options(options)
     if options["strength"] == 0:
         return ImageToImageRun(model, model.latent_diffusion, prompt_spec, prepared, seeds, ())
     plan = model.sampling_plan(options["steps"], options["solver"], seeds)
     sigma_schedule = truncate_by_strength(plan.sigma_schedule, options["strength"])
-    conditioning = model.condition_one(prompt_spec, prepared.size)
+    side = max(prepared.size) if windows is None else windows.side * model.vae.downsample_factor
+    conditioning = model.condition_one(prompt_spec, (min(side, prepared.size[0]), min(side, prepared.size[1])))
     if concat is not None:
         conditioning = conditioning.with_fields(concat=concat)
-    jobs = tuple(
-        ImageToImageJob(conditioning, prepared.image, SamplingPlan(sigma_schedule, plan.solver, from_seeds([seed])))
-        for seed in seeds
-    )
+    plans = [SamplingPlan(sigma_schedule, plan.solver, from_seeds([seed]), windows) for seed in seeds]
+    jobs = tuple(ImageToImageJob(conditioning, prepared.image, one) for one in plans)
     return ImageToImageRun(model, model.bind_schedule(sigma_schedule), prompt_spec, prepared, seeds, jobs)
 
 

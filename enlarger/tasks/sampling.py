@@ -15,6 +15,7 @@ from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.precondition import Precondition
 from enlarger.diffusion.sample import OnStep, Solver, Step, sample, unchanged
 from enlarger.diffusion.sampler import SigmaSchedule, trace_steps
+from enlarger.diffusion.windows import WindowedDenoiser, Windows
 from enlarger.errors import InputError, NonFinite
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.conditioning import GuidedConditioning
@@ -48,11 +49,12 @@ class Expert:
 
 @dataclass(frozen=True, eq=False)
 class SamplingPlan:
-    """How a run is solved: on which sigma schedule, by which solver, with noise from where."""
+    """How a run is solved: on which sigma schedule, by which solver, with noise from where, in which windows."""
 
     sigma_schedule: SigmaSchedule
     solver: Solver
     noise: Noise
+    windows: Windows | None = None  # None: every call sees the whole latent
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +96,10 @@ def hold_denoiser(
     before_call = None
     if known_region is not None:
         before_call, on_step = _blend_known_region(known_region, plan.sigma_schedule, on_step)
-    denoisers = [expert.denoiser(before_call) for expert in experts]
+    denoisers = [_in_windows(expert.denoiser(before_call), plan.windows) for expert in experts]
     with ExitStack() as held_networks:
         if len(experts) == 1:
-            denoise: Denoise = denoisers[0]
+            denoise = denoisers[0]
             held_networks.enter_context(runtime.hold(experts[0].network))
         else:
             denoise = _switching_denoiser(experts, denoisers, runtime, held_networks)
@@ -107,8 +109,12 @@ def hold_denoiser(
             raise with_bad_weight(error, *(expert.network for expert in experts)) from error
 
 
+def _in_windows(denoiser: Denoiser, windows: Windows | None) -> Denoise:
+    return denoiser if windows is None else WindowedDenoiser(denoiser, windows)
+
+
 def _switching_denoiser(
-    experts: Sequence[Expert], denoisers: Sequence[Denoiser], runtime: Runtime, held_networks: ExitStack
+    experts: Sequence[Expert], denoisers: Sequence[Denoise], runtime: Runtime, held_networks: ExitStack
 ) -> Denoise:
     """One denoiser of several; only the expert at work is held."""
     handoff_sigmas = [expert.handoff_sigma for expert in experts]

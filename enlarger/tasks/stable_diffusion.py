@@ -34,6 +34,7 @@ from enlarger.tasks.inputs import LatentSpace, latent_space_of
 from enlarger.tasks.latent_diffusion import LatentDiffusion
 from enlarger.tasks.loading import Location, as_checkpoint, kind_of
 from enlarger.tasks.sampling import SamplingPlan
+from enlarger.tasks.tiled_diffusion import NetworkShape
 from enlarger.text.encode import PromptEmbeds
 from enlarger.text.tokenize import Tokenizer
 
@@ -97,6 +98,13 @@ class StableDiffusion:
     def size_multiple(self) -> int:
         """Pixels that sides must be multiples of: the network halves the latents between its stages."""
         return self.latent_diffusion.vae.downsample_factor * 2 ** (len(self.latent_diffusion.unet_config.stages) - 1)
+
+    @property
+    def network_shape(self) -> NetworkShape:
+        """What sets the windows of its network."""
+        networks = self.latent_diffusion
+        multiple = self.size_multiple // networks.vae.downsample_factor
+        return NetworkShape(networks.unet_config.stages[0].channels, networks.dtype, self.sample_size, multiple)
 
     def require_task(self, *verbs: str) -> "StableDiffusion":
         """The model itself, if it was trained for one of `verbs`; Unsupported, naming the right one, if not."""

@@ -15,6 +15,7 @@ from enlarger.requests import (
     DEFAULT_HANDOFF,
     GenerateOptions,
     GenerateRequest,
+    RefineRequest,
     UpscaleRequest,
     make_request,
     one_per_image,
@@ -24,12 +25,14 @@ from enlarger.requests import (
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.batching import is_batch_invariant, prompt_key
 from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_options
+from enlarger.tasks.image_to_image import Refiner, truncate_by_strength
 from enlarger.tasks.inputs import Latents, check_space
 from enlarger.tasks.latent_diffusion import LatentDiffusion
 from enlarger.tasks.loading import Checkpoint, Location
 from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress, report_steps
 from enlarger.tasks.sampling import (
     Expert,
+    NetworkCall,
     SamplingPlan,
     SamplingReport,
     check_handoff_sigmas,
@@ -41,6 +44,9 @@ from enlarger.tasks.upscale.bundled import load_bundled
 from enlarger.tasks.upscale.upscale import load_upscaler
 from enlarger.tasks.upscale.upscaler import Upscaler
 
+SHARED_WITH_REFINING = (
+    "prompt", "negative", "guidance", "rescale", "solver", "long_prompt", "score", "negative_score", "memory",
+)  # fmt: skip
 CheckpointLocations = Location | Sequence[Location] | None
 
 
@@ -117,7 +123,18 @@ class Generator:
             network_calls += self._effective_upscaler.network_calls(
                 self._upscale_request(request, None, 0), self._size(options)
             )
+            network_calls += self._remaking_calls(request, options) if request.tile else ()
         return SamplingReport(network_calls, len(_prompt_pairs(request)[0]))
+
+    def _remaking_calls(self, request: GenerateRequest, options: dict[str, Any]) -> tuple[NetworkCall, ...]:
+        """The calls, in each window, that remake the enlarged picture."""
+        refine = self._refine_request(request, None, 0)
+        steps = options["steps"] if refine.steps is None else refine.steps
+        plan = self.model.sampling_plan(steps, options["solver"], [0])
+        if refine.strength == 0:
+            return ()
+        sigmas = truncate_by_strength(plan.sigma_schedule, refine.strength).sigmas
+        return trace_network_calls(["remake"], [0.0], plan.solver, sigmas)
 
     @property
     def _effective_upscaler(self) -> Upscaler:
@@ -214,17 +231,28 @@ class Generator:
 
         upscaled = upscaler(self._upscale_request(request, upscaler_input, seed), report)
         height, width = (round(side * request.upscale) for side in size)
-        return upscaled.image.crop((0, 0, width, height)), upscaled.notes
+        image = upscaled.image.crop((0, 0, width, height))
+        if not request.tile:
+            return image, upscaled.notes
+        remade = Refiner(self.model)(self._refine_request(request, image, seed), watch)
+        return remade.image, upscaled.notes + remade.notes
+
+    def _refine_request(self, request: GenerateRequest, image: Any, seed: int) -> RefineRequest:
+        """How the enlarged picture is remade: from the same prompts, in windows."""
+        shared = {name: getattr(request, name) for name in SHARED_WITH_REFINING}
+        steps = request.steps if request.upscale_steps is None else request.upscale_steps
+        return RefineRequest(image, strength=request.upscale_strength, seed=seed, steps=steps, tile=True, **shared)
 
     def _upscale_request(self, request: GenerateRequest, image: Any, seed: int) -> UpscaleRequest:
         """What the upscaler is asked for: the same prompts where it can read them."""
-        upscale_request = UpscaleRequest(image, request.upscale, seed=seed, steps=request.upscale_steps)
         upscaler = self._effective_upscaler
+        steps = None if upscaler.tokenizer is None and request.tile else request.upscale_steps
+        upscale_request = UpscaleRequest(image, request.upscale, seed=seed, steps=steps, memory=request.memory)
         if upscaler.tokenizer is not None:
             return replace(
                 upscale_request, prompt=request.prompt, negative=request.negative, long_prompt=request.long_prompt
             )
-        if request.upscale_steps is not None:
+        if request.upscale_steps is not None and not request.tile:
             raise InputError(
                 f"upscale_steps is {request.upscale_steps}, but the {upscaler.name} upscaler takes no steps; "
                 "give an upscaler's folder, or leave it"

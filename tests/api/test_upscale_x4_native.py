@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from enlarger import CheckpointError, InputError, Latents, Result, Unsupported, Upscaler, UpscaleRequest, load_upscaler
-from enlarger.tasks.upscale import pixel_x4
 from tests.support import tiny, tiny_x4
 from tests.support.close import assert_close
 
@@ -88,13 +87,6 @@ def test_the_low_resolution_schedule_is_the_folders(x4: Upscaler, tmp_path: Path
         assert (np.abs(made[0] - made[1]).max() <= 1) == same
     with pytest.raises(InputError, match="noise_level is 41, expected a whole number from 0 to 40 for the x4 upscaler"):
         enlarged(other, picture, noise_level=41)
-
-
-def test_large_inputs_are_said_to_be_taken_whole(x4: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixel_x4, "LARGE_PIXELS", 15 * 16)
-    assert enlarged(x4, tiny.picture(15, 16)).notes == ()
-    note = "the x4 upscaler took the picture whole, without tiles: its memory grows with the picture"
-    assert enlarged(x4, tiny.picture(16, 16)).notes == (note,)
 
 
 def test_guidance_1_says_what_is_not_used(x4: Upscaler) -> None:

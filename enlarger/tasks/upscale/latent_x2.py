@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -29,8 +29,9 @@ from enlarger.tasks.batching import is_batch_invariant
 from enlarger.tasks.conditioning import GuidedConditioning, GuidedText, encode_guided_prompts
 from enlarger.tasks.inputs import LatentSpace, latent_space_of
 from enlarger.tasks.latent_diffusion import LatentDiffusion, decode_latents, pad_to_multiple
-from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
+from enlarger.tasks.tiled_diffusion import TRAINED_SIDE, NetworkShape, choose_windows, note_windows, report_plan
 from enlarger.tasks.upscale.upscale import (
     UpscaleBatch,
     num_passes,
@@ -153,17 +154,21 @@ class LatentUpscaler:
         return solver, sampler.sigma_schedule(options["steps"])
 
     def _run(self, batch: UpscaleBatch, make_job: MakeJob, watch: ProgressCallback) -> list[Result]:
-        image, noise = batch.low_res, from_seeds(batch.seeds)
+        image, noise, notes = batch.low_res, from_seeds(batch.seeds), tuple[str, ...]()
         while batch.needs_pass(image):
             pixels = self.vae.downsample_factor if image.shape[1] == 4 else 1  # pixels per element along a side
             height, width = (2 * pixels * side for side in image.shape[-2:])
             job = make_job(pad_to_multiple(image, SIZE_MULTIPLE // pixels, MIN_SIZE // pixels), noise)
-            on_step = report_steps(watch, job.sigma_schedule.steps)
-            latents = self.latent_diffusion.sample(*self._start(job), on_step)
+            conditioning, initial_latents, plan = self._start(job)
+            size = (initial_latents.shape[2], initial_latents.shape[3])
+            windows = choose_windows(batch.requests[0], self._network_shape, size, len(initial_latents))
+            plan, on_step = report_plan(watch, replace(plan, windows=windows), size)
+            notes += note_windows(windows, size)
+            latents = self.latent_diffusion.sample(conditioning, initial_latents, plan, on_step)
             decoded = torch.cat([decode_latents(self.vae, one, self.runtime) for one in split_batch(latents)])
             image = decoded[..., :height, :width].float().cpu()
         count = len(batch.requests)
-        return batch.finish(self.name, image, [bool(batch.requests[0].consistent)] * count, [()] * count)
+        return batch.finish(self.name, image, [bool(batch.requests[0].consistent)] * count, [notes] * count)
 
     def upscale_latents(self, job: LatentUpscaleJob, on_step: OnStep = unchanged) -> Tensor:
         """Upscaled latents (B, 4, 2h, 2w) in float32. Noise is drawn for the encoding, the augmentation, the start."""
@@ -184,6 +189,11 @@ class LatentUpscaler:
         )
         plan = SamplingPlan(job.sigma_schedule, job.solver, job.noise)
         return conditioning, unit_noise * job.sigma_schedule.init_noise_sigma, plan
+
+    @property
+    def _network_shape(self) -> NetworkShape:
+        channels, dtype = self.unet.config.stages[0].channels, next(self.unet.parameters()).dtype
+        return NetworkShape(channels, dtype, TRAINED_SIDE, SIZE_MULTIPLE // 4)
 
     @property
     def latent_diffusion(self) -> LatentDiffusion:

@@ -1,7 +1,7 @@
 """The Stable Diffusion x4 upscaler: a low-resolution picture beside the noisy latents of one four times as large."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,13 +18,12 @@ from enlarger.requests import UpscaleRequest, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
 from enlarger.tasks.latent_diffusion import LatentDiffusion, pad_to_multiple, repeat_each
-from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
 from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffusion
+from enlarger.tasks.tiled_diffusion import choose_windows, note_windows, report_plan
 from enlarger.tasks.upscale.upscale import UpscaleBatch, num_passes, refuse_bundled_options, single_batches
 from enlarger.text.tokenize import Tokenizer
-
-LARGE_PIXELS = 512 * 512  # pixels of the input, above which its memory is worth a note
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +51,7 @@ class _Settings:
 
 @dataclass(frozen=True, eq=False)
 class PixelUpscaler:
-    """A checkpoint with a schedule for its input, an `Upscaler`.
-
-    It takes a picture whole, without tiles, so that its memory grows with the picture.
-    """
+    """A checkpoint with a schedule for its input, an `Upscaler`."""
 
     checkpoint: StableDiffusion
     name: str = "x4"
@@ -123,17 +119,20 @@ class PixelUpscaler:
         assert checkpoint.low_res_schedule is not None, "checked when the checkpoint was loaded"
         latent_diffusion = checkpoint.bind_schedule(settings.sigma_schedule)
         plan = SamplingPlan(settings.sigma_schedule, settings.solver, from_seeds(batch.seeds))
+        notes = settings.prompt.notes
         while batch.needs_pass(image):
             height, width = (self.scale * side for side in image.shape[-2:])
             conditioning = checkpoint.condition_one(settings.prompt, (height, width))
             padded = pad_to_multiple(image, checkpoint.size_multiple // self.scale)
-            job = PixelUpscaleJob(conditioning, padded, plan, settings.noise_level, checkpoint.low_res_schedule)
-            on_step = report_steps(watch, plan.sigma_schedule.steps)
+            size = (padded.shape[2], padded.shape[3])
+            windows = choose_windows(batch.requests[0], checkpoint.network_shape, size)
+            windowed_plan, on_step = report_plan(watch, replace(plan, windows=windows), size)
+            notes += note_windows(windows, size)
+            job = PixelUpscaleJob(
+                conditioning, padded, windowed_plan, settings.noise_level, checkpoint.low_res_schedule
+            )
             latents = latent_diffusion.sample(*_start(latent_diffusion, job), on_step)
             image = latent_diffusion.decode(latents)[..., :height, :width].float().cpu()
-        is_large = batch.low_res[0, 0].numel() > LARGE_PIXELS
-        whole = ("the x4 upscaler took the picture whole, without tiles: its memory grows with the picture",)
-        notes = settings.prompt.notes + (whole if is_large else ())
         count = len(batch.requests)
         return batch.finish(self.name, image, [bool(batch.requests[0].consistent)] * count, [notes] * count)
 
