@@ -1,12 +1,15 @@
 """What a task gives: progress while it works, then pictures."""
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusion.sample import OnStep, Step
+from enlarger.image.encode import check_output, save_image
 from enlarger.tasks.inputs import Latents, join_latents
 
 
@@ -56,6 +59,27 @@ class Result:
     def image(self) -> Image.Image:
         """The first picture."""
         return self.images[0]
+
+    def save(self, path: str | Path, *, overwrite: bool = False, quality: int = 95) -> tuple[Path, ...]:
+        """Write the pictures whole or not at all; the second and later ones as NAME-2, NAME-3 and so on.
+
+        The suffix chooses the format, `quality` is for JPEG, WebP and AVIF. Raises InputError, before any is written,
+        for what `image.encode.save_image` refuses.
+        """
+        first = Path(path)
+        numbered = (first.with_name(f"{first.stem}-{i}{first.suffix}") for i in range(2, len(self.images) + 1))
+        paths = (first, *numbered)
+        for image, place in zip(self.images, paths, strict=True):
+            check_output(place, image.mode, overwrite=overwrite)
+        for image, place in zip(self.images, paths, strict=True):
+            save_image(image, place, overwrite=overwrite, quality=quality)
+        return paths
+
+    def _repr_png_(self) -> bytes:
+        """The first picture, for notebooks."""
+        stream = io.BytesIO()
+        self.image.save(stream, "PNG")
+        return stream.getvalue()
 
 
 def join_results(results: Sequence[Result]) -> Result:

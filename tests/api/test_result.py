@@ -1,0 +1,37 @@
+"""What one does with a result: save it, see it in a notebook."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from enlarger.errors import InputError
+from enlarger.tasks.result import Result
+
+PICTURES = tuple(Image.new("RGB", (3, 2), colour) for colour in ("red", "green", "blue"))
+RESULT = Result(PICTURES, (0, 1, 2), "bundled")
+
+
+def test_every_picture_is_saved_and_none_over_another(tmp_path: Path) -> None:
+    paths = RESULT.save(tmp_path / "a.png")
+    assert [path.name for path in paths] == ["a.png", "a-2.png", "a-3.png"]
+    for path, picture in zip(paths, PICTURES, strict=True):
+        with Image.open(path) as saved:
+            assert saved.tobytes() == picture.tobytes()
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match=r"a-2.png: exists already; choose another name or allow overwriting"):
+        RESULT.save(tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+    assert RESULT.save(tmp_path / "a.png", overwrite=True) == paths
+
+
+def test_a_format_that_cannot_hold_one_is_refused_before_any_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="JPEG cannot hold colour with alpha"):
+        Result((PICTURES[0], Image.new("RGBA", (2, 2))), (0, 1), "bundled").save(tmp_path / "a.jpg")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_notebooks_show_the_first_picture() -> None:
+    with Image.open(io.BytesIO(RESULT._repr_png_())) as shown:
+        assert shown.tobytes() == PICTURES[0].tobytes()
