@@ -16,6 +16,8 @@ from enlarger.errors import InputError
 AVIF_FORMATS = {".avif": "AVIF"} if features.check("avif") else {}  # a part of newer Pillows only
 READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *AVIF_FORMATS.values())
 PIXEL_LIMIT = 89_478_485  # Pillow's own warning level
+TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323  # the TIFF tags
+MAX_SMALL_TILE = 1 << 22  # pixels of a tile that any TIFF may have
 EXIF_ORIENTATION = 0x0112  # the EXIF tag
 ORIENTATION_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -148,6 +150,7 @@ def check_size(name: str, width: int, height: int, limit: int) -> None:
 def decode_image(image: Image.Image, name: str, limit: int, notes: list[str]) -> Image.Image:
     """The decoded pixels of an opened picture, upright, in its own mode. Raises Unreadable."""
     check_size(name, *image.size, limit)
+    _check_tiles(image, name)
     try:
         if not image.mode.startswith("I") and re.search(";16[BLN]", str(getattr(image, "tile", ""))):
             notes.append("16-bit colour: read as 8-bit")
@@ -155,6 +158,16 @@ def decode_image(image: Image.Image, name: str, limit: int, notes: list[str]) ->
         return _apply_orientation(image, notes)
     except Exception as error:  # decoders raise anything on damaged files
         raise decode_error(name, error) from error
+
+
+def _check_tiles(image: Image.Image, name: str) -> None:
+    """Raise Unreadable for a TIFF whose tiles are far larger than its picture: each is made whole, and then cut."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags.get(tag, 0) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_LENGTH))
+    is_tiled = isinstance(width, int) and isinstance(height, int)
+    if is_tiled and width * height > max(MAX_SMALL_TILE, 4 * image.width * image.height):
+        found = f"has tiles of {width} x {height} pixels for a picture of {image.width} x {image.height}"
+        raise UnreadableImage(f"{name}: {found}; save it anew with another program")
 
 
 def _apply_orientation(image: Image.Image, notes: list[str]) -> Image.Image:

@@ -5,6 +5,8 @@ import hashlib
 import io
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from enlarger.errors import InputError
 from enlarger.image.decode import ORIENTATION_TRANSPOSES, open_upright
 from enlarger.image.picture import read_picture, to_pil
 from enlarger.service.problems import ProblemError
@@ -293,6 +296,46 @@ def test_children_are_replaced_after_some_pictures(own_pool: Pool, tmp_path: Pat
     assert not before & own_pool.pids() and len(own_pool.pids()) == len(before)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
+def test_a_decoder_that_is_taken_over_reaches_nothing_but_its_job(tmp_path: Path, monkeypatch) -> None:
+    hostile = (sys.executable, "-m", "tests.support.hostile_decoder")
+    monkeypatch.setattr(decoder_pool, "DECODER_ARGV", hostile)
+    monkeypatch.setenv("ENLARGER_SECRET", "sk-123")
+    (tmp_path / "other").mkdir()
+    saved(tmp_path / "other" / "image.png", Image.new("L", (8, 8)))
+    with socket.create_server(("127.0.0.1", 0)) as net, socket.socket(socket.AF_UNIX) as local:
+        local.bind(str(tmp_path / "socket"))
+        local.listen()
+        folder = tmp_path / str(net.getsockname()[1])
+        folder.mkdir()
+        for pool in started():
+            assert pool.decoder.confinement == ("landlock", "seccomp")
+            source = saved(tmp_path / "upload", Image.new("L", (8, 8)), format="PNG")
+            for _ in range(2):
+                assert pool.picture(source, folder / "out.png").notes == ("reads its upload", "writes into its job")
+
+
+def test_what_does_not_confine_is_said_at_the_start(monkeypatch, caplog) -> None:
+    code = "import sys; sys.modules['landlock'] = sys.modules['pyseccomp'] = None; from enlarger.service.uploads import"
+    argv = (sys.executable, "-c", f"{code} decoder_process; decoder_process.main()")
+    monkeypatch.setattr(decoder_pool, "DECODER_ARGV", argv)
+    for pool in started():
+        assert pool.decoder.confinement == ()
+    assert "nothing keeps one that is taken over from reading other files" in caplog.text
+    assert "nothing keeps one that is taken over from the network" in caplog.text
+
+
+def test_a_tiff_of_a_few_pixels_with_huge_tiles_is_refused(pool: Pool, tmp_path: Path) -> None:
+    entries = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 277: 1, 322: 16384, 323: 16384, 324: 200, 325: 16384**2}
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    source = tmp_path / "huge.tif"
+    source.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(entries)) + tags + bytes(100))
+    code, text = refused(pool.picture, source, tmp_path / "out.png")
+    assert code == "image_parse_error" and "has tiles of 16384 x 16384 pixels for a picture of 8 x 8" in text
+    with pytest.raises(InputError, match="has tiles of 16384 x 16384"):
+        open_upright(source)
+
+
 def test_stopping_ends_the_children(tmp_path: Path) -> None:
     pools = started()
     pool = next(pools)
@@ -305,7 +348,7 @@ def test_stopping_ends_the_children(tmp_path: Path) -> None:
 
 
 def test_a_decoder_that_cannot_start_says_so(monkeypatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/true")
+    monkeypatch.setattr(decoder_pool, "DECODER_ARGV", ("/bin/true",))
     with asyncio.Runner() as runner, pytest.raises(decoder_pool.DecoderDied, match="it ended without an answer"):
         runner.run(DecoderPool(Settings()).start())
 
@@ -314,7 +357,7 @@ def test_a_decoder_that_cannot_be_replaced_is_a_fault_of_ours(own_pool: Pool, tm
     source, out = saved(tmp_path / "a.png", Image.new("L", (4, 4))), tmp_path / "out.png"
     monkeypatch.setattr(decoder_pool, "MAX_IMAGES_PER_PROCESS", 0)
     with monkeypatch.context() as broken:
-        broken.setattr(sys, "executable", "/bin/true")
+        broken.setattr(decoder_pool, "DECODER_ARGV", ("/bin/true",))
         for _ in own_pool.pids():
             assert own_pool.picture(source, out).width == 4
         with pytest.raises(ProblemError, match="the service cannot start its decoder; its log says why") as caught:

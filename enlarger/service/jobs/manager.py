@@ -32,7 +32,7 @@ from enlarger.service.settings import GIB, Settings
 from enlarger.service.workers.messages import Load, Unload
 from enlarger.service.workers.pool import WorkerPool
 from enlarger.service.workers.supervisor import WORKER_ARGV, WorkerCommand
-from enlarger.service.workers.watchdog import WorkerLimits, default_memory_bytes
+from enlarger.service.workers.watchdog import WorkerLimits
 
 log = logging.getLogger("enlarger.service.jobs")
 ServiceState = Literal["STARTING", "READY", "BUSY", "SETUP_FAILED", "DEFUNCT", "UNHEALTHY"]
@@ -74,7 +74,7 @@ class JobManager:
             await self._close()
             raise
         models, memory = self._settings.known_models, self._settings.memory
-        limits = worker_limits(self._settings)
+        limits = WorkerLimits.of(self._settings)
         self._pool.start(WorkerCommand(self._worker_argv, models, memory, data, limits, self._lock.workers_fd))
         self._background_tasks = [asyncio.create_task(self._cleanup_loop()), asyncio.create_task(self._watch_folder())]
 
@@ -366,12 +366,6 @@ class JobManager:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-
-def worker_limits(settings: Settings) -> WorkerLimits:
-    """What workers must keep to."""
-    memory = default_memory_bytes() if settings.worker_memory is None else settings.worker_memory * GIB
-    return WorkerLimits(settings.heartbeat_seconds, settings.bounds.job_seconds, memory)
 
 
 def _check_fingerprint(job: Job, fingerprint: str | None) -> None:

@@ -205,4 +205,7 @@ class Info(BaseModel):
     limits: dict[str, Any]
     keys: bool = Field(description="requests need a key")
     fetch: bool = Field(description="pictures may be given by address")
+    decoder_confinement: list[str] = Field(
+        description="what keeps a decoder that is taken over from files and the network: `landlock`, `seccomp`"
+    )
     schedulers: list[str]

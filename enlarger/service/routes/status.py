@@ -110,6 +110,7 @@ async def info(request: Request) -> Response:
         "limits": settings.bounds.model_dump() | {"queue": settings.queue, "job_minutes": settings.job_minutes},
         "keys": bool(settings.keys),
         "fetch": settings.fetch,
+        "decoder_confinement": list(service.decoder.confinement),
         "schedulers": list(SCHEDULERS),
     }
     return JSONResponse(body)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Coroutine
@@ -18,9 +19,21 @@ from enlarger.service.problems import ProblemError, problem_error
 from enlarger.service.settings import Settings
 from enlarger.service.uploads.fair_slots import FairSlots
 from enlarger.service.uploads.masks import Fit
-from enlarger.service.uploads.messages import DecodedImage, DecodeRequest, DecoderReply, DecodingFailed
+from enlarger.service.uploads.messages import (
+    DecodedImage,
+    DecoderCrashed,
+    DecodeRequest,
+    DecoderReady,
+    DecoderReply,
+    DecodingFailed,
+)
 
 NUM_PROCESSES = 2
+DECODER_ARGV = (sys.executable, "-m", "enlarger.service.uploads.decoder_process")
+KEPT_VARIABLES = {
+    *("PATH", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"),
+    *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
+}
 MAX_IMAGES_PER_PROCESS = 200  # that one decodes before a new one takes its place
 START_SECONDS = 60  # for a process to import what it needs
 MAX_MESSAGE_BYTES = 4 << 20  # bytes of a message; notes may be long
@@ -32,17 +45,20 @@ class DecoderDied(Exception):
     """A decoder process that ended, or whose reply is none."""
 
 
-async def _spawn_process(pixels: int, cpu_seconds: int) -> Process:
+def decoder_environment() -> dict[str, str]:
+    """What a decoder needs to find Python and its libraries, and no more: the rest may hold secrets."""
+    kept = {name: value for name, value in os.environ.items() if name in KEPT_VARIABLES or name.startswith("LC_")}
+    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+async def _spawn_process(pixels: int) -> Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "enlarger.service.uploads.decoder_process",
+        *DECODER_ARGV,
         str(pixels),
-        str(cpu_seconds),
         stdin=PIPE,
         stdout=PIPE,
         limit=MAX_MESSAGE_BYTES,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        env=decoder_environment(),
         start_new_session=True,  # Ctrl-C is for the server
     )
 
@@ -53,18 +69,22 @@ class DecoderProcess:
     def __init__(self, process: Process) -> None:
         self.process = process
         self.num_decoded = 0
+        self.confinement: tuple[str, ...] = ()  # what keeps it from files and the network
 
     @classmethod
-    async def start(cls, pixels: int, seconds: float) -> "DecoderProcess":
+    async def start(cls, pixels: int) -> "DecoderProcess":
         """Start one and wait until it is ready. Raises DecoderDied."""
-        starting = asyncio.create_task(_spawn_process(pixels, int(seconds * MAX_IMAGES_PER_PROCESS) + START_SECONDS))
+        starting = asyncio.create_task(_spawn_process(pixels))
         try:
             decoder = cls(await asyncio.shield(starting))
         except asyncio.CancelledError:  # between fork and here nobody would end it
             await cls(await starting).kill()
             raise
         try:
-            await decoder.read_reply(START_SECONDS)
+            ready = await decoder.read_reply(START_SECONDS)
+            if not isinstance(ready, DecoderReady):
+                raise DecoderDied("it began with something else")
+            decoder.confinement = ready.confinement
         except BaseException:
             await decoder.kill()
             raise
@@ -91,8 +111,8 @@ class DecoderProcess:
 
     async def kill(self) -> None:
         """Kill the process, if it still runs, and wait for it."""
-        with suppress(ProcessLookupError):
-            self.process.kill()
+        with suppress(ProcessLookupError, PermissionError):  # macOS refuses where the whole group has ended
+            os.killpg(self.process.pid, signal.SIGKILL)  # the process of a picture too
         if self.process.stdin is not None:
             self.process.stdin.close()
         await self.process.communicate()
@@ -106,6 +126,7 @@ class DecoderPool:
         has_many_owners = len(settings.keys) > 1
         self._num_processes = NUM_PROCESSES + has_many_owners  # one owner never has them all
         self._slots = FairSlots(self._num_processes, NUM_PROCESSES)
+        self.confinement: tuple[str, ...] = ()  # what keeps decoders from files and the network
         self._idle: asyncio.Queue[DecoderProcess | None] = asyncio.Queue()  # None: one could not be started
         self._processes: set[DecoderProcess] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -118,7 +139,9 @@ class DecoderPool:
             if isinstance(started, BaseException):
                 await self.stop()
                 raise started
+            self.confinement = started.confinement
             self._idle.put_nowait(started)
+        _report_confinement(self.confinement)
 
     async def stop(self) -> None:
         """End the processes, whatever they do."""
@@ -193,6 +216,8 @@ class DecoderPool:
             except DecoderDied as error:
                 log.warning("a decoder was lost over a picture: %s", error)
                 continue
+            if isinstance(reply, DecoderCrashed):
+                log.warning("the process of a picture ended with status %s", reply.status)
             if isinstance(reply, DecodingFailed):
                 raise ProblemError(reply.problem)
             if isinstance(reply, DecodedImage):
@@ -220,9 +245,7 @@ class DecoderPool:
                 self._run_in_background(self._replace(decoder))
 
     async def _start_process(self) -> DecoderProcess:
-        decoder = await DecoderProcess.start(
-            max(self._bounds.pixels, self._bounds.upscale_pixels), self._bounds.decode_seconds
-        )
+        decoder = await DecoderProcess.start(max(self._bounds.pixels, self._bounds.upscale_pixels))
         self._processes.add(decoder)
         return decoder
 
@@ -250,3 +273,14 @@ class DecoderPool:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _report_confinement(confinement: tuple[str, ...]) -> None:
+    """Say at the start what is not in force."""
+    lacks = {
+        "landlock": "from reading other files (this needs Linux 5.13 or newer and the package landlock)",
+        "seccomp": "from the network and from other processes (this needs Linux, libseccomp and the package pyseccomp)",
+    }
+    for name, text in lacks.items():
+        if name not in confinement:
+            log.warning("decoders have limits of time and memory, but nothing keeps one that is taken over %s", text)

@@ -1,6 +1,7 @@
 """The decoder process: turns one uploaded file at a time into a PNG of our own writing. It imports no torch.
 
-One JSON object per line, see `messages.py`: requests come in; `DecoderReady` goes out once, then a reply to each.
+One JSON object per line, see `messages.py`: requests come in; `DecoderReady` goes out once, then a reply to each. It
+forks a process for each picture, confined by `sandbox.py`, so that one that is taken over has nothing of another.
 """
 
 import errno
@@ -14,10 +15,10 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import AvifImagePlugin, Image, PngImagePlugin
 
 from enlarger.errors import InputError
 from enlarger.image.atomic_write import atomic_write
@@ -32,8 +33,16 @@ from enlarger.image.decode import (
     open_image,
 )
 from enlarger.service.problems import Problem, ProblemError, problem_error
+from enlarger.service.uploads import sandbox
 from enlarger.service.uploads.masks import Fit, apply_fit, mask_from_alpha, read_mask, resize_mask
-from enlarger.service.uploads.messages import DecodedImage, DecodeRequest, DecoderReady, DecoderReply, DecodingFailed
+from enlarger.service.uploads.messages import (
+    DecodedImage,
+    DecoderCrashed,
+    DecodeRequest,
+    DecoderReady,
+    DecoderReply,
+    DecodingFailed,
+)
 
 ERROR_CODES: dict[UnreadableReason, str] = {
     "missing": "image_file_not_found",
@@ -67,7 +76,14 @@ MAX_TEXT_BYTES = 4 << 20  # bytes of text in a PNG, unpacked
 MAGIC_BYTES = 64  # bytes that say what a file is
 MAX_PROFILE_BYTES = 1 << 20  # bytes of a colour profile that Pillow reads back from a PNG
 CONVERTED_MODES = ("CMYK", "LAB", "YCbCr", "HSV")  # modes that a PNG does not hold
+REPLY_FD = 3  # of a picture's process: where its reply goes
+MAX_OPEN_FILES = 32
+MAX_REPLY_BYTES = 4 << 20
+MARGIN_BYTES, DATA_PER_PIXEL = 64 << 20, 48  # bytes of memory of a picture's process: beside its pixels, and for each
 BASE_MEMORY_BYTES, BYTES_PER_PIXEL = 1 << 30, 24  # bytes of address space: the process, and each pixel
+
+
+_STATM = Path("/proc/self/statm")
 
 
 @dataclass(frozen=True)
@@ -84,12 +100,37 @@ class PngImage:
         return mode in ("LA", "RGBA") and int(np.asarray(self.image.getchannel("A")).min()) < 255
 
 
-def decode(request: DecodeRequest) -> DecodedImage:
+@dataclass(frozen=True)
+class MemoryLimit:
+    """What a picture's process may take beside what it has already: for its file, and for its very pixels, whatever
+    else the file asks for."""
+
+    base_bytes: int
+
+    @classmethod
+    def begin(cls, request: DecodeRequest) -> "MemoryLimit | None":
+        """Allow for the file. None where the system does not say what a process takes."""
+        try:
+            limit = cls(_data_bytes() + MARGIN_BYTES + 2 * os.stat(request.source).st_size)
+        except OSError:
+            return None
+        _set_limit(resource.RLIMIT_DATA, limit.base_bytes, is_soft=True)
+        return limit
+
+    def allow(self, request: DecodeRequest, image: Image.Image) -> None:
+        """Allow for the pixels of a header that was found good, and of what they are fitted to."""
+        pixels = image.width * image.height + (0 if request.fit is None else request.fit.width * request.fit.height)
+        _set_limit(resource.RLIMIT_DATA, self.base_bytes + DATA_PER_PIXEL * pixels)
+
+
+def decode(request: DecodeRequest, memory: MemoryLimit | None = None) -> DecodedImage:
     """Do what one request asks. Raises ProblemError and InputError."""
     source, param, notes = Path(request.source), request.param, list[str]()
     _check_magic(source, param, request.max_pixels)
     with open_image(source, param) as (image, _):
         check_size(param, *image.size, request.max_pixels)
+        if memory is not None:
+            memory.allow(request, image)
         file_format = "JPEG" if image.format == "MPO" else str(image.format)  # several JPEGs in a file, as phones make
         upright = decode_image(image, param, request.max_pixels, notes)
         png = _output_image(upright, request, file_format == "JPEG", notes)
@@ -242,50 +283,95 @@ def parse_request(line: bytes) -> DecodeRequest:
     return DecodeRequest(**values | {"fit": fit, "size": tuple(values["size"])})
 
 
-def handle_request(request: DecodeRequest) -> DecoderReply:
-    """The reply to one request. The process ends itself if this takes far longer than its parent waits."""
-    signal.alarm(math.ceil(request.seconds) + 5)
+def handle_request(request: DecodeRequest, memory: MemoryLimit | None) -> DecoderReply:
+    """The reply to one request, in the process that is for it alone."""
     try:
-        return decode(request)
+        return decode(request, memory)
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
         return DecodingFailed(problem_from_decoding(error, request.param))
+
+
+def decode_apart(request: DecodeRequest) -> bytes:
+    """The reply of a process that decodes this one picture and has nothing of any other, as a line."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _run_child(request, writer)
+    os.close(writer)
+    with open(reader, "rb") as stream:
+        line = stream.read(MAX_REPLY_BYTES)
+    if len(line) == MAX_REPLY_BYTES:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    is_reply = line.endswith(b"\n") and line.count(b"\n") == 1
+    return line if is_reply else encode_reply(DecoderCrashed(os.waitstatus_to_exitcode(status)))
+
+
+def _run_child(request: DecodeRequest, writer: int) -> NoReturn:
+    """Decode with no file open but the pipe for the reply. It ends itself if its parent has long stopped waiting."""
+    try:
+        signal.alarm(math.ceil(request.seconds) + 5)
+        os.dup2(writer, REPLY_FD)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.closerange(REPLY_FD + 1, MAX_OPEN_FILES)
+        limit_cpu(request.seconds)
+        memory = MemoryLimit.begin(request)
+        sandbox.confine(sandbox.Job(Path(request.source), Path(request.out).parent))
+        line = encode_reply(handle_request(request, memory))
+        while line:
+            line = line[os.write(REPLY_FD, line) :]
     finally:
-        signal.alarm(0)
+        os._exit(0)
 
 
-def limit_resources(pixels: int, cpu_seconds: int) -> None:
-    """Take from this process what decoding does not need: memory, files, time, core dumps."""
-    max_memory = BASE_MEMORY_BYTES + BYTES_PER_PIXEL * pixels
+def limit_resources(pixels: int) -> None:
+    """Take from this process, and from those that it makes, what decoding does not need."""
     limits = {
-        resource.RLIMIT_AS: max_memory,
-        resource.RLIMIT_CPU: cpu_seconds,
+        resource.RLIMIT_AS: BASE_MEMORY_BYTES + BYTES_PER_PIXEL * pixels,
         resource.RLIMIT_FSIZE: 5 * pixels + (16 << 20),  # a PNG that does not compress
-        resource.RLIMIT_NOFILE: 32,
+        resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
         resource.RLIMIT_CORE: 0,
     }
     for limit, value in limits.items():
-        with suppress(ValueError, OSError):  # lower already, or a system without it
-            resource.setrlimit(limit, (value, value))
+        _set_limit(limit, value)
+
+
+def limit_cpu(seconds: float) -> None:
+    """A process that ignores its alarm ends by this."""
+    _set_limit(resource.RLIMIT_CPU, math.ceil(seconds) + 5)
+
+
+def _data_bytes() -> int:
+    """The memory that this process may write to. Raises OSError where the system does not say it."""
+    return int(_STATM.read_text().split()[5]) * resource.getpagesize()
+
+
+def _set_limit(limit: int, value: int, is_soft: bool = False) -> None:
+    with suppress(ValueError, OSError):  # lower already, or a system without it
+        resource.setrlimit(limit, (value, resource.getrlimit(limit)[1] if is_soft else value))
 
 
 def main() -> None:
-    """Answer requests until the input closes. Arguments: the most pixels of a picture, the most seconds of CPU."""
-    out = os.fdopen(os.dup(1), "w")
+    """Answer requests until the input closes. Argument: the most pixels of a picture."""
+    out = os.dup(1)
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
-    Image.init()  # all formats now: reading the first file would load them
+    Image.init()  # all formats now: the processes of pictures can load nothing
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     Image.MAX_IMAGE_PIXELS = None  # sizes are checked by us, with the limit of the request
     PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
-    limit_resources(int(sys.argv[1]), int(sys.argv[2]))
-    _send(out, DecoderReady())
+    limit_resources(int(sys.argv[1]))
+    os.write(out, encode_reply(DecoderReady(tuple(sandbox.available()))))
     os.dup2(devnull, 2)  # libraries write what files say there
     for line in sys.stdin.buffer:
-        _send(out, handle_request(parse_request(line)))
+        reply = decode_apart(parse_request(line))
+        while reply:
+            reply = reply[os.write(out, reply) :]
 
 
-def _send(out: TextIO, reply: DecoderReply) -> None:
-    out.write(json.dumps(asdict(reply)) + "\n")
-    out.flush()
+def encode_reply(reply: DecoderReply) -> bytes:
+    """A reply as a line."""
+    return json.dumps(asdict(reply)).encode() + b"\n"
 
 
 if __name__ == "__main__":

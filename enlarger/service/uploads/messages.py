@@ -31,6 +31,7 @@ class DecodeRequest:
 class DecoderReady:
     """The process waits for requests."""
 
+    confinement: tuple[str, ...]  # what keeps its decoding from files and the network: "landlock", "seccomp"
     kind: Literal["ready"] = "ready"
 
 
@@ -57,4 +58,12 @@ class DecodingFailed:
     kind: Literal["failed"] = "failed"
 
 
-DecoderReply = DecoderReady | DecodedImage | DecodingFailed
+@dataclass(frozen=True)
+class DecoderCrashed:
+    """The process of this picture ended without an answer; the next picture has another."""
+
+    status: int  # as `os.waitstatus_to_exitcode` has it
+    kind: Literal["crashed"] = "crashed"
+
+
+DecoderReply = DecoderReady | DecodedImage | DecodingFailed | DecoderCrashed

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enlarger.service.problems import Problem
-from enlarger.service.settings import GIB
+from enlarger.service.settings import GIB, Settings
 
 CHECK_SECONDS = 0.5  # between two looks at a process
 RESPONSIVE_SECONDS = 5.0  # of silence after which a worker is not counted on
@@ -34,6 +34,12 @@ class WorkerLimits:
     heartbeat_seconds: float  # the longest silence
     job_seconds: float  # for each job of a run
     memory_bytes: float  # resident
+
+    @classmethod
+    def of(cls, settings: Settings) -> "WorkerLimits":
+        """What the settings say; a machine's memory bounds where they do not."""
+        memory = default_memory_bytes() if settings.worker_memory is None else settings.worker_memory * GIB
+        return cls(settings.heartbeat_seconds, settings.bounds.job_seconds, memory)
 
 
 class Watchdog:
