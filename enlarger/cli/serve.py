@@ -58,6 +58,10 @@ def serve(
     batch: Annotated[int | None, typer.Option()] = None,
     memory: Annotated[float | None, typer.Option()] = None,
     job_minutes: Annotated[float | None, typer.Option()] = None,
+    megapixels: Annotated[
+        float | None,
+        typer.Option(metavar="N", min=0.001, help="largest picture that the bundled model enlarges; 50 if not given"),
+    ] = None,
     host_name: Annotated[list[str] | None, typer.Option()] = None,
     origin: Annotated[list[str] | None, typer.Option()] = None,
     fetch: Annotated[bool | None, typer.Option("--fetch/--no-fetch")] = None,
@@ -69,8 +73,8 @@ def serve(
 ) -> None:
     """Serve pictures over HTTP: OpenAI's images API, /v1/images/upscale, jobs and a web page.
 
-    Every flag is a setting of the same name in the file of --config and in an ENLARGER_... variable; flags win over
-    variables, variables over the file. Stops in order on SIGTERM and Ctrl-C.
+    Every flag is a setting of the same name in the file of --config and in an ENLARGER_... variable, but --megapixels,
+    which stands for bounds. Flags win over variables, these over the file. Stops in order on SIGTERM and Ctrl-C.
     """
     try:
         use_config(config)
@@ -84,6 +88,7 @@ def serve(
             batch=batch,
             memory=memory,
             job_minutes=job_minutes,
+            bounds=None if megapixels is None else bundled_bounds(megapixels),
             hosts=host_name,
             origins=origin,
             fetch=fetch,
@@ -114,6 +119,15 @@ def parse_model(argument: str) -> dict[str, str | bool]:
     if not (name and sign and path.removesuffix(KEEP_SUFFIX)):
         raise InputError(f"--model {argument}: expected NAME=PATH, or NAME=PATH,keep")
     return {"name": name, "path": path.removesuffix(KEEP_SUFFIX), "keep": path.endswith(KEEP_SUFFIX)}
+
+
+def bundled_bounds(megapixels: float) -> dict[str, int]:
+    """The bounds of a picture to enlarge twofold with the bundled model."""
+    from enlarger.service.settings import Bounds
+
+    pixels = round(megapixels * 1e6)
+    bounds = {"bundled_pixels": pixels, "bundled_output_pixels": 4 * pixels}
+    return bounds | ({"pixels": pixels} if pixels > Bounds().pixels else {})
 
 
 def _serve(**flags: object) -> int:

@@ -65,6 +65,10 @@ class Bounds(StrictModel):
     pixels: int = Field(default=50_000_000, gt=0, description="pixels of a picture that is given")
     upscale_pixels: int = Field(default=4096 * 4096, gt=0, description="pixels of a picture to enlarge")
     output_pixels: int = Field(default=8192 * 8192, gt=0, description="pixels of a result")
+    bundled_pixels: int = Field(
+        default=50_000_000, gt=0, description="the same for the bundled model, which works in tiles"
+    )
+    bundled_output_pixels: int = Field(default=200_000_000, gt=0, description="pixels of a result of the bundled model")
     form_fields: int = Field(default=30, gt=0, description="text fields of a form")
     prompt: int = Field(default=32_000, gt=0, description="characters of a prompt")
     count: int = Field(default=10, gt=0, description="pictures of one request")
@@ -77,6 +81,13 @@ class Bounds(StrictModel):
     per_key: int = Field(default=4, gt=0, description="jobs of one key at a time")
     connections: int = Field(default=1024, gt=0, description="connections at a time")
     requests_per_key: int = Field(default=64, gt=0, description="requests of one key under way at a time")
+
+    def for_kind(self, kind: str | None) -> "Bounds":
+        """The bounds of an upscale by a kind of model: the bundled one has its own."""
+        if kind != "bundled":
+            return self
+        own = {"upscale_pixels": self.bundled_pixels, "output_pixels": self.bundled_output_pixels}
+        return self.model_copy(update=own)
 
 
 class Settings(BaseSettings):

@@ -16,7 +16,7 @@ from PIL import Image
 
 import enlarger
 from enlarger.cli.main import run
-from enlarger.cli.serve import parse_model
+from enlarger.cli.serve import bundled_bounds, parse_model
 from enlarger.client.responses import Result
 from enlarger.errors import InputError
 from enlarger.service.middleware.api_keys import hash_key
@@ -284,3 +284,10 @@ def test_a_client_outlives_the_service(tmp_path: Path) -> None:
         assert [result.image.size for result in results] == [(640, 640)]
     finally:
         stop(second)
+
+
+def test_megapixels_bound_what_the_bundled_model_enlarges_twofold(tmp_path: Path) -> None:
+    bounds = load_settings(data=tmp_path, bounds=bundled_bounds(80)).bounds
+    assert (bounds.pixels, bounds.bundled_pixels, bounds.bundled_output_pixels) == (80_000_000, 80_000_000, 320_000_000)
+    assert bounds.for_kind("bundled").upscale_pixels == 80_000_000 and bounds.for_kind("x2") == bounds
+    assert load_settings(data=tmp_path, bounds=bundled_bounds(24)).bounds.pixels == 50_000_000

@@ -263,7 +263,7 @@ def test_forms_that_cannot_be_used(still: tuple[TestClient, FakeService]) -> Non
 
 
 def test_pictures_that_cannot_be_used_leave_nothing(tmp_path: Path) -> None:
-    fake = fake_service(tmp_path, bounds=Bounds(image=5000, upscale_pixels=1000))
+    fake = fake_service(tmp_path, bounds=Bounds(image=5000, bundled_pixels=1000))
     with TestClient(fake.app) as client:
         fault_in(upscale(client, b"", prompt="x"), 400, "empty_image_file", "image", "the file is empty")
         fault_in(
@@ -276,9 +276,13 @@ def test_pictures_that_cannot_be_used_leave_nothing(tmp_path: Path) -> None:
 
 
 def test_a_result_over_the_limit_is_refused(tmp_path: Path) -> None:
-    fake = fake_service(tmp_path, bounds=Bounds(output_pixels=1000))
+    fake = fake_service(tmp_path, bounds=Bounds(output_pixels=1000, bundled_output_pixels=2000))
     with TestClient(fake.app) as client:
-        fault_in(upscale(client, scale=16), 400, "image_too_large", "scale", "320x160 pixels, expected at most 1,000")
+        for model, most in (("bundled", "2,000"), ("tiny-x2", "1,000")):
+            words = f"320x160 pixels, expected at most {most}"
+            fault_in(upscale(client, scale=16, model=model), 400, "image_too_large", "scale", words)
+        shown = {one["id"]: one["enlarger"]["output_pixels"] for one in client.get("/v1/models").json()["data"]}
+    assert (shown["bundled"], shown["tiny-x2"]) == (2000, 1000)
     assert not fake.leftover_files
 
 

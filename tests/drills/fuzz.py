@@ -16,7 +16,15 @@ from tests.drills import jobs
 from tests.drills.figures import Figure, exactly, none
 from tests.support.service import Served
 
-SMALL = {"pixels": 65536, "upscale_pixels": 1024, "output_pixels": 4096, "steps": 3, "count": 2}
+SMALL = {
+    "pixels": 65536,
+    "upscale_pixels": 1024,
+    "output_pixels": 4096,
+    "bundled_pixels": 1024,
+    "bundled_output_pixels": 4096,
+    "steps": 3,
+    "count": 2,
+}
 """Bounds of a service to be fuzzed: whatever is asked for is done quickly."""
 
 TOTAL = re.compile(r'enlarger_requests_total\{.*status="(\d+)"\} ([0-9.e+]+)')

@@ -540,9 +540,11 @@ def test_twenty_pictures_share_one_stream_keep_their_order_and_come_as_one_file(
 def test_what_the_service_does_not_take_is_said_before_it_is_sent(page: WatchedPage) -> None:
     def strict(route: Any) -> None:
         found = route.fetch().json()
-        route.fulfill(json=found | {"limits": found["limits"] | {"output_pixels": 90 * 90}})
+        for model in found["data"]:
+            model["enlarger"]["output_pixels"] = 90 * 90
+        route.fulfill(json=found)
 
-    page.route("**/info", strict)
+    page.route("**/v1/models", strict)
     page.open()
     page.drop({"photo.png": photo(48, 48)})
     page.wait_for_selector("#found:visible")

@@ -71,14 +71,14 @@ const mega = (value, digits = 1) => number(value / 1e6, digits);
 const nameOf = ({ id, enlarger }) => (enlarger.kind === 'bundled' ? say('bundled') : id);
 
 /** Why a picture is not taken, or ''. */
-export function refusal({ name, size, file }, { task: verb, fields }) {
+export function refusal({ name, size, file }, { fields }) {
   if (file?.size > limits.image) return say('manyBytes', { name, n: mega(file.size), most: mega(limits.image) });
-  if (!size || !limits.pixels) return '';
-  const model = models.find(({ id }) => id === fields.model), pixels = size[0] * size[1];
-  const most = (verb === 'upscale' && model?.enlarger.input_pixels) || limits.pixels;
-  if (pixels > most) return say('manyPixels', { name, n: mega(pixels), size: sizeText(size), model: model ? nameOf(model) : fields.model, most: mega(most) });
+  const model = models.find(({ id }) => id === fields.model), pixels = size && size[0] * size[1];
+  if (!size || !model) return '';
+  const { input_pixels: most, output_pixels: mostMade } = model.enlarger;
+  if (pixels > most) return say('manyPixels', { name, n: mega(pixels), size: sizeText(size), model: nameOf(model), most: mega(most) });
   const made = size.map(side => Math.round(side * (fields.scale ?? 1))), n = made[0] * made[1];
-  return n > limits.output_pixels ? say('manyMade', { name, n: mega(n), size: sizeText(made), most: mega(limits.output_pixels) }) : '';
+  return n > mostMade ? say('manyMade', { name, n: mega(n), size: sizeText(made), most: mega(mostMade) }) : '';
 }
 
 export function chooseTask(name) {

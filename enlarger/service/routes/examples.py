@@ -70,6 +70,8 @@ MODEL: dict[str, Any] = {
         "tasks": ["upscale"],
         "aliases": [],
         "unused_options": ["prompt", "negative", "steps", "guidance"],
+        "input_pixels": 50_000_000,
+        "output_pixels": 200_000_000,
         "loaded_bytes": None,
         "error": None,
     },

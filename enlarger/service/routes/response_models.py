@@ -133,6 +133,8 @@ class ModelExtras(BaseModel):
     tasks: list[str]
     aliases: list[str]
     unused_options: list[str] = Field(description="what changes nothing for it, by the names of the Python functions")
+    input_pixels: int = Field(description="pixels of a picture that it takes at most")
+    output_pixels: int = Field(description="pixels of a result at most")
     loaded_bytes: int | None = Field(description="null while its weights are not loaded")
     error: str | None = Field(description="why it cannot be used")
 

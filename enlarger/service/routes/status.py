@@ -24,6 +24,7 @@ from enlarger.service.routes.response_models import (
     RootStatus,
     Unready,
 )
+from enlarger.service.settings import Bounds
 
 public_router = APIRouter(tags=["status"])  # without a key
 router = APIRouter(tags=["status"])
@@ -106,7 +107,7 @@ async def info(request: Request) -> Response:
         "version": __version__,
         "state": service.jobs.state,
         "devices": list(settings.devices),
-        "models": [_model_json(model) for model in service.jobs.models()],
+        "models": [_model_json(model, settings.bounds) for model in service.jobs.models()],
         "limits": settings.bounds.model_dump() | {"queue": settings.queue, "job_minutes": settings.job_minutes},
         "keys": bool(settings.keys),
         "fetch": settings.fetch,
@@ -119,7 +120,9 @@ async def info(request: Request) -> Response:
 @router.get("/v1/models", summary="List models", response_model=ModelList, responses=ERROR_RESPONSES)
 async def models(request: Request) -> Response:
     """All that can be asked for, loaded or not."""
-    return JSONResponse({"object": "list", "data": [_model_json(one) for one in get_service(request).jobs.models()]})
+    service = get_service(request)
+    models = [_model_json(one, service.settings.bounds) for one in service.jobs.models()]
+    return JSONResponse({"object": "list", "data": models})
 
 
 @router.get(
@@ -130,7 +133,8 @@ async def models(request: Request) -> Response:
 )
 async def model(request: Request, id: ModelName) -> Response:
     """By its name or one of its other names."""
-    return JSONResponse(_model_json(_find_model(get_service(request), id)))
+    service = get_service(request)
+    return JSONResponse(_model_json(_find_model(service, id), service.settings.bounds))
 
 
 @router.post(
@@ -145,7 +149,7 @@ async def load(request: Request, id: ModelName) -> Response:
     service = get_service(request)
     name = _find_model(service, id).name
     await service.jobs.load_model(name)
-    return JSONResponse(_model_json(_find_model(service, name)), 202)
+    return JSONResponse(_model_json(_find_model(service, name), service.settings.bounds), 202)
 
 
 @router.post(
@@ -160,7 +164,7 @@ async def unload(request: Request, id: ModelName) -> Response:
     service = get_service(request)
     name = _find_model(service, id).name
     await service.jobs.unload_model(name)
-    return JSONResponse(_model_json(_find_model(service, name)), 202)
+    return JSONResponse(_model_json(_find_model(service, name), service.settings.bounds), 202)
 
 
 def _unready_problem(state: str) -> Problem:
@@ -183,12 +187,16 @@ def _find_model(service: Service, name: str) -> ModelState:
     )
 
 
-def _model_json(model: ModelState) -> dict[str, Any]:
+def _model_json(model: ModelState, bounds: Bounds) -> dict[str, Any]:
+    own = bounds.for_kind(model.kind)
+    is_upscaler = model.tasks[:1] == ("upscale",)
     extras = {
         "kind": model.kind,
         "tasks": list(model.tasks),
         "aliases": list(model.aliases),
         "unused_options": list(model.unused_options),
+        "input_pixels": min(own.pixels, own.upscale_pixels) if is_upscaler else own.pixels,
+        "output_pixels": own.output_pixels,
         "loaded_bytes": model.loaded,
         "error": model.error,
     }

@@ -14,6 +14,7 @@ from enlarger.service.routes.request_headers import read_request_headers
 from enlarger.service.routes.request_models import UpscaleForm
 from enlarger.service.routes.response_models import Images
 from enlarger.service.routes.workspace import ImageSource, Workspace, fit_for, open_workspace, resize_notes
+from enlarger.service.settings import Bounds
 
 router = APIRouter(tags=["images"])
 IMAGE_FILE = {"image": "the picture to enlarge: PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"}
@@ -36,18 +37,21 @@ async def upscale(request: Request) -> Response:
         body, source = validate_body(UpscaleForm, request_body), form_image(request_body)
         request_headers = await read_request_headers(request, request_body)
         model = service.jobs.model_for("upscale", body.model or None)
+        bounds = bounds.for_kind(model.kind)
         parsed = parse_upscale(body, bounds, model.unused_options)
         job = await find_idempotent_job(service, request_headers)
         if job is None:
             async with open_workspace(service, request_headers.owner) as workspace:
-                spec = await build_upscale_spec(workspace, parsed, model.name, source)
+                spec = await build_upscale_spec(workspace, parsed, bounds, model.name, source)
             job = await workspace.submit(spec, request_headers)
     return await respond(request, job, request_headers, parsed.url)
 
 
-async def build_upscale_spec(workspace: Workspace, parsed: ParsedRequest, model: str, source: ImageSource) -> JobSpec:
+async def build_upscale_spec(
+    workspace: Workspace, parsed: ParsedRequest, bounds: Bounds, model: str, source: ImageSource
+) -> JobSpec:
     """The spec of an upscale, with the picture decoded."""
-    bounds, fit = workspace.service.settings.bounds, fit_for(parsed)
+    fit = fit_for(parsed)
     max_pixels = min(bounds.pixels, bounds.upscale_pixels) if fit is None else bounds.pixels
     decoded = await workspace.decode_image(source, max_pixels, fit)
     return build_job_spec(parsed, model, bounds, (decoded.width, decoded.height), resize_notes(fit, decoded))
