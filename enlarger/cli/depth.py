@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enlarger.cli.image_jobs import FileOptions, Inputs, ModelFolder, Offload, make_request, process_images
-from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, Recursive, request_options
+from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, Recursive, Salvage, request_options
 from enlarger.errors import InputError
 from enlarger.requests import DepthRequest
 
@@ -47,6 +47,7 @@ def depth(
     offload: Offload = "none",
     overwrite: Overwrite = False,
     recursive: Recursive = False,
+    salvage: Salvage = False,
     json_lines: JsonLines = False,
 ) -> None:
     """Remake pictures with their depth kept, with the depth model of Stable Diffusion 2.
@@ -64,7 +65,9 @@ def depth(
         return replace(request, image=job.input, depth=None if maps is None else _map_for(job.input, maps))
 
     request = make_request(DepthRequest, image=None, **options)
-    process_images(FileOptions(inputs, output, "depth", overwrite, recursive, json_lines), request, load, request_for)
+    process_images(
+        FileOptions(inputs, output, "depth", overwrite, recursive, json_lines, salvage), request, load, request_for
+    )
 
 
 def _map_for(picture: Path, maps: Path) -> Path:

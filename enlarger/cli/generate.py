@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enlarger.cli.image_jobs import ModelFolder, Offload, make_request, process_image, run_jobs
+from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request, process_image, run_jobs
 from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, request_options
 from enlarger.cli.terminal import print_lines
 from enlarger.requests import GenerateRequest, seeds_for
@@ -88,15 +88,19 @@ def generate(
         if any(job.error is None for job in jobs):
             report.start_stage("loading the model")
             requests_by_job = dict(zip(jobs, requests, strict=True))
-            run_job = partial(_run_job, load(), requests_by_job, report, overwrite)
+            run_job = partial(_run_job, load(), requests_by_job, report, FileOptions([], output, "", overwrite))
         run_jobs(jobs, run_job, report)
 
 
 def _run_job(
-    generator: "Generator", requests_by_job: "dict[Job, GenerateRequest]", report: "Report", overwrite: bool, job: "Job"
+    generator: "Generator",
+    requests_by_job: "dict[Job, GenerateRequest]",
+    report: "Report",
+    files: FileOptions,
+    job: "Job",
 ) -> "Outcome":
     request = requests_by_job[job]
-    outcome = process_image(generator, lambda request, _: request, request, report, overwrite, job)
+    outcome = process_image(generator, lambda request, _: request, request, report, files, job)
     return replace(outcome, prompt=str(request.prompt))
 
 

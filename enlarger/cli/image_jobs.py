@@ -44,6 +44,7 @@ class FileOptions:
     overwrite: bool = False
     recursive: bool = False
     json_lines: bool = False
+    salvage: bool = False  # take the rows that are there of pictures cut short
 
     def plan(self, count: int) -> "Plan":
         """A job per input, with `count` files to write."""
@@ -80,7 +81,8 @@ def process_images(
         run_job = None
         if any(job.error is None for job in jobs):
             report.start_stage(first_stage)
-            run_job = partial(process_image, load(), request_for or _with_input_image, request, report, files.overwrite)
+            to_request = request_for or _with_input_image
+            run_job = partial(process_image, load(), to_request, request, report, files)
         run_jobs(jobs, run_job, report)
 
 
@@ -89,28 +91,41 @@ def process_image(
     request_for: Callable[[Request, "Job"], Request],
     request: Request,
     report: "Report",
-    overwrite: bool,
+    files: FileOptions,
     job: "Job",
 ) -> "Outcome":
     """Do one job and write its files."""
     from enlarger.cli.report import Outcome
 
     started = time.monotonic()
-    result = task(request_for(request, job), watch=report.start_file(job.input.name))
+    watch = report.start_file(job.input.name)
+    request, notes = request_for(request, job), ()
+    if files.salvage:
+        request, notes = _salvage(request, job)
+    result = task(request, watch=watch)
     return Outcome(
         job.input,
-        save_all(job, result.images, report, overwrite),
+        save_all(job, result.images, report, files.overwrite),
         result.images[0].size,
         round(time.monotonic() - started, 3),
         result.seeds[0],
         result.model,
         result.consistency,
-        result.notes,
+        notes + result.notes,
     )
 
 
 def _with_input_image(request: Request, job: "Job") -> Request:
     return replace(request, image=job.input)
+
+
+def _salvage(request: Request, job: "Job") -> tuple[Request, tuple[str, ...]]:
+    """The request for a job, of what is there of its picture, and what is to be said of that."""
+    from enlarger.image.decode import salvage
+
+    notes: list[str] = []
+    rows = salvage(job.input, notes)
+    return (request, ()) if rows is None else (replace(request, image=rows), tuple(notes))
 
 
 def run_jobs(jobs: Sequence["Job"], run_job: RunJob | None, report: "Report") -> list["Outcome"]:

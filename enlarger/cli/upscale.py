@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enlarger.cli.image_jobs import FileOptions, Inputs, Offload, make_request, process_images
-from enlarger.cli.options import Device, JsonLines, Model, Options, Overwrite, Precision, Recursive, request_options
+from enlarger.cli.options import (
+    Device,
+    JsonLines,
+    Model,
+    Options,
+    Overwrite,
+    Precision,
+    Recursive,
+    Salvage,
+    request_options,
+)
 from enlarger.cli.remote import Key, Server, check_no_local_options, remote_upscaler
 from enlarger.requests import UpscaleRequest
 
@@ -35,6 +45,7 @@ def upscale(
     offload: Offload = "none",
     overwrite: Overwrite = False,
     recursive: Recursive = False,
+    salvage: Salvage = False,
     json_lines: JsonLines = False,
     server: Server = None,
     key: Key = None,
@@ -51,7 +62,7 @@ def upscale(
         return load_upscaler(model, device, precision, offload)
 
     request = make_request(UpscaleRequest, image=None, **options)
-    files = FileOptions(inputs, output, f"x{request.by:g}", overwrite, recursive, json_lines)
+    files = FileOptions(inputs, output, f"x{request.by:g}", overwrite, recursive, json_lines, salvage)
     if server is None:
         process_images(files, request, load)
         return

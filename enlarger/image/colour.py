@@ -2,10 +2,12 @@
 
 import io
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageCms
+
+from enlarger.errors import InputError
 
 
 def to_srgb(image: Image.Image, notes: list[str]) -> tuple[Image.Image, bytes | None]:
@@ -59,6 +61,28 @@ def _convert_from_profile(image: Image.Image, notes: list[str]) -> tuple[Image.I
         return image, None
     notes.append(f"converted to sRGB from the profile {ImageCms.getProfileDescription(profile).strip()!r}")
     return converted, srgb_profile()
+
+
+def to_unit_grey(image: Image.Image, name: str, notes: list[str]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Grey (H, W) of a mode of more than 8 bits in 0..1; values beyond what it may hold are scaled, with a note.
+
+    Mode F is expected in 0..1, the modes I in 0..65535. Raises InputError for a picture without a single number.
+    """
+    max_value = 1 if image.mode == "F" else 65535
+    values = np.array(image if image.mode == "F" else image.convert("I"), np.float64) / max_value
+    is_number = np.isfinite(values)
+    if not is_number.any():
+        raise InputError(f"{name}: found NaN or infinity in every pixel, expected numbers; save it anew")
+    low, high = float(values[is_number].min()), float(values[is_number].max())
+    if not is_number.all():
+        notes.append(f"{int((~is_number).sum())} pixels are no numbers: taken as the lowest level")
+        values = np.where(is_number, values, low)
+    if low < -1e-3 or high > 1 + 1e-3:
+        found = f"values from {low * max_value:g} to {high * max_value:g}"
+        notes.append(f"{found}, expected 0 to {max_value}: scaled to that")
+        low = min(low, 0)
+        values = (values - low) / max(high - low, 1e-3)
+    return values.clip(0, 1)
 
 
 def _is_identity(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:

@@ -7,11 +7,18 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from enlarger.errors import InputError
+from enlarger.image.damage import (
+    PNG_SIGNATURE,
+    complete_jpeg,
+    rows_of_truncated,
+    without_broken_chunks,
+)
+from enlarger.image.other_kinds import HEAD_BYTES, OtherKind, other_kind
 
 AVIF_FORMATS = {".avif": "AVIF"} if features.check("avif") else {}  # a part of newer Pillows only
 READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *AVIF_FORMATS.values())
@@ -19,6 +26,7 @@ PIXEL_LIMIT = 89_478_485  # Pillow's own warning level
 TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323  # the TIFF tags
 MAX_SMALL_TILE = 1 << 22  # pixels of a tile that any TIFF may have
 EXIF_ORIENTATION = 0x0112  # the EXIF tag
+BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # TIFF tags
 ORIENTATION_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -71,11 +79,37 @@ def open_upright(source: str | Path | Image.Image, *, limit: int = PIXEL_LIMIT) 
         return decode_image(image, name, limit, []).copy()
 
 
+def salvage(path: str | Path, notes: list[str], *, limit: int = PIXEL_LIMIT) -> Image.Image | None:
+    """The rows that are there of a file that is cut short, upright; None for a file that is whole.
+
+    Raises InputError as `read_picture` does, also for a file of which no row is there.
+    """
+    with open_image(path) as (image, name):
+        try:
+            decode_image(image, name, limit, [])
+        except UnreadableImage as error:
+            if error.reason != "damaged" or not (rows := _rows_of_truncated(image)):
+                raise
+        else:
+            return None
+        notes.append(f"the file is cut short: {rows.height} of {image.height} rows are there, the others are left out")
+        rows.info |= image.info
+        return _apply_orientation(rows, notes)
+
+
+def _rows_of_truncated(image: Image.Image) -> Image.Image | None:
+    with suppress(Exception):  # decoders raise anything on damaged files
+        return rows_of_truncated(image, _content(image))
+    return None
+
+
 @contextmanager
-def open_image(source: str | Path | Image.Image, name: str | None = None) -> Generator[tuple[Image.Image, str]]:
+def open_image(
+    source: str | Path | Image.Image, name: str | None = None, notes: list[str] | None = None
+) -> Generator[tuple[Image.Image, str]]:
     """A picture with its header read, and its name, for the length of the block.
 
-    Errors call the picture `name`, by default its path. Raises Unreadable.
+    Errors call the picture `name`, by default its path; `notes` gets what was left out. Raises Unreadable.
     """
     if isinstance(source, Image.Image):
         with _without_pillow_warnings():
@@ -87,7 +121,14 @@ def open_image(source: str | Path | Image.Image, name: str | None = None) -> Gen
         if not first_bytes:
             raise UnreadableImage(f"{name}: the file is empty (0 bytes); copy or download it again", "empty")
         stream.seek(0)
-        yield _read_header(stream, first_bytes, name), name
+        is_png, profile, read_from = first_bytes.startswith(PNG_SIGNATURE), None, stream
+        if is_png:
+            read_from, profile = without_broken_chunks(stream, [] if notes is None else notes)
+            read_from.seek(0)
+        image = _read_header(read_from, first_bytes, name)
+        if profile is not None:
+            image.info["icc_profile"] = profile
+        yield image, name
 
 
 def _open_stream(path: Path, name: str) -> io.BufferedReader:
@@ -105,7 +146,7 @@ def _open_stream(path: Path, name: str) -> io.BufferedReader:
         raise UnreadableImage(text, "missing") from None
 
 
-def _read_header(stream: io.BufferedReader, first_bytes: bytes, name: str) -> Image.Image:
+def _read_header(stream: BinaryIO, first_bytes: bytes, name: str) -> Image.Image:
     """Read a file's header only."""
     format_name = next((kind for magic, kind in MAGIC_BYTES.items() if first_bytes.startswith(magic)), None)
     try:
@@ -114,14 +155,39 @@ def _read_header(stream: io.BufferedReader, first_bytes: bytes, name: str) -> Im
         pixels, limit = (int(number) for number in re.findall(r"\d+", str(error))[:2])
         raise too_large_error(name, pixels, limit) from None
     except UnidentifiedImageError:
+        if format_name == "TIFF" and (samples := _tiff_samples(stream)) is not None:
+            text = f"{name}: is a TIFF of {samples}, which is not read; save it with 8 or 16 bits for each channel"
+            raise UnreadableImage(text, "unknown") from None
         if format_name is not None:
             raise UnreadableImage(
                 f"{name}: the {format_name} header is damaged or cut short; copy or download it again"
             ) from None
-        text = f"{name}: is not a picture, expected one of {', '.join(READABLE_FORMATS)}; convert it first"
-        raise UnreadableImage(text, "unknown") from None
+        raise unknown_kind_error(stream, name) from None
     except Exception as error:  # decoders raise anything on damaged files
         raise decode_error(name, error) from error
+
+
+def unknown_kind_error(stream: BinaryIO, name: str) -> UnreadableImage:
+    """The error of a file that none of the readers takes, with the name of its kind where that is known."""
+    stream.seek(0)
+    head = stream.read(HEAD_BYTES)
+    stream.seek(max(stream.seek(0, io.SEEK_END) - HEAD_BYTES, 0))
+    kind = other_kind(head, stream.read(), avif_is_read=bool(AVIF_FORMATS)) or OtherKind("not a picture")
+    text = f"{name}: is {kind.name}, expected one of {', '.join(READABLE_FORMATS)}; {kind.way_out}"
+    return UnreadableImage(text, "unknown")
+
+
+def _tiff_samples(stream: BinaryIO) -> str | None:
+    """What the pixels of a TIFF are made of; None where its tags cannot be read."""
+    with suppress(Exception):  # whatever a damaged file makes of them
+        stream.seek(0)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(stream.read(8))
+        stream.seek(tags.next)
+        tags.load(stream)
+        bits, sample_format = tags[BITS_PER_SAMPLE], tags.get(SAMPLE_FORMAT, (1,))[0]
+        kind = {1: "whole", 2: "signed", 3: "floating-point"}[sample_format]
+        return f"{len(bits)} {kind} numbers of {bits[0]} bits for each pixel"
+    return None
 
 
 def too_large_error(name: str, pixels: int, limit: int) -> UnreadableImage:
@@ -154,8 +220,7 @@ def decode_image(image: Image.Image, name: str, limit: int, notes: list[str]) ->
     try:
         if not image.mode.startswith("I") and re.search(";16[BLN]", str(getattr(image, "tile", ""))):
             notes.append("16-bit colour: read as 8-bit")
-        image.load()
-        return _apply_orientation(image, notes)
+        return _apply_orientation(_load(image, notes), notes)
     except Exception as error:  # decoders raise anything on damaged files
         raise decode_error(name, error) from error
 
@@ -168,6 +233,28 @@ def _check_tiles(image: Image.Image, name: str) -> None:
     if is_tiled and width * height > max(MAX_SMALL_TILE, 4 * image.width * image.height):
         found = f"has tiles of {width} x {height} pixels for a picture of {image.width} x {image.height}"
         raise UnreadableImage(f"{name}: {found}; save it anew with another program")
+
+
+def _load(image: Image.Image, notes: list[str]) -> Image.Image:
+    """The image with its pixels, also of a JPEG that lacks nothing but the mark at its end."""
+    try:
+        image.load()
+        return image
+    except OSError:
+        if image.format not in ("JPEG", "MPO") or (whole := complete_jpeg(image, _content(image))) is None:
+            raise
+    notes.append("the mark at the end of the JPEG is missing; all its pixels are there")
+    whole.info |= image.info
+    return whole
+
+
+def _content(image: Image.Image) -> bytes:
+    """The bytes of the file that an image is read from."""
+    stream: BinaryIO | None = getattr(image, "fp", None)
+    if stream is None:
+        return b""
+    stream.seek(0)
+    return stream.read()
 
 
 def _apply_orientation(image: Image.Image, notes: list[str]) -> Image.Image:

@@ -21,15 +21,15 @@ FORMAT_MODES: dict[str, frozenset[str]] = {  # what each format holds without lo
 }
 SUFFIXES = {
     ".png": "PNG",
-    ".apng": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
     ".webp": "WEBP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
     ".bmp": "BMP",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".apng": "PNG",
     **AVIF_FORMATS,
 }
 

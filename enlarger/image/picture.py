@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.errors import InputError, NonFinite
-from enlarger.image.colour import to_srgb
+from enlarger.image.colour import to_srgb, to_unit_grey
 from enlarger.image.decode import (
     PIXEL_LIMIT,
     check_size,
@@ -78,8 +78,9 @@ def read_picture(source: PictureSource, *, limit: int = PIXEL_LIMIT) -> Picture:
     `PIL.Image.MAX_IMAGE_PIXELS`, holds as well).
     """
     if isinstance(source, (str, Path, Image.Image)):
-        with open_image(source) as (image, name):
-            return _from_pil(image, name, limit)
+        notes: list[str] = []
+        with open_image(source, notes=notes) as (image, name):
+            return _from_pil(image, name, limit, notes)
     if isinstance(source, np.ndarray):
         return _from_array(source, limit)
     if isinstance(source, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
@@ -94,8 +95,7 @@ def list_pictures(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
-def _from_pil(image: Image.Image, name: str, limit: int) -> Picture:
-    notes: list[str] = []
+def _from_pil(image: Image.Image, name: str, limit: int, notes: list[str]) -> Picture:
     image = decode_image(image, name, limit, notes)
     try:
         if image.mode == "F" or image.mode.startswith("I"):
@@ -116,11 +116,7 @@ def _read_grey16(image: Image.Image, name: str, notes: list[str]) -> Tensor:
         notes.append("the colour profile is not applied to 16-bit grey: taken as sRGB")
     if image.info.get("transparency") is not None:
         notes.append("the transparent level of 16-bit grey is left out")
-    max_value = 1 if image.mode == "F" else 65535
-    values = np.array(image if image.mode == "F" else image.convert("I"))
-    return _check_range(
-        torch.from_numpy(values)[..., None].float() / max_value, name, f"mode {image.mode} in 0..{max_value}", max_value
-    )
+    return torch.from_numpy(to_unit_grey(image, name, notes))[..., None].float()
 
 
 def _check_range(values: Tensor, name: str, expected: str, scale: float = 1, low: float = 0) -> Tensor:

@@ -106,3 +106,14 @@ def test_names_are_shown_and_not_obeyed(call: Any, name: str, shown: str) -> Non
     for arguments in (("inspect", f"{name}.no"), ("convert", f"{name}.no", "b.safetensors"), ("upscale", "--by", name)):
         status, out, err = call(*arguments)
         assert status != 0 and not any(code in out + err for code in ("\x1b[31m", "\x07", "\x9b", "\u202e", "two\nl"))
+
+
+def test_what_is_there_of_a_picture_cut_short_is_enlarged_when_asked(call: Any) -> None:
+    whole = photo("whole.png", 40, 90).read_bytes()
+    Path("a.png").write_bytes(whole[: len(whole) * 2 // 3])
+    status, out, err = call("upscale", "a.png", "whole.png")
+    assert (status, out) == (1, "whole-x2.png\n") and "a.png: the file is cut short; copy or download it again" in err
+    status, out, err = call("upscale", "a.png", "whole.png", "--salvage", "-o", "out")
+    rows = size("out/a-x2.png")[1] // 2
+    assert status == 0 and 20 < rows < 90 and size("out/whole-x2.png") == (80, 180)
+    assert f"a.png: note: the file is cut short: {rows} of 90 rows are there, the others are left out\n" in err

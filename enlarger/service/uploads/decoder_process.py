@@ -22,7 +22,7 @@ from PIL import AvifImagePlugin, Image, PngImagePlugin
 
 from enlarger.errors import InputError
 from enlarger.image.atomic_write import atomic_write
-from enlarger.image.colour import srgb_profile, to_srgb
+from enlarger.image.colour import srgb_profile, to_srgb, to_unit_grey
 from enlarger.image.decode import (
     READABLE_FORMATS,
     UnreadableImage,
@@ -32,6 +32,7 @@ from enlarger.image.decode import (
     one_line,
     open_image,
 )
+from enlarger.image.other_kinds import HEAD_BYTES, other_kind
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.uploads import sandbox
 from enlarger.service.uploads.masks import Fit, apply_fit, mask_from_alpha, read_mask, resize_mask
@@ -52,28 +53,8 @@ ERROR_CODES: dict[UnreadableReason, str] = {
     "small": "image_too_small",
     "large": "image_too_large",
 }
-UNSUPPORTED_MAGIC = {  # what files start with that are known, and that are not read
-    b"%PDF": "a PDF",
-    b"%!PS": "a PostScript file",
-    b"\xc5\xd0\xd3\xc6": "an EPS file",
-    b"8BPS": "a Photoshop file",
-    b"SIMPLE  =": "a FITS file",
-    b"<svg": "an SVG drawing",
-    b"<?xml": "an XML file",
-    b"<!doctype html": "an HTML page",
-    b"<html": "an HTML page",
-    b"PK\x03\x04": "a ZIP archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"\0\0\1\0": "an icon file",
-    b"\xff\x0a": "a JPEG XL file",
-    b"\0\0\0\x0cJXL ": "a JPEG XL file",
-    b"\0\0\0\x0cjP  ": "a JPEG 2000 file",
-    b"\x76\x2f\x31\x01": "an OpenEXR file",
-}
-FTYP_BRANDS = {b"heic": "a HEIC photo", b"heix": "a HEIC photo", b"mif1": "a HEIF photo", b"avif": "an AVIF picture"}
 MAX_PNG_CHUNKS = 1000  # of a PNG, those with pixels not counted
 MAX_TEXT_BYTES = 4 << 20  # bytes of text in a PNG, unpacked
-MAGIC_BYTES = 64  # bytes that say what a file is
 MAX_PROFILE_BYTES = 1 << 20  # bytes of a colour profile that Pillow reads back from a PNG
 CONVERTED_MODES = ("CMYK", "LAB", "YCbCr", "HSV")  # modes that a PNG does not hold
 REPLY_FD = 3  # of a picture's process: where its reply goes
@@ -127,7 +108,7 @@ def decode(request: DecodeRequest, memory: MemoryLimit | None = None) -> Decoded
     """Do what one request asks. Raises ProblemError and InputError."""
     source, param, notes = Path(request.source), request.param, list[str]()
     _check_magic(source, param, request.max_pixels)
-    with open_image(source, param) as (image, _):
+    with open_image(source, param, notes) as (image, _):
         check_size(param, *image.size, request.max_pixels)
         if memory is not None:
             memory.allow(request, image)
@@ -185,19 +166,12 @@ def _is_high_bit_depth(image: Image.Image) -> bool:
 
 
 def _to_16_bit(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
-    """Grey of more than 8 bits as I;16. Raises ProblemError for values outside of what its mode may hold."""
+    """Grey of more than 8 bits as I;16; values outside of what its mode may hold are scaled."""
     if image.info.get("transparency") is not None:
         notes.append("the transparent level of 16-bit grey is left out")
-    max_value = 1 if image.mode == "F" else 65535
-    values = np.asarray(image if image.mode == "F" else image.convert("I"))
-    low, high = float(values.min()) / max_value, float(values.max()) / max_value
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
-        found = f"found values from {low * max_value:g} to {high * max_value:g}"
-        text = f"{name}: {found}, expected 0..{max_value} in mode {image.mode}"
-        raise problem_error(400, "invalid_image_mode", f"{text}; scale or clip the values first", name)
     if image.mode == "F":
         notes.append("floating-point grey: kept with 16 bits")
-    return Image.fromarray((values.astype(np.float64) * (65535 / max_value)).round().clip(0, 65535).astype(np.uint16))
+    return Image.fromarray((to_unit_grey(image, name, notes) * 65535).round().astype(np.uint16))
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -225,12 +199,12 @@ def _write_png(png: PngImage, out: Path) -> None:
 def _check_magic(source: Path, name: str, max_pixels: int) -> None:
     """Refuse from a file's first bytes what Pillow would refuse later, or with less to say."""
     with source.open("rb") as stream:
-        header = stream.read(MAGIC_BYTES)
+        header = stream.read(HEAD_BYTES)
         if header.startswith(b"\x89PNG\r\n\x1a\n"):
             _check_chunks(stream, name)
-    kind = _unsupported_kind(header)
+    kind = other_kind(header, avif_is_read="AVIF" in READABLE_FORMATS)
     if kind is not None:
-        text = f"{name}: is {kind}, expected one of {', '.join(READABLE_FORMATS)}; convert it first"
+        text = f"{name}: is {kind.name}, expected one of {', '.join(READABLE_FORMATS)}; {kind.way_out}"
         raise problem_error(400, "unsupported_image_media_type", text, name)
     if header[:4] == b"RIFF" and header[8:16] == b"WEBPVP8X" and len(header) >= 30:  # Pillow would make its canvas
         width, height = (int.from_bytes(header[k : k + 3], "little") + 1 for k in (24, 27))
@@ -249,15 +223,6 @@ def _check_chunks(stream: BinaryIO, name: str) -> None:
         count += chunk_header[4:] not in (b"IDAT", b"fdAT", b"fcTL")
     text = f"{name}: has more than {MAX_PNG_CHUNKS:,} pieces of metadata; save it anew with another program"
     raise problem_error(400, "image_parse_error", text, name)
-
-
-def _unsupported_kind(header: bytes) -> str | None:
-    text = header.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if header[4:8] == b"ftyp" and header[8:12] in FTYP_BRANDS:
-        kind = FTYP_BRANDS[header[8:12]]
-        return None if "AVIF" in kind and "AVIF" in READABLE_FORMATS else kind
-    kinds = (kind for magic, kind in UNSUPPORTED_MAGIC.items() if header.startswith(magic) or text.startswith(magic))
-    return next(kinds, None)
 
 
 def problem_from_decoding(error: Exception, name: str) -> Problem:

@@ -1,0 +1,141 @@
+"""Damage of picture files that leaves their pixels whole, and what is there of files cut short. Without torch."""
+
+import io
+import struct
+import zlib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageFile, PngImagePlugin
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+PIXEL_CHUNKS = (b"tRNS", b"fdAT", b"fcTL")  # ancillary by name, but a part of what is seen
+LEAST_BYTES = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"acTL": 8}
+MAX_TEXT_BYTES = PngImagePlugin.MAX_TEXT_CHUNK  # of one text, unpacked
+MAX_TEXTS_BYTES = PngImagePlugin.MAX_TEXT_MEMORY // 2  # of all
+MAX_PROFILE_BYTES = 16 << 20
+JPEG_END = b"\xff\xd9"
+JPEG_SCAN = b"\xff\xda"  # where coded pixels begin
+JPEG_FILLS = (b"", b"\x55\xaa" * 64)  # what stands where the last bytes may be missing
+
+
+def without_broken_chunks(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO, bytes | None]:
+    """A PNG's bytes without the chunks beside the pixels that its reader stumbles over, and a profile too large for it.
+
+    The stream itself where there are none.
+    """
+    broken: list[tuple[int, int]] = []
+    profile: bytes | None = None
+    text_bytes = 0
+    for start, kind, body, checksum in _ancillary_chunks(stream):
+        reason = _fault(kind, body, checksum)
+        if reason is None and kind in TEXT_CHUNKS:
+            size = _unpacked_size(kind, body)
+            text_bytes += size
+            reason = f"text of over {size >> 20} MiB" if size > MAX_TEXT_BYTES or text_bytes > MAX_TEXTS_BYTES else None
+        if reason is None and kind == b"iCCP":
+            unpacked = _inflate(body.partition(b"\0")[2][1:], MAX_PROFILE_BYTES + 1)
+            profile = unpacked if MAX_TEXT_BYTES < len(unpacked) <= MAX_PROFILE_BYTES else None
+            reason = "a profile of over 1 MiB" if len(unpacked) > MAX_TEXT_BYTES else None
+        if reason is None:
+            continue
+        note = f"{kind.decode('ascii', 'replace')}, data beside the pixels, left out: {reason}"
+        if note not in notes and (profile is None or kind != b"iCCP"):
+            notes.append(note)
+        broken.append((start, start + 12 + len(body)))
+    if not broken:
+        return stream, None
+    stream.seek(0)
+    data, kept, position = stream.read(), b"", 0
+    for start, end in broken:
+        kept, position = kept + data[position:start], end
+    return io.BytesIO(kept + data[position:]), profile
+
+
+def _ancillary_chunks(stream: BinaryIO) -> Iterator[tuple[int, bytes, bytes, bytes]]:
+    """Where each chunk that a reader may do without begins, its name, its content and checksum."""
+    stream.seek(len(PNG_SIGNATURE))
+    while len(head := stream.read(8)) == 8 and head[4:].isalpha():
+        start, length, kind = stream.tell() - 8, *struct.unpack(">I4s", head)
+        if not kind[0] & 0x20 or kind in PIXEL_CHUNKS:
+            stream.seek(length + 4, io.SEEK_CUR)
+            continue
+        body = stream.read(length + 4)
+        if len(body) < length + 4:
+            return
+        yield start, kind, body[:-4], body[-4:]
+
+
+def _fault(kind: bytes, body: bytes, checksum: bytes) -> str | None:
+    if zlib.crc32(kind + body).to_bytes(4) != checksum:
+        return "its checksum is wrong"
+    return "it is too short" if len(body) < LEAST_BYTES.get(kind, 0) else None
+
+
+def _unpacked_size(kind: bytes, body: bytes) -> int:
+    """The bytes of a text chunk as its reader unpacks it, counted up to a little over what is read."""
+    _, _, rest = body.partition(b"\0")
+    if kind == b"iTXt":
+        is_packed, texts = rest[:1] == b"\1", rest[2:].split(b"\0", 2)
+        rest = b"\0" + texts[-1] if is_packed else b""
+    if kind == b"tEXt" or not rest:
+        return min(len(body), MAX_TEXT_BYTES)
+    return len(_inflate(rest[1:], MAX_TEXT_BYTES + 1))
+
+
+def _inflate(data: bytes, most: int) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(data, most)
+    except zlib.error:
+        return b""
+
+
+def complete_jpeg(image: Image.Image, data: bytes) -> Image.Image | None:
+    """A JPEG that ends before its end marker, decoded, if all its pixels are there; else None.
+
+    Where nothing is missing, bytes put after the last ones change no pixel.
+    """
+    if data.rfind(JPEG_END) > data.rfind(JPEG_SCAN):
+        return None
+    first, second = (_load(data.rstrip(b"\xff") + fill + JPEG_END) for fill in JPEG_FILLS)
+    return first if first.size == image.size and first.tobytes() == second.tobytes() else None
+
+
+def rows_of_truncated(image: Image.Image, data: bytes) -> Image.Image | None:
+    """The rows that are there of a file cut short, from the top or the bottom as it is written; None if there are none.
+
+    It is decoded over two grounds: rows that do not show them were decoded. Nothing else may load pictures meanwhile.
+    """
+    if image.format == "JPEG":
+        grounds = [_load(data + fill + JPEG_END) for fill in JPEG_FILLS]
+    else:
+        with _truncated_allowed():
+            grounds = [_load(data, ground) for ground in (0, 1)]
+    first, second = (np.asarray(ground) for ground in grounds)
+    is_same = (first == second).reshape(first.shape[0], -1).all(axis=1)
+    if bool(is_same[0]):
+        first_row, end = 0, len(is_same) if bool(is_same.all()) else int(is_same.argmin())
+    else:
+        first_row, end = len(is_same) - int(is_same[::-1].argmin()), len(is_same)
+    return grounds[0].crop((0, first_row, image.width, end)) if end > first_row else None
+
+
+def _load(data: bytes, ground: int | None = None) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    if ground is not None:
+        channels = len(image.getbands())
+        image.im = Image.new(image.mode, image.size, ground if channels == 1 else (ground,) * channels).im
+    image.load()
+    return image
+
+
+@contextmanager
+def _truncated_allowed() -> Generator[None]:
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before

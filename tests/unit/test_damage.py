@@ -1,0 +1,155 @@
+"""Pictures that are damaged beside their pixels, cut short, or of a kind that is not read."""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from enlarger.errors import InputError
+from enlarger.image.damage import PNG_SIGNATURE
+from enlarger.image.decode import salvage
+from enlarger.image.picture import read_picture, to_pil
+from tests.support.pictures import gamma_profile, texture
+
+PHOTO = Image.fromarray(texture(64, 48))
+Chunk = tuple[bytes, bytes, bytes | None]  # kind, content, checksum if it is not the right one
+
+
+def encoded(kind: str, image: Image.Image = PHOTO, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def chunks(png: bytes) -> list[Chunk]:
+    found: list[Chunk] = []
+    position = len(PNG_SIGNATURE)
+    while position < len(png):
+        (length,) = struct.unpack(">I", png[position : position + 4])
+        found.append((png[position + 4 : position + 8], png[position + 8 : position + 8 + length], None))
+        position += length + 12
+    return found
+
+
+def join(pieces: Iterable[Chunk]) -> bytes:
+    return PNG_SIGNATURE + b"".join(
+        struct.pack(">I", len(body)) + kind + body + (checksum or zlib.crc32(kind + body).to_bytes(4))
+        for kind, body, checksum in pieces
+    )
+
+
+def png_with(*added: Chunk) -> bytes:
+    first, *rest = chunks(encoded("PNG"))
+    return join([first, *added, *rest])
+
+
+TEXT = zlib.compress(b"x" * (3 << 20))
+WHOLE = {
+    "a checksum in text": (png_with((b"tEXt", b"a\0b", b"????")), "tEXt, data beside the pixels, left out: its check"),
+    "a checksum in gAMA": (png_with((b"gAMA", struct.pack(">I", 9), b"????")), "gAMA, data beside the pixels"),
+    "a workflow": (
+        png_with((b"zTXt", b"a\0\0" + TEXT, None)),
+        "zTXt, data beside the pixels, left out: text of over 3",
+    ),
+    "a workflow in UTF-8": (png_with((b"iTXt", b"a\0\1\0\0\0" + TEXT, None)), "iTXt, data beside the pixels, left"),
+    "much text": (png_with(*[(b"tEXt", b"a\0" + bytes(1 << 20), None)] * 40), "tEXt, data beside the pixels, left out"),
+    "a short resolution": (png_with((b"pHYs", b"\0", None)), "pHYs, data beside the pixels, left out: it is too short"),
+    "a large profile that is none": (png_with((b"iCCP", b"a\0\0" + TEXT, None)), "colour profile cannot be used"),
+    "no end of a PNG": (join(chunks(encoded("PNG"))[:-1]), ""),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_damage_beside_the_pixels_is_a_note(name: str, tmp_path: Path) -> None:
+    data, note = WHOLE[name]
+    (tmp_path / "a.png").write_bytes(data)
+    picture = read_picture(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(to_pil(picture)), np.asarray(PHOTO))
+    assert note.replace("over 3", "over 1") in "; ".join(picture.notes) and len(picture.notes) <= 1
+
+
+def test_a_profile_of_more_than_a_mebibyte_is_used(tmp_path: Path) -> None:
+    small = gamma_profile()
+    large = struct.pack(">I", 3 << 20) + small[4:] + bytes((3 << 20) - len(small))
+    PHOTO.save(tmp_path / "small.png", icc_profile=small)
+    (tmp_path / "large.png").write_bytes(png_with((b"iCCP", b"a\0\0" + zlib.compress(large), None)))
+    assert read_picture(tmp_path / "large.png").colour.equal(read_picture(tmp_path / "small.png").colour)
+
+
+@pytest.mark.parametrize(
+    "options", [{"quality": 95}, {"quality": 30, "progressive": True}, {"quality": 80, "subsampling": 2}]
+)
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_jpeg_without_its_end_has_all_its_pixels(options: dict[str, int], cut: int, tmp_path: Path) -> None:
+    data = encoded("JPEG", **options)
+    (tmp_path / "whole.jpg").write_bytes(data), (tmp_path / "a.jpg").write_bytes(data[:-cut])
+    picture = read_picture(tmp_path / "a.jpg")
+    assert picture.colour.equal(read_picture(tmp_path / "whole.jpg").colour)
+    assert set(picture.notes) <= {"the mark at the end of the JPEG is missing; all its pixels are there"}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
+@pytest.mark.parametrize("share", [0.97, 0.6])
+def test_rows_that_are_there_are_taken_only_when_asked(kind: str, share: float, tmp_path: Path) -> None:
+    photo = Image.fromarray(texture(64, 200))
+    data, path, notes = encoded(kind, photo, **{"quality": 99} if kind == "JPEG" else {}), tmp_path / "a", list[str]()
+    whole = np.asarray(Image.open(io.BytesIO(data)))
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(InputError, match=r"a: the file is cut short; copy or download it again"):
+        read_picture(path)
+    rows = salvage(path, notes)
+    assert rows is not None and rows.width == 64 and 200 * share - 40 <= rows.height < 200
+    expected = whole[-rows.height :] if kind == "BMP" else whole[: rows.height]  # a BMP is written from the bottom
+    assert np.array_equal(np.asarray(rows), expected)
+    assert notes == [f"the file is cut short: {rows.height} of 200 rows are there, the others are left out"]
+
+
+def test_nothing_is_salvaged_of_what_is_whole_or_nothing(tmp_path: Path) -> None:
+    PHOTO.save(tmp_path / "whole.png"), (tmp_path / "none.webp").write_bytes(encoded("WEBP")[:90])
+    assert salvage(tmp_path / "whole.png", []) is None
+    with pytest.raises(InputError, match=r"none\.webp: "):
+        salvage(tmp_path / "none.webp", [])
+
+
+OTHERS = {
+    "HEIC": (b"\0\0\0\x18ftypheic", "is a HEIC photo, expected one of PNG, .*heif-convert"),
+    "JXL": (b"\xff\x0a\xfa\x7f", "is a JPEG XL file.*`djxl"),
+    "JXL in a box": (b"\0\0\0\x0cJXL \r\n\x87\n", "is a JPEG XL file"),
+    "TGA": (encoded("TGA"), "is a TGA file.*`magick in.tga"),
+    "TGA with RLE": (encoded("TGA", rle=True), "is a TGA file"),
+    "DDS": (encoded("DDS"), "is a DDS texture"),
+    "PPM": (encoded("PPM"), "is a PPM, PGM, PBM or PFM file"),
+    "PSD": (b"8BPS\0\1", "is a Photoshop file"),
+    "JP2": (b"\0\0\0\x0cjP  \r\n\x87\n", "is a JPEG 2000 file"),
+    "ICO": (encoded("ICO"), "is an icon file"),
+    "SVG": (b'<?xml version="1.0"?>\n<svg width="9"/>', "is an SVG drawing.*rsvg-convert"),
+    "HTML": (b"\n<!DOCTYPE html><html>", "is an HTML page.*download the picture itself"),
+    "LFS": (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer.*git lfs pull"),
+    "MP4": (b"\0\0\0\x20ftypisom", "is a film"),
+    "QOI": (b"qoif\0\0\0\1", "is a QOI file"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_kind_that_is_not_read_is_named_with_a_way_out(name: str, tmp_path: Path) -> None:
+    data, words = OTHERS[name]
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(InputError, match=rf"/a: {words}"):
+        read_picture(tmp_path / "a")
+
+
+def test_a_tiff_that_is_not_read_says_what_it_is_made_of(tmp_path: Path) -> None:
+    entries = [(256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 140)]
+    entries += [(277, 3, 1, 3), (279, 4, 1, 96), (339, 3, 3, 128)]
+    table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + bytes(4)
+    (tmp_path / "a.tif").write_bytes(head + struct.pack("<6H", 64, 64, 64, 3, 3, 3) + bytes(6 + 192))
+    with pytest.raises(
+        InputError, match=r"is a TIFF of 3 floating-point numbers of 64 bits .*save it with 8 or 16 bits"
+    ):
+        read_picture(tmp_path / "a.tif")
