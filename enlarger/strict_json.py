@@ -68,4 +68,4 @@ def short_repr(value: Any) -> str:
 
 def printable_name(name: str) -> str:
     """A name out of a file as it is, where it is an ordinary one, else as `short_repr`."""
-    return name if name.isidentifier() and len(name) < MAX_SHOWN_LENGTH else short_repr(name)
+    return name if name.replace(".", "_").isidentifier() and len(name) < MAX_SHOWN_LENGTH else short_repr(name)

@@ -16,6 +16,11 @@ from enlarger.errors import CheckpointError, Unsupported, list_names
 LEGACY_ATTENTION_KEYS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 LEGACY_ATTENTION_PATTERN = re.compile(r"(\.mid_block\.attentions\.\d+\.)(query|key|value|proj_attn)(?=\.)")
 
+QUANTISED_KEY_ENDINGS = (  # of bitsandbytes, GPTQ and AWQ, quanto, torchao, and ComfyUI's scaled float8
+    ".absmax", ".quant_map", ".nested_absmax", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4",
+    ".SCB", ".weight_format", ".qweight", ".qzeros", ".g_idx", "._data", "._scale", ".scale_weight", ".weight_scale",
+    ".comfy_quant", ".scale_input", ".input_scale",
+)  # fmt: skip
 Shape = tuple[int, ...]
 KeyRename = Callable[[str], str | None]
 
@@ -54,11 +59,38 @@ def load_module(
     mismatch = state_dict_mismatch(shapes, {name: weights.shape(source) for name, source in source_keys.items()})
     if mismatch is not None:
         raise CheckpointError(f"{weights.path}: {mismatch}")
+    check_floating(weights, source_keys, module)
     tensors: dict[str, Tensor] = {name: weights.get_tensor(source, dtype) for name, source in source_keys.items()}
     module.load_state_dict(tensors, assign=True)
     held: Any = chain(module.named_parameters(), module.named_buffers())
     assert not any(tensor.is_meta for _, tensor in held), "a buffer that no file fills must be computed in forward"
     return module.eval().requires_grad_(False)
+
+
+def check_floating(weights: LazyTensors, source_keys: Mapping[str, str], module: nn.Module) -> None:
+    """Raises `CheckpointError` where weights are whole numbers, as programs that quantise leave them."""
+    expected = dict(module.named_parameters())
+    whole = [key for name, key in source_keys.items() if name in expected and not weights.dtype(key).is_floating_point]
+    if whole:
+        dtype = str(weights.dtype(whole[0])).removeprefix("torch.")
+        raise CheckpointError(quantised_message(weights.path, f"{len(whole)} weights are {dtype}: {list_names(whole)}"))
+
+
+def quantised_message(path: object, found: str) -> str:
+    """That a file is quantised, and what to do."""
+    return (
+        f"{path}: {found}; expected floating-point numbers. The file was quantised for another program: fetch the "
+        "same model in float16, bfloat16 or float32."
+    )
+
+
+def check_unquantised(weights: LazyTensors) -> None:
+    """Raises `CheckpointError` where what quantising programs store beside weights is there: scales, tables, zeros."""
+    marks = [name for name in weights.keys() if name.endswith(QUANTISED_KEY_ENDINGS)]
+    if marks:
+        raise CheckpointError(
+            quantised_message(weights.path, f"{len(marks)} tensors belong to quantised weights: {list_names(marks)}")
+        )
 
 
 def _source_keys(weights: LazyTensors, rename: KeyRename) -> dict[str, str]:

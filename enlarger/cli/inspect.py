@@ -43,6 +43,7 @@ def inspect(
 
 def _file(path: Path, allow_pickle: bool, verify: bool) -> Json:
     from enlarger.checkpoint.single_file.detect import detect
+    from enlarger.checkpoint.single_file.load import extra_keys
     from enlarger.checkpoint.tensors.open import open_checkpoint
 
     tensors = open_checkpoint(path, allow_pickle=allow_pickle)
@@ -57,6 +58,7 @@ def _file(path: Path, allow_pickle: bool, verify: bool) -> Json:
             "prediction": detected.prediction_type or "unknown: the weights do not say",
             "advice": detected.advice or None,
             "averaged": "an averaged copy of the UNet is there too" if detected.has_ema else None,
+            "extra": list(extra_keys(detected, tensors)) or None,
         }
     except CheckpointError as error:
         summary = {"holds": "nothing that is known here", "advice": str(error)}

@@ -15,13 +15,21 @@ log = logging.getLogger(__name__)
 NO_EFFECT = (  # of downloading, or how loading is always done
     "cache_dir", "token", "force_download", "local_files_only", "low_cpu_mem_usage", "use_safetensors", "revision",
     "proxies", "mirror", "resume_download", "use_auth_token", "offload_folder", "offload_state_dict", "max_memory",
-    "requires_safety_checker", "output_loading_info", "original_config", "disable_mmap", "provider",
+    "requires_safety_checker", "output_loading_info", "original_config", "disable_mmap", "provider", "user_agent",
+    "original_config_file", "config_files", "scheduler_type", "image_size", "num_in_channels", "upcast_attention",
+    "local_dir", "local_dir_use_symlinks", "return_cached_folder", "offload_buffers",
 )  # fmt: skip
 REFUSED = {
     "custom_pipeline": "pipelines of other people's code are not run; use the classes here",
     "trust_remote_code": "pipelines of other people's code are not run; use the classes here",
     "custom_revision": "pipelines of other people's code are not run; use the classes here",
     "quantization_config": "weights are not quantised here; use torch_dtype=torch.float16",
+    "load_safety_checker": "a single file holds none; pass one as safety_checker=",
+    "extract_ema": "use enlarger.checkpoint's read_single_file(ema=True), or convert the file",
+    "from_flax": "weights of flax are not read; use safetensors",
+    "use_flax": "weights of flax are not read; use safetensors",
+    "use_onnx": "networks of ONNX are not run; use safetensors",
+    "dduf_file": "files of DDUF are not read; use the model's folder",
 }
 SAID = ("force_download", "cache_dir", "proxies")  # that nothing is downloaded is worth a line
 
@@ -40,7 +48,7 @@ def read_options(dtype: Any, options: Mapping[str, Any]) -> Loading:
     for name, value in options.items():
         if name in REFUSED and value:
             raise Unsupported(f"{name} is not available: {REFUSED[name]}")
-        if name not in (*NO_EFFECT, *REFUSED, "device_map"):
+        if name not in (*NO_EFFECT, *REFUSED, "device_map") and value is not None:
             raise Unsupported(
                 f"from_pretrained has no {name}={value!r}; it takes parts, torch_dtype and variant by name"
             )

@@ -14,6 +14,7 @@ SigmaCurve = Literal["karras", "exponential"]
 TimestepGrid = Literal["fractional", "whole", "one_more"]
 """Where training times may lie: anywhere, at whole numbers, or as if for one step more, of which the last is left out
 (DPM-Solver++ and UniPC in diffusers)."""
+MAX_SHOWN_SIGMAS = 20  # in a message
 TimestepRounding = Literal["none", "nearest", "down"]
 
 
@@ -65,17 +66,18 @@ class NoiseSchedule:
         if not 1 <= steps <= self.num_train_timesteps:
             raise InputError(f"steps is {steps}, expected 1 to {self.num_train_timesteps}")
         points = steps + 1 if timestep_grid == "one_more" else steps
-        if timestep_spacing == "leading":
-            timesteps = (torch.arange(points, dtype=torch.float64) * (self.num_train_timesteps // points)).flip(
-                0
-            ) + steps_offset
+        if timestep_spacing == "leading":  # an offset may not lead past the last time
+            stride = self.num_train_timesteps // points if points <= self.num_train_timesteps else steps / points
+            timesteps = (torch.arange(points, dtype=torch.float64) * stride).flip(0)
+            timesteps += min(steps_offset, self.num_train_timesteps - 1 - float(timesteps[0]))
         elif timestep_spacing == "trailing":
             timesteps = (
                 self.num_train_timesteps - torch.arange(steps, dtype=torch.float64) * self.num_train_timesteps / steps
             ).round() - 1
         else:
             timesteps = torch.linspace(self.num_train_timesteps - 1, 0, points, dtype=torch.float64)
-            timesteps = timesteps if timestep_grid == "fractional" else timesteps.round()
+            if timestep_grid != "fractional" and points <= self.num_train_timesteps:
+                timesteps = timesteps.round()  # else two would be one
         return timesteps[:steps]
 
     def sampling_sigmas(
@@ -178,7 +180,9 @@ def check_sigmas(sigmas: Tensor) -> Tensor:
     """The sigmas themselves, if they are at least two strictly falling, finite, non-negative levels."""
     is_falling = len(sigmas) >= 2 and bool((sigmas[1:] < sigmas[:-1]).all()) and bool(torch.isfinite(sigmas).all())
     if not is_falling or sigmas[-1] < 0:
-        raise Unsupported(f"sigmas must fall strictly to 0 or above, found {[round(float(s), 4) for s in sigmas]}")
+        shown = ", ".join(f"{float(sigma):.4g}" for sigma in sigmas[:MAX_SHOWN_SIGMAS])
+        more = f" and {len(sigmas) - MAX_SHOWN_SIGMAS} more" if len(sigmas) > MAX_SHOWN_SIGMAS else ""
+        raise Unsupported(f"sigmas must fall strictly to 0 or above, found {shown}{more}")
     return sigmas.double().cpu()
 
 

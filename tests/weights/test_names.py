@@ -182,9 +182,7 @@ def test_a_text_encoder_without_its_prefix() -> None:
 
 def test_depth_network_is_reported_by_name() -> None:
     file = small("sd2_depth") | {"depth_model.model.pretrained.model.cls_token": torch.zeros(1)}
-    assert convert_from_original("sd2", InMemory(file)).unexpected_keys == (
-        "depth_model.model.pretrained.model.cls_token",
-    )
+    assert convert_from_original("sd2", InMemory(file)).extra_keys == ("depth_model.model.pretrained.model.cls_token",)
 
 
 def test_errors() -> None:

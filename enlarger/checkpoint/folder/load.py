@@ -21,7 +21,7 @@ from enlarger.checkpoint.load_module import load_module
 from enlarger.checkpoint.tensors.open import open_checkpoint, open_weights, weights_filenames
 from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
 from enlarger.errors import CheckpointError, EnlargerError, InputError
-from enlarger.strict_json import Json, read_json
+from enlarger.strict_json import Json, printable_name, read_json
 from enlarger.text.tokenize import Tokenizer
 
 TOKENIZER_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -55,7 +55,7 @@ def read_folder(
         if kind in TOKENIZER_CLASSES:
             components[name] = Tokenizer.from_folder(_require_folder(path / name))
         elif kind.endswith("Scheduler"):
-            components[name] = read_json(_require_folder(path / name) / SCHEDULER_CONFIG_NAME)
+            components[name] = _read_scheduler(_require_folder(path / name) / SCHEDULER_CONFIG_NAME, kind)
     skipped = tuple(name for name in requested if name not in components)
     ordered = {name: components[name] for name in requested if name in components}
     if only is None and (path / NOISE_FREQUENCIES_NAME).is_file():
@@ -96,6 +96,19 @@ def _is_component(name: str, value: Any) -> bool:
     if set(name) & set("/\\:\0") or name.startswith("."):
         raise CheckpointError(f"{MODEL_INDEX_NAME}: component {name!r} is not the name of a folder inside the model.")
     return True
+
+
+def _read_scheduler(path: Path, class_name: str) -> Json:
+    """A scheduler's file; where it names another class than model_index.json, that is taken, as diffusers does."""
+    config = read_json(path)
+    stated = config.get("_class_name")
+    if stated not in (None, class_name):
+        warnings.warn(
+            f"{path}: names {printable_name(str(stated))}, {MODEL_INDEX_NAME} {printable_name(class_name)}; the latter "
+            "is taken.",
+            stacklevel=3,
+        )
+    return config if stated == class_name else config | {"_class_name": class_name}
 
 
 def _require_folder(path: Path) -> Path:

@@ -10,7 +10,7 @@ from torch import nn
 from enlarger.checkpoint.components import COMPONENT_CLASSES, MODEL_INDEX_NAME
 from enlarger.checkpoint.config.bundled_configs import family_configs
 from enlarger.checkpoint.folder.load import read_folder, read_network
-from enlarger.checkpoint.load_module import load_module, to_current_key
+from enlarger.checkpoint.load_module import check_unquantised, load_module, to_current_key
 from enlarger.checkpoint.single_file.detect import detect
 from enlarger.checkpoint.single_file.infer_config import infer_config
 from enlarger.checkpoint.single_file.key_mapping import convert_from_original
@@ -45,7 +45,9 @@ def read_component_override(
             pipeline = read_folder(path, dtype=dtype, only=[component])
             return pipeline.components[component], dict(pipeline.network_configs[component])
         return read_network(path, COMPONENT_CLASSES[class_name], dtype=dtype)
-    weights = _remap_component(open_checkpoint(path, allow_pickle=allow_pickle), component)
+    tensors = open_checkpoint(path, allow_pickle=allow_pickle)
+    check_unquantised(tensors)
+    weights = _remap_component(tensors, component)
     config = infer_config(component, _shapes(weights), base_config)
     parsed_config = COMPONENT_CLASSES[class_name].read_config(config)
     return load_module(lambda: COMPONENT_CLASSES[class_name].create(parsed_config), weights, str, dtype), config

@@ -93,6 +93,7 @@ class DetectedCheckpoint:
     prediction_type: str | None = None  # None where the shapes cannot say
     advice: str = ""
     has_ema: bool = False  # an averaged copy of the UNet is there too
+    zero_terminal_snr: bool = False  # marked as trained on a schedule that ends in pure noise (Lin et al. 2023)
 
 
 def detect(shapes: Shapes, source: object = "the file") -> DetectedCheckpoint:
@@ -186,8 +187,9 @@ def _detect_model(shapes: Shapes, key_prefix: str, source: object) -> DetectedCh
     prediction_type = "v_prediction" if "v_pred" in names else FAMILIES[family].prediction_type
     has_ema = any(name.startswith("model_ema.diffusion_model") for name in names)
     return DetectedCheckpoint(
-        "model", describe_family(family), family, layout, key_prefix, components, prediction_type, has_ema=has_ema
-    )
+        "model", describe_family(family), family, layout, key_prefix, components, prediction_type, has_ema=has_ema,
+        zero_terminal_snr="ztsnr" in names,
+    )  # fmt: skip
 
 
 def _detect_x2(names: Collection[str], key_prefix: str, layout: str) -> DetectedCheckpoint:

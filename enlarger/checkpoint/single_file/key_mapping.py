@@ -46,7 +46,7 @@ EMA_PREFIX = "model_ema."
 IGNORED_KEYS = re.compile(  # what a file may hold that no network reads
     r"betas|(alphas|sqrt|log_one|posterior)_.*|lvlb_weights|logvar|scale_factor|v_pred|ztsnr|denoiser\.sigmas"
     r"|low_scale_model\..*|model_ema\..*|loss\..*|global_step|epoch"
-    r"|.*\.position_ids|.*\.logit_scale|.*\.text_projection|.*model\.transformer\.resblocks\.\d+\..*"
+    r"|.*\.position_ids|.*\.logit_scale|.*\.text_projection(\.weight)?|.*model\.transformer\.resblocks\.\d+\..*"
     r"|.*u_net\.[du]_blocks\.\d+\.\d+\.kernel"
 )
 
@@ -106,11 +106,15 @@ networks alone: the x2 upscaler's without what surrounds it, an autoencoder, an 
 
 @dataclass(frozen=True)
 class ConvertedCheckpoint:
-    """An original file's networks under our names, nothing read yet; what in it none of them needs or knows."""
+    """An original file's networks under our names, nothing read yet; what in it none of them needs or knows.
+
+    `unexpected_keys` lie among a network's own weights, so that it may be another network; `extra_keys` lie beside.
+    """
 
     components: Mapping[str, RemappedTensors]
     ignored_keys: tuple[str, ...]
     unexpected_keys: tuple[str, ...]
+    extra_keys: tuple[str, ...] = ()
 
 
 def convert_from_original(
@@ -137,9 +141,27 @@ def convert_from_original(
     unused_keys = [name for name in names if name not in used_keys]
     if ema:
         _check_ema_complete(tensors, components["unet"])
-    ignored_keys = tuple(name for name in unused_keys if IGNORED_KEYS.fullmatch(name))
+    unknown_keys = [name for name in unused_keys if not IGNORED_KEYS.fullmatch(name)]
+    modules = _network_modules(layout, used_keys)
+    unexpected_keys = [name for name in unknown_keys if name.startswith(modules)]
     return ConvertedCheckpoint(
-        components, ignored_keys, tuple(name for name in unused_keys if not IGNORED_KEYS.fullmatch(name))
+        components,
+        tuple(name for name in unused_keys if IGNORED_KEYS.fullmatch(name)),
+        tuple(unexpected_keys),
+        tuple(name for name in unknown_keys if not name.startswith(modules)),
+    )
+
+
+def _network_modules(layout: str, used_keys: Collection[str]) -> tuple[str, ...]:
+    """The beginnings of the names of the modules that networks consist of, such as the UNet's input_blocks."""
+    prefixes = [component_layout.prefix for component_layout in LAYOUTS[layout].values()]
+    return tuple(
+        {
+            f"{prefix}{name.removeprefix(prefix).partition('.')[0]}."
+            for prefix in prefixes
+            for name in used_keys
+            if name.startswith(prefix)
+        }
     )
 
 

@@ -7,8 +7,20 @@ from itertools import count
 
 from enlarger.checkpoint.single_file.key_rules import SQUEEZE_CONV, TRANSPOSE, KeyRule, KeyRules, rename_rules
 
-RESNET_KEYS = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"nin_shortcut": "conv_shortcut"}
-ATTENTION_KEYS = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+RESNET_KEYS = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {
+    "nin_shortcut": "conv_shortcut",
+    "conv_shortcut": "conv_shortcut",
+}
+ATTENTION_KEYS = {  # the original's names, and those that converters of 2023 left of two versions of diffusers
+    name: target
+    for target, names in {
+        "to_q": ("q", "to_q", "query"),
+        "to_k": ("k", "to_k", "key"),
+        "to_v": ("v", "to_v", "value"),
+        "to_out.0": ("proj_out", "to_out.0", "proj_attn"),
+    }.items()
+    for name in names
+}
 ENCODER_BLOCKS, DECODER_BLOCKS = "encoder.down_blocks", "decoder.up_blocks"
 ORIGINAL_BLOCK = re.compile(r"encoder\.down\.(\d{1,3})\.block\.(\d{1,3})\.norm1\.weight")
 DIFFUSERS_BLOCK = re.compile(r"encoder\.down_blocks\.(\d{1,3})\.resnets\.(\d{1,3})\.norm1\.weight")
@@ -75,11 +87,11 @@ def vae_key_rules(structure: VaeStructure) -> KeyRules:
     key_rules: KeyRules = {}
     for side in ("encoder", "decoder"):
         pairs |= {f"{side}.{part}": f"{side}.{part}" for part in ("conv_in", "conv_out")}
-        pairs[f"{side}.norm_out"] = f"{side}.conv_norm_out"
+        pairs |= {f"{side}.{norm}": f"{side}.conv_norm_out" for norm in ("norm_out", "conv_norm_out")}
         for j in range(2):
             pairs |= _resnet_pairs(f"{side}.mid.block_{j + 1}", f"{side}.mid_block.resnets.{j}")
         attention = f"{side}.mid_block.attentions.0"
-        pairs[f"{side}.mid.attn_1.norm"] = f"{attention}.group_norm"
+        pairs |= {f"{side}.mid.attn_1.{norm}": f"{attention}.group_norm" for norm in ("norm", "group_norm")}
         key_rules |= {
             f"{side}.mid.attn_1.{a}": KeyRule((f"{attention}.{b}",), SQUEEZE_CONV) for a, b in ATTENTION_KEYS.items()
         }

@@ -58,12 +58,11 @@ def key_sources(key_rules: KeyRules, name: str) -> Iterator[tuple[str, KeySource
 
 
 def invert_rules(key_rules: KeyRules) -> dict[str, KeySource]:
-    """The inverse of a table: where each of our modules or weights goes."""
+    """The inverse of a table: where each of our modules or weights goes; of several spellings to the first."""
     sources: dict[str, KeySource] = {}
     for original, rule in key_rules.items():
         for index, target in enumerate(rule.targets):
-            assert target not in sources, f"{target} has two originals"
-            sources[target] = KeySource(original, index, len(rule.targets), rule.transform)
+            sources.setdefault(target, KeySource(original, index, len(rule.targets), rule.transform))
     return sources
 
 

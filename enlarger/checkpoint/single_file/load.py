@@ -1,5 +1,6 @@
 """Reading a whole model from one file, as the original code and later programs write it."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from enlarger.checkpoint.components import (
 )
 from enlarger.checkpoint.config.bundled_configs import clip_tokenizer, family_configs
 from enlarger.checkpoint.families import FAMILIES
-from enlarger.checkpoint.load_module import load_module
+from enlarger.checkpoint.load_module import check_unquantised, load_module
 from enlarger.checkpoint.single_file.component_override import ComponentSource, read_component_override
 from enlarger.checkpoint.single_file.detect import PIXEL_NETWORK, DetectedCheckpoint, detect
 from enlarger.checkpoint.single_file.infer_config import infer_config
@@ -30,11 +31,11 @@ from enlarger.checkpoint.single_file.key_mapping import (
 )
 from enlarger.checkpoint.single_file.key_rules import RemappedTensors
 from enlarger.checkpoint.single_file.pixel_network import read_pixel_network
-from enlarger.checkpoint.tensors.open import open_checkpoint
+from enlarger.checkpoint.tensors.open import LazyTensors, open_checkpoint
 from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
 from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
 from enlarger.errors import CheckpointError, InputError, list_names
-from enlarger.strict_json import Json, parse_json, read_json
+from enlarger.strict_json import Json, parse_json, printable_name, read_json
 
 CONFIGS_METADATA_KEY = "enlarger.configs"  # the entry of a file's metadata with what shapes cannot say
 MODELSPEC_PREDICTION_KEY = "modelspec.prediction_type"  # where other programs state what the network predicts
@@ -79,6 +80,7 @@ def read_single_file(
     """
     path = Path(path)
     tensors = open_checkpoint(path, allow_pickle=allow_pickle)
+    check_unquantised(tensors)
     detected = detect({name: tensors.shape(name) for name in tensors.keys()}, path)
     if detected.kind == PIXEL_NETWORK:
         return read_pixel_network(path, tensors, dtype)
@@ -90,13 +92,17 @@ def read_single_file(
     base_configs = _base_configs(detected.family, prediction_type, stated_configs)
     converted = convert_from_original(detected.layout, tensors, key_prefix=detected.key_prefix, ema=ema)
     _check_unexpected_keys(path, converted)
+    notes = _extra_notes(path, converted)
     single_file = _SingleFile(path, detected, converted, base_configs, dtype)
     networks = _load_networks(single_file, {"vae": vae, "text_encoder": text_encoder}, allow_pickle)
     _check_context_channels(path, networks)
     components: dict[str, Any] = {name: module for name, (module, _) in networks.items()}
     if "noise_frequencies" in converted.components:
         components["noise_frequencies"] = converted.components["noise_frequencies"].get_tensor("weight", torch.float32)
-    components |= _load_tokenizers(detected, base_configs) | _scheduler_configs(base_configs, prediction_type)
+    components |= _load_tokenizers(detected, base_configs)
+    components |= _scheduler_configs(base_configs, prediction_type, detected.zero_terminal_snr)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     return _pipeline_components(
         single_file, components, {name: config for name, (_, config) in networks.items()}, tensors
     )
@@ -173,12 +179,26 @@ def _resolve_prediction_type(
 
 
 def _check_unexpected_keys(path: Path, converted: ConvertedCheckpoint) -> None:
-    unexpected = [name for name in converted.unexpected_keys if not name.startswith(UNUSED_NETWORK_PREFIXES)]
+    unexpected = converted.unexpected_keys
     if unexpected:
         raise CheckpointError(
             f"{path}: {len(unexpected)} weights belong to none of its networks: "
             f"{list_names(unexpected)}. The file is changed or of a newer kind."
         )
+
+
+def extra_keys(detected: DetectedCheckpoint, tensors: LazyTensors) -> tuple[str, ...]:
+    """The tensors of a whole model in one file that none of its networks needs; none for other files."""
+    if detected.kind != "model" or detected.layout is None:
+        return ()
+    return convert_from_original(detected.layout, tensors, key_prefix=detected.key_prefix).extra_keys
+
+
+def _extra_notes(path: Path, converted: ConvertedCheckpoint) -> list[str]:
+    """What was read beside the networks and is left out, in a sentence."""
+    extra = [printable_name(name) for name in converted.extra_keys if not name.startswith(UNUSED_NETWORK_PREFIXES)]
+    noun = "tensor" if len(extra) == 1 else "tensors"
+    return [f"{path}: left out {len(extra)} {noun} that no network needs: {list_names(extra)}"] if extra else []
 
 
 def _load_networks(
@@ -280,10 +300,16 @@ def _load_tokenizers(detected: DetectedCheckpoint, base_configs: Mapping[str, Js
     return tokenizers
 
 
-def _scheduler_configs(base_configs: Mapping[str, Json], prediction_type: str) -> dict[str, Json]:
+def _scheduler_configs(
+    base_configs: Mapping[str, Json], prediction_type: str, zero_terminal_snr: bool
+) -> dict[str, Json]:
     schedulers = {name: dict(base_configs[name]) for name in ("scheduler", "low_res_scheduler") if name in base_configs}
     if schedulers["scheduler"].get("prediction_type", "epsilon") != prediction_type:
         schedulers["scheduler"]["prediction_type"] = prediction_type
+    if zero_terminal_snr:
+        schedulers["scheduler"]["rescale_betas_zero_snr"] = True
+        if schedulers["scheduler"].get("_class_name") == "PNDMScheduler":  # which has no such setting
+            schedulers["scheduler"]["_class_name"] = "DDIMScheduler"
     return schedulers
 
 
@@ -297,7 +323,8 @@ def _pipeline_components(
     metadata = {name: value for name, value in tensors.metadata.items() if name not in (CONFIGS_METADATA_KEY, "format")}
     index |= {INDEX_METADATA_KEY: metadata} if metadata else {}
     index["scheduler"] = ["diffusers", str(components["scheduler"].get("_class_name"))]
-    skipped = ("depth_estimator",) if single_file.converted.unexpected_keys else ()
+    unused_networks = [name for name in single_file.converted.extra_keys if name.startswith(UNUSED_NETWORK_PREFIXES)]
+    skipped = ("depth_estimator",) if unused_networks else ()
     return PipelineComponents(
         single_file.path, index, {name: components[name] for name in sorted(components)}, dict(configs), skipped
     )

@@ -22,6 +22,15 @@ WEIGHTS_STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transform
 PICKLE_STEMS = {"model": "pytorch_model"}  # of transformers' pickled files
 PICKLE_MAGIC = (b"PK", b"\x80", b"7z\xbc\xaf")  # how torch's files begin, new and old, and what pretends to be one
 
+OTHER_MAGIC = {
+    b"GGUF": "a file of GGUF, quantised for stable-diffusion.cpp and ComfyUI-GGUF",
+    b"\x89HDF": "a file of HDF5, as Keras writes it",
+    b"\x08\x07\x12": "a network of ONNX",
+    b"<!DOC": "a web page, which a download left in the place of the file",
+    b"<html": "a web page, which a download left in the place of the file",
+    b"version h": "a pointer of Git LFS, in the place of the file itself",
+}
+
 
 class LazyTensors(Protocol):
     """Named tensors, whatever holds them; what `load_module` makes a network of."""
@@ -86,7 +95,15 @@ def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> SafetensorsChe
         if not allow_pickle:
             raise CheckpointError(pickle_refused_message(path))
         return open_pickle(path)
+    if (kind := _other_container(path)) is not None:
+        raise CheckpointError(f"{path}: found {kind}, expected safetensors; fetch the model in that format.")
     return open_safetensors(path)
+
+
+def _other_container(path: Path) -> str | None:
+    """What a file of another format is, by its first bytes; None where they do not tell."""
+    _, magic = size_and_magic(path)
+    return next((kind for begin, kind in OTHER_MAGIC.items() if magic.startswith(begin)), None)
 
 
 def is_pickle(path: Path) -> bool:
