@@ -25,6 +25,7 @@ READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *AVIF_FORMATS.v
 PIXEL_LIMIT = 89_478_485  # Pillow's own warning level
 TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323  # the TIFF tags
 MAX_SMALL_TILE = 1 << 22  # pixels of a tile that any TIFF may have
+MAX_LINE_CHARACTERS = 1000
 EXIF_ORIENTATION = 0x0112  # the EXIF tag
 BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # TIFF tags
 ORIENTATION_TRANSPOSES = {
@@ -58,8 +59,10 @@ class UnreadableImage(InputError):
 
 
 def one_line(text: object) -> str:
-    """A name or message on one printable line."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
+    """A name or message on one printable line, of MAX_LINE_CHARACTERS at most: files may say megabytes."""
+    line = " ".join(str(text)[: 4 * MAX_LINE_CHARACTERS].split())
+    shown = line if len(line) <= MAX_LINE_CHARACTERS else f"{line[: MAX_LINE_CHARACTERS - 4]} ..."
+    return "".join(c if c.isprintable() else "?" for c in shown)
 
 
 @contextmanager

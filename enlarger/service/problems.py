@@ -54,6 +54,12 @@ FOLDER_LOST = Problem(500, "storage_failed", "the data folder of the service was
 NO_WORKER = Problem(503, "no_worker", "no worker process can be started; the log of the service says why")
 
 
+def wait_timeout(seconds: float) -> Problem:
+    """A connection has waited for its pictures for as long as it may."""
+    text = f"the pictures were not done within {seconds:g} seconds; ask for less, or with Prefer: respond-async"
+    return Problem(503, "wait_timeout", text, retry_after=seconds)
+
+
 class ProblemError(Exception):
     """Raised anywhere below a route; becomes the answer."""
 

@@ -64,11 +64,13 @@ class Bounds(StrictModel):
     mask: int = Field(default=50 * MIB, gt=0, description="bytes of a mask file")
     pixels: int = Field(default=50_000_000, gt=0, description="pixels of a picture that is given")
     upscale_pixels: int = Field(default=4096 * 4096, gt=0, description="pixels of a picture to enlarge")
-    output_pixels: int = Field(default=8192 * 8192, gt=0, description="pixels of a result")
+    output_pixels: int = Field(default=8192 * 8192, gt=0, description="pixels of all results of a request")
     bundled_pixels: int = Field(
         default=50_000_000, gt=0, description="the same for the bundled model, which works in tiles"
     )
-    bundled_output_pixels: int = Field(default=200_000_000, gt=0, description="pixels of a result of the bundled model")
+    bundled_output_pixels: int = Field(
+        default=200_000_000, gt=0, description="pixels of all results of a request to the bundled model"
+    )
     form_fields: int = Field(default=30, gt=0, description="text fields of a form")
     prompt: int = Field(default=32_000, gt=0, description="characters of a prompt")
     count: int = Field(default=10, gt=0, description="pictures of one request")
@@ -77,7 +79,13 @@ class Bounds(StrictModel):
     idle_seconds: float = Field(default=15, gt=0, description="between two pieces of a body")
     body_seconds: float = Field(default=120, gt=0, description="for a whole body")
     decode_seconds: float = Field(default=20, gt=0, description="for decoding one picture")
+    request_seconds: float = Field(
+        default=3600, gt=0, description="that a connection waits for its pictures; then their job is canceled"
+    )
     job_seconds: float = Field(default=1800, gt=0, description="for the work on one job; then its worker is ended")
+    request_price: float = Field(default=1600, gt=0, description="megapixels of all results x steps of a request")
+    key_price: float = Field(default=3200, gt=0, description="the same of all jobs of a key that wait or run")
+    total_price: float = Field(default=16000, gt=0, description="the same of all jobs that wait or run")
     per_key: int = Field(default=4, gt=0, description="jobs of one key at a time")
     connections: int = Field(default=1024, gt=0, description="connections at a time")
     requests_per_key: int = Field(default=64, gt=0, description="requests of one key under way at a time")

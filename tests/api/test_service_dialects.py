@@ -157,6 +157,9 @@ def test_what_an_ask_may_not_say() -> None:
     wish = parse_generation(Generation(prompt="a", size="64x64"), Bounds(output_pixels=4096), None)
     with pytest.raises(ProblemError, match="64x64 pixels, expected at most 4,095"):
         build_job_spec(wish, "sd", Bounds(output_pixels=4095))
+    several = parse_generation(Generation(prompt="a", size="64x64", n=10), Bounds(), None)
+    with pytest.raises(ProblemError, match="the result would have 10 times 64x64 pixels, expected at most 40,959"):
+        build_job_spec(several, "sd", Bounds(output_pixels=40959))
     with pytest.raises(ProblemError, match="n is 3, expected 1 to 2"):
         parse_generation(Generation(prompt="a", n=3), Bounds(count=2), None)
 

@@ -504,7 +504,7 @@ def test_models_info_metrics(client: TestClient) -> None:
     assert client.post("/v1/models/tiny-sd/unload").json()["enlarger"]["loaded_bytes"] is None
     info = client.get("/info").json()
     assert info["limits"]["pixels"] == 50_000_000
-    assert not info["fetch"]
+    assert not info["fetch"] and info["decoder_confinement"] == ["landlock", "seccomp"]
     answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=")
     assert b"enlarger_queue_size" in answer.content

@@ -243,6 +243,8 @@ def open_image(source: Path, param: str) -> Image.Image:
 class FakeDecoder:
     """Decodes in this process."""
 
+    confinement = ("landlock", "seccomp")
+
     async def decode_image(
         self, source: Path, out: Path, *, max_pixels: int, param: str = "image", fit: Fit | None = None, owner: str = ""
     ) -> DecodedImage:

@@ -338,6 +338,19 @@ def test_a_tiff_of_a_few_pixels_with_huge_tiles_is_refused(pool: Pool, tmp_path:
         open_upright(source)
 
 
+def test_what_a_file_says_of_itself_is_kept_short(pool: Pool, tmp_path: Path) -> None:
+    text, profile = ("A" * 450_000).encode("utf-16-be"), bytearray(gamma_profile())
+    element = struct.pack(">4s4xII4sII", b"mluc", 1, 12, b"enUS", len(text), 28) + text
+    at = profile.index(b"desc", 128)
+    profile[at : at + 12] = struct.pack(">4sII", b"desc", len(profile), len(element))
+    profile[:4] = struct.pack(">I", len(profile) + len(element))
+    source = tmp_path / "a.tif"
+    Image.new("CMYK", (8, 8)).convert("RGB").save(source, icc_profile=bytes(profile) + element)
+    assert source.stat().st_size > 900_000
+    notes = [*pool.picture(source, tmp_path / "out.png").notes, *read_picture(source).notes]
+    assert any("AAAA" in note for note in notes) and max(map(len, notes)) <= 1000
+
+
 def test_stopping_ends_the_children(tmp_path: Path) -> None:
     pools = started()
     pool = next(pools)

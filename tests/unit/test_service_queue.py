@@ -335,6 +335,27 @@ async def test_a_worker_that_does_not_let_go_is_killed(tmp_path: Path, monkeypat
 
 
 @async_test
+async def test_a_request_has_a_price_and_a_key_a_purse(tmp_path: Path) -> None:
+    bounds = Bounds(request_price=20, key_price=25, total_price=40)
+    costs_10 = {"size": (1000, 1000), "options": {"steps": 10}}
+    async with running(tmp_path, bounds=bounds) as queue:
+        jobs = [await submit_job(queue, SLOW, owner=owner, **costs_10) for owner in ("a", "a", "b")]
+        refusals = {
+            ("a", 1): (429, "rate_limit_exceeded", "jobs of this key that wait or run cost 20 megapixels x steps and"),
+            ("c", 2): (429, "queue_full", "jobs of all keys that wait or run cost 30 megapixels x steps and this 20"),
+            ("c", 3): (400, "invalid_value", "this costs 30 megapixels x steps, expected at most 20; ask for fewer"),
+        }
+        for (owner, count), (status, code, text) in refusals.items():
+            options = {"steps": 10, "count": count}
+            problem = await refused_later(submit_job(queue, SLOW, owner=owner, size=(1000, 1000), options=options))
+            assert (problem.status, problem.code) == (status, code) and text in problem.message
+            assert (problem.retry_after is None) == (status == 400)
+        for job in jobs:
+            await queue.cancel(job.id)
+        assert (await submit_job(queue, QUICK, owner="a", **costs_10)).status == "queued"
+
+
+@async_test
 async def test_a_worker_that_stops_is_noticed_and_its_job_is_tried_again(tmp_path: Path) -> None:
     async with running(tmp_path, heartbeat_seconds=2) as queue:
         job = await submit_job(queue, QUICK | {"stop": "once"})

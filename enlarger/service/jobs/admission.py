@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from enlarger.service.jobs.job import JobSpec
 from enlarger.service.jobs.job_queue import JobQueue
+from enlarger.service.jobs.progress_estimator import megapixels
 from enlarger.service.problems import problem_error
 from enlarger.service.settings import Settings
+
+DEFAULT_STEPS = {"upscale": 1, "generate": 50, "refine": 50, "inpaint": 50}  # of jobs that leave them to the model
 
 
 @dataclass(eq=False)
@@ -13,6 +17,7 @@ class Reservation:
     """One place, until it is released."""
 
     owner: str
+    price: float = field(default=0.0, init=False)  # of its job, once that is known
     held: "set[Reservation]" = field(repr=False)  # all places that are
 
     @property
@@ -33,17 +38,27 @@ class Reservations:
         self._held: set[Reservation] = set()
 
     def reserve(self, owner: str) -> Reservation:
-        reservation = Reservation(owner, self._held)
+        reservation = Reservation(owner, held=self._held)
         self._held.add(reservation)
         return reservation
+
+    def held(self) -> list[Reservation]:
+        """All that are held now."""
+        return list(self._held)
 
     def owners(self) -> list[str]:
         """Whose places are held now."""
         return [reservation.owner for reservation in self._held]
 
 
+def price(spec: JobSpec) -> float:
+    """What a job costs: the megapixels of all its pictures, times its steps."""
+    steps = spec.options.get("steps")
+    return megapixels(spec) * (steps if isinstance(steps, int) else DEFAULT_STEPS[spec.task])
+
+
 class Admission:
-    """The bounds on how many jobs wait, how long, and how many one key has."""
+    """The bounds on how many jobs wait, how long, what they cost, and how many one key has."""
 
     def __init__(self, settings: Settings, queue: JobQueue) -> None:
         self._settings, self._queue = settings, queue
@@ -63,6 +78,28 @@ class Admission:
             found = f"a job would wait {round(wait)} s before it begins"
             text = f"{found}, and may wait {round(longest_wait)} s; ask again later"
             raise problem_error(429, "queue_full", text, retry_after=wait - longest_wait)
+
+    def check_price(self, place: Reservation, spec: JobSpec, num_workers: int) -> None:
+        """Give a place the price of its job. Raises ProblemError: 400 `invalid_value` for one that is too high at any
+        time, 429 `rate_limit_exceeded` or `queue_full` where it is together with what waits and runs."""
+        bounds, cost = self._settings.bounds, price(spec)
+        if cost > bounds.request_price:
+            found = f"this costs {cost:,.0f} megapixels x steps, expected at most {bounds.request_price:,.0f}"
+            raise problem_error(400, "invalid_value", f"{found}; ask for fewer or smaller pictures, or fewer steps")
+        others = [
+            *((active.job.owner, price(active.job.spec), active) for active in self._queue.active_jobs.values()),
+            *((other.owner, other.price, None) for other in self.reservations.held() if other is not place),
+        ]
+        limits = [("rate_limit_exceeded", "of this key", bounds.key_price, place.owner)] if place.owner else []
+        for code, whose, limit, owner in [*limits, ("queue_full", "of all keys", bounds.total_price, None)]:
+            counted = [(each, active) for other, each, active in others if owner in (None, other)]
+            total = sum(each for each, _ in counted)
+            if total + cost > limit and total > 0:
+                etas = (self._queue.progress(active, num_workers).eta_seconds or 0.0 for _, active in counted if active)
+                found = f"jobs {whose} that wait or run cost {total:,.0f} megapixels x steps and this {cost:,.0f}"
+                text = f"{found}, expected at most {limit:,.0f} together; wait for one to end"
+                raise problem_error(429, code, text, retry_after=min(etas, default=1.0))
+        place.price = cost
 
     def _check_owner(self, owner: str, pending_owners: Sequence[str], num_workers: int) -> None:
         owned, limit = self._queue.owned_by(owner), self._settings.bounds.per_key

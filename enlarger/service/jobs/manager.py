@@ -178,6 +178,7 @@ class JobManager:
         if place is None or not place.is_held or self._drain_task is not None:
             place = self.reserve(job.owner)
         try:
+            self._admission.check_price(place, job.spec, self._lifecycle.num_workers)
             stored = await self._lifecycle.add(job)
         finally:
             place.release()

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from enlarger.service.dependencies import Service, get_service
 from enlarger.service.jobs.job import Job
 from enlarger.service.jobs.manager import JobManager
-from enlarger.service.problems import problem_error
+from enlarger.service.problems import ProblemError, problem_error, wait_timeout
 from enlarger.service.routes import responses
 from enlarger.service.routes.base64_stream import content_length, encode_json, file_sizes, fill_placeholders, new_nonce
 from enlarger.service.routes.request_headers import RequestHeaders
@@ -53,18 +53,23 @@ async def images_response(service: Service, job: Job, base_url: str) -> Response
 
 
 async def wait_for_job(request: Request, queue: JobManager, job: Job) -> Job:
-    """The job when it is over. An attached one is canceled if its client goes away, or if the handler ends."""
+    """The job when it is over. An attached one is canceled if its client goes away, if this takes longer than
+    `request_seconds`, or if the handler ends."""
     finished = asyncio.ensure_future(queue.wait(job.id))
     disconnected = asyncio.ensure_future(_wait_for_disconnect(request))
     tasks: set[asyncio.Future[Any]] = {finished, disconnected}
+    seconds, cause = get_service(request).settings.bounds.request_seconds, "disconnect"
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if finished.done():
             return finished.result()
+        if not done:
+            cause = "timeout"
+            raise ProblemError(wait_timeout(seconds))
         raise problem_error(499, "client_closed", "the client went away before its pictures were done")
     finally:
         if not finished.done() and job.attached:
-            run_in_background(queue.cancel(job.id, "disconnect"))
+            run_in_background(queue.cancel(job.id, cause))
         for task in tasks:
             task.cancel()
 

@@ -111,11 +111,13 @@ def build_job_spec(
 ) -> JobSpec:
     """The spec of a request, once the input's size is known. Raises ProblemError for what no request may say."""
     size = result_size(parsed, input_size)
-    if size is not None and size[0] * size[1] > bounds.output_pixels:
+    count = int(parsed.options.get("count", 1))
+    if size is not None and size[0] * size[1] * count > bounds.output_pixels:
+        times = "" if count == 1 else f"{count} times "
         raise problem_error(
             400,
             "image_too_large",
-            f"the result would have {size[0]}x{size[1]} pixels, expected at most {bounds.output_pixels:,}; "
+            f"the result would have {times}{size[0]}x{size[1]} pixels, expected at most {bounds.output_pixels:,}; "
             "ask for less, or give a smaller picture",
             "scale" if parsed.task == "upscale" else "size",
         )

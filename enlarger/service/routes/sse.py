@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from enlarger.service.dependencies import Service
 from enlarger.service.jobs.job import Job, JobEvent, JobStatus, job_folder
-from enlarger.service.problems import Problem, ProblemError
+from enlarger.service.problems import Problem, ProblemError, wait_timeout
 from enlarger.service.routes import responses
 from enlarger.service.routes.base64_stream import file_sizes, fill_placeholders, new_nonce, placeholder
 from enlarger.service.routes.job_response import run_in_background
@@ -128,12 +128,17 @@ class ImageStream:
     async def iter_events(self) -> AsyncGenerator[str | bytes]:
         """Partial pictures and the finished ones, as OpenAI's clients read them; progress in comments."""
         queue, finished = self.service.jobs, False
+        seconds = self.service.settings.bounds.request_seconds
+        deadline = time.monotonic() + seconds
         try:
             async with aclosing(with_keep_alive(queue.events(self.job.id))) as events:
                 async for event in events:
                     finished = finished or (event is not None and event.is_last)
                     async for text in self._format_event(event):
                         yield text
+                    if not finished and time.monotonic() > deadline:
+                        yield format_event(wait_timeout(seconds).body(), "error")
+                        return
             if not finished:
                 yield format_event(DRAINING.body(), "error")
         finally:
