@@ -2,8 +2,10 @@
 
 import random
 import sys
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -123,6 +125,40 @@ def test_what_lightning_writes_besides_has_no_effect(tmp_path: Path, monkeypatch
     assert set(torch.serialization.get_safe_globals()) == before and path not in sys.modules
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {1, 2}, {"a", "b"}, np.array([1.0, 2.0]), np.zeros((2, 3), np.float16), torch.Size([1, 2]), torch.device("cpu"),
+        torch.float16, Path("a/b.yaml"), Namespace(steps=3, name="x"), datetime(2023, 1, 2), [np.int64(3), {4}], set(),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_trainers_keep_beside_the_weights_has_no_effect(tmp_path: Path, beside: Any) -> None:
+    file = saved(tmp_path / "a.ckpt", {"state_dict": {"a": torch.ones(2)}, "beside": beside, "inner": {"deep": beside}})
+    weights = open_pickle(file)
+    assert weights.keys() == ("a",) and weights.get_tensor("a").equal(torch.ones(2))
+    assert weights.notes == ("left out 2 entries that are no named tensors: beside, inner.deep",)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        call("__builtin__", "set", "abc"), call("torch", "Size", 3), call("torch", "device", 3),
+        name("argparse", "Namespace") + value("x") + b"\x81", name("torch", "Size") + b")\x81",
+        name("collections", "OrderedDict") + b")\x81", call("numpy", "load", "x"), call("pathlib", "Path", "x"),
+    ],
+)  # fmt: skip
+def test_values_are_made_as_torch_saves_them_alone(tmp_path: Path, steps: bytes) -> None:
+    with pytest.raises(CheckpointError, match="refused, and nothing in it has run: its program"):
+        open_pickle(checkpoint(tmp_path / "a.ckpt", x=tensor(), y=steps))
+
+
+def test_keys_with_one_hash_are_few(tmp_path: Path) -> None:
+    keys = b"".join(value(count * (2**61 - 1)) + b"N" for count in range(1, 2000))
+    with pytest.raises(CheckpointError, match="its program makes more of itself than weights need"):
+        open_pickle(checkpoint(tmp_path / "a.ckpt", x=tensor(), y=b"}(" + keys + b"u"))
+
+
 def test_a_network_is_built_from_a_pickle(tmp_path: Path) -> None:
     expected = nn.Linear(3, 2)
     path = saved(tmp_path / "a.pth", expected.state_dict())
@@ -239,7 +275,7 @@ def test_the_hand_made_checkpoint_is_read(tmp_path: Path) -> None:
         (b"t", "takes more than it has made"),
         (b"(N", "sets an entry|takes more than it has made|something else"),
         (b"\x82\x01", "has the step EXT1"),
-        (b"N)\x81", "has the step NEWOBJ"),
+        (b"N)\x81", "makes an object that no tensor needs"),
         (b"\x8f", "has the step EMPTY_SET"),
         (b"\x80\x02N", "has the step PROTO"),
         (b".N", "something follows its program"),

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.tensors.pickle_opcodes import LIGHTNING_CALLBACK, NUMPY_SCALARS, check_opcodes
+from enlarger.checkpoint.tensors.pickle_opcodes import INERT_GLOBALS, check_opcodes
 from enlarger.checkpoint.tensors.pickle_zip import STORAGE_PREFIX, PickleRejected, read_record, read_records
 from enlarger.errors import CheckpointError, Unsupported, list_names
 
@@ -160,7 +160,7 @@ def _require_safe_torch(path: Path) -> None:
 def _load_weights_only(path: Path, global_names: Collection[str], mmap: bool) -> Any:
     """The second gate. With `mmap` the tensors are views of the mapped file."""
     safe_globals: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
-    safe_globals = [(InertStub, name) for name in (LIGHTNING_CALLBACK, *NUMPY_SCALARS) if name in global_names]
+    safe_globals = [(InertStub, name) for name in INERT_GLOBALS if name in global_names]
     try:
         with _LOAD_LOCK, torch.serialization.safe_globals(safe_globals):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

@@ -14,6 +14,7 @@ from enlarger.checkpoint.tensors.pickle_zip import PickleRejected
 
 MAX_OPCODES = 500_000  # that of a whole training checkpoint has 100,000 or so
 MAX_OBJECTS = 60_000  # lists, dictionaries and results of calls, up to 1 kB of memory each; a training run has 20,000
+MAX_BIG_NUMBERS = 1000  # numbers beyond 60 bits: many as keys, all with one hash, would take time without end
 MAX_TEXT_BYTES = 1 << 20  # bytes of one text: one sign above ASCII makes four of each
 MAX_DIMS = 64
 MAX_ELEMENTS = 1 << 60  # elements, places and strides: no file has more, and torch can count them
@@ -36,14 +37,30 @@ STORAGE_DTYPES = {
 # What Lightning's checkpoints carry beside weights (a callback's name, its best score): made into inert things.
 LIGHTNING_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+NUMPY_ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.ndarray")
+SETTINGS_CLASSES = (  # of what trainers keep of their run: paths, times, arguments
+    "argparse.Namespace",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib.PurePosixPath",
+    "pathlib._local.PosixPath",
+    "datetime.datetime",
+    "datetime.timedelta",
+)
+INERT_CALLABLES = (*NUMPY_SCALARS, *NUMPY_ARRAYS, *SETTINGS_CLASSES)
+INERT_GLOBALS = (LIGHTNING_CALLBACK, *INERT_CALLABLES)
+# Plain values, which torch's own reader makes: their sizes are those of the lists and texts that they are made of.
+VALUE_CLASSES = {"__builtin__.set", "builtins.set", "torch.Size", "torch.device"}
+DTYPE_NAMES = {str(dtype) for dtype in STORAGE_DTYPES.values()}
 ALLOWED_GLOBALS = {
     ORDERED_DICT,
     REBUILD_TENSOR,
     REBUILD_PARAMETER,
     CODECS_ENCODE,
     *STORAGE_DTYPES,
-    LIGHTNING_CALLBACK,
-    *NUMPY_SCALARS,
+    *INERT_GLOBALS,
+    *VALUE_CLASSES,
+    *DTYPE_NAMES,
 }
 
 OPCODE_STRUCTS = {  # how the steps' own numbers are written
@@ -61,7 +78,7 @@ OPCODE_NAMES = {ord(each.code): each.name for each in opcodes}
 MAX_NAME_LENGTH = 1000  # bytes of a module and its member
 CONSTANT_OPCODES: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 ARGUMENT_OPCODES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
-OBJECT_OPCODES = {"EMPTY_LIST", "EMPTY_DICT", "REDUCE"}
+OBJECT_OPCODES = {"EMPTY_LIST", "EMPTY_DICT", "REDUCE", "NEWOBJ"}
 TUPLE_OPCODES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -71,6 +88,14 @@ class ValueKind(Enum):
     LIST = "a list"
     TENSOR = "a tensor"
     INERT = "a thing without effect"
+
+
+ARGUMENT_TYPES: Mapping[str, type] = {
+    "__builtin__.set": ValueKind,
+    "builtins.set": ValueKind,
+    "torch.Size": tuple,
+    "torch.device": str,
+}
 
 
 @dataclass(frozen=True)
@@ -105,11 +130,13 @@ class UnpicklerState:
     memo: dict[int, Any] = field(default_factory=dict[int, Any])
     storages: dict[str, StorageRef] = field(default_factory=dict[str, StorageRef])
     global_names: set[str] = field(default_factory=set[str])
+    big_numbers: int = 0
     encoded_characters: int = 0  # texts that the program has made bytes of
     objects: int = 0
 
     def execute(self, opcode: str, argument: Any) -> None:
         if opcode in ARGUMENT_OPCODES:
+            self.big_numbers += opcode == "LONG1" and abs(argument) >= MAX_ELEMENTS
             self.stack.append(argument)
         elif opcode in CONSTANT_OPCODES:
             self.stack.append(CONSTANT_OPCODES[opcode])
@@ -162,7 +189,9 @@ def check_opcodes(program: bytes, storage_bytes: Mapping[str, int], bare_tensor:
             break
         if count > 0:
             state.execute(opcode, argument)
-        if state.objects > MAX_OBJECTS or state.encoded_characters > len(program):
+        if max(state.objects / MAX_OBJECTS, state.big_numbers / MAX_BIG_NUMBERS) > 1 or state.encoded_characters > len(
+            program
+        ):
             raise PickleRejected("its program makes more of itself than weights need")
     if end != len(program):
         raise PickleRejected("something follows its program, or it has no end")
@@ -228,7 +257,18 @@ def _call_result(name: str, arguments: tuple[Any, ...]) -> Any:
     if name == CODECS_ENCODE:
         fits = len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] == "latin1"
         return ValueKind.INERT if fits else None
-    return ValueKind.INERT if name in NUMPY_SCALARS else None
+    if name in VALUE_CLASSES:
+        fits = len(arguments) == 1 and isinstance(arguments[0], ARGUMENT_TYPES[name])
+        return ValueKind.INERT if fits else None
+    return ValueKind.INERT if name in INERT_CALLABLES else None
+
+
+def _op_new_object(state: UnpicklerState, _: Any) -> None:
+    """An object of a class that stands for nothing here."""
+    kind, arguments = state.pop(2)
+    if not isinstance(kind, GlobalRef) or kind.name not in INERT_CALLABLES or type(arguments) is not tuple:
+        raise PickleRejected("its program makes an object that no tensor needs")
+    state.stack.append(ValueKind.INERT)
 
 
 def _is_valid_tensor(arguments: tuple[Any, ...]) -> bool:
@@ -318,6 +358,7 @@ OPCODE_HANDLERS: dict[str, Callable[[UnpicklerState, Any], None]] = {
     "LONG_BINGET": _op_get,
     "GLOBAL": _op_global,
     "REDUCE": _op_reduce,
+    "NEWOBJ": _op_new_object,
     "BINPERSID": _op_persistent_id,
     "BUILD": _op_build,
     "APPEND": lambda state, _: _op_append(state, state.pop(1)),
