@@ -73,6 +73,7 @@ class Bounds(StrictModel):
     )
     form_fields: int = Field(default=30, gt=0, description="text fields of a form")
     prompt: int = Field(default=32_000, gt=0, description="characters of a prompt")
+    prompt_tokens: int = Field(default=1500, gt=0, description="tokens of a prompt, and of a negative prompt")
     count: int = Field(default=10, gt=0, description="pictures of one request")
     steps: int = Field(default=150, gt=0, description="denoising steps of one request")
     header_seconds: float = Field(default=10, gt=0, description="for a request's headers to arrive")

@@ -29,7 +29,14 @@ MAY_IMPORT = {  # each room, itself and the bottom aside
     "service": TASKS,  # its worker alone, see `test_the_server_does_not_compute`
     "cli": TASKS | {"train", "evaluate", "client", "service"},  # its verbs are the doors of the workshops
 }
-LIGHT = {"atomic_write", "decode", "encode", "colour", "damage", "other_kinds"}  # the modules of `image` that do without torch
+LIGHT = {
+    "atomic_write",
+    "decode",
+    "encode",
+    "colour",
+    "damage",
+    "other_kinds",
+}  # the modules of `image` that do without torch
 DOORS = {"enlarger", "enlarger.__main__"}  # they only pass on what others hold
 FOREIGN = {
     "diffusers",

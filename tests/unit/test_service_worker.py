@@ -18,6 +18,7 @@ from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.checkpoint.single_file.save import save_single_file
 from enlarger.diffusion.sample import Step
 from enlarger.errors import Cancelled, InputError, NonFinite
+from enlarger.nn.clip_text import ClipText, ClipTextOutput
 from enlarger.nn.taesd import AutoencoderTiny, AutoencoderTinyConfig
 from enlarger.service.jobs.job import RESULT_FILE, JobResult, JobSpec, OutputOptions, job_folder, new_job_id
 from enlarger.service.jobs.model_registry import ModelState
@@ -432,6 +433,36 @@ def test_the_last_cancel_of_a_batch_stops_it(tmp_path: Path) -> None:
         watcher(Progress("denoise", 2, 3))
     jobs[0].finish("done")
     assert len(told.of("canceled")) == 2 and told.of("done") == []
+
+
+def test_a_prompt_of_too_many_tokens_is_refused_before_it_is_encoded(bench: Executor, tmp_path: Path) -> None:
+    for field in ("prompt", "negative"):
+        options = {"prompt": "a", "steps": 1, "long_prompt": True} | {field: "\U0001f600" * 1501}
+        job = running(tmp_path, JobSpec("generate", "sd", options), told_by(bench))
+        bench.run([job])
+        (failed,) = told_by(bench).of("failed", id=job.id)
+        assert failed["problem"]["code"] == "invalid_prompt"
+        assert "tokens, expected at most 1,500; say it in fewer words" in failed["problem"]["message"]
+
+
+def test_encoding_a_long_prompt_hears_a_cancel(
+    bench: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"prompt": "lighthouse " * 300, "steps": 1, "long_prompt": True}
+    job, calls, forward = (
+        running(tmp_path, JobSpec("generate", "sd", options), told_by(bench)),
+        list[int](),
+        ClipText.forward,
+    )
+
+    def encode(self: ClipText, ids: torch.Tensor) -> ClipTextOutput:
+        calls.append(len(ids))
+        job.cancel_event.set()
+        return forward(self, ids)
+
+    monkeypatch.setattr(ClipText, "forward", encode)
+    bench.run([job])
+    assert len(calls) == 1 and len(told_by(bench).of("canceled", id=job.id)) == 1
 
 
 def faulty(monkeypatch: pytest.MonkeyPatch, errors: Sequence[Exception | None]) -> list[int]:

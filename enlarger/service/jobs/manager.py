@@ -75,7 +75,8 @@ class JobManager:
             raise
         models, memory = self._settings.known_models, self._settings.memory
         limits = WorkerLimits.of(self._settings)
-        self._pool.start(WorkerCommand(self._worker_argv, models, memory, data, limits, self._lock.workers_fd))
+        tokens, lock_fd = self._settings.bounds.prompt_tokens, self._lock.workers_fd
+        self._pool.start(WorkerCommand(self._worker_argv, models, memory, data, limits, tokens, lock_fd))
         self._background_tasks = [asyncio.create_task(self._cleanup_loop()), asyncio.create_task(self._watch_folder())]
 
     async def drain(self) -> None:

@@ -23,7 +23,7 @@ from enlarger.service.jobs.job import RESULT_FILE, JobResult, ResultImage
 from enlarger.service.problems import Problem, ProblemError, problem_from_exception
 from enlarger.service.worker.generation_metadata import Json, generation_metadata, metadata_of_image
 from enlarger.service.worker.model_cache import CachedModel, ModelCache, SendEvent, empty_cache
-from enlarger.service.worker.model_requests import ModelRequests, build_requests, refiner_name
+from enlarger.service.worker.model_requests import ModelRequests, build_requests, check_prompt_tokens, refiner_name
 from enlarger.service.worker.previews import PreviewSpec, PreviewWriter, Size, preview_decoder_for
 from enlarger.service.worker.progress_reporter import ProgressReporter, RunningJob
 from enlarger.service.worker.results import remove_images, resize_to, save_image, write_result_file
@@ -73,6 +73,7 @@ class Executor:
 
     model_cache: ModelCache
     send: SendEvent
+    max_prompt_tokens: int = 1500
 
     def run(self, jobs: Sequence[RunningJob]) -> None:
         """Do all jobs of a run; each ends in some way, whatever happens."""
@@ -100,6 +101,7 @@ class Executor:
             with self._fail_jobs_on_error([job]):
                 if job.check_active():
                     model_requests = build_requests(job.spec, context.model, job.folder)
+                    check_prompt_tokens(model_requests.requests[0], context.model, self.max_prompt_tokens)
                     prepared_jobs.append(
                         PreparedJob(job, model_requests, _preview_writer(context.model, job, model_requests))
                     )
@@ -192,7 +194,8 @@ class Executor:
         )
         try:
             requests = [prepared.model_requests.requests[image_index] for prepared in prepared_jobs]
-            results = context.run(requests, reporter)
+            with reporter.hear_cancels_while_encoding():
+                results = context.run(requests, reporter)
         except NonFinite:
             self.send(messages.NonFiniteOutput(stage=reporter.stage or "start"))
             raise

@@ -109,7 +109,7 @@ def main() -> None:
     writer.send(
         messages.Ready(device=str(device), models=tuple(one.state for one in model_cache.descriptions.values()))
     )
-    _serve(reader, Executor(model_cache, writer.send), start.data)
+    _serve(reader, Executor(model_cache, writer.send, start.prompt_tokens), start.data)
 
 
 def _beat(writer: MessageWriter) -> None:

@@ -21,6 +21,7 @@ from enlarger.requests import (
     with_defaults,
 )
 from enlarger.service.jobs.job import JobSpec
+from enlarger.service.problems import problem_error
 from enlarger.service.settings import ModelSettings
 from enlarger.service.worker.model_cache import CachedModel
 from enlarger.text.encode import tokenize_prompts
@@ -81,7 +82,7 @@ def build_requests(spec: JobSpec, model: CachedModel, folder: Path) -> ModelRequ
     metadata_options = _metadata_options(request, model, verb, refiner_name(spec, model.description.settings))
     input_info = None if spec.image is None else _input_info(folder / spec.image, pictures["image"])
     return ModelRequests(
-        requests, metadata_options, tuple(seeds), notes, _count_prompt_tokens(request, model), input_info
+        requests, metadata_options, tuple(seeds), notes, _count_tokens(request.prompt, model), input_info
     )
 
 
@@ -159,12 +160,18 @@ def _metadata_options(request: Any, model: CachedModel, verb: str, refiner: str 
     return {name: value for name, value in options.items() if value is not None and name not in hidden}
 
 
-def _count_prompt_tokens(request: Any, model: CachedModel) -> int:
-    """CLIP's tokens of the prompt, start and end aside."""
+def check_prompt_tokens(request: Any, model: CachedModel, max_tokens: int) -> None:
+    """Raise ProblemError, 400 `invalid_prompt`, for a prompt that would take an encoder long: 75 tokens are one run."""
+    for field, name in (("prompt", "prompt"), ("negative", "negative_prompt")):
+        count = _count_tokens(getattr(request, field, None), model)
+        if count > max_tokens:
+            text = f"{name} has {count:,} tokens, expected at most {max_tokens:,}; say it in fewer words"
+            raise problem_error(400, "invalid_prompt", text, name)
+
+
+def _count_tokens(text: str | None, model: CachedModel) -> int:
+    """CLIP's tokens of a text, start and end aside."""
     tokenizer = model.model.tokenizer
-    if tokenizer is None or not request.prompt:
+    if tokenizer is None or not text:
         return 0
-    return sum(
-        int(piece.mask.sum()) - 2 * len(piece.mask)
-        for piece in tokenize_prompts(tokenizer, [request.prompt], True, True)
-    )
+    return sum(int(piece.mask.sum()) - 2 * len(piece.mask) for piece in tokenize_prompts(tokenizer, [text], True, True))

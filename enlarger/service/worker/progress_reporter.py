@@ -3,10 +3,15 @@
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
 from enlarger.errors import Cancelled
+from enlarger.nn.clip_text import ClipText
 from enlarger.service.jobs.job import JobSpec
 from enlarger.service.worker.model_cache import SendEvent
 from enlarger.service.worker.previews import PreviewWriter
@@ -73,13 +78,32 @@ class ProgressReporter:
         for row, (job, previews) in enumerate(zip(self.jobs, self.previews, strict=True)):
             if job.check_active():
                 previews.update(progress, row)
-        if all(job.is_finished for job in self.jobs):
-            raise Cancelled("all jobs of the batch are canceled")
+        self._check_wanted()
         self._unreported_steps += progress.step is not None
         is_last = progress.done == progress.total
         if is_last or progress.stage != self.stage or now - self._last_report_time >= REPORT_SECONDS:
             self._report(progress, now)
         self.stage = progress.stage
+
+    @contextmanager
+    def hear_cancels_while_encoding(self) -> Generator[None]:
+        """Within the block, a cancel takes effect before each run of a text encoder too: long prompts have many."""
+
+        def check(module: nn.Module, _: object) -> None:
+            if isinstance(module, ClipText):
+                self._check_wanted()
+
+        handle = register_module_forward_pre_hook(check)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _check_wanted(self) -> None:
+        """Raise Cancelled once nobody wants any of the jobs."""
+        active = [job for job in self.jobs if job.check_active()]
+        if not active:
+            raise Cancelled("all jobs of the batch are canceled")
 
     def _report(self, progress: Progress, now: float) -> None:
         done, total = self.image_index * progress.total + progress.done, self.num_images * progress.total

@@ -39,6 +39,7 @@ class Start(Message):
     device: str
     memory: float | None  # GiB of weights
     data: Path  # the folder of the jobs
+    prompt_tokens: int = 1500  # of a prompt, at most
 
 
 class AssignedJob(Message):

@@ -39,11 +39,18 @@ class WorkerCommand:
     memory: float | None
     data: Path
     limits: WorkerLimits
+    prompt_tokens: int
     lock_fd: int | None = None  # an open file that they inherit
 
     def start_command(self, device: str) -> messages.Start:
         """The first command of a process."""
-        return messages.Start(models=tuple(self.models), device=device, memory=self.memory, data=self.data.absolute())
+        return messages.Start(
+            models=tuple(self.models),
+            device=device,
+            memory=self.memory,
+            data=self.data.absolute(),
+            prompt_tokens=self.prompt_tokens,
+        )
 
 
 class WorkerListener(Protocol):
