@@ -77,6 +77,10 @@ class UpscaleRequest:
     def __post_init__(self) -> None:
         check_limits(self)
 
+    def result_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size of the result for an input of `size`, in the same order of the sides."""
+        return round(size[0] * self.by), round(size[1] * self.by)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:

@@ -13,6 +13,7 @@ import typer
 from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request, process_image, run_jobs
 from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, request_options
 from enlarger.cli.terminal import print_lines
+from enlarger.errors import InputError
 from enlarger.requests import GenerateRequest, seeds_for
 
 if TYPE_CHECKING:  # torch comes with these
@@ -142,8 +143,23 @@ def _plan_jobs(requests: Sequence[GenerateRequest], output: str | None, overwrit
         if is_file and len(requests) == 1:
             numbered = [target.with_name(f"{target.stem}-{k}{target.suffix}") for k in range(1, request.count + 1)]
             outputs = (target,) if request.count == 1 else tuple(numbered)
-        jobs.append(plan_job(InputFile(Path(name), is_named_by_user=True), outputs, reserved, overwrite))
+        job = plan_job(InputFile(Path(name), is_named_by_user=True), outputs, reserved, overwrite)
+        jobs.append(_check_size(job, request, overwrite))
     return jobs
+
+
+def _check_size(job: "Job", request: GenerateRequest, overwrite: bool) -> "Job":
+    """The job, with an error if its kind of file does not hold a picture of the size that was asked for."""
+    from enlarger.image.encode import check_output
+
+    if job.error is not None or request.width is None or request.height is None:
+        return job
+    size = (round(request.width * request.upscale), round(request.height * request.upscale))
+    try:
+        check_output(job.outputs[0], "RGB", size, overwrite=overwrite)
+    except InputError as error:
+        return replace(job, error=str(error))
+    return job
 
 
 def slug(prompt: str) -> str:

@@ -76,7 +76,7 @@ def process_images(
     from enlarger.cli.report import Report
 
     plan = files.plan(request.count)
-    jobs = plan.jobs
+    jobs = [_check_result(job, request, files.overwrite) for job in plan.jobs]
     with Report(len(jobs), json_lines=files.json_lines, passed_over=plan.passed_over) as report:
         run_job = None
         if any(job.error is None for job in jobs):
@@ -113,6 +113,23 @@ def process_image(
         result.consistency,
         notes + result.notes,
     )
+
+
+def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions, overwrite: bool) -> "Job":
+    """The job, with an error if its files cannot hold what will be made of its input."""
+    from enlarger.image.decode import read_header
+    from enlarger.image.encode import check_output
+
+    if job.error is not None:
+        return job
+    try:
+        mode, size = read_header(job.input)
+        size = request.result_size(size) if isinstance(request, UpscaleRequest) else size
+        for path in job.outputs:
+            check_output(path, mode, size, overwrite=overwrite)
+    except InputError as error:
+        return replace(job, error=str(error))
+    return job
 
 
 def _with_input_image(request: Request, job: "Job") -> Request:

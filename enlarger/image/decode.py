@@ -82,6 +82,18 @@ def open_upright(source: str | Path | Image.Image, *, limit: int = PIXEL_LIMIT) 
         return decode_image(image, name, limit, []).copy()
 
 
+def read_header(path: str | Path) -> tuple[str, tuple[int, int]]:
+    """In which mode a picture like a file's is written, and the file's width and height; only its header is read.
+
+    Raises InputError for a file that is no picture.
+    """
+    with open_image(path) as (image, _):
+        if image.mode == "F" or image.mode.startswith("I"):
+            return "I;16", image.size
+        is_grey, has_alpha = image.mode in ("1", "L", "LA", "La"), image.has_transparency_data
+        return ("L" if is_grey else "RGB") + ("A" if has_alpha else ""), image.size
+
+
 def salvage(path: str | Path, notes: list[str], *, limit: int = PIXEL_LIMIT) -> Image.Image | None:
     """The rows that are there of a file that is cut short, upright; None for a file that is whole.
 

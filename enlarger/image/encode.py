@@ -19,6 +19,12 @@ FORMAT_MODES: dict[str, frozenset[str]] = {  # what each format holds without lo
     "BMP": frozenset({"L", "RGB"}),
     "AVIF": frozenset({"L", "LA", "RGB", "RGBA"}),
 }
+MAX_SIDES = {
+    "JPEG": 65_500,
+    "WEBP": 16_383,
+    "AVIF": 65_536,
+    "BMP": 2**31 - 1,
+}  # pixels, by the libraries that write them
 SUFFIXES = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -34,8 +40,21 @@ SUFFIXES = {
 }
 
 
-def check_output(path: str | Path, mode: str | None = None, *, overwrite: bool = False) -> str:
-    """Pillow's name of the format for `path`; InputError, before any work, for what `save_image` would refuse."""
+def check_side(format_name: str, size: tuple[int, int], name: str = "result") -> None:
+    """Raise InputError for a picture of `size` (either order) with a longer side than its format holds."""
+    most = MAX_SIDES.get(format_name)
+    if most is not None and max(size) > most:
+        found = f"has a side of {max(size):,} pixels, {format_name} holds at most {most:,}"
+        raise InputError(f"{name}: {found}; save as PNG, or make it smaller")
+
+
+def check_output(
+    path: str | Path, mode: str | None = None, size: tuple[int, int] | None = None, *, overwrite: bool = False
+) -> str:
+    """Pillow's name of the format for `path`; InputError, before any work, for what `save_image` would refuse.
+
+    `mode` and `size` are the picture's, as far as they are known.
+    """
     path, name = Path(path), one_line(path)
     format_name = SUFFIXES.get(path.suffix.lower())
     if format_name is None:
@@ -45,6 +64,8 @@ def check_output(path: str | Path, mode: str | None = None, *, overwrite: bool =
     if mode is not None and mode not in FORMAT_MODES[format_name]:
         mode_name = MODE_NAMES.get(mode, f"mode {mode}")
         raise InputError(f"{name}: {format_name} cannot hold {mode_name}; save as .png, or convert the picture first")
+    if size is not None:
+        check_side(format_name, size, name)
     if not os.path.isdir(path.parent):
         raise InputError(f"{name}: no such folder {one_line(path.parent)}; make it first")
     if os.path.isdir(path):
@@ -62,7 +83,7 @@ def save_image(image: Image.Image, path: str | Path, *, overwrite: bool = False,
     Raises InputError for alpha or 16 bits in a format without them, an unknown suffix, a missing folder, a full disk
     and, without `overwrite`, an existing file.
     """
-    format_name, path = check_output(path, image.mode, overwrite=overwrite), Path(path)
+    format_name, path = check_output(path, image.mode, image.size, overwrite=overwrite), Path(path)
     stripped = image.copy()
     stripped.info = {}
     options: dict[str, Any] = {"quality": quality} if format_name in ("JPEG", "WEBP", "AVIF") else {}

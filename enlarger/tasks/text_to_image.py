@@ -178,6 +178,8 @@ class Generator:
     def _prepare(self, requests: Sequence[GenerateRequest]) -> tuple[LatentDiffusion, TextToImageJob]:
         """The networks on the requests' sigma schedule, and the batch."""
         model, options = self.model, self._options(requests[0])
+        if requests[0].upscale > 1:
+            self._upscale_request(requests[0], None, 0)  # raises for what it will not take, before the work
         size = self._size(options)
         plan = model.sampling_plan(options["steps"], options["solver"], [_seed(request) for request in requests])
         prompt_specs = [prompt_spec_from_options(self._options(request)) for request in requests]
@@ -217,7 +219,8 @@ class Generator:
     ) -> tuple[Image.Image, tuple[str, ...]]:
         """The latents as a picture of `size` (height, width), times `upscale`."""
         upscaler = self._effective_upscaler if request.upscale > 1 else None
-        upscales_latents = upscaler is not None and upscaler.latent_space is not None
+        scale = None if upscaler is None or upscaler.latent_space is None else upscaler.scale
+        upscales_latents = scale == request.upscale  # by another factor it enlarges the picture
         pixels = (
             None if upscales_latents else self.model.latent_diffusion.decode(latents.values)[0, :, : size[0], : size[1]]
         )

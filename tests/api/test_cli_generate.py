@@ -269,3 +269,15 @@ def test_explaining_computes_nothing(call: Any, fake: Fake) -> None:
     _, out, _ = call("generate", "a", "--model", "m", "--explain", "--json")
     turn = {"step": 1, "who": "base", "start": 3.0, "stop": 0.0, "calls": 1}
     assert json.loads(out) == {"turns": [turn], "pictures": 1, "calls": 1}
+
+
+def test_what_is_known_before_the_work_is_said_before_it(call: Any) -> None:
+    models = ("--model", tiny.sd1_folder(), "--upscaler", tiny.x2_folder(), "--steps", "2", "--device", "cpu")
+    status, out, err = call("generate", "a", *models, "--upscale", "1.5", "--upscale-steps", "1", "-o", "a.png")
+    assert (status, out, size("a.png")) == (0, "a.png\n", (96, 96)), err
+    status, _, err = call("generate", "a", *models[:2], "--upscale", "2", "--upscale-steps", "3", "-o", "b.png")
+    assert status == 1 and "denoise" not in err and "the bundled upscaler takes no steps" in err
+    status, _, err = call(
+        "generate", "a", *models, "--upscale", "4", "--width", "4104", "--height", "64", "-o", "c.webp"
+    )
+    assert status == 1 and "denoise" not in err and "a side of 16,416 pixels, WEBP holds at most 16,383" in err

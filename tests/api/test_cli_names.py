@@ -117,3 +117,23 @@ def test_what_is_there_of_a_picture_cut_short_is_enlarged_when_asked(call: Any) 
     rows = size("out/a-x2.png")[1] // 2
     assert status == 0 and 20 < rows < 90 and size("out/whole-x2.png") == (80, 180)
     assert f"a.png: note: the file is cut short: {rows} of 90 rows are there, the others are left out\n" in err
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "output", "words"),
+    [
+        ("RGBA", (8, 6), "b.jpg", "JPEG cannot hold colour with alpha"),
+        ("LA", (8, 6), "b.bmp", "BMP cannot hold grey with alpha"),
+        ("P", (8, 6), "b.jpe", "JPEG cannot hold colour with alpha"),
+        ("I;16", (8, 6), "b.webp", "WEBP cannot hold 16-bit grey"),
+        ("RGB", (8200, 1), "b.webp", "has a side of 16,400 pixels, WEBP holds at most 16,383"),
+        ("L", (1, 32751), "b.jpg", "has a side of 65,502 pixels, JPEG holds at most 65,500"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_said_before_the_work(
+    call: Any, fake: Fake, mode: str, size: tuple[int, int], output: str, words: str
+) -> None:
+    options = {"transparency": 0} if mode == "P" else {}
+    Image.new(mode, size).save("a.png", **options), photo("good.png")
+    status, _, err = call("upscale", "a.png", "-o", output)
+    assert (status, fake.loaded, files()) == (1, [], ["a.png", "good.png"]) and words in err

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from enlarger.errors import InputError
+from enlarger.image.encode import check_side
 from enlarger.requests import DEFAULTS, GenerateRequest, InpaintRequest, RefineRequest, UpscaleRequest
 from enlarger.service.jobs.job import JobSpec, OutputOptions, Task
 from enlarger.service.problems import problem_error
@@ -122,12 +123,22 @@ def build_job_spec(
             "scale" if parsed.task == "upscale" else "size",
         )
     _check_options(parsed)
+    if size is not None:
+        _check_format(parsed.output.format, size)
     image = None if parsed.task == "generate" else "image.png"
     mask = "mask.png" if parsed.task == "inpaint" else None
     all_notes = (*parsed.notes, *notes)
     return JobSpec(
         parsed.task, model, parsed.options, image, mask, size, parsed.output, parsed.previews, parsed.live, all_notes
     )
+
+
+def _check_format(file_format: str, size: Size) -> None:
+    """Raises ProblemError for a result that its format cannot hold."""
+    try:
+        check_side(file_format.upper(), size)
+    except InputError as error:
+        raise problem_error(400, "image_too_large", str(error), "output_format") from error
 
 
 def result_size(parsed: ParsedRequest, input_size: Size | None) -> Size | None:
