@@ -437,7 +437,7 @@ def test_the_last_cancel_of_a_batch_stops_it(tmp_path: Path) -> None:
 
 def test_a_prompt_of_too_many_tokens_is_refused_before_it_is_encoded(bench: Executor, tmp_path: Path) -> None:
     for field in ("prompt", "negative"):
-        options = {"prompt": "a", "steps": 1, "long_prompt": True} | {field: "\U0001f600" * 1501}
+        options = {"prompt": "a", "steps": 1, "long_prompt": True} | {field: "a " * 1501}
         job = running(tmp_path, JobSpec("generate", "sd", options), told_by(bench))
         bench.run([job])
         (failed,) = told_by(bench).of("failed", id=job.id)
