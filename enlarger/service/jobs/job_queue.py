@@ -4,8 +4,9 @@ import asyncio
 import heapq
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from enlarger.service.jobs.job import Job, JobProgress
 from enlarger.service.jobs.progress_estimator import DurationStats, ProgressEstimator
@@ -106,13 +107,20 @@ class JobQueue:
         if position is None:
             return finished_progress(active.job)
         if position or estimator is None:
-            eta = self.expected_waits(workers).get(active.job.id, 0.0) + self.durations.expected_seconds(
-                active.job.spec
-            )
-            return JobProgress(position, eta_seconds=eta)
+            return JobProgress(position, eta_seconds=self.eta_seconds(active, self.expected_waits(workers)))
         step, steps = (estimator.done, estimator.total) if estimator.has_progress else (None, None)
-        eta = estimator.remaining_seconds(time.monotonic())
+        eta = estimator.eta_seconds(time.monotonic())
         return JobProgress(0, estimator.progress, estimator.stage, step, steps, eta, active.preview)
+
+    def eta_seconds(self, active: ActiveJob, waits: Mapping[str, float]) -> float | None:
+        """Until a job that waits has ended; None where its model, or one that works before it, was never measured."""
+        running = [one.estimator for one in self.running.values() if one.estimator is not None]
+        before = takewhile(lambda one: one is not active, self.waiting.values())
+        specs = [active.job.spec, *(one.job.spec for one in before)]
+        now = time.monotonic()
+        if any(one.eta_seconds(now) is None for one in running) or not all(map(self.durations.is_measured, specs)):
+            return None
+        return waits.get(active.job.id, 0.0) + self.durations.expected_seconds(active.job.spec)
 
     def expected_waits(self, workers: int) -> dict[str, float]:
         """In how many seconds each job that waits is expected to begin, and "" for one that would come now."""
@@ -156,5 +164,5 @@ def changed_positions(queue: JobQueue, workers: int) -> Iterable[tuple[ActiveJob
         live.reported_position = position
         yield (
             live,
-            JobProgress(position, eta_seconds=waits[live.job.id] + queue.durations.expected_seconds(live.job.spec)),
+            JobProgress(position, eta_seconds=queue.eta_seconds(live, waits)),
         )

@@ -11,6 +11,7 @@ DEFAULT_SECONDS = 5.0  # seconds of a job before anything was measured
 SMOOTHING = 0.4  # of the newest measurement
 MAX_KEYS = 256  # kinds of jobs that are remembered
 RELIABLE_PROGRESS = 0.25  # the progress from which on a job's own speed says when it ends
+FIRST_PROGRESS = 0.02  # the same for a job of a model that was never measured
 STAGES_BEFORE_DETAIL = ("predict", "restore")  # stages after which another comes, where detail is asked for
 T = TypeVar("T")
 
@@ -44,6 +45,10 @@ class DurationStats:
             if key in self._seconds_per_megapixel:
                 return self._seconds_per_megapixel[key] * megapixels(spec)
         return DEFAULT_SECONDS
+
+    def is_measured(self, spec: JobSpec) -> bool:
+        """Whether a job of this very kind has ended, so that its time is no guess."""
+        return _duration_keys(spec)[0] in self._seconds_per_megapixel
 
     def expected_pass_seconds(self, spec: JobSpec) -> tuple[float, ...] | None:
         """The expected seconds of each pass; None before a job of this kind has ended."""
@@ -104,10 +109,16 @@ class ProgressEstimator:
     def remaining_seconds(self, now: float) -> float:
         """Seconds until it ends, as far as is known."""
         elapsed = now - self.started_at
-        if self.progress < RELIABLE_PROGRESS:
+        is_measured = self.durations.is_measured(self.spec)
+        if self.progress < (RELIABLE_PROGRESS if is_measured else FIRST_PROGRESS):
             return max(self.durations.expected_seconds(self.spec) * self.batch_size - elapsed, 0.0)
         measured = self.updated_at - self.started_at
         return max(measured / self.progress - elapsed, 0.0)
+
+    def eta_seconds(self, now: float) -> float | None:
+        """`remaining_seconds`, where they are of this model's own pace; else None."""
+        is_known = self.progress >= FIRST_PROGRESS or self.durations.is_measured(self.spec)
+        return self.remaining_seconds(now) if is_known else None
 
     def _fraction_done(self, pass_fraction: float) -> float:
         """The share of the work that is done, by the time that its passes are expected to take."""
