@@ -558,6 +558,31 @@ def test_what_the_service_does_not_take_is_said_before_it_is_sent(page: WatchedP
     page.wait_for_result()
 
 
+def test_a_tiff_shows_a_picture(page: WatchedPage) -> None:
+    deep = np.asarray(Image.open(io.BytesIO(photo(60, 44))).convert("L")).astype(np.uint16) * 257
+    shapes = {"rgb": np.asarray(Image.open(io.BytesIO(photo(60, 44)))), "grey16": deep}
+    for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate"):
+        for name, values in shapes.items():
+            stream = io.BytesIO()
+            predictor = {} if compression == "raw" else {317: 2}
+            Image.fromarray(values).save(stream, "TIFF", compression=compression, tiffinfo=predictor)
+            page.drop({f"{name}.tif": stream.getvalue()}, "image/tiff")
+            page.wait_for_selector("#viewer:visible")
+            page.until("document.querySelector('#after').naturalWidth === 60")
+            page.wait_for_timeout(50)
+            shown = page.evaluate(
+                """() => {
+                  const pen = new OffscreenCanvas(60, 44).getContext('2d');
+                  pen.drawImage(document.querySelector('#after'), 0, 0);
+                  return [...pen.getImageData(0, 0, 60, 44).data];
+                }"""
+            )
+            seen = np.array(shown, np.uint8).reshape(44, 60, 4)[..., :3]
+            wanted = np.broadcast_to(values[..., None] >> 8, seen.shape) if values.ndim == 2 else values
+            assert np.array_equal(seen, wanted), (name, compression)
+            page.click("#cards .close")
+
+
 def test_two_tabs_share_their_list(page: WatchedPage) -> None:
     other = page.context.new_page()
     other.goto(page.url)

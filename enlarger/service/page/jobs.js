@@ -4,7 +4,9 @@ import { announce, make, pause } from './dom.js';
 import { forget, keepPicture, openTabs, pictureOf, remember, remembered, tab, unique, watchTabs } from './keep.js';
 import { bodyOf } from './request.js';
 import { say } from './text.js';
+import { tiffOf } from './tiff.js';
 
+const TIFF = /tiff/;
 const UNSENT = ['lined', 'sending', 'waiting'];
 
 export const cards = [];
@@ -21,62 +23,68 @@ export let lost = false;
 /** `changed()` after each change; `ask(wrong)` asks for a key and says whether there is one now; `end(card, problem)`
  * hears of the end of a job, with what was wrong or without; `refuse(card)` says why not to send it, or ''. */
 export function setUp(changed, ask, end, refuse) {
-  [told, needKey, ended, refusal] = [changed, ask, end, refuse];
-  watchTabs(adopt, gone => drop(cards.find(card => card.key === gone)));
-  window.addEventListener('pagehide', () => {
-    for (const card of cards.filter(unsent)) remember(card, { state: 'ready' });
-  });
+	[told, needKey, ended, refusal] = [changed, ask, end, refuse];
+	watchTabs(adopt, gone => drop(cards.find(card => card.key === gone)));
+	window.addEventListener('pagehide', () => {
+		for (const card of cards.filter(unsent)) remember(card, { state: 'ready' });
+	});
 }
 
 function put(card, changes) {
-  const { state } = card;
-  Object.assign(card, changes);
-  if (card.state !== state) {
-    if (!fresh(card) && card.state !== 'lined') announce(`${card.name}: ${say(card.state)}. ${card.message}`);
-    remember(card);
-  }
-  redraw();
+	const { state } = card;
+	Object.assign(card, changes);
+	if (card.state !== state) {
+		if (!fresh(card) && card.state !== 'lined') announce(`${card.name}: ${say(card.state)}. ${card.message}`);
+		remember(card);
+	}
+	redraw();
 }
 
 function redraw() {
-  if (!cards.some(busy)) quiet.abort();
-  told();
+	if (!cards.some(busy)) quiet.abort();
+	told();
 }
 
 /** A card; those of one `at[0]` stand together, the newest first. */
 export function newCard(fields) {
-  const card = { key: unique(), at: [Date.now(), 0], state: 'ready', id: null, size: null, thumb: null, message: '', ...fields };
-  cards.push(card);
-  cards.sort((a, b) => b.at[0] - a.at[0] || a.at[1] - b.at[1]);
-  return card;
+	const card = { key: unique(), at: [Date.now(), 0], state: 'ready', id: null, size: null, thumb: null, message: '', ...fields };
+	cards.push(card);
+	cards.sort((a, b) => b.at[0] - a.at[0] || a.at[1] - b.at[1]);
+	return card;
 }
 
 let looking = Promise.resolve();
 
 /** Add a picture. It is seen and measured in its turn, if this browser can show it. */
 export function addPicture(file, at = [Date.now(), 0]) {
-  const card = newCard({ name: file.name || 'picture.png', file, url: URL.createObjectURL(file), at, state: 'adding' });
-  card.looked = looking = looking.then(async () => {
-    const seen = await looked(file);
-    await keepPicture(card);
-    if (cards.includes(card)) put(card, { ...seen, state: card.state === 'adding' ? 'ready' : card.state });
-  });
-  return card;
+	const card = newCard({ name: file.name || 'picture.png', file, url: URL.createObjectURL(file), at, state: 'adding' });
+	card.looked = looking = looking.then(async () => {
+		const seen = await looked(file);
+		await keepPicture(card);
+		if (cards.includes(card)) put(card, { ...seen, state: card.state === 'adding' ? 'ready' : card.state });
+	});
+	return card;
 }
 
-/** Size and small copy of a picture; nothing if it cannot be shown. */
+/** Size and small copy of a picture, a TIFF as a picture that browsers show; nothing if it cannot be shown. */
 async function looked(blob) {
-  try {
-    const image = await createImageBitmap(blob);
-    const size = [image.width, image.height];
-    const small = Math.min(1, 160 / Math.max(...size));
-    const canvas = make('canvas', { width: Math.ceil(size[0] * small), height: Math.ceil(size[1] * small) });
-    canvas.getContext('2d').drawImage(image, 0, 0, canvas.width, canvas.height);
-    image.close();
-    return { size, thumb: canvas.toDataURL('image/webp', 0.7) };
-  } catch {
-    return {};
-  }
+	try {
+		const image = await createImageBitmap(blob).catch(async () => createImageBitmap(await tiffOf(blob)));
+		const size = [image.width, image.height];
+		const small = Math.min(1, 160 / Math.max(...size));
+		const canvas = make('canvas', { width: Math.ceil(size[0] * small), height: Math.ceil(size[1] * small) });
+		canvas.getContext('2d').drawImage(image, 0, 0, canvas.width, canvas.height);
+		const seen = { size, thumb: canvas.toDataURL('image/webp', 0.7) };
+		if (TIFF.test(blob.type)) {
+			const whole = new OffscreenCanvas(...size);
+			whole.getContext('2d').drawImage(image, 0, 0);
+			seen.url = URL.createObjectURL(await whole.convertToBlob());
+		}
+		image.close();
+		return seen;
+	} catch {
+		return {};
+	}
 }
 
 // Sending: one after the other, so that one that must wait holds back the rest
@@ -86,214 +94,216 @@ let sending = false, freed = () => {};
 
 /** Send a card's request, after those before it; `batch` is the same for those that were started together. */
 export function start(card, request, files, batch) {
-  const sent = { tab, batch, request, files, task: request.task, job: null, id: null, message: '' };
-  line.push(card);
-  put(card, { state: 'lined', controller: new AbortController(), ...sent });
-  sendLine();
+	const sent = { tab, batch, request, files, task: request.task, job: null, id: null, message: '' };
+	line.push(card);
+	put(card, { state: 'lined', controller: new AbortController(), ...sent });
+	sendLine();
 }
 
 async function sendLine() {
-  if (sending) return;
-  sending = true;
-  listen();
-  for (let card; (card = line.shift()); ) if (card.state === 'lined') await send(card, card.controller.signal);
-  sending = false;
+	if (sending) return;
+	sending = true;
+	listen();
+	for (let card; (card = line.shift()); ) if (card.state === 'lined') await send(card, card.controller.signal);
+	sending = false;
 }
 
 async function send(card, signal) {
-  try {
-    await card.looked;
-    const why = refusal(card);
-    if (why) throw new Error(why);
-    if (signal.aborted) return;
-    put(card, { state: 'sending' });
-    const { body, headers } = bodyOf(card.request, card.files);
-    const options = { method: 'POST', body, signal, headers: { ...headers, Prefer: 'respond-async', 'Idempotency-Key': unique() } };
-    const job = await (await persist(card, options, signal)).json();
-    put(card, { id: job.id, state: job.status, job });
-    await refresh(card).catch(() => {}); // what happened before its number was known
-  } catch (problem) {
-    fail(card, problem, signal);
-  }
+	try {
+		await card.looked;
+		const why = refusal(card);
+		if (why) throw new Error(why);
+		if (signal.aborted) return;
+		put(card, { state: 'sending' });
+		const { body, headers } = bodyOf(card.request, card.files);
+		const options = { method: 'POST', body, signal, headers: { ...headers, Prefer: 'respond-async', 'Idempotency-Key': unique() } };
+		const job = await (await persist(card, options, signal)).json();
+		put(card, { id: job.id, state: job.status, job });
+		await refresh(card).catch(() => {}); // what happened before its number was known
+	} catch (problem) {
+		fail(card, problem, signal);
+	}
 }
 
 /** Ask until there is an answer: a busy service again when it says so, and for a key if it needs one. */
 async function persist(card, options, signal) {
-  for (let wrong = false; ; ) {
-    try {
-      return await ask(card.request.path, options);
-    } catch (problem) {
-      if (problem.status === 401 && await needKey(wrong)) wrong = true;
-      else if (problem.wait) await waitFor(card, problem, signal);
-      else throw problem;
-    }
-  }
+	for (let wrong = false; ; ) {
+		try {
+			return await ask(card.request.path, options);
+		} catch (problem) {
+			if (problem.status === 401 && await needKey(wrong)) wrong = true;
+			else if (problem.wait) await waitFor(card, problem, signal);
+			else throw problem;
+		}
+	}
 }
 
 /** Wait as long as the service says, or until one of our jobs makes room. */
 async function waitFor(card, { wait, message }, signal) {
-  const free = new Promise(resolve => { freed = () => resolve(true); });
-  for (let left = Math.ceil(wait); left > 0; left--) {
-    const ours = cards.some(({ state }) => state === 'queued' || state === 'running');
-    put(card, { state: 'waiting', message: ours ? say('turn') : `${message} ${say('retryIn', { n: left })}` });
-    if (await Promise.race([pause(1000, signal), free])) break;
-  }
-  put(card, { state: 'sending', message: '' });
+	const free = new Promise(resolve => { freed = () => resolve(true); });
+	for (let left = Math.ceil(wait); left > 0; left--) {
+		const ours = cards.some(({ state }) => state === 'queued' || state === 'running');
+		put(card, { state: 'waiting', message: ours ? say('turn') : `${message} ${say('retryIn', { n: left })}` });
+		if (await Promise.race([pause(1000, signal), free])) break;
+	}
+	put(card, { state: 'sending', message: '' });
 }
+
+/** What was wrong, with the file's own name. */
+const named = ({ name }, problem) => problem?.message.replace(/^image\b/, name) ?? '';
 
 function fail(card, problem, signal) {
-  if (signal?.aborted || !cards.includes(card)) return;
-  const message = problem.message.replace(/^image\b/, card.name);
-  put(card, { state: problem.status === 404 && card.id ? 'expired' : 'failed', message });
-  ended(card, problem);
+	if (signal?.aborted || !cards.includes(card)) return;
+	put(card, { state: problem.status === 404 && card.id ? 'expired' : 'failed', message: named(card, problem) });
+	ended(card, problem);
 }
 
-// Following: one stream for all jobs of all tabs, and the jobs asked for one by one where streams do not get through
+// Following: one stream for all jobs of all tabs; where streams do not get through each job is asked for
 
 let listening = false, quiet = new AbortController();
 const name = () => `enlarger.stream.${key.get()}`;
 
 async function listen() {
-  if (listening) return;
-  listening = true;
-  quiet = new AbortController();
-  const others = new BroadcastChannel(name());
-  others.onmessage = ({ data: [data, kind] }) => hear(data, kind);
-  const tell = (data, kind) => {
-    hear(data, kind);
-    others.postMessage([data, kind]);
-  };
-  await sync().catch(() => {});
-  const alone = () => followAll(tell, quiet.signal);
-  await (navigator.locks?.request(name(), { signal: quiet.signal }, alone).catch(() => {}) ?? alone());
-  others.close();
-  listening = false;
-  if (cards.some(busy)) listen();
+	if (listening) return;
+	listening = true;
+	quiet = new AbortController();
+	const others = new BroadcastChannel(name());
+	others.onmessage = ({ data: [data, kind] }) => hear(data, kind);
+	const tell = (data, kind) => {
+		hear(data, kind);
+		others.postMessage([data, kind]);
+	};
+	await sync().catch(() => {});
+	const alone = () => followAll(tell, quiet.signal);
+	await (navigator.locks?.request(name(), { signal: quiet.signal }, alone).catch(() => {}) ?? alone());
+	others.close();
+	listening = false;
+	if (cards.some(busy)) listen();
 }
 
 async function followAll(tell, signal) {
-  for (let failures = 0; !signal.aborted; failures++) {
-    try {
-      if (failures < 3 && await stream(() => sync().catch(() => {}), tell, signal)) failures = 0;
-      else await sync();
-    } catch (problem) {
-      if (signal.aborted) return;
-      if (!(problem.status === 401 && await needKey(false))) lose(true);
-    }
-    if (!signal.aborted) await pause(1000);
-  }
+	for (let failures = 0; !signal.aborted; failures++) {
+		try {
+			if (failures < 3 && await stream(() => sync().catch(() => {}), tell, signal)) failures = 0;
+			else await sync();
+		} catch (problem) {
+			if (signal.aborted) return;
+			if (!(problem.status === 401 && await needKey(false))) lose(true);
+		}
+		if (!signal.aborted) await pause(1000);
+	}
 }
 
 function lose(now) {
-  if (lost === now) return;
-  lost = now;
-  told();
+	if (lost === now) return;
+	lost = now;
+	told();
 }
 
 async function sync() {
-  for (const card of cards.filter(card => busy(card) && card.id)) await refresh(card);
+	for (const card of cards.filter(card => busy(card) && card.id)) await refresh(card);
 }
 
 /** Ask how a card's job is, or find that it has expired. */
 export async function refresh(card) {
-  try {
-    hear(await askJson(`v1/jobs/${card.id}`));
-  } catch (problem) {
-    if (problem.status === 401 || problem.wait || !(problem.status < 500 && problem.status)) throw problem;
-    fail(card, problem);
-  }
+	try {
+		hear(await askJson(`v1/jobs/${card.id}`));
+	} catch (problem) {
+		if (problem.status === 401 || problem.wait || !(problem.status < 500 && problem.status)) throw problem;
+		fail(card, problem);
+	}
 }
 
 /** What was said of a job. */
 function hear(data, kind) {
-  lose(false);
-  if (data.status !== 'queued') freed();
-  const card = cards.find(({ id }) => id === data.id);
-  if (!card || card.state === 'canceled' || (card.job && over(card.job) && !over(data))) return;
-  card.job = { ...card.job, ...data };
-  if (over(card.job)) {
-    told(); // the bar is full while the result is fetched
-    complete(card);
-    return;
-  }
-  const now = Math.floor(percentOf(card) / 25);
-  if (now > (card.quarter ?? 0)) announce(`${card.name}: ${25 * now} %`);
-  card.quarter = now;
-  if (card.job.preview_url && (kind === 'preview' || !card.preview)) showPreview(card);
-  put(card, { state: card.job.status });
+	lose(false);
+	if (data.status !== 'queued') freed();
+	const card = cards.find(({ id }) => id === data.id);
+	if (!card || card.state === 'canceled' || (card.job && over(card.job) && !over(data))) return;
+	card.job = { ...card.job, ...data };
+	if (over(card.job)) {
+		told(); // the bar is full while the result is fetched
+		complete(card);
+		return;
+	}
+	const now = Math.floor(percentOf(card) / 25);
+	if (now > (card.quarter ?? 0)) announce(`${card.name}: ${25 * now} %`);
+	card.quarter = now;
+	if (card.job.preview_url && (kind === 'preview' || !card.preview)) showPreview(card);
+	put(card, { state: card.job.status });
 }
 
 async function complete(card) {
-  const { id, status, error } = card.job;
-  if (card.completed === id) return;
-  card.completed = id;
-  const news = card.state !== status;
-  if (news && status === 'succeeded' && !(card.task === 'upscale' && card.thumb)) {
-    const picture = await ask(contentOf(card, 0)).then(answer => answer.blob()).catch(() => null);
-    if (picture) Object.assign(card, await looked(picture), { size: card.size });
-  }
-  if (card.preview) URL.revokeObjectURL(card.preview);
-  put(card, { state: status, message: error?.message.replace(/^image\b/, card.name) ?? '', preview: null, quarter: 0 });
-  if (news) ended(card, error);
+	const { id, status, error } = card.job;
+	if (card.completed === id) return;
+	card.completed = id;
+	const news = card.state !== status;
+	if (news && status === 'succeeded' && !(card.task === 'upscale' && card.thumb)) {
+		const picture = await ask(contentOf(card, 0)).then(answer => answer.blob()).catch(() => null);
+		if (picture) Object.assign(card, await looked(picture), { size: card.size });
+	}
+	URL.revokeObjectURL(card.preview);
+	put(card, { state: status, message: named(card, error), preview: null, quarter: 0 });
+	if (news) ended(card, error);
 }
 
 async function showPreview(card) {
-  if (card.fetching) return;
-  card.fetching = true;
-  const answer = await ask(`v1/jobs/${card.id}/preview`).catch(() => null); // one that does not come is no loss
-  const blob = await answer?.blob().catch(() => null);
-  if (blob && card.state === 'running') {
-    if (card.preview) URL.revokeObjectURL(card.preview);
-    put(card, { preview: URL.createObjectURL(blob) });
-  }
-  card.fetching = false;
+	if (card.fetching) return;
+	card.fetching = true;
+	const answer = await ask(`v1/jobs/${card.id}/preview`).catch(() => null); // one that does not come is no loss
+	const blob = await answer?.blob().catch(() => null);
+	if (blob && card.state === 'running') {
+		URL.revokeObjectURL(card.preview);
+		put(card, { preview: URL.createObjectURL(blob) });
+	}
+	card.fetching = false;
 }
 
 /** Stop a job, or sending it. */
 export async function cancel(card) {
-  card.controller?.abort();
-  put(card, { state: 'canceled', message: '', preview: null, controller: null });
-  if (card.id) await ask(`v1/jobs/${card.id}/cancel`, { method: 'POST' }).catch(() => {});
+	card.controller?.abort();
+	put(card, { state: 'canceled', message: '', preview: null, controller: null });
+	if (card.id) await ask(`v1/jobs/${card.id}/cancel`, { method: 'POST' }).catch(() => {});
 }
 
 /** Forget a card. */
 export function remove(card) {
-  if (busy(card)) cancel(card);
-  forget(card);
-  drop(card);
+	if (busy(card)) cancel(card);
+	forget(card);
+	drop(card);
 }
 
 function drop(card) {
-  if (!card) return;
-  cards.splice(cards.indexOf(card), 1);
-  if (card.url) URL.revokeObjectURL(card.url);
-  redraw();
+	if (!card) return;
+	cards.splice(cards.indexOf(card), 1);
+	URL.revokeObjectURL(card.url);
+	redraw();
 }
 
 /** The cards of earlier visits and other tabs, and what became of their jobs. */
 export async function recall() {
-  const open = await openTabs();
-  for (const plain of remembered()) {
-    if (!plain.id && busy(plain) && !open.includes(plain.tab)) plain.state = 'ready';
-    await adopt(plain);
-  }
+	const open = await openTabs();
+	for (const plain of remembered()) {
+		if (!plain.id && busy(plain) && !open.includes(plain.tab)) plain.state = 'ready';
+		await adopt(plain);
+	}
 }
 
 /** Take over what was remembered of a card, here or by another tab. */
 async function adopt(plain) {
-  let card = cards.find(({ key }) => key === plain.key);
-  if (card) {
-    if (plain.state === 'canceled') card.controller?.abort();
-    Object.assign(card, plain);
-  } else card = newCard(plain);
-  if (!card.file) {
-    const file = await pictureOf(card);
-    if (file && !card.file) Object.assign(card, { file, url: URL.createObjectURL(file) });
-  }
-  if (!card.id && !card.file && fresh(card)) return drop(card);
-  redraw();
-  if (busy(card)) listen();
-  else if (card.state === 'succeeded' && !card.job?.result) refresh(card).catch(() => {});
+	let card = cards.find(({ key }) => key === plain.key);
+	if (card) {
+		if (plain.state === 'canceled') card.controller?.abort();
+		Object.assign(card, plain);
+	} else card = newCard(plain);
+	if (!card.file) {
+		const file = await pictureOf(card);
+		if (file && !card.file) Object.assign(card, { file, url: URL.createObjectURL(file) }, TIFF.test(file.type) && await looked(file));
+	}
+	if (!card.id && !card.file && fresh(card)) return drop(card);
+	redraw();
+	if (busy(card)) listen();
+	else if (card.state === 'succeeded' && !card.job?.result) refresh(card).catch(() => {});
 }
 
 const contentOf = (card, variant) => address(`v1/images/${card.id}/content?variant=${variant}`);

@@ -14,53 +14,49 @@ export const openTabs = async () => ((await navigator.locks?.query())?.held ?? [
 
 /** A remembered card; what is not of our making counts for nothing. */
 function cardOf(text) {
-  try {
-    const card = JSON.parse(text);
-    return typeof card.key === 'string' && typeof card.name === 'string' && Array.isArray(card.at) ? card : null;
-  } catch {
-    return null;
-  }
+	try {
+		const card = JSON.parse(text);
+		return typeof card.key === 'string' && typeof card.name === 'string' && Array.isArray(card.at) ? card : null;
+	} catch {
+		return null;
+	}
 }
 
 export const remembered = () => (
-  Object.keys(localStorage).filter(name => name.startsWith(CARD)).map(name => cardOf(localStorage.getItem(name))).filter(Boolean));
+	Object.keys(localStorage).filter(name => name.startsWith(CARD)).map(name => cardOf(localStorage.getItem(name))).filter(Boolean));
 
 export function remember(card, changes = {}) {
-  try {
-    const lasting = Object.fromEntries(FIELDS.map(name => [name, { ...card, ...changes }[name]]));
-    localStorage.setItem(CARD + card.key, JSON.stringify(lasting));
-  } catch {
-    // no room: the page works without a memory
-  }
+	try {
+		const lasting = Object.fromEntries(FIELDS.map(name => [name, { ...card, ...changes }[name]]));
+		localStorage.setItem(CARD + card.key, JSON.stringify(lasting));
+	} catch {} // no room: the page works without a memory
 }
 
 export function forget({ key }) {
-  localStorage.removeItem(CARD + key);
-  pictures(box => box.delete(`/${key}`));
+	localStorage.removeItem(CARD + key);
+	pictures(box => box.delete(`/${key}`));
 }
 
 /** What other tabs do: `changed(card)` and `gone(key)`. */
 export function watchTabs(changed, gone) {
-  window.addEventListener('storage', ({ key, newValue }) => {
-    if (!key?.startsWith(CARD)) return;
-    const card = newValue && cardOf(newValue);
-    if (card) changed(card);
-    else gone(key.slice(CARD.length));
-  });
+	window.addEventListener('storage', ({ key, newValue }) => {
+		if (!key?.startsWith(CARD)) return;
+		const card = newValue && cardOf(newValue);
+		if (card) changed(card);
+		else gone(key.slice(CARD.length));
+	});
 }
 
 /** Do something with the stored pictures; without secure contexts there are none. */
 const pictures = async act => {
-  try {
-    return await act(await caches.open('enlarger'));
-  } catch {
-    return undefined;
-  }
+	try {
+		return await act(await caches.open('enlarger'));
+	} catch {} // no store
 };
 
 export const keepPicture = ({ key, file }) => pictures(box => box.put(`/${key}`, new Response(file)));
 
 export async function pictureOf({ key, name }) {
-  const found = await pictures(box => box.match(`/${key}`));
-  return found && new File([await found.blob()], name, { type: found.headers.get('Content-Type') ?? '' });
+	const found = await pictures(box => box.match(`/${key}`));
+	return found && new File([await found.blob()], name, { type: found.headers.get('Content-Type') ?? '' });
 }

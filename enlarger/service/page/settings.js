@@ -13,10 +13,8 @@ const CHOSEN = 'enlarger.models';
 let models = [], limits = {}, told = () => {};
 let chosen = {}; // task -> model
 try {
-  chosen = { ...JSON.parse(localStorage.getItem(CHOSEN)) };
-} catch {
-  // not of our making
-}
+	chosen = { ...JSON.parse(localStorage.getItem(CHOSEN)) };
+} catch {} // not of our making
 
 export let task = 'upscale';
 const modelNow = () => models.find(model => model.id === $('model').value)?.enlarger;
@@ -29,42 +27,42 @@ export const possible = () => able().length > 0;
 
 /** Listen to the form; `changed` is called after each change. */
 export function setUp(changed) {
-  told = changed;
-  $('settings').addEventListener('input', ({ target }) => {
-    if (target.name === 'times') showFactor(target.value);
-    if (target.id === 'model') {
-      chosen[task] = target.value;
-      localStorage.setItem(CHOSEN, JSON.stringify(chosen));
-    }
-    if (target.id === 'strength') STRENGTHS[task] = target.value;
-    clearError(target);
-    refresh();
-  });
-  $('dice').onclick = () => {
-    [$('seed').value] = crypto.getRandomValues(new Uint32Array(1));
-    clearError($('seed'));
-    refresh();
-  };
-  for (const name of TASKS) {
-    const tab = make('button', { id: `tab-${name}`, role: 'tab', 'aria-controls': 'settings' }, say(name));
-    tab.onclick = () => chooseTask(name);
-    $('tabs').append(tab);
-  }
-  $('tabs').onkeydown = event => {
-    const at = TASKS.indexOf(task);
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: -1 }[event.key];
-    if (to === undefined) return;
-    event.preventDefault();
-    chooseTask(TASKS.at(to % TASKS.length));
-    $(`tab-${task}`).focus();
-  };
-  chooseTask(task);
+	told = changed;
+	$('settings').addEventListener('input', ({ target }) => {
+		if (target.name === 'times') showFactor(target.value);
+		if (target.id === 'model') {
+			chosen[task] = target.value;
+			localStorage.setItem(CHOSEN, JSON.stringify(chosen));
+		}
+		if (target.id === 'strength') STRENGTHS[task] = target.value;
+		clearError(target);
+		refresh();
+	});
+	$('dice').onclick = () => {
+		[$('seed').value] = crypto.getRandomValues(new Uint32Array(1));
+		clearError($('seed'));
+		refresh();
+	};
+	for (const name of TASKS) {
+		const tab = make('button', { id: `tab-${name}`, role: 'tab', 'aria-controls': 'settings' }, say(name));
+		tab.onclick = () => chooseTask(name);
+		$('tabs').append(tab);
+	}
+	$('tabs').onkeydown = event => {
+		const at = TASKS.indexOf(task);
+		const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: -1 }[event.key];
+		if (to === undefined) return;
+		event.preventDefault();
+		chooseTask(TASKS.at(to % TASKS.length));
+		$(`tab-${task}`).focus();
+	};
+	chooseTask(task);
 }
 
 /** Take over the service's list of models, and its limits. */
 export function setModels(list, most) {
-  [models, limits] = [list, most];
-  fillModels();
+	[models, limits] = [list, most];
+	fillModels();
 }
 
 const mega = (value, digits = 1) => number(value / 1e6, digits);
@@ -72,118 +70,118 @@ const nameOf = ({ id, enlarger }) => (enlarger.kind === 'bundled' ? say('bundled
 
 /** Why a picture is not taken, or ''. */
 export function refusal({ name, size, file }, { fields }) {
-  if (file?.size > limits.image) return say('manyBytes', { name, n: mega(file.size), most: mega(limits.image) });
-  const model = models.find(({ id }) => id === fields.model), pixels = size && size[0] * size[1];
-  if (!size || !model) return '';
-  const { input_pixels: most, output_pixels: mostMade } = model.enlarger;
-  if (pixels > most) return say('manyPixels', { name, n: mega(pixels), size: sizeText(size), model: nameOf(model), most: mega(most) });
-  const made = size.map(side => Math.round(side * (fields.scale ?? 1))), n = made[0] * made[1];
-  return n > mostMade ? say('manyMade', { name, n: mega(n), size: sizeText(made), most: mega(mostMade) }) : '';
+	const over = (words, n, most, more) => (n > most ? say(words, { name, n: mega(n), most: mega(most), ...more }) : '');
+	const model = models.find(({ id }) => id === fields.model), large = over('manyBytes', file?.size, limits.image);
+	if (large || !size || !model) return large;
+	const { input_pixels: most, output_pixels: mostMade } = model.enlarger;
+	const made = size.map(side => Math.round(side * (fields.scale ?? 1)));
+	return over('manyPixels', size[0] * size[1], most, { size: sizeText(size), model: nameOf(model) })
+		|| over('manyMade', made[0] * made[1], mostMade, { size: sizeText(made) });
 }
 
 export function chooseTask(name) {
-  task = name;
-  $('settings').scrollTop = 0;
-  for (const tab of $('tabs').children) {
-    const on = tab.id === `tab-${name}`;
-    tab.setAttribute('aria-selected', on);
-    tab.tabIndex = on ? 0 : -1;
-  }
-  $('settings').setAttribute('aria-labelledby', `tab-${name}`);
-  put($('prompt-label'), say(name === 'inpaint' ? 'prompt-inpaint' : 'prompt'));
-  if (name in STRENGTHS) $('strength').value = STRENGTHS[name];
-  fillModels();
+	task = name;
+	$('settings').scrollTop = 0;
+	for (const tab of $('tabs').children) {
+		const on = tab.id === `tab-${name}`;
+		tab.setAttribute('aria-selected', on);
+		tab.tabIndex = on ? 0 : -1;
+	}
+	$('settings').setAttribute('aria-labelledby', `tab-${name}`);
+	put($('prompt-label'), say(name === 'inpaint' ? 'prompt-inpaint' : 'prompt'));
+	if (name in STRENGTHS) $('strength').value = STRENGTHS[name];
+	fillModels();
 }
 
 function fillModels() {
-  const some = able();
-  const wanted = some.find(({ id }) => id === chosen[task]) ?? some.find(({ enlarger }) => !enlarger.error) ?? some[0];
-  $('model').replaceChildren(...some.map(model => make('option', { value: model.id }, nameOf(model))));
-  if (wanted) $('model').value = wanted.id;
-  refresh();
+	const some = able();
+	const wanted = some.find(({ id }) => id === chosen[task]) ?? some.find(({ enlarger }) => !enlarger.error) ?? some[0];
+	$('model').replaceChildren(...some.map(model => make('option', { value: model.id }, nameOf(model))));
+	if (wanted) $('model').value = wanted.id;
+	refresh();
 }
 
 function showFactor(times) {
-  $('factor').hidden = times !== 'other';
-  if (times !== 'other') $('factor').value = times;
+	$('factor').hidden = times !== 'other';
+	if (times !== 'other') $('factor').value = times;
 }
 
 function refresh() {
-  const shown = optionsFor(task, unusedNow(), $('format').value);
-  for (const field of all('[data-option]')) field.hidden = !shown.includes(field.dataset.option);
-  Object.assign($('noise'), modelNow()?.kind === 'x4' ? { max: 350, step: 1 } : { max: 10, step: 'any' });
-  for (const id of ['detail', 'restore', 'strength']) put($(`${id}-now`), number(Number($(id).value), 2));
-  $('missing').hidden = possible() || models.length === 0;
-  $('options').hidden = !$('missing').hidden;
-  put($('missing-text'), say('missing', { task: say(task) }));
-  const model = modelNow();
-  put($('model-help'), model ? model.error ?? say(model.loaded_bytes === null ? 'unloaded' : 'loaded') : '');
-  told();
+	const shown = optionsFor(task, unusedNow(), $('format').value);
+	for (const field of all('[data-option]')) field.hidden = !shown.includes(field.dataset.option);
+	Object.assign($('noise'), modelNow()?.kind === 'x4' ? { max: 350, step: 1 } : { max: 10, step: 'any' });
+	for (const id of ['detail', 'restore', 'strength']) put($(`${id}-now`), number(Number($(id).value), 2));
+	$('missing').hidden = possible() || models.length === 0;
+	$('options').hidden = !$('missing').hidden;
+	put($('missing-text'), say('missing', { task: say(task) }));
+	const model = modelNow();
+	put($('model-help'), model ? model.error ?? say(model.loaded_bytes === null ? 'unloaded' : 'loaded') : '');
+	told();
 }
 
 /** The values by option; empty is null for numbers and '' for texts. */
 export function read() {
-  const values = {};
-  for (const name of TEXTS) values[name] = $(name).value.trim();
-  for (const name of NUMBERS) values[name] = $(name).value === '' ? null : Number($(name).value);
-  return values;
+	const values = {};
+	for (const name of TEXTS) values[name] = $(name).value.trim();
+	for (const name of NUMBERS) values[name] = $(name).value === '' ? null : Number($(name).value);
+	return values;
 }
 
 /** Say what is wrong, at the field it is wrong in; true if nothing is. */
 export function check() {
-  const wrong = [...all('[data-option]:not([hidden]) :is(input, textarea)')].filter(input => !input.validity.valid);
-  for (const input of wrong) showError(input, say(input.step === 'any' ? 'range' : 'whole', input));
-  const { width, height } = read();
-  if (task === 'generate' && !wrong.length && (width === null) !== (height === null)) {
-    wrong.push($(width === null ? 'width' : 'height'));
-    showError(wrong[0], say('both'));
-  }
-  wrong[0]?.focus();
-  return wrong.length === 0;
+	const wrong = [...all('[data-option]:not([hidden]) :is(input, textarea)')].filter(input => !input.validity.valid);
+	for (const input of wrong) showError(input, say(input.step === 'any' ? 'range' : 'whole', input));
+	const { width, height } = read();
+	if (task === 'generate' && !wrong.length && (width === null) !== (height === null)) {
+		wrong.push($(width === null ? 'width' : 'height'));
+		showError(wrong[0], say('both'));
+	}
+	wrong[0]?.focus();
+	return wrong.length === 0;
 }
 
 function showError(input, words) {
-  clearError(input);
-  input.closest('[data-option]').append(make('p', { id: `${input.id}-error`, class: 'error' }, words));
-  input.setAttribute('aria-invalid', 'true');
-  input.setAttribute('aria-describedby', `${input.id}-error`);
-  input.closest('details')?.setAttribute('open', '');
+	clearError(input);
+	input.closest('[data-option]').append(make('p', { id: `${input.id}-error`, class: 'error' }, words));
+	input.setAttribute('aria-invalid', 'true');
+	input.setAttribute('aria-describedby', `${input.id}-error`);
+	input.closest('details')?.setAttribute('open', '');
 }
 
 function clearError(input) {
-  $(`${input.id}-error`)?.remove();
-  input.removeAttribute('aria-invalid');
-  input.removeAttribute('aria-describedby');
+	$(`${input.id}-error`)?.remove();
+	input.removeAttribute('aria-invalid');
+	input.removeAttribute('aria-describedby');
 }
 
 /** Show the service's complaint at the field it names, if it is one of these. */
 export function complain(param, words) {
-  const input = $(optionOf(param) ?? '');
-  if (input && !input.closest('[hidden]')) showError(input, words);
+	const input = $(optionOf(param) ?? '');
+	if (input && !input.closest('[hidden]')) showError(input, words);
 }
 
 /** Put a recipe's settings into the form; what could not be honoured is returned in words. */
 export function restore(settings) {
-  const notes = [];
-  if (TASKS.includes(settings.task)) {
-    chosen[settings.task] = settings.model;
-    chooseTask(settings.task);
-  }
-  const instead = $('model').value;
-  if (instead && instead !== settings.model) notes.push(say('foundModel', { model: settings.model, instead }));
-  if (settings.seed > Number.MAX_SAFE_INTEGER) {
-    notes.push(say('foundSeed'));
-    settings.seed = '';
-  }
-  for (const name of [...NUMBERS, 'prompt', 'negative']) {
-    const value = settings[name] ?? '';
-    if (settings[name] !== undefined) $(name).value = NUMBERS.includes(name) && isNaN(value) ? '' : value;
-    clearError($(name));
-  }
-  if (settings.strength !== undefined) STRENGTHS[task] = settings.strength;
-  const radio = [...all('[name=times]')].find(({ value }) => value === $('factor').value) ?? document.querySelector('[value=other]');
-  radio.checked = true;
-  showFactor(radio.value);
-  refresh();
-  return notes;
+	const notes = [];
+	if (TASKS.includes(settings.task)) {
+		chosen[settings.task] = settings.model;
+		chooseTask(settings.task);
+	}
+	const instead = $('model').value;
+	if (instead && instead !== settings.model) notes.push(say('foundModel', { model: settings.model, instead }));
+	if (settings.seed > Number.MAX_SAFE_INTEGER) {
+		notes.push(say('foundSeed'));
+		settings.seed = '';
+	}
+	for (const name of [...NUMBERS, 'prompt', 'negative']) {
+		const value = settings[name] ?? '';
+		if (settings[name] !== undefined) $(name).value = NUMBERS.includes(name) && isNaN(value) ? '' : value;
+		clearError($(name));
+	}
+	if (settings.strength !== undefined) STRENGTHS[task] = settings.strength;
+	const radio = [...all('[name=times]')].find(({ value }) => value === $('factor').value) ?? document.querySelector('[value=other]');
+	radio.checked = true;
+	showFactor(radio.value);
+	refresh();
+	return notes;
 }

@@ -17,25 +17,25 @@ export const clientOf = task => (task === 'upscale' ? 'enlarger.Client' : 'opena
 
 /** `kind` is 0 for curl, 1 for requests, 2 for a client; `name` is the picture's file name. */
 export function snippetOf(kind, request, name) {
-  const files = request.files.map(field => [field, field === 'mask' ? 'mask.png' : name]);
-  const out = `result.${request.fields.output_format.replace('jpeg', 'jpg')}`;
-  const write = [curl, requests, request.task === 'upscale' ? enlarger : openai][kind];
-  return write(request, files, Object.entries(request.fields), out);
+	const files = request.files.map(field => [field, field === 'mask' ? 'mask.png' : name]);
+	const out = `result.${request.fields.output_format.replace('jpeg', 'jpg')}`;
+	const write = [curl, requests, request.task === 'upscale' ? enlarger : openai][kind];
+	return write(request, files, Object.entries(request.fields), out);
 }
 
 function curl({ path }, files, fields, out) {
-  const lines = [`curl ${shell(address(path))}`];
-  if (key.get()) lines.push('-H "Authorization: Bearer $ENLARGER_KEY"');
-  if (files.length === 0) lines.push(`--json ${shell(quote(Object.fromEntries(fields)))}`);
-  for (const [field, name] of files) lines.push(`-F ${shell(`${field}=@"${name.replace(/[\\"]/g, '\\$&')}"`)}`);
-  if (files.length) for (const [field, value] of fields) lines.push(`--form-string ${shell(`${field}=${value}`)}`);
-  return `${lines.join(' \\\n  ')} \\\n  | jq -r '.data[0].b64_json' | base64 -d > ${out}\n`;
+	const lines = [`curl ${shell(address(path))}`];
+	if (key.get()) lines.push('-H "Authorization: Bearer $ENLARGER_KEY"');
+	if (files.length === 0) lines.push(`--json ${shell(quote(Object.fromEntries(fields)))}`);
+	for (const [field, name] of files) lines.push(`-F ${shell(`${field}=@"${name.replace(/[\\"]/g, '\\$&')}"`)}`);
+	if (files.length) for (const [field, value] of fields) lines.push(`--form-string ${shell(`${field}=${value}`)}`);
+	return `${lines.join(' \\\n  ')} \\\n  | jq -r '.data[0].b64_json' | base64 -d > ${out}\n`;
 }
 
 function requests({ path }, files, fields, out) {
-  const secret = key.get() && '    headers={"Authorization": "Bearer " + os.environ["ENLARGER_KEY"]},\n';
-  const sent = files.length ? '    data=data,\n    files=files,\n' : '    json=data,\n';
-  return `import base64
+	const secret = key.get() && '    headers={"Authorization": "Bearer " + os.environ["ENLARGER_KEY"]},\n';
+	const sent = files.length ? '    data=data,\n    files=files,\n' : '    json=data,\n';
+	return `import base64
 ${secret && 'import os\n'}
 import requests
 
@@ -49,8 +49,8 @@ ${written(out, 'answer.json()["data"][0]["b64_json"]')}`;
 }
 
 function openai({ task }, files, fields, out) {
-  const [own, extra] = [true, false].map(is => fields.filter(([name]) => OPENAI.includes(name) === is));
-  return `import base64
+	const [own, extra] = [true, false].map(is => fields.filter(([name]) => OPENAI.includes(name) === is));
+	return `import base64
 import os
 
 from openai import OpenAI
@@ -62,9 +62,9 @@ ${written(out, 'answer.data[0].b64_json')}`;
 }
 
 function enlarger({ fields: { output_format: format, output_compression: quality } }, files, fields, out) {
-  const own = fields.filter(([name]) => !ANSWERED.includes(name)).map(([name, value]) => [LIBRARY[name] ?? name, value]);
-  const kept = format === 'png' ? `with open("${out}", "wb") as file:\n    file.write(result.files[0])` : `result.image.convert("RGB").save("${out}", quality=${quality})`;
-  return `import enlarger
+	const own = fields.filter(([name]) => !ANSWERED.includes(name)).map(([name, value]) => [LIBRARY[name] ?? name, value]);
+	const kept = format === 'png' ? `with open("${out}", "wb") as file:\n    file.write(result.files[0])` : `result.image.convert("RGB").save("${out}", quality=${quality})`;
+	return `import enlarger
 
 client = enlarger.Client(${quote(address('.'))})
 result = client.upscale(
