@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, TypedDict, TypeVar, cast
 
 from enlarger.errors import InputError
+from enlarger.target_size import check_factor, fitting_size, parse_size
 
 Profile = Literal["diffusers", "original"]
 
@@ -42,8 +43,13 @@ SCORE_HELP = "aesthetic score that the SDXL refiner aims at"
 NEGATIVE_SCORE_HELP = "aesthetic score that it keeps away from"
 MAX_EXPAND = 8192  # pixels on one side
 TILE_HELP = "denoise in overlapping windows; if not said, what would take more than --memory"
-MEMORY_HELP = "GiB for a diffusion network's work beside its weights, which sets the windows"
+MEMORY_HELP = "GiB for a diffusion network's work beside its weights, which sets the windows; 4 if absent"
 LONG_PROMPT_HELP = "encode prompts over 75 tokens in chunks instead of cutting them"
+
+
+DEFAULT_BY = 2.0
+DEFAULT_MEMORY = 4.0  # GiB
+DEFAULT_UPSCALE_STRENGTH = 0.3
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,10 @@ class UpscaleRequest:
     """Enlarge pictures. None means the model's own default (`DEFAULTS`)."""
 
     image: Any  # what `image.picture.read_picture` takes, or `Latents`; one or several
-    by: float = option(2.0, "how many times wider and higher", least=1, most=16)
+    by: float = option(DEFAULT_BY, "how many times wider and higher", least=1, most=16)
+    size: str | None = option(None, "of the result in pixels, as 3000x2000, instead of by")
+    long_edge: int | None = option(None, "of the result in pixels, instead of by", least=1, most=65_536, whole=True)
+    megapixels: float | None = option(None, "of the result, instead of by", least=0.01, most=1000)
     prompt: str | Sequence[str] = option("", "what the picture shows; models without a text encoder refuse it")
     negative: str | Sequence[str] = option("", "what it should not show; needs guidance other than 1")
     steps: int | None = option(None, STEPS_HELP, least=1, most=1000, whole=True)
@@ -72,10 +81,32 @@ class UpscaleRequest:
     )
     long_prompt: bool = option(False, LONG_PROMPT_HELP)
     tile: bool | None = option(None, TILE_HELP)
-    memory: float = option(4.0, MEMORY_HELP, least=0.01, most=1024)
+    memory: float | None = option(None, MEMORY_HELP, least=0.01, most=1024)
 
     def __post_init__(self) -> None:
         check_limits(self)
+        given = [name for name in ("size", "long_edge", "megapixels") if getattr(self, name) is not None]
+        given += ["by"] if given and self.by != DEFAULT_BY else []
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)} are given, expected one of them: each says how large to go")
+        if self.size is not None:
+            parse_size(self.size)
+
+    def target_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result for a picture of that size.
+
+        Raises InputError for a size of another shape than the picture's, for a smaller one, and for one over 16 times
+        as large.
+        """
+        factor = self.by
+        if self.long_edge is not None:
+            factor = self.long_edge / max(height, width)
+        elif self.megapixels is not None:
+            factor = math.sqrt(self.megapixels * 1e6 / (height * width))
+        elif self.size is not None:
+            return fitting_size(parse_size(self.size), height, width)
+        check_factor(factor, height, width)
+        return max(1, round(height * factor)), max(1, round(width * factor))
 
     def result_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size of the result for an input of `size`, in the same order of the sides."""
@@ -114,8 +145,10 @@ class GenerateRequest(SamplingOptions):
     upscale: float = option(1.0, "how many times larger to enlarge the picture; 1 leaves it", least=1, most=16)
     upscale_steps: int | None = option(None, "denoising steps of the enlarging", least=1, most=1000, whole=True)
     tile: bool | None = option(None, "remake the enlarged picture with the model, in overlapping windows (hires fix)")
-    memory: float = option(4.0, MEMORY_HELP, least=0.01, most=1024)
-    upscale_strength: float = option(0.3, "share of the way back to noise of that remaking", least=0, most=1)
+    memory: float | None = option(None, MEMORY_HELP, least=0.01, most=1024)
+    upscale_strength: float | None = option(
+        None, "share of the way back to noise of that remaking; 0.3 if absent", least=0, most=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,9 +167,11 @@ class RefineRequest(SamplingOptions):
     strength: float = option(0.3, "share of the way back to noise: 0 keeps the picture, 1 forgets it", least=0, most=1)
     score: float = option(6.0, SCORE_HELP, least=0, most=10)
     negative_score: float = option(2.5, NEGATIVE_SCORE_HELP, least=0, most=10)
-    by: float = option(1.0, "how many times larger to make the picture first, with the bundled model", least=1, most=16)
+    by: float | None = option(
+        None, "how many times larger to make the picture first, with the bundled model", least=1, most=16
+    )
     tile: bool | None = option(None, TILE_HELP)
-    memory: float = option(4.0, MEMORY_HELP, least=0.01, most=1024)
+    memory: float | None = option(None, MEMORY_HELP, least=0.01, most=1024)
 
 
 @dataclass(frozen=True)
@@ -212,7 +247,10 @@ class UpscaleOptions(_CommonOptions, total=False):
     restore: float | None
     consistent: bool | None
     tile: bool | None
-    memory: float
+    memory: float | None
+    size: str | None
+    long_edge: int | None
+    megapixels: float | None
 
 
 class GenerateOptions(_CommonOptions, total=False):
@@ -227,8 +265,8 @@ class GenerateOptions(_CommonOptions, total=False):
     upscale: float
     upscale_steps: int | None
     tile: bool | None
-    memory: float
-    upscale_strength: float
+    memory: float | None
+    upscale_strength: float | None
 
 
 class RefineOptions(_CommonOptions, total=False):
@@ -238,9 +276,9 @@ class RefineOptions(_CommonOptions, total=False):
     strength: float
     score: float
     negative_score: float
-    by: float
+    by: float | None
     tile: bool | None
-    memory: float
+    memory: float | None
 
 
 class DepthOptions(_CommonOptions, total=False):

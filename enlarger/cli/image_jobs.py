@@ -71,8 +71,12 @@ def process_images(
     load: Callable[[], Task],
     request_for: Callable[[Request, "Job"], Request] | None = None,
     first_stage: str = "loading the model",
+    describe: Callable[[Any, Request], str] | None = None,
 ) -> None:
-    """Load a model and run its task on each input; `request_for` makes the request for a job."""
+    """Load a model and run its task on each input; `request_for` makes the request for a job.
+
+    What `describe` says of task and request is printed before the job runs.
+    """
     from enlarger.cli.report import Report
 
     plan = files.plan(request.count)
@@ -81,8 +85,14 @@ def process_images(
         run_job = None
         if any(job.error is None for job in jobs):
             report.start_stage(first_stage)
-            to_request = request_for or _with_input_image
-            run_job = partial(process_image, load(), to_request, request, report, files)
+            task, to_request = load(), request_for or _with_input_image
+
+            def run(request: Request, watch: Any) -> "Result | RemoteResult":
+                if describe is not None:
+                    report.message(describe(task, request))
+                return task(request, watch=watch)
+
+            run_job = partial(process_image, run, to_request, request, report, files)
         run_jobs(jobs, run_job, report)
 
 

@@ -62,10 +62,28 @@ def upscale(
         return load_upscaler(model, device, precision, offload)
 
     request = make_request(UpscaleRequest, image=None, **options)
-    files = FileOptions(inputs, output, f"x{request.by:g}", overwrite, recursive, json_lines, salvage)
+    files = FileOptions(inputs, output, _label(request), overwrite, recursive, json_lines, salvage)
     if server is None:
-        process_images(files, request, load)
+        process_images(files, request, load, describe=_describe_plan)
         return
     check_no_local_options(model, {"device": device, "precision": precision, "offload": offload})
     with remote_upscaler(server, key, model) as remote:
         process_images(files, request, lambda: remote, first_stage=f"asking {server}")
+
+
+def _label(request: UpscaleRequest) -> str:
+    """What the names of results end in: x2, 3000x2000, 4096px, 24mp."""
+    if request.long_edge is not None:
+        return f"{request.long_edge}px"
+    if request.megapixels is not None:
+        return f"{request.megapixels:g}mp"
+    return f"x{request.by:g}" if request.size is None else request.size.lower()
+
+
+def _describe_plan(upscaler: "Upscaler", request: UpscaleRequest) -> str:
+    """The passes before they run; raises InputError for a size that does not fit the picture."""
+    from enlarger.image.decode import upright_size
+    from enlarger.tasks.upscale.upscale import plan_upscale
+
+    width, height = upright_size(request.image)
+    return str(plan_upscale(request, (height, width), upscaler.scale))

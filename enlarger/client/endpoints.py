@@ -18,7 +18,8 @@ HTTP_NAMES = {  # the library's names as those of HTTP
     "count": "n",
     "solver": "scheduler",
     **{name: name for name in ("prompt", "seed", "noise_level", "detail", "restore")},
-    **{name: name for name in ("consistent", "strength", "upscale")},
+    **{name: name for name in ("consistent", "strength", "upscale", "long_edge", "megapixels", "tile")},
+    "size": "target_size",
 }
 HANDLED_SEPARATELY = frozenset(
     {"image", "mask", "mask_mode", "width", "height", "long_prompt"}

@@ -22,6 +22,10 @@ class UpscaleOptions(ImageOptions, total=False):
     detail: float | None
     restore: float | None
     consistent: bool | None
+    size: str | None
+    long_edge: int | None
+    megapixels: float | None
+    tile: bool | None
 
 
 class GenerateOptions(ImageOptions, total=False):

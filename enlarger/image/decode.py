@@ -37,6 +37,7 @@ ORIENTATION_TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+FIRST_SIDEWAYS = 5  # orientations from here on swap width and height
 MAGIC_BYTES = {
     b"\x89PNG": "PNG",
     b"\xff\xd8": "JPEG",
@@ -116,6 +117,15 @@ def _rows_of_truncated(image: Image.Image) -> Image.Image | None:
     with suppress(Exception):  # decoders raise anything on damaged files
         return rows_of_truncated(image, _content(image))
     return None
+
+
+def upright_size(source: str | Path | Image.Image) -> tuple[int, int]:
+    """Width and height of a picture as it is seen, from its header. Raises InputError as `read_picture` does."""
+    with open_image(source) as (image, _):
+        with suppress(Exception):  # a damaged EXIF block must not cost the picture
+            if image.getexif().get(EXIF_ORIENTATION, 1) >= FIRST_SIDEWAYS:
+                return image.height, image.width
+        return image.size
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class Refiner:
         defaults = "refine/xl" if self.model.has_micro_conditioning else "refine"
         results: list[Result] = []
         for one, seeds in split_request(request):
-            prepared = self._prepare_input(one.image if one.by == 1 else self._enlarge(one, watch))
+            prepared = self._prepare_input(one.image if one.by is None else self._enlarge(one, one.by, watch))
             factor = 1 if prepared.picture is None else self.model.vae.downsample_factor
             size = (prepared.image.shape[2] // factor, prepared.image.shape[3] // factor)
             windows = choose_windows(one, self.model.network_shape, size)
@@ -78,16 +78,16 @@ class Refiner:
             results.append(replace(result, notes=result.notes + note_windows(windows, size)))
         return join_results(results)
 
-    def _enlarge(self, request: RefineRequest, watch: ProgressCallback) -> Image.Image:
+    def _enlarge(self, request: RefineRequest, by: float, watch: ProgressCallback) -> Image.Image:
         """The request's picture made larger by the bundled model."""
         if isinstance(request.image, Latents):
-            raise Unsupported(f"by is {request.by:g}; latents are refined in their own size, give by 1 or a picture")
+            raise Unsupported(f"by is {by:g}; latents are refined in their own size, leave by, or give a picture")
 
         def report(progress: Progress) -> None:
             watch(replace(progress, stage=f"enlarge: {progress.stage}"))
 
         upscaler = load_bundled(self.model.latent_diffusion.runtime)
-        return upscaler(UpscaleRequest(request.image, request.by), report).image
+        return upscaler(UpscaleRequest(request.image, by), report).image
 
     def _prepare_input(self, source: Any) -> PreparedImage:
         if not isinstance(source, Latents):

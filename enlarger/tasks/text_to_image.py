@@ -13,6 +13,7 @@ from enlarger.errors import InputError
 from enlarger.image.picture import Picture, read_picture, to_pil
 from enlarger.requests import (
     DEFAULT_HANDOFF,
+    DEFAULT_UPSCALE_STRENGTH,
     GenerateOptions,
     GenerateRequest,
     RefineRequest,
@@ -244,7 +245,8 @@ class Generator:
         """How the enlarged picture is remade: from the same prompts, in windows."""
         shared = {name: getattr(request, name) for name in SHARED_WITH_REFINING}
         steps = request.steps if request.upscale_steps is None else request.upscale_steps
-        return RefineRequest(image, strength=request.upscale_strength, seed=seed, steps=steps, tile=True, **shared)
+        strength = DEFAULT_UPSCALE_STRENGTH if request.upscale_strength is None else request.upscale_strength
+        return RefineRequest(image, strength=strength, seed=seed, steps=steps, tile=True, **shared)
 
     def _upscale_request(self, request: GenerateRequest, image: Any, seed: int) -> UpscaleRequest:
         """What the upscaler is asked for: the same prompts where it can read them."""

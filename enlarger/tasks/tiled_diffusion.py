@@ -8,7 +8,7 @@ from torch import Tensor
 from enlarger.diffusion.sample import OnStep, Step
 from enlarger.diffusion.sampler import trace_steps
 from enlarger.diffusion.windows import Windows
-from enlarger.requests import GenerateRequest, RefineRequest, UpscaleRequest
+from enlarger.requests import DEFAULT_MEMORY, GenerateRequest, RefineRequest, UpscaleRequest
 from enlarger.tasks.result import Progress, ProgressCallback, report_steps
 from enlarger.tasks.sampling import SamplingPlan
 
@@ -40,7 +40,7 @@ def choose_windows(request: TiledRequest, shape: NetworkShape, size: tuple[int, 
     Where the request asks for tiles they have the size that the network was trained on, if the request's memory allows;
     where it does not say, what does not fit the memory is cut into the largest windows that do.
     """
-    side = shape.affordable_side(request.memory, count)
+    side = shape.affordable_side(DEFAULT_MEMORY if request.memory is None else request.memory, count)
     if request.tile:
         side = min(side, max(2, shape.trained_side // shape.multiple) * shape.multiple)
     if request.tile is False or max(size) <= side:

@@ -99,7 +99,7 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="tile is for the enlarged picture, but upscale is 1; give upscale, or leave"):
         GenerateRequest("a", tile=True)
     refiner = load_refiner(tiny.sd1_folder(), "cpu")
-    with pytest.raises(Unsupported, match="by is 2; latents are refined in their own size, give by 1 or a picture"):
+    with pytest.raises(Unsupported, match="by is 2; latents are refined in their own size, leave by, or give a"):
         refiner(RefineRequest(Latents(tiny.latents(1, 8, 8), "sd"), by=2))
 
 

@@ -13,6 +13,7 @@ from enlarger.diffusion.noise import from_seeds
 from enlarger.diffusion.sample import Step, walk
 from enlarger.diffusion.solvers import SOLVERS
 from enlarger.errors import Cancelled, InputError, Unsupported
+from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.requests import UpscaleRequest
 from enlarger.tasks.conditioning import encode_guided_prompts
@@ -20,7 +21,7 @@ from enlarger.tasks.inputs import Latents
 from enlarger.tasks.result import Progress, Result
 from enlarger.tasks.upscale.bundled import BundledUpscaler
 from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
-from enlarger.tasks.upscale.upscale import load_upscaler
+from enlarger.tasks.upscale.upscale import load_upscaler, plan_upscale
 from enlarger.tasks.upscale.upscaler import Upscaler
 from tests.support import tiny
 from tests.support.close import assert_close
@@ -195,3 +196,26 @@ def test_latents_that_say_whose_they_are(upscaler: Upscaler) -> None:
         enlarge(upscaler, Latents(values, "sdxl"))
     with pytest.raises(InputError, match=r"found latents with noise of level 0.5 for the x2 latent upscaler, expected"):
         enlarge(upscaler, Latents(values, "sd", 0.5))
+
+
+def test_two_passes_stay_in_latents(upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"encode": 0, "decode": 0}
+    for name in calls:
+        method = getattr(AutoencoderKL, name)
+
+        def counted(self: Any, x: Tensor, method: Any = method, name: str = name) -> Any:
+            calls[name] += 1
+            return method(self, x)
+
+        monkeypatch.setattr(AutoencoderKL, name, counted)
+    assert enlarge(upscaler, tiny.picture(33, 20), by=4).image.size == (132, 80)
+    assert calls == {"encode": 1, "decode": 1}
+
+
+def test_the_plan_of_a_size(upscaler: Upscaler) -> None:
+    request = UpscaleRequest(None, size="150x100", steps=1)
+    plan = "75 x 50 -> 150 x 100: 1 pass of x2"
+    assert str(plan_upscale(request, (50, 75), upscaler.scale)) == plan
+    larger = plan_upscale(UpscaleRequest(None, long_edge=200), (50, 75), 2)
+    assert str(larger) == "75 x 50 -> 200 x 133: 2 passes of x2 to 300 x 200, then reduced by Lanczos"
+    assert enlarge(upscaler, tiny.picture(75, 50), size="150x100", steps=1).image.size == (150, 100)

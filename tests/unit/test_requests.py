@@ -113,3 +113,51 @@ def test_requests_from_options_by_name() -> None:
     assert make_request(GenerateRequest, prompt="a boat", steps=3) == GenerateRequest("a boat", steps=3)
     with pytest.raises(InputError, match="argument 'stepz'; the options are those of GenerateRequest"):
         make_request(GenerateRequest, prompt="a boat", stepz=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "expected"),
+    [
+        ({"by": 1.5}, (101, 200), (152, 300)),
+        ({"by": 8}, (10, 20), (80, 160)),
+        ({"size": "3000x2000"}, (1000, 1500), (2000, 3000)),
+        ({"size": "300X201"}, (67, 100), (201, 300)),
+        ({"size": "1000x667"}, (333, 500), (667, 1000)),  # rounded
+        ({"long_edge": 4096}, (1000, 2000), (2048, 4096)),
+        ({"long_edge": 4096}, (4096, 3), (4096, 3)),
+        ({"megapixels": 24}, (2000, 3000), (4000, 6000)),
+        ({"long_edge": 160}, (1, 10), (16, 160)),
+    ],
+)
+def test_target_sizes(options: dict[str, Any], size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert UpscaleRequest(None, **options).target_size(*size) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "message"),
+    [
+        ({"size": "3000x2000"}, (1000, 1000), "another shape; give 3000x3000 or 2000x2000, or crop it first"),
+        ({"size": "100x50"}, (100, 200), "would become 0.5 times as large, expected 1 to 16"),
+        ({"long_edge": 99}, (10, 100), "the picture of 100x10 would become 0.99 times as large, expected 1 to 16"),
+        ({"megapixels": 24}, (10, 100), "would become 155 times as large, expected 1 to 16; give another size"),
+    ],
+)
+def test_sizes_that_a_picture_cannot_have(options: dict[str, Any], size: tuple[int, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        UpscaleRequest(None, **options).target_size(*size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": "3000"}, "size is '3000', expected width x height in pixels, as 3000x2000"),
+        ({"size": "0x10"}, "size is '0x10', expected width x height in pixels"),
+        ({"size": "٣x10"}, "size is '٣x10', expected width x height"),
+        ({"size": "8x8", "long_edge": 9}, "size and long_edge are given, expected one of them"),
+        ({"megapixels": 1, "by": 3}, "megapixels and by are given, expected one of them"),
+        ({"long_edge": 0}, "long_edge is 0, expected 1 to 65536"),
+    ],
+)
+def test_sizes_that_say_nothing(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        UpscaleRequest(None, **options)

@@ -35,6 +35,8 @@ EDIT_STRENGTH = 0.75  # without a mask: the prompt shows, and so does the pictur
 VARIATION_STRENGTH = 0.6
 INPAINTING_STEPS = 25
 DEFAULT_SCALE = 2.0
+UPSCALE_FIELDS = ("detail", "restore", "consistent", "noise_level", "tile", "long_edge", "megapixels")
+SIZE_OPTIONS = ("by", "size", "long_edge", "megapixels")
 MAX_NAMES_SHOWN = 10
 IGNORED_FIELDS = ("quality", "style", "moderation", "input_fidelity")  # OpenAI's, without a meaning here
 IGNORED_VALUES = {"quality": ("auto",), "moderation": ("auto",)}
@@ -58,7 +60,8 @@ class ParsedRequest:
 def parse_upscale(body: UpscaleForm, bounds: Bounds, unused_options: Collection[str] = ()) -> ParsedRequest:
     """Of `/v1/images/upscale`. The documented dialect has defaults of its own, where the model uses them;
     with a `scale`, or without a `prompt`, it is LocalAI's: addresses are answered, and defaults are the model's."""
-    is_documented_dialect = body.scale is None and body.prompt is not None
+    has_target = any(value is not None for value in (body.target_size, body.long_edge, body.megapixels))
+    is_documented_dialect = body.scale is None and body.prompt is not None and not has_target
     dialect_defaults = {"steps": min(PREM_STEPS, bounds.steps), "guidance": PREM_GUIDANCE}
     used_defaults = {name: value for name, value in dialect_defaults.items() if name not in unused_options}
     options = (
@@ -66,7 +69,7 @@ def parse_upscale(body: UpscaleForm, bounds: Bounds, unused_options: Collection[
         | _sampling_options(body, bounds)
         | {"by": DEFAULT_SCALE if body.scale is None else float(body.scale)}
     )
-    extras = {name: getattr(body, name) for name in ("detail", "restore", "consistent", "noise_level")}
+    extras = {name: getattr(body, name) for name in UPSCALE_FIELDS} | {"size": body.target_size or None}
     url = body.response_format == "url" if body.response_format is not None else not is_documented_dialect
     size = _parse_size(body.size, bounds)
     if size is not None and size[0] * size[1] > bounds.upscale_pixels:
@@ -144,8 +147,22 @@ def _check_format(file_format: str, size: Size) -> None:
 def result_size(parsed: ParsedRequest, input_size: Size | None) -> Size | None:
     """Width and height of the result; None where the model decides."""
     start_size = parsed.size if input_size is None else input_size
-    scale = float(parsed.options.get({"upscale": "by", "generate": "upscale"}.get(parsed.task, ""), 1))
-    return None if start_size is None else (round(start_size[0] * scale), round(start_size[1] * scale))
+    if start_size is None:
+        return None
+    if parsed.task == "upscale":
+        sizes = {name: value for name, value in parsed.options.items() if name in SIZE_OPTIONS}
+        height, width = _upscale_target(sizes, start_size)
+        return width, height
+    scale = float(parsed.options.get("upscale", 1)) if parsed.task == "generate" else 1.0
+    return round(start_size[0] * scale), round(start_size[1] * scale)
+
+
+def _upscale_target(sizes: Mapping[str, Any], start_size: Size) -> Size:
+    """Height and width of an enlarged picture. Raises ProblemError for a size that it cannot have."""
+    try:
+        return UpscaleRequest(None, **sizes).target_size(start_size[1], start_size[0])
+    except InputError as error:
+        raise problem_error(400, "invalid_value", str(error), "scale") from error
 
 
 def upscale_factor(upscale: bool | float | None) -> float:

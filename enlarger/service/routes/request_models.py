@@ -82,6 +82,12 @@ class UpscaleForm(SamplingBody):
     scale: float | None = limited_field(
         UpscaleRequest, "by", allow_inf_nan=False, help="how many times wider and higher; 2 if absent"
     )
+    target_size: str | None = optional_field("WxH of the result, instead of scale", pattern=SIZE_PATTERN)
+    long_edge: int | None = limited_field(UpscaleRequest, "long_edge", help="of the result, instead of scale")
+    megapixels: float | None = limited_field(
+        UpscaleRequest, "megapixels", allow_inf_nan=False, help="of the result, instead of scale"
+    )
+    tile: OptionalBool = optional_field(limits_of(UpscaleRequest, "tile").help)
     detail: float | None = limited_field(UpscaleRequest, "detail", allow_inf_nan=False)
     restore: float | None = limited_field(UpscaleRequest, "restore", allow_inf_nan=False)
     consistent: OptionalBool = optional_field(limits_of(UpscaleRequest, "consistent").help)

@@ -337,7 +337,10 @@ def _preview_sizes(model_requests: ModelRequests) -> tuple[Size | None, Size | N
     elif image is None or getattr(request, "crop", None) is not None or getattr(request, "expand", "") != "":
         return None, None
     else:
-        network_size, scale = image.size, request.by if isinstance(request, UpscaleRequest) else 1.0
+        if isinstance(request, UpscaleRequest):
+            height, width = request.target_size(image.height, image.width)
+            return (width, height), image.size
+        network_size = image.size
     return (round(network_size[0] * scale), round(network_size[1] * scale)), network_size
 
 

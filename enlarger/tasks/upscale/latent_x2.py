@@ -34,7 +34,7 @@ from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_cal
 from enlarger.tasks.tiled_diffusion import TRAINED_SIDE, NetworkShape, choose_windows, note_windows, report_plan
 from enlarger.tasks.upscale.upscale import (
     UpscaleBatch,
-    num_passes,
+    plan_upscale,
     refuse_bundled_options,
     single_batches,
     split_batch,
@@ -110,7 +110,7 @@ class LatentUpscaler:
 
     def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCall, ...]:
         solver, sigma_schedule = self._solver(request)
-        passes = num_passes(size, request.by, self.scale)
+        passes = plan_upscale(request, size, self.scale).passes
         return trace_network_calls(["x2"], [0.0], solver, sigma_schedule.sigmas) * passes
 
     def _prepare(self, requests: Sequence[UpscaleRequest]) -> MakeJob:
@@ -155,9 +155,10 @@ class LatentUpscaler:
 
     def _run(self, batch: UpscaleBatch, make_job: MakeJob, watch: ProgressCallback) -> list[Result]:
         image, noise, notes = batch.low_res, from_seeds(batch.seeds), tuple[str, ...]()
-        while batch.needs_pass(image):
-            pixels = self.vae.downsample_factor if image.shape[1] == 4 else 1  # pixels per element along a side
-            height, width = (2 * pixels * side for side in image.shape[-2:])
+        factor = self.vae.downsample_factor
+        height, width = (side * (factor if image.shape[1] == 4 else 1) for side in image.shape[-2:])
+        while height < batch.size[0] or width < batch.size[1]:
+            pixels = factor if image.shape[1] == 4 else 1  # per element along a side
             job = make_job(pad_to_multiple(image, SIZE_MULTIPLE // pixels, MIN_SIZE // pixels), noise)
             conditioning, initial_latents, plan = self._start(job)
             size = (initial_latents.shape[2], initial_latents.shape[3])
@@ -165,7 +166,10 @@ class LatentUpscaler:
             plan, on_step = report_plan(watch, replace(plan, windows=windows), size)
             notes += note_windows(windows, size)
             latents = self.latent_diffusion.sample(conditioning, initial_latents, plan, on_step)
-            decoded = torch.cat([decode_latents(self.vae, one, self.runtime) for one in split_batch(latents)])
+            height, width = 2 * height, 2 * width
+            image = latents[..., : -(-height // factor), : -(-width // factor)]  # the next pass begins with these
+        if image.shape[1] == 4:
+            decoded = torch.cat([decode_latents(self.vae, one, self.runtime) for one in split_batch(image)])
             image = decoded[..., :height, :width].float().cpu()
         count = len(batch.requests)
         return batch.finish(self.name, image, [bool(batch.requests[0].consistent)] * count, [notes] * count)

@@ -22,7 +22,7 @@ from enlarger.tasks.result import ProgressCallback, Result, join_results, no_pro
 from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
 from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffusion
 from enlarger.tasks.tiled_diffusion import choose_windows, note_windows, report_plan
-from enlarger.tasks.upscale.upscale import UpscaleBatch, num_passes, refuse_bundled_options, single_batches
+from enlarger.tasks.upscale.upscale import UpscaleBatch, plan_upscale, refuse_bundled_options, single_batches
 from enlarger.text.tokenize import Tokenizer
 
 
@@ -91,7 +91,7 @@ class PixelUpscaler:
 
     def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCall, ...]:
         solver, sigma_schedule = self._solver(request)
-        passes = num_passes(size, request.by, self.scale)
+        passes = plan_upscale(request, size, self.scale).passes
         return trace_network_calls(["x4"], [0.0], solver, sigma_schedule.sigmas) * passes
 
     def _settings(self, requests: Sequence[UpscaleRequest]) -> _Settings:

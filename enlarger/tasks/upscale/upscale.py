@@ -50,7 +50,7 @@ class UpscaleBatch:
         """
         if not self.pictures:
             return [Result((to_pil(Picture(images[0])),), tuple(self.seeds), name)]
-        images = resize(images, self.size, "lanczos") if images.shape[-2:] != self.size else images
+        images = resize(images, self.size, RESAMPLING.lower()) if images.shape[-2:] != self.size else images
         results = list[Result]()
         for i, picture in enumerate(self.pictures):
             large, small = images[i : i + 1], self.low_res[i : i + 1]
@@ -71,7 +71,7 @@ def single_batches(
             low_res, pictures, factor = bleed_alpha(picture)[None], [picture], 1
         else:
             (low_res, factor), pictures = _latents_for(upscaler, latents, one), list[Picture]()
-        size = (round(factor * low_res.shape[-2] * one.by), round(factor * low_res.shape[-1] * one.by))
+        size = one.target_size(factor * low_res.shape[-2], factor * low_res.shape[-1])
         for seed in seeds:
             yield UpscaleBatch([one], pictures, [seed], low_res, size), options
 
@@ -81,7 +81,7 @@ def stack_requests(requests: Sequence[UpscaleRequest]) -> UpscaleBatch:
     pictures = [read_picture(request.image) for request in requests]
     seeds = [seeds_for(request.seed, 1)[0] for request in requests]
     low_res = torch.stack([bleed_alpha(picture) for picture in pictures])
-    size = (round(low_res.shape[-2] * requests[0].by), round(low_res.shape[-1] * requests[0].by))
+    size = requests[0].target_size(low_res.shape[-2], low_res.shape[-1])
     return UpscaleBatch(requests, pictures, seeds, low_res, size)
 
 
@@ -98,12 +98,37 @@ def upscale_key(request: UpscaleRequest, tokenizers: Sequence[Tokenizer] = ()) -
     return None if key is None else (key, open_upright(request.image).size)
 
 
-def num_passes(size: tuple[int, int], by: float, scale: int) -> int:
-    """How many passes of an upscaler make a picture `by` times as large."""
-    target_size, count = tuple(round(side * by) for side in size), 0
-    while any(side * scale**count < target for side, target in zip(size, target_size, strict=True)):
-        count += 1
-    return count
+@dataclass(frozen=True)
+class UpscalePlan:
+    """How a picture reaches its size: in so many passes, and from there by resampling. Sizes are (height, width)."""
+
+    size: tuple[int, int]
+    target: tuple[int, int]
+    scale: int  # of each pass
+    passes: int
+
+    @property
+    def reached(self) -> tuple[int, int]:
+        """What the last pass gives."""
+        factor = self.scale**self.passes
+        return self.size[0] * factor, self.size[1] * factor
+
+    def __str__(self) -> str:
+        (height, width), (high, wide), (above, across) = self.size, self.target, self.reached
+        passes = f"{self.passes} pass{'es' * (self.passes != 1)} of x{self.scale}"
+        resampled = "" if self.reached == self.target else f" to {across} x {above}, then reduced by {RESAMPLING}"
+        return f"{width} x {height} -> {wide} x {high}: {passes}{resampled}"
+
+
+RESAMPLING = "Lanczos"
+
+
+def plan_upscale(request: UpscaleRequest, size: tuple[int, int], scale: int) -> UpscalePlan:
+    """The passes of `scale` that bring a picture of `size` (height, width) to the size that the request asks for."""
+    target, passes = request.target_size(*size), 0
+    while any(side * scale**passes < wanted for side, wanted in zip(size, target, strict=True)):
+        passes += 1
+    return UpscalePlan(size, target, scale, passes)
 
 
 def refuse_bundled_options(request: UpscaleRequest) -> None:
@@ -153,8 +178,11 @@ def _latents_for(upscaler: Upscaler, latents: Latents, request: UpscaleRequest) 
             f"found latents with {latents.values.shape[1]} channels; {upscaler.kind.label} takes pictures only: decode "
             "them, or use an x2 checkpoint"
         )
-    if request.by != upscaler.scale:
-        raise Unsupported(f"by is {request.by:g}; latents are enlarged by {upscaler.scale}, pictures by any factor")
+    height, width = (upscaler.vae.downsample_factor * side for side in latents.values.shape[2:])
+    if request.target_size(height, width) != (upscaler.scale * height, upscaler.scale * width):
+        target = "x".join(str(side) for side in reversed(request.target_size(height, width)))
+        asked = f"by is {request.by:g}" if request.by != upscaler.scale else f"{target} is asked for"
+        raise Unsupported(f"{asked}; latents are enlarged by {upscaler.scale}, pictures by any factor")
     if len(latents) != 1:
         raise InputError(f"{len(latents)} latents in one tensor of a list; pass each by itself")
     return latents.values_for(upscaler.vae, upscaler.kind.label), upscaler.vae.downsample_factor
