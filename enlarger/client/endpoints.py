@@ -21,6 +21,7 @@ HTTP_NAMES = {  # the library's names as those of HTTP
     **{name: name for name in ("consistent", "strength", "upscale", "long_edge", "megapixels", "tile")},
     "size": "target_size",
 }
+FOR_UPSCALING = frozenset({"by", "size", "long_edge", "megapixels", "tile"})  # in `/v1/images/upscale` alone
 HANDLED_SEPARATELY = frozenset(
     {"image", "mask", "mask_mode", "width", "height", "long_prompt"}
 )  # the service always encodes long prompts
@@ -118,11 +119,13 @@ def content(address: str) -> HttpRequest:
 def http_options(request: UpscaleRequest | GenerateRequest | InpaintRequest | RefineRequest) -> dict[str, object]:
     """The options of a request, by their names in HTTP. Raises Unsupported for those that a service does not take."""
     payload: dict[str, object] = {}
+    is_upscale = isinstance(request, UpscaleRequest)
     for item in fields(request):
         value: object = getattr(request, item.name)
         if item.name in HANDLED_SEPARATELY or value is None:
             continue
-        if item.name not in HTTP_NAMES:
+        is_served = item.name in HTTP_NAMES and (is_upscale or item.name not in FOR_UPSCALING)
+        if not is_served:
             _check_not_given(item.name, value, None if item.default is MISSING else item.default)
         elif isinstance(value, (list, tuple)):
             raise InputError(f"{item.name} has several values, expected one; send one request per picture")
