@@ -11,6 +11,7 @@ from enlarger.service.jobs.manager import JobManager
 from enlarger.service.metrics import Metrics
 from enlarger.service.routes import install_routes
 from enlarger.service.settings import Settings
+from enlarger.service.uploads.body_spool import BodySpool
 from enlarger.service.uploads.decoder_pool import DecoderPool
 from enlarger.service.uploads.fetch import UrlFetcher
 
@@ -22,7 +23,8 @@ DESCRIPTION = (
 def create_app(settings: Settings) -> FastAPI:
     """The service of some settings, not yet running: its processes start with the application's lifespan."""
     metrics = Metrics()
-    service = Service(settings, JobManager(settings, metrics), DecoderPool(settings), UrlFetcher(settings), metrics)
+    jobs, bodies, decoder = JobManager(settings, metrics), BodySpool(settings), DecoderPool(settings)
+    service = Service(settings, jobs, bodies, decoder, UrlFetcher(settings), metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:

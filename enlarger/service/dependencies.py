@@ -1,4 +1,4 @@
-"""What the routes are given: the settings, and the four things that do the work."""
+"""What the routes are given: the settings, and the five things that do the work."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ from fastapi import Request
 from enlarger.service.jobs.manager import JobManager
 from enlarger.service.metrics import Metrics
 from enlarger.service.settings import Settings
+from enlarger.service.uploads.body_spool import BodySpool
 from enlarger.service.uploads.decoder_pool import DecoderPool
 from enlarger.service.uploads.fetch import UrlFetcher
 
@@ -17,6 +18,7 @@ class Service:
 
     settings: Settings
     jobs: JobManager
+    bodies: BodySpool
     decoder: DecoderPool
     fetcher: UrlFetcher
     metrics: Metrics

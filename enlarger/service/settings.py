@@ -59,7 +59,11 @@ class Bounds(StrictModel):
     """How much one request may be. Bytes, pixels, seconds."""
 
     body: int = Field(default=64 * MIB, gt=0, description="bytes of a request with pictures")
-    json_body: int = Field(default=1 * MIB, gt=0, description="bytes of a request of text alone")
+    json_body: int = Field(
+        default=1 * MIB, gt=0, description="bytes of a request of text alone, and of all text in one"
+    )
+    bodies: int = Field(default=256 * MIB, gt=0, description="bytes of all requests that are being received")
+    bodies_per_key: int = Field(default=128 * MIB, gt=0, description="bytes of those of one key")
     image: int = Field(default=50 * MIB, gt=0, description="bytes of one picture file")
     mask: int = Field(default=50 * MIB, gt=0, description="bytes of a mask file")
     pixels: int = Field(default=50_000_000, gt=0, description="pixels of a picture that is given")

@@ -27,9 +27,11 @@ from enlarger.service.metrics import Metrics
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.routes import install_routes
 from enlarger.service.settings import ModelSettings, Settings
+from enlarger.service.uploads.body_parser import parse_body
+from enlarger.service.uploads.body_spool import BodySpool
 from enlarger.service.uploads.fetch import UrlFetcher
 from enlarger.service.uploads.masks import Fit, apply_fit, read_mask
-from enlarger.service.uploads.messages import DecodedImage
+from enlarger.service.uploads.messages import DecodedImage, ParsedBody, ParseRequest
 
 MODELS = (
     ModelSettings(name="tiny-sd", path="tiny-sd", aliases=("dall-e-2",), refiner="tiny-refiner"),
@@ -245,6 +247,9 @@ class FakeDecoder:
 
     confinement = ("landlock", "seccomp")
 
+    async def parse_body(self, request: ParseRequest, owner: str) -> ParsedBody:
+        return parse_body(request)
+
     async def decode_image(
         self, source: Path, out: Path, *, max_pixels: int, param: str = "image", fit: Fit | None = None, owner: str = ""
     ) -> DecodedImage:
@@ -313,7 +318,8 @@ def fake_service(data: Path, **settings: Any) -> FakeService:
             task.cancel()
 
     app = FastAPI(title="enlarger", version="0", docs_url=None, redoc_url=None, lifespan=lifespan)
-    parts: Any = (service_settings, queue, FakeDecoder(), UrlFetcher(service_settings), Metrics())
+    uploads = (BodySpool(service_settings), FakeDecoder(), UrlFetcher(service_settings))
+    parts: Any = (service_settings, queue, *uploads, Metrics())
     app.state.service = Service(*parts)
     install_routes(app)
     return FakeService(app, queue, service_settings)

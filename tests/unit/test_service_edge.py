@@ -339,7 +339,6 @@ def test_a_body_reaches_the_application_whole(settings: Settings) -> None:
                     settings, "POST", "/v1/images/edits", headers | {"Content-Type": kind}, body, pieces=pieces
                 )
                 assert seen.body == body
-    assert list((settings.data / "spool").iterdir()) == []
 
 
 def test_a_body_over_the_limit_is_refused_whatever_the_application_makes_of_it(tmp_path: Path) -> None:
@@ -506,12 +505,6 @@ def test_a_full_disk_is_told(settings: Settings) -> None:
     answer, _ = ask(settings, app=failing(OSError(errno.ENOSPC, "no space")))
     assert (answer.status, answer.code) == (500, "storage_full")
     assert answer.message == "the disk of the service is full; try again when there is room"
-
-
-def test_a_spool_that_cannot_be_written_is_an_error_and_no_end(tmp_path: Path) -> None:
-    (tmp_path / "spool").write_text("in the way")
-    answer, _ = ask(made(tmp_path), "POST", "/v1/images/edits", {"Transfer-Encoding": "chunked"}, b"x")
-    assert (answer.status, answer.code) == (500, "internal")
 
 
 def test_headers_that_came_in_one_piece_have_a_limit_too(settings: Settings) -> None:

@@ -17,7 +17,8 @@ import pytest
 from enlarger.service.problems import ProblemError
 from enlarger.service.settings import Bounds, Settings
 from enlarger.service.uploads import fetch
-from enlarger.service.uploads.fetch import UrlFetcher, is_public, parse_target, resolve_host, write_data_url
+from enlarger.service.uploads.data_url import write_data_url
+from enlarger.service.uploads.fetch import UrlFetcher, is_public, parse_target, resolve_host
 from tests.support.forbidden_urls import FORBIDDEN
 
 LOCAL = ("127.0.0.0/8",)

@@ -265,7 +265,7 @@ def test_a_child_that_dies_costs_no_picture_but_one_it_dies_of(own_pool: Pool, t
         "image_parse_error",
         "image: cannot be decoded, the decoder failed on it; save it anew with another program",
     )
-    assert "a decoder was lost over a picture: it ended without an answer" in caplog.text
+    assert "a decoder was lost over an upload: it ended without an answer" in caplog.text
     assert own_pool.picture(source, out).width == 4
 
 

@@ -49,7 +49,7 @@ def empty_spool(data: Path) -> None:
     """Delete uploads that an earlier process was receiving; what is not of our own form stays, and is reported."""
     foreign: list[str] = []
     for path in list_folder(data / "spool"):
-        if _SPOOL_NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+        if _SPOOL_NAME.fullmatch(path.name) and (path.is_file() or path.is_dir()) and not path.is_symlink():
             remove_path(path)
         else:
             foreign.append(path.name)

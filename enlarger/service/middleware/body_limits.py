@@ -4,20 +4,15 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import SpooledTemporaryFile
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from enlarger.service.middleware.asgi import RequestHead
 from enlarger.service.problems import Problem, ProblemError, problem_error
-from enlarger.service.settings import MIB, Bounds, Settings
+from enlarger.service.settings import Bounds, Settings
 from enlarger.strict_json import short_repr
 
 TEXT_ONLY_ROUTE = "/v1/images/generations"  # of the routes that make pictures, the one that is given none
-MULTIPART = "multipart/form-data"
-MAX_MEMORY_BYTES = 1 * MIB  # bytes of a body that memory may hold while the rest is under way
-CHUNK_SIZE = 64 << 10
 MAX_UNREAD_BYTES = 64 << 10  # bytes of a body where none is taken: clients send an empty object, which nobody reads
 _CHARSET = re.compile(r";\s*charset[^=;]*=\s*\"?([^\";]*)", re.IGNORECASE)
 
@@ -29,7 +24,6 @@ class BodyLimits:
     max_bytes: int  # bytes
     idle_seconds: float  # between two pieces
     total_seconds: float  # for all of it
-    spool_folder: Path | None = None  # where it is kept until it is whole; None: handed on as it comes
 
 
 def body_limits_for(head: RequestHead, settings: Settings) -> BodyLimits:
@@ -45,9 +39,7 @@ def body_limits_for(head: RequestHead, settings: Settings) -> BodyLimits:
     max_bytes, length = max_body_size(head, settings.bounds), head.content_length
     if length is not None and length > max_bytes:
         raise _too_large(max_bytes)
-    bounds = settings.bounds
-    spool_folder = settings.data / "spool" if _needs_spooling(head) else None
-    return BodyLimits(max_bytes, bounds.idle_seconds, bounds.body_seconds, spool_folder)
+    return BodyLimits(max_bytes, settings.bounds.idle_seconds, settings.bounds.body_seconds)
 
 
 def check_charset(head: RequestHead) -> None:
@@ -89,14 +81,6 @@ class EmptyBody:
 def max_body_size(head: RequestHead, bounds: Bounds) -> int:
     """The bytes a body may have: few where there is only text in it, many where there may be pictures."""
     return bounds.json_body if head.path == TEXT_ONLY_ROUTE else bounds.body
-
-
-def _needs_spooling(head: RequestHead) -> bool:
-    """Whether memory would hold much of a body that is still under way: the routes read all but forms in one piece,
-    and that of unknown length may turn out to be too long at any time. Such a body waits on disk until it is whole, so
-    that those who send slowly, or too much, hold 1 MiB each at most."""
-    length = head.content_length
-    return length is None or (length > MAX_MEMORY_BYTES and head.media_type != MULTIPART)
 
 
 def _ignore() -> None:
@@ -173,52 +157,12 @@ async def run_with_body(
             await send(message)
 
     try:
-        if limits.spool_folder is None:
-            await app(scope, reader, send_unless_failed)
-        else:
-            await _run_spooled(app, reader, limits.spool_folder, scope, send_unless_failed)
+        await app(scope, reader, send_unless_failed)
     except Exception:
         if reader.problem is None or started:
             raise
     if reader.problem is not None and not started:
         raise ProblemError(reader.problem)
-
-
-async def _run_spooled(app: ASGIApp, reader: BodyReader, folder: Path, scope: Scope, send: Send) -> None:
-    """Run an application on a body that is received to its end first: into memory to begin with, then into a file
-    that has no name. A client that leaves before the end is not heard."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with SpooledTemporaryFile(MAX_MEMORY_BYTES, dir=str(folder)) as file:
-        while not reader.is_complete:
-            message = await reader()
-            if message["type"] != "http.request":
-                return
-            await _write(file, message.get("body", b""))
-        await app(scope, SpooledBody(file, reader), send)
-
-
-async def _write(file: SpooledTemporaryFile[bytes], chunk: bytes) -> None:
-    if file.tell() + len(chunk) > MAX_MEMORY_BYTES:
-        await asyncio.to_thread(file.write, chunk)
-    else:
-        file.write(chunk)
-
-
-class SpooledBody:
-    """A body out of a file, then what the client does after it."""
-
-    def __init__(self, file: SpooledTemporaryFile[bytes], receive_after: Receive) -> None:
-        self.file, self.receive_after = file, receive_after
-        self.size = file.tell()
-        self.is_exhausted = False
-        file.seek(0)
-
-    async def __call__(self) -> Message:
-        if self.is_exhausted:
-            return await self.receive_after()
-        chunk = self.file.read(CHUNK_SIZE)
-        self.is_exhausted = self.file.tell() >= self.size
-        return {"type": "http.request", "body": chunk, "more_body": not self.is_exhausted}
 
 
 def _too_large(max_bytes: int) -> ProblemError:

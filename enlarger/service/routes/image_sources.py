@@ -1,11 +1,13 @@
 """Which pictures a request names: files of its form, or references in its JSON."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from enlarger.service.problems import problem_error
 from enlarger.service.routes.request_body import RequestBody, printable
 from enlarger.service.routes.request_models import EditJson, Reference
 from enlarger.service.routes.workspace import ImageSource
+from enlarger.service.uploads.data_url import is_data_url
 from enlarger.strict_json import short_repr
 
 MASK_FIELD = "mask"
@@ -39,10 +41,12 @@ def form_images(
     return images[0], masks[0] if masks else None
 
 
-def json_images(body: EditJson) -> tuple[ImageSource, ImageSource | None]:
+def json_images(body: EditJson, request_body: RequestBody) -> tuple[ImageSource, ImageSource | None]:
     """The picture and the mask of a JSON body. Raises ProblemError for references that name nothing."""
     _check_single(len(body.images), "images")
-    return _image_url(body.images[0], "images"), None if body.mask is None else _image_url(body.mask, MASK_FIELD)
+    image = _image_source(body.images[0], "images", request_body.files.get("image", ()))
+    masks = request_body.files.get(MASK_FIELD, ())
+    return image, None if body.mask is None else _image_source(body.mask, MASK_FIELD, masks)
 
 
 def _check_single(count: int, name: str) -> None:
@@ -51,7 +55,8 @@ def _check_single(count: int, name: str) -> None:
         raise problem_error(400, "unsupported", message, name)
 
 
-def _image_url(reference: Reference, name: str) -> str:
+def _image_source(reference: Reference, name: str, files: Sequence[Path]) -> ImageSource:
+    """The file that a reference held the bytes of, or the address that it names."""
     if reference.file_id is not None and reference.image_url is not None:
         raise problem_error(400, "invalid_value", f"{name} has image_url and file_id, expected image_url alone", name)
     if reference.file_id is not None:
@@ -59,4 +64,4 @@ def _image_url(reference: Reference, name: str) -> str:
         raise problem_error(400, "image_file_not_found", message, name)
     if reference.image_url is None:
         raise problem_error(400, "missing_parameter", f"{name} has no image_url; give a data: URL", name)
-    return reference.image_url
+    return files[0] if is_data_url(reference.image_url) else reference.image_url

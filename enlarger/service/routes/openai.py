@@ -45,7 +45,7 @@ async def generations(request: Request) -> Response:
     `image_generation.partial_image` and `image_generation.completed`."""
     service = get_service(request)
     bounds = service.settings.bounds
-    async with read_body(request, bounds, allow_form=False, allow_json=True) as request_body:
+    async with read_body(request, allow_form=False, allow_json=True) as request_body:
         body = validate_body(Generation, request_body)
         request_headers = await read_request_headers(request, request_body, body.stream is True)
         _check_supported(body)
@@ -73,12 +73,12 @@ async def edits(request: Request) -> Response:
     """What the mask covers is repainted, and not one pixel else. Without a mask it is what is transparent of the
     picture; without that the whole picture is remade, `strength` (here 0.75 if absent) away from what it was."""
     service = get_service(request)
-    async with read_body(request, service.settings.bounds, allow_form=True, allow_json=True) as request_body:
+    async with read_body(request, allow_form=True, allow_json=True) as request_body:
         if request_body.is_form:
             body, sources = validate_body(Edit, request_body), form_images(request_body)
         else:
             body = validate_body(EditJson, request_body)
-            sources = json_images(body)
+            sources = json_images(body, request_body)
         request_headers = await read_request_headers(request, request_body, body.stream is True)
         _check_supported(body)
         job, parsed = await _submit_edit(service, request_headers, body, sources)
@@ -97,7 +97,7 @@ async def edits(request: Request) -> Response:
 async def inpainting(request: Request) -> Response:
     """As edits with a mask; addresses are answered if `response_format` does not say otherwise."""
     service = get_service(request)
-    async with read_body(request, service.settings.bounds, allow_form=True, allow_json=False) as request_body:
+    async with read_body(request, allow_form=True, allow_json=False) as request_body:
         body, sources = validate_body(Inpainting, request_body), form_images(request_body)
         request_headers = await read_request_headers(request, request_body)
         if sources[1] is None:
@@ -119,7 +119,7 @@ async def variations(request: Request) -> Response:
     """The picture is remade without a prompt, `strength` (0.6 if absent) away from what it was."""
     service = get_service(request)
     bounds = service.settings.bounds
-    async with read_body(request, bounds, allow_form=True, allow_json=False) as request_body:
+    async with read_body(request, allow_form=True, allow_json=False) as request_body:
         body, source = validate_body(Variation, request_body), form_image(request_body)
         request_headers = await read_request_headers(request, request_body)
         model = service.jobs.model_for("refine", body.model or None)

@@ -1,25 +1,32 @@
 """Reading what came: a form's fields and files, or a JSON object, checked against a body's model."""
 
-import json
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
+from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
+from enlarger.service.dependencies import get_owner, get_service
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.settings import Bounds
-from enlarger.strict_json import reject_duplicate_keys, short_repr
+from enlarger.service.uploads.body_spool import MAX_FILES
+from enlarger.service.uploads.form_body import invalid_form
+from enlarger.service.uploads.messages import ParseRequest
+from enlarger.strict_json import short_repr
 
-MAX_FORM_FILES = 17  # of a form; more than one picture is refused too, with a better text
-FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
+BodyFormat = Literal["json", "multipart", "urlencoded"]
+FORM_TYPES: Mapping[str, BodyFormat] = {
+    "multipart/form-data": "multipart",
+    "application/x-www-form-urlencoded": "urlencoded",
+}
+MAX_BOUNDARY_BYTES = 70  # RFC 2046, 5.1.1
 PROMPT_FIELDS = ("prompt", "negative_prompt")
 BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 _INVALID_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -31,76 +38,69 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class RequestBody:
-    """What a request brought: text and numbers by name, and files by name."""
+    """What a request brought: text and numbers by name, and files by the name of their field."""
 
     values: Mapping[str, Any]
-    files: Mapping[str, tuple[UploadFile, ...]]
+    files: Mapping[str, tuple[Path, ...]]
     is_form: bool
 
 
 @asynccontextmanager
-async def read_body(
-    request: Request, bounds: Bounds, *, allow_form: bool, allow_json: bool
-) -> AsyncGenerator[RequestBody]:
-    """The body of a request; its files are open until the block ends. Raises ProblemError if it cannot be read."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+async def read_body(request: Request, *, allow_form: bool, allow_json: bool) -> AsyncGenerator[RequestBody]:
+    """The body of a request; its files are there until the block ends. Raises ProblemError if it cannot be read."""
+    content_type = request.headers.get("content-type", "")
+    body_format = _body_format(content_type.partition(";")[0].strip().lower(), allow_form, allow_json)
+    boundary = _boundary(content_type) if body_format == "multipart" else ""
+    service, owner = get_service(request), get_owner(request)
     try:
-        if allow_json and (
-            media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))
-        ):
-            yield RequestBody(_parse_json_object(await request.body()), {}, False)
-        elif allow_form and media_type in FORM_TYPES:
-            limits = {
-                "max_files": MAX_FORM_FILES,
-                "max_fields": bounds.form_fields,
-                "max_part_size": 4 * bounds.prompt + 1024,
-            }
-            async with request.form(**limits) as form:
-                yield _parse_form(form)
-        else:
-            expected = " or ".join((["multipart/form-data"] * allow_form) + (["application/json"] * allow_json))
-            raise problem_error(
-                415, "unsupported_media_type", f"found Content-Type {short_repr(media_type)}, expected {expected}"
-            )
+        async with service.bodies.receive(request.stream(), owner) as body:
+            parse_request = _parse_request(body, body_format, boundary, service.settings.bounds)
+            parsed = await service.decoder.parse_body(parse_request, owner)
+            body.unlink()
+            files: dict[str, tuple[Path, ...]] = {}
+            for file in parsed.files:
+                name = file.name.removesuffix("[]")  # `image[]` is another way to write `image`
+                files[name] = (*files.get(name, ()), Path(file.path))
+            yield RequestBody(parsed.values, files, body_format != "json")
     except ClientDisconnect as error:
         raise problem_error(499, "client_closed", "the client went away before its request had arrived") from error
-    except HTTPException as error:
-        if error.status_code != 400:
-            raise
-        raise problem_error(400, "invalid_form", f"the form cannot be read: {error.detail}") from error
 
 
-def _parse_json_object(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body."""
-    try:
-        value = json.loads(body, object_pairs_hook=reject_duplicate_keys, parse_constant=_reject_constant)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise problem_error(400, "invalid_json", f"the body is not valid JSON: {reason}") from error
-    if not isinstance(value, dict):
-        raise problem_error(400, "invalid_json", f"the body is a JSON {type(value).__name__}, expected an object")
-    return cast("dict[str, Any]", value)
+def _body_format(media_type: str, allow_form: bool, allow_json: bool) -> BodyFormat:
+    is_json = media_type == "application/json" or (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    )
+    if allow_json and is_json:
+        return "json"
+    if allow_form and media_type in FORM_TYPES:
+        return FORM_TYPES[media_type]
+    expected = " or ".join((["multipart/form-data"] * allow_form) + (["application/json"] * allow_json))
+    raise problem_error(
+        415, "unsupported_media_type", f"found Content-Type {short_repr(media_type)}, expected {expected}"
+    )
 
 
-def _reject_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
+def _boundary(content_type: str) -> str:
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
+        expected = f"expected one of 1 to {MAX_BOUNDARY_BYTES} characters"
+        raise invalid_form(f"its Content-Type names no boundary, or one too long; {expected}")
+    return boundary.decode("latin-1")
 
 
-def _parse_form(form: FormData) -> RequestBody:
-    """The fields of a form; `image[]` is another way to write `image`."""
-    values: dict[str, Any] = {}
-    files: dict[str, tuple[UploadFile, ...]] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            key = name.removesuffix("[]")
-            files[key] = (*files.get(key, ()), value)
-        elif name in values:
-            raise problem_error(
-                400, "invalid_value", f"{short_repr(name)} is there twice; give it once", printable(name)
-            )
-        else:
-            values[name] = value
-    return RequestBody(values, files, True)
+def _parse_request(path: Path, body_format: BodyFormat, boundary: str, bounds: Bounds) -> ParseRequest:
+    return ParseRequest(
+        body_format,
+        source=str(path),
+        out=str(path),
+        boundary=boundary,
+        max_fields=bounds.form_fields,
+        max_text_bytes=bounds.json_body,
+        max_image_bytes=bounds.image,
+        max_mask_bytes=bounds.mask,
+        seconds=bounds.decode_seconds,
+        max_files=MAX_FILES,
+    )
 
 
 def validate_body(model_type: type[Model], request_body: RequestBody) -> Model:

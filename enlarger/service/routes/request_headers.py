@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from fastapi import Request
 
@@ -56,17 +55,8 @@ async def read_request_headers(request: Request, body: RequestBody, stream: bool
 def request_fingerprint(path: str, body: RequestBody) -> str:
     """A digest of all that a request asks for: the route, every field and every byte of its files."""
     digest = hashlib.sha256(json.dumps([path, body.values], sort_keys=True).encode())
-    for name, uploads in sorted(body.files.items()):
-        for upload in uploads:
-            digest.update(json.dumps([name, _file_digest(upload.file)]).encode())
-    return digest.hexdigest()
-
-
-def _file_digest(file: BinaryIO) -> str:
-    """The SHA-256 of a file that is read from its beginning, and left there."""
-    digest = hashlib.sha256()
-    file.seek(0)
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    file.seek(0)
+    for name, files in sorted(body.files.items()):
+        for file in files:
+            with file.open("rb") as stream:
+                digest.update(json.dumps([name, hashlib.file_digest(stream, "sha256").hexdigest()]).encode())
     return digest.hexdigest()

@@ -33,7 +33,7 @@ async def upscale(request: Request) -> Response:
     them; else addresses are answered, as LocalAI does, and defaults are the model's. `response_format` decides both."""
     service = get_service(request)
     bounds = service.settings.bounds
-    async with read_body(request, bounds, allow_form=True, allow_json=False) as request_body:
+    async with read_body(request, allow_form=True, allow_json=False) as request_body:
         body, source = validate_body(UpscaleForm, request_body), form_image(request_body)
         request_headers = await read_request_headers(request, request_body)
         model = service.jobs.model_for("upscale", body.model or None)

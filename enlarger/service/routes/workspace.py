@@ -7,21 +7,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from starlette.datastructures import UploadFile
-
 from enlarger.service.dependencies import Service
 from enlarger.service.jobs.job import Job, JobSpec, job_folder, new_job_id
 from enlarger.service.problems import problem_error
 from enlarger.service.routes.parsed_request import ParsedRequest
 from enlarger.service.routes.request_headers import RequestHeaders
-from enlarger.service.uploads.fetch import write_data_url
 from enlarger.service.uploads.masks import Fit
 from enlarger.service.uploads.messages import DecodedImage
 
 IMAGE_NAME, MASK_NAME = "image.png", "mask.png"
-CHUNK_SIZE = 1 << 20
 
-ImageSource = UploadFile | str  # a file of a form, or an address
+ImageSource = Path | str  # a file that was in the body, or an address
 
 
 @dataclass(frozen=True)
@@ -44,10 +40,8 @@ class Workspace:
         """A picture's bytes on disk. Raises ProblemError for too many, for none, and for addresses that are no good."""
         bounds, out = self.service.settings.bounds, self.spool_path(name)
         max_bytes = bounds.mask if name == "mask" else bounds.image
-        if isinstance(source, UploadFile):
-            await asyncio.to_thread(_copy_upload, source, out, max_bytes, name)
-        elif source[:5].lower() == "data:":
-            await asyncio.to_thread(write_data_url, source, out, max_bytes, name)
+        if isinstance(source, Path):
+            _take_file(source, out, max_bytes, name)
         else:
             await self.service.fetcher.fetch(source, out, name)
             self.service.metrics.download_bytes.inc(out.stat().st_size)
@@ -131,15 +125,12 @@ def _remove_files(workspace: Workspace, with_folder: bool) -> None:
         shutil.rmtree(workspace.folder, ignore_errors=True)
 
 
-def _copy_upload(upload: UploadFile, out: Path, max_bytes: int, name: str) -> None:
-    """The file of a form, copied. Raises ProblemError for one that is empty or too large."""
-    size = 0
-    with out.open("xb") as stream:
-        while chunk := upload.file.read(CHUNK_SIZE):
-            size += len(chunk)
-            if size > max_bytes:
-                message = f"{name}: has more than {max_bytes:,} bytes; shrink the picture or compress it better"
-                raise problem_error(400, "image_file_too_large", message, name)
-            stream.write(chunk)
+def _take_file(source: Path, out: Path, max_bytes: int, name: str) -> None:
+    """Take a file of the body. Raises ProblemError for one that is empty or too large."""
+    size = source.stat().st_size
+    if size > max_bytes:
+        message = f"{name}: has more than {max_bytes:,} bytes; shrink the picture or compress it better"
+        raise problem_error(400, "image_file_too_large", message, name)
     if size == 0:
         raise problem_error(400, "empty_image_file", f"{name}: the file is empty, expected a picture", name)
+    source.rename(out)

@@ -16,16 +16,21 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from enlarger.service.problems import ProblemError, problem_error
-from enlarger.service.settings import Settings
+from enlarger.service.settings import Bounds, Settings
 from enlarger.service.uploads.fair_slots import FairSlots
 from enlarger.service.uploads.masks import Fit
 from enlarger.service.uploads.messages import (
+    ESCAPED_BYTES,
+    MAX_REPLY_BYTES,
+    UNREADABLE_BODY,
     DecodedImage,
     DecoderCrashed,
     DecodeRequest,
     DecoderReady,
     DecoderReply,
     DecodingFailed,
+    ParsedBody,
+    ParseRequest,
 )
 
 NUM_PROCESSES = 2
@@ -36,7 +41,6 @@ KEPT_VARIABLES = {
 }
 MAX_IMAGES_PER_PROCESS = 200  # that one decodes before a new one takes its place
 START_SECONDS = 60  # for a process to import what it needs
-MAX_MESSAGE_BYTES = 4 << 20  # bytes of a message; notes may be long
 REPLIES: TypeAdapter[DecoderReply] = TypeAdapter(Annotated[DecoderReply, Field(discriminator="kind")])
 log = logging.getLogger("enlarger.service.decoder")
 
@@ -51,13 +55,13 @@ def decoder_environment() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-async def _spawn_process(pixels: int) -> Process:
+async def _spawn_process(bounds: Bounds) -> Process:
     return await asyncio.create_subprocess_exec(
         *DECODER_ARGV,
-        str(pixels),
+        str(max(bounds.pixels, bounds.upscale_pixels)),
         stdin=PIPE,
         stdout=PIPE,
-        limit=MAX_MESSAGE_BYTES,
+        limit=MAX_REPLY_BYTES + ESCAPED_BYTES * bounds.json_body,
         env=decoder_environment(),
         start_new_session=True,  # Ctrl-C is for the server
     )
@@ -72,9 +76,9 @@ class DecoderProcess:
         self.confinement: tuple[str, ...] = ()  # what keeps it from files and the network
 
     @classmethod
-    async def start(cls, pixels: int) -> "DecoderProcess":
+    async def start(cls, bounds: Bounds) -> "DecoderProcess":
         """Start one and wait until it is ready. Raises DecoderDied."""
-        starting = asyncio.create_task(_spawn_process(pixels))
+        starting = asyncio.create_task(_spawn_process(bounds))
         try:
             decoder = cls(await asyncio.shield(starting))
         except asyncio.CancelledError:  # between fork and here nobody would end it
@@ -90,7 +94,7 @@ class DecoderProcess:
             raise
         return decoder
 
-    async def request(self, request: DecodeRequest, seconds: float) -> DecoderReply:
+    async def request(self, request: DecodeRequest | ParseRequest, seconds: float) -> DecoderReply:
         """The reply to one request. Raises DecoderDied and TimeoutError; the process is of no use then."""
         self.num_decoded += 1
         assert self.process.stdin is not None
@@ -105,7 +109,7 @@ class DecoderProcess:
         assert self.process.stdout is not None
         try:
             line = await asyncio.wait_for(self.process.stdout.readline(), seconds)
-            return REPLIES.validate_json(line)
+            return REPLIES.validate_python(json.loads(line))  # pydantic's JSON knows no half surrogate pairs
         except ValueError as error:  # nothing, half a line, one too long, or no reply
             raise DecoderDied("it ended without an answer") from error
 
@@ -206,26 +210,48 @@ class DecoderPool:
         limit = self._bounds.pixels if max_pixels is None else max_pixels
         return DecodeRequest(kind, str(source), str(out), param, limit, self._bounds.decode_seconds, fit)
 
+    async def parse_body(self, request: ParseRequest, owner: str) -> ParsedBody:
+        """Take a body apart. Raises ProblemError."""
+        try:
+            reply = await self._reply(request, owner)
+        except (DecoderDied, TimeoutError):
+            raise ProblemError(UNREADABLE_BODY) from None
+        assert isinstance(reply, ParsedBody)
+        return reply
+
     async def _decode(self, request: DecodeRequest, owner: str) -> DecodedImage:
-        """What a process makes of a picture. One over which two of them were lost is refused: one may be an
-        accident."""
-        for _ in range(2):
-            try:
-                async with self._slots.hold(owner):
-                    reply = await self._decode_once(request)
-            except DecoderDied as error:
-                log.warning("a decoder was lost over a picture: %s", error)
-                continue
-            if isinstance(reply, DecoderCrashed):
-                log.warning("the process of a picture ended with status %s", reply.status)
-            if isinstance(reply, DecodingFailed):
-                raise ProblemError(reply.problem)
-            if isinstance(reply, DecodedImage):
-                return reply
-        text = f"{request.param}: cannot be decoded, the decoder failed on it; save it anew with another program"
+        """What a process makes of a picture."""
+        try:
+            reply = await self._reply(request, owner)
+        except TimeoutError:
+            found = f"{request.param}: took longer than {request.seconds:g} seconds to decode"
+            text = f"{found}; shrink it, or save it anew"
+        except DecoderDied:
+            text = f"{request.param}: cannot be decoded, the decoder failed on it; save it anew with another program"
+        else:
+            assert isinstance(reply, DecodedImage)
+            return reply
         raise problem_error(400, "image_parse_error", text, request.param)
 
-    async def _decode_once(self, request: DecodeRequest) -> DecoderReply:
+    async def _reply(self, request: DecodeRequest | ParseRequest, owner: str) -> DecodedImage | ParsedBody:
+        """A process' reply, once it is the owner's turn. What cost two of them is given up: one may be an accident.
+        Raises DecoderDied, TimeoutError and ProblemError."""
+        try:
+            async with self._slots.hold(owner):
+                reply = await self._reply_once(request)
+        except DecoderDied as error:
+            log.warning("a decoder was lost over an upload: %s", error)
+            async with self._slots.hold(owner):
+                reply = await self._reply_once(request)
+        if isinstance(reply, DecodingFailed):
+            raise ProblemError(reply.problem)
+        if isinstance(reply, DecoderCrashed):
+            log.warning("the process of an upload ended with status %s", reply.status)
+            raise DecoderDied("its process ended without an answer")
+        assert not isinstance(reply, DecoderReady)
+        return reply
+
+    async def _reply_once(self, request: DecodeRequest | ParseRequest) -> DecoderReply:
         """A process' reply. One that failed, or was left in the middle, is replaced."""
         decoder, succeeded = await self._idle.get(), False
         try:
@@ -234,10 +260,6 @@ class DecoderPool:
             reply = await decoder.request(request, request.seconds)
             succeeded = True
             return reply
-        except TimeoutError:
-            found = f"{request.param}: took longer than {request.seconds:g} seconds to decode"
-            text = f"{found}; shrink it, or save it anew"
-            raise problem_error(400, "image_parse_error", text, request.param) from None
         finally:
             if succeeded and decoder is not None and decoder.num_decoded < MAX_IMAGES_PER_PROCESS:
                 self._idle.put_nowait(decoder)
@@ -245,7 +267,7 @@ class DecoderPool:
                 self._run_in_background(self._replace(decoder))
 
     async def _start_process(self) -> DecoderProcess:
-        decoder = await DecoderProcess.start(max(self._bounds.pixels, self._bounds.upscale_pixels))
+        decoder = await DecoderProcess.start(self._bounds)
         self._processes.add(decoder)
         return decoder
 

@@ -35,14 +35,19 @@ from enlarger.image.decode import (
 from enlarger.image.other_kinds import HEAD_BYTES, other_kind
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.uploads import sandbox
+from enlarger.service.uploads.body_parser import parse_body
 from enlarger.service.uploads.masks import Fit, apply_fit, mask_from_alpha, read_mask, resize_mask
 from enlarger.service.uploads.messages import (
+    ESCAPED_BYTES,
+    MAX_REPLY_BYTES,
+    UNREADABLE_BODY,
     DecodedImage,
     DecoderCrashed,
     DecodeRequest,
     DecoderReady,
     DecoderReply,
     DecodingFailed,
+    ParseRequest,
 )
 
 ERROR_CODES: dict[UnreadableReason, str] = {
@@ -59,8 +64,8 @@ MAX_PROFILE_BYTES = 1 << 20  # bytes of a colour profile that Pillow reads back 
 CONVERTED_MODES = ("CMYK", "LAB", "YCbCr", "HSV")  # modes that a PNG does not hold
 REPLY_FD = 3  # of a picture's process: where its reply goes
 MAX_OPEN_FILES = 32
-MAX_REPLY_BYTES = 4 << 20
 MARGIN_BYTES, DATA_PER_PIXEL = 64 << 20, 48  # bytes of memory of a picture's process: beside its pixels, and for each
+DATA_PER_BODY_BYTE = 6  # a picture in JSON: as bytes, as text, as a value, its base64 twice, and decoded
 BASE_MEMORY_BYTES, BYTES_PER_PIXEL = 1 << 30, 24  # bytes of address space: the process, and each pixel
 
 
@@ -89,10 +94,11 @@ class MemoryLimit:
     base_bytes: int
 
     @classmethod
-    def begin(cls, request: DecodeRequest) -> "MemoryLimit | None":
+    def begin(cls, request: DecodeRequest | ParseRequest) -> "MemoryLimit | None":
         """Allow for the file. None where the system does not say what a process takes."""
+        per_byte = 2 if isinstance(request, DecodeRequest) else DATA_PER_BODY_BYTE
         try:
-            limit = cls(_data_bytes() + MARGIN_BYTES + 2 * os.stat(request.source).st_size)
+            limit = cls(_data_bytes() + MARGIN_BYTES + per_byte * os.stat(request.source).st_size)
         except OSError:
             return None
         _set_limit(resource.RLIMIT_DATA, limit.base_bytes, is_soft=True)
@@ -191,9 +197,14 @@ def _write_png(png: PngImage, out: Path) -> None:
         with atomic_write(out, durable=False) as stream:
             bare_image.save(stream, format="PNG", compress_level=1, **options)
     except OSError as error:
-        code = "storage_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "storage_failed"
-        text = f"the service cannot write its files ({error.strerror}); its disk may be full"
-        raise problem_error(500, code, text) from error
+        raise problem_from_writing(error) from error
+
+
+def problem_from_writing(error: OSError) -> ProblemError:
+    """The problem of a file that cannot be written."""
+    code = "storage_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "storage_failed"
+    text = f"the service cannot write its files ({error.strerror}); its disk may be full"
+    return problem_error(500, code, text)
 
 
 def _check_magic(source: Path, name: str, max_pixels: int) -> None:
@@ -241,38 +252,50 @@ def problem_from_decoding(error: Exception, name: str) -> Problem:
     return Problem(400, "image_parse_error", text, name)
 
 
-def parse_request(line: bytes) -> DecodeRequest:
+def parse_request(line: bytes) -> DecodeRequest | ParseRequest:
     """The request of a line."""
     values = json.loads(line)
+    if values["kind"] == "body":
+        return ParseRequest(**values)
     fit = None if values["fit"] is None else Fit(**values["fit"])
     return DecodeRequest(**values | {"fit": fit, "size": tuple(values["size"])})
 
 
-def handle_request(request: DecodeRequest, memory: MemoryLimit | None) -> DecoderReply:
+def handle_request(request: DecodeRequest | ParseRequest, memory: MemoryLimit | None) -> DecoderReply:
     """The reply to one request, in the process that is for it alone."""
     try:
-        return decode(request, memory)
+        return decode(request, memory) if isinstance(request, DecodeRequest) else parse_body(request)
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
-        return DecodingFailed(problem_from_decoding(error, request.param))
+        return DecodingFailed(_problem_of(error, request))
 
 
-def decode_apart(request: DecodeRequest) -> bytes:
-    """The reply of a process that decodes this one picture and has nothing of any other, as a line."""
+def _problem_of(error: Exception, request: DecodeRequest | ParseRequest) -> Problem:
+    if isinstance(request, DecodeRequest):
+        return problem_from_decoding(error, request.param)
+    if isinstance(error, OSError):
+        return problem_from_writing(error).problem
+    return error.problem if isinstance(error, ProblemError) else UNREADABLE_BODY
+
+
+def decode_apart(request: DecodeRequest | ParseRequest) -> bytes:
+    """The reply of a process that has this one upload and nothing of any other, as a line."""
+    text_bytes = request.max_text_bytes if isinstance(request, ParseRequest) else 0
+    max_bytes = MAX_REPLY_BYTES + ESCAPED_BYTES * text_bytes
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         _run_child(request, writer)
     os.close(writer)
     with open(reader, "rb") as stream:
-        line = stream.read(MAX_REPLY_BYTES)
-    if len(line) == MAX_REPLY_BYTES:
+        line = stream.read(max_bytes)
+    if len(line) == max_bytes:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     is_reply = line.endswith(b"\n") and line.count(b"\n") == 1
     return line if is_reply else encode_reply(DecoderCrashed(os.waitstatus_to_exitcode(status)))
 
 
-def _run_child(request: DecodeRequest, writer: int) -> NoReturn:
+def _run_child(request: DecodeRequest | ParseRequest, writer: int) -> NoReturn:
     """Decode with no file open but the pipe for the reply. It ends itself if its parent has long stopped waiting."""
     try:
         signal.alarm(math.ceil(request.seconds) + 5)

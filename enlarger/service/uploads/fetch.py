@@ -1,7 +1,6 @@
-"""Pictures named by a URL: data URLs, and, where it is switched on, files of public hosts."""
+"""Pictures named by a URL, where that is switched on: files of public hosts."""
 
 import asyncio
-import binascii
 import ipaddress
 import re
 import socket
@@ -21,8 +20,9 @@ import httpx2
 from enlarger import __version__
 from enlarger.image.atomic_write import atomic_write
 from enlarger.image.decode import one_line
-from enlarger.service.problems import ProblemError, problem_error
+from enlarger.service.problems import problem_error
 from enlarger.service.settings import Settings
+from enlarger.service.uploads.data_url import image_too_large
 
 TIMEOUT_SECONDS = 10.0  # for everything: looking the name up, connecting, redirects, the body
 MAX_REDIRECTS = 3
@@ -39,7 +39,6 @@ _HOST_NAME = re.compile(
     r"(?=.{1,253}\.?\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.?"
 )
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a last label like this makes resolvers read the name as an address
-_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+(?:;[a-z0-9-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver = Callable[[str, int], Sequence[str]]
@@ -157,13 +156,13 @@ class UrlFetcher:
             raise httpx2.RemoteProtocolError("compressed, though not asked for")
         content_length = response.headers.get("Content-Length", "")
         if content_length.isdecimal() and int(content_length) > self._max_bytes:
-            raise _too_large(param, self._max_bytes)
+            raise image_too_large(param, self._max_bytes)
         size = 0
         with atomic_write(out, durable=False) as stream:
             async for chunk in response.aiter_raw():
                 size += len(chunk)
                 if size > self._max_bytes:
-                    raise _too_large(param, self._max_bytes)
+                    raise image_too_large(param, self._max_bytes)
                 await anyio.to_thread.run_sync(stream.write, chunk)
 
 
@@ -217,39 +216,6 @@ def is_public(address: Address) -> bool:
     if not address.is_global or address.is_multicast or any(address in network for network in NON_PUBLIC_NETWORKS):
         return False
     return address.version == 4 or address in GLOBAL_UNICAST_V6
-
-
-def write_data_url(url: str, out: Path, max_bytes: int, param: str = "image") -> None:
-    """Write the bytes of a `data:image/...;base64,...` URL to a file. Raises ProblemError.
-
-    The media type it states is not relied on: what the bytes are is found when they are decoded.
-    """
-    prefix = _DATA_URL.match(url)
-    if prefix is None:
-        text = (
-            f"{param}: expected a data URL that begins with data:image/ and holds base64, as data:image/png;base64,..."
-        )
-        raise problem_error(400, "invalid_image_url", text, param)
-    base64_text = url[prefix.end() :]
-    if len(base64_text) // 4 * 3 > max_bytes + 2:
-        raise _too_large(param, max_bytes)
-    try:
-        data = binascii.a2b_base64(base64_text.encode("ascii"), strict_mode=True)
-        if len(base64_text) % 4 or len(data) != len(base64_text) // 4 * 3 - base64_text[-2:].count("="):
-            raise ValueError("Excess padding")
-    except ValueError as error:
-        text = f"{param}: the data URL is not base64 ({one_line(error)}); encode the file's bytes again"
-        raise problem_error(400, "invalid_base64_image", text, param) from None
-    if not data:
-        raise problem_error(400, "empty_image_file", f"{param}: the data URL is empty; send the picture's bytes", param)
-    if len(data) > max_bytes:
-        raise _too_large(param, max_bytes)
-    out.write_bytes(data)
-
-
-def _too_large(param: str, max_bytes: int) -> ProblemError:
-    text = f"{param}: is more than {max_bytes:,} bytes; shrink the picture or compress it better"
-    return problem_error(400, "image_file_too_large", text, param)
 
 
 def _request_headers(target: FetchTarget) -> dict[str, str]:

@@ -5,10 +5,13 @@ with it.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from enlarger.service.problems import Problem
 from enlarger.service.uploads.masks import Fit
+
+MAX_REPLY_BYTES = 4 << 20  # bytes of a message, the text of a body not counted; notes may be long
+ESCAPED_BYTES = 6  # of a message, at most, for each byte of a body's text
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,45 @@ class DecodeRequest:
     size: tuple[int, int] = (0, 0)  # of a mask: width and height of its picture before the fit
     mode: str = "auto"  # of a mask, as in `read_mask`
     resize: bool = False  # of a mask: it may have another size
+
+
+@dataclass(frozen=True)
+class ParseRequest:
+    """A body to take apart; its files are written beside it, as `out` with -0, -1 ... behind it."""
+
+    format: Literal["json", "multipart", "urlencoded"]
+    source: str
+    out: str
+    boundary: str  # of a multipart form
+    max_fields: int
+    max_text_bytes: int  # of all that is not in a file
+    max_image_bytes: int  # of a picture in a data: URL
+    max_mask_bytes: int
+    seconds: float
+    max_files: int = 17
+    kind: Literal["body"] = "body"
+
+
+UNREADABLE_BODY = Problem(
+    400, "invalid_request", "the body cannot be read: it takes too much time or memory; send less"
+)
+
+
+@dataclass(frozen=True)
+class BodyFile:
+    """A file that was in a body."""
+
+    name: str  # of its field
+    path: str
+
+
+@dataclass(frozen=True)
+class ParsedBody:
+    """What a body holds. In JSON an `image_url` that held a picture is `data:` and the number of its file."""
+
+    values: dict[str, Any]
+    files: tuple[BodyFile, ...]
+    kind: Literal["parsed"] = "parsed"
 
 
 @dataclass(frozen=True)
@@ -52,7 +94,7 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class DecodingFailed:
-    """There is no picture, and why."""
+    """There is no picture, or no body, and why."""
 
     problem: Problem
     kind: Literal["failed"] = "failed"
@@ -60,10 +102,10 @@ class DecodingFailed:
 
 @dataclass(frozen=True)
 class DecoderCrashed:
-    """The process of this picture ended without an answer; the next picture has another."""
+    """The process of this upload ended without an answer; the next upload has another."""
 
     status: int  # as `os.waitstatus_to_exitcode` has it
     kind: Literal["crashed"] = "crashed"
 
 
-DecoderReply = DecoderReady | DecodedImage | DecodingFailed | DecoderCrashed
+DecoderReply = DecoderReady | DecodedImage | ParsedBody | DecodingFailed | DecoderCrashed
