@@ -131,7 +131,7 @@ class Settings(BaseSettings):
         default=None, ge=1, le=16, description="jobs that may run together; by default 4, 1 on a CPU"
     )
     job_minutes: float = Field(default=60, gt=0, description="how long results are kept")
-    disk: float = Field(default=2, gt=0, description="GiB that jobs may take")
+    disk: float = Field(default=2, gt=0, description="GiB that all files of the service may take")
     drain_seconds: float = Field(default=30, ge=0, description="for running jobs to end after SIGTERM")
     wait_seconds: float = Field(
         default=600, gt=0, description="the longest expected wait that a request is admitted with"

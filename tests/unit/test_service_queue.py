@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from enlarger.errors import InputError
-from enlarger.service.jobs import lock
+from enlarger.service.jobs import disk_usage, lock, retention
 from enlarger.service.jobs import manager as queue_file
 from enlarger.service.jobs.data_folder import claim
 from enlarger.service.jobs.events import MAX_EVENTS, MAX_FINISHED_LOGS, EventLog, EventLogs
@@ -850,16 +850,35 @@ async def test_old_results_are_forgotten(tmp_path: Path, monkeypatch: pytest.Mon
 async def test_the_oldest_results_go_where_the_disk_is_over_its_quota(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(tmp_path, disk=2500 / (1 << 30)) as queue:
+    monkeypatch.setattr(disk_usage, "FIXED_BYTES", 0)
+    async with running(tmp_path, disk=1_500_000 / (1 << 30)) as queue:
         jobs = [await submit_job(queue, QUICK) for _ in range(4)]
         for job in jobs:
             await queue.wait(job.id)
-            (job_folder(tmp_path, job.id) / "result-0.png").write_bytes(b"x" * 700)
+            (job_folder(tmp_path, job.id) / "result-0.png").write_bytes(b"x" * 500_000)
         await queue.delete_expired()
         assert len(await queue.list("")) == 4, "what was just made is safe"
-        monkeypatch.setattr(queue_file, "MIN_RETENTION_SECONDS", -1)
+        problem = await refused_later(give_in(queue))
+        assert (problem.code, problem.retry_after) == ("queue_full", 60) and "ask again later" in problem.message
+        monkeypatch.setattr(retention, "MIN_RETENTION_SECONDS", -1)
         await queue.delete_expired()
         assert [job.id for job in await queue.list("")] == [jobs[3].id, jobs[2].id]
+        assert (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded"
+        large = await refused_later(submit_job(queue, QUICK, size=(1000, 1000)))
+        assert large.code == "image_too_large" and "of which the service may have" in large.message
+
+
+@async_test
+async def test_texts_and_the_database_count_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "MIN_RETENTION_SECONDS", -1)
+    most = 1 << 20
+    async with running(tmp_path, disk=most / (1 << 30)) as queue:
+        for _ in range(20):
+            options = {"prompt": "\U0001f600" * 12_000, "seed": 0, "fake": QUICK}
+            await queue.wait((await submit_job(queue, options=options)).id)
+            await queue.delete_expired()
+            assert sum(path.lstat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= most
+        assert 1 <= len(await queue.list("")) < 20
 
 
 @async_test

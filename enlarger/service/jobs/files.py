@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -31,21 +31,16 @@ def read_result(data: Path, id: str) -> JobResult | None:
 
 def job_folder_bytes(data: Path) -> dict[str, int]:
     """The bytes that each job takes."""
-    return {path.name: _folder_bytes(path) for path in list_folder(data / "jobs") if is_job_id(path.name)}
+    return {path.name: folder_bytes(path) for path in list_folder(data / "jobs") if is_job_id(path.name)}
 
 
-def over_quota(folder_bytes: Mapping[str, int], finished: Sequence[str], max_bytes: float) -> list[str]:
-    """Those jobs, the first to end first, whose files must go so that all take `max_bytes` at most."""
-    total, to_delete = sum(folder_bytes.values()), list[str]()
-    for id in finished:
-        if total <= max_bytes:
-            break
-        total -= folder_bytes.get(id, 0)
-        to_delete.append(id)
-    return to_delete
+def spool_bytes(data: Path) -> int:
+    """The bytes of uploads that are being received."""
+    return folder_bytes(data / "spool")
 
 
-def _folder_bytes(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
+    """The bytes of the files in a folder, those below aside."""
     total = 0
     for path in list_folder(folder):
         try:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from enlarger.service.jobs.data_folder import DATABASE
+from enlarger.service.jobs.disk_usage import DiskUsage
 from enlarger.service.jobs.events import EventLogs
-from enlarger.service.jobs.files import read_result, remove_job_folder
+from enlarger.service.jobs.files import folder_bytes, read_result, remove_job_folder
 from enlarger.service.jobs.job import FINISHED_STATUSES, EventKind, Job, JobProgress, JobResult, job_folder
 from enlarger.service.jobs.job_queue import ActiveJob, JobQueue, changed_positions
 from enlarger.service.jobs.progress_estimator import DurationStats
-from enlarger.service.jobs.store import STORAGE_BUSY, JobDatabase, JobStore
+from enlarger.service.jobs.store import STORAGE_BUSY, JobDatabase, JobStore, row_bytes
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import Problem, ProblemError
 from enlarger.service.workers.watchdog import DIED, LossCause
@@ -41,8 +42,8 @@ class Outcome:
 class JobLifecycle:
     """The store, the queue in memory and the event logs, always in step."""
 
-    def __init__(self, data: Path, metrics: Metrics) -> None:
-        self.data, self.metrics = data, metrics
+    def __init__(self, data: Path, metrics: Metrics, disk: DiskUsage) -> None:
+        self.data, self.metrics, self.disk = data, metrics, disk
         self.store = JobStore(data / DATABASE)
         self.queue, self.event_logs = JobQueue(DurationStats()), EventLogs()
         self.num_workers = 1  # that can work, for expected times
@@ -147,6 +148,7 @@ class JobLifecycle:
         if status in FINISHED_STATUSES:
             self._finished_counts[status] -= 1
         await asyncio.to_thread(remove_job_folder, self.data, id)
+        self.disk.release(id)
         self.on_queue_changed()
 
     async def retry_unwritten(self) -> None:
@@ -197,6 +199,7 @@ class JobLifecycle:
             log.error("job %s had ended before", job.id)
             job = await self.store.run(JobDatabase.get, job.id) or job
         assert job.status in ("succeeded", "failed", "canceled")
+        self.disk.charge(job.id, await asyncio.to_thread(folder_bytes, job_folder(self.data, job.id)) + row_bytes(job))
         active.job = job
         self._finished_counts[job.status] += 1
         self.queue.remove(active)

@@ -11,12 +11,14 @@ from typing import Literal
 from enlarger.service.jobs import lock
 from enlarger.service.jobs.admission import Admission, Reservation
 from enlarger.service.jobs.data_folder import claim, empty_spool, remove_orphan_folders, write_marker
+from enlarger.service.jobs.disk_usage import DiskUsage
 from enlarger.service.jobs.events import EventFeed
-from enlarger.service.jobs.files import job_folder_bytes, over_quota, remove_job_folder
+from enlarger.service.jobs.files import remove_job_folder
 from enlarger.service.jobs.job import Idempotency, Job, JobEvent, JobProgress, JobSpec, JobStatus, Task
 from enlarger.service.jobs.job_queue import ActiveJob, finished_progress
 from enlarger.service.jobs.lifecycle import JobLifecycle, Outcome, unfinished
 from enlarger.service.jobs.model_registry import ModelRegistry, ModelState
+from enlarger.service.jobs.retention import Retention
 from enlarger.service.jobs.store import JobDatabase
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import (
@@ -36,9 +38,7 @@ from enlarger.service.workers.watchdog import WorkerLimits
 
 log = logging.getLogger("enlarger.service.jobs")
 ServiceState = Literal["STARTING", "READY", "BUSY", "SETUP_FAILED", "DEFUNCT", "UNHEALTHY"]
-CLEANUP_SECONDS = 30.0
 FOLDER_CHECK_SECONDS = 2.0
-MIN_RETENTION_SECONDS = 60.0  # results are safe from the disk quota for so long after they were made
 
 
 class JobManager:
@@ -47,7 +47,8 @@ class JobManager:
     def __init__(self, settings: Settings, metrics: Metrics, worker_argv: Sequence[str] = WORKER_ARGV) -> None:
         self._settings, self._metrics, self._worker_argv = settings, metrics, worker_argv
         self._registry = ModelRegistry(settings.known_models)
-        self._lifecycle = JobLifecycle(settings.data, metrics)
+        self._lifecycle = JobLifecycle(settings.data, metrics, DiskUsage(settings.disk * GIB))
+        self._retention = Retention(settings, self._lifecycle)
         self._pool = WorkerPool(settings, self._lifecycle, self._registry)
         self._lock: lock.DataFolderLock | None = None
         self._is_folder_lost = False  # somebody has deleted or replaced the data folder
@@ -70,6 +71,7 @@ class JobManager:
             await self._lifecycle.recover()
             known_ids = await self._lifecycle.store.run(JobDatabase.ids)
             await asyncio.to_thread(remove_orphan_folders, data, known_ids)
+            await self._retention.measure()
         except BaseException:
             await self._close()
             raise
@@ -77,7 +79,7 @@ class JobManager:
         limits = WorkerLimits.of(self._settings)
         tokens, lock_fd = self._settings.bounds.prompt_tokens, self._lock.workers_fd
         self._pool.start(WorkerCommand(self._worker_argv, models, memory, data, limits, tokens, lock_fd))
-        self._background_tasks = [asyncio.create_task(self._cleanup_loop()), asyncio.create_task(self._watch_folder())]
+        self._background_tasks = [asyncio.create_task(self._retention.run()), asyncio.create_task(self._watch_folder())]
 
     async def drain(self) -> None:
         """Take no more jobs, let those that run end for `drain_seconds`, stop the workers, close the store.
@@ -163,9 +165,11 @@ class JobManager:
         try:
             stored = await self._admit(job, reservation)
         except BaseException:
+            self._lifecycle.disk.release(job.id)
             await asyncio.to_thread(remove_job_folder, self._settings.data, job.id)
             raise
         if stored is not job:
+            self._lifecycle.disk.release(job.id)
             await asyncio.to_thread(remove_job_folder, self._settings.data, job.id)
         self._pool.dispatch()
         return stored
@@ -180,6 +184,7 @@ class JobManager:
             place = self.reserve(job.owner)
         try:
             self._admission.check_price(place, job.spec, self._lifecycle.num_workers)
+            await self._retention.make_room(job)
             stored = await self._lifecycle.add(job)
         finally:
             place.release()
@@ -301,22 +306,7 @@ class JobManager:
 
     async def delete_expired(self) -> None:
         """Forget results that are old, and the oldest where all take too much of the disk."""
-        await self._lifecycle.retry_unwritten()
-        now, run = time.time(), self._lifecycle.store.run
-        for id in await run(JobDatabase.finished_before, now - self._settings.job_minutes * 60):
-            await self._lifecycle.delete(id)
-        finished = await run(JobDatabase.finished_before, now - MIN_RETENTION_SECONDS)
-        folder_bytes = await asyncio.to_thread(job_folder_bytes, self._settings.data)
-        for id in over_quota(folder_bytes, finished, self._settings.disk * GIB):
-            await self._lifecycle.delete(id)
-
-    async def _cleanup_loop(self) -> None:
-        while True:
-            await asyncio.sleep(CLEANUP_SECONDS)
-            try:
-                await self.delete_expired()
-            except (ProblemError, OSError) as error:
-                log.error("old results could not be deleted: %s", error)
+        await self._retention.delete_expired()
 
     async def _check_folder(self) -> None:
         """Raise ProblemError where the data folder is gone."""
