@@ -51,17 +51,17 @@ def check_pooled(which: str, embeds: Tensor | None, pooled: Tensor | None) -> No
         raise ArgumentError(f"If `{have}` are provided, `{lack}` also have to be passed, of the same text encoder")
 
 
-def check_callback_steps(steps: Any) -> None:
+def check_callback_steps(steps: object) -> None:
     if not isinstance(steps, int) or steps <= 0:
         raise ArgumentError(f"`callback_steps` has to be a positive integer but is {steps} of type {type(steps)}")
 
 
-def check_output_type(output_type: Any) -> None:
+def check_output_type(output_type: object) -> None:
     if output_type not in OUTPUT_TYPES:
         raise ArgumentError(f"`output_type` is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
 
 
-def reject_unsupported(options: Mapping[str, Any], advice: Mapping[str, str]) -> None:
+def reject_unsupported(options: Mapping[str, object], advice: Mapping[str, str]) -> None:
     """Raise Unsupported for the first of the options that is given, with its advice."""
     for name, value in options.items():
         if value is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from enlarger.diffusers.arguments import ArgumentError, check_callback_steps
 from enlarger.diffusers.progress import ProgressBar
 from enlarger.diffusers.running import Run
+from enlarger.diffusers.types import OlderCallback, OnStepEnd
 from enlarger.diffusion.sample import OnStep, Step
 
 
@@ -31,13 +32,13 @@ class Listeners:
     replaces is in `replaced`.
     """
 
-    pipe: Any = None
-    on_end: Callable[..., Any] | None = None
+    pipe: object = None
+    on_end: OnStepEnd | None = None
     names: Sequence[str] = ()
-    tensors: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    older: Callable[[int, Any, Tensor], None] | None = None
+    tensors: Mapping[str, Tensor | None] = field(default_factory=dict[str, Tensor | None])
+    older: OlderCallback | None = None
     every: int = 1
-    replaced: dict[str, Any] = field(default_factory=dict[str, Any])
+    replaced: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def check(self) -> "Listeners":
         """Itself, if all names are known."""
@@ -54,14 +55,14 @@ class Listeners:
         found = self.on_end(self.pipe, index, timestep, {name: given[name] for name in self.names})
         if not isinstance(found, Mapping):
             raise ArgumentError(f"`callback_on_step_end` returned {type(found)}, expected the dictionary of tensors")
-        changed: dict[str, Any] = dict(found)  # pyright: ignore[reportUnknownArgumentType] - a callback's
+        changed: dict[str, Tensor] = dict(found)  # pyright: ignore[reportUnknownArgumentType] - a callback's
         after = changed.pop("latents", latents)
         self.replaced.update({name: value for name, value in changed.items() if value is not given.get(name)})
         return after
 
 
 def listeners(
-    pipe: Any, on_end: Callable[..., Any] | None, names: Sequence[str], tensors: Mapping[str, Any],
+    pipe: object, on_end: OnStepEnd | None, names: Sequence[str], tensors: Mapping[str, Tensor | None],
     older: Mapping[str, Any],
 ) -> Listeners:  # fmt: skip
     """The callbacks of a call: the one after every step, or diffusers' class of several, and the older ones."""
@@ -105,7 +106,7 @@ class CallbackRunner:
 
         return show
 
-    def _called(self, x: Tensor, scale: float, callback: Callable[[Tensor], Any]) -> Tensor:
+    def _called(self, x: Tensor, scale: float, callback: Callable[[Tensor], Tensor | None]) -> Tensor:
         """The latents after a callback, which may return others or change those it is given."""
         before = (x * scale).to(self.dtype)
         shown = before.clone()

@@ -28,7 +28,7 @@ class Compiled(nn.Module):
         except AttributeError:
             return getattr(self.compiled._orig_mod.native, name)
 
-    def forward(self, *args: Any, **inputs: Any) -> Any:
+    def forward(self, *args: object, **inputs: object) -> Any:
         return self.compiled(*args, **inputs)
 
 
@@ -44,7 +44,7 @@ def as_component(name: str, value: Any) -> Any:
     return model_view(value)
 
 
-def wrong_component(name: str, value: Any, kind: type[Any]) -> str:
+def wrong_component(name: str, value: object, kind: type[object]) -> str:
     plain = getattr(value, "native", value)
     found = f"{type(plain).__module__}.{type(plain).__name__}"
     if kind is type(None):

@@ -1,7 +1,7 @@
 """What the pipelines that start from pictures share: the pictures, the last part of the steps, and its callbacks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusers.image_processor import Size, preprocess
-from enlarger.diffusers.masks import Box, get_crop_region, read_mask, resize_and_fill
+from enlarger.diffusers.masks import Box, apply_overlay, get_crop_region, read_mask, resize_and_fill
 from enlarger.diffusers.text_pipeline import Embeds, TextPipeline
+from enlarger.diffusers.types import PipelineImageInput
 from enlarger.diffusion.noise import Noise, PerSampleGenerators
 
 
@@ -21,7 +22,7 @@ class ImagePipeline(TextPipeline):
     pairs the pictures a, b, a, b there, with other prompts than their own.
     """
 
-    def _prepare_images(self, image: Any, count: int, size: Size | None = None) -> Tensor:
+    def _prepare_images(self, image: PipelineImageInput | None, count: int, size: Size | None = None) -> Tensor:
         """(N, 3, H, W) in -1..1, or latents as they are; N divides the number of results."""
         if image is None:
             raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
@@ -32,13 +33,18 @@ class ImagePipeline(TextPipeline):
         return pictures
 
     def _prepare_image_and_mask(
-        self, image: Any, mask: Any, crop: Box | None, size: Size, count: int
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        self,
+        image: PipelineImageInput | None,
+        mask: PipelineImageInput | None,
+        crop: "MaskedCrop | None",
+        size: Size,
+        count: int,
+    ) -> tuple[Tensor, Tensor]:
         """The pictures in -1..1 and their masks, 0 or 1, both of `size`."""
         if mask is None:
             raise ArgumentError("`mask_image` is missing; give a mask, white where the picture is repainted")
         if crop is not None:
-            image, mask = (resize_and_fill(one.crop(crop), size) for one in (image, mask))
+            image, mask = (resize_and_fill(one.crop(crop.box), size) for one in (crop.image, crop.mask))
         pictures, masks = self._prepare_images(image, count, size), read_mask(mask, size)
         check_batch_size("mask_image", len(masks), count)
         inner = tuple(side // self._vae.downsample_factor for side in size)
@@ -58,7 +64,7 @@ def check_batch_size(name: str, found: int, count: int) -> None:
         raise ArgumentError(f"Cannot duplicate `{name}` of batch size {found} to {count} results; give one per prompt")
 
 
-def callback_tensors(embeds: Embeds, **more: Tensor | None) -> dict[str, Any]:
+def callback_tensors(embeds: Embeds, **more: Tensor | None) -> dict[str, Tensor | None]:
     """What callbacks may see: with guidance what the network is told is there twice, for the negative prompts first."""
     prompt, negative = embeds
     told = prompt if negative is None else torch.cat([negative, prompt])
@@ -81,14 +87,33 @@ def per_sample_or_first(noise: Noise) -> Noise:
     return _PerSampleOrFirst(noise) if isinstance(noise, PerSampleGenerators) else noise
 
 
-def masked_crop_region(image: Any, mask: Any, size: Size, pad: int, output_type: str | None) -> Box:
-    """The part of the picture to repaint, or what cannot be cropped."""
-    for what, value in (("image", image), ("mask image", mask)):
-        if not isinstance(value, Image.Image):
-            kind = value.__class__
-            raise ArgumentError(f"The {what} should be a PIL image when inpainting mask crop, but is of type {kind}.")
+@dataclass(frozen=True, eq=False)
+class MaskedCrop:
+    """A part of a picture that is repainted by itself."""
+
+    image: Image.Image
+    mask: Image.Image
+    box: Box
+
+    def overlay(self, repainted: Sequence[Image.Image]) -> list[Image.Image]:
+        """The picture with each of the results in its place."""
+        return [apply_overlay(one, self.image, self.mask, self.box) for one in repainted]
+
+
+def masked_crop(
+    image: PipelineImageInput | None, mask: PipelineImageInput | None, size: Size, pad: int, output_type: str | None
+) -> MaskedCrop:
+    """The part of the picture to repaint. Raises ArgumentError for what cannot be cropped."""
+    image, mask = _require_pil(image, "image"), _require_pil(mask, "mask image")
     if output_type != "pil":
         raise ArgumentError(f"The output type should be PIL when inpainting mask crop, but is {output_type}.")
     if image.size != mask.size:
         raise ArgumentError(f"`mask_image` is {mask.size}, expected the picture's {image.size} to crop both")
-    return get_crop_region(mask, size, pad)
+    return MaskedCrop(image, mask, get_crop_region(mask, size, pad))
+
+
+def _require_pil(value: PipelineImageInput | None, name: str) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return value
+    kind = value.__class__
+    raise ArgumentError(f"The {name} should be a PIL image when inpainting mask crop, but is of type {kind}.")

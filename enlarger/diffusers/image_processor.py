@@ -9,14 +9,19 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
+from enlarger.diffusers.types import PipelineImageInput
+from enlarger.diffusion.listing import Array
 
 LATENT_CHANNELS = 4
 Size = tuple[int, int]  # height, width
 
 
 def preprocess(
-    image: Any, factor: int, resample: Image.Resampling = Image.Resampling.BICUBIC, size: Size | None = None
-) -> Tensor:  # fmt: skip
+    image: PipelineImageInput | None,
+    factor: int,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+    size: Size | None = None,
+) -> Tensor:
     """PIL images, arrays or tensors, one or a list, to (B, 3, H, W) in -1..1, or latents (B, 4, h, w) as they are.
 
     All are resized to `size` (height, width), or to the first one's with its sides lowered to multiples of `factor`:
@@ -49,7 +54,7 @@ def postprocess(images: Tensor, output_type: str) -> Any:
     return array if output_type == "np" else numpy_to_pil(array)
 
 
-def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
+def numpy_to_pil(images: Array) -> list[Image.Image]:
     """An array (H, W, C) or (B, H, W, C) in 0..1 as PIL images."""
     batch = images[None] if images.ndim == 3 else images
     eight_bit = (batch * 255).round().astype("uint8")
@@ -61,7 +66,7 @@ def _from_pil(images: list[Image.Image], resample: Image.Resampling, size: Size)
     return torch.from_numpy(np.stack([np.array(one, np.float32) for one in resized]) / 255).permute(0, 3, 1, 2)
 
 
-def _from_arrays(images: list[np.ndarray[Any, Any]]) -> Tensor:
+def _from_arrays(images: list[Array]) -> Tensor:
     batch = np.concatenate([one if one.ndim == 4 else one[None] for one in images])
     if batch.ndim != 4 or batch.shape[-1] != 3:
         raise ArgumentError(f"`image` has shape {images[0].shape}, expected (H, W, 3) or (B, H, W, 3); leave out alpha")
@@ -88,7 +93,7 @@ def _normalize(batch: Tensor) -> Tensor:
     return batch if float(batch.min()) < 0 else 2 * batch - 1
 
 
-def lowered_size(image: Any, factor: int) -> Size:
+def lowered_size(image: PipelineImageInput | None, factor: int) -> Size:
     """Height and width of pictures or masks of any kind, lowered to multiples of `factor`."""
     listed: list[Any] = [*image] if isinstance(image, list | tuple) else [image]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - anything
     first = listed[0]

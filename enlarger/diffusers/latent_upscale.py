@@ -1,9 +1,10 @@
 """`StableDiffusionLatentUpscalePipeline`: the x2 latent upscaler under diffusers' name and keywords."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.types import Device
 
 from enlarger.diffusers.arguments import (
     ArgumentError,
@@ -25,6 +26,7 @@ from enlarger.diffusers.pipeline import Pipeline, make_output
 from enlarger.diffusers.running import listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import PooledEmbeds, text_features
+from enlarger.diffusers.types import OlderCallback, PipelineImageInput
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.sampler import Sampler
 from enlarger.diffusion.schedule import scaled_linear
@@ -45,7 +47,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
     and schedulers that diffusers' pipeline cannot run (Euler ancestral, DDIM, PNDM) work too.
     """
 
-    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[object]]] = {
         "vae": AutoencoderKL,
         "text_encoder": ClipText,
         "tokenizer": Tokenizer,
@@ -63,7 +65,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
     def __call__(
         self,
         prompt: Prompt | None = None,
-        image: Any = None,
+        image: PipelineImageInput | None = None,
         num_inference_steps: int = 75,
         guidance_scale: float = 9.0,
         negative_prompt: Prompt | None = None,
@@ -75,7 +77,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         negative_pooled_prompt_embeds: Tensor | None = None,
         output_type: str | None = "pil",
         return_dict: bool = True,
-        callback: Callable[[int, Any, Tensor], None] | None = None,
+        callback: OlderCallback | None = None,
         callback_steps: int = 1,
     ) -> Any:
         """Upscale by two. Latents of Stable Diffusion have 4 channels; see `pictures.preprocess` for pictures.
@@ -115,7 +117,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
     def encode_prompt(
         self,
         prompt: Prompt | None,
-        device: Any,
+        device: Device,
         do_classifier_free_guidance: bool,
         negative_prompt: Prompt | None = None,
         prompt_embeds: Tensor | None = None,
@@ -133,12 +135,12 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
             negative_prompt_embeds, negative_pooled_prompt_embeds = self._encode(negatives, device)
         return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
 
-    def _encode(self, texts: list[str], device: Any) -> tuple[Tensor, Tensor]:
+    def _encode(self, texts: list[str], device: Device) -> tuple[Tensor, Tensor]:
         with self._runtime.hold(self._text_encoder) as encoder:
             found = encode_prompts(self._tokenizer, encoder, texts, layer="last")
         return found.tokens.to(device), found.pooled.to(device)
 
-    def _prepare_image(self, image: Any, count: int) -> Tensor:
+    def _prepare_image(self, image: PipelineImageInput | None, count: int) -> Tensor:
         if image is None:
             raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
         low = preprocess(image, self._vae.downsample_factor)

@@ -25,11 +25,11 @@ class LiveGuidance(Guidance):
 
 NetworkInputs = dict[str, Tensor]
 Remake = Callable[
-    [Mapping[str, Any], Tensor, NetworkInputs], tuple[Tensor, NetworkInputs]
+    [Mapping[str, Tensor], Tensor, NetworkInputs], tuple[Tensor, NetworkInputs]
 ]  # what was replaced, the input, the rest
 
 
-def tokens_replaced(replaced: Mapping[str, Any], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
+def tokens_replaced(replaced: Mapping[str, Tensor], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
     """The prompt's features."""
     embeds = replaced.get("prompt_embeds")
     return x, told if embeds is None else {**told, "tokens": embeds.to(told["tokens"])}
@@ -38,7 +38,7 @@ def tokens_replaced(replaced: Mapping[str, Any], x: Tensor, told: NetworkInputs)
 def channels_replaced(names: Sequence[str], first: int) -> Remake:
     """The prompt's features, and the input's channels from the first one on, by these names one after the other."""
 
-    def remake(replaced: Mapping[str, Any], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
+    def remake(replaced: Mapping[str, Tensor], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
         place = first
         for name in names:
             given: Tensor | None = replaced.get(name)
@@ -57,7 +57,7 @@ class Redirected(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        replaced: Mapping[str, Any],
+        replaced: Mapping[str, Tensor],
         remake: Remake = tokens_replaced,
         besides: NetworkInputs | None = None,
     ) -> None:

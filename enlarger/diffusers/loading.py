@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.diffusers.models import parse_dtype
 from enlarger.errors import Unsupported
+from enlarger.runtime.runtime import DTYPES
 
 log = logging.getLogger(__name__)
 NO_EFFECT = (  # of downloading, or how loading is always done
@@ -43,7 +43,7 @@ class Loading:
     device: torch.device | None
 
 
-def read_options(dtype: Any, options: Mapping[str, Any]) -> Loading:
+def read_options(dtype: object, options: Mapping[str, object]) -> Loading:
     """The options of a call; Unsupported for those that cannot be."""
     for name, value in options.items():
         if name in REFUSED and value:
@@ -71,3 +71,12 @@ def _device(device_map: Any) -> torch.device | None:
         wanted = device_map is not None and torch.accelerator.is_available()
         return torch.accelerator.current_accelerator() if wanted else None
     return torch.device(device_map)
+
+
+def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A precision or its name; None and "auto" are the file's own."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ArgumentError(f"torch_dtype is {dtype!r}, expected a torch.dtype, 'auto' or one of {', '.join(DTYPES)}")
+    return None if dtype == "auto" else DTYPES[dtype]

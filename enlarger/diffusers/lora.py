@@ -101,7 +101,7 @@ class LoraMethods:
         pretrained_model_name_or_path_or_dict: WeightsSource,
         adapter_name: str | None = None,
         hotswap: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         """Read a LoRA from a local file, a folder or named tensors; it becomes the active one of the parts it changes.
 
@@ -218,7 +218,7 @@ class LoraMethods:
 
     def load_textual_inversion(
         self, pretrained_model_name_or_path: WeightsSource | list[WeightsSource], token: str | list[str] | None = None,
-        tokenizer: Any = None, text_encoder: Any = None, **kwargs: Any,
+        tokenizer: object = None, text_encoder: object = None, **kwargs: object,
     ) -> None:  # fmt: skip
         """Read tokens from local files, folders or named tensors, and add them to the text encoders that they fit.
 
@@ -239,7 +239,7 @@ class LoraMethods:
         self._apply_adapters(replace(state, inversions=(*state.inversions, *added)))
 
     def unload_textual_inversion(
-        self, tokens: Names | None = None, tokenizer: Any = None, text_encoder: Any = None
+        self, tokens: Names | None = None, tokenizer: object = None, text_encoder: object = None
     ) -> None:  # fmt: skip
         """Take tokens away, all unless named, from all text encoders unless one is given."""
         state, chosen = self._current_adapters(), self._select_encoder(tokenizer, text_encoder)
@@ -294,7 +294,7 @@ class LoraMethods:
                     self._configs[name] = state.configs[name]
         self._adapters = replace(state, applied=parts) if state.loras or state.inversions else Adapters()
 
-    def _select_encoder(self, tokenizer: Any, text_encoder: Any) -> str | None:
+    def _select_encoder(self, tokenizer: object, text_encoder: object) -> str | None:
         """The name of the text encoder that was given, with its tokenizer, as an argument."""
         if tokenizer is None and text_encoder is None:
             return None
@@ -307,7 +307,7 @@ class LoraMethods:
         )
 
 
-def _load_lora(source: WeightsSource, options: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> Lora:
+def _load_lora(source: WeightsSource, options: Mapping[str, object], networks: Mapping[str, nn.Module]) -> Lora:
     resolved, allow_pickle = _resolve_source(source, options)
     if isinstance(resolved, Mapping):
         return parse_lora(resolved, networks)
@@ -316,7 +316,7 @@ def _load_lora(source: WeightsSource, options: Mapping[str, Any], networks: Mapp
     )
 
 
-def _resolve_source(source: WeightsSource, options: Mapping[str, Any]) -> tuple[Path | Mapping[str, Tensor], bool]:
+def _resolve_source(source: WeightsSource, options: Mapping[str, object]) -> tuple[Path | Mapping[str, Tensor], bool]:
     """The file, the folder or the tensors that are meant, and whether a pickle may be read."""
     for name, value in options.items():
         is_known = name in ("weight_name", "subfolder", "use_safetensors", "local_files_only")

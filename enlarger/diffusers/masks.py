@@ -10,12 +10,14 @@ from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusers.image_processor import Size
+from enlarger.diffusers.types import PipelineImageInput
+from enlarger.diffusion.listing import Array
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 LANCZOS = Image.Resampling.LANCZOS
 
 
-def read_mask(mask: Any, size: Size) -> Tensor:
+def read_mask(mask: PipelineImageInput | None, size: Size) -> Tensor:
     """PIL images, arrays or tensors, one or a list, to (N, 1, H, W) of 0, keep, and 1, repaint, of `size`.
 
     From 0.5 on a pixel is repainted. PIL images of any mode are resized by Lanczos and made grey. Arrays (H, W),
@@ -79,7 +81,7 @@ def apply_overlay(inpainted: Image.Image, original: Image.Image, mask: Image.Ima
     return composite.convert("RGB")
 
 
-def _to_single_channel(mask: Any) -> Tensor:
+def _to_single_channel(mask: Array | Tensor) -> Tensor:
     """An array or a tensor as (B, 1, H, W) floats."""
     shape = tuple(mask.shape)
     if isinstance(mask, np.ndarray):

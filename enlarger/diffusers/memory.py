@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.types import Device
 
 from enlarger.diffusers.arguments import reject_unsupported
 from enlarger.errors import Unsupported
@@ -24,16 +25,20 @@ class MemoryMethods:
     def _networks(self) -> list[nn.Module]:
         raise NotImplementedError
 
-    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Device = None) -> None:
         """Keep each network on the CPU except while it works."""
         self._enable_offload("model", gpu_id, device)
 
-    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Device = None) -> None:
         """Keep each layer on the CPU except while it works: least memory, slowest."""
         self._enable_offload("sequential", gpu_id, device)
 
     def enable_group_offload(
-        self, onload_device: Any, offload_device: Any = "cpu", offload_type: str = "block_level", **options: Any
+        self,
+        onload_device: str | torch.device | int,
+        offload_device: str | torch.device | int = "cpu",
+        offload_type: str = "block_level",
+        **options: object,
     ) -> None:
         """Keep layers ("leaf_level") or whole networks on the CPU except while they work; streams are not used."""
         if torch.device(offload_device).type != "cpu":
@@ -42,12 +47,11 @@ class MemoryMethods:
             log.warning("%s changes how group offloading moves weights in diffusers; here it has no effect", given)
         self._enable_offload("sequential" if offload_type == "leaf_level" else "model", None, onload_device)
 
-    def _enable_offload(self, kind: Offload, gpu_id: int | None, device: Any) -> None:
-        if device is None:
-            if not torch.accelerator.is_available():
-                raise Unsupported("found no accelerator to load parts onto; without one there is nothing to offload")
-            device = torch.accelerator.current_accelerator()
-        place = torch.device(device)
+    def _enable_offload(self, kind: Offload, gpu_id: int | None, device: Device) -> None:
+        if device is None and not torch.accelerator.is_available():
+            raise Unsupported("found no accelerator to load parts onto; without one there is nothing to offload")
+        place = torch.accelerator.current_accelerator() if device is None else torch.device(device)
+        assert place is not None, "there is one: it is available"
         place = torch.device(place.type, gpu_id) if gpu_id is not None else place
         for network in self._networks():
             network.to("cpu")
@@ -70,7 +74,7 @@ class MemoryMethods:
     def disable_attention_slicing(self) -> None:
         """Attention is never sliced."""
 
-    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
+    def enable_xformers_memory_efficient_attention(self, attention_op: object = None) -> None:
         """Changes nothing, and warns so: torch's memory-efficient attention is always on, xformers is not needed."""
         reject_unsupported({"attention_op": attention_op}, {"attention_op": "attention is torch's; leave it out"})
         _warn_no_effect("xformers attention")

@@ -16,6 +16,7 @@ from enlarger.checkpoint.folder.load import read_network
 from enlarger.checkpoint.folder.save import write_network
 from enlarger.checkpoint.load_module import to_current_key
 from enlarger.diffusers.arguments import ArgumentError, MissingFile
+from enlarger.diffusers.loading import parse_dtype
 from enlarger.diffusers.output import Output
 from enlarger.diffusers.scheduler_config import SchedulerConfig
 from enlarger.errors import Unsupported
@@ -26,7 +27,6 @@ from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
 from enlarger.nn.taesd import AutoencoderTiny as NativeTiny
 from enlarger.nn.unet import UNet
-from enlarger.runtime.runtime import DTYPES
 from enlarger.tasks.conditioning import vector_of
 from enlarger.tasks.tiled_autoencoder import decode_image, encode_image
 
@@ -68,17 +68,17 @@ class ModelView(nn.Module):
     native_config: Any
 
     @classmethod
-    def view(cls, network: nn.Module, config: Mapping[str, Any] | None = None) -> Self:
+    def view(cls, network: nn.Module, config: Mapping[str, object] | None = None) -> Self:
         """The view of a network; `config` is what a file stated of it."""
         made = cls.__new__(cls)
-        state: dict[str, Any] = network.__dict__
+        state: dict[str, object] = network.__dict__
         object.__setattr__(made, "__dict__", state)
         state.setdefault(TYPE, type(network))
         if config is not None:
             state[STATED] = dict(config)
         return made
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, **config: object) -> None:
         other = type(self).from_config(config)
         object.__setattr__(self, "__dict__", other.__dict__)
 
@@ -90,7 +90,7 @@ class ModelView(nn.Module):
         return made
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], **changes: Any) -> Self:
+    def from_config(cls, config: Mapping[str, object], **changes: object) -> Self:
         """A network with random weights."""
         stated = {**config, **changes}
         part = COMPONENT_CLASSES[cls.CLASS_NAME]
@@ -145,7 +145,7 @@ class ModelView(nn.Module):
 
     def save_pretrained(
         self, save_directory: str | Path, variant: str | None = None, safe_serialization: bool = True,
-        push_to_hub: bool = False, **_: Any,
+        push_to_hub: bool = False, **_: object,
     ) -> None:  # fmt: skip
         """Write a folder that diffusers and transformers read."""
         if push_to_hub:
@@ -181,16 +181,16 @@ class ModelView(nn.Module):
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
-    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
+    def enable_xformers_memory_efficient_attention(self, attention_op: object = None) -> None:
         """Changes nothing: torch's memory-efficient attention is always on."""
 
     def disable_xformers_memory_efficient_attention(self) -> None:
         """xformers is never used."""
 
-    def set_attention_slice(self, slice_size: Any = "auto") -> None:
+    def set_attention_slice(self, slice_size: object = "auto") -> None:
         """Changes nothing: attention is computed memory-efficiently in any case."""
 
-    def set_attn_processor(self, processor: Any) -> None:
+    def set_attn_processor(self, processor: object) -> None:
         """Attention is torch's own; processors that compute the same are taken and change nothing."""
         processors: list[Any] = [*processor.values()] if isinstance(processor, dict) else [processor]  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType, reportUnknownVariableType] - anything
         names = {type(one).__name__ for one in processors}
@@ -222,10 +222,11 @@ class UNet2DConditionModel(ModelView):
     NATIVE: ClassVar[tuple[type[nn.Module], ...]] = (UNet, KUNet)
 
     def forward(
-        self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor | None = None,
-        class_labels: Tensor | None = None, timestep_cond: Tensor | None = None, attention_mask: Any = None,
-        cross_attention_kwargs: Mapping[str, Any] | None = None, added_cond_kwargs: Mapping[str, Tensor] | None = None,
-        encoder_attention_mask: Tensor | None = None, return_dict: bool = True, **native: Any,
+        self, sample: Tensor, timestep: float | Tensor, encoder_hidden_states: Tensor | None = None,
+        class_labels: Tensor | None = None, timestep_cond: Tensor | None = None, attention_mask: object = None,
+        cross_attention_kwargs: Mapping[str, float] | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        encoder_attention_mask: Tensor | None = None, return_dict: bool = True, **native: Tensor | None,
     ) -> Any:  # fmt: skip
         """The raw output; `native` inputs are those of our networks, whose output then is a tensor."""
         network = self.native
@@ -236,14 +237,18 @@ class UNet2DConditionModel(ModelView):
             raise Unsupported(f"the UNet takes no {', '.join(found)}; there are no adapters beside the prompt here")
         time = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
         condition = "vector" if isinstance(network, KUNet) else "guidance"
-        told: dict[str, Any] = {"tokens": encoder_hidden_states, condition: timestep_cond, "label": class_labels}
+        inputs: dict[str, Tensor | None] = {
+            "tokens": encoder_hidden_states,
+            condition: timestep_cond,
+            "label": class_labels,
+        }
         if added_cond_kwargs:
             native_config: Any = network.config
             channels: int = native_config.time_id_channels
-            told["vector"] = vector_of(added_cond_kwargs["text_embeds"], added_cond_kwargs["time_ids"], channels)
+            inputs["vector"] = vector_of(added_cond_kwargs["text_embeds"], added_cond_kwargs["time_ids"], channels)
         if encoder_attention_mask is not None:
-            told["mask"] = encoder_attention_mask.bool()
-        out = network(sample, time, **{name: value for name, value in told.items() if value is not None})
+            inputs["mask"] = encoder_attention_mask.bool()
+        out = network(sample, time, **{name: value for name, value in inputs.items() if value is not None})
         return ModelOutput(sample=out) if return_dict else (out,)
 
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
@@ -254,7 +259,7 @@ class UNet2DConditionModel(ModelView):
         """Undo `enable_freeu`."""
         freeu.disable(self.native)
 
-    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+    def compile_repeated_blocks(self, *args: object, **kwargs: object) -> None:
         """Compile the transformer blocks, which are alike, one by one."""
         for part in self.modules():
             if type(part).__name__ in ("TransformerBlock", "KAttentionBlock"):
@@ -293,7 +298,7 @@ class AutoencoderKL(ModelView):
         latents = Latents(mean, std)
         return ModelOutput(latent_dist=latents) if return_dict else (latents,)
 
-    def decode(self, z: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
+    def decode(self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> Any:
         """Latents to pictures about -1..1."""
         native = self.native
         made = [decode_image(native, native.scale(one), tiled=self.use_tiling) for one in self._batches(z)]
@@ -338,7 +343,7 @@ class AutoencoderTiny(ModelView):
         latents = self.native.encode(x)
         return ModelOutput(latents=latents) if return_dict else (latents,)
 
-    def decode(self, x: Tensor, generator: Any = None, return_dict: bool = True) -> Any:
+    def decode(self, x: Tensor, generator: torch.Generator | None = None, return_dict: bool = True) -> Any:
         sample = self.native.decode(x)
         return ModelOutput(sample=sample) if return_dict else (sample,)
 
@@ -353,8 +358,8 @@ class CLIPTextModel(ModelView):
     NATIVE: ClassVar[tuple[type[nn.Module], ...]] = (ClipText,)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Any = None, output_hidden_states: bool = False,
-        return_dict: bool = True, **_: Any,
+        self, input_ids: Tensor, attention_mask: object = None, output_hidden_states: bool = False,
+        return_dict: bool = True, **_: object,
     ) -> Any:  # fmt: skip
         """Features of token ids (B, L); padding is attended to, whatever the mask says."""
         found = self.native(input_ids)
@@ -377,7 +382,7 @@ MODELS: Mapping[str, type[ModelView]] = {
 }
 
 
-def model_view(part: Any, config: Mapping[str, Any] | None = None) -> Any:
+def model_view(part: Any, config: Mapping[str, object] | None = None) -> Any:
     """A network of ours, diffusers' or transformers' as a view; what is none of them as it is."""
     if isinstance(part, ModelView) or not isinstance(part, nn.Module):
         return part
@@ -388,12 +393,3 @@ def model_view(part: Any, config: Mapping[str, Any] | None = None) -> Any:
         return (CLIPTextModelWithProjection if projects else CLIPTextModel).view(part, config)
     kind = next((kind for kind in MODELS.values() if isinstance(part, kind.NATIVE)), None)
     return part if kind is None else kind.view(part, config)
-
-
-def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A precision or its name; None and "auto" are the file's own."""
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ArgumentError(f"torch_dtype is {dtype!r}, expected a torch.dtype, 'auto' or one of {', '.join(DTYPES)}")
-    return None if dtype == "auto" else DTYPES[dtype]

@@ -11,10 +11,10 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.types import Device
 
 from enlarger.checkpoint.components import MODEL_INDEX_NAME, PipelineComponents
 from enlarger.checkpoint.folder.load import read_folder
@@ -31,11 +31,12 @@ from enlarger.diffusers.progress import ProgressBar, ProgressBarConfig, progress
 from enlarger.diffusers.run_state import RunState
 from enlarger.diffusers.scheduler_config import SchedulerConfig
 from enlarger.diffusers.schedulers import Scheduler, scheduler_from_config
+from enlarger.diffusion.listing import Array
 from enlarger.errors import CheckpointError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.runtime.runtime import Runtime
-from enlarger.strict_json import read_json
+from enlarger.strict_json import Json, read_json
 from enlarger.tasks.latent_diffusion import decode_latents
 from enlarger.text.tokenize import Tokenizer
 
@@ -50,7 +51,7 @@ class DiffusionPipeline(RunState, MemoryMethods):
     changed by its methods, as people expect of it; a call changes nothing.
     """
 
-    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {}
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[object]]] = {}
     OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset()  # parts that may be None
     CONFIG_KEYS: ClassVar[tuple[str, ...]] = ()  # arguments that are not parts; model_index.json keeps them
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ()  # what callbacks may see, as diffusers lists it
@@ -63,10 +64,10 @@ class DiffusionPipeline(RunState, MemoryMethods):
     unet: Any
     scheduler: Scheduler
 
-    def __init__(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
-        self._configs: dict[str, Any] = {}  # of parts that were read, as they were stated
-        self._settings: dict[str, Any] = dict(settings or {})
-        self._source: tuple[Path, Mapping[str, Any]] | None = None  # the folder that was read, and its index
+    def __init__(self, parts: Mapping[str, object], settings: Mapping[str, object] | None = None) -> None:
+        self._configs: dict[str, object] = {}  # of parts that were read, as they were stated
+        self._settings: dict[str, object] = dict(settings or {})
+        self._source: tuple[Path, Mapping[str, object]] | None = None  # the folder that was read, and its index
         for name, part in parts.items():
             setattr(self, name, part)
         self._runtime = Runtime(next(self.vae.parameters()).device if self.vae is not None else torch.device("cpu"))
@@ -82,7 +83,7 @@ class DiffusionPipeline(RunState, MemoryMethods):
 
     _optional_components: ClassVar[list[str]] = []
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         """Parts can be swapped, if they are of the right kind; any other attribute can be set."""
         kind = self.COMPONENT_TYPES.get(name)
         value = value if kind is None else as_component(name, value)
@@ -121,7 +122,7 @@ class DiffusionPipeline(RunState, MemoryMethods):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, torch_dtype: Any = None, dtype: Any = None,
+        cls, pretrained_model_name_or_path: str | Path, torch_dtype: object = None, dtype: object = None,
         variant: str | None = None, **options: Any,
     ) -> Self:  # fmt: skip
         """Read a local folder in diffusers' layout; nothing is downloaded. Precision is float32 unless stated.
@@ -193,7 +194,7 @@ class DiffusionPipeline(RunState, MemoryMethods):
         return cls._from_bundle(replace(bundle, components=made), given)._loaded(loading)
 
     @classmethod
-    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, Any]) -> Self:
+    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, object]) -> Self:
         """A pipeline of what was read and of the parts that were given instead."""
         absent = {
             name: None
@@ -225,7 +226,7 @@ class DiffusionPipeline(RunState, MemoryMethods):
 
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None,
-        max_shard_size: int | str | None = None, push_to_hub: bool = False, **_: Any,
+        max_shard_size: int | str | None = None, push_to_hub: bool = False, **_: object,
     ) -> None:  # fmt: skip
         """Write a folder that diffusers and `from_pretrained` read; in an existing one only files of the same names are
         written over. Weights are written as safetensors."""
@@ -235,7 +236,7 @@ class DiffusionPipeline(RunState, MemoryMethods):
             log.warning(
                 "weights are written as safetensors, which diffusers reads too; safe_serialization has no effect"
             )
-        index: dict[str, Any] = {
+        index: Json = {
             "_class_name": type(self).__name__,
             **{name: [None, None] for name in self.COMPONENT_TYPES},
         }
@@ -249,7 +250,7 @@ class DiffusionPipeline(RunState, MemoryMethods):
             for name, part in parts.items()
             if isinstance(part, nn.Module | Tokenizer | Scheduler)
         }
-        nowhere: tuple[Path, Mapping[str, Any]] = (Path(save_directory), {})
+        nowhere: tuple[Path, Mapping[str, object]] = (Path(save_directory), {})
         path, stated = nowhere if self._source is None else self._source
         copied = [name for name in parts if name not in components]  # networks of other packages
         copied += ["feature_extractor"] if copied else []
@@ -312,7 +313,9 @@ class DiffusionPipeline(RunState, MemoryMethods):
         """Where the weights are: with offloading that is the CPU."""
         return self._runtime.device if self._runtime.offload == "none" else torch.device("cpu")
 
-    def to(self, *args: Any, device: Any = None, dtype: torch.dtype | None = None) -> Self:
+    def to(
+        self, *args: str | int | torch.device | torch.dtype, device: Device = None, dtype: torch.dtype | None = None
+    ) -> Self:
         """Move the networks to a device, a precision, or both."""
         for value in args:
             if isinstance(value, torch.dtype):
@@ -327,19 +330,19 @@ class DiffusionPipeline(RunState, MemoryMethods):
             self._runtime = Runtime(torch.device(device))
         return self
 
-    def set_progress_bar_config(self, **settings: Any) -> None:
+    def set_progress_bar_config(self, **settings: object) -> None:
         """`disable`, `desc` and `leave`, as tqdm names them; others raise."""
         self._bar = progress_bar_config(settings)
 
-    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> ProgressBar:
+    def progress_bar(self, iterable: Iterable[object] | None = None, total: int | None = None) -> ProgressBar:
         return ProgressBar(self._bar, iterable, total)
 
-    def decode_latents(self, latents: Tensor) -> np.ndarray[Any, Any]:
+    def decode_latents(self, latents: Tensor) -> Array:
         """Latents (B, 4, h, w) to pictures (B, H, W, 3) in 0..1."""
         return image_processor.postprocess(self._decode(latents), "np")
 
     @staticmethod
-    def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
+    def numpy_to_pil(images: Array) -> list[Image.Image]:
         """Arrays in 0..1 to PIL images."""
         return image_processor.numpy_to_pil(images)
 
@@ -379,7 +382,7 @@ def accept_lora_scale(call: Callable[..., Any]) -> Callable[..., Any]:
     """Let a pipeline's call take the adapters' scale, `cross_attention_kwargs={"scale": 0.5}`."""
 
     @wraps(call)
-    def run(self: Any, *args: Any, cross_attention_kwargs: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+    def run(self: Any, *args: Any, cross_attention_kwargs: Mapping[str, float] | None = None, **kwargs: Any) -> Any:
         return call(self._scaled(cross_attention_kwargs), *args, **kwargs)
 
     return run

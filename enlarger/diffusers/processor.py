@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
 from enlarger.diffusers import image_processor
 from enlarger.diffusers.masks import Box, apply_overlay, get_crop_region, read_mask
+from enlarger.diffusers.types import PipelineImageInput
+from enlarger.diffusion.listing import Array
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,16 @@ class VaeImageProcessor:
     vae_scale_factor: int
     masks: bool = False
 
-    def preprocess(self, image: Any, height: int | None = None, width: int | None = None, **_: Any) -> Tensor:
+    def preprocess(
+        self, image: PipelineImageInput, height: int | None = None, width: int | None = None, **_: object
+    ) -> Tensor:
         """Pictures to (B, 3, H, W) in -1..1, masks to (B, 1, H, W) of 0 and 1."""
         size = None if height is None or width is None else (height, width)
         if self.masks:
             return read_mask(image, size or image_processor.lowered_size(image, self.vae_scale_factor))
         return image_processor.preprocess(image, self.vae_scale_factor, Image.Resampling.LANCZOS, size)
 
-    def postprocess(self, image: Tensor, output_type: str = "pil", do_denormalize: Any = None) -> Any:
+    def postprocess(self, image: Tensor, output_type: str = "pil", do_denormalize: object = None) -> Any:
         """(B, 3, H, W) about -1..1 to PIL images, an array, a tensor in 0..1, or as it is ("latent")."""
         return image if output_type == "latent" else image_processor.postprocess(image, output_type)
 
@@ -48,13 +51,13 @@ class VaeImageProcessor:
         return apply_overlay(image, init_image, mask, crop_coords or (0, 0, *init_image.size))
 
     @staticmethod
-    def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
+    def numpy_to_pil(images: Array) -> list[Image.Image]:
         return image_processor.numpy_to_pil(images)
 
     @staticmethod
-    def pt_to_numpy(images: Tensor) -> np.ndarray[Any, Any]:
+    def pt_to_numpy(images: Tensor) -> Array:
         return images.cpu().permute(0, 2, 3, 1).float().numpy()
 
     @staticmethod
-    def numpy_to_pt(images: np.ndarray[Any, Any]) -> Tensor:
+    def numpy_to_pt(images: Array) -> Tensor:
         return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -4,15 +4,15 @@ Tasks see an ordinary course and solver; each call of the network is a step to t
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
+from enlarger.diffusers.scheduling import Scheduler, StepOptions
 from enlarger.diffusion.denoiser import Denoise
 from enlarger.diffusion.estimates import flow_matching, outside_precondition, variance_preserving
 from enlarger.diffusion.noise import Noise
@@ -34,11 +34,11 @@ class Run:
     `steps` is how many steps diffusers' progress bar counts. `now` is the timestep that the network is told.
     """
 
-    scheduler: Any  # a copy, which the run steps
+    scheduler: Scheduler  # a copy, which the run steps
     begin: int
     stop: int
     steps: int
-    options: Mapping[str, Any]
+    options: StepOptions
     now: Tensor
 
     @property
@@ -92,7 +92,7 @@ class Run:
             x = yield Step(x, done.denoised, sigmas[i + 1])
 
 
-def listed(scheduler: Any, asked: Listed, eta: float = 0.0) -> Run:
+def listed(scheduler: Scheduler, asked: Listed, eta: float = 0.0) -> Run:
     """The whole list for so many steps, or for timesteps or sigmas of the caller's own where the class takes those."""
     steps, timesteps, sigmas = asked
     if timesteps is not None and sigmas is not None:

@@ -1,8 +1,10 @@
 """The settings of a scheduler: those that were stated, then its class's defaults."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
+
+from enlarger.strict_json import Json
 
 VERSION = "0.40.0"  # of diffusers, whose files these are
 
@@ -10,11 +12,11 @@ VERSION = "0.40.0"  # of diffusers, whose files these are
 class SchedulerConfig(Mapping[str, Any]):
     """Settings by name or attribute: those stated, then the class's defaults. Those not stated are not carried over."""
 
-    def __init__(self, class_name: str, explicit: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    def __init__(self, class_name: str, explicit: Mapping[str, object], defaults: Mapping[str, object]) -> None:
         self.class_name = class_name
         self.explicit = MappingProxyType(dict(explicit))
         unstated = [name for name in defaults if name not in explicit]
-        self._all: dict[str, Any] = {**defaults, **explicit, **({"_class_name": class_name} if class_name else {})}
+        self._all: Json = {**defaults, **explicit, **({"_class_name": class_name} if class_name else {})}
         if unstated:
             self._all["_use_default_values"] = unstated
 
@@ -36,9 +38,10 @@ class SchedulerConfig(Mapping[str, Any]):
         return f"{self.class_name}({dict(self.explicit)})"
 
 
-def stated_in(config: Mapping[str, Any]) -> dict[str, Any]:
+def stated_in(config: Mapping[str, object]) -> dict[str, object]:
     """A file's or a diffusers config's settings without those that its class filled in."""
     if isinstance(config, SchedulerConfig):
         return dict(config.explicit)
-    filled: Any = config.get("_use_default_values") or ()
-    return {name: value for name, value in config.items() if name not in filled and not name.startswith("_")}
+    filled_in = config.get("_use_default_values")
+    unstated = [name for name in config if isinstance(filled_in, Collection) and name in filled_in]
+    return {name: value for name, value in config.items() if name not in unstated and not name.startswith("_")}

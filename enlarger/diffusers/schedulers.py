@@ -1,7 +1,6 @@
 """Schedulers by diffusers' names."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from enlarger.diffusers.scheduler_config import SchedulerConfig
 from enlarger.diffusers.schedulers_distilled import LCMScheduler, TCDScheduler
@@ -48,7 +47,7 @@ SCHEDULER_CLASSES: Mapping[str, type[Scheduler]] = {
 __all__ = ["SCHEDULER_CLASSES", "Scheduler", "SchedulerConfig", "scheduler_from_config", *SCHEDULER_CLASSES]  # pyright: ignore[reportUnsupportedDunderAll] - the classes' names
 
 
-def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
+def scheduler_from_config(config: Mapping[str, object]) -> Scheduler:
     """The scheduler that a scheduler file names."""
     name = str(config.get("_class_name"))
     if name not in SCHEDULER_CLASSES:

@@ -1,17 +1,18 @@
 """Schedulers of networks distilled to few steps: LCM and TCD."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusers.output import SchedulerOutput
 from enlarger.diffusers.schedulers_timed import TimedScheduler, check_falling
 from enlarger.diffusers.schedulers_walked import STABLE
-from enlarger.diffusers.scheduling import Defaults, Generators, log
+from enlarger.diffusers.scheduling import Defaults, Generators, StepOptions, StepResult, Timestep, log
 from enlarger.diffusion.estimates import Bounds
 from enlarger.diffusion.listing import distilled_timesteps
 from enlarger.diffusion.sample import Solver
@@ -42,9 +43,13 @@ class LCMScheduler(TimedScheduler):
     FREE: ClassVar[bool] = False  # whether `original_inference_steps` stands for all training times
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, original_inference_steps: int | None = None,
-        timesteps: Sequence[int] | None = None, strength: float = 1.0,
-    ) -> None:  # fmt: skip
+        self,
+        num_inference_steps: int | None = None,
+        device: Device = None,
+        original_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        strength: float = 1.0,
+    ) -> None:
         """List times evenly chosen from those of the distillation, or those of one's own."""
         if (num_inference_steps is None) == (timesteps is None):
             raise ArgumentError("give exactly one of `num_inference_steps` and `timesteps`")
@@ -81,31 +86,31 @@ class LCMScheduler(TimedScheduler):
         self.num_inference_steps, self.custom_timesteps = len(timesteps), True
         return timesteps[len(timesteps) - min(int(len(timesteps) * strength), len(timesteps)) :]
 
-    def called_at(self, timestep: Any) -> Tensor:
+    def called_at(self, timestep: Timestep) -> Tensor:
         self._index(timestep)
         return self.level(int(timestep))
 
     def reached(self, begin: int, stop: int) -> Tensor:
         return self._following(stop)
 
-    def next_level(self, timestep: Any) -> Tensor:
+    def next_level(self, timestep: Timestep) -> Tensor:
         return self._following(self._index(timestep) + 1)
 
     def _following(self, place: int) -> Tensor:
         last = place >= (self.num_inference_steps or 0) or place >= len(self.timesteps)
         return torch.zeros((), dtype=torch.float64) if last else self.level(int(self.timesteps[place]))
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         return partial(lcm, boundary=[consistency_boundary(index, self.config.timestep_scaling)])
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
         return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+    ) -> StepResult:  # fmt: skip
         """The latents after a step, from the network's output."""
         if self.num_inference_steps is None:
             raise ArgumentError("the number of inference steps is not known, call set_timesteps first")
-        found = self._step(model_output, timestep, sample, True, generator)
+        found = self._after_step(model_output, timestep, sample, generator, None, {})
         made = SchedulerOutput(found.prev_sample, denoised=found.pred_original_sample)
         return made if return_dict else made.to_tuple()
 
@@ -121,20 +126,19 @@ class TCDScheduler(LCMScheduler):
     def bounds(self) -> Bounds:
         return Bounds()
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         place = (self._step_index or 0) + 1
         following = int(self.timesteps[place]) if place < len(self.timesteps) else 0
         below = self.level(int((1 - options.get("eta", 0.3)) * following))
         return partial(tcd, below=[below])
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
-        self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.3, generator: Generators = None,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, eta: float = 0.3, generator: Generators = None,
         return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+    ) -> StepResult:  # fmt: skip
         """The latents after a step, from the network's output."""
         if self.num_inference_steps is None:
             raise ArgumentError("the number of inference steps is not known, call set_timesteps first")
         if not 0 <= eta <= 1:
             raise ArgumentError(f"`eta` is {eta}, expected 0 to 1")
-        found = self._step(model_output, timestep, sample, True, generator, eta=eta)
-        return found if return_dict else (found.prev_sample, found.pred_original_sample)
+        return self._step(model_output, timestep, sample, return_dict, generator, eta=eta)

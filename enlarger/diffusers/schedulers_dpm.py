@@ -8,12 +8,23 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusers.schedulers_walked import BETAS, NO_CURVES, SPACING
-from enlarger.diffusers.scheduling import CURVES, Defaults, Generators, Scheduler, log
+from enlarger.diffusers.scheduling import (
+    CURVES,
+    Defaults,
+    Generators,
+    Scheduler,
+    StepOptions,
+    StepResult,
+    Timestep,
+    log,
+)
 from enlarger.diffusion.estimates import flow_matching, variance_preserving
 from enlarger.diffusion.listing import (
+    Array,
     flow_levels,
     interpolated_levels,
     sigma_curve,
@@ -29,7 +40,6 @@ from enlarger.diffusion.solvers.dpm_orders import (
     singlestep_orders,
 )
 
-Array = np.ndarray[Any, Any]
 THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
 FLOW = {"use_flow_sigmas": False, "flow_shift": 1.0}
 SHIFT = {"use_dynamic_shifting": False, "time_shift_type": "exponential"}
@@ -65,10 +75,12 @@ class IntegratedScheduler(Scheduler):
         listed = self.sigmas[begin:].double()
         return listed / (1 - listed) if self.config.use_flow_sigmas else listed
 
-    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
+    def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Tensor | None = None) -> int:
         return second_place_or_last(self.timesteps if schedule_timesteps is None else schedule_timesteps, timestep)
 
-    def _set(self, steps: int | None, device: Any, own: Sequence[int] | None = None, mu: float | None = None) -> None:
+    def _set(
+        self, steps: int | None, device: Device, own: Sequence[int] | None = None, mu: float | None = None
+    ) -> None:
         if (steps is None) == (own is None):
             raise ArgumentError("give exactly one of `num_inference_steps` and `timesteps`")
         if own is not None and any(self.own(name) for name in (*CURVES, "use_lu_lambdas")):
@@ -165,7 +177,7 @@ class DPMSolverMultistepScheduler(IntegratedScheduler):
             )
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, mu: float | None = None,
+        self, num_inference_steps: int | None = None, device: Device = None, mu: float | None = None,
         timesteps: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         """List the entries of a run of so many steps, or times of one's own; `mu` is for dynamic shifting."""
@@ -188,7 +200,7 @@ class DPMSolverMultistepScheduler(IntegratedScheduler):
             kind == "sde-dpmsolver++" and quadratic < 1,
         )  # fmt: skip
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         config = self.config
         euler = config.euler_at_final or config.final_sigmas_type == "zero"
         orders = multistep_orders(len(self.timesteps), config.solver_order, config.lower_order_final, euler)
@@ -197,9 +209,9 @@ class DPMSolverMultistepScheduler(IntegratedScheduler):
         return partial(dpm_multistep, orders=orders[index:], integration=self._integration(0.5))
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
         variance_noise: Tensor | None = None, return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+    ) -> StepResult:  # fmt: skip
         """The latents after a step, from the network's output."""
         if self.num_inference_steps is None:
             raise ArgumentError("the number of inference steps is not known, call set_timesteps first")
@@ -243,7 +255,7 @@ class DPMSolverSinglestepScheduler(DPMSolverMultistepScheduler):
         return curve == CURVES[0]
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, mu: float | None = None,
+        self, num_inference_steps: int | None = None, device: Device = None, mu: float | None = None,
         timesteps: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         super().set_timesteps(num_inference_steps, device, mu, timesteps)
@@ -262,19 +274,19 @@ class DPMSolverSinglestepScheduler(DPMSolverMultistepScheduler):
         count = num_inference_steps if config.lower_order_final else whole
         return list(singlestep_orders(count, config.solver_order, config.lower_order_final, euler))
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         orders = [min(order, i + 1) for i, order in enumerate(self.order_list[index:])]
         return partial(dpm_singlestep, orders=orders, integration=self._integration(1.0))
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
         return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+    ) -> StepResult:  # fmt: skip
         """The latents after a step, from the network's output."""
         return super().step(model_output, timestep, sample, generator, None, return_dict)
 
 
-def second_place_or_last(listed: Tensor, timestep: Any) -> int:
+def second_place_or_last(listed: Tensor, timestep: Timestep) -> int:
     """Where a timestep is listed: its second place if it has two, the last entry if it has none."""
     places = (listed == torch.as_tensor(timestep).to(listed.device)).nonzero()
     return int(places[min(1, len(places) - 1)]) if len(places) else len(listed) - 1

@@ -1,16 +1,16 @@
 """Schedulers of networks preconditioned as in EDM (Karras et al. 2022)."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusers.schedulers_dpm import second_place_or_last
 from enlarger.diffusers.schedulers_walked import WalkedScheduler
-from enlarger.diffusers.scheduling import Defaults, Generators
+from enlarger.diffusers.scheduling import Defaults, Generators, StepOptions, StepResult, Timestep
 from enlarger.diffusion import precondition
 from enlarger.diffusion.listing import sigma_curve
 from enlarger.diffusion.sample import Solver
@@ -50,7 +50,7 @@ class EDMEulerScheduler(WalkedScheduler):
         self._use_levels(self._levels_of(len(self) + 1), None)
 
     def set_timesteps(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
-        self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None
+        self, num_inference_steps: int | None = None, device: Device = None, sigmas: Any = None
     ) -> None:  # fmt: skip
         """List the levels of a run of so many steps; `sigmas` are shares 0..1 of the way between the ends."""
         self.num_inference_steps = num_inference_steps
@@ -63,7 +63,7 @@ class EDMEulerScheduler(WalkedScheduler):
             ends = ends[1], ends[1]  # as in diffusers, which counts these from the lowest
         return torch.from_numpy(sigma_curve(config.sigma_schedule, *ends, steps, config.rho, ramp)).float()
 
-    def _use_levels(self, levels: Tensor, device: Any) -> None:
+    def _use_levels(self, levels: Tensor, device: Device) -> None:
         kind = self.config.final_sigmas_type
         if kind not in ("zero", "sigma_min"):
             raise ArgumentError(f"final_sigmas_type is {kind!r}, expected zero or sigma_min")
@@ -73,15 +73,15 @@ class EDMEulerScheduler(WalkedScheduler):
     def _shrunk(self, sample: Tensor, sigma: Tensor) -> Tensor:
         return self.precondition_inputs(sample, sigma)
 
-    def precondition_inputs(self, sample: Tensor, sigma: Any) -> Tensor:
+    def precondition_inputs(self, sample: Tensor, sigma: Timestep) -> Tensor:
         """The latents as the network takes them."""
         return sample * float(precondition.karras(self.config.sigma_data)(torch.as_tensor(sigma).double()).input)
 
-    def precondition_noise(self, sigma: Any) -> Tensor:
+    def precondition_noise(self, sigma: Timestep) -> Tensor:
         """What the network is told of a level."""
         return precondition.karras()(torch.as_tensor(sigma)).time
 
-    def precondition_outputs(self, sample: Tensor, model_output: Tensor, sigma: Any) -> Tensor:
+    def precondition_outputs(self, sample: Tensor, model_output: Tensor, sigma: Timestep) -> Tensor:
         """The denoised estimate."""
         scale = precondition.karras(self.config.sigma_data)(torch.as_tensor(sigma).double())
         sign = -1 if self.config.prediction_type == "v_prediction" else 1
@@ -93,14 +93,14 @@ class EDMEulerScheduler(WalkedScheduler):
         bounds = self.bounds()
         return lambda x, sigma: bounds(self.precondition_outputs(x, output, sigma))
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         return partial(euler_churned, churn=Churn(**options, steps=len(self.sigmas) - 1))
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
         s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Generators = None, return_dict: bool = True,
         pred_original_sample: Tensor | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> StepResult:  # fmt: skip
         """The latents after a step, from the network's output, or from a denoised estimate."""
         self._step_checked(timestep)
         churn = {"amount": s_churn, "least": s_tmin, "most": s_tmax, "scale": s_noise}
@@ -138,19 +138,19 @@ class EDMDPMSolverMultistepScheduler(EDMEulerScheduler):
     def _list_training(self) -> None:
         self._use_levels(self._levels_of(len(self)), None)
 
-    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
+    def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Tensor | None = None) -> int:
         return second_place_or_last(self.timesteps if schedule_timesteps is None else schedule_timesteps, timestep)
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Device = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
         """List the levels of a run of so many steps."""
         super().set_timesteps(num_inference_steps, device)
 
-    def _use_levels(self, levels: Tensor, device: Any) -> None:
+    def _use_levels(self, levels: Tensor, device: Device) -> None:
         super()._use_levels(levels, device)
         if self.config.final_sigmas_type == "sigma_min":
             self.sigmas[-1] = self.config.sigma_min
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         config = self.config
         euler = config.euler_at_final or config.final_sigmas_type == "zero"
         orders = multistep_orders(len(self.timesteps), config.solver_order, config.lower_order_final, euler)
@@ -161,9 +161,9 @@ class EDMDPMSolverMultistepScheduler(EDMEulerScheduler):
         return partial(dpm_multistep, orders=orders[index:], integration=integration)
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
         return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+    ) -> StepResult:  # fmt: skip
         """The latents after a step, from the network's output."""
         if self.num_inference_steps is None:
             raise ArgumentError("the number of inference steps is not known, call set_timesteps first")

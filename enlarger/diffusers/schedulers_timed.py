@@ -1,6 +1,6 @@
 """Schedulers whose list is of whole training times: DDIM, DDPM and PNDM."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusers.schedulers_walked import BETAS
-from enlarger.diffusers.scheduling import Defaults, Generators, Scheduler
+from enlarger.diffusers.scheduling import Defaults, Generators, Scheduler, StepOptions, StepResult, Timestep
 from enlarger.diffusion.estimates import Bounds
 from enlarger.diffusion.listing import level_of, timesteps_of
 from enlarger.diffusion.sample import Solver
@@ -38,7 +39,7 @@ class TimedScheduler(Scheduler):
     def _list_training(self) -> None:
         self.timesteps = torch.arange(len(self) - 1, -1, -1)
 
-    def _list(self, steps: int, device: Any) -> None:
+    def _list(self, steps: int, device: Device) -> None:
         """The entries of a run of so many steps."""
         config = self.config
         if steps > len(self):
@@ -50,7 +51,7 @@ class TimedScheduler(Scheduler):
             raise ArgumentError(str(error)) from error
         self._use_times(times.round(), device)
 
-    def _use_times(self, times: Any, device: Any) -> None:
+    def _use_times(self, times: Any, device: Device) -> None:
         self.timesteps = torch.from_numpy(np.asarray(times).astype(np.int64)).to(device)
         self._restart()
 
@@ -65,10 +66,10 @@ class TimedScheduler(Scheduler):
         """The level that a run of these entries ends at."""
         return self.next_level(self.timesteps[stop - 1])
 
-    def called_at(self, timestep: Any) -> Tensor:
+    def called_at(self, timestep: Timestep) -> Tensor:
         return self.level(int(timestep))
 
-    def next_level(self, timestep: Any) -> Tensor:
+    def next_level(self, timestep: Timestep) -> Tensor:
         """The level that a step from a timestep goes to."""
         raise NotImplementedError
 
@@ -82,14 +83,14 @@ class TimedScheduler(Scheduler):
     def final_alpha_cumprod(self) -> Tensor:
         return torch.tensor(1.0) if self.own("set_alpha_to_one", True) else self.alphas_cumprod[0]
 
-    def previous_timestep(self, timestep: Any) -> Any:
+    def previous_timestep(self, timestep: Timestep) -> Timestep:
         """The time that a step goes to: the next of the list, or below 0."""
         if not self.custom_timesteps and not self.num_inference_steps:
             return int(timestep) - 1
         place = int((self.timesteps == int(timestep)).nonzero()[0])
         return torch.tensor(-1) if place == len(self.timesteps) - 1 else self.timesteps[place + 1]
 
-    def _run_solver(self, timestep: Any, options: Mapping[str, Any]) -> Stepper:
+    def _run_solver(self, timestep: Timestep, options: StepOptions) -> Stepper:
         pair = torch.stack([self.called_at(timestep), self.next_level(timestep)])
         return Stepper(self.solver(int(timestep), options), pair)
 
@@ -117,15 +118,15 @@ class DDIMScheduler(TimedScheduler):
     }
     ESTIMATES: ClassVar[bool] = True
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """List the entries of a run of so many steps."""
         self._list(num_inference_steps, device)
 
-    def _get_variance(self, timestep: Any, prev_timestep: Any) -> Tensor:
+    def _get_variance(self, timestep: Timestep, prev_timestep: Timestep) -> Tensor:
         """The variance of the noise that a step from one time to another adds at eta 1."""
         return posterior_variance("fixed_small", self.level(int(timestep)), self._level_or_last(int(prev_timestep)))
 
-    def next_level(self, timestep: Any) -> Tensor:
+    def next_level(self, timestep: Timestep) -> Tensor:
         if self.num_inference_steps is None:
             raise ArgumentError("the number of inference steps is not known, call set_timesteps first")
         return self._level_or_last(int(timestep) - len(self) // self.num_inference_steps)
@@ -133,16 +134,19 @@ class DDIMScheduler(TimedScheduler):
     def bounds(self) -> Bounds:
         return Bounds()  # the solver clips, and keeps the noise estimate
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         return partial(
-            ddim_clipped, eta=options.get("eta", 0.0), clip=super().bounds(), consistent=options.get("clipped", False)
+            ddim_clipped,
+            eta=options.get("eta", 0.0),
+            clip=super().bounds(),
+            consistent=bool(options.get("clipped", False)),
         )
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, eta: float = 0.0,
         use_clipped_model_output: bool = False, generator: Generators = None, variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+    ) -> StepResult:  # fmt: skip
         """The latents after a step, from the network's output."""
         if eta > 0 and variance_noise is not None and generator is not None:
             raise ArgumentError("found both `generator` and `variance_noise`, expected at most one of them")
@@ -169,7 +173,7 @@ class DDPMScheduler(TimedScheduler):
     ESTIMATES: ClassVar[bool] = True
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Sequence[int] | None = None
+        self, num_inference_steps: int | None = None, device: Device = None, timesteps: Sequence[int] | None = None
     ) -> None:  # fmt: skip
         """List the entries of a run of so many steps, or falling training times of one's own."""
         if num_inference_steps is not None and timesteps is not None:
@@ -181,11 +185,11 @@ class DDPMScheduler(TimedScheduler):
         check_falling(timesteps, len(self))
         self._use_times(timesteps, device)
 
-    def next_level(self, timestep: Any) -> Tensor:
+    def next_level(self, timestep: Timestep) -> Tensor:
         return self._level_or_last(int(self.previous_timestep(timestep)))
 
     def _get_variance(
-        self, t: Any, predicted_variance: Tensor | None = None, variance_type: str | None = None
+        self, t: Timestep, predicted_variance: Tensor | None = None, variance_type: str | None = None
     ) -> Tensor:
         """The variance of the noise that a step adds, by the names of `variance_type`."""
         kind = self.config.variance_type if variance_type is None else variance_type
@@ -199,7 +203,7 @@ class DDPMScheduler(TimedScheduler):
         output, self._variance = model_output.chunk(2, 1)
         return output
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         predicted = getattr(self, "_variance", None)
 
         def deviation(sigma: Tensor, lower: Tensor) -> Tensor | None:
@@ -208,9 +212,9 @@ class DDPMScheduler(TimedScheduler):
         return partial(ddpm_of, deviation=deviation)
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
         return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+    ) -> StepResult:  # fmt: skip
         """The latents after a step, from the network's output."""
         return self._step(model_output, timestep, sample, return_dict, generator)
 
@@ -236,7 +240,7 @@ class PNDMScheduler(TimedScheduler):
     counter = 0
     prk_timesteps = plms_timesteps = np.array([], np.int64)
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """List the entries of a run of so many steps, one for each call of the network."""
         config = self.config
         self.num_inference_steps = num_inference_steps
@@ -260,7 +264,7 @@ class PNDMScheduler(TimedScheduler):
             raise ArgumentError("the number of inference steps is not known, call set_timesteps first")
         return len(self) // self.num_inference_steps
 
-    def next_level(self, timestep: Any) -> Tensor:
+    def next_level(self, timestep: Timestep) -> Tensor:
         return self._level_or_last(int(timestep) - self._stride())
 
     def span(self, counter: int, timestep: int) -> Span:
@@ -277,7 +281,7 @@ class PNDMScheduler(TimedScheduler):
     def reached(self, begin: int, stop: int) -> Tensor:
         return self.span(stop - begin - 1, int(self.timesteps[stop - 1])).lower
 
-    def _run_solver(self, timestep: Any, options: Mapping[str, Any]) -> Stepper:
+    def _run_solver(self, timestep: Timestep, options: StepOptions) -> Stepper:
         self.spans: list[Span] = []
         solver = partial(
             pndm_by_calls, spans=_Growing(self.spans), runge_kutta=len(self.prk_timesteps),
@@ -285,16 +289,16 @@ class PNDMScheduler(TimedScheduler):
         )  # fmt: skip
         return Stepper(solver, self.levels()[:2])
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         raise NotImplementedError("the run is built call by call")
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> StepResult:
         """The latents after a call, from the network's output; the calls so far decide whether it is Runge-Kutta's."""
         return self._step(model_output, timestep, sample, return_dict)
 
     step_prk = step_plms = step
 
-    def advance(self, timestep: Any, x: Tensor, estimate: Any, noise: Any, options: Mapping[str, Any]) -> Any:
+    def advance(self, timestep: Timestep, x: Tensor, estimate: Any, noise: Any, options: StepOptions) -> Any:
         span = self.span(self.counter, int(timestep))
         if self._stepper is None:
             self._stepper = self._run_solver(timestep, options)

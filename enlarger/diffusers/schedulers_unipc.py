@@ -3,17 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 from torch import Tensor
+from torch.types import Device
 
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusers.schedulers_dpm import FLOW, SHIFT, THRESHOLD, IntegratedScheduler
 from enlarger.diffusers.schedulers_walked import BETAS, NO_CURVES, SPACING
-from enlarger.diffusers.scheduling import CURVES, Defaults
+from enlarger.diffusers.scheduling import CURVES, Defaults, StepOptions, StepResult, Timestep
 from enlarger.diffusion.estimates import Bounds
 from enlarger.diffusion.listing import (
+    Array,
     flow_levels,
     flow_shifted,
     stretched_to,
@@ -24,8 +25,6 @@ from enlarger.diffusion.solvers.dpm_orders import (
     deis,
     multistep_orders,
 )
-
-Array = np.ndarray[Any, Any]
 
 
 class UniPCMultistepScheduler(IntegratedScheduler):
@@ -64,7 +63,7 @@ class UniPCMultistepScheduler(IntegratedScheduler):
             raise ArgumentError("solver_p is not available; the predictor is UniPC's own, leave it out")
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, sigmas: Sequence[float] | None = None,
+        self, num_inference_steps: int | None = None, device: Device = None, sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> None:  # fmt: skip
         """List the entries of a run of so many steps, or of flow levels of one's own."""
@@ -106,7 +105,7 @@ class UniPCMultistepScheduler(IntegratedScheduler):
     def bounds(self) -> Bounds:
         return Bounds() if self.by_noise else super().bounds()
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         config = self.config
         return partial(
             unipc, order=config.solver_order, bh1=config.solver_type == "bh1",
@@ -114,7 +113,7 @@ class UniPCMultistepScheduler(IntegratedScheduler):
             uncorrected=[i - index for i in config.disable_corrector],
         )  # fmt: skip
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> StepResult:
         """The latents after a step, from the network's output."""
         if self.num_inference_steps is None:
             raise ArgumentError("the number of inference steps is not known, call set_timesteps first")
@@ -143,7 +142,7 @@ class DEISMultistepScheduler(IntegratedScheduler):
         "solver_type": (("logrho",), ("midpoint", "heun", "bh1", "bh2"), "logrho"),
     }
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None, mu: float | None = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: Device = None, mu: float | None = None) -> None:
         """List the entries of a run of so many steps; `mu` is for dynamic shifting."""
         self._set(num_inference_steps, device, None, mu)
 
@@ -151,11 +150,11 @@ class DEISMultistepScheduler(IntegratedScheduler):
         repeated = self.config.use_flow_sigmas or any(self.config[name] for name in CURVES)
         return float(sigmas[-1]) if repeated else float(self._trained[0])
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         orders = multistep_orders(len(self.timesteps), self.config.solver_order, self.config.lower_order_final)
         return partial(deis, orders=orders[index:])
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> StepResult:
         """The latents after a step, from the network's output."""
         if self.num_inference_steps is None:
             raise ArgumentError("the number of inference steps is not known, call set_timesteps first")

@@ -1,19 +1,27 @@
 """Schedulers whose latents are clean + sigma * noise, as k-diffusion's samplers walk them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.diffusers.scheduling import CURVES, Defaults, Generators, Scheduler
+from enlarger.diffusers.scheduling import CURVES, Defaults, Generators, Scheduler, StepOptions, StepResult, Timestep
 from enlarger.diffusion.brownian import BrownianNoise
 from enlarger.diffusion.estimates import variance_exploding
-from enlarger.diffusion.listing import interpolated_levels, midway_times, sigma_curve, time_of_level, timesteps_of
+from enlarger.diffusion.listing import (
+    Array,
+    interpolated_levels,
+    midway_times,
+    sigma_curve,
+    time_of_level,
+    timesteps_of,
+)
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.sample import Solver
 from enlarger.diffusion.solvers import ancestral_step, dpm2, dpm2_ancestral, dpmpp_sde, euler_ancestral, heun, lms
@@ -21,7 +29,6 @@ from enlarger.diffusion.solvers.churn import Churn, euler_churned
 from enlarger.diffusion.solvers.levels import log_midpoint
 from enlarger.diffusion.stepper import Advance, Estimate
 
-Array = np.ndarray[Any, Any]
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 STABLE = BETAS | {"beta_start": 0.00085, "beta_end": 0.012}
 NO_CURVES = dict.fromkeys(CURVES, False)
@@ -43,12 +50,12 @@ class WalkedScheduler(Scheduler):
         most = self.sigmas.max()
         return most if self.config.timestep_spacing in ("linspace", "trailing") else (most**2 + 1) ** 0.5
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: Device = None) -> None:
         """List the entries of a run of so many steps."""
         self._set(num_inference_steps, device)
 
     def _set(
-        self, steps: int | None, device: Any, timesteps: Sequence[float] | None = None, train: int | None = None
+        self, steps: int | None, device: Device, timesteps: Sequence[float] | None = None, train: int | None = None
     ) -> None:  # fmt: skip
         if (steps is None) == (timesteps is None):
             raise ArgumentError("give exactly one of `num_inference_steps` and `timesteps`")
@@ -90,7 +97,7 @@ class WalkedScheduler(Scheduler):
         """The lists as diffusers shows them."""
         return torch.from_numpy(times.astype(np.float32)), _ended(levels)
 
-    def _step_checked(self, timestep: Any) -> None:
+    def _step_checked(self, timestep: Timestep) -> None:
         if isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point()):
             raise ArgumentError(
                 f"{type(self).__name__}.step takes one of `scheduler.timesteps`, not a whole number such as those of "
@@ -118,7 +125,7 @@ class EulerDiscreteScheduler(WalkedScheduler):
     PREDICTIONS: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample", "original_sample")
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Sequence[float] | None = None,
+        self, num_inference_steps: int | None = None, device: Device = None, timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         """List the entries of a run of so many steps, or those of one's own; `sigmas` has one level more than steps."""
@@ -154,13 +161,13 @@ class EulerDiscreteScheduler(WalkedScheduler):
     def _told(self, times: Array, levels: Array) -> Tensor:
         return torch.from_numpy((0.25 * np.log(levels) if self._continuous else times).astype(np.float32))
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         return partial(euler_churned, churn=Churn(**options, steps=max(len(self.sigmas) - 1, 1)))
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
         s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Generators = None, return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+    ) -> StepResult:  # fmt: skip
         """The latents after a step, from the network's output."""
         self._step_checked(timestep)
         churn = {"amount": s_churn, "least": s_tmin, "most": s_tmax, "scale": s_noise}
@@ -184,13 +191,13 @@ class EulerAncestralDiscreteScheduler(WalkedScheduler):
     }
     PREDICTIONS: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         return euler_ancestral
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
         return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+    ) -> StepResult:  # fmt: skip
         """The latents after a step, from the network's output."""
         self._step_checked(timestep)
         return self._step(model_output, timestep, sample, return_dict, generator)
@@ -208,13 +215,13 @@ class LMSDiscreteScheduler(WalkedScheduler):
     }
     MULTISTEP: ClassVar[bool] = True
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         before = [float(level) for level in self.levels()[:index].flip(0)[:3]]
-        return partial(lms, order=options.get("order", 4), before=before)
+        return partial(lms, order=int(options.get("order", 4)), before=before)
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, order: int = 4, return_dict: bool = True
-    ) -> Any:  # fmt: skip
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, order: int = 4, return_dict: bool = True
+    ) -> StepResult:  # fmt: skip
         """The latents after a step, from the network's output; `order` is that of the run's first step."""
         return self._step(model_output, timestep, sample, return_dict, order=order)
 
@@ -225,7 +232,7 @@ class TwoCallScheduler(WalkedScheduler):
     order: ClassVar[int] = 2
 
     def set_timesteps(
-        self, num_inference_steps: int, device: Any = None, num_train_timesteps: int | None = None
+        self, num_inference_steps: int, device: Device = None, num_train_timesteps: int | None = None
     ) -> None:  # fmt: skip
         """List the entries of a run of so many steps: two for each but the last."""
         self._set(num_inference_steps, device, train=num_train_timesteps)
@@ -254,7 +261,7 @@ class HeunDiscreteScheduler(TwoCallScheduler):
     }
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, num_train_timesteps: int | None = None,
+        self, num_inference_steps: int | None = None, device: Device = None, num_train_timesteps: int | None = None,
         timesteps: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         """List the entries of a run of so many steps, or of timesteps of one's own."""
@@ -265,10 +272,10 @@ class HeunDiscreteScheduler(TwoCallScheduler):
         doubled = torch.cat([listed[:1], listed[1:-1].repeat_interleave(2), listed[-1:]])
         return torch.cat([told[:1], told[1:].repeat_interleave(2)]), doubled
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         return heun
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> StepResult:
         """The latents after half a step, from the network's output."""
         return self._step(model_output, timestep, sample, return_dict)
 
@@ -296,10 +303,10 @@ class KDPM2DiscreteScheduler(TwoCallScheduler):
         """The level that each step but the last goes down to."""
         return listed[1:-1]
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         return dpm2
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> StepResult:
         """The latents after half a step, from the network's output."""
         return self._step(model_output, timestep, sample, return_dict)
 
@@ -310,13 +317,13 @@ class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
     def _next(self, listed: Tensor) -> Tensor:
         return ancestral_step(listed[:-2], listed[1:-1], 1.0)[0]
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         return dpm2_ancestral
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
         return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+    ) -> StepResult:  # fmt: skip
         """The latents after half a step, from the network's output."""
         return self._step(model_output, timestep, sample, return_dict, generator)
 
@@ -353,12 +360,10 @@ class DPMSolverSDEScheduler(TwoCallScheduler):
         super()._restart()
         self._tree = None
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         return dpmpp_sde
 
-    def advance(
-        self, timestep: Any, x: Tensor, estimate: Estimate, noise: Noise, options: Mapping[str, Any]
-    ) -> Advance:
+    def advance(self, timestep: Timestep, x: Tensor, estimate: Estimate, noise: Noise, options: StepOptions) -> Advance:
         index = self._index(timestep)
         if self._tree is None:
             least, most = float(self.sigmas[self.sigmas > 0].min()), float(self.sigmas.max())
@@ -369,8 +374,8 @@ class DPMSolverSDEScheduler(TwoCallScheduler):
         return super().advance(timestep, x, estimate, self._drawn, {})
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True, s_noise: float = 1.0
-    ) -> Any:  # fmt: skip
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True, s_noise: float = 1.0
+    ) -> StepResult:  # fmt: skip
         """The latents after half a step, from the network's output."""
         return self._step(model_output, timestep, sample, return_dict, s_noise=s_noise)
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from enlarger.checkpoint.components import SCHEDULER_CONFIG_NAME
 from enlarger.checkpoint.config.schedulers import sampler_from_config
@@ -28,12 +29,15 @@ from enlarger.diffusion.sample import Solver
 from enlarger.diffusion.sampler import Sampler
 from enlarger.diffusion.stepper import Advance, Estimate, Stepper
 from enlarger.errors import InputError, Unsupported
-from enlarger.strict_json import read_json
+from enlarger.strict_json import Json, read_json
 
 log = logging.getLogger(__name__)
-Defaults = Mapping[str, Any]
+Defaults = Mapping[str, object]
 CURVES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 Generators = torch.Generator | Sequence[torch.Generator] | None
+Timestep = float | Tensor  # an entry of the list
+StepOptions = Mapping[str, float]  # what the `step` of a class takes beside the usual
+StepResult = SchedulerOutput | tuple[Tensor, ...]
 
 
 class Scheduler:
@@ -59,7 +63,7 @@ class Scheduler:
     sigmas: Tensor  # as diffusers shows them
     num_inference_steps: int | None
 
-    def __init__(self, *values: Any, **settings: Any) -> None:
+    def __init__(self, *values: object, **settings: object) -> None:
         named = dict(zip(self.DEFAULTS, values, strict=False)) | settings
         unknown = sorted(set(named) - set(self.DEFAULTS))
         if unknown or len(values) > len(self.DEFAULTS):
@@ -76,7 +80,7 @@ class Scheduler:
     # ---- settings
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **changes: Any) -> Any:
+    def from_config(cls, config: Mapping[str, object], return_unused_kwargs: bool = False, **changes: object) -> Any:
         """From another scheduler's config, ours or diffusers', or a scheduler file's.
 
         Only what was stated carries over, not the other class's defaults: a PNDM file without `timestep_spacing` is
@@ -92,7 +96,7 @@ class Scheduler:
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None,
-        return_unused_kwargs: bool = False, **changes: Any,
+        return_unused_kwargs: bool = False, **changes: object,
     ) -> Any:  # fmt: skip
         """From a `scheduler_config.json` in a local folder, with other settings by name."""
         folder = Path(pretrained_model_name_or_path) / (subfolder or "")
@@ -105,7 +109,7 @@ class Scheduler:
         changes = {name: value for name, value in changes.items() if name not in loading}
         return cls.from_config(read_json(file), return_unused_kwargs, **changes)
 
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **_: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **_: object) -> None:
         """Write a `scheduler_config.json` that diffusers reads, with the defaults too, as diffusers does."""
         if push_to_hub:
             raise Unsupported("push_to_hub is not available; save to a folder and use huggingface_hub's upload_folder")
@@ -115,20 +119,20 @@ class Scheduler:
         text = json.dumps({**settings, "_diffusers_version": VERSION}, indent=2, sort_keys=True, default=list)
         (folder / SCHEDULER_CONFIG_NAME).write_text(text + "\n")
 
-    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **_: Any) -> None:
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **_: object) -> None:
         """The same as `save_pretrained`."""
         self.save_pretrained(save_directory, push_to_hub)
 
-    def with_config(self, **changes: Any) -> Self:
+    def with_config(self, **changes: object) -> Self:
         """The same with other settings."""
-        return self.from_config(self.config, **changes)
+        return self.from_config(self.config, False, **changes)
 
-    def register_to_config(self, **changes: Any) -> None:
+    def register_to_config(self, **changes: object) -> None:
         """Change settings in place; lists that were made stay as they are."""
         self.config = SchedulerConfig(type(self).__name__, {**self.config.explicit, **changes}, self.DEFAULTS)
 
     @classmethod
-    def load_config(cls, path: str | Path, subfolder: str | None = None, **_: Any) -> dict[str, Any]:
+    def load_config(cls, path: str | Path, subfolder: str | None = None, **_: object) -> Json:
         """What a folder's scheduler file holds."""
         return dict(read_json(Path(path) / (subfolder or "") / SCHEDULER_CONFIG_NAME))
 
@@ -140,7 +144,7 @@ class Scheduler:
         alone = ("LCMScheduler", "TCDScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
         return [kind for name, kind in SCHEDULER_CLASSES.items() if name not in alone]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """What a scheduler file holds: what was stated."""
         return {"_class_name": type(self).__name__, **self.config.explicit}
 
@@ -151,7 +155,7 @@ class Scheduler:
             raise Unsupported(f"{name}: clip_sample is not available, latents are not bounded; set clip_sample=False")
         return sampler_from_config({key: self.config[key] for key in self.DEFAULTS} | {"_class_name": name})
 
-    def own(self, name: str, default: Any = None) -> Any:
+    def own(self, name: str, default: object = None) -> Any:
         """A setting that this class has; one that was carried over from another class says nothing here."""
         return self.config[name] if name in self.DEFAULTS else default
 
@@ -174,7 +178,7 @@ class Scheduler:
         if sum(bool(self.own(name)) for name in CURVES) > 1:
             raise ArgumentError(f"only one of {', '.join(CURVES)} can be True")
 
-    def _replaced(self) -> dict[str, Any]:
+    def _replaced(self) -> Json:
         """Settings that this class reads as others."""
         return {}
 
@@ -223,7 +227,7 @@ class Scheduler:
         """Say at which entry of the list a run starts."""
         self._begin_index = begin_index
 
-    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
+    def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Tensor | None = None) -> int:
         """Where a timestep is listed: its second place, if it has two."""
         listed = self.timesteps if schedule_timesteps is None else schedule_timesteps
         places = (listed == torch.as_tensor(timestep).to(listed.device)).nonzero()
@@ -235,12 +239,12 @@ class Scheduler:
         self._stepper: Stepper | None = None
         self._awaited: Tensor | None = None  # the level of the guess that the next call is for
 
-    def _use(self, timesteps: Tensor, sigmas: Tensor, device: Any = None) -> None:
+    def _use(self, timesteps: Tensor, sigmas: Tensor, device: Device = None) -> None:
         self.timesteps = timesteps.to(device) if device is not None else timesteps
         self.sigmas = sigmas.float()
         self._restart()
 
-    def _index(self, timestep: Any) -> int:
+    def _index(self, timestep: Timestep) -> int:
         if self._step_index is None:
             found = self._begin_index
             self._step_index = self.index_for_timestep(timestep) if found is None else found
@@ -254,7 +258,7 @@ class Scheduler:
         """The noise levels of the calls from an entry to before another, and the one that the last reaches."""
         return self.levels()[begin : stop + 1]
 
-    def called_at(self, timestep: Any) -> Tensor:
+    def called_at(self, timestep: Timestep) -> Tensor:
         """The noise level of the latents that the network is called with next."""
         return self.levels()[self._index(timestep)] if self._awaited is None else self._awaited
 
@@ -270,19 +274,17 @@ class Scheduler:
     def _shrunk(self, sample: Tensor, sigma: Tensor) -> Tensor:
         return sample / float((sigma**2 + 1) ** 0.5)
 
-    def _run_solver(self, timestep: Any, options: Mapping[str, Any]) -> Stepper:
+    def _run_solver(self, timestep: Timestep, options: StepOptions) -> Stepper:
         """The solver from the current entry on, or, if it remembers nothing, over one step."""
         index = self._index(timestep)
         levels = self.levels(index) if self.MULTISTEP else self.levels(index)[:2]
         return Stepper(self.solver(index, options), levels, self.BY_SLOPE)
 
-    def solver(self, index: int, options: Mapping[str, Any]) -> Solver:
+    def solver(self, index: int, options: StepOptions) -> Solver:
         """The solver of a run that starts at an entry of the list."""
         raise NotImplementedError
 
-    def advance(
-        self, timestep: Any, x: Tensor, estimate: Estimate, noise: Noise, options: Mapping[str, Any]
-    ) -> Advance:
+    def advance(self, timestep: Timestep, x: Tensor, estimate: Estimate, noise: Noise, options: StepOptions) -> Advance:
         """One call of the network answered, on latents that are clean + sigma * noise."""
         if self._stepper is None:
             self._stepper = self._run_solver(timestep, options)
@@ -324,17 +326,27 @@ class Scheduler:
         return ArgumentError(said) if prediction != "sample" else NotImplementedError(said)
 
     def _step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool, generator: Generators = None,
-        noise: Tensor | None = None, **options: Any,
-    ) -> Any:  # fmt: skip
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool, generator: Generators = None,
+        noise: Tensor | None = None, **options: float,
+    ) -> StepResult:  # fmt: skip
         """What `step` does in every class."""
+        found = self._after_step(model_output, timestep, sample, generator, noise, options)
+        return found if return_dict else found.to_tuple()
+
+    def _after_step(
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        generator: Generators,
+        noise: Tensor | None,
+        options: StepOptions,
+    ) -> SchedulerOutput:
         called = self.called_at(timestep)
         x = sample.float() * self.outside(called)
         estimate = self._estimate(self._predicted(model_output, sample).float(), called)
         done = self.advance(timestep, x, estimate, drawn_as(model_output, generator, noise), options)
         latents = (done.x / self.outside(done.sigma)).to(sample.dtype)
-        if not return_dict:
-            return (latents, done.denoised) if self.ESTIMATES else (latents,)
         return SchedulerOutput(latents, done.denoised if self.ESTIMATES else None)
 
     def _predicted(self, model_output: Tensor, sample: Tensor) -> Tensor:
@@ -358,7 +370,7 @@ class Scheduler:
         like = original_samples
         return (1 / scale).to(like) * original_samples + (sigma / scale).to(like) * noise
 
-    def _velocity(self, sample: Tensor, noise: Tensor, places: Any) -> Tensor:
+    def _velocity(self, sample: Tensor, noise: Tensor, places: Tensor | list[int]) -> Tensor:
         product = self.alphas_cumprod.to(sample.device, sample.dtype)[places].reshape(-1, *[1] * (sample.ndim - 1))
         return product.sqrt() * noise - (1 - product).sqrt() * sample
 

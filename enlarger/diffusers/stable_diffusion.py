@@ -1,6 +1,6 @@
 """`StableDiffusionPipeline`: text to pictures with SD1 and SD2 under diffusers' name and keywords."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from enlarger.diffusers.arguments import (
 from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import listed
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, TextPipeline, condition_on_embeds
+from enlarger.diffusers.types import OnStepEnd
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
 
 
@@ -41,16 +42,16 @@ class StableDiffusionPipeline(TextPipeline):
         latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
-        ip_adapter_image: Any = None,
-        ip_adapter_image_embeds: Any = None,
+        ip_adapter_image: object = None,
+        ip_adapter_image_embeds: object = None,
         output_type: str | None = "pil",
         return_dict: bool = True,
-        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        cross_attention_kwargs: Mapping[str, float] | None = None,
         guidance_rescale: float = 0.0,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Make pictures. `kwargs` are the older `callback` and `callback_steps`.
 

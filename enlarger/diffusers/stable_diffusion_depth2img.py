@@ -1,6 +1,6 @@
 """`StableDiffusionDepth2ImgPipeline`: pictures to pictures of the same depth with SD2's depth checkpoint."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,6 +27,7 @@ from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import last_part, listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import TextPipeline, condition_on_embeds, correct_scheduler_config
+from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
@@ -44,7 +45,7 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
     diffusers divides by zero.
     """
 
-    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[object]]] = {
         **{
             name: TextPipeline.COMPONENT_TYPES[name]
             for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
@@ -71,7 +72,7 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         return [name for name in super()._components_to_load(path) if name != "depth_estimator"]
 
     @classmethod
-    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, Any]) -> Self:
+    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, object]) -> Self:
         stated: Any = bundle.index.get("depth_estimator") or (None, None)
         if stated[1] is not None and "depth_estimator" not in given:
             given = {**given, "depth_estimator": DepthEstimator.from_folder(bundle.path)}
@@ -81,7 +82,7 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
     def __call__(
         self,
         prompt: Prompt | None = None,
-        image: Any = None,
+        image: PipelineImageInput | None = None,
         depth_map: Tensor | None = None,
         strength: float = 0.8,
         num_inference_steps: int | None = 50,
@@ -94,11 +95,11 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         negative_prompt_embeds: Tensor | None = None,
         output_type: str | None = "pil",
         return_dict: bool = True,
-        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        cross_attention_kwargs: Mapping[str, float] | None = None,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Remake pictures with their depth kept. `kwargs` are the older `callback` and `callback_steps`.
 
@@ -131,7 +132,7 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         images = self._postprocess(made, str(output_type))
         return PipelineOutput(images) if return_dict else (images,)
 
-    def _depth_latents(self, image: Any, given: Any, pictures: Tensor, count: int) -> Tensor:
+    def _depth_latents(self, image: PipelineImageInput | None, given: Any, pictures: Tensor, count: int) -> Tensor:
         """What the network is condition_on_embeds of depth, (count, 1, h, w) in -1..1."""
         latent = pictures.shape[1] == self._vae.config.latent_channels
         factor = 1 if latent else self._vae.downsample_factor
@@ -141,7 +142,7 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         check_batch_size("depth_map", len(found), count)
         return copies(normalise_depth(found, (pictures.shape[2] // factor, pictures.shape[3] // factor)), count)
 
-    def _estimate_depth(self, image: Any) -> Tensor:
+    def _estimate_depth(self, image: PipelineImageInput | None) -> Tensor:
         """The depth of each picture at its own size, (N, 1, h, w)."""
         if self.depth_estimator is None:
             raise ArgumentError("`depth_map` is missing, and this pipeline has no depth estimator; give a map")

@@ -1,6 +1,6 @@
 """`StableDiffusionImg2ImgPipeline`: pictures to pictures like them with SD1 and SD2."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from enlarger.diffusers.image_pipeline import ImagePipeline, check_strength
 from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import last_part, listed
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, condition_on_embeds
+from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
 
 
@@ -30,7 +31,7 @@ class StableDiffusionImg2ImgPipeline(ImagePipeline):
     def __call__(
         self,
         prompt: Prompt | None = None,
-        image: Any = None,
+        image: PipelineImageInput | None = None,
         strength: float = 0.8,
         num_inference_steps: int | None = 50,
         timesteps: Sequence[float] | None = None,
@@ -42,15 +43,15 @@ class StableDiffusionImg2ImgPipeline(ImagePipeline):
         generator: Generators | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
-        ip_adapter_image: Any = None,
-        ip_adapter_image_embeds: Any = None,
+        ip_adapter_image: object = None,
+        ip_adapter_image_embeds: object = None,
         output_type: str | None = "pil",
         return_dict: bool = True,
-        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        cross_attention_kwargs: Mapping[str, float] | None = None,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Remake pictures, or latents (B, 4, h, w). `kwargs` are the older `callback` and `callback_steps`.
 

@@ -1,7 +1,7 @@
 """`StableDiffusionInpaintPipeline`: repainting a part of pictures with SD1 and SD2."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -21,16 +21,16 @@ from enlarger.diffusers.image_pipeline import (
     ImagePipeline,
     callback_tensors,
     check_strength,
-    masked_crop_region,
+    masked_crop,
     per_sample_or_first,
 )
 from enlarger.diffusers.live import channels_replaced
-from enlarger.diffusers.masks import apply_overlay
 from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import last_part, listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, condition_on_embeds
+from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
 from enlarger.tasks.inpaint import InpaintJob, prepare_inpaint
 
 
@@ -49,15 +49,15 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
     CHECKPOINT_KIND: ClassVar[str] = "an inpainting"
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (0, 5)
 
-    def _set_components(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+    def _set_components(self, parts: Mapping[str, object], settings: Mapping[str, object] | None = None) -> None:
         super()._set_components({**parts, "scheduler": _skip_prk_steps(parts["scheduler"])}, settings)
 
     @accept_lora_scale
     def __call__(
         self,
         prompt: Prompt | None = None,
-        image: Any = None,
-        mask_image: Any = None,
+        image: PipelineImageInput | None = None,
+        mask_image: PipelineImageInput | None = None,
         masked_image_latents: Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -74,15 +74,15 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
-        ip_adapter_image: Any = None,
-        ip_adapter_image_embeds: Any = None,
+        ip_adapter_image: object = None,
+        ip_adapter_image_embeds: object = None,
         output_type: str | None = "pil",
         return_dict: bool = True,
-        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        cross_attention_kwargs: Mapping[str, float] | None = None,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Repaint pictures, or latents (B, 4, h, w). `kwargs` are the older `callback` and `callback_steps`.
 
@@ -103,9 +103,7 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         check_output_type(output_type)
         crop = (
-            None
-            if padding_mask_crop is None
-            else masked_crop_region(image, mask_image, size, padding_mask_crop, output_type)
+            None if padding_mask_crop is None else masked_crop(image, mask_image, size, padding_mask_crop, output_type)
         )
         each = 1 if num_images_per_prompt is None else num_images_per_prompt
         count = batch_size_of(prompt, prompt_embeds) * each
@@ -136,15 +134,13 @@ class StableDiffusionInpaintPipeline(ImagePipeline):
             lambda on_step: networks.sample(ready.conditioning, ready.latents, method, on_step, ready.known_region),
         )
         result = self._make_output(made, str(output_type), True)
-        images = (
-            result.images if crop is None else [apply_overlay(one, image, mask_image, crop) for one in result.images]
-        )
+        images = result.images if crop is None else crop.overlay(result.images)
         flags = result.nsfw_content_detected
         return PipelineOutput(images, flags) if return_dict else (images, flags)
 
 
-def _skip_prk_steps(scheduler: Scheduler) -> Scheduler:
-    if not isinstance(scheduler, Scheduler) or scheduler.config.get("skip_prk_steps") is not False:  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+def _skip_prk_steps(scheduler: object) -> object:
+    if not isinstance(scheduler, Scheduler) or scheduler.config.get("skip_prk_steps") is not False:
         return scheduler
     warnings.warn(f"{scheduler}: outdated for inpainting; uses skip_prk_steps=True", stacklevel=3)
     return scheduler.with_config(skip_prk_steps=True)

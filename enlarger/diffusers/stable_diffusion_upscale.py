@@ -1,6 +1,6 @@
 """`StableDiffusionUpscalePipeline`: the x4 upscaler under diffusers' name and keywords."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -22,6 +22,7 @@ from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import TextPipeline, condition_on_embeds
+from enlarger.diffusers.types import OlderCallback, PipelineImageInput
 from enlarger.diffusion.listing import level_of
 from enlarger.diffusion.schedule import NoiseSchedule
 from enlarger.nn.autoencoder import AutoencoderKL
@@ -38,7 +39,7 @@ class StableDiffusionUpscalePipeline(TextPipeline):
     pictures a, b, a, b there. There is no watermarker: that part is None.
     """
 
-    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[object]]] = {
         "vae": AutoencoderKL,
         "text_encoder": ClipText,
         "tokenizer": Tokenizer,
@@ -57,8 +58,8 @@ class StableDiffusionUpscalePipeline(TextPipeline):
 
     def __init__(
         self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet,
-        low_res_scheduler: Scheduler, scheduler: Scheduler, safety_checker: Any = None, feature_extractor: Any = None,
-        watermarker: None = None, max_noise_level: int = 350,
+        low_res_scheduler: Scheduler, scheduler: Scheduler, safety_checker: object = None,
+        feature_extractor: object = None, watermarker: None = None, max_noise_level: int = 350,
     ) -> None:  # fmt: skip
         given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
         schedulers = {"low_res_scheduler": low_res_scheduler, "scheduler": scheduler}
@@ -71,7 +72,7 @@ class StableDiffusionUpscalePipeline(TextPipeline):
     def __call__(
         self,
         prompt: Prompt | None = None,
-        image: Any = None,
+        image: PipelineImageInput | None = None,
         num_inference_steps: int = 75,
         guidance_scale: float = 9.0,
         noise_level: int = 20,
@@ -84,9 +85,9 @@ class StableDiffusionUpscalePipeline(TextPipeline):
         negative_prompt_embeds: Tensor | None = None,
         output_type: str | None = "pil",
         return_dict: bool = True,
-        callback: Callable[[int, Any, Tensor], None] | None = None,
+        callback: OlderCallback | None = None,
         callback_steps: int = 1,
-        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        cross_attention_kwargs: Mapping[str, float] | None = None,
         clip_skip: int | None = None,
     ) -> Any:
         """Upscale by four. `noise_level`, 0 to 350, is the step of the low-resolution schedule whose noise the picture
@@ -121,7 +122,7 @@ class StableDiffusionUpscalePipeline(TextPipeline):
         if level < 0:
             raise ArgumentError(f"`noise_level` has to be 0 or above but is {level}")
 
-    def _prepare_image(self, image: Any, prompts: int) -> Tensor:
+    def _prepare_image(self, image: PipelineImageInput | None, prompts: int) -> Tensor:
         """The pictures, in -1..1, one or as many as there are prompts."""
         if image is None:
             raise ArgumentError("`image` is missing; give a picture, see help(pipe.__call__)")

@@ -1,6 +1,6 @@
 """`StableDiffusionXLPipeline`: text to pictures with SDXL under diffusers' name and keywords."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from enlarger.diffusers.callbacks import listeners
 from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE
+from enlarger.diffusers.types import OnStepEnd
 from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLPipeline
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
@@ -65,11 +66,11 @@ class StableDiffusionXLPipeline(XLPipeline):
         negative_prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
-        ip_adapter_image: Any = None,
-        ip_adapter_image_embeds: Any = None,
+        ip_adapter_image: object = None,
+        ip_adapter_image_embeds: object = None,
         output_type: str | None = "pil",
         return_dict: bool = True,
-        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        cross_attention_kwargs: Mapping[str, float] | None = None,
         guidance_rescale: float = 0.0,
         original_size: SizePair | None = None,
         crops_coords_top_left: SizePair = (0, 0),
@@ -78,9 +79,9 @@ class StableDiffusionXLPipeline(XLPipeline):
         negative_crops_coords_top_left: SizePair = (0, 0),
         negative_target_size: SizePair | None = None,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Make pictures. `kwargs` are the older `callback` and `callback_steps`.
 

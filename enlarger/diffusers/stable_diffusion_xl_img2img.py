@@ -1,6 +1,6 @@
 """`StableDiffusionXLImg2ImgPipeline`: pictures to pictures like them with SDXL, base or refiner."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from enlarger.diffusers.callbacks import listeners
 from enlarger.diffusers.image_processor import Size
 from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE
+from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
 from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLImagePipeline, handoff_scale
 from enlarger.diffusion.noise import PerSampleGenerators
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
@@ -34,7 +35,7 @@ class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
         self,
         prompt: Prompt | None = None,
         prompt_2: Prompt | None = None,
-        image: Any = None,
+        image: PipelineImageInput | None = None,
         strength: float = 0.3,
         num_inference_steps: int = 50,
         timesteps: Sequence[float] | None = None,
@@ -52,11 +53,11 @@ class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
         negative_prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
-        ip_adapter_image: Any = None,
-        ip_adapter_image_embeds: Any = None,
+        ip_adapter_image: object = None,
+        ip_adapter_image_embeds: object = None,
         output_type: str | None = "pil",
         return_dict: bool = True,
-        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        cross_attention_kwargs: Mapping[str, float] | None = None,
         guidance_rescale: float = 0.0,
         original_size: SizePair | None = None,
         crops_coords_top_left: SizePair = (0, 0),
@@ -67,9 +68,9 @@ class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
         aesthetic_score: float = 6.0,
         negative_aesthetic_score: float = 2.5,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Remake pictures, or latents (B, 4, h, w). `kwargs` are the older `callback` and `callback_steps`.
 

@@ -1,6 +1,6 @@
 """`StableDiffusionXLInpaintPipeline`: repainting a part of pictures with SDXL."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -17,10 +17,10 @@ from enlarger.diffusers.arguments import (
     reject_unsupported,
 )
 from enlarger.diffusers.callbacks import Listeners, listeners
-from enlarger.diffusers.image_pipeline import masked_crop_region, per_sample_or_first
-from enlarger.diffusers.masks import apply_overlay
+from enlarger.diffusers.image_pipeline import masked_crop, per_sample_or_first
 from enlarger.diffusers.pipeline import accept_lora_scale, make_output
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE
+from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
 from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLImagePipeline, handoff_scale
 from enlarger.tasks.inpaint import InpaintJob, PreparedInpaint, prepare_inpaint
 from enlarger.tasks.latent_diffusion import LatentDiffusion
@@ -43,8 +43,8 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         self,
         prompt: Prompt | None = None,
         prompt_2: Prompt | None = None,
-        image: Any = None,
-        mask_image: Any = None,
+        image: PipelineImageInput | None = None,
+        mask_image: PipelineImageInput | None = None,
         masked_image_latents: Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -66,11 +66,11 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         negative_prompt_embeds: Tensor | None = None,
         pooled_prompt_embeds: Tensor | None = None,
         negative_pooled_prompt_embeds: Tensor | None = None,
-        ip_adapter_image: Any = None,
-        ip_adapter_image_embeds: Any = None,
+        ip_adapter_image: object = None,
+        ip_adapter_image_embeds: object = None,
         output_type: str | None = "pil",
         return_dict: bool = True,
-        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        cross_attention_kwargs: Mapping[str, float] | None = None,
         guidance_rescale: float = 0.0,
         original_size: SizePair | None = None,
         crops_coords_top_left: SizePair = (0, 0),
@@ -81,9 +81,9 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         aesthetic_score: float = 6.0,
         negative_aesthetic_score: float = 2.5,
         clip_skip: int | None = None,
-        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
         """Repaint pictures, or latents (B, 4, h, w). `kwargs` are the older `callback` and `callback_steps`.
 
@@ -101,9 +101,7 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
             raise ArgumentError("found `latents` and `denoising_start`; give what the run starts from as `image` alone")
         size = self._size_or_default(height, width)
         crop = (
-            None
-            if padding_mask_crop is None
-            else masked_crop_region(image, mask_image, size, padding_mask_crop, output_type)
+            None if padding_mask_crop is None else masked_crop(image, mask_image, size, padding_mask_crop, output_type)
         )
         words = PromptArguments(
             prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
@@ -140,7 +138,7 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
             lambda on_step: networks.sample(ready.conditioning, ready.latents, method, on_step, ready.known_region),
         )
         images = self._postprocess(made, str(output_type))
-        images = images if crop is None else [apply_overlay(one, image, mask_image, crop) for one in images]
+        images = images if crop is None else crop.overlay(images)
         return make_output(images, return_dict, (images,))
 
 

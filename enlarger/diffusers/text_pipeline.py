@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 from enlarger.checkpoint.components import PipelineComponents
 from enlarger.diffusers.arguments import (
@@ -25,6 +26,7 @@ from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.pipeline import Pipeline
 from enlarger.diffusers.running import Run
 from enlarger.diffusers.schedulers import Scheduler
+from enlarger.diffusers.types import OnStepEnd
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.sample import OnStep
 from enlarger.errors import InputError
@@ -54,7 +56,7 @@ class TextPipeline(LoraMethods, Pipeline):
     `feature_extractor`, a part of it here, is None.
     """
 
-    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[object]]] = {
         "vae": AutoencoderKL,
         "text_encoder": ClipText,
         "tokenizer": Tokenizer,
@@ -83,7 +85,7 @@ class TextPipeline(LoraMethods, Pipeline):
             given | optional | {"scheduler": correct_scheduler_config(scheduler), "image_encoder": image_encoder}
         )
 
-    def _set_components(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+    def _set_components(self, parts: Mapping[str, object], settings: Mapping[str, object] | None = None) -> None:
         """Take the parts, if the UNet is one for this pipeline."""
         super().__init__(parts, settings)
         if self.unet is None or self.vae is None:
@@ -100,7 +102,7 @@ class TextPipeline(LoraMethods, Pipeline):
         return [name for name in super()._components_to_load(path) if name != "safety_checker"]
 
     @classmethod
-    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, Any]) -> Self:
+    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, object]) -> Self:
         stated: Any = bundle.index.get("safety_checker") or (None, None)
         if "safety_checker" in cls.COMPONENT_TYPES and stated[1] is not None and "safety_checker" not in given:
             given = {**given, "safety_checker": _load_safety_checker(bundle.path)}
@@ -109,7 +111,7 @@ class TextPipeline(LoraMethods, Pipeline):
     def encode_prompt(
         self,
         prompt: Prompt | None,
-        device: Any,
+        device: Device,
         num_images_per_prompt: int,
         do_classifier_free_guidance: bool,
         negative_prompt: Prompt | None = None,
@@ -158,7 +160,7 @@ class TextPipeline(LoraMethods, Pipeline):
         return height, width
 
     def _prompt_callbacks(
-        self, on_end: Callable[..., Any] | None, names: Sequence[str], embeds: tuple[Tensor, Tensor | None],
+        self, on_end: OnStepEnd | None, names: Sequence[str], embeds: tuple[Tensor, Tensor | None],
         older: Mapping[str, Any],
     ) -> Listeners:  # fmt: skip
         prompt, negative = embeds
@@ -214,7 +216,7 @@ class TextPipeline(LoraMethods, Pipeline):
                 return stop.latents
 
 
-def sample_size(config: Mapping[str, Any]) -> Any:
+def sample_size(config: Mapping[str, object]) -> Any:
     """The side of the latents that a checkpoint was trained on; repositories from before 0.9 understate it."""
     stated, version = config.get("sample_size"), str(config.get("_diffusers_version", "1"))
     numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
@@ -253,7 +255,7 @@ def correct_scheduler_config(scheduler: Scheduler) -> Scheduler:
     """The scheduler with what all Stable Diffusion checkpoints were trained for."""
     if not isinstance(scheduler, Scheduler):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         return scheduler  # refused with its name when it is set
-    changes: dict[str, Any] = {}
+    changes = dict[str, object]()
     if scheduler.config.get("steps_offset", 1) != 1:
         changes["steps_offset"] = 1
     if scheduler.config.get("clip_sample"):

@@ -1,12 +1,13 @@
 """`CLIPTokenizer`: our tokenizer with transformers' call."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from enlarger.diffusers.arguments import ArgumentError, MissingFile
 from enlarger.text.tokenize import Tokenizer
@@ -20,7 +21,7 @@ class BatchEncoding(dict[str, Any]):
             raise AttributeError(f"the encoding has no {name!r}; it has {', '.join(self)}")
         return self[name]
 
-    def to(self, device: Any) -> "BatchEncoding":
+    def to(self, device: Device) -> "BatchEncoding":
         return BatchEncoding({n: v.to(device) if isinstance(v, Tensor) else v for n, v in self.items()})
 
 
@@ -31,7 +32,7 @@ class CLIPTokenizer:
         self.native = native
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, subfolder: str | None = None, **_: Any) -> Self:
+    def from_pretrained(cls, path: str | Path, subfolder: str | None = None, **_: object) -> Self:
         """Read a tokenizer's local folder."""
         folder = Path(path) / (subfolder or "")
         if not folder.is_dir():
@@ -45,7 +46,7 @@ class CLIPTokenizer:
             tokenizer.save_pretrained(folder)
             return cls(Tokenizer.from_folder(folder))
 
-    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path, **_: object) -> None:
         """Write a folder that transformers reads."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ class CLIPTokenizer:
 
     def __call__(
         self, text: str | Sequence[str], padding: bool | str = False, max_length: int | None = None,
-        truncation: bool | str = False, return_tensors: str | None = None, **_: Any,
+        truncation: bool | str = False, return_tensors: str | None = None, **_: object,
     ) -> BatchEncoding:  # fmt: skip
         """Ids with start and end; `padding` "max_length" or "longest", cut at `max_length` with `truncation`."""
         alone = isinstance(text, str)
@@ -89,23 +90,25 @@ class CLIPTokenizer:
     def _inner(self, row: list[int]) -> int:
         return row.index(self.native.eos_token_id, 1) - 1
 
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         if isinstance(tokens, str):
             return self.native.backend.token_to_id(tokens)
         return [self.native.backend.token_to_id(token) for token in tokens]
 
-    def convert_ids_to_tokens(self, ids: Any) -> Any:
+    def convert_ids_to_tokens(self, ids: Iterable[int | Tensor]) -> list[str | None]:
         return [self.native.backend.id_to_token(int(i)) for i in ids]
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **_: Any) -> str:
+    def decode(self, token_ids: Iterable[int | Tensor], skip_special_tokens: bool = False, **_: object) -> str:
         """The text of ids."""
-        tokens: list[str] = self.convert_ids_to_tokens(token_ids)
+        tokens = [token for token in self.convert_ids_to_tokens(token_ids) if token is not None]
         special = ("<|startoftext|>", "<|endoftext|>")
         kept = [token for token in tokens if not (skip_special_tokens and token in special)]
         return "".join(token.replace("</w>", " ") for token in kept).strip()
 
-    def batch_decode(self, sequences: Any, **options: Any) -> list[str]:
-        return [self.decode(ids, **options) for ids in sequences]
+    def batch_decode(
+        self, sequences: Iterable[Iterable[int | Tensor]], skip_special_tokens: bool = False, **_: object
+    ) -> list[str]:
+        return [self.decode(ids, skip_special_tokens) for ids in sequences]
 
     def get_vocab(self) -> Mapping[str, int]:
         return self.native.backend.get_vocab()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from enlarger.diffusers.arguments import (
     ArgumentError,
@@ -126,7 +127,7 @@ class SizeArguments:
 class XLPipeline(ImagePipeline):
     """The base of the SDXL pipelines. Without the first text encoder it is the refiner's."""
 
-    COMPONENT_TYPES: ClassVar[Mapping[str, type[Any]]] = {
+    COMPONENT_TYPES: ClassVar[Mapping[str, type[object]]] = {
         "vae": AutoencoderKL,
         "text_encoder": ClipText,
         "text_encoder_2": ClipText,
@@ -146,7 +147,7 @@ class XLPipeline(ImagePipeline):
         "latents", "prompt_embeds", "add_text_embeds", "add_time_ids"
     )  # fmt: skip
 
-    def _set_components(self, parts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+    def _set_components(self, parts: Mapping[str, object], settings: Mapping[str, object] | None = None) -> None:
         kept = dict(settings or {})
         if kept.pop("add_watermarker", None):
             raise Unsupported(
@@ -157,7 +158,7 @@ class XLPipeline(ImagePipeline):
         if self.unet is not None and self._unet.config.time_id_channels is None:
             raise InputError("the UNet takes no sizes, expected one of SDXL with addition_embed_type 'text_time'")
 
-    def register_to_config(self, **settings: Any) -> None:
+    def register_to_config(self, **settings: object) -> None:
         """Change what model_index.json keeps beside the parts."""
         unknown = sorted(set(settings) - set(self._settings))
         if unknown:
@@ -168,7 +169,7 @@ class XLPipeline(ImagePipeline):
         self,
         prompt: Prompt | None,
         prompt_2: Prompt | None = None,
-        device: Any = None,
+        device: Device = None,
         num_images_per_prompt: int = 1,
         do_classifier_free_guidance: bool = True,
         negative_prompt: Prompt | None = None,
@@ -244,7 +245,7 @@ class XLPipeline(ImagePipeline):
 
     def _condition(
         self, words: PromptArguments, guidance: Guidance, sizes: tuple[MicroConditioning, MicroConditioning]
-    ) -> tuple[GuidedConditioning, dict[str, Any]]:
+    ) -> tuple[GuidedConditioning, dict[str, Tensor]]:
         """What the network is told, and the tensors that callbacks may see of that."""
         guided, (row, negative_row) = guidance.scale != 1, (one.time_ids() for one in sizes)
         embeds = self.encode_prompt(
@@ -266,7 +267,7 @@ class XLPipeline(ImagePipeline):
         """What callbacks replaced, told to the UNet."""
         channels = self._unet.config.time_id_channels or 0
 
-        def remake(replaced: Mapping[str, Any], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
+        def remake(replaced: Mapping[str, Tensor], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
             pooled, sizes = replaced.get("add_text_embeds"), replaced.get("add_time_ids")
             if pooled is not None or sizes is not None:
                 told = {**told, "vector": replace_in_vector(told["vector"], channels, pooled, sizes)}
