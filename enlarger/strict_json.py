@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from reprlib import Repr
 from stat import S_ISREG
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 from enlarger.errors import CheckpointError
 
@@ -28,9 +28,19 @@ def read_json(path: Path) -> Json:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); is the folder complete?") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); fetch the file again.") from error
-    if not isinstance(data, dict):
+    if not is_object(data):
         raise CheckpointError(f"{path}: found a JSON {type(data).__name__}, expected an object.")
-    return cast("Json", data)
+    return data
+
+
+def is_object(value: object) -> TypeGuard[Json]:
+    """Whether a JSON value is an object."""
+    return isinstance(value, dict)
+
+
+def is_array(value: object) -> TypeGuard[list[object]]:
+    """Whether a JSON value is an array."""
+    return isinstance(value, list)
 
 
 def parse_json(
@@ -59,7 +69,7 @@ def reject_duplicate_keys(pairs: Sequence[tuple[str, Any]]) -> Json:
     return result
 
 
-def short_repr(value: Any) -> str:
+def short_repr(value: object) -> str:
     """Anything out of a file, short and printable, for a message."""
     formatter = Repr()
     formatter.maxstring = formatter.maxother = formatter.maxlong = MAX_SHOWN_LENGTH

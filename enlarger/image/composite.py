@@ -16,7 +16,7 @@ from torch import Tensor
 from enlarger.errors import InputError
 from enlarger.image.colour import srgb_profile, to_srgb
 from enlarger.image.fill import bleed_alpha
-from enlarger.image.picture import Picture, open_upright, read_picture
+from enlarger.image.picture import Array, Picture, open_upright, read_picture
 
 EDITABLE_MODES = {"RGB", "RGBA", "L", "LA"}
 HIGH_DEPTH_WHITE = {"I": 65535, "I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "F": 1}  # their white
@@ -67,7 +67,7 @@ def read_original(source: Any) -> OriginalImage:
     picture = read_picture(source)
     picture = replace(picture, colour=bleed_alpha(picture))
     if isinstance(source, np.ndarray):
-        return _from_array(cast("np.ndarray[Any, Any]", source), picture)
+        return _from_array(cast("Array", source), picture)
     if isinstance(source, Tensor):
         values = source.detach().cpu().to(torch.promote_types(source.dtype, torch.float32))
         write = partial(_to_tensor, dtype=source.dtype, device=source.device)
@@ -106,7 +106,7 @@ def expand_canvas(original: OriginalImage, sides: Sides) -> OriginalImage:
     return replace(original, picture=replace(picture, colour=colour, alpha=alpha), values=values)
 
 
-def _from_array(array: np.ndarray[Any, Any], picture: Picture) -> OriginalImage:
+def _from_array(array: Array, picture: Picture) -> OriginalImage:
     if array.dtype.itemsize > 8:
         raise InputError(f"array: found {array.dtype}, expected floats of 64 bits at most; convert it first")
     values = array.reshape(*array.shape[:2], -1).astype(np.promote_types(array.dtype, np.float32), order="C")
@@ -152,11 +152,11 @@ def _to_editable_mode(image: Image.Image) -> tuple[Image.Image, list[str]]:
     return srgb, [f"mode {mode} cannot be repainted in place: the result is {srgb.mode}, converted to sRGB"]
 
 
-def _planes(values: np.ndarray[Any, Any]) -> Tensor:
+def _planes(values: Array) -> Tensor:
     return torch.from_numpy(values).permute(2, 0, 1).contiguous()
 
 
-def _to_array(values: Tensor, dtype: np.dtype[Any], flat: bool) -> np.ndarray[Any, Any]:
+def _to_array(values: Tensor, dtype: np.dtype[Any], flat: bool) -> Array:
     array = values.permute(1, 2, 0).numpy().astype(dtype)
     return array[..., 0] if flat else array
 

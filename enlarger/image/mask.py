@@ -152,7 +152,7 @@ def _brightness(picture: Picture) -> Tensor:
     return torch.where(equal, planes[:1], mixed).clamp(0, 1)
 
 
-def _is_jpeg(source: Any) -> bool:
+def _is_jpeg(source: object) -> bool:
     if isinstance(source, str | Path):
         with Image.open(source) as image:
             return image.format == "JPEG"

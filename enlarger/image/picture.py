@@ -64,7 +64,8 @@ class Picture:
         return self.colour.shape[-1]
 
 
-PictureSource = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
+Array = np.ndarray[Any, Any]  # of any shape and numbers
+PictureSource = str | Path | Image.Image | Array | Tensor
 
 
 def read_picture(source: PictureSource, *, limit: int = PIXEL_LIMIT) -> Picture:
@@ -128,7 +129,7 @@ def _check_range(values: Tensor, name: str, expected: str, scale: float = 1, low
     return values.clamp(low, 1)
 
 
-def _to_unit_range(values: np.ndarray[Any, Any]) -> Tensor:
+def _to_unit_range(values: Array) -> Tensor:
     """Unsigned integers (H, W) or (H, W, C) as float32 (H, W, C) in 0..1."""
     max_value = np.iinfo(values.dtype).max
     return torch.from_numpy(values.reshape(*values.shape[:2], -1).astype(np.float32)).div_(max_value)
@@ -149,7 +150,7 @@ def _from_planes(values: Tensor, bit_depth: int, icc_profile: bytes | None, note
     )
 
 
-def _from_array(array: np.ndarray[Any, Any], limit: int) -> Picture:
+def _from_array(array: Array, limit: int) -> Picture:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
         raise InputError(f"array: found shape {array.shape}, expected (H, W) or (H, W, 1..4); move the channels last")
     check_size("array", array.shape[1], array.shape[0], limit)

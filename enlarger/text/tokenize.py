@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count, takewhile
 from pathlib import Path
-from typing import Any, cast
 
 import tokenizers
 import torch
@@ -15,7 +14,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from enlarger.errors import CheckpointError, InputError
-from enlarger.strict_json import read_json
+from enlarger.strict_json import Json, is_object, read_json
 from enlarger.text.weights import WeightedText, parse_prompt_attention
 
 BOS_TOKEN, EOS_TOKEN = "<|startoftext|>", "<|endoftext|>"
@@ -100,7 +99,7 @@ class Tokenizer:
 
     def to_files(self) -> dict[str, str]:
         """The tokenizer folder as transformers reads it: the contents of each file under its name."""
-        model: dict[str, Any] = json.loads(self.backend.to_str())["model"]
+        model: Json = json.loads(self.backend.to_str())["model"]
         merges = (m if isinstance(m, str) else " ".join(m) for m in model["merges"])
         added_tokens = {
             i: _added_token_json(token) | {"special": token.special}
@@ -200,9 +199,7 @@ def _load_tokenizer(folder: Path, openai_compatible: bool) -> Tokenizer:
     )
 
 
-def _read_vocab_and_merges(
-    folder: Path, tokenizer_json: Mapping[str, Any]
-) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _read_vocab_and_merges(folder: Path, tokenizer_json: Json) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """The vocabulary and the merges; both spellings of merges, "a b" and ["a", "b"], are in use."""
     if tokenizer_json:
         vocab, lines = tokenizer_json["model"]["vocab"], tokenizer_json["model"]["merges"]
@@ -226,7 +223,7 @@ def _build_backend(vocab: dict[str, int], merges: list[tuple[str, str]]) -> toke
     return backend
 
 
-def _read_special_tokens(folder: Path, tokenizer_json: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_special_tokens(folder: Path, tokenizer_json: Json) -> tuple[Json, Json]:
     """`tokenizer_config.json`, and which token starts, ends and pads.
 
     `special_tokens_map.json` wins (the SD2 files disagree, and their weights were trained with the map's padding)
@@ -235,7 +232,7 @@ def _read_special_tokens(folder: Path, tokenizer_json: Mapping[str, Any]) -> tup
     """
     files = {name: folder / name for name in ("tokenizer_config.json", "special_tokens_map.json")}
     config, special_tokens_map = (read_json(path) if path.is_file() else {} for path in files.values())
-    special_tokens: dict[str, Any] = {
+    special_tokens: Json = {
         "bos_token": BOS_TOKEN,
         "eos_token": EOS_TOKEN,
         "unk_token": EOS_TOKEN,
@@ -255,9 +252,9 @@ def _read_special_tokens(folder: Path, tokenizer_json: Mapping[str, Any]) -> tup
     return config, special_tokens
 
 
-def _read_added_tokens(folder: Path, tokenizer_json: Mapping[str, Any], config: Mapping[str, Any]) -> dict[int, Any]:
+def _read_added_tokens(folder: Path, tokenizer_json: Json, config: Json) -> dict[int, object]:
     """The tokens, by id, that the files list beside the vocabulary; the newest of the three places wins."""
-    added_tokens: dict[int, Any] = {}
+    added_tokens: dict[int, object] = {}
     if (folder / "added_tokens.json").is_file():
         added_tokens = {int(i): name for name, i in read_json(folder / "added_tokens.json").items()}
     added_tokens |= {int(token["id"]): token for token in tokenizer_json.get("added_tokens") or ()}
@@ -267,7 +264,7 @@ def _read_added_tokens(folder: Path, tokenizer_json: Mapping[str, Any], config: 
 
 
 def _tokens_to_add(
-    added_tokens: Mapping[int, Any], special_tokens: Mapping[str, Any], openai_compatible: bool
+    added_tokens: Mapping[int, object], special_tokens: Json, openai_compatible: bool
 ) -> Iterator[AddedToken]:
     """Tokens matched as a whole before splitting into words: the listed ones by id, then those with a role."""
     special_names = {_token_content(role) for role in special_tokens.values()}
@@ -282,7 +279,7 @@ def _tokens_to_add(
         seen.add(name)
 
 
-def _check_added_token_ids(backend: tokenizers.Tokenizer, added_tokens: Mapping[int, Any], folder: Path) -> None:
+def _check_added_token_ids(backend: tokenizers.Tokenizer, added_tokens: Mapping[int, object], folder: Path) -> None:
     for i, token in added_tokens.items():
         found = backend.token_to_id(_token_content(token))
         if found != i:
@@ -291,20 +288,19 @@ def _check_added_token_ids(backend: tokenizers.Tokenizer, added_tokens: Mapping[
             )
 
 
-def _token_content(token: Any) -> str:
+def _token_content(token: object) -> str:
     """A token as it is typed; files give either that or an object with flags."""
-    return str(cast("dict[str, Any]", token)["content"] if isinstance(token, dict) else token)
+    return str(token["content"] if is_object(token) else token)
 
 
-def _to_added_token(token: Any, special: bool) -> AddedToken:
-    if not isinstance(token, dict):
+def _to_added_token(token: object, special: bool) -> AddedToken:
+    if not is_object(token):
         return AddedToken(str(token), special=special, normalized=not special)
-    token_json = cast("dict[str, Any]", token)
-    flags = {flag: bool(token_json.get(flag)) for flag in ADDED_TOKEN_FLAGS}
-    return AddedToken(_token_content(token_json), special=special or bool(token_json.get("special")), **flags)
+    flags = {flag: bool(token.get(flag)) for flag in ADDED_TOKEN_FLAGS}
+    return AddedToken(_token_content(token), special=special or bool(token.get("special")), **flags)
 
 
-def _added_token_json(token: AddedToken) -> dict[str, Any]:
+def _added_token_json(token: AddedToken) -> Json:
     return {"content": token.content} | {flag: getattr(token, flag) for flag in ADDED_TOKEN_FLAGS}
 
 

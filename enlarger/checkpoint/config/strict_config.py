@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 from enlarger.errors import CheckpointError, Unsupported, list_names
-from enlarger.strict_json import printable_name, short_repr
+from enlarger.strict_json import Json, is_array, printable_name, short_repr
 
 MAX_INT = 1 << 20  # of a width or count; no network that anyone has comes near
 MAX_LAYERS = 100  # of one kind: layers are made one by one, before a file says whether they exist
@@ -18,7 +18,7 @@ class StrictConfig:
     """A config being read; it remembers which settings have been looked at."""
 
     class_name: str  # the class, for messages
-    config: Mapping[str, Any]
+    config: Json
     used_keys: set[str] = field(default_factory=set[str])
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -50,12 +50,12 @@ class StrictConfig:
         return float(value)
 
     def get_floats(self, name: str) -> tuple[float, ...] | None:
-        value: Any = self.get(name)
+        value = self.get(name)
         if value is None:
             return None
-        if not isinstance(value, list) or not all(map(_is_finite_number, cast("list[Any]", value))):
+        if not is_array(value) or not _are_finite_numbers(value):
             raise CheckpointError(f"{self.class_name}: {name} is {short_repr(value)}, expected a list of numbers.")
-        return tuple(map(float, cast("list[Any]", value)))
+        return tuple(map(float, value))
 
     def get_bool(self, name: str) -> bool:
         return bool(self.get(name, False))
@@ -80,17 +80,17 @@ class StrictConfig:
 
     def get_per_level(self, name: str, count: int, default: Any) -> tuple[Any, ...]:
         """One value per level; files give either a list or one value for all."""
-        value: Any = self.get(name, default)
-        values = tuple(cast("list[Any]", value)) if isinstance(value, list) else (value,) * count
+        value = self.get(name, default)
+        values = tuple(value) if is_array(value) else (value,) * count
         if len(values) != count or any(type(each) is not type(default) for each in values):
             raise CheckpointError(f"{self.class_name}: {name} is {short_repr(value)}, expected one value or {count}.")
         return values
 
     def _get_list(self, name: str) -> list[Any]:
-        value: Any = self.get(name, [])
-        if not isinstance(value, list) or len(cast("list[Any]", value)) > MAX_LIST_LENGTH:
+        value = self.get(name, [])
+        if not is_array(value) or len(value) > MAX_LIST_LENGTH:
             raise CheckpointError(f"{self.class_name}: {name} is {short_repr(value)}, expected a list.")
-        return cast("list[Any]", value)
+        return value
 
     def get_choice(self, name: str, *allowed: Any) -> Any:
         """A value out of those allowed; the first is the default."""
@@ -131,5 +131,9 @@ class StrictConfig:
             )
 
 
-def _is_finite_number(value: Any) -> bool:
+def _are_finite_numbers(values: list[object]) -> TypeGuard[list[float]]:
+    return all(map(_is_finite_number, values))
+
+
+def _is_finite_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and abs(value) <= MAX_FLOAT  # neither infinity nor NaN

@@ -36,10 +36,10 @@ _LOAD_LOCK = threading.Lock()  # torch's list of additional names belongs to the
 class InertStub:
     """Stands for what is no weight: takes anything, does nothing."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         pass
 
-    def __setstate__(self, _: Any) -> None:
+    def __setstate__(self, _: object) -> None:
         pass
 
 

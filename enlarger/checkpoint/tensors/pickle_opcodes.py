@@ -76,7 +76,7 @@ OPCODE_STRUCTS = {  # how the steps' own numbers are written
 }
 OPCODE_NAMES = {ord(each.code): each.name for each in opcodes}
 MAX_NAME_LENGTH = 1000  # bytes of a module and its member
-CONSTANT_OPCODES: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+CONSTANT_OPCODES: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 ARGUMENT_OPCODES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
 OBJECT_OPCODES = {"EMPTY_LIST", "EMPTY_DICT", "REDUCE", "NEWOBJ"}
 TUPLE_OPCODES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -117,7 +117,7 @@ class StorageRef:
 class DictValue:
     """A dictionary: its keys."""
 
-    keys: set[Any] = field(default_factory=set[Any])
+    keys: set[object] = field(default_factory=set[object])
 
 
 @dataclass
@@ -232,7 +232,7 @@ def _op_global(state: UnpicklerState, argument: Any) -> None:
     state.stack.append(GlobalRef(name))
 
 
-def _op_reduce(state: UnpicklerState, _: Any) -> None:
+def _op_reduce(state: UnpicklerState, _: object) -> None:
     function, arguments = state.pop(2)
     name = function.name if isinstance(function, GlobalRef) else "a value"
     if type(arguments) is not tuple:
@@ -294,7 +294,7 @@ def _is_count_tuple(value: Any) -> bool:
     return all(type(each) is int and 0 <= each < 1 << 62 for each in cast("Sequence[Any]", value))
 
 
-def _op_persistent_id(state: UnpicklerState, _: Any) -> None:
+def _op_persistent_id(state: UnpicklerState, _: object) -> None:
     """("storage", type, key, device, count), which the file must hold."""
     (persistent_id,) = state.pop(1)
     if (
@@ -329,12 +329,12 @@ def _op_set_items(state: UnpicklerState, items: tuple[Any, ...]) -> None:
         target.keys.add(key)
 
 
-def _op_append(state: UnpicklerState, _: tuple[Any, ...]) -> None:
+def _op_append(state: UnpicklerState, _: object) -> None:
     if state.peek() is not ValueKind.LIST:
         raise PickleRejected("its program appends to something that is no list")
 
 
-def _op_build(unpickler: UnpicklerState, _: Any) -> None:
+def _op_build(unpickler: UnpicklerState, _: object) -> None:
     (state,) = unpickler.pop(1)
     target = unpickler.peek()
     if not (isinstance(target, DictValue) and isinstance(state, DictValue)) and target is not ValueKind.INERT:

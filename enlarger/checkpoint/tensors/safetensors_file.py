@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from enlarger.errors import CheckpointError
-from enlarger.strict_json import Json, parse_json, reject_duplicate_keys, short_repr
+from enlarger.strict_json import Json, is_array, is_object, parse_json, reject_duplicate_keys, short_repr
 
 TENSOR_INFO_KEYS = {"dtype", "shape", "data_offsets"}
 MAX_HEADER_BYTES = 100_000_000  # bytes, as in the format's own reader
@@ -128,11 +128,11 @@ def open_safetensors(path: Path) -> SafetensorsCheckpoint:
         raise CheckpointError(f"{path}: {size:,} bytes are no whole safetensors file; fetch it again.")
     header = _read_header(path, length)
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or any(type(each) is not str for each in cast("Json", metadata).values()):
+    if not _is_text_table(metadata):
         raise CheckpointError(f"{path}: found other things than texts in __metadata__; fetch it again.")
     tensor_infos = {name: _parse_tensor_info(path, name, found, 8 + length) for name, found in header.items()}
     _check_offsets(path, tensor_infos, 8 + length, size)
-    return SafetensorsCheckpoint(path, tensor_infos, cast("dict[str, str]", metadata))
+    return SafetensorsCheckpoint(path, tensor_infos, metadata)
 
 
 def _read_header(path: Path, length: int) -> Json:
@@ -141,13 +141,13 @@ def _read_header(path: Path, length: int) -> Json:
         with path.open("rb") as file:
             file.seek(8)
             header = parse_json(file.read(length).decode(), _mark_duplicate_keys, MAX_HEADER_VALUES)
-        if not isinstance(header, dict):
+        if not is_object(header):
             raise ValueError(f"found {short_repr(header)}, expected one object")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged safetensors header ({error}); fetch the file again.") from error
-    return cast("Json", header)
+    return header
 
 
 @dataclass(frozen=True, repr=False)
@@ -173,11 +173,11 @@ def _parse_tensor_info(path: Path, name: str, description: Any, data_start: int)
         raise CheckpointError(
             f"{path}: found the name {short_repr(name)}, expected at most {MAX_NAME_LENGTH} plain characters."
         )
-    if not isinstance(description, dict) or set(cast("Json", description)) != TENSOR_INFO_KEYS:
+    if not is_object(description) or set(description) != TENSOR_INFO_KEYS:
         raise CheckpointError(
             f"{path}: {name} is described by {short_repr(description)}, expected {', '.join(sorted(TENSOR_INFO_KEYS))}."
         )
-    dtype_name, shape, offsets = (cast("Json", description)[each] for each in ("dtype", "shape", "data_offsets"))
+    dtype_name, shape, offsets = (description[each] for each in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
         raise CheckpointError(f"{path}: {name} has type {short_repr(dtype_name)}, expected one of {', '.join(DTYPES)}.")
     if not _is_count_list(shape) or not _is_count_list(offsets) or len(offsets) != 2:
@@ -192,10 +192,14 @@ def _parse_tensor_info(path: Path, name: str, description: Any, data_start: int)
     return info
 
 
-def _is_count_list(value: Any) -> TypeGuard[list[int]]:
-    if not isinstance(value, list) or len(cast("list[Any]", value)) > MAX_DIMS:
+def _is_text_table(value: object) -> TypeGuard[dict[str, str]]:
+    return is_object(value) and all(type(each) is str for each in value.values())
+
+
+def _is_count_list(value: object) -> TypeGuard[list[int]]:
+    if not is_array(value) or len(value) > MAX_DIMS:
         return False
-    return all(type(each) is int and 0 <= each < MAX_ELEMENTS for each in cast("list[Any]", value))
+    return all(type(each) is int and 0 <= each < MAX_ELEMENTS for each in value)
 
 
 def _check_offsets(path: Path, tensor_infos: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
