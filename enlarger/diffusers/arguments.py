@@ -26,9 +26,7 @@ class MissingFile(CheckpointError, OSError):
     """A file or folder that is not there, an OSError as in diffusers."""
 
 
-def check_prompts(
-    prompt: Any, negative: Any, embeds: Tensor | None, negative_embeds: Tensor | None
-) -> None:  # fmt: skip
+def check_prompts(prompt: Any, negative: Any, embeds: Tensor | None, negative_embeds: Tensor | None) -> None:
     """Exactly one form of the prompt, at most one of the negative prompt, and equal shapes."""
     if (prompt is None) == (embeds is None):
         found = "neither" if prompt is None else "both"

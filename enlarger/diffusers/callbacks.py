@@ -62,9 +62,12 @@ class Listeners:
 
 
 def listeners(
-    pipe: object, on_end: OnStepEnd | None, names: Sequence[str], tensors: Mapping[str, Tensor | None],
+    pipe: object,
+    on_end: OnStepEnd | None,
+    names: Sequence[str],
+    tensors: Mapping[str, Tensor | None],
     older: Mapping[str, Any],
-) -> Listeners:  # fmt: skip
+) -> Listeners:
     """The callbacks of a call: the one after every step, or diffusers' class of several, and the older ones."""
     unknown = sorted(set(older) - {"callback", "callback_steps"})
     if unknown:

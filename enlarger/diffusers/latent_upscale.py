@@ -96,18 +96,34 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         check_latents(latents, (count, LATENT_CHANNELS, *(2 * side for side in self._latent_size(low))))
         guided = guidance_scale > 1
         embeds = self.encode_prompt(
-            [""] * count if guidance_scale == 0 and prompt is not None else prompt, self.device, guided,
-            negative_prompt, prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds,
-        )  # fmt: skip
+            [""] * count if guidance_scale == 0 and prompt is not None else prompt,
+            self.device,
+            guided,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            pooled_prompt_embeds,
+            negative_pooled_prompt_embeds,
+        )
         guidance = Guidance(guidance_scale if guided else 1.0)
         job = LatentUpscaleJob(
-            low, text_features(embeds), method.sigma_schedule, method.solver, method.noise, guidance,
+            low,
+            text_features(embeds),
+            method.sigma_schedule,
+            method.solver,
+            method.noise,
+            guidance,
             initial_noise=latents,
-        )  # fmt: skip
+        )
         upscaler = LatentUpscaler(
-            self._tokenizer, self._text_encoder, self._unet, self._vae, Sampler(X2_SCHEDULE), self._runtime,
+            self._tokenizer,
+            self._text_encoder,
+            self._unet,
+            self._vae,
+            Sampler(X2_SCHEDULE),
+            self._runtime,
             tile_vae=self.vae.use_tiling,
-        )  # fmt: skip
+        )
         heard = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
         with self.progress_bar(total=run.steps) as bar:
             denoised = upscaler.upscale_latents(job, CallbackRunner(run, self.dtype, bar, heard).on_step())

@@ -122,9 +122,13 @@ class DiffusionPipeline(RunState, MemoryMethods):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, torch_dtype: object = None, dtype: object = None,
-        variant: str | None = None, **options: Any,
-    ) -> Self:  # fmt: skip
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        torch_dtype: object = None,
+        dtype: object = None,
+        variant: str | None = None,
+        **options: Any,
+    ) -> Self:
         """Read a local folder in diffusers' layout; nothing is downloaded. Precision is float32 unless stated.
 
         `torch_dtype` is a precision, its name, "auto" (the file's), or a dictionary of those by part. `options` may be
@@ -178,10 +182,14 @@ class DiffusionPipeline(RunState, MemoryMethods):
         if not path.is_file():
             raise MissingFile(f"{path}: no such file, and nothing is downloaded here; give a local file")
         bundle = read_single_file(
-            path, dtype=torch.float32 if asked is None else loading.dtype, prediction=prediction_type,
-            config=config, allow_pickle=allow_pickle, vae=native_of(given.get("vae")),
+            path,
+            dtype=torch.float32 if asked is None else loading.dtype,
+            prediction=prediction_type,
+            config=config,
+            allow_pickle=allow_pickle,
+            vae=native_of(given.get("vae")),
             text_encoder=native_of(given.get("text_encoder")),
-        )  # fmt: skip
+        )
         made = {name: part for name, part in bundle.components.items() if name in cls.COMPONENT_TYPES}
         lacking = [
             n

@@ -104,9 +104,13 @@ class LCMScheduler(TimedScheduler):
         return partial(lcm, boundary=[consistency_boundary(index, self.config.timestep_scaling)])
 
     def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        generator: Generators = None,
         return_dict: bool = True,
-    ) -> StepResult:  # fmt: skip
+    ) -> StepResult:
         """The latents after a step, from the network's output."""
         if self.num_inference_steps is None:
             raise ArgumentError("the number of inference steps is not known, call set_timesteps first")

@@ -177,9 +177,12 @@ class DPMSolverMultistepScheduler(IntegratedScheduler):
             )
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Device = None, mu: float | None = None,
+        self,
+        num_inference_steps: int | None = None,
+        device: Device = None,
+        mu: float | None = None,
         timesteps: Sequence[int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """List the entries of a run of so many steps, or times of one's own; `mu` is for dynamic shifting."""
         self._set(num_inference_steps, device, timesteps, mu)
 
@@ -196,9 +199,12 @@ class DPMSolverMultistepScheduler(IntegratedScheduler):
     def _integration(self, quadratic: float) -> Integration:
         kind = self.config.algorithm_type
         return Integration(
-            self.by_noise, 1.0 if kind.startswith("sde") else 0.0, self.config.solver_type == "heun", quadratic,
+            self.by_noise,
+            1.0 if kind.startswith("sde") else 0.0,
+            self.config.solver_type == "heun",
+            quadratic,
             kind == "sde-dpmsolver++" and quadratic < 1,
-        )  # fmt: skip
+        )
 
     def solver(self, index: int, options: StepOptions) -> Solver:
         config = self.config
@@ -255,9 +261,12 @@ class DPMSolverSinglestepScheduler(DPMSolverMultistepScheduler):
         return curve == CURVES[0]
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Device = None, mu: float | None = None,
+        self,
+        num_inference_steps: int | None = None,
+        device: Device = None,
+        mu: float | None = None,
         timesteps: Sequence[int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().set_timesteps(num_inference_steps, device, mu, timesteps)
         count = (num_inference_steps or 0) if timesteps is None else len(timesteps)
         uneven = count % self.config.solver_order != 0
@@ -279,9 +288,13 @@ class DPMSolverSinglestepScheduler(DPMSolverMultistepScheduler):
         return partial(dpm_singlestep, orders=orders, integration=self._integration(1.0))
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        generator: Generators = None,
         return_dict: bool = True,
-    ) -> StepResult:  # fmt: skip
+    ) -> StepResult:
         """The latents after a step, from the network's output."""
         return super().step(model_output, timestep, sample, generator, None, return_dict)
 

@@ -51,7 +51,7 @@ class EDMEulerScheduler(WalkedScheduler):
 
     def set_timesteps(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
         self, num_inference_steps: int | None = None, device: Device = None, sigmas: Any = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         """List the levels of a run of so many steps; `sigmas` are shares 0..1 of the way between the ends."""
         self.num_inference_steps = num_inference_steps
         self._use_levels(self._levels_of(num_inference_steps or 0, sigmas), device)
@@ -161,9 +161,13 @@ class EDMDPMSolverMultistepScheduler(EDMEulerScheduler):
         return partial(dpm_multistep, orders=orders[index:], integration=integration)
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        generator: Generators = None,
         return_dict: bool = True,
-    ) -> StepResult:  # fmt: skip
+    ) -> StepResult:
         """The latents after a step, from the network's output."""
         if self.num_inference_steps is None:
             raise ArgumentError("the number of inference steps is not known, call set_timesteps first")

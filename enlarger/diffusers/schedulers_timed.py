@@ -174,7 +174,7 @@ class DDPMScheduler(TimedScheduler):
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Device = None, timesteps: Sequence[int] | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         """List the entries of a run of so many steps, or falling training times of one's own."""
         if num_inference_steps is not None and timesteps is not None:
             raise ArgumentError("give exactly one of `num_inference_steps` and `timesteps`")
@@ -212,9 +212,13 @@ class DDPMScheduler(TimedScheduler):
         return partial(ddpm_of, deviation=deviation)
 
     def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        generator: Generators = None,
         return_dict: bool = True,
-    ) -> StepResult:  # fmt: skip
+    ) -> StepResult:
         """The latents after a step, from the network's output."""
         return self._step(model_output, timestep, sample, return_dict, generator)
 
@@ -284,9 +288,11 @@ class PNDMScheduler(TimedScheduler):
     def _run_solver(self, timestep: Timestep, options: StepOptions) -> Stepper:
         self.spans: list[Span] = []
         solver = partial(
-            pndm_by_calls, spans=_Growing(self.spans), runge_kutta=len(self.prk_timesteps),
+            pndm_by_calls,
+            spans=_Growing(self.spans),
+            runge_kutta=len(self.prk_timesteps),
             of_velocity=self.config.prediction_type == "v_prediction",
-        )  # fmt: skip
+        )
         return Stepper(solver, self.levels()[:2])
 
     def solver(self, index: int, options: StepOptions) -> Solver:

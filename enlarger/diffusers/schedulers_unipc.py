@@ -63,9 +63,12 @@ class UniPCMultistepScheduler(IntegratedScheduler):
             raise ArgumentError("solver_p is not available; the predictor is UniPC's own, leave it out")
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Device = None, sigmas: Sequence[float] | None = None,
+        self,
+        num_inference_steps: int | None = None,
+        device: Device = None,
+        sigmas: Sequence[float] | None = None,
         mu: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """List the entries of a run of so many steps, or of flow levels of one's own."""
         config = self.config
         if config.use_dynamic_shifting and mu is None:
@@ -108,10 +111,13 @@ class UniPCMultistepScheduler(IntegratedScheduler):
     def solver(self, index: int, options: StepOptions) -> Solver:
         config = self.config
         return partial(
-            unipc, order=config.solver_order, bh1=config.solver_type == "bh1",
-            lower_order_final_sigma=math.inf if config.lower_order_final else -1.0, of_noise=self.by_noise,
+            unipc,
+            order=config.solver_order,
+            bh1=config.solver_type == "bh1",
+            lower_order_final_sigma=math.inf if config.lower_order_final else -1.0,
+            of_noise=self.by_noise,
             uncorrected=[i - index for i in config.disable_corrector],
-        )  # fmt: skip
+        )
 
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> StepResult:
         """The latents after a step, from the network's output."""

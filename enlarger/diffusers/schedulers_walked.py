@@ -56,7 +56,7 @@ class WalkedScheduler(Scheduler):
 
     def _set(
         self, steps: int | None, device: Device, timesteps: Sequence[float] | None = None, train: int | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         if (steps is None) == (timesteps is None):
             raise ArgumentError("give exactly one of `num_inference_steps` and `timesteps`")
         if timesteps is not None and any(self.own(name) for name in CURVES):
@@ -125,9 +125,12 @@ class EulerDiscreteScheduler(WalkedScheduler):
     PREDICTIONS: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample", "original_sample")
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Device = None, timesteps: Sequence[float] | None = None,
+        self,
+        num_inference_steps: int | None = None,
+        device: Device = None,
+        timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """List the entries of a run of so many steps, or those of one's own; `sigmas` has one level more than steps."""
         if timesteps is not None and self._continuous:
             raise ArgumentError("`timesteps` cannot be set with continuous times of v-prediction; give `sigmas`")
@@ -195,9 +198,13 @@ class EulerAncestralDiscreteScheduler(WalkedScheduler):
         return euler_ancestral
 
     def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        generator: Generators = None,
         return_dict: bool = True,
-    ) -> StepResult:  # fmt: skip
+    ) -> StepResult:
         """The latents after a step, from the network's output."""
         self._step_checked(timestep)
         return self._step(model_output, timestep, sample, return_dict, generator)
@@ -221,7 +228,7 @@ class LMSDiscreteScheduler(WalkedScheduler):
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, order: int = 4, return_dict: bool = True
-    ) -> StepResult:  # fmt: skip
+    ) -> StepResult:
         """The latents after a step, from the network's output; `order` is that of the run's first step."""
         return self._step(model_output, timestep, sample, return_dict, order=order)
 
@@ -233,7 +240,7 @@ class TwoCallScheduler(WalkedScheduler):
 
     def set_timesteps(
         self, num_inference_steps: int, device: Device = None, num_train_timesteps: int | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         """List the entries of a run of so many steps: two for each but the last."""
         self._set(num_inference_steps, device, train=num_train_timesteps)
 
@@ -261,9 +268,12 @@ class HeunDiscreteScheduler(TwoCallScheduler):
     }
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Device = None, num_train_timesteps: int | None = None,
+        self,
+        num_inference_steps: int | None = None,
+        device: Device = None,
+        num_train_timesteps: int | None = None,
         timesteps: Sequence[float] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """List the entries of a run of so many steps, or of timesteps of one's own."""
         self._set(num_inference_steps, device, timesteps, num_train_timesteps)
 
@@ -321,9 +331,13 @@ class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
         return dpm2_ancestral
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        generator: Generators = None,
         return_dict: bool = True,
-    ) -> StepResult:  # fmt: skip
+    ) -> StepResult:
         """The latents after half a step, from the network's output."""
         return self._step(model_output, timestep, sample, return_dict, generator)
 
@@ -375,7 +389,7 @@ class DPMSolverSDEScheduler(TwoCallScheduler):
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True, s_noise: float = 1.0
-    ) -> StepResult:  # fmt: skip
+    ) -> StepResult:
         """The latents after half a step, from the network's output."""
         return self._step(model_output, timestep, sample, return_dict, s_noise=s_noise)
 

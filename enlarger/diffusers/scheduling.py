@@ -95,9 +95,12 @@ class Scheduler:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None,
-        return_unused_kwargs: bool = False, **changes: object,
-    ) -> Any:  # fmt: skip
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **changes: object,
+    ) -> Any:
         """From a `scheduler_config.json` in a local folder, with other settings by name."""
         folder = Path(pretrained_model_name_or_path) / (subfolder or "")
         file = folder if folder.is_file() else folder / SCHEDULER_CONFIG_NAME

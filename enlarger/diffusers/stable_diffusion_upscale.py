@@ -63,9 +63,7 @@ class StableDiffusionUpscalePipeline(TextPipeline):
     ) -> None:  # fmt: skip
         given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
         schedulers = {"low_res_scheduler": low_res_scheduler, "scheduler": scheduler}
-        absent = {
-            "safety_checker": safety_checker, "feature_extractor": feature_extractor, "watermarker": watermarker
-        }  # fmt: skip
+        absent = {"safety_checker": safety_checker, "feature_extractor": feature_extractor, "watermarker": watermarker}
         self._set_components(given | schedulers | absent, {"max_noise_level": max_noise_level})
 
     @accept_lora_scale

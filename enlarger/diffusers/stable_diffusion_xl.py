@@ -100,9 +100,13 @@ class StableDiffusionXLPipeline(XLPipeline):
             pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
         )  # fmt: skip
         stated = SizeArguments(
-            original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
+            original_size,
+            crops_coords_top_left,
+            target_size,
+            negative_original_size,
+            negative_crops_coords_top_left,
             negative_target_size,
-        )  # fmt: skip
+        )
         count = words.batch_size()
         height, width = self._size_or_default(height, width)
         size = (height // self._vae.downsample_factor, width // self._vae.downsample_factor)

@@ -34,8 +34,10 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
     """
 
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = (
-        *XLImagePipeline._callback_tensor_inputs, "mask", "masked_image_latents"
-    )  # fmt: skip
+        *XLImagePipeline._callback_tensor_inputs,
+        "mask",
+        "masked_image_latents",
+    )
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (0, 5)
 
     @accept_lora_scale

@@ -160,9 +160,12 @@ class TextPipeline(LoraMethods, Pipeline):
         return height, width
 
     def _prompt_callbacks(
-        self, on_end: OnStepEnd | None, names: Sequence[str], embeds: tuple[Tensor, Tensor | None],
+        self,
+        on_end: OnStepEnd | None,
+        names: Sequence[str],
+        embeds: tuple[Tensor, Tensor | None],
         older: Mapping[str, Any],
-    ) -> Listeners:  # fmt: skip
+    ) -> Listeners:
         prompt, negative = embeds
         seen = prompt if negative is None else torch.cat([negative, prompt])
         return listeners(self, on_end, names, {"prompt_embeds": seen, "negative_prompt_embeds": negative}, older)

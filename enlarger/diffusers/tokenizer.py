@@ -54,9 +54,14 @@ class CLIPTokenizer:
             (folder / name).write_text(text, "utf-8")
 
     def __call__(
-        self, text: str | Sequence[str], padding: bool | str = False, max_length: int | None = None,
-        truncation: bool | str = False, return_tensors: str | None = None, **_: object,
-    ) -> BatchEncoding:  # fmt: skip
+        self,
+        text: str | Sequence[str],
+        padding: bool | str = False,
+        max_length: int | None = None,
+        truncation: bool | str = False,
+        return_tensors: str | None = None,
+        **_: object,
+    ) -> BatchEncoding:
         """Ids with start and end; `padding` "max_length" or "longest", cut at `max_length` with `truncation`."""
         alone = isinstance(text, str)
         most = self.model_max_length if max_length is None else max_length

@@ -143,9 +143,7 @@ class XLPipeline(ImagePipeline):
     )
     CONFIG_KEYS: ClassVar[tuple[str, ...]] = ("force_zeros_for_empty_prompt", "add_watermarker")
     UPCAST: ClassVar[bool] = True
-    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = (
-        "latents", "prompt_embeds", "add_text_embeds", "add_time_ids"
-    )  # fmt: skip
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
 
     def _set_components(self, parts: Mapping[str, object], settings: Mapping[str, object] | None = None) -> None:
         kept = dict(settings or {})
@@ -298,7 +296,7 @@ class XLPipeline(ImagePipeline):
 
     def _denoising_range(
         self, asked: Listed, strength: float, ends: tuple[float | None, float | None], eta: float
-    ) -> Run:  # fmt: skip
+    ) -> Run:
         """The steps from a share of the training time, or else the last `strength` of them, to another share."""
         check_strength(strength)
         return between(listed(self.scheduler, asked, eta), *ends, strength)

@@ -96,7 +96,7 @@ def time_of_level(sigma: Array, levels: Tensor) -> Array:
 
 def sigma_curve(
     kind: str, most: float, least: float, steps: int, rho: float = 7.0, shares: Sequence[float] | None = None
-) -> Array:  # fmt: skip
+) -> Array:
     """Noise levels between two ends: "karras" (Karras et al. 2022, equation 5), "exponential", "lu" (even over
     log(sigma), Lu et al. 2022) or "beta" (a Beta(0.6, 0.6) distribution's quantiles, Lee et al. 2024).
 
@@ -115,7 +115,7 @@ def sigma_curve(
 
 def flow_levels(
     count: int, steps: int, shift: float, *, whole: bool = False, own: Sequence[float] | None = None
-) -> Array:  # fmt: skip
+) -> Array:
     """Levels in 0..1 of flow matching, shifted; `whole` starts at 1 itself, `own` replaces even ones."""
     if own is not None:
         return flow_shifted(np.asarray(own, float), shift)

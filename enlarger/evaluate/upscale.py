@@ -142,9 +142,7 @@ def _unit(image: Image.Image) -> Tensor:
     return read_picture(image).colour / 2 + 0.5
 
 
-def _measure(
-    image: Image.Image, truth: Image.Image, small: Image.Image, judges: Judges | None
-) -> dict[str, float]:  # fmt: skip
+def _measure(image: Image.Image, truth: Image.Image, small: Image.Image, judges: Judges | None) -> dict[str, float]:
     found, real = _unit(image), _unit(truth)
     kept = metrics.consistency(found, _unit(small))
     wide, band = min(truth.size) >= metrics.MS_SSIM_MIN_SIZE, metrics.fine_band(found, real)

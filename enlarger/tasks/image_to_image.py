@@ -128,9 +128,13 @@ class ImageToImageRun:
 
 
 def prepare_run(
-    model: StableDiffusion, options: Mapping[str, Any], prepared: PreparedImage, seeds: tuple[int, ...],
-    concat: Tensor | None = None, windows: Windows | None = None,
-) -> ImageToImageRun:  # fmt: skip
+    model: StableDiffusion,
+    options: Mapping[str, Any],
+    prepared: PreparedImage,
+    seeds: tuple[int, ...],
+    concat: Tensor | None = None,
+    windows: Windows | None = None,
+) -> ImageToImageRun:
     """All before the first step, by the `options` of a request; `concat` joins the channels.
 
     In `windows` the network is told their size as the picture's, as it never sees more.
@@ -187,8 +191,6 @@ def refine(
     return load_refiner(model, device, precision, offload)(request, watch)
 
 
-def load_refiner(
-    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none"
-) -> Refiner:  # fmt: skip
+def load_refiner(model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none") -> Refiner:
     """Load a checkpoint once for many requests."""
     return Refiner(load_stable_diffusion(model, device, precision, offload).require_task("generate", "refine"))

@@ -208,7 +208,7 @@ def zero_negative(text: GuidedText) -> GuidedText:
 
 def load_stable_diffusion(
     model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none"
-) -> StableDiffusion:  # fmt: skip
+) -> StableDiffusion:
     """Read a folder in diffusers' layout, a single file, or the copy of a name in the cache."""
     torch_device = resolve_device(device)
     bundle = as_checkpoint(model).open(resolve_dtype(precision, torch_device))

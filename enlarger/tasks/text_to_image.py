@@ -312,9 +312,13 @@ def generate(
 
 
 def load_generator(
-    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none",
-    refiner: CheckpointLocations = None, upscaler: Location | None = None,
-) -> Generator:  # fmt: skip
+    model: Location,
+    device: str = "auto",
+    precision: str = "auto",
+    offload: Offload = "none",
+    refiner: CheckpointLocations = None,
+    upscaler: Location | None = None,
+) -> Generator:
     """Load a text-to-image checkpoint, and what works on its latents after it, once for many requests."""
     refiner_locations = (
         [] if refiner is None else [refiner] if isinstance(refiner, str | Path | Checkpoint) else list(refiner)

@@ -94,9 +94,7 @@ def psnr(found: Tensor, expected: Tensor) -> float:
     return float((-10 * error.log10()).mean())
 
 
-def _train(
-    shop: Workshop, net: UpscaleNet, recipe: Recipe, mixture: Mixture, loss: Loss, name: str
-) -> UpscaleNet:  # fmt: skip
+def _train(shop: Workshop, net: UpscaleNet, recipe: Recipe, mixture: Mixture, loss: Loss, name: str) -> UpscaleNet:
     training, held_out = shop.photos.split()
     pairs = Pairs(training, mixture, recipe.seed)
     plain = replace(mixture, batch=PROBES, drawn=0.0, kernels=0.0)

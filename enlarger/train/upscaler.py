@@ -68,9 +68,11 @@ def train_upscaler(plan: Plan, stages: Mapping[str, Stage] = SHIPPED, crop: int 
     share = 1.0 if plan.steps is None else plan.steps / stages["predictor"].recipe.steps
     parts: dict[str, nn.Module] = {} if plan.start is None else _networks(plan.start)
     learners = {
-        "predictor": train_predictor, "detailer": train_detailer,
-        "graphics": train_graphics, "restorer": train_restorer,
-    }  # fmt: skip
+        "predictor": train_predictor,
+        "detailer": train_detailer,
+        "graphics": train_graphics,
+        "restorer": train_restorer,
+    }
     for name, train in learners.items():
         stage, start = stages[name], parts.get(name, parts.get("predictor"))
         recipe = replace(stage.recipe, steps=max(1, round(stage.recipe.steps * share)), seed=plan.seed)

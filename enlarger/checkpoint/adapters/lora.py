@@ -186,7 +186,7 @@ def _group_factors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]
 
 def _unique_layer_keys(
     source: str, targets: Mapping[str, _LoraTarget], factors: Mapping[str, Mapping[str, Tensor]]
-) -> dict[_LoraTarget, str]:  # fmt: skip
+) -> dict[_LoraTarget, str]:
     """The key of each changed layer; a second one is accepted only where it repeats the same tensors."""
     layer_keys: dict[_LoraTarget, str] = {}
     for layer_key, layer_factors in factors.items():

@@ -25,9 +25,7 @@ class Churn:
         return min(self.amount / self.steps, 2**0.5 - 1) if self.least <= sigma <= self.most else 0.0
 
 
-def euler_churned(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, churn: Churn = Churn()
-) -> Steps:  # fmt: skip
+def euler_churned(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, churn: Churn = Churn()) -> Steps:
     """Noise up to a higher level, then Euler's step from there."""
     for sigma, lower in pairwise(sigmas):
         share = churn.share(float(sigma))

@@ -12,9 +12,7 @@ from enlarger.diffusion.sample import Step, Steps
 Boundary = tuple[float, float]  # weights of the noisy latents at unit variance and of the estimate
 
 
-def lcm(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, boundary: Sequence[Boundary] | None = None
-) -> Steps:  # fmt: skip
+def lcm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, boundary: Sequence[Boundary] | None = None) -> Steps:
     """Latent consistency sampling (Luo et al. 2023, algorithm 3; Song et al. 2023, algorithm 1).
 
     `boundary` mixes the noisy latents into each estimate, so that it is exact at the lowest time.
@@ -26,9 +24,7 @@ def lcm(
         x = yield Step(x, denoised, lower)
 
 
-def tcd(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, below: Sequence[Tensor] | None = None
-) -> Steps:  # fmt: skip
+def tcd(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, below: Sequence[Tensor] | None = None) -> Steps:
     """Trajectory consistency sampling (Zheng et al. 2024, algorithm 4): to a level `below` the next, then noise up.
 
     Without `below` no noise is added, nor where it is no lower than the next level.

@@ -20,9 +20,7 @@ def dpm2(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
     return dpm2_ancestral(denoise, x, sigmas, noise, eta=0.0)
 
 
-def dpm2_ancestral(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 1.0
-) -> Steps:  # fmt: skip
+def dpm2_ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 1.0) -> Steps:
     """`dpm2` to below the next level, then fresh noise up to it."""
     for sigma, lower in pairwise(sigmas):
         denoised = denoise(x, sigma)

@@ -83,9 +83,13 @@ class Integration:
 
 
 def dpm_multistep(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, orders: Sequence[int],
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    orders: Sequence[int],
     integration: Integration = Integration(),
-) -> Steps:  # fmt: skip
+) -> Steps:
     """Each step by the estimates of the last ones, as many as its order (1 to 3) says and as there are."""
     past: list[tuple[Tensor, Tensor]] = []  # newest first
     for order, (sigma, lower) in zip(orders, pairwise(sigmas), strict=True):
@@ -98,9 +102,13 @@ def dpm_multistep(
 
 
 def dpm_singlestep(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, orders: Sequence[int],
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    orders: Sequence[int],
     integration: Integration = Integration(quadratic=1.0),
-) -> Steps:  # fmt: skip
+) -> Steps:
     """Groups of steps, each carried from the group's start; an order of 1 starts a group.
 
     A third-order step without `heun` leaves out the estimate in the middle.
@@ -127,7 +135,7 @@ def deis(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, orders: Sequ
 
 def multistep_orders(
     count: int, order: int, lower_final: bool, euler_final: bool = False, few: int = 15
-) -> tuple[int, ...]:  # fmt: skip
+) -> tuple[int, ...]:
     """The order of each step of a run of `count`: lower ones at the end of a run of fewer than `few` steps, or the last
     one alone with `euler_final`; before them as many estimates as there are."""
     orders = [order] * count

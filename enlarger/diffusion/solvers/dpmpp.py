@@ -47,9 +47,7 @@ def dpmpp_3m_sde(
     return _multistep(denoise, x, sigmas, noise, (3, eta, heun, lower_order_final_sigma))
 
 
-def dpmpp_2s_ancestral(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 1.0
-) -> Steps:  # fmt: skip
+def dpmpp_2s_ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 1.0) -> Steps:
     """DPM-Solver++(2S), Lu et al. 2022b, algorithm 1, to below the next level, then fresh noise up to it."""
     for sigma, lower in pairwise(sigmas):
         denoised = denoise(x, sigma)
@@ -101,7 +99,7 @@ def dpmpp_singlestep(
 
 def _multistep(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, options: tuple[int, float, bool, float | None]
-) -> Steps:  # fmt: skip
+) -> Steps:
     """DPM-Solver++ from the denoised estimates of the last steps."""
     order, eta, heun, lower_order_final_sigma = options
     num_steps = len(sigmas) - 1

@@ -18,9 +18,7 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
         x = yield Step(x, denoised, lower)
 
 
-def euler_ancestral(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 1.0
-) -> Steps:  # fmt: skip
+def euler_ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 1.0) -> Steps:
     """Euler to below the next level, then fresh noise up to it. DDIM with that eta is the same."""
     for sigma, lower in pairwise(sigmas):
         denoised = denoise(x, sigma)
@@ -41,9 +39,7 @@ def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
     return euler_ancestral(denoise, x, sigmas, noise, eta=1.0)
 
 
-def heun(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, lower_order_final: bool = False
-) -> Steps:  # fmt: skip
+def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, lower_order_final: bool = False) -> Steps:
     """Karras et al. 2022, algorithm 1: an Euler step, then the average of the slopes at both its ends.
 
     The step to 0 is Euler's, with `lower_order_final` the last one to any level.

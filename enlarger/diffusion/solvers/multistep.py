@@ -28,9 +28,7 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
         x = yield Step(x, denoised, lower)
 
 
-def pndm(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, midpoint: Midpoint = log_midpoint
-) -> Steps:  # fmt: skip
+def pndm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, midpoint: Midpoint = log_midpoint) -> Steps:
     """Liu et al. 2022, algorithm 2: three Runge-Kutta steps of four calls each, then Adams-Bashforth slopes.
 
     `midpoint` says which level lies halfway; the paper's is halfway in training time (`NoiseSchedule.time_midpoint`).
@@ -49,7 +47,7 @@ def pndm(
 
 def lms(
     denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, order: int = 4, before: Sequence[float] = ()
-) -> Steps:  # fmt: skip
+) -> Steps:
     """Adams-Bashforth over uneven levels: the polynomial through up to four slopes, integrated (Katherine Crowson).
 
     `before` are levels above the first, newest first, that the polynomial counts though no slopes are known there, as

@@ -132,10 +132,11 @@ class ModelCache:
         if size + sum(pinned.values()) > self.budget:
             others = f" beside {_mib(sum(pinned.values()))} of {', '.join(pinned)}" if pinned else ""
             raise problem_error(
-                500, "out_of_memory",
+                500,
+                "out_of_memory",
                 f"the weights of {name} take {_mib(size)}{others}, and at most {_mib(self.budget)} are kept; raise "
                 "`memory` in the settings, or choose a lower precision",
-            )  # fmt: skip
+            )
         evictable = [other for other in self._models if other not in pinned]
         while sum(self.loaded_bytes.values()) + size > self.budget:
             self.unload(evictable.pop(0))

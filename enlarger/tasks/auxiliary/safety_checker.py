@@ -20,9 +20,8 @@ from enlarger.tasks.latent_diffusion import in_float32
 
 FOLDER = "safety_checker"
 DEFAULT_PREPROCESSOR = ImagePreprocessor(
-    224, Image.Resampling.BICUBIC, (224, 224),
-    (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711),
-)  # fmt: skip
+    224, Image.Resampling.BICUBIC, (224, 224), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+)
 
 
 @dataclass(frozen=True, eq=False)

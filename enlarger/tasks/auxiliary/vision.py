@@ -109,13 +109,16 @@ def preprocessor_from_config(config: Json, defaults: ImagePreprocessor) -> Image
     except ValueError as error:
         raise CheckpointError(f"{settings.class_name}: resample is {config['resample']}, expected 0 to 5.") from error
     preprocessor = replace(
-        defaults, size=size if is_resized else None, resample=resample,
+        defaults,
+        size=size if is_resized else None,
+        resample=resample,
         crop=None if not is_cropped else (crop, crop) if isinstance(crop, int) else crop,
         rescale_factor=rescale_factor if settings.get("do_rescale", True) else 1.0,
-        mean=mean if is_normalised else (0.0,) * 3, std=std if is_normalised else (1.0,) * 3,
+        mean=mean if is_normalised else (0.0,) * 3,
+        std=std if is_normalised else (1.0,) * 3,
         keep_aspect_ratio=bool(settings.get("keep_aspect_ratio", defaults.keep_aspect_ratio)),
         size_multiple=settings.get_int("ensure_multiple_of", defaults.size_multiple),
-    )  # fmt: skip
+    )
     settings.reject_unknown()
     return preprocessor
 
