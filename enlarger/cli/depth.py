@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enlarger.cli.image_jobs import FileOptions, Inputs, ModelFolder, Offload, make_request, process_images
-from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, Recursive, Salvage, request_options
+from enlarger.cli.options import (
+    Device,
+    JsonLines,
+    Options,
+    Overwrite,
+    Precision,
+    Recursive,
+    Salvage,
+    Strip,
+    request_options,
+)
 from enlarger.errors import InputError
 from enlarger.requests import DepthRequest
 
@@ -48,6 +58,7 @@ def depth(
     overwrite: Overwrite = False,
     recursive: Recursive = False,
     salvage: Salvage = False,
+    strip: Strip = "none",
     json_lines: JsonLines = False,
 ) -> None:
     """Remake pictures with their depth kept, with the depth model of Stable Diffusion 2.
@@ -66,7 +77,10 @@ def depth(
 
     request = make_request(DepthRequest, image=None, **options)
     process_images(
-        FileOptions(inputs, output, "depth", overwrite, recursive, json_lines, salvage), request, load, request_for
+        FileOptions(inputs, output, "depth", overwrite, recursive, json_lines, salvage, strip),
+        request,
+        load,
+        request_for,
     )
 
 

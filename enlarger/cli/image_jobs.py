@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch comes with these
     from enlarger.cli.files import Job, Plan
     from enlarger.cli.report import Outcome, Report
     from enlarger.client.responses import Result as RemoteResult
+    from enlarger.image.metadata import Strip
     from enlarger.tasks.result import Result
 
 ModelFolder = Annotated[str, typer.Option("--model", help="folder of a model in diffusers' layout", show_default=False)]
@@ -45,6 +46,7 @@ class FileOptions:
     recursive: bool = False
     json_lines: bool = False
     salvage: bool = False  # take the rows that are there of pictures cut short
+    strip: "Strip" = "none"
 
     def plan(self, count: int) -> "Plan":
         """A job per input, with `count` files to write."""
@@ -115,7 +117,7 @@ def process_image(
     result = task(request, watch=watch)
     return Outcome(
         job.input,
-        save_all(job, result.images, report, files.overwrite),
+        save_all(job, result.images, report, files.overwrite, files.strip),
         result.images[0].size,
         round(time.monotonic() - started, 3),
         result.seeds[0],
@@ -176,12 +178,15 @@ def run_jobs(jobs: Sequence["Job"], run_job: RunJob | None, report: "Report") ->
     return outcomes
 
 
-def save_all(job: "Job", images: Sequence["Image.Image"], report: "Report", overwrite: bool) -> tuple[Path, ...]:
+def save_all(
+    job: "Job", images: Sequence["Image.Image"], report: "Report", overwrite: bool, strip: "Strip" = "none"
+) -> tuple[Path, ...]:
     """Write a job's pictures to its files."""
     from enlarger.image.encode import save_image
 
     report.start_stage(f"{job.input.name}: saving")
-    return tuple(save_image(image, path, overwrite=overwrite) for image, path in zip(images, job.outputs, strict=True))
+    made = zip(images, job.outputs, strict=True)
+    return tuple(save_image(image, path, overwrite=overwrite, strip=strip) for image, path in made)
 
 
 def describe_unexpected(error: Exception) -> str:

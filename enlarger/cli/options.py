@@ -22,6 +22,10 @@ Device = Annotated[str, typer.Option(help="where to compute: auto, cpu, cuda, cu
 Precision = Annotated[str, typer.Option(help="number format: auto, float32, bfloat16, float16")]
 JsonLines = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace files that exist; never an input")]
+Strip = Annotated[
+    Literal["none", "gps", "all"],
+    typer.Option(help="what of the input's EXIF, XMP, IPTC and resolution is left out: nothing, the place, or all"),
+]
 Salvage = Annotated[bool, typer.Option("--salvage", help="of pictures cut short, take the rows that are there")]
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="also the folders in a folder, as a tree in --output")

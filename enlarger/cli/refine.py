@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enlarger.cli.image_jobs import FileOptions, Inputs, ModelFolder, Offload, make_request, process_images
-from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, Recursive, Salvage, request_options
+from enlarger.cli.options import (
+    Device,
+    JsonLines,
+    Options,
+    Overwrite,
+    Precision,
+    Recursive,
+    Salvage,
+    Strip,
+    request_options,
+)
 from enlarger.requests import RefineRequest
 
 if TYPE_CHECKING:
@@ -35,6 +45,7 @@ def refine(
     overwrite: Overwrite = False,
     recursive: Recursive = False,
     salvage: Salvage = False,
+    strip: Strip = "none",
     json_lines: JsonLines = False,
 ) -> None:
     """Remake pictures from noisy copies of themselves, with Stable Diffusion 1 or 2 or SDXL, base or refiner.
@@ -49,4 +60,6 @@ def refine(
         return load_refiner(model, device, precision, offload)
 
     request = make_request(RefineRequest, image=None, **options)
-    process_images(FileOptions(inputs, output, "refined", overwrite, recursive, json_lines, salvage), request, load)
+    process_images(
+        FileOptions(inputs, output, "refined", overwrite, recursive, json_lines, salvage, strip), request, load
+    )

@@ -14,6 +14,7 @@ from enlarger.cli.options import (
     Precision,
     Recursive,
     Salvage,
+    Strip,
     request_options,
 )
 from enlarger.cli.remote import Key, Server, check_no_local_options, remote_upscaler
@@ -46,6 +47,7 @@ def upscale(
     overwrite: Overwrite = False,
     recursive: Recursive = False,
     salvage: Salvage = False,
+    strip: Strip = "none",
     json_lines: JsonLines = False,
     server: Server = None,
     key: Key = None,
@@ -62,7 +64,7 @@ def upscale(
         return load_upscaler(model, device, precision, offload)
 
     request = make_request(UpscaleRequest, image=None, **options)
-    files = FileOptions(inputs, output, _label(request), overwrite, recursive, json_lines, salvage)
+    files = FileOptions(inputs, output, _label(request), overwrite, recursive, json_lines, salvage, strip)
     if server is None:
         process_images(files, request, load, describe=_describe_plan)
         return

@@ -1,6 +1,7 @@
 """Writing pictures to files: whole or not at all, and nothing lost that the format does not hold. Without torch."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from PIL import Image
 from enlarger.errors import InputError
 from enlarger.image.atomic_write import atomic_write
 from enlarger.image.decode import AVIF_FORMATS, one_line
+from enlarger.image.metadata import Strip, save_options
 
 MODE_NAMES = {"L": "grey", "LA": "grey with alpha", "RGB": "colour", "RGBA": "colour with alpha", "I;16": "16-bit grey"}
 FORMAT_MODES: dict[str, frozenset[str]] = {  # what each format holds without losing a channel or depth
@@ -75,11 +77,14 @@ def check_output(
     return format_name
 
 
-def save_image(image: Image.Image, path: str | Path, *, overwrite: bool = False, quality: int = 95) -> Path:
+def save_image(
+    image: Image.Image, path: str | Path, *, overwrite: bool = False, quality: int = 95, strip: Strip = "none"
+) -> Path:
     """Write an image whole or not at all: to a new file in the same folder, which then takes the name.
 
     The suffix chooses the format; `quality` (1..100) is for JPEG, WebP and AVIF. The colour profile in `image.info` of
-    a colour image is kept (BMP holds none); EXIF with its orientation and place and all other metadata are left out.
+    a colour image is kept (BMP holds none), and so are EXIF, XMP, IPTC and resolution that `read_picture` found, but
+    for what `strip` names; what the format cannot hold is said in a warning. All other metadata are left out.
     Raises InputError for alpha or 16 bits in a format without them, an unknown suffix, a missing folder, a full disk
     and, without `overwrite`, an existing file.
     """
@@ -89,9 +94,12 @@ def save_image(image: Image.Image, path: str | Path, *, overwrite: bool = False,
     options: dict[str, Any] = {"quality": quality} if format_name in ("JPEG", "WEBP", "AVIF") else {}
     if image.mode in ("RGB", "RGBA") and image.info.get("icc_profile"):
         options["icc_profile"] = image.info["icc_profile"]
+    about, notes = save_options(image.info, format_name, image.size, strip)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     try:
         with atomic_write(path, overwrite=overwrite) as stream:
-            stripped.save(stream, format=format_name, **options)
+            stripped.save(stream, format=format_name, **options, **about)
     except FileExistsError:
         raise InputError(f"{one_line(path)}: exists already; choose another name or allow overwriting") from None
     except (OSError, ValueError) as error:

@@ -1,6 +1,7 @@
 """Pictures in and out: files, PIL images, arrays and tensors become a `Picture`; a `Picture` becomes a file."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from enlarger.image.decode import (
     open_upright,
 )
 from enlarger.image.encode import SUFFIXES, check_output, save_image
+from enlarger.image.metadata import read_file_metadata
 from enlarger.image.resize import resize, resize_matrix
 
 __all__ = [
@@ -52,6 +54,7 @@ class Picture:
     bit_depth: int = 8
     icc_profile: bytes | None = None  # an sRGB profile, where the source was in colour and had a profile
     notes: tuple[str, ...] = ()  # what was converted, guessed or left out, one line each
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of its file: EXIF, XMP, IPTC, resolution
 
     @property
     def height(self) -> int:
@@ -97,7 +100,8 @@ def list_pictures(folder: str | Path) -> list[Path]:
 
 
 def _from_pil(image: Image.Image, name: str, limit: int, notes: list[str]) -> Picture:
-    image = decode_image(image, name, limit, notes)
+    source, image = image, decode_image(image, name, limit, notes)
+    metadata = read_file_metadata(source)
     try:
         if image.mode == "F" or image.mode.startswith("I"):
             values, bit_depth, icc_profile = _read_grey16(image, name, notes), 16, None
@@ -108,7 +112,7 @@ def _from_pil(image: Image.Image, name: str, limit: int, notes: list[str]) -> Pi
         raise
     except Exception as error:  # decoders raise anything on damaged files
         raise decode_error(name, error) from error
-    return _from_planes(values, bit_depth, icc_profile, notes)
+    return replace(_from_planes(values, bit_depth, icc_profile, notes), metadata=metadata)
 
 
 def _read_grey16(image: Image.Image, name: str, notes: list[str]) -> Tensor:
@@ -180,20 +184,24 @@ def _from_tensor(tensor: Tensor, limit: int) -> Picture:
 def to_pil(picture: Picture) -> Image.Image:
     """The picture as a PIL image, mode L, LA, RGB, RGBA or I;16 (grey of depth 16 without alpha).
 
-    Rounded half to even after clamping; grey is the mean of the three channels. Raises NonFinite for NaN or infinity.
+    Rounded half to even after clamping; grey is the mean of the three channels; the metadata is in its `info`.
+    Raises NonFinite for NaN or infinity.
     """
     if not bool(torch.isfinite(picture.colour).all()):
         raise NonFinite("found NaN or infinity in a picture, expected numbers; run again in float32")
     colour = picture.colour.mean(dim=0, keepdim=True) if picture.is_grey else picture.colour
     planes = (colour.float().cpu() / 2 + 0.5).clamp(0, 1)
     if picture.is_grey and picture.bit_depth == 16 and picture.alpha is None:
-        return Image.fromarray((planes[0] * 65535).round().numpy().astype(np.uint16))
+        grey = Image.fromarray((planes[0] * 65535).round().numpy().astype(np.uint16))
+        grey.info.update(picture.metadata)
+        return grey
     if picture.alpha is not None:
         planes = torch.cat([planes, picture.alpha.float().cpu().clamp(0, 1)])
     array = (planes * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[len(planes)]
     image = Image.fromarray(array[..., 0] if mode == "L" else array)
     assert image.mode == mode
+    image.info.update(picture.metadata)
     if picture.icc_profile and not picture.is_grey:
         image.info["icc_profile"] = picture.icc_profile
     return image

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from enlarger.diffusion.sample import OnStep, Step
 from enlarger.image.encode import check_output, save_image
+from enlarger.image.metadata import Strip
 from enlarger.tasks.inputs import Latents, join_latents
 
 
@@ -60,11 +61,14 @@ class Result:
         """The first picture."""
         return self.images[0]
 
-    def save(self, path: str | Path, *, overwrite: bool = False, quality: int = 95) -> tuple[Path, ...]:
+    def save(
+        self, path: str | Path, *, overwrite: bool = False, quality: int = 95, strip: Strip = "none"
+    ) -> tuple[Path, ...]:
         """Write the pictures whole or not at all; the second and later ones as NAME-2, NAME-3 and so on.
 
-        The suffix chooses the format, `quality` is for JPEG, WebP and AVIF. Raises InputError, before any is written,
-        for what `image.encode.save_image` refuses.
+        The suffix chooses the format, `quality` is for JPEG, WebP and AVIF. What the input's file said (EXIF, XMP,
+        IPTC, resolution) is kept, unless `strip` is "gps", which drops the place, or "all". Raises InputError, before
+        any is written, for what `image.encode.save_image` refuses.
         """
         first = Path(path)
         numbered = (first.with_name(f"{first.stem}-{i}{first.suffix}") for i in range(2, len(self.images) + 1))
@@ -72,7 +76,7 @@ class Result:
         for image, place in zip(self.images, paths, strict=True):
             check_output(place, image.mode, overwrite=overwrite)
         for image, place in zip(self.images, paths, strict=True):
-            save_image(image, place, overwrite=overwrite, quality=quality)
+            save_image(image, place, overwrite=overwrite, quality=quality, strip=strip)
         return paths
 
     def _repr_png_(self) -> bytes:

@@ -35,6 +35,7 @@ LIGHT = {
     "encode",
     "colour",
     "damage",
+    "metadata",
     "other_kinds",
 }  # the modules of `image` that do without torch
 DOORS = {"enlarger", "enlarger.__main__"}  # they only pass on what others hold
