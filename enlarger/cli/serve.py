@@ -3,12 +3,15 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from enlarger.cli.terminal import print_lines
-from enlarger.errors import InputError
+from enlarger.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from enlarger.service.settings import Settings
 
 SETTING_OF_FLAG = {
     "host_name": "hosts",
@@ -130,18 +133,41 @@ def bundled_bounds(megapixels: float) -> dict[str, int]:
     return bounds | ({"pixels": pixels} if pixels > Bounds().pixels else {})
 
 
+def check_models(settings: "Settings") -> None:
+    """Raise InputError for a model whose files are not there: a service would only say so when it is asked for."""
+    from enlarger.hub.cache import resolve
+
+    for model in settings.models:
+        extras = [*(path for path, _ in model.loras), *([] if model.preview is None else [model.preview])]
+        try:
+            if model.path != "bundled":
+                resolve(model.path)
+        except CheckpointError as error:
+            raise InputError(f"model {model.name}: {error}") from error
+        for path in extras:
+            if not os.path.exists(path):
+                raise InputError(f"model {model.name}: {path}: no such file or folder; expected weights that are there")
+
+
 def _serve(**flags: object) -> int:
     """Serve until a signal to stop; the exit status."""
-    from enlarger.service.settings import load_settings
+    from enlarger.service.settings import is_loopback, load_settings
 
     settings = load_settings(**flags)
+    check_models(settings)
     from enlarger.service.app import create_app
     from enlarger.service.server import serve as serve_app
 
     names = ", ".join(model.name for model in settings.known_models)
 
     def print_address(address: str) -> None:
-        print_lines([f"enlarger serves on {address}", f"models: {names}"], sys.stderr)
+        reached = f"other machines reach port {address.rpartition(':')[2]} by this one's address, or by a --host-name"
+        lines = [
+            f"enlarger serves on {address}",
+            *([] if is_loopback(settings.host) else [reached]),
+            f"models: {names}",
+        ]
+        print_lines(lines, sys.stderr)
 
     return serve_app(settings, create_app(settings), on_ready=print_address)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from enlarger.errors import InputError
@@ -181,8 +182,8 @@ class Settings(BaseSettings):
                 )
         if not is_loopback(self.host) and not self.keys and not self.insecure_no_auth:
             raise ValueError(
-                f"{self.host} can be reached from other machines, and there is no key; make one with `enlarger key` "
-                "and put its hash into keys, or say insecure_no_auth"
+                f"{self.host} can be reached from other machines, and there is no key; make one: `enlarger key`, and "
+                "put its line into the file of --config, or let everybody in: --insecure-no-auth"
             )
         return self
 
@@ -217,12 +218,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _problem_text(item: ErrorDetails) -> str:
+    """Where a setting is wrong, and what with it."""
+    place = "".join(f"{part}." for part in item["loc"])[:-1]
+    return f"{place}: {item['msg']}" if place else item["msg"].removeprefix("Value error, ")
+
+
 def load_settings(**flags: Any) -> Settings:
     """The settings of flags, environment and file; a flag of None was not given. Raises InputError."""
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()]
-        raise InputError("; ".join(problems)) from error
+        raise InputError("; ".join(map(_problem_text, error.errors()))) from error
     except (OSError, ValueError) as error:  # the file
         raise InputError(f"the configuration cannot be read: {error}") from error

@@ -107,13 +107,16 @@ def test_the_help_imports_neither_torch_nor_a_server() -> None:
     [
         (["--port", "99999"], {}, "error: port: Input should be less than or equal to 65535"),
         (["--queue", "0"], {}, "error: queue: Input should be greater than or equal to 1"),
-        (["--host", "0.0.0.0"], {}, "0.0.0.0 can be reached from other machines, and there is no key"),
+        (["--host", "0.0.0.0"], {}, "error: 0.0.0.0 can be reached from other machines, and there is no key"),
         (["--config", "absent.toml"], {}, "error: absent.toml: no such configuration file; make it, or leave --config"),
         ([], {"ENLARGER_CONFIG": "absent.toml"}, "error: absent.toml: no such configuration file"),
         (["--config", "wrong.toml"], {}, "error: colour: Extra inputs are not permitted"),
         (["--config", "broken.toml"], {}, "error: the configuration cannot be read: "),
         (["--model", "sd"], {}, "error: --model sd: expected NAME=PATH, or NAME=PATH,keep"),
         (["--model", "a b=x"], {}, "'a b' is no name; expected letters"),
+        (["--model", "x=/nope"], {}, "error: model x: /nope: no such file or folder"),
+        (["--model", "x=/nope,keep"], {}, "error: model x: /nope: no such file or folder"),
+        (["--config", "lora.toml"], {}, "error: model x: absent.safetensors: no such file or folder"),
         (["--log-level", "loud"], {}, "error: log_level: Input should be 'debug', 'info', 'warning' or 'error'"),
         ([], {"ENLARGER_QUEUE": "many"}, "error: queue: Input should be a valid integer"),
     ],
@@ -128,6 +131,9 @@ def test_a_wrong_configuration_is_one_line(
 ) -> None:
     (tmp_path / "wrong.toml").write_text("colour = 1\n")
     (tmp_path / "broken.toml").write_text("host = \n")
+    (tmp_path / "lora.toml").write_text(
+        f'[[models]]\nname = "x"\npath = "{tmp_path}"\nloras = [["absent.safetensors", 1]]\n'
+    )
     monkeypatch.chdir(tmp_path)
     for name, value in env.items():
         monkeypatch.setenv(name, value)

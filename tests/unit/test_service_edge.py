@@ -757,3 +757,23 @@ def test_an_input_error_at_the_start_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), "the folder is in use"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: the folder is in use\n")
+
+
+def test_head_is_answered_as_get_is_without_a_body_and_without_an_end_to_wait_for() -> None:
+    was_stopped = False
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal was_stopped
+        assert scope["method"] == "GET"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-a", b"1")]})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"more", "more_body": True})
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            was_stopped = True
+            raise
+
+    answer, _ = ask(Settings(), "HEAD", app=endless)
+    assert (answer.status, answer.headers["x-a"], answer.body, was_stopped) == (200, "1", b"", True)
+    assert ask(Settings(), "HEAD")[0].status == 200

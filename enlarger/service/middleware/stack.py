@@ -25,6 +25,7 @@ from enlarger.service.middleware.cors import (
 )
 from enlarger.service.middleware.drain_body import drain_body
 from enlarger.service.middleware.error_handler import error_handler
+from enlarger.service.middleware.head_requests import head_as_get
 from enlarger.service.middleware.open_requests import OpenRequests
 from enlarger.service.middleware.security_headers import security_headers
 from enlarger.service.middleware.trusted_host import make_host_check
@@ -40,6 +41,7 @@ def middleware_stack(app: ASGIApp, settings: Settings, metrics: Metrics, reserve
     """An application behind all checks, the cheapest first. `reserve(owner, max_wait)` refuses work, before its body is
     read and again when it is whole, or holds a place from then on. The routes find `owner`, `request_id` and that
     `reservation` in the request's state. Raises InputError for settings that would let anybody in."""
+    routes = head_as_get(app)
     check_host, origins = make_host_check(settings), AllowedOrigins.from_settings(settings)
     open_requests = OpenRequests(settings.bounds.requests_per_key)
 
@@ -60,7 +62,7 @@ def middleware_stack(app: ASGIApp, settings: Settings, metrics: Metrics, reserve
     async def answer(head: RequestHead, owner: str, scope: Scope, receive: Receive, send: Send) -> None:
         if not head.is_image_request:
             refuse_body(head)
-            await app(scope, EmptyBody(receive), send)
+            await routes(scope, EmptyBody(receive), send)
             return
         limits, held, max_wait = body_limits_for(head, settings), list[Reservation](), client_timeout(head)
         reserve(owner, max_wait).release()  # refused before the body is read
