@@ -588,6 +588,14 @@ def test_two_tabs_share_their_list(page: WatchedPage) -> None:
     other.goto(page.url)
     enlarge(page)
     other.wait_for_selector('li[data-state="succeeded"]')
+    other.evaluate(
+        """() => {
+          const key = Object.keys(localStorage).find(name => name.startsWith('enlarger.card.'));
+          const newValue = localStorage[key].replace('"succeeded"', '"running"'); // of a tab that is behind
+          window.dispatchEvent(new StorageEvent('storage', { key, newValue }));
+        }"""
+    )
+    assert other.locator('li[data-state="succeeded"]').count() == 1
     other.click("#clear")
     page.until("document.querySelectorAll('#cards li').length === 0")
 

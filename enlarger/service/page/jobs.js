@@ -119,7 +119,7 @@ async function send(card, signal) {
 		const options = { method: 'POST', body, signal, headers: { ...headers, Prefer: 'respond-async', 'Idempotency-Key': unique() } };
 		const job = await (await persist(card, options, signal)).json();
 		put(card, { id: job.id, state: job.status, job });
-		await refresh(card).catch(() => {}); // what happened before its number was known
+		await refresh(card).catch(() => {}); // what happened meanwhile
 	} catch (problem) {
 		fail(card, problem, signal);
 	}
@@ -280,7 +280,7 @@ function drop(card) {
 	redraw();
 }
 
-/** The cards of earlier visits and other tabs, and what became of their jobs. */
+/** All these cards, and what became of their jobs. */
 export async function recall() {
 	const open = await openTabs();
 	for (const plain of remembered()) {
@@ -289,10 +289,11 @@ export async function recall() {
 	}
 }
 
-/** Take over what was remembered of a card, here or by another tab. */
+/** Take over a card of an earlier visit or another tab. */
 async function adopt(plain) {
 	let card = cards.find(({ key }) => key === plain.key);
 	if (card) {
+		if (card.id && card.id === plain.id && finished(card) && busy(plain)) return; // the other tab is behind
 		if (plain.state === 'canceled') card.controller?.abort();
 		Object.assign(card, plain);
 	} else card = newCard(plain);
