@@ -37,8 +37,7 @@ export async function ask(path, options = {}) {
 
 export const askJson = async (path, options) => (await ask(path, options)).json();
 
-/** Hear of all jobs by one stream: `opened()` once it is there, then `hear(what, kind)`. It ends by `signal`, where it
- * breaks, and where nothing comes through. True if it was there. */
+/** Hear of all jobs: `opened()` once the stream is there, then `hear(what, kind)`, until it breaks. True if it was there. */
 export async function stream(opened, hear, signal) {
 	const silent = new AbortController();
 	let timer, there = false;

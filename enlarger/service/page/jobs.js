@@ -20,8 +20,8 @@ export const unsent = card => UNSENT.includes(card.state) && card.tab === tab;
 let told = () => {}, needKey = async () => false, ended = () => {}, refusal = () => '';
 export let lost = false;
 
-/** `changed()` after each change; `ask(wrong)` asks for a key and says whether there is one now; `end(card, problem)`
- * hears of the end of a job, with what was wrong or without; `refuse(card)` says why not to send it, or ''. */
+/** `changed()` after each change; `ask(wrong)` asks for a key and says whether there is one; `end(card, problem)` hears of
+ * the end of a job, `refuse(card)` says why not to send it, or ''. */
 export function setUp(changed, ask, end, refuse) {
 	[told, needKey, ended, refusal] = [changed, ask, end, refuse];
 	watchTabs(adopt, gone => drop(cards.find(card => card.key === gone)));
@@ -66,7 +66,7 @@ export function addPicture(file, at = [Date.now(), 0]) {
 	return card;
 }
 
-/** Size and small copy of a picture, a TIFF as a picture that browsers show; nothing if it cannot be shown. */
+/** Size and small copy of a picture, and a TIFF as a PNG; nothing if it cannot be shown. */
 async function looked(blob) {
 	try {
 		const image = await createImageBitmap(blob).catch(async () => createImageBitmap(await tiffOf(blob)));

@@ -14,7 +14,7 @@ async function crcOf(blob) {
 	}
 }
 
-/** Numbers of two bytes, in the order that all browsers' machines and ZIP have; `long` is one of four. */
+/** Numbers of two bytes, the low one first as in all browsers' machines; `long` is one of four. */
 const record = (...fields) => new Uint16Array(fields.flat(2));
 const long = value => [value & 0xffff, value >>> 16];
 
