@@ -70,9 +70,13 @@ def jobs_of(data: Path) -> dict[str, Job]:
     assert link.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     link.close()
     database = JobDatabase.open(data / "queue.sqlite3")
-    found = {job.idempotency_key or "": job for job in database.list("", None, 10_000)}
+    page = database.list("", None, 10_000)
+    jobs = [*page.jobs]
+    while page.has_more:
+        page = database.list("", None, 10_000, jobs[-1].id)
+        jobs += page.jobs
     database.close()
-    return found
+    return {job.idempotency_key or "": job for job in jobs}
 
 
 def check(data: Path, given: dict[str, str]) -> None:

@@ -23,6 +23,7 @@ from enlarger.service.jobs.admission import Reservation, Reservations
 from enlarger.service.jobs.events import EventFeed, EventLogs
 from enlarger.service.jobs.job import RESULT_FILE, Idempotency, Job, JobProgress, JobSpec, JobStatus, Task, job_folder
 from enlarger.service.jobs.model_registry import ModelState
+from enlarger.service.jobs.store import JobPage
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.routes import install_routes
@@ -204,9 +205,13 @@ class FakeJobManager:
         self.event_logs.publish(id, status, {"status": status})
         return job
 
-    async def list(self, owner: str, status: JobStatus | None = None, limit: int = 100) -> list[Job]:
-        mine = [job for job in self.known.values() if job.owner == owner and status in (None, job.status)]
-        return mine[::-1][:limit]
+    async def list(
+        self, owner: str, status: JobStatus | None = None, limit: int = 100, after: str | None = None
+    ) -> JobPage:
+        mine = [job for job in self.known.values() if job.owner == owner and status in (None, job.status)][::-1]
+        ids = [job.id for job in mine]
+        older = mine if after is None else mine[ids.index(after) + 1 if after in ids else len(mine) :]
+        return JobPage(tuple(older[:limit]), len(older) > limit)
 
 
 def write_result(spec: JobSpec, folder: Path) -> dict[str, Any]:

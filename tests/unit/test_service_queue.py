@@ -107,7 +107,7 @@ async def test_jobs_run_in_the_order_in_which_they_came(tmp_path: Path) -> None:
         over = [await queue.wait(job.id) for job in jobs]
         begun = [job.started or 0 for job in over]
         assert begun == sorted(begun)
-        assert [job.id for job in await queue.list("", "succeeded")] == [job.id for job in reversed(jobs)]
+        assert [job.id for job in (await queue.list("", "succeeded")).jobs] == [job.id for job in reversed(jobs)]
 
 
 @async_test
@@ -701,7 +701,7 @@ async def test_a_row_that_cannot_be_read_is_set_aside(tmp_path: Path, caplog: py
     connection.close()
     async with running(tmp_path) as queue:
         assert (await queue.wait(good.id)).status == "succeeded"
-        assert [job.id for job in await queue.list("")] == [good.id] and sum(queue.counts().values()) == 1
+        assert [job.id for job in (await queue.list("")).jobs] == [good.id] and sum(queue.counts().values()) == 1
         assert all(job_folder(tmp_path, job.id).is_dir() for job in bad), "their files are left"
     assert caplog.text.count("a row cannot be read and is set aside: job") == 4
 
@@ -857,12 +857,12 @@ async def test_the_oldest_results_go_where_the_disk_is_over_its_quota(
             await queue.wait(job.id)
             (job_folder(tmp_path, job.id) / "result-0.png").write_bytes(b"x" * 500_000)
         await queue.delete_expired()
-        assert len(await queue.list("")) == 4, "what was just made is safe"
+        assert len((await queue.list("")).jobs) == 4, "what was just made is safe"
         problem = await refused_later(give_in(queue))
         assert (problem.code, problem.retry_after) == ("queue_full", 60) and "ask again later" in problem.message
         monkeypatch.setattr(retention, "MIN_RETENTION_SECONDS", -1)
         await queue.delete_expired()
-        assert [job.id for job in await queue.list("")] == [jobs[3].id, jobs[2].id]
+        assert [job.id for job in (await queue.list("")).jobs] == [jobs[3].id, jobs[2].id]
         assert (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded"
         large = await refused_later(submit_job(queue, QUICK, size=(1000, 1000)))
         assert large.code == "image_too_large" and "of which the service may have" in large.message
@@ -878,7 +878,7 @@ async def test_texts_and_the_database_count_for_the_disk(tmp_path: Path, monkeyp
             await queue.wait((await submit_job(queue, options=options)).id)
             await queue.delete_expired()
             assert sum(path.lstat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= most
-        assert 1 <= len(await queue.list("")) < 20
+        assert 1 <= len((await queue.list("")).jobs) < 20
 
 
 @async_test

@@ -10,7 +10,7 @@ import pytest
 
 from enlarger.errors import InputError
 from enlarger.service.jobs.job import Job, JobSpec, OutputOptions, new_job_id
-from enlarger.service.jobs.store import APPLICATION_ID, MIGRATIONS, JobDatabase, JobStore
+from enlarger.service.jobs.store import APPLICATION_ID, MIGRATIONS, PAGE_BYTES, JobDatabase, JobPage, JobStore
 from enlarger.service.problems import Problem, ProblemError
 from tests.support.queues import async_test
 
@@ -108,11 +108,23 @@ def test_the_same_key_gives_the_earlier_job_to_its_owner_alone(database: JobData
     assert database.add(replace(first, idempotency_key=None)) == first, "an id is taken"
 
 
+def test_a_page_of_jobs_is_bounded_in_bytes(database: JobDatabase) -> None:
+    text = "x" * (PAGE_BYTES // 3)
+    jobs = [database.add(job(owner="a", spec=JobSpec("generate", "sd", {"prompt": text}))) for _ in range(4)]
+    assert database.list("a", None, 100) == JobPage((jobs[3], jobs[2]), True)
+    assert database.list("a", None, 100, jobs[2].id) == JobPage((jobs[1], jobs[0]), False)
+    huge = database.add(job(owner="b", spec=JobSpec("generate", "sd", {"prompt": text * 9})))
+    assert database.list("b", None, 100) == JobPage((huge,), False)
+
+
 def test_jobs_are_listed_newest_first_and_wait_oldest_first(database: JobDatabase) -> None:
     jobs = [database.add(job(created=5.0 - i, owner="a" if i < 3 else "b")) for i in range(5)]
     database.finish(ended(jobs[1]))
-    assert list(database.list("a", None, 100)) == [jobs[2], ended(jobs[1]), jobs[0]]
-    assert list(database.list("a", "queued", 1)) == [jobs[2]] and database.list("c", None, 9) == []
+    assert database.list("a", None, 3) == JobPage((jobs[2], ended(jobs[1]), jobs[0]), False)
+    assert database.list("a", None, 2) == JobPage((jobs[2], ended(jobs[1])), True)
+    assert database.list("a", None, 2, jobs[1].id) == JobPage((jobs[0],), False)
+    assert database.list("a", "queued", 1) == JobPage((jobs[2],), True)
+    assert database.list("c", None, 9) == database.list("a", None, 9, "x" * 22) == JobPage((), False)
     assert list(database.unfinished()) == [jobs[0], jobs[2], jobs[3], jobs[4]]
     assert database.counts() == {"queued": 4, "succeeded": 1}
     assert database.ids() == {one.id for one in jobs}

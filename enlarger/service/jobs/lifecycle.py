@@ -89,6 +89,11 @@ class JobLifecycle:
         self.on_queue_changed()
         return job
 
+    def current(self, job: Job) -> Job:
+        """A job out of the store as it is now in memory, if it is there."""
+        active = self.queue.active_jobs.get(job.id)
+        return self._unwritten.get(job.id, job) if active is None else active.job
+
     async def get(self, id: str) -> Job | None:
         if id in self._unwritten:
             return self._unwritten[id]

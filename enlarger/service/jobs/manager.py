@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Literal
 
 from enlarger.service.jobs import lock
@@ -19,7 +19,7 @@ from enlarger.service.jobs.job_queue import ActiveJob, finished_progress
 from enlarger.service.jobs.lifecycle import JobLifecycle, Outcome, unfinished
 from enlarger.service.jobs.model_registry import ModelRegistry, ModelState
 from enlarger.service.jobs.retention import Retention
-from enlarger.service.jobs.store import JobDatabase
+from enlarger.service.jobs.store import JobDatabase, JobPage
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import (
     CANCELED,
@@ -214,10 +214,12 @@ class JobManager:
     async def get(self, id: str) -> Job | None:
         return await self._lifecycle.get(id)
 
-    async def list(self, owner: str, status: JobStatus | None = None, limit: int = 100) -> list[Job]:
-        """The jobs of an owner, the newest first."""
-        jobs = await self._lifecycle.store.run(JobDatabase.list, owner, status, limit)
-        return [await self._lifecycle.get(job.id) or job for job in jobs]
+    async def list(
+        self, owner: str, status: JobStatus | None = None, limit: int = 100, after: str | None = None
+    ) -> JobPage:
+        """A page of the jobs of an owner, the newest first, or those older than one of them."""
+        page = await self._lifecycle.store.list(owner, status, limit, after)
+        return replace(page, jobs=tuple(map(self._lifecycle.current, page.jobs)))
 
     async def wait(self, id: str) -> Job:
         """A job once it is over. Raises ProblemError: 404 `job_not_found`, 503 `draining` if it is left for later."""

@@ -45,6 +45,7 @@ MIGRATIONS = (
 """The step from each version of the schema to the next; the version is the file's `user_version`."""
 
 COLUMNS = tuple(item.name for item in fields(Job))
+PAGE_BYTES = 512 << 10  # bytes of one page of a list
 JSON_COLUMNS = ("spec", "result", "problem")
 JOB: TypeAdapter[Job] = TypeAdapter(Job)
 MAX_UNREADABLE = 100  # rows that are kept aside
@@ -52,6 +53,14 @@ MIN_FREE_SHARE = 4  # a quarter of the file has to be free before it is written 
 JOURNAL_PAGES = 32  # after which the journal goes into the file
 BUSY_MILLISECONDS = 250  # to wait for another program that has locked the file
 FINISHED_SQL = ", ".join(f"'{status}'" for status in sorted(FINISHED_STATUSES))
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """Some of an owner's jobs."""
+
+    jobs: tuple[Job, ...]
+    has_more: bool  # there are older ones
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,14 @@ class JobDatabase:
         except BaseException:
             connection.close()
             raise
+        return cls(path, connection)
+
+    @classmethod
+    def open_reader(cls, path: Path) -> "JobDatabase":
+        """Open the file a second time, to read only."""
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", isolation_level=None, uri=True)
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
+        connection.text_factory = _decode_text
         return cls(path, connection)
 
     def close(self) -> None:
@@ -121,10 +138,22 @@ class JobDatabase:
     def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
         return self._select_one("owner = ? AND idempotency_key = ?", owner, idempotency_key)
 
-    def list(self, owner: str, status: JobStatus | None, limit: int) -> Sequence[Job]:
-        """The jobs of an owner, the newest first."""
-        where, values = ("owner = ?", [owner]) if status is None else ("owner = ? AND status = ?", [owner, status])
-        return self._select(f"{where} ORDER BY number DESC LIMIT ?", *values, limit)
+    def list(self, owner: str, status: JobStatus | None, limit: int, after: str | None = None) -> JobPage:
+        """The jobs of an owner, the newest first, or those older than one of them: so many, and so many bytes of JSON,
+        but one at least."""
+        conditions, values = ["owner = ?"], [owner]
+        if status is not None:
+            conditions, values = [*conditions, "status = ?"], [*values, status]
+        if after is not None:
+            conditions, values = [*conditions, "number < (SELECT number FROM jobs WHERE id = ?)"], [*values, after]
+        query = f"SELECT {', '.join(COLUMNS)} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?"
+        rows, num_bytes = list[Sequence[Any]](), 0
+        for row in self.connection.execute(query, [*values, limit + 1]):
+            num_bytes += sum(len(value) for value in row if isinstance(value, str))
+            if rows and (len(rows) == limit or num_bytes > PAGE_BYTES):
+                return JobPage(tuple(_readable(rows)), True)
+            rows.append(row)
+        return JobPage(tuple(_readable(rows)), False)
 
     def unfinished(self) -> Sequence[Job]:
         """What waits or runs, in the order in which it came."""
@@ -208,40 +237,62 @@ class _Transaction:
 
 
 class JobStore:
-    """The database behind one thread, so that the event loop never waits for the disk."""
+    """The database behind one thread, so that the event loop never waits for the disk, and lists behind another, so
+    that no job waits for them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.has_failed = False  # whether the last call failed for want of storage
         self._executor = ThreadPoolExecutor(1, "enlarger-store")
+        self._list_executor = ThreadPoolExecutor(1, "enlarger-lists")
         self._database: JobDatabase | None = None
+        self._list_database: JobDatabase | None = None
 
     async def open(self) -> None:
-        self._database = await self._run_in_thread(JobDatabase.open, self.path)
+        self._database = await self._run_in_thread(self._executor, JobDatabase.open, self.path)
         for text in await self.run(JobDatabase.set_aside_unreadable):
             log.error("%s: a row cannot be read and is set aside: %s", self.path, text)
+        self._list_database = await self._run_in_thread(self._list_executor, JobDatabase.open_reader, self.path)
+
+    async def list(self, owner: str, status: JobStatus | None, limit: int, after: str | None) -> JobPage:
+        """As `JobDatabase.list`. Raises ProblemError as `run`."""
+        return await self._run(self._list_executor, self._list_database, JobDatabase.list, owner, status, limit, after)
 
     async def close(self) -> None:
         """Close the file; calls afterwards are refused."""
-        database, self._database = self._database, None
-        if database is not None:
-            await self._run_in_thread(database.close)
-        self._executor.shutdown(wait=False)
+        databases = ((self._executor, self._database), (self._list_executor, self._list_database))
+        self._database = self._list_database = None
+        for executor, database in databases:
+            if database is not None:
+                await self._run_in_thread(executor, database.close)
+            executor.shutdown(wait=False)
 
     async def run(self, method: Callable[Concatenate[JobDatabase, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a method of JobDatabase. Raises ProblemError `storage_full`, `storage_failed`; `draining` once closed."""
-        if self._database is None:
+        return await self._run(self._executor, self._database, method, *args, **kwargs)
+
+    async def _run(
+        self,
+        executor: ThreadPoolExecutor,
+        database: JobDatabase | None,
+        method: Callable[Concatenate[JobDatabase, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        if database is None:
             raise ProblemError(DRAINING)
         try:
-            result = await self._run_in_thread(method, self._database, *args, **kwargs)
+            result = await self._run_in_thread(executor, method, database, *args, **kwargs)
         except (sqlite3.Error, OSError) as error:
             self.has_failed = True
             raise ProblemError(_storage_problem(self.path, error)) from error
         self.has_failed = False
         return result
 
-    async def _run_in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: call(*args, **kwargs))
+    async def _run_in_thread(
+        self, executor: ThreadPoolExecutor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await asyncio.get_running_loop().run_in_executor(executor, lambda: call(*args, **kwargs))
 
 
 def _migrate(path: Path, connection: sqlite3.Connection) -> None:

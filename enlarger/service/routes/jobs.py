@@ -37,11 +37,14 @@ async def list_jobs(
     request: Request,
     status: Annotated[JobStatus | None, Query(description="only those that are so")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LISTED, description="how many at most")] = 100,
+    after: Annotated[str, Query(max_length=64, description="`id` of the last job of the page before")] = "",
 ) -> Response:
-    """The jobs of this key, or of everybody where there are no keys, the newest first."""
+    """The jobs of this key, or of everybody where there are no keys, the newest first. Pages are bounded in bytes, too:
+    `has_more` says whether there are older jobs than those here."""
     service, base_url = get_service(request), responses.get_base_url(request)
-    jobs = await service.jobs.list(get_owner(request), status, limit)
-    return JSONResponse({"object": "list", "data": [_job_json(service, job, base_url) for job in jobs]})
+    page = await service.jobs.list(get_owner(request), status, limit, after or None)
+    data = [_job_json(service, job, base_url) for job in page.jobs]
+    return JSONResponse({"object": "list", "data": data, "has_more": page.has_more})
 
 
 @router.get(

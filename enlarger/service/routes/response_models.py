@@ -107,6 +107,7 @@ class JobList(BaseModel):
 
     object: Literal["list"]
     data: list[JobReply]
+    has_more: bool
 
 
 class Deleted(BaseModel):
