@@ -4,32 +4,25 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from enlarger.checkpoint.adapters.lora import LORA_COMPONENTS, Lora, LoraDelta, apply_loras, parse_lora, read_lora
+from enlarger.checkpoint.adapters.lora import LORA_COMPONENTS, Lora, apply_loras
 from enlarger.checkpoint.adapters.textual_inversion import (
     TextualInversion,
     add_textual_inversion,
     read_textual_inversion,
 )
+from enlarger.checkpoint.adapters.weight_deltas import WeightDelta
+from enlarger.diffusers.adapter_files import WeightsSource, load_lora, resolve_source
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusers.models import model_view
 from enlarger.diffusers.tokenizer import CLIPTokenizer
-from enlarger.errors import CheckpointError, InputError, Unsupported
+from enlarger.errors import InputError, Unsupported
 from enlarger.tasks.loading import TOKENIZER_OF_ENCODER, clip_part, encoders_for
 
-LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
-FIXED_LOADING_OPTIONS = {
-    "use_safetensors": True,
-    "local_files_only": True,
-    "low_cpu_mem_usage": True,
-}  # how it is done anyway
-
-WeightsSource = str | Path | Mapping[str, Tensor]
 Weight = float | Mapping[str, Any] | None
 Names = str | Sequence[str]
 
@@ -78,10 +71,10 @@ class Adapters:
         }
         return Adapters({**self.base, **merged}, self.configs, self.applied, self.inversions)
 
-    def _fused_updates(self, part: str) -> list[tuple[Mapping[str, LoraDelta], float]]:
+    def _fused_updates(self, part: str) -> list[tuple[Mapping[str, WeightDelta], float]]:
         return [(self.loras[name].components[part], each[part]) for name, each in self.fused.items() if part in each]
 
-    def _active_updates(self, part: str, scale: float) -> list[tuple[Mapping[str, LoraDelta], float]]:
+    def _active_updates(self, part: str, scale: float) -> list[tuple[Mapping[str, WeightDelta], float]]:
         names = [name for name in self.active.get(part, ()) if part not in self.fused.get(name, {})]
         return [(self.loras[name].components[part], scale * self.weights[name][part]) for name in names]
 
@@ -105,6 +98,7 @@ class LoraMethods:
     ) -> None:
         """Read a LoRA from a local file, a folder or named tensors; it becomes the active one of the parts it changes.
 
+        Tokens that it brings along are added as `load_textual_inversion` does, and stay until they are unloaded.
         `kwargs` are `weight_name` and `subfolder`; `use_safetensors=False` allows a pickle that holds tensors only.
         """
         if hotswap:
@@ -116,11 +110,18 @@ class LoraMethods:
             name = next(free for i in count(len(state.loras)) if (free := f"default_{i}") not in used_names)
         if name in used_names:
             raise ArgumentError(f"an adapter is already called {name!r}; give another adapter_name, or delete it first")
-        lora = _load_lora(pretrained_model_name_or_path_or_dict, kwargs, state.networks())
+        lora = load_lora(pretrained_model_name_or_path_or_dict, kwargs, state.networks())
         weights = {name: dict.fromkeys(lora.components, 1.0)}
         active = {**state.active, **dict.fromkeys(lora.components, (name,))}
         loras = {**state.loras, name: lora}
-        self._apply_adapters(replace(state, loras=loras, weights={**state.weights, **weights}, active=active))
+        natives = {name: getattr(part, "native", part) for name, part in state.base.items()}
+        brought = [(part, each) for each in lora.inversions for part in encoders_for(natives, each)]
+        self._apply_adapters(
+            replace(
+                state, loras=loras, weights={**state.weights, **weights}, active=active,
+                inversions=(*state.inversions, *brought),
+            )
+        )  # fmt: skip
 
     def unload_lora_weights(self) -> None:
         """Take all adapters away: the weights are exactly those from before. Fused adapters stay fused."""
@@ -233,7 +234,7 @@ class LoraMethods:
         natives = {name: getattr(part, "native", part) for name, part in state.base.items()}
         added: list[tuple[str, TextualInversion]] = []
         for source, token_name in zip(sources, tokens, strict=True):
-            resolved, allow_pickle = _resolve_source(source, kwargs)
+            resolved, allow_pickle = resolve_source(source, kwargs)
             inversion = read_textual_inversion(resolved, token_name, allow_pickle=allow_pickle)
             added += [(part, inversion) for part in ([chosen] if chosen else encoders_for(natives, inversion))]
         self._apply_adapters(replace(state, inversions=(*state.inversions, *added)))
@@ -305,40 +306,6 @@ class LoraMethods:
         raise ArgumentError(
             "`text_encoder` and `tokenizer` are no pair of this pipeline; give its own, or leave them out"
         )
-
-
-def _load_lora(source: WeightsSource, options: Mapping[str, object], networks: Mapping[str, nn.Module]) -> Lora:
-    resolved, allow_pickle = _resolve_source(source, options)
-    if isinstance(resolved, Mapping):
-        return parse_lora(resolved, networks)
-    return read_lora(
-        _find_weight_file(resolved) if resolved.is_dir() else resolved, networks, allow_pickle=allow_pickle
-    )
-
-
-def _resolve_source(source: WeightsSource, options: Mapping[str, object]) -> tuple[Path | Mapping[str, Tensor], bool]:
-    """The file, the folder or the tensors that are meant, and whether a pickle may be read."""
-    for name, value in options.items():
-        is_known = name in ("weight_name", "subfolder", "use_safetensors", "local_files_only")
-        if not is_known and value not in (None, FIXED_LOADING_OPTIONS.get(name)):
-            raise Unsupported(f"{name}={value!r} has no effect here; give a local file, weight_name and subfolder")
-    if isinstance(source, Mapping):
-        return source, False
-    path = Path(source, *(str(options[key]) for key in ("subfolder", "weight_name") if options.get(key) is not None))
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file, and nothing is downloaded here; fetch it first and give its path")
-    return path, options.get("use_safetensors") is False
-
-
-def _find_weight_file(folder: Path) -> Path:
-    candidates = sorted(folder.glob("*.safetensors"))
-    default_file = folder / LORA_WEIGHT_NAME
-    if default_file in candidates or len(candidates) == 1:
-        return default_file if default_file in candidates else candidates[0]
-    names = ", ".join(file.name for file in candidates) or "no safetensors file"
-    raise CheckpointError(
-        f"{folder}: found {names}, expected {LORA_WEIGHT_NAME} or a single file; choose with weight_name"
-    )
 
 
 def _follow_device_and_dtype(base: Any, applied: Any) -> Any:

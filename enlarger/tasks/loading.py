@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from enlarger.checkpoint.adapters.lora import LORA_COMPONENTS, LoraDelta, apply_loras, read_lora
+from enlarger.checkpoint.adapters.lora import LORA_COMPONENTS, apply_loras, read_lora
 from enlarger.checkpoint.adapters.textual_inversion import (
     TextualInversion,
     add_textual_inversion,
     read_textual_inversion,
 )
+from enlarger.checkpoint.adapters.weight_deltas import WeightDelta
 from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.families import KINDS, ModelKind, kind_of_pipeline_class, kind_of_unet
 from enlarger.checkpoint.folder.load import read_folder
@@ -73,8 +74,9 @@ class Checkpoint:
         Nothing is downloaded. Raises CheckpointError naming the file for all that is missing, damaged or unknown.
         """
         bundle = self._read(dtype)
-        parts = _with_loras(bundle.components, self.loras, self.allow_pickle)
-        parts = _with_inversions(parts, self.inversions, self.allow_pickle)
+        parts, brought = _with_loras(bundle.components, self.loras, self.allow_pickle)
+        inversions = [read_textual_inversion(path, allow_pickle=self.allow_pickle) for path in self.inversions]
+        parts = _with_inversions(parts, [*brought, *inversions])
         return replace(bundle, components=parts)
 
     def _read(self, dtype: torch.dtype | None) -> PipelineComponents:
@@ -99,21 +101,24 @@ class Checkpoint:
 
 def _with_loras(
     parts: Mapping[str, Any], loras: Sequence[tuple[str | Path, float]], allow_pickle: bool
-) -> dict[str, Any]:
-    """The parts with networks that the files change."""
+) -> tuple[dict[str, Any], list[TextualInversion]]:
+    """The parts with networks that the files change, and the tokens that the files bring along."""
     networks = {name: parts[name] for name in LORA_COMPONENTS if name in parts}
-    added: dict[str, list[tuple[Mapping[str, LoraDelta], float]]] = {}
+    added: dict[str, list[tuple[Mapping[str, WeightDelta], float]]] = {}
+    brought: list[TextualInversion] = []
     for path, scale in loras:
-        for name, updates in read_lora(path, networks, allow_pickle).components.items():
+        lora = read_lora(path, networks, allow_pickle)
+        brought += lora.inversions
+        for name, updates in lora.components.items():
             added.setdefault(name, []).append((updates, scale))
-    return dict(parts) | {name: apply_loras(networks[name], weighted) for name, weighted in added.items()}
+    changed = {name: apply_loras(networks[name], weighted) for name, weighted in added.items()}
+    return dict(parts) | changed, brought
 
 
-def _with_inversions(parts: Mapping[str, Any], paths: Sequence[str | Path], allow_pickle: bool) -> dict[str, Any]:
+def _with_inversions(parts: Mapping[str, Any], inversions: Sequence[TextualInversion]) -> dict[str, Any]:
     """The parts with tokenizers and text encoders that know more tokens."""
     extended = dict(parts)
-    for path in paths:
-        inversion = read_textual_inversion(path, allow_pickle=allow_pickle)
+    for inversion in inversions:
         for name in encoders_for(extended, inversion):
             pair = extended[TOKENIZER_OF_ENCODER[name]], extended[name]
             extended[TOKENIZER_OF_ENCODER[name]], extended[name] = add_textual_inversion(

@@ -194,6 +194,9 @@ KINDS: Mapping[str, Kind] = {
     "a LoRA's pattern of many dots": Kind(
         adapter_config(lambda size: {"unet.alpha_pattern": {"." * size: 1}}), read_adapter
     ),
+    "a LoRA's pattern of many wildcards": Kind(
+        adapter_config(lambda size: {"unet.alpha_pattern": {".*" * (size // 2): 1}}), read_adapter
+    ),
     "a LoRA of many names": Kind(many_entries, read_adapter),
     "an inversion of many names": Kind(many_entries, read_words),
     "one text encoded often": Kind(encoded_often, read_tensors),

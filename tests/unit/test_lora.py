@@ -1,7 +1,6 @@
 """Reading LoRA files and adding them: the formula, what is shared, and what is said of files that do not fit."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +139,8 @@ def test_settings_of_peft(networks: Any, tmp_path: Path) -> None:
     [
         ({"to_k": 1}, 0.5), ({"k": 1}, 4.0), ({"attn2.to_k": 1, "to_k": 3}, 0.5), ({"to_k": 3, "attn2.to_k": 1}, 1.5),
         ({ATTENTION: 1}, 0.5), ({f"^{ATTENTION}": 1}, 0.5), ({"attn1.to_k": 1}, 4.0), ({}, 4.0),
+        ({r"down_blocks\..*\.to_k": 1}, 0.5), ({".*attn2.*": 1}, 0.5), ({r"mid_block\..*\.to_k": 1}, 4.0),
+        ({".*attn2": 1}, 4.0), ({"down_blocks.*attn2.*to_k": 1, "to_k": 3}, 0.5),
     ],
 )  # fmt: skip
 def test_alphas_by_layer_are_names_and_their_ends(networks: Any, patterns: dict[str, int], scale: float) -> None:
@@ -148,7 +149,7 @@ def test_alphas_by_layer_are_names_and_their_ends(networks: Any, patterns: dict[
     assert found.components["unet"][f"{ATTENTION}.weight"].scale == scale
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+$", ".*attn2.*", "to_[qk]", "", "(((", "to_k|to_q"])
+@pytest.mark.parametrize("pattern", ["(a+)+$", "to_.+", "*to_k", "to_[qk]", "", "(((", "to_k|to_q"])
 def test_no_pattern_of_a_file_is_run(networks: Any, pattern: str) -> None:
     tensors = {f"unet.{ATTENTION}.lora_A.weight": normal(2, 32), f"unet.{ATTENTION}.lora_B.weight": normal(32, 2)}
     with pytest.raises(
@@ -172,17 +173,13 @@ def test_names_without_a_part_are_the_unets(networks: Any) -> None:
     assert list(lora.components["unet"]) == [f"{ATTENTION}.weight"]
 
 
-KINDS = {
-    "dora_scale": "a DoRA", "hada_w1_a": "a LoHa", "lokr_w1": "a LoKr", "oft_blocks": "an OFT",
-    "diff": "a LyCORIS full", "diff_b": "a LyCORIS full",
-    "w_norm": "a LyCORIS with changed normalisations", "on_input": "an (IA)3",
-}  # fmt: skip
+KINDS = {"oft_blocks": "an OFT", "boft_blocks": "a BOFT", "a1.weight": "a GLoRA"}
 
 
 @pytest.mark.parametrize("ending", KINDS)
 def test_other_kinds(networks: Any, ending: str) -> None:
     tensors = kohya(ATTENTION, normal(2, 32), normal(32, 2), **{ending: torch.ones(1)})
-    with pytest.raises(Unsupported, match=f"this is {re.escape(KINDS[ending])}.*expected a LoRA: .* Merge it into"):
+    with pytest.raises(Unsupported, match=rf"this is {KINDS[ending]} .*, expected a LoRA, LoHa, .*\. Merge it into"):
         parse_lora(tensors, networks)
 
 

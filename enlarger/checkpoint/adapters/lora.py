@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -13,60 +14,49 @@ import torch
 from torch import Tensor, nn
 
 from enlarger.checkpoint.adapters.lora_key_mapping import KOHYA_PREFIXES, layer_aliases
+from enlarger.checkpoint.adapters.read_deltas import LORA_KEY_PATTERN, group_factors, make_deltas
+from enlarger.checkpoint.adapters.textual_inversion import TextualInversion, read_textual_inversion
+from enlarger.checkpoint.adapters.weight_deltas import WeightDelta
 from enlarger.checkpoint.load_module import TEXT_ENCODER_NAMES, UNET_NAMES, Shape, guess_network
 from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.errors import CheckpointError, InputError, Unsupported, list_names
-from enlarger.strict_json import parse_json, short_repr
+from enlarger.strict_json import parse_json, printable_name, short_repr
 
 LORA_COMPONENTS = tuple(KOHYA_PREFIXES)  # the networks that a LoRA may change
 ADAPTER_METADATA_KEY = "lora_adapter_metadata"  # where diffusers writes PEFT's config in a file
-LORA_KEY_PATTERN = re.compile(
-    r"(.+?)(?:\.lora_(A|B)(?:\.\w+)?|\.lora_(down|up|mid)|[._]lora(?:_linear_layer)?\.(down|up))\.weight"
-)
 TRANSFORMER_PATTERN = re.compile(r"double_blocks|single_blocks|single_transformer|joint_blocks|^transformer\.")
-LAYER_NAME_PATTERN = re.compile(r"[\w.]+")  # of PEFT's alpha_pattern: whole names and their ends, no expressions
-PEFT_FACTORS = {"A": "down", "B": "up"}
-UNSUPPORTED_ADAPTERS = {  # what trainers write that is no plain LoRA, by a pattern in its names
-    "dora_scale": "a DoRA",
-    "lora_magnitude_vector": "a DoRA",
-    r"\.hada_": "a LoHa",
-    r"\.lokr_": "a LoKr",
+BUNDLED_EMBEDDING_PATTERN = re.compile(r"bundle_emb\.(.+)\.(clip_[lg]|string_to_param(?:\.\*)?|emb_params)")
+LAYER_NAME_PATTERN = re.compile(r"(?:[\w.]|(?<=\.)\*)+")  # of PEFT's alpha_pattern: names, their ends, and `.*`
+MAX_WILDCARDS = 100  # of all names with `.*`, which are compared with every layer
+UNSUPPORTED_ADAPTERS = {  # what trainers write that none of our changes is, by a pattern in its names
     r"\.oft_": "an OFT",
     r"\.boft_": "a BOFT",
     r"\.a1\.weight$": "a GLoRA",
-    r"\.on_input$": "an (IA)3",
-    r"\.diff(_b)?$": "a LyCORIS full difference",
-    r"\.[wb]_norm$": "a LyCORIS with changed normalisations",
-    r"lora_(B|up)(\.\w+)?\.bias$": "a LoRA with biases",
     "lora_embedding_": "a LoRA of token embeddings",
-    r"^bundle_emb\.": "a LoRA with textual inversions inside",
     "lora_controlnet": "a Control-LoRA",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class LoraDelta:
-    """The change `scale * up @ down` of one weight; a convolution's is taken over all places of its kernel."""
-
-    down: Tensor  # (rank, in) or (rank, in, h, w)
-    up: Tensor  # (out, rank) or (out, rank, 1, 1)
-    scale: float  # alpha / rank
 
 
 @dataclass(frozen=True, eq=False)
 class Lora:
     """What a file changes: for each component (unet, text_encoder, text_encoder_2) the changes of weights by name."""
 
-    components: Mapping[str, Mapping[str, LoraDelta]]
+    components: Mapping[str, Mapping[str, WeightDelta]]
+    inversions: tuple[TextualInversion, ...] = ()  # tokens that the file brings along
+    unknown_layers: tuple[str, ...] = ()  # of the file, which the networks lack
 
 
 @dataclass(frozen=True)
 class _LoraTarget:
-    """A layer of a network: its component, its name, and its weight's shape."""
+    """A layer of a network: its component, its name, and the shapes of its weight and of its bias, if any."""
 
     component: str
     name: str
     shape: Shape
+    bias_shape: Shape | None
+
+    def parameter_shape(self, parameter: str) -> Shape | None:
+        return self.shape if parameter == "weight" else self.bias_shape
 
 
 def read_lora(path: str | Path, networks: Mapping[str, nn.Module], allow_pickle: bool = False) -> Lora:
@@ -91,39 +81,77 @@ def parse_lora(
     A layer without alpha, in the tensors or the config, has alpha = rank.
     """
     _reject_other_adapters(source, tensors)
-    targets, factors = _lora_targets(networks), _group_factors(tensors)
-    unknown_keys = [name for name in factors if name not in targets]
-    if unknown_keys or not factors:
+    embeddings, tensors = _split_embeddings(source, tensors)
+    targets, factors = _lora_targets(networks), group_factors(tensors)
+    unknown_layers = tuple(name for name in factors if name not in targets)
+    if len(unknown_layers) == len(factors):
         problem = (
-            f"{len(unknown_keys)} names fit no layer of the model: {list_names(unknown_keys)}"
+            f"{len(unknown_layers)} names fit no layer of the model: {list_names(unknown_layers)}"
             if factors
             else "it is empty"
         )
         raise CheckpointError(f"{source}: {problem}. {_family_hint(tensors, networks)}")
-    components: dict[str, dict[str, LoraDelta]] = {}
-    alphas = {name: _adapter_alphas(source, adapter_config or {}, name) for name in networks}
+    known_factors = {name: each for name, each in factors.items() if name in targets}
+    components = _read_components(source, targets, known_factors, adapter_config or {}, networks)
+    if unknown_layers:
+        warnings.warn(
+            f"{source}: {len(unknown_layers)} of {len(factors)} layers fit none of the model's and are left out: "
+            f"{list_names([printable_name(name) for name in unknown_layers])}",
+            stacklevel=2,
+        )
+    return Lora(components, embeddings, unknown_layers)
+
+
+def _read_components(
+    source: str,
+    targets: Mapping[str, _LoraTarget],
+    factors: Mapping[str, Mapping[str, Tensor]],
+    adapter_config: Mapping[str, Any],
+    networks: Mapping[str, nn.Module],
+) -> dict[str, dict[str, WeightDelta]]:
+    """The changes of each component's parameters. Raises CheckpointError naming those that fit no parameter."""
+    components: dict[str, dict[str, WeightDelta]] = {}
+    alphas = {name: _adapter_alphas(source, adapter_config, name) for name in networks}
     misshapen: list[str] = []
     for target, layer_key in _unique_layer_keys(source, targets, factors).items():
         default_scale = partial(alphas[target.component].scale, target.name)
-        delta = _make_delta(source, layer_key, factors[layer_key], default_scale)
-        if not _fits_shape(delta, target.shape):
-            shapes = f"{tuple(delta.up.shape)} and {tuple(delta.down.shape)}"
-            misshapen.append(f"{layer_key} (found {shapes}, expected factors of {target.shape})")
-        components.setdefault(target.component, {})[f"{target.name}.weight"] = delta
+        for parameter, delta in make_deltas(source, layer_key, factors[layer_key], default_scale).items():
+            shape = target.parameter_shape(parameter)
+            if shape is None or not delta.fits(shape):
+                found = ", ".join(f"{name} {tuple(each.shape)}" for name, each in factors[layer_key].items())
+                misshapen.append(f"{layer_key} (found {found}, expected factors of {shape})")
+            components.setdefault(target.component, {})[f"{target.name}.{parameter}"] = delta
     if misshapen:
+        tensors = {f"{key}.lora_{name}.weight": each for key in factors for name, each in factors[key].items()}
         problem = f"{len(misshapen)} changes do not fit the model's weights: {list_names(misshapen)}"
         raise CheckpointError(f"{source}: {problem}. {_family_hint(tensors, networks)}")
-    return Lora(components)
+    return components
 
 
-def apply_lora(module: nn.Module, deltas: Mapping[str, LoraDelta], scale: float = 1.0) -> nn.Module:
+def _split_embeddings(
+    source: str, tensors: Mapping[str, Tensor]
+) -> tuple[tuple[TextualInversion, ...], Mapping[str, Tensor]]:
+    """The textual inversions that OneTrainer bundles with a LoRA, by token, and all other tensors."""
+    bundled: dict[str, dict[str, Any]] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if (match := BUNDLED_EMBEDDING_PATTERN.fullmatch(name)) is None:
+            rest[name] = tensor
+        else:
+            key = match[2]
+            is_param = key.startswith("string_to_param")
+            bundled.setdefault(match[1], {})["emb_params" if is_param else key] = tensor
+    return tuple(read_textual_inversion(each, token) for token, each in bundled.items()), rest
+
+
+def apply_lora(module: nn.Module, deltas: Mapping[str, WeightDelta], scale: float = 1.0) -> nn.Module:
     """A new module with the changed weights; all others are the given module's own, which stays as it is."""
     return apply_loras(module, [(deltas, scale)])
 
 
-def apply_loras(module: nn.Module, scaled_deltas: Iterable[tuple[Mapping[str, LoraDelta], float]]) -> nn.Module:
+def apply_loras(module: nn.Module, scaled_deltas: Iterable[tuple[Mapping[str, WeightDelta], float]]) -> nn.Module:
     """As `apply_lora`, for several: their changes are added in float32 and rounded once to the weight's type."""
-    changes: dict[str, list[tuple[LoraDelta, float]]] = {}
+    changes: dict[str, list[tuple[WeightDelta, float]]] = {}
     for deltas, scale in scaled_deltas:
         for name, delta in deltas.items():
             changes.setdefault(name, []).append((delta, scale))
@@ -131,7 +159,7 @@ def apply_loras(module: nn.Module, scaled_deltas: Iterable[tuple[Mapping[str, Lo
     clone = deepcopy(module, {id(tensor): tensor for tensor in shared})  # a copy of everything but the tensors
     parameters = dict(module.named_parameters())
     for name, each in changes.items():
-        if name not in parameters or not all(_fits_shape(delta, tuple(parameters[name].shape)) for delta, _ in each):
+        if name not in parameters or not all(delta.fits(tuple(parameters[name].shape)) for delta, _ in each):
             raise InputError(f"the LoRA does not fit the network's {name}; read it for this network with read_lora")
         layer, _, leaf = name.rpartition(".")
         parameter = nn.Parameter(_add_deltas(parameters[name], each), requires_grad=parameters[name].requires_grad)
@@ -140,48 +168,30 @@ def apply_loras(module: nn.Module, scaled_deltas: Iterable[tuple[Mapping[str, Lo
 
 
 @torch.no_grad()
-def _add_deltas(weight: Tensor, scaled_deltas: Sequence[tuple[LoraDelta, float]]) -> Tensor:
+def _add_deltas(weight: Tensor, scaled_deltas: Sequence[tuple[WeightDelta, float]]) -> Tensor:
     compute_dtype = torch.promote_types(weight.dtype, torch.float32)
-    result = weight.to(compute_dtype)
+    base = weight.to(compute_dtype)
+    result = base
     for delta, scale in scaled_deltas:
-        up, down = (factor.flatten(1).to(weight.device, compute_dtype) for factor in (delta.up, delta.down))
-        result = result + (scale * delta.scale) * (up @ down).view_as(result)
+        result = result + scale * delta.delta(base)
     return result.to(weight.dtype)
 
 
 def _lora_targets(networks: Mapping[str, nn.Module]) -> dict[str, _LoraTarget]:
-    """Every alias of every linear layer and convolution of the networks."""
+    """Every alias of every linear layer, convolution and normalisation of the networks."""
     targets: dict[str, _LoraTarget] = {}
     for component, network in networks.items():
         if component not in LORA_COMPONENTS:
             raise InputError(f"found a network called {component!r}, expected one of {', '.join(LORA_COMPONENTS)}")
-        shapes = {
-            name: tuple(module.weight.shape)
+        layers = {
+            name: _LoraTarget(
+                component, name, tuple(module.weight.shape), None if module.bias is None else tuple(module.bias.shape)
+            )
             for name, module in cast("Iterable[tuple[str, nn.Module]]", network.named_modules())
-            if isinstance(module, nn.Linear | nn.Conv2d)
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm | nn.GroupNorm)
         }
-        targets |= {
-            alias: _LoraTarget(component, name, shapes[name])
-            for alias, name in layer_aliases(component, shapes).items()
-        }
+        targets |= {alias: layers[name] for alias, name in layer_aliases(component, layers).items()}
     return targets
-
-
-def _group_factors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """For each layer, as the file spells it, its tensors called down, up, mid and alpha; any other has its own name."""
-    factors: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        stem = name.removesuffix(".alpha")
-        match = LORA_KEY_PATTERN.fullmatch(stem)
-        layer_key = stem.removesuffix("_lora") if match is None else match[1]
-        if stem != name:
-            factor = "alpha"
-        elif match is not None:
-            factor = next(PEFT_FACTORS.get(group, group) for group in match.groups()[1:] if group is not None)
-        else:
-            layer_key, factor = name, "unknown"
-        factors.setdefault(layer_key, {})[factor] = tensor
-    return factors
 
 
 def _unique_layer_keys(
@@ -202,37 +212,6 @@ def _equal_tensors(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _make_delta(
-    source: str, layer_key: str, factors: Mapping[str, Tensor], default_scale: Callable[[int], float]
-) -> LoraDelta:
-    missing = [factor for factor in ("down", "up") if factor not in factors]
-    if missing:
-        raise CheckpointError(f"{source}: {layer_key} has no {' and no '.join(missing)} half; fetch the file again.")
-    down, up, mid, alpha = (factors.get(factor) for factor in ("down", "up", "mid", "alpha"))
-    assert down is not None and up is not None
-    rank = down.shape[0] if down.dim() > 1 else 0
-    is_low_rank = rank > 0 and up.dim() > 1 and (mid is None or (mid.dim() == 4 and mid.shape[:2] == (rank, rank)))
-    if not is_low_rank or (alpha is not None and alpha.numel() != 1):
-        shapes = ", ".join(f"{factor} {tuple(tensor.shape)}" for factor, tensor in factors.items())
-        raise CheckpointError(f"{source}: {layer_key} is no product of low rank: {shapes}; fetch the file again.")
-    if mid is not None:  # LoCon's third factor (rank, rank, h, w), joined with the first
-        down = torch.einsum("nmhw,mi->nihw", mid.float(), down.flatten(1).float())
-    return LoraDelta(down, up, default_scale(rank) if alpha is None else float(alpha) / rank)
-
-
-def _fits_shape(delta: LoraDelta, shape: Shape) -> bool:
-    """Whether the product has this shape; a linear layer and a 1x1 convolution fit each other."""
-    rank = delta.down.shape[0]
-    return _squeeze_kernel(delta.up.shape) == (shape[0], rank) and _squeeze_kernel(
-        delta.down.shape[1:]
-    ) == _squeeze_kernel(shape[1:])
-
-
-def _squeeze_kernel(shape: Sequence[int]) -> tuple[int, ...]:
-    """A shape without the kernel of a 1x1 convolution."""
-    return tuple(shape[:-2] if len(shape) > 2 and tuple(shape[-2:]) == (1, 1) else shape)
-
-
 @dataclass(frozen=True)
 class _AdapterAlphas:
     """What PEFT's config says of one component's alphas: one for all, and one for each layer whose name ends so."""
@@ -240,27 +219,56 @@ class _AdapterAlphas:
     default: float  # NaN where nothing is said: alpha is the rank
     by_layer: Mapping[str, tuple[int, float]]  # the place in the config, of which the first counts, and the alpha
     use_rslora: bool  # Kalajdzievski 2023
+    wildcards: Sequence[tuple[int, float, Sequence[str]]] = ()  # place, alpha, and what stands between `.*`
 
     def scale(self, layer: str, rank: int) -> float:
         """alpha / rank of a layer."""
         parts = f"text_model.{layer}".split(".")  # text encoders had the longer names once
-        endings = (".".join(parts[start:]) for start in range(len(parts)))
+        endings = [".".join(parts[start:]) for start in range(len(parts))]
         stated = [self.by_layer[ending] for ending in endings if ending in self.by_layer]
+        stated += [
+            (place, alpha)
+            for place, alpha, pieces in self.wildcards
+            if any(_matches_pieces(ending, pieces) for ending in endings)
+        ]
         alpha = min(stated)[1] if stated else self.default
         return 1.0 if math.isnan(alpha) else alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
+def _matches_pieces(text: str, pieces: Sequence[str]) -> bool:
+    """Whether a text is these pieces with anything between them, found in one pass."""
+    first, *inner, last = pieces
+    if not text.startswith(first):
+        return False
+    position = len(first)
+    for piece in inner:
+        found = text.find(piece, position)
+        if found < 0:
+            return False
+        position = found + len(piece)
+    return len(text) - len(last) >= position and text.endswith(last)
+
+
 def _adapter_alphas(source: str, adapter_config: Mapping[str, Any], component: str) -> _AdapterAlphas:
-    """PEFT's config of a component. A key of its `alpha_pattern` is the name of a layer or the end of one."""
+    """PEFT's config of a component. A key of its `alpha_pattern` is a layer's name or its end; `.*` is anything."""
     settings = {name.removeprefix(f"{component}."): value for name, value in adapter_config.items()}
     try:
         patterns: dict[str, Any] = {str(layer): alpha for layer, alpha in settings.get("alpha_pattern", {}).items()}
-        by_layer = {layer.removeprefix("^"): (place, float(patterns[layer])) for place, layer in enumerate(patterns)}
-        alphas = _AdapterAlphas(float(settings.get("lora_alpha", math.nan)), by_layer, bool(settings.get("use_rslora")))
+        by_layer = {
+            layer.removeprefix("^").replace("\\.", "."): (place, float(patterns[layer]))
+            for place, layer in enumerate(patterns)
+        }
+        wildcards = [(*each, layer.split(".*")) for layer, each in by_layer.items() if ".*" in layer]
+        alphas = _AdapterAlphas(
+            float(settings.get("lora_alpha", math.nan)), by_layer, bool(settings.get("use_rslora")), wildcards
+        )
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{source}: its {ADAPTER_METADATA_KEY} cannot be understood ({error}); fetch it again."
         ) from error
+    count = sum(len(pieces) - 1 for _, _, pieces in wildcards)
+    if count > MAX_WILDCARDS:
+        raise Unsupported(f"{source}: its alpha_pattern has {count:,} wildcards, expected at most {MAX_WILDCARDS}.")
     if (odd := next((layer for layer in by_layer if not LAYER_NAME_PATTERN.fullmatch(layer)), None)) is not None:
         raise Unsupported(
             f"{source}: its alpha_pattern has {short_repr(odd)}, expected the name of a layer; patterns of a file are "
@@ -289,8 +297,8 @@ def _reject_other_adapters(source: str, names: Iterable[str]) -> None:
         for pattern, kind in UNSUPPORTED_ADAPTERS.items():
             if re.search(pattern, name):
                 raise Unsupported(
-                    f"{source}: this is {kind} ({name}), expected a LoRA: a lower and an upper factor per layer. Merge "
-                    "it into the model with the tool that made it and read the merged folder."
+                    f"{source}: this is {kind} ({name}), expected a LoRA, LoHa, LoKr, (IA)3, DoRA or full difference. "
+                    "Merge it into the model with the tool that made it and read the merged folder."
                 )
 
 
