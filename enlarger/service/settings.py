@@ -138,6 +138,9 @@ class Settings(BaseSettings):
         default=600, gt=0, description="the longest expected wait that a request is admitted with"
     )
     keys: tuple[str, ...] = Field(default=(), description="sha256:... of each key; `enlarger key` makes one")
+    operators: tuple[str, ...] = Field(
+        default=(), description="those of `keys` that may drain the service and cancel anybody's jobs"
+    )
     insecure_no_auth: bool = Field(default=False, description="serve a public address without keys")
     hosts: tuple[str, ...] = Field(default=(), description="further names in Host that requests may come to")
     origins: tuple[str, ...] = Field(default=(), description="web pages of other origins that may use the API")
@@ -180,6 +183,8 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"the refiner {model.refiner!r} of {model.name} is no model; there are {', '.join(names)}"
                 )
+        if not set(self.operators) <= set(self.keys):
+            raise ValueError("operators holds a hash that keys does not; expected some of keys, put it into both")
         if not is_loopback(self.host) and not self.keys and not self.insecure_no_auth:
             raise ValueError(
                 f"{self.host} can be reached from other machines, and there is no key; make one: `enlarger key`, and "

@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from enlarger.errors import InputError
 from enlarger.service.jobs.job import Job, JobSpec, job_folder, new_job_id
+from enlarger.service.middleware.api_keys import find_owner, hash_key
 from enlarger.service.problems import Problem
 from enlarger.service.routes.page import PAGE_FILES
 from enlarger.service.routes.sse import owner_events
-from enlarger.service.settings import Bounds
+from enlarger.service.settings import Bounds, load_settings
 from tests.support.fake_service import FakeService, fake_service, serve_in_thread
 
 
@@ -417,6 +419,32 @@ def test_jobs_are_their_owners_alone(tmp_path: Path) -> None:
         fault_in(client.delete(f"/v1/jobs/{id}", headers=yours), 404, "job_not_found", "id", "there is no job")
         assert client.get("/v1/jobs", headers=yours).json()["data"] == []
         assert [job["id"] for job in client.get("/v1/jobs", headers=mine).json()["data"]] == [id]
+
+
+def test_operators_alone_drain_and_cancel(tmp_path: Path) -> None:
+    hashes = {name: hash_key(name) for name in ("boss", "guest")}
+    fake = fake_service(tmp_path, keys=tuple(hashes.values()), operators=(hashes["boss"],))
+
+    async def authenticated(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            key = dict(scope["headers"]).get(b"x-api-key", b"").decode()
+            scope.setdefault("state", {})["owner"] = find_owner(key, tuple(hashes.values())) or ""
+        await fake.app(scope, receive, send)
+
+    with TestClient(authenticated) as client:
+        boss, guest = {"X-API-Key": "boss"}, {"X-API-Key": "guest"}
+        fake.queue.held = True
+        job = generate(client, headers=guest | {"Prefer": "respond-async"}).json()["id"]
+        for verb in ("drain", "resume", "cancel"):
+            fault_in(client.post(f"/v1/operator/{verb}", headers=guest), 403, "operator_only", None, "for operators")
+        assert client.post("/v1/operator/drain", headers=boss).status_code == 200
+        assert client.get("/readyz").status_code == 503
+        assert client.post("/v1/operator/resume", headers=boss).status_code == 200
+        assert client.get("/readyz").status_code == 200
+        assert client.post("/v1/operator/cancel", params={"id": job}, headers=boss).status_code == 200
+        assert client.get(f"/v1/jobs/{job}", headers=guest).json()["status"] == "canceled"
+    with pytest.raises(InputError, match="operators holds a hash that keys does not"):
+        load_settings(operators=(hashes["boss"],))
 
 
 def test_a_key_gives_the_same_job_again(client: TestClient, fake: FakeService) -> None:

@@ -59,6 +59,7 @@ class FakeJobManager:
     held: bool = False
     problem: Problem | None = None
     state: str = "READY"
+    is_open: bool = True
     expected_wait: float = 0.0
     canceled: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     event_logs: EventLogs = field(default_factory=EventLogs)
@@ -68,7 +69,14 @@ class FakeJobManager:
 
     @property
     def is_ready(self) -> bool:
-        return self.state in ("READY", "BUSY")
+        return self.state in ("READY", "BUSY") and self.is_open
+
+    def set_open(self, is_open: bool) -> None:
+        self.is_open = is_open
+
+    async def cancel_any(self, id: str | None) -> None:
+        for each in [id] if id is not None else list(self.known):
+            await self.cancel(each, "operator")
 
     def check_capacity(self, owner: str, max_wait: float | None = None) -> None:
         if sum(not job.is_finished for job in self.known.values()) >= self.settings.queue:

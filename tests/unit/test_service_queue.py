@@ -334,6 +334,22 @@ async def test_a_worker_that_does_not_let_go_is_killed(tmp_path: Path, monkeypat
 
 
 @async_test
+async def test_an_operator_closes_the_door_and_cancels_anybodys_jobs(tmp_path: Path) -> None:
+    metrics = RecordingMetrics()
+    async with running(tmp_path, metrics=metrics) as queue:
+        jobs = [await submit_job(queue, SLOW, owner=owner) for owner in ("a", "b", "b")]
+        queue.set_open(False)
+        assert not queue.is_ready and refused(lambda: queue.check_capacity("a")).code == "draining"
+        await queue.cancel_any(jobs[1].id)
+        assert [(await queue.get(job.id)).status for job in jobs][1] == "canceled" and queue.counts()["canceled"] == 1
+        await queue.cancel_any(None)
+        assert queue.counts() | {"canceled": 3, "queued": 0, "running": 0} == queue.counts()
+        queue.set_open(True)
+        assert (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded"
+    assert metrics.total("cancelled") == {"operator": 3}
+
+
+@async_test
 async def test_a_request_has_a_price_and_a_key_a_purse(tmp_path: Path) -> None:
     bounds = Bounds(request_price=20, key_price=25, total_price=40)
     costs_10 = {"size": (1000, 1000), "options": {"steps": 10}}

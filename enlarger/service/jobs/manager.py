@@ -51,6 +51,7 @@ class JobManager:
         self._retention = Retention(settings, self._lifecycle)
         self._pool = WorkerPool(settings, self._lifecycle, self._registry)
         self._lock: lock.DataFolderLock | None = None
+        self._is_open = True  # jobs are taken, as far as operators say
         self._is_folder_lost = False  # somebody has deleted or replaced the data folder
         self._background_tasks: list[asyncio.Task[None]] = []
         self._drain_task: asyncio.Task[None] | None = None
@@ -106,7 +107,7 @@ class JobManager:
     @property
     def is_ready(self) -> bool:
         """Whether jobs are taken and some worker can do them."""
-        return self._drain_task is None and self.state in ("READY", "BUSY")
+        return self._drain_task is None and self._is_open and self.state in ("READY", "BUSY")
 
     @property
     def is_draining(self) -> bool:
@@ -131,7 +132,7 @@ class JobManager:
 
         429 `queue_full`, `rate_limit_exceeded`; 503 `draining`, `model_loading`, `no_worker`.
         """
-        if self._drain_task is not None:
+        if self._drain_task is not None or not self._is_open:
             raise ProblemError(DRAINING)
         if self._pool.is_defunct:
             raise ProblemError(NO_WORKER)
@@ -265,6 +266,18 @@ class JobManager:
             self._pool.cancel(id)
         await active.finished_event.wait()
         return active.job
+
+    def set_open(self, is_open: bool) -> None:
+        """Whether new jobs are taken; those that are there go on."""
+        self._is_open = is_open
+        log.warning("an operator lets jobs in again" if is_open else "an operator lets no more jobs in")
+
+    async def cancel_any(self, id: str | None) -> None:
+        """End a job of whomever, or all that are not over."""
+        active = self._lifecycle.queue.active_jobs
+        ids = list(active) if id is None else [id] if id in active else []
+        log.warning("an operator cancels %d jobs", len(ids))
+        await asyncio.gather(*(self.cancel(each, "operator") for each in ids))
 
     async def delete(self, id: str) -> None:
         """Delete a job and its files; it is canceled if it is not over."""

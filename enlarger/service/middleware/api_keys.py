@@ -28,8 +28,13 @@ def find_owner(key: str, hashes: Sequence[str]) -> str | None:
     owner, key_hash = None, hash_key(key)
     for known_hash in hashes:
         if hmac.compare_digest(key_hash, known_hash):
-            owner = key_hash.removeprefix("sha256:")[:OWNER_DIGITS]
+            owner = owner_of_hash(key_hash)
     return owner
+
+
+def owner_of_hash(key_hash: str) -> str:
+    """What stands for whoever has a key, in jobs and in the log."""
+    return key_hash.removeprefix("sha256:")[:OWNER_DIGITS]
 
 
 def keys_from_headers(head: RequestHead) -> list[str]:

@@ -2,14 +2,14 @@
 
 from fastapi import APIRouter, FastAPI, Security
 
-from enlarger.service.routes import jobs, openai, openapi, page, status, upscale
+from enlarger.service.routes import jobs, openai, openapi, operator, page, status, upscale
 from enlarger.service.routes.exception_handlers import install_exception_handlers
 
 
 def install_routes(app: FastAPI) -> None:
     """Give an application all routes, the one form of errors, and the OpenAPI document."""
     authenticated = APIRouter(dependencies=[Security(openapi.BEARER_AUTH), Security(openapi.API_KEY_AUTH)])
-    for router in (upscale.router, openai.router, jobs.router, status.router):
+    for router in (upscale.router, openai.router, jobs.router, status.router, operator.router):
         authenticated.include_router(router)
     for router in (authenticated, jobs.public_router, status.public_router, page.router):
         app.include_router(router)

@@ -161,14 +161,7 @@ async def preview(request: Request, id: JobId) -> Response:
 )
 async def queue(request: Request) -> Response:
     """Jobs by status, how many may wait, and how long a new one would."""
-    service = get_service(request)
-    body = {
-        "state": service.jobs.state,
-        "counts": service.jobs.counts(),
-        "capacity": service.settings.queue,
-        "expected_wait_seconds": service.jobs.expected_wait,
-    }
-    return JSONResponse(body)
+    return JSONResponse(queue_json(get_service(request)))
 
 
 @public_router.get(
@@ -204,6 +197,16 @@ async def content(
         return Response(status_code=304, headers={"ETag": headers["ETag"]})
     media_type = responses.MEDIA_TYPES[images[variant].format]
     return StreamingResponse(read_chunks(file), headers=headers, media_type=media_type)
+
+
+def queue_json(service: Service) -> dict[str, Any]:
+    """How busy the service is."""
+    return {
+        "state": service.jobs.state,
+        "counts": service.jobs.counts(),
+        "capacity": service.settings.queue,
+        "expected_wait_seconds": service.jobs.expected_wait,
+    }
 
 
 def _content_headers(job: Job, variant: int, file_format: str, download: bool) -> dict[str, str]:
