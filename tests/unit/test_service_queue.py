@@ -1009,6 +1009,8 @@ def test_progress_follows_the_time_that_passes_take_and_never_goes_back() -> Non
     first.finish(now + 1.0)
     second = ProgressEstimator(what, costs, 200.0)
     assert second.eta_seconds(200.0) == pytest.approx(10.0)
+    huge = ProgressEstimator(replace(what, size=(6000, 4000)), costs, 200.0)
+    assert huge.eta_seconds(200.0) is None, "a small picture's pace says nothing of a large one's"
     other = ProgressEstimator(replace(what, model="other"), costs, 200.0)
     assert other.eta_seconds(200.0) is None, "another model's pace says nothing"
     other.update("predict", 1, 4, 230.0)

@@ -11,6 +11,7 @@ DEFAULT_SECONDS = 5.0  # seconds of a job before anything was measured
 SMOOTHING = 0.4  # of the newest measurement
 MAX_KEYS = 256  # kinds of jobs that are remembered
 RELIABLE_PROGRESS = 0.25  # the progress from which on a job's own speed says when it ends
+MAX_GROWTH = 4.0  # how many times larger than any measured job one may be to be judged by it
 FIRST_PROGRESS = 0.02  # the same for a job of a model that was never measured
 STAGES_BEFORE_DETAIL = ("predict", "restore")  # stages after which another comes, where detail is asked for
 T = TypeVar("T")
@@ -21,11 +22,14 @@ class DurationStats:
 
     def __init__(self) -> None:
         self._seconds_per_megapixel: OrderedDict[Hashable, float] = OrderedDict()
+        self._largest_megapixels: OrderedDict[Hashable, float] = OrderedDict()
         self._pass_seconds: OrderedDict[Hashable, tuple[float, ...]] = OrderedDict()
 
     def record(self, spec: JobSpec, seconds: float) -> None:
         """A job took this long; one of several in a batch counts with its share."""
-        seconds_per_megapixel = seconds / megapixels(spec)
+        size, exact = megapixels(spec), _duration_keys(spec)[0]
+        _store_newest(self._largest_megapixels, exact, max(size, self._largest_megapixels.pop(exact, 0.0)))
+        seconds_per_megapixel = seconds / size
         for key in _duration_keys(spec):
             average = self._seconds_per_megapixel.pop(key, seconds_per_megapixel)
             _store_newest(self._seconds_per_megapixel, key, average + (seconds_per_megapixel - average) * SMOOTHING)
@@ -47,8 +51,9 @@ class DurationStats:
         return DEFAULT_SECONDS
 
     def is_measured(self, spec: JobSpec) -> bool:
-        """Whether a job of this very kind has ended, so that its time is no guess."""
-        return _duration_keys(spec)[0] in self._seconds_per_megapixel
+        """Whether a job of this very kind has ended that was not much smaller, so that its time is no guess."""
+        largest = self._largest_megapixels.get(_duration_keys(spec)[0], 0.0)
+        return megapixels(spec) <= MAX_GROWTH * largest
 
     def expected_pass_seconds(self, spec: JobSpec) -> tuple[float, ...] | None:
         """The expected seconds of each pass; None before a job of this kind has ended."""
