@@ -67,9 +67,9 @@ def check_batch_size(name: str, found: int, count: int) -> None:
 def callback_tensors(embeds: Embeds, **more: Tensor | None) -> dict[str, Tensor | None]:
     """What callbacks may see: with guidance what the network is told is there twice, for the negative prompts first."""
     prompt, negative = embeds
-    told = prompt if negative is None else torch.cat([negative, prompt])
+    embeddings = prompt if negative is None else torch.cat([negative, prompt])
     both = {n: v if v is None or negative is None else torch.cat([v, v]) for n, v in more.items()}
-    return {"prompt_embeds": told, "negative_prompt_embeds": negative, **both}
+    return {"prompt_embeds": embeddings, "negative_prompt_embeds": negative, **both}
 
 
 @dataclass(frozen=True, eq=False)

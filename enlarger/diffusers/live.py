@@ -29,16 +29,16 @@ Remake = Callable[
 ]  # what was replaced, the input, the rest
 
 
-def tokens_replaced(replaced: Mapping[str, Tensor], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
+def tokens_replaced(replaced: Mapping[str, Tensor], x: Tensor, inputs: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
     """The prompt's features."""
     embeds = replaced.get("prompt_embeds")
-    return x, told if embeds is None else {**told, "tokens": embeds.to(told["tokens"])}
+    return x, inputs if embeds is None else {**inputs, "tokens": embeds.to(inputs["tokens"])}
 
 
 def channels_replaced(names: Sequence[str], first: int) -> Remake:
     """The prompt's features, and the input's channels from the first one on, by these names one after the other."""
 
-    def remake(replaced: Mapping[str, Tensor], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
+    def remake(replaced: Mapping[str, Tensor], x: Tensor, inputs: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
         place = first
         for name in names:
             given: Tensor | None = replaced.get(name)
@@ -46,7 +46,7 @@ def channels_replaced(names: Sequence[str], first: int) -> Remake:
             if given is not None:
                 x = torch.cat([x[:, :place], given.to(x).expand(len(x), -1, -1, -1), x[:, place + width :]], 1)
             place += width
-        return tokens_replaced(replaced, x, told)
+        return tokens_replaced(replaced, x, inputs)
 
     return remake
 
@@ -69,7 +69,7 @@ class Redirected(nn.Module):
     def config(self) -> Any:
         return self.network.config
 
-    def forward(self, x: Tensor, time: Tensor, **told: Tensor) -> Tensor:
-        x, told = self.remake(self.replaced, x, told)
-        told = {**told, **{name: value.expand(len(x), -1) for name, value in self.besides.items()}}
-        return self.network(x, time, **told)
+    def forward(self, x: Tensor, time: Tensor, **inputs: Tensor) -> Tensor:
+        x, inputs = self.remake(self.replaced, x, inputs)
+        inputs = {**inputs, **{name: value.expand(len(x), -1) for name, value in self.besides.items()}}
+        return self.network(x, time, **inputs)

@@ -142,7 +142,7 @@ class EulerDiscreteScheduler(WalkedScheduler):
         self.num_inference_steps = len(sigmas) - 1
         levels = np.asarray(sigmas, np.float32)
         times = time_of_level(levels[:-1], self._trained)
-        self._use(self._told(times, levels[:-1]), torch.from_numpy(levels), device)
+        self._use(self._shown_times(times, levels[:-1]), torch.from_numpy(levels), device)
 
     @property
     def _continuous(self) -> bool:
@@ -159,9 +159,9 @@ class EulerDiscreteScheduler(WalkedScheduler):
         if last is None:
             raise ArgumentError(f"final_sigmas_type is {self.config.final_sigmas_type!r}, expected zero or sigma_min")
         listed = _ended(levels, last)
-        return self._told(times, listed[:-1].numpy()), listed
+        return self._shown_times(times, listed[:-1].numpy()), listed
 
-    def _told(self, times: Array, levels: Array) -> Tensor:
+    def _shown_times(self, times: Array, levels: Array) -> Tensor:
         return torch.from_numpy((0.25 * np.log(levels) if self._continuous else times).astype(np.float32))
 
     def solver(self, index: int, options: StepOptions) -> Solver:
@@ -278,9 +278,9 @@ class HeunDiscreteScheduler(TwoCallScheduler):
         self._set(num_inference_steps, device, timesteps, num_train_timesteps)
 
     def _entries(self, times: Array, levels: Array) -> tuple[Tensor, Tensor]:
-        listed, told = _ended(levels), torch.from_numpy(times.astype(np.float32))
+        listed, shown_times = _ended(levels), torch.from_numpy(times.astype(np.float32))
         doubled = torch.cat([listed[:1], listed[1:-1].repeat_interleave(2), listed[-1:]])
-        return torch.cat([told[:1], told[1:].repeat_interleave(2)]), doubled
+        return torch.cat([shown_times[:1], shown_times[1:].repeat_interleave(2)]), doubled
 
     def solver(self, index: int, options: StepOptions) -> Solver:
         return heun
@@ -304,10 +304,12 @@ class KDPM2DiscreteScheduler(TwoCallScheduler):
     ROUNDED: ClassVar[bool] = True
 
     def _entries(self, times: Array, levels: Array) -> tuple[Tensor, Tensor]:
-        listed, told = _ended(levels), torch.from_numpy(times)
-        between = torch.from_numpy(midway_times(listed[:-2], self._next(listed), self._trained)).to(told.dtype)
-        interleaved = torch.stack([between, told[1:]], -1).flatten()
-        return torch.cat([told[:1], interleaved]), torch.cat([listed[:1], listed[1:].repeat_interleave(2), listed[-1:]])
+        listed, shown_times = _ended(levels), torch.from_numpy(times)
+        between = torch.from_numpy(midway_times(listed[:-2], self._next(listed), self._trained)).to(shown_times.dtype)
+        interleaved = torch.stack([between, shown_times[1:]], -1).flatten()
+        return torch.cat([shown_times[:1], interleaved]), torch.cat(
+            [listed[:1], listed[1:].repeat_interleave(2), listed[-1:]]
+        )
 
     def _next(self, listed: Tensor) -> Tensor:
         """The level that each step but the last goes down to."""
@@ -366,9 +368,9 @@ class DPMSolverSDEScheduler(TwoCallScheduler):
     def _entries(self, times: Array, levels: Array) -> tuple[Tensor, Tensor]:
         listed = _ended(levels)
         middle = log_midpoint(torch.from_numpy(levels[:-1]).double(), torch.from_numpy(levels[1:]).double())
-        told = np.concatenate([times[:1], times[1:].repeat(2)])
-        told[1::2] = time_of_level(middle.numpy(), self._trained)
-        return torch.from_numpy(told), torch.cat([listed[:1], listed[1:-1].repeat_interleave(2), listed[-1:]])
+        shown_times = np.concatenate([times[:1], times[1:].repeat(2)])
+        shown_times[1::2] = time_of_level(middle.numpy(), self._trained)
+        return torch.from_numpy(shown_times), torch.cat([listed[:1], listed[1:-1].repeat_interleave(2), listed[-1:]])
 
     def _restart(self) -> None:
         super()._restart()

@@ -113,9 +113,11 @@ class StableDiffusionXLPipeline(XLPipeline):
         check_latents(latents, (count, self._vae.config.latent_channels, *size))
         run = self._denoising_range((num_inference_steps, timesteps, sigmas), 1.0, (None, denoising_end), eta)
         guidance = self._guidance(guidance_scale, guidance_rescale)
-        told, tensors = self._condition(words, guidance, stated.for_text_to_image((height, width)))
+        conditioning, tensors = self._condition(words, guidance, stated.for_text_to_image((height, width)))
         calls = listeners(self, callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
-        job = TextToImageJob(told, size, run.method(noise_from_generator(generator, count), self.dtype), latents)
+        job = TextToImageJob(
+            conditioning, size, run.method(noise_from_generator(generator, count), self.dtype), latents
+        )
         networks = self._latent_diffusion(run, calls, self._replaced())
         made = self._run_task(run, calls, lambda on_step: text_to_image(networks, job, on_step))
         return self._finish_output(made, str(output_type), return_dict)

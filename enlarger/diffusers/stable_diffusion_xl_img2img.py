@@ -100,12 +100,12 @@ class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
         method = run.method(noise_from_generator(generator, count), self.dtype)
         guidance = self._guidance(guidance_scale, guidance_rescale)
         sizes = stated.for_image_to_image(self._pixel_size(pictures), bool(self.config["requires_aesthetics_score"]))
-        told, tensors = self._condition(words, guidance, sizes)
+        conditioning, tensors = self._condition(words, guidance, sizes)
         calls = listeners(self, callback_on_step_end, callback_on_step_end_tensor_inputs, tensors, kwargs)
         networks = self._latent_diffusion(run, calls, self._replaced())
         noisy = latents is not None or denoising_start is not None
         start = _handoff_latents(networks, pictures, method, count) if noisy else pictures
-        job = ImageToImageJob(told, start, method, noisy)
+        job = ImageToImageJob(conditioning, start, method, noisy)
         made = self._run_task(run, calls, lambda on_step: image_to_image(networks, job, on_step))
         return self._finish_output(made, str(output_type), return_dict)
 

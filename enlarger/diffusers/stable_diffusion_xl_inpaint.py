@@ -122,10 +122,10 @@ class StableDiffusionXLInpaintPipeline(XLImagePipeline):
         method = run.method(per_sample_or_first(noise_from_generator(generator, count)), self.dtype)
         guidance = self._guidance(guidance_scale, guidance_rescale)
         scored = bool(self.config["requires_aesthetics_score"])
-        told, tensors = self._condition(words, guidance, stated.for_image_to_image(size, scored))
+        guided, tensors = self._condition(words, guidance, stated.for_image_to_image(size, scored))
         names, noisy = callback_on_step_end_tensor_inputs, denoising_start is not None
         job = InpaintJob(
-            told, pictures, mask, method, masked_image_latents, initial_noise=latents, is_noisy=noisy,
+            guided, pictures, mask, method, masked_image_latents, initial_noise=latents, is_noisy=noisy,
             from_pure_noise=not noisy and (strength == 1 or latents is not None),
             encode_masked_image="masked_image_latents" in names,
         )  # fmt: skip

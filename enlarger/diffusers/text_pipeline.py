@@ -203,9 +203,9 @@ class TextPipeline(LoraMethods, Pipeline):
         """The networks of a run; what callbacks replace is condition_on_embeds to the UNet by `remake`."""
         upcast = self.UPCAST and self._vae.config.force_upcast
         unet: nn.Module = self._unet
-        told = self._distilled()
-        if heard.on_end is not None or told:
-            unet = Redirected(unet, heard.replaced, remake, told)
+        guidance_inputs = self._distilled()
+        if heard.on_end is not None or guidance_inputs:
+            unet = Redirected(unet, heard.replaced, remake, guidance_inputs)
         return LatentDiffusion(unet, self._vae, run.precondition(), self._runtime, upcast, self.vae.use_tiling)
 
     def _run_task(self, run: Run, heard: Listeners, task: Callable[[OnStep], Tensor]) -> Tensor:

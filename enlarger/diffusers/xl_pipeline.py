@@ -265,11 +265,11 @@ class XLPipeline(ImagePipeline):
         """What callbacks replaced, told to the UNet."""
         channels = self._unet.config.time_id_channels or 0
 
-        def remake(replaced: Mapping[str, Tensor], x: Tensor, told: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
+        def remake(replaced: Mapping[str, Tensor], x: Tensor, inputs: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
             pooled, sizes = replaced.get("add_text_embeds"), replaced.get("add_time_ids")
             if pooled is not None or sizes is not None:
-                told = {**told, "vector": replace_in_vector(told["vector"], channels, pooled, sizes)}
-            return tokens_replaced(replaced, x, told)
+                inputs = {**inputs, "vector": replace_in_vector(inputs["vector"], channels, pooled, sizes)}
+            return tokens_replaced(replaced, x, inputs)
 
         return remake
 

@@ -37,7 +37,7 @@ def outside_precondition(
     trained = variance_preserving if outside is variance_exploding else outside
 
     def scalings(sigma: Tensor) -> Scalings:
-        scale, told = trained(sigma), sigma if time is None else time()
+        scale, called_time = trained(sigma), sigma if time is None else time()
         skip, output = {
             "epsilon": (1.0, -sigma),
             "sample": (0.0, 1.0),
@@ -45,7 +45,7 @@ def outside_precondition(
             "v_prediction": (1 - (sigma / scale) ** 2 if by_noise else 1 / scale**2, -sigma / scale),
             "flow_prediction": (1 / scale, -sigma / scale if outside is flow_matching else -sigma),
         }[prediction]
-        return Scalings(skip, output, 1 / scale, told)
+        return Scalings(skip, output, 1 / scale, called_time)
 
     return scalings
 

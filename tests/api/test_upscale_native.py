@@ -108,8 +108,8 @@ def test_interleaved_samplings_equal_separate_ones(upscaler: Upscaler) -> None:
                     :, :4
                 ]
 
-        ladder = task.sampler.sigma_schedule(4).sigmas
-        return walk(SOLVERS[name], denoise, noise(low.repeat(1, 1, 2, 2)) * ladder[0], ladder, noise)
+        sigmas = task.sampler.sigma_schedule(4).sigmas
+        return walk(SOLVERS[name], denoise, noise(low.repeat(1, 1, 2, 2)) * sigmas[0], sigmas, noise)
 
     def last(run: Any) -> Tensor:
         return [step.x for step in run][-1]

@@ -58,30 +58,30 @@ def told(guided: bool = False) -> GuidedConditioning:
 
 
 def run(
-    networks: list[Small], untils: list[float], name: str, course: SigmaSchedule, sampler: Sampler, **more: Any
+    networks: list[Small], untils: list[float], name: str, sigma_schedule: SigmaSchedule, sampler: Sampler, **more: Any
 ) -> Tensor:
     experts = [
-        Expert(network, sampler.precondition(course), told(**more), until)
+        Expert(network, sampler.precondition(sigma_schedule), told(**more), until)
         for network, until in zip(networks, untils, strict=True)
     ]
-    start = normal(1, 4, 4, 4) * course.init_noise_sigma
-    return sample_latents(experts, start, SamplingPlan(course, SOLVERS[name], from_seeds([3])), Runtime())
+    start = normal(1, 4, 4, 4) * sigma_schedule.init_noise_sigma
+    return sample_latents(experts, start, SamplingPlan(sigma_schedule, SOLVERS[name], from_seeds([3])), Runtime())
 
 
 @pytest.mark.parametrize("spacing", SAMPLERS)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_same_weights_in_both_stages_are_the_unsplit_run(name: str, spacing: str) -> None:
     sampler = SAMPLERS[spacing]
-    course = sampler.sigma_schedule(STEPS)
+    sigma_schedule = sampler.sigma_schedule(STEPS)
     alone = randomise(Small())
-    whole = run([alone], [0.0], name, course, sampler)
-    for handoff in (float(SCHEDULE.sigmas[200]), float(course.sigmas[3]), 5.0):
+    whole = run([alone], [0.0], name, sigma_schedule, sampler)
+    for handoff in (float(SCHEDULE.sigmas[200]), float(sigma_schedule.sigmas[3]), 5.0):
         untils = [handoff, 0.0]
         base, refiner = randomise(Small()), randomise(Small())
-        split = run([base, refiner], untils, name, course, sampler)
+        split = run([base, refiner], untils, name, sigma_schedule, sampler)
         assert_close(split, whole, 0)
         assert base.calls and refiner.calls and base.calls + refiner.calls == alone.calls
-        plan = SamplingReport(trace_network_calls(["base", "refiner"], untils, SOLVERS[name], course.sigmas))
+        plan = SamplingReport(trace_network_calls(["base", "refiner"], untils, SOLVERS[name], sigma_schedule.sigmas))
         if name == "dpm_adaptive":
             assert plan.calls is None and [turn.who for turn in plan.turns] == ["base", "refiner"]
             continue
@@ -95,38 +95,38 @@ def test_the_same_weights_in_both_stages_are_the_unsplit_run(name: str, spacing:
 @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m_sde"])
 def test_five_experts_with_guidance_are_one(name: str) -> None:
     sampler = SAMPLERS["leading"]
-    course = sampler.sigma_schedule(20)
+    sigma_schedule = sampler.sigma_schedule(20)
     alone, untils = randomise(Small()), [9.0, 4.0, 1.0, 0.3, 0.0]
-    whole = run([alone], [0.0], name, course, sampler, guided=True)
+    whole = run([alone], [0.0], name, sigma_schedule, sampler, guided=True)
     networks = [randomise(Small()) for _ in untils]
-    assert_close(run(networks, untils, name, course, sampler, guided=True), whole, 0)
-    plan = SamplingReport(trace_network_calls(list("abcde"), untils, SOLVERS[name], course.sigmas))
+    assert_close(run(networks, untils, name, sigma_schedule, sampler, guided=True), whole, 0)
+    plan = SamplingReport(trace_network_calls(list("abcde"), untils, SOLVERS[name], sigma_schedule.sigmas))
     assert [sum(t.calls or 0 for t in plan.turns if t.who == who) for who in "abcde"] == [n.calls for n in networks]
 
 
 def test_other_weights_below_the_handoff_change_the_picture() -> None:
     sampler = SAMPLERS["linspace"]
-    course = sampler.sigma_schedule(STEPS)
-    whole = run([randomise(Small())], [0.0], "euler", course, sampler)
-    split = run([randomise(Small()), randomise(Small(), 1)], [1.0, 0.0], "euler", course, sampler)
+    sigma_schedule = sampler.sigma_schedule(STEPS)
+    whole = run([randomise(Small())], [0.0], "euler", sigma_schedule, sampler)
+    split = run([randomise(Small()), randomise(Small(), 1)], [1.0, 0.0], "euler", sigma_schedule, sampler)
     assert max_difference(split, whole) > 0.01
 
 
 @pytest.mark.parametrize("name", sorted(SOLVERS.keys() - {"dpm_adaptive"}))
 def test_the_plan_lists_all_calls_of_every_step(name: str) -> None:
-    ladder = SAMPLERS["linspace"].sigma_schedule(STEPS).sigmas
-    turns = trace_network_calls(["base"], [0.0], SOLVERS[name], ladder)
-    levels = network_call_sigmas(SOLVERS[name], ladder)
+    sigmas = SAMPLERS["linspace"].sigma_schedule(STEPS).sigmas
+    turns = trace_network_calls(["base"], [0.0], SOLVERS[name], sigmas)
+    levels = network_call_sigmas(SOLVERS[name], sigmas)
     assert levels is not None and sum(turn.calls or 0 for turn in turns) == len(levels)
     assert [turn.step for turn in turns] == list(range(1, len(turns) + 1))
-    assert turns[0].start == float(ladder[0]) and turns[-1].stop == 0
+    assert turns[0].start == float(sigmas[0]) and turns[-1].stop == 0
     assert all(before.stop == after.start for before, after in pairwise(turns))
 
 
 def test_a_call_belongs_to_the_expert_of_its_own_level() -> None:
     """Heun's second call looks from the lower end of its step."""
-    ladder = torch.tensor([4.0, 2.0, 1.0, 0.0], dtype=torch.float64)
-    turns = trace_network_calls(["base", "refiner"], [2.0, 0.0], SOLVERS["heun"], ladder)
+    sigmas = torch.tensor([4.0, 2.0, 1.0, 0.0], dtype=torch.float64)
+    turns = trace_network_calls(["base", "refiner"], [2.0, 0.0], SOLVERS["heun"], sigmas)
     found = [(turn.step, turn.who, turn.start, turn.stop, turn.calls) for turn in turns]
     assert found == [
         (1, "base", 4.0, 2.0, 2),
@@ -137,15 +137,15 @@ def test_a_call_belongs_to_the_expert_of_its_own_level() -> None:
 
 
 def test_the_table() -> None:
-    ladder = torch.tensor([4.0, 2.0, 0.0], dtype=torch.float64)
-    plan = SamplingReport(trace_network_calls(["base", "the refiner"], [3.0, 0.0], SOLVERS["euler"], ladder), 2)
+    sigmas = torch.tensor([4.0, 2.0, 0.0], dtype=torch.float64)
+    plan = SamplingReport(trace_network_calls(["base", "the refiner"], [3.0, 0.0], SOLVERS["euler"], sigmas), 2)
     assert str(plan).splitlines() == [
         "    step  network      noise level         calls",
         "       1  base         4.0000 -> 2.0000    1",
         "       2  the refiner  2.0000 -> 0.0000    1",
         "calls of the networks for 2 pictures: 4",
     ]
-    adaptive = SamplingReport(trace_network_calls(["base", "refiner"], [3.0, 0.0], dpm_adaptive, ladder))
+    adaptive = SamplingReport(trace_network_calls(["base", "refiner"], [3.0, 0.0], dpm_adaptive, sigmas))
     assert str(adaptive).splitlines()[1:] == [
         "adaptive  base     4.0000 -> 3.0000    -",
         "adaptive  refiner  3.0000 -> 0.0000    -",
@@ -154,10 +154,10 @@ def test_the_table() -> None:
 
 
 def test_an_expert_without_levels_has_no_turn() -> None:
-    ladder = torch.tensor([4.0, 2.0, 0.0], dtype=torch.float64)
+    sigmas = torch.tensor([4.0, 2.0, 0.0], dtype=torch.float64)
     for solver in (SOLVERS["euler"], dpm_adaptive):
-        assert {turn.who for turn in trace_network_calls(["a", "b"], [9.0, 0.0], solver, ladder)} == {"b"}
-        assert {turn.who for turn in trace_network_calls(["a", "b"], [0.0, 0.0], solver, ladder)} == {"a"}
+        assert {turn.who for turn in trace_network_calls(["a", "b"], [9.0, 0.0], solver, sigmas)} == {"b"}
+        assert {turn.who for turn in trace_network_calls(["a", "b"], [0.0, 0.0], solver, sigmas)} == {"a"}
 
 
 def test_handoffs_fall() -> None:

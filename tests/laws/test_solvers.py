@@ -105,9 +105,9 @@ def start(*shape: int) -> Tensor:
 
 
 def error(solver: Solver, steps: int) -> float:
-    ladder = torch.logspace(math.log10(MOST), math.log10(LEAST), steps + 1, dtype=torch.float64)
+    noise_levels = torch.logspace(math.log10(MOST), math.log10(LEAST), steps + 1, dtype=torch.float64)
     x = start().double()
-    return max_difference(sample(solver, gaussian, x, ladder, noise()), exact(x, MOST, LEAST))
+    return max_difference(sample(solver, gaussian, x, noise_levels, noise()), exact(x, MOST, LEAST))
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
@@ -128,8 +128,8 @@ def test_the_adaptive_error_falls_with_the_tolerance() -> None:
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_stochastic_solvers_reproduce_mean_and_spread(name: str) -> None:
     x = MEAN + normal(1, 1, 100, 200) * math.sqrt(SPREAD**2 + MOST**2)
-    ladder = torch.cat([karras_sigmas(0.01, MOST, 300), torch.zeros(1, dtype=torch.float64)])
-    found = sample(STOCHASTIC[name], gaussian, x, ladder, noise(1))
+    noise_levels = torch.cat([karras_sigmas(0.01, MOST, 300), torch.zeros(1, dtype=torch.float64)])
+    found = sample(STOCHASTIC[name], gaussian, x, noise_levels, noise(1))
     assert abs(float(found.mean()) - MEAN) < 0.02
     assert abs(float(found.std()) - SPREAD) < 0.02  # 0.0035 of it is chance
     if name in (
@@ -146,8 +146,8 @@ def test_stochastic_solvers_reproduce_mean_and_spread(name: str) -> None:
 
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("ladder", LADDERS)
-def test_every_ladder_is_walked_to_its_end(name: str, ladder: str) -> None:
-    sigmas, x = LADDERS[ladder], start()
+def test_every_sigmas_is_walked_to_its_end(name: str, noise_levels: str) -> None:
+    sigmas, x = LADDERS[noise_levels], start()
     steps = list(walk(SOLVERS[name], gaussian, x, sigmas, noise()))
     assert abs(float(steps[-1].sigma) - float(sigmas[-1])) < 1e-5
     assert steps[-1].x.shape == x.shape and steps[-1].x.dtype == torch.float32
@@ -156,7 +156,7 @@ def test_every_ladder_is_walked_to_its_end(name: str, ladder: str) -> None:
         assert_close(steps[-1].x, steps[-1].denoised, 1e-5)  # the last step jumps to the clean estimate
     if name not in ("dpm_adaptive", "dpm_fast"):
         assert [float(step.sigma) for step in steps] == [float(sigma) for sigma in sigmas[1:]]
-    if ladder == "long" and name in ("heun", "dpm_adaptive"):
+    if noise_levels == "long" and name in ("heun", "dpm_adaptive"):
         assert_close(steps[-1].x, exact(x, MOST, 0.0), 0.15)
 
 
@@ -167,9 +167,9 @@ def test_one_step_to_0_is_the_clean_estimate() -> None:
 
 
 def test_euler_is_ddim_at_eta_0() -> None:
-    for ladder in LADDERS.values():
-        found = sample(solvers.ddim, gaussian, start(), ladder, noise())
-        assert_close(found, sample(solvers.euler, gaussian, start(), ladder, noise()), 1e-6)
+    for noise_levels in LADDERS.values():
+        found = sample(solvers.ddim, gaussian, start(), noise_levels, noise())
+        assert_close(found, sample(solvers.euler, gaussian, start(), noise_levels, noise()), 1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name != "dpm_adaptive"])  # which reads the error
@@ -186,10 +186,10 @@ def test_levels_stay_on_the_cpu(name: str) -> None:
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_two_interleaved_samplings_equal_two_separate_ones(name: str) -> None:
-    solver, ladder = SOLVERS[name], LADDERS["long"]
+    solver, noise_levels = SOLVERS[name], LADDERS["long"]
     starts = [start(1, 1, 4, 4), start(1, 1, 3, 5) / 2]
-    separate = [[s.x for s in walk(solver, gaussian, x, ladder, noise(i))] for i, x in enumerate(starts)]
-    running = [walk(solver, gaussian, x, ladder, noise(i)) for i, x in enumerate(starts)]
+    separate = [[s.x for s in walk(solver, gaussian, x, noise_levels, noise(i))] for i, x in enumerate(starts)]
+    running = [walk(solver, gaussian, x, noise_levels, noise(i)) for i, x in enumerate(starts)]
     found: list[list[Tensor]] = [[], []]
     for index in [0, 1, 1, 0] * 100:
         found[index] += [step.x for step in [next(running[index], None)] if step is not None]
@@ -209,8 +209,8 @@ CALLS = {  # of the network: for the first step, for each further one, and for o
 
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("ladder", LADDERS)
-def test_calls_are_known_beforehand(name: str, ladder: str) -> None:
-    sigmas, seen, x = LADDERS[ladder], list[float](), start()
+def test_calls_are_known_beforehand(name: str, noise_levels: str) -> None:
+    sigmas, seen, x = LADDERS[noise_levels], list[float](), start()
 
     def counted(x: Tensor, sigma: Tensor) -> Tensor:
         seen.append(float(sigma))
@@ -331,14 +331,14 @@ def test_precision_changes_in_the_denoiser_only() -> None:
 
 def test_a_watcher_sees_every_step_and_may_stop() -> None:
     seen: list[Step] = []
-    ladder = LADDERS["long"]
+    noise_levels = LADDERS["long"]
 
     def record(step: Step) -> Tensor:
         seen.append(step)
         return step.x
 
-    result = sample(solvers.euler, gaussian, start(), ladder, noise(), record)
-    assert [float(step.sigma) for step in seen] == ladder[1:].tolist() and seen[-1].x is result
+    result = sample(solvers.euler, gaussian, start(), noise_levels, noise(), record)
+    assert [float(step.sigma) for step in seen] == noise_levels[1:].tolist() and seen[-1].x is result
 
     def stop(step: Step) -> Tensor:
         if step.sigma < 1:
@@ -347,7 +347,7 @@ def test_a_watcher_sees_every_step_and_may_stop() -> None:
 
     for solver in SOLVERS.values():
         with pytest.raises(Cancelled, match=r"^enough$"):
-            sample(solver, gaussian, start(), ladder, noise(), stop)
+            sample(solver, gaussian, start(), noise_levels, noise(), stop)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -104,9 +104,9 @@ def run_ours(scale: float, level: float, solver: Any, steps: int) -> Tensor:
     ours, _ = models()
     guidance = Guidance(scale if scale not in (0, 1) else 1.0)
     noise = SharedGenerator(torch.Generator().manual_seed(3))
-    low, course = normal(BATCH, 4, *SIZE, seed=5), ours.sampler.sigma_schedule(steps)
+    low, sigma_schedule = normal(BATCH, 4, *SIZE, seed=5), ours.sampler.sigma_schedule(steps)
     return ours.upscale_latents(
-        LatentUpscaleJob(low, branches(text(), scale), course, solver, noise, guidance, level, True)
+        LatentUpscaleJob(low, branches(text(), scale), sigma_schedule, solver, noise, guidance, level, True)
     )
 
 
@@ -117,13 +117,13 @@ def run_theirs(scale: float, level: float, sampler: Callable[..., Tensor]) -> Te
     low = normal(BATCH, 4, *SIZE, seed=5)
     if level:
         low = low + level * torch.randn(low.shape, generator=generator)
-    most = math.exp(ladder(1)[0])
+    most = math.exp(sigmas(1)[0])
     x = torch.randn(BATCH, 4, 2 * SIZE[0], 2 * SIZE[1], generator=generator) * most
     with torch.no_grad():
         return sampler(original.guided(low, level, text(), scale), x, generator)
 
 
-def ladder(steps: int) -> Tensor:
+def sigmas(steps: int) -> Tensor:
     """The notebook's logarithms of the levels."""
     return torch.linspace(math.log(14.614642143249512), math.log(0.029167532920837402), steps + 1)
 
@@ -134,7 +134,7 @@ def test_euler(scale: float, level: float) -> None:
     sampling = k_diffusion.load("sampling")
 
     def sampler(model: Any, x: Tensor, generator: torch.Generator) -> Tensor:
-        return sampling.sample_euler(model, x, ladder(4).exp(), disable=True)
+        return sampling.sample_euler(model, x, sigmas(4).exp(), disable=True)
 
     found, expected = run_ours(scale, level, euler, 4), run_theirs(scale, level, sampler)
     assert expected.std() > 0.1
@@ -149,7 +149,7 @@ def test_dpm_adaptive(tolerance: float, eta: float) -> None:
 
     def sampler(model: Any, x: Tensor, generator: torch.Generator) -> Tensor:
         return sampling.sample_dpm_adaptive(
-            model, x, math.exp(ladder(1)[1]), math.exp(ladder(1)[0]), rtol=relative, atol=absolute, pcoeff=0.2,
+            model, x, math.exp(sigmas(1)[1]), math.exp(sigmas(1)[0]), rtol=relative, atol=absolute, pcoeff=0.2,
             icoeff=0.4, dcoeff=0, eta=eta, disable=True,
             noise_sampler=lambda *_: torch.randn(x.shape, generator=generator),
         )  # fmt: skip

@@ -57,44 +57,44 @@ def test_training_sigmas_of_the_official_files(name: str) -> None:
 
 @pytest.mark.parametrize("name", OFFICIAL)
 @pytest.mark.parametrize("steps", [2, 7, 20, 75])
-def test_courses_of_the_official_files(name: str, steps: int) -> None:
+def test_schedules_of_the_official_files(name: str, steps: int) -> None:
     config = config_of(f"{name}/scheduler")
     sampler, other = sampler_from_config(config), theirs(config, steps)
-    course = sampler.sigma_schedule(steps)
+    sigma_schedule = sampler.sigma_schedule(steps)
     if hasattr(other, "sigmas"):
         wanted = (
             other.sigmas[:-1] if sampler.timestep_spacing == "log_linear" else other.sigmas
         )  # its N + 2 levels, N steps
-        assert_close(course.sigmas, wanted, 1e-5)
-        assert abs(course.init_noise_sigma - float(other.init_noise_sigma)) < 1e-5
+        assert_close(sigma_schedule.sigmas, wanted, 1e-5)
+        assert abs(sigma_schedule.init_noise_sigma - float(other.init_noise_sigma)) < 1e-5
         if sampler.timestep_spacing != "log_linear":  # there the times only count
-            assert_close(sampler.schedule.time(course.sigmas[:-1]), other.timesteps, 1e-3)
+            assert_close(sampler.schedule.time(sigma_schedule.sigmas[:-1]), other.timesteps, 1e-3)
     else:
         times = torch.unique(other.timesteps).flip(0)  # PNDM lists its second time twice
-        assert_close(course.sigmas[:-1], levels(other, times), 1e-5)
-        assert_close(course.sigmas[-1], levels(other, torch.tensor(0)), 1e-6)
-        assert abs(course.init_noise_sigma**2 - course.sigmas[0] ** 2 - 1) < 1e-9
-        assert abs(course.final_scale**-2 - course.sigmas[-1] ** 2 - 1) < 1e-9
+        assert_close(sigma_schedule.sigmas[:-1], levels(other, times), 1e-5)
+        assert_close(sigma_schedule.sigmas[-1], levels(other, torch.tensor(0)), 1e-6)
+        assert abs(sigma_schedule.init_noise_sigma**2 - sigma_schedule.sigmas[0] ** 2 - 1) < 1e-9
+        assert abs(sigma_schedule.final_scale**-2 - sigma_schedule.sigmas[-1] ** 2 - 1) < 1e-9
 
 
 @pytest.mark.parametrize("kind", ["EulerDiscreteScheduler", "HeunDiscreteScheduler"])
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("flag", [None, "use_karras_sigmas", "use_exponential_sigmas"])
 @pytest.mark.parametrize("steps", [2, 5, 30])
-def test_every_ladder(kind: str, spacing: str, flag: str | None, steps: int) -> None:
+def test_every_spacing_and_curve(kind: str, spacing: str, flag: str | None, steps: int) -> None:
     config = EULER | {"_class_name": kind, "timestep_spacing": spacing} | ({flag: True} if flag else {})
     other = theirs(config, steps)
     wanted = other.sigmas if kind.startswith("Euler") else torch.cat([other.sigmas[:-1:2], other.sigmas[-1:]])
-    course = sampler_from_config(config).sigma_schedule(steps)
-    assert_close(course.sigmas, wanted, 1e-5)
-    assert abs(course.init_noise_sigma - float(other.init_noise_sigma)) < 1e-5
+    sigma_schedule = sampler_from_config(config).sigma_schedule(steps)
+    assert_close(sigma_schedule.sigmas, wanted, 1e-5)
+    assert abs(sigma_schedule.init_noise_sigma - float(other.init_noise_sigma)) < 1e-5
 
 
 def test_karras_levels_lie_between_those_that_the_spacing_visits() -> None:
-    ladder = (
+    noise_levels = (
         sampler_from_config(EULER | {"timestep_spacing": "leading", "use_karras_sigmas": True}).sigma_schedule(5).sigmas
     )
-    assert abs(ladder[0] - 5.134) < 1e-3 and abs(ladder[-2] - 0.0413) < 1e-4
+    assert abs(noise_levels[0] - 5.134) < 1e-3 and abs(noise_levels[-2] - 0.0413) < 1e-4
     whole = sampler_from_config(EULER | {"use_karras_sigmas": True}).sigma_schedule(5).sigmas
     assert abs(whole[0] - 14.6146) < 1e-3 and abs(whole[-2] - 0.02917) < 1e-4
 
@@ -113,17 +113,17 @@ def test_karras_levels_lie_between_those_that_the_spacing_visits() -> None:
 @pytest.mark.parametrize("offset", [0, 1])
 def test_the_last_level(kind: str, change: dict[str, Any], end: float, offset: int) -> None:
     config = EULER | {"_class_name": kind, "steps_offset": offset} | change
-    ladder = sampler_from_config(config).sigma_schedule(10).sigmas
-    assert abs(float(ladder[-1]) - end) < 1e-6
-    assert bool((ladder[1:] < ladder[:-1]).all())
+    noise_levels = sampler_from_config(config).sigma_schedule(10).sigmas
+    assert abs(float(noise_levels[-1]) - end) < 1e-6
+    assert bool((noise_levels[1:] < noise_levels[:-1]).all())
 
 
 @pytest.mark.parametrize("curve", ["linear", "scaled_linear"])
 def test_zero_terminal_schedules(curve: str) -> None:
     config = EULER | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "beta_schedule": curve}
-    course, other = sampler_from_config(config).sigma_schedule(10), theirs(config, 10)
-    assert abs(float(course.sigmas[0]) - 4096) < 1e-3  # they keep it finite in the same way
-    assert_close(1 / (course.sigmas**2 + 1), 1 / (other.sigmas.double() ** 2 + 1), 1e-6)
+    sigma_schedule, other = sampler_from_config(config).sigma_schedule(10), theirs(config, 10)
+    assert abs(float(sigma_schedule.sigmas[0]) - 4096) < 1e-3  # they keep it finite in the same way
+    assert_close(1 / (sigma_schedule.sigmas**2 + 1), 1 / (other.sigmas.double() ** 2 + 1), 1e-6)
 
 
 def test_linear_and_cosine_schedules() -> None:
@@ -140,10 +140,10 @@ def test_clean_estimates_equal_the_schedulers(kind: str, index: int) -> None:
     for name in ("EulerDiscreteScheduler", "DDIMScheduler"):
         config = EULER | {"_class_name": name, "prediction_type": kind, "set_alpha_to_one": False, "clip_sample": False}
         other, sampler = theirs(config, 10), sampler_from_config(config)
-        course, time = sampler.sigma_schedule(10), other.timesteps[index]
+        sigma_schedule, time = sampler.sigma_schedule(10), other.timesteps[index]
         x, output = normal(2, 3, 4, 4), normal(2, 3, 4, 4, seed=2)
-        x = other.scale_model_input(x * course.sigmas[index].float(), time) if name.startswith("Euler") else x
-        scales = sampler.precondition()(course.sigmas[index])
+        x = other.scale_model_input(x * sigma_schedule.sigmas[index].float(), time) if name.startswith("Euler") else x
+        scales = sampler.precondition()(sigma_schedule.sigmas[index])
         latent = x / scales.input  # x is what the network sees
         found = latent * scales.skip + output * scales.output
         sample = latent.float() if name.startswith("Euler") else x
@@ -170,11 +170,11 @@ def trajectory(sampler: Sampler) -> list[torch.Tensor]:
             time = next(counted)[None]
         return 0.3 * x + 0.1 * torch.sin(time / 100)[:, None, None, None]
 
-    course = sampler.sigma_schedule(6)
+    sigma_schedule = sampler.sigma_schedule(6)
     denoise = Denoiser(network, torch.float32, sampler.precondition(), Conditioning())
-    x = torch.linspace(-1, 1, 8).reshape(1, 2, 2, 2) * course.init_noise_sigma
+    x = torch.linspace(-1, 1, 8).reshape(1, 2, 2, 2) * sigma_schedule.init_noise_sigma
     noise = SharedGenerator(torch.Generator().manual_seed(0))
-    steps = walk(SOLVERS[sampler.solver], denoise, x, course.sigmas, noise)
+    steps = walk(SOLVERS[sampler.solver], denoise, x, sigma_schedule.sigmas, noise)
     return [step.x * ((step.sigma**2 + 1) ** -0.5 if sampler.variance_preserving else 1) for step in steps]
 
 
@@ -184,11 +184,11 @@ def test_recorded_numbers(case: str) -> None:
     config = config_of(f"{said['config_of']}/scheduler") | {"_class_name": said["class"]} | said["overrides"]
     sampler = sampler_from_config(config)
     for steps, wanted in said["schedules"].items():
-        ladder = sampler.sigma_schedule(int(steps)).sigmas
+        noise_levels = sampler.sigma_schedule(int(steps)).sigmas
         if "sigmas" in wanted:
             sigmas = torch.tensor(wanted["sigmas"], dtype=torch.float64)
             sigmas = torch.cat([sigmas[:-1:2], sigmas[-1:]]) if sampler.solver == "heun" else sigmas
-            assert_close(ladder, sigmas[: len(ladder)], 1e-5)
+            assert_close(noise_levels, sigmas[: len(noise_levels)], 1e-5)
     if said["class"] == "PNDMScheduler":
         kept = said["trajectory_6_steps"][1:]  # the first is undone
     elif said["class"] == "HeunDiscreteScheduler":
@@ -209,11 +209,19 @@ def test_zero_terminal_ddim() -> None:
         "timestep_spacing": "trailing",
     }
     other, sampler = theirs(config, 10), sampler_from_config(config)
-    x, course = normal(1, 3, 4, 4), sampler.sigma_schedule(10)
+    x, sigma_schedule = normal(1, 3, 4, 4), sampler.sigma_schedule(10)
     denoise = Denoiser(lambda x, time: torch.sin(x), torch.float32, sampler.precondition(), Conditioning())
     found = (
-        list(walk(SOLVERS["ddim"], denoise, x * course.init_noise_sigma, course.sigmas, SharedGenerator(None)))[-1].x
-        * course.final_scale
+        list(
+            walk(
+                SOLVERS["ddim"],
+                denoise,
+                x * sigma_schedule.init_noise_sigma,
+                sigma_schedule.sigmas,
+                SharedGenerator(None),
+            )
+        )[-1].x
+        * sigma_schedule.final_scale
     )
     for time in other.timesteps:
         x = other.step(torch.sin(x), time, x).prev_sample

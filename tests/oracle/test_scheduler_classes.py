@@ -65,10 +65,12 @@ def our_run(sampler: Sampler, steps: int) -> tuple[list[Step], list[float]]:
         told.append(float(time[0]))
         return network(x, time)
 
-    course = sampler.sigma_schedule(steps)
-    denoise = Denoiser(telling, torch.float32, sampler.precondition(course), Conditioning())
+    sigma_schedule = sampler.sigma_schedule(steps)
+    denoise = Denoiser(telling, torch.float32, sampler.precondition(sigma_schedule), Conditioning())
     noise = SharedGenerator(torch.Generator().manual_seed(7))
-    return list(walk(sampler.make_solver(), denoise, START * course.init_noise_sigma, course.sigmas, noise)), told
+    return list(
+        walk(sampler.make_solver(), denoise, START * sigma_schedule.init_noise_sigma, sigma_schedule.sigmas, noise)
+    ), told
 
 
 def whole_steps(sampler: Sampler, seen: list[Tensor]) -> list[Tensor]:
@@ -144,8 +146,8 @@ def test_the_cosine_schedule() -> None:
     cosine = {"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}
     multistep = diffusers.DPMSolverMultistepScheduler(**cosine)
     multistep.set_timesteps(10)  # lists its first time twice, which its steps do not survive
-    course = SCHEDULER_CLASSES["DPMSolverMultistepScheduler"](**cosine).sampler().sigma_schedule(10)
-    assert course.timesteps.tolist() == multistep.timesteps.tolist()
+    sigma_schedule = SCHEDULER_CLASSES["DPMSolverMultistepScheduler"](**cosine).sampler().sigma_schedule(10)
+    assert sigma_schedule.timesteps.tolist() == multistep.timesteps.tolist()
 
 
 ZERO_TERMINAL = [

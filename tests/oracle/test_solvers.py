@@ -86,14 +86,14 @@ PAIRS: dict[str, tuple[Solver, str, dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", LADDERS)
 def test_k_diffusion(theirs: ModuleType, name: str, kind: str) -> None:
     ours, function, options = PAIRS[name]
-    ladder = LADDERS[kind]
+    noise_levels = LADDERS[kind]
     seen: list[Tensor] = []
     if "ancestral" in function or "sde" in function:
         options = options | {"noise_sampler": noise_sampler()}
     wanted = getattr(theirs, function)(
-        denoise, START, ladder.float(), disable=True, callback=lambda d: seen.append(d["denoised"]), **options
+        denoise, START, noise_levels.float(), disable=True, callback=lambda d: seen.append(d["denoised"]), **options
     )
-    steps = list(walk(ours, denoise, START, ladder, SharedGenerator(generator())))
+    steps = list(walk(ours, denoise, START, noise_levels, SharedGenerator(generator())))
     assert_close(steps[-1].x, wanted, 1e-5)
     assert len(steps) == len(seen)
     for step, clean in zip(steps, seen, strict=True):
@@ -185,11 +185,13 @@ def test_diffusers(name: str, prediction: str, eta: float) -> None:
     for time in scheduler.timesteps:
         x = scheduler.step(network(scheduler.scale_model_input(x, time), time), time, x, **options).prev_sample
 
-    course = sampler.sigma_schedule(10)
+    sigma_schedule = sampler.sigma_schedule(10)
     denoiser = Denoiser(network, torch.float32, sampler.precondition(), Conditioning())
     solver = partial(solvers.ddim, eta=eta) if eta else solvers.SOLVERS[sampler.solver]
-    found = sample(solver, denoiser, start * course.init_noise_sigma, course.sigmas, SharedGenerator(generator()))
-    assert_close(found * course.final_scale, x, 1e-5)
+    found = sample(
+        solver, denoiser, start * sigma_schedule.init_noise_sigma, sigma_schedule.sigmas, SharedGenerator(generator())
+    )
+    assert_close(found * sigma_schedule.final_scale, x, 1e-5)
 
 
 def test_dpm_solver_multistep() -> None:
@@ -199,11 +201,11 @@ def test_dpm_solver_multistep() -> None:
         config = STABLE | {"algorithm_type": algorithm, "prediction_type": "sample"}
         scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config)
         scheduler.set_timesteps(10)
-        ladder = scheduler.sigmas.double()
-        x = START / (ladder[0] ** 2 + 1).sqrt()
+        noise_levels = scheduler.sigmas.double()
+        x = START / (noise_levels[0] ** 2 + 1).sqrt()
         noise = SharedGenerator(generator())
-        for time, sigma in zip(scheduler.timesteps, ladder, strict=False):
+        for time, sigma in zip(scheduler.timesteps, noise_levels, strict=False):
             clean = denoise(x * (sigma**2 + 1).sqrt(), sigma)
             x = scheduler.step(clean, time, x, variance_noise=noise(x) if "sde" in algorithm else None).prev_sample
-        found = sample(solver, denoise, START, ladder, SharedGenerator(generator()))
+        found = sample(solver, denoise, START, noise_levels, SharedGenerator(generator()))
         assert_close(found, x, 1e-5)

@@ -20,20 +20,20 @@ EULER = {
 
 
 def test_times_are_those_of_the_levels() -> None:
-    course = Sampler(SCHEDULE).sigma_schedule(7)
-    assert_close(course.timesteps, torch.linspace(999, 0, 7), 1e-4)
-    assert_close(SCHEDULE.sigma(course.timesteps), course.sigmas[:-1], 1e-12)
-    assert course.steps == 7 and course.timesteps.dtype == torch.float64
+    sigma_schedule = Sampler(SCHEDULE).sigma_schedule(7)
+    assert_close(sigma_schedule.timesteps, torch.linspace(999, 0, 7), 1e-4)
+    assert_close(SCHEDULE.sigma(sigma_schedule.timesteps), sigma_schedule.sigmas[:-1], 1e-12)
+    assert sigma_schedule.steps == 7 and sigma_schedule.timesteps.dtype == torch.float64
     counted = Sampler(SCHEDULE, timestep_spacing="log_linear").sigma_schedule(4)
     assert counted.timesteps.tolist() == [999, 666, 333, 0] and counted.steps == 4
 
 
 def test_a_level_that_is_cut_has_no_time() -> None:
-    course = Sampler(
+    sigma_schedule = Sampler(
         SCHEDULE, timestep_spacing="leading", variance_preserving=True, final_sigma=float(SCHEDULE.sigmas[0])
     ).sigma_schedule(10)
-    assert course.steps == len(course.timesteps) == 9  # the tenth would go from time 0 to itself
-    assert course.timesteps[-1] == 100
+    assert sigma_schedule.steps == len(sigma_schedule.timesteps) == 9  # the tenth would go from time 0 to itself
+    assert sigma_schedule.timesteps[-1] == 100
 
 
 @pytest.mark.parametrize("preserving", [False, True])
@@ -53,37 +53,45 @@ def test_parts(preserving: bool, spacing: str) -> None:
             whole.subrange(*bad)
 
 
-def test_the_network_is_told_what_the_course_lists() -> None:
+def test_the_network_is_told_what_the_schedule_lists() -> None:
     sampler = sampler_from_config(EULER | {"use_karras_sigmas": True})
-    course = sampler.sigma_schedule(6)
-    for course_or_part in (course, course.subrange(2, 4)):
-        told = sampler.precondition(course_or_part)
-        for sigma, time in zip(course.sigmas[:-1], course.timesteps, strict=True):  # also at levels outside the part
+    sigma_schedule = sampler.sigma_schedule(6)
+    for schedule_or_part in (sigma_schedule, sigma_schedule.subrange(2, 4)):
+        told = sampler.precondition(schedule_or_part)
+        for sigma, time in zip(
+            sigma_schedule.sigmas[:-1], sigma_schedule.timesteps, strict=True
+        ):  # also at levels outside the part
             assert told(sigma).time == time
     free = sampler.precondition()
-    assert [float(free(sigma).time) for sigma in course.sigmas[:-1]] == pytest.approx(course.timesteps.tolist())
-    between = (course.sigmas[0] * course.sigmas[1]).sqrt()
-    assert course.timesteps[0] > sampler.precondition(course)(between).time > course.timesteps[1]
+    assert [float(free(sigma).time) for sigma in sigma_schedule.sigmas[:-1]] == pytest.approx(
+        sigma_schedule.timesteps.tolist()
+    )
+    between = (sigma_schedule.sigmas[0] * sigma_schedule.sigmas[1]).sqrt()
+    assert (
+        sigma_schedule.timesteps[0] > sampler.precondition(sigma_schedule)(between).time > sigma_schedule.timesteps[1]
+    )
 
 
 def test_rounded_times() -> None:
     whole = sampler_from_config(EULER | {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True})
-    course = whole.sigma_schedule(5)
-    assert course.timesteps.tolist() == course.timesteps.round().tolist()
-    assert [float(whole.precondition()(sigma).time) for sigma in course.sigmas[:-1]] == course.timesteps.tolist()
+    sigma_schedule = whole.sigma_schedule(5)
+    assert sigma_schedule.timesteps.tolist() == sigma_schedule.timesteps.round().tolist()
+    assert [
+        float(whole.precondition()(sigma).time) for sigma in sigma_schedule.sigmas[:-1]
+    ] == sigma_schedule.timesteps.tolist()
     kdpm = sampler_from_config(EULER | {"_class_name": "KDPM2DiscreteScheduler", "use_karras_sigmas": True})
-    course = kdpm.sigma_schedule(5)
-    middle = (course.sigmas[1] * course.sigmas[2]).sqrt()
-    assert kdpm.precondition(course)(middle).time % 1 != 0  # only those listed are rounded
+    sigma_schedule = kdpm.sigma_schedule(5)
+    middle = (sigma_schedule.sigmas[1] * sigma_schedule.sigmas[2]).sqrt()
+    assert kdpm.precondition(sigma_schedule)(middle).time % 1 != 0  # only those listed are rounded
 
 
-def test_ladders_of_ones_own() -> None:
+def test_sigmas_of_ones_own() -> None:
     sampler = Sampler(SCHEDULE)
-    course = sampler.schedule_from_sigmas(torch.tensor([9.0, 3.0, 1.0, 0.0]))
-    assert_close(SCHEDULE.sigma(course.timesteps), course.sigmas[:-1], 1e-3)  # read off log(sigma)
-    assert sampler.schedule_from_sigmas(course.sigmas, torch.tensor([3, 2, 1])).timesteps.tolist() == [3, 2, 1]
+    sigma_schedule = sampler.schedule_from_sigmas(torch.tensor([9.0, 3.0, 1.0, 0.0]))
+    assert_close(SCHEDULE.sigma(sigma_schedule.timesteps), sigma_schedule.sigmas[:-1], 1e-3)  # read off log(sigma)
+    assert sampler.schedule_from_sigmas(sigma_schedule.sigmas, torch.tensor([3, 2, 1])).timesteps.tolist() == [3, 2, 1]
     with pytest.raises(InputError, match="2 times for 4 noise levels, expected one less than levels"):
-        sampler.schedule_from_sigmas(course.sigmas, torch.tensor([3, 2]))
+        sampler.schedule_from_sigmas(sigma_schedule.sigmas, torch.tensor([3, 2]))
 
 
 def test_options_are_the_solvers_own() -> None:
