@@ -75,7 +75,7 @@ STOCHASTIC: dict[str, Solver] = {
         solvers.dpm_adaptive, eta=1.0, step_size_controller=PIDStepSizeController(0.01, 0.001)
     ),
 }
-LADDERS = {
+NOISE_LEVELS = {
     "long": torch.cat([karras_sigmas(0.05, MOST, 8), torch.zeros(1, dtype=torch.float64)]),
     "above 0": karras_sigmas(0.05, MOST, 8),
     "one step": torch.tensor([MOST, 0.0], dtype=torch.float64),
@@ -145,9 +145,9 @@ def test_stochastic_solvers_reproduce_mean_and_spread(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("ladder", LADDERS)
-def test_every_sigmas_is_walked_to_its_end(name: str, noise_levels: str) -> None:
-    sigmas, x = LADDERS[noise_levels], start()
+@pytest.mark.parametrize("noise_levels", NOISE_LEVELS)
+def test_every_solver_walks_to_the_end(name: str, noise_levels: str) -> None:
+    sigmas, x = NOISE_LEVELS[noise_levels], start()
     steps = list(walk(SOLVERS[name], gaussian, x, sigmas, noise()))
     assert abs(float(steps[-1].sigma) - float(sigmas[-1])) < 1e-5
     assert steps[-1].x.shape == x.shape and steps[-1].x.dtype == torch.float32
@@ -163,11 +163,13 @@ def test_every_sigmas_is_walked_to_its_end(name: str, noise_levels: str) -> None
 def test_one_step_to_0_is_the_clean_estimate() -> None:
     x = start()
     for solver in SOLVERS.values():
-        assert_close(sample(solver, gaussian, x, LADDERS["one step"], noise()), gaussian(x, torch.tensor(MOST)), 1e-5)
+        assert_close(
+            sample(solver, gaussian, x, NOISE_LEVELS["one step"], noise()), gaussian(x, torch.tensor(MOST)), 1e-5
+        )
 
 
 def test_euler_is_ddim_at_eta_0() -> None:
-    for noise_levels in LADDERS.values():
+    for noise_levels in NOISE_LEVELS.values():
         found = sample(solvers.ddim, gaussian, start(), noise_levels, noise())
         assert_close(found, sample(solvers.euler, gaussian, start(), noise_levels, noise()), 1e-6)
 
@@ -180,13 +182,13 @@ def test_levels_stay_on_the_cpu(name: str) -> None:
         assert sigma.device.type == "cpu" and sigma.dtype == torch.float64
         return x / (sigma + 1)
 
-    steps = list(walk(SOLVERS[name], denoise, x, LADDERS["long"], torch.empty_like))  # pyright: ignore[reportArgumentType]
+    steps = list(walk(SOLVERS[name], denoise, x, NOISE_LEVELS["long"], torch.empty_like))  # pyright: ignore[reportArgumentType]
     assert steps[-1].x.device.type == "meta" and steps[-1].x.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_two_interleaved_samplings_equal_two_separate_ones(name: str) -> None:
-    solver, noise_levels = SOLVERS[name], LADDERS["long"]
+    solver, noise_levels = SOLVERS[name], NOISE_LEVELS["long"]
     starts = [start(1, 1, 4, 4), start(1, 1, 3, 5) / 2]
     separate = [[s.x for s in walk(solver, gaussian, x, noise_levels, noise(i))] for i, x in enumerate(starts)]
     running = [walk(solver, gaussian, x, noise_levels, noise(i)) for i, x in enumerate(starts)]
@@ -208,9 +210,9 @@ CALLS = {  # of the network: for the first step, for each further one, and for o
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("ladder", LADDERS)
+@pytest.mark.parametrize("noise_levels", NOISE_LEVELS)
 def test_calls_are_known_beforehand(name: str, noise_levels: str) -> None:
-    sigmas, seen, x = LADDERS[noise_levels], list[float](), start()
+    sigmas, seen, x = NOISE_LEVELS[noise_levels], list[float](), start()
 
     def counted(x: Tensor, sigma: Tensor) -> Tensor:
         seen.append(float(sigma))
@@ -268,7 +270,7 @@ def unconditional(count: int) -> Denoiser:
 
 
 def run(denoise: Callable[[Tensor, Tensor], Tensor], count: int = 2) -> Tensor:
-    return sample(solvers.heun, denoise, start(count, 2, 4, 4), LADDERS["long"], noise())
+    return sample(solvers.heun, denoise, start(count, 2, 4, 4), NOISE_LEVELS["long"], noise())
 
 
 def test_guidance_1_is_the_conditional_branch_and_0_the_unconditional_one() -> None:
@@ -310,14 +312,14 @@ def taken(conditioning: Conditioning, part: slice) -> Conditioning:
 def test_a_batch_equals_singles(name: str) -> None:
     whole, seeds = denoiser(3, 2.5), [5, 9, 0]
     x = start(3, 2, 4, 4)
-    found = sample(SOLVERS[name], whole, x, LADDERS["long"], from_seeds(seeds))
+    found = sample(SOLVERS[name], whole, x, NOISE_LEVELS["long"], from_seeds(seeds))
     for i, seed in enumerate(seeds):
         part = slice(i, i + 1)
         given, without = taken(whole.conditioning, part), taken(unconditional(3).conditioning, part)
         alone = Denoiser(
             whole.network, whole.dtype, whole.precondition, given, stack_branches(without, given), whole.guidance
         )  # fmt: skip
-        single = sample(SOLVERS[name], alone, x[part], LADDERS["long"], from_seeds([seed]))
+        single = sample(SOLVERS[name], alone, x[part], NOISE_LEVELS["long"], from_seeds([seed]))
         assert_close(single, found[part], 1e-5)
 
 
@@ -331,7 +333,7 @@ def test_precision_changes_in_the_denoiser_only() -> None:
 
 def test_a_watcher_sees_every_step_and_may_stop() -> None:
     seen: list[Step] = []
-    noise_levels = LADDERS["long"]
+    noise_levels = NOISE_LEVELS["long"]
 
     def record(step: Step) -> Tensor:
         seen.append(step)
@@ -361,10 +363,10 @@ def test_latents_change_by_what_is_sent_alone(name: str) -> None:
         copies.append(Step(step.x.clone(), step.denoised.clone(), step.sigma))
         return step.x + 1
 
-    result = sample(SOLVERS[name], gaussian, start(), LADDERS["long"], noise(), shift)
+    result = sample(SOLVERS[name], gaussian, start(), NOISE_LEVELS["long"], noise(), shift)
     assert result.equal(steps[-1].x + 1)
     assert all(a.x.equal(b.x) and a.denoised.equal(b.denoised) for a, b in zip(steps, copies, strict=True))
-    assert not result.equal(sample(SOLVERS[name], gaussian, start(), LADDERS["long"], noise()) + 1)
+    assert not result.equal(sample(SOLVERS[name], gaussian, start(), NOISE_LEVELS["long"], noise()) + 1)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -374,7 +376,7 @@ def test_no_picture_is_made_of_what_is_not_a_number(name: str, value: float) -> 
         return torch.full_like(x, value)
 
     with pytest.raises(NonFinite, match=r"not finite .*torch.float32.*run in float32"):
-        sample(SOLVERS[name], broken, start(), LADDERS["long"], noise())
+        sample(SOLVERS[name], broken, start(), NOISE_LEVELS["long"], noise())
 
 
 def test_refusals() -> None:
