@@ -42,7 +42,7 @@ SOLVER_HELP = "name of the solver"
 SCORE_HELP = "aesthetic score that the SDXL refiner aims at"
 NEGATIVE_SCORE_HELP = "aesthetic score that it keeps away from"
 MAX_EXPAND = 8192  # pixels on one side
-TILE_HELP = "denoise in overlapping windows; if not said, what would take more than --memory"
+TILE_HELP = "denoise in overlapping windows; if not said, what would take more memory than allowed"
 MEMORY_HELP = "GiB for a diffusion network's work beside its weights, which sets the windows; 4 if absent"
 LONG_PROMPT_HELP = "encode prompts over 75 tokens in chunks instead of cutting them"
 

@@ -400,6 +400,7 @@ FAKE = """
                 time.sleep(0.05)
                 watch(Progress("denoise", done + 1, {steps}))
             return Result((image.resize((image.width * 2, image.height * 2)),), (0,), "fake")
+        upscaler.scale = 2
         return upscaler
 
     enlarger.tasks.upscale.upscale.load_upscaler = load

@@ -18,6 +18,8 @@ from tests.support.pictures import texture
 class Fake:
     """Enlarges by nearest neighbour, and remembers what it was asked for."""
 
+    scale = 2
+
     def __init__(self) -> None:
         self.loaded: list[tuple[Any, ...]] = []
         self.requests: list[UpscaleRequest] = []
