@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from enlarger.checkpoint.adapters.textual_inversion import read_textual_inversion
 from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.config.schedulers import sampler_from_config
 from enlarger.checkpoint.folder.load import read_folder
@@ -184,6 +185,13 @@ def test_a_scheduler_named_twice(bundle: PipelineComponents, tmp_path: Path, sta
     assert [f"names {stated}, model_index.json {index}; the latter is taken" in note for note in notes] == (
         [] if stated is None else [True]
     )
+
+
+@pytest.mark.parametrize("key", ["*", "<token>", "265"])
+def test_an_inversion_under_another_key(tmp_path: Path, key: str) -> None:
+    torch.save({"string_to_param": {key: torch.ones(2, 32)}, "name": "word", "step": 5}, tmp_path / "a.pt")
+    found = read_textual_inversion(tmp_path / "a.pt", allow_pickle=True)
+    assert found.token == "word" and found.vectors["32"].equal(torch.ones(2, 32))
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])

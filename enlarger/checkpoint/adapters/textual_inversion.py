@@ -125,10 +125,11 @@ def _parse_layout(data: Mapping[str, Any], token: str | None, label: str) -> tup
         return None, {encoder: data[key] for key, encoder in ENCODER_KEYS.items() if key in data}
     if "string_to_param" in data:
         params: Any = data["string_to_param"]
-        if not isinstance(params, Mapping) or "*" not in params:
+        vectors = dict(cast("Mapping[str, Any]", params)) if isinstance(params, Mapping) else {}
+        if "*" not in vectors and len(vectors) != 1:
             raise CheckpointError(f"{label}: string_to_param holds no '*', expected the vectors there.")
         name = data.get("name")
-        return (name if isinstance(name, str) else None), {"": params["*"]}
+        return (name if isinstance(name, str) else None), {"": vectors.get("*", next(iter(vectors.values())))}
     if "emb_params" in data:
         return None, {"": data["emb_params"]}
     tensors = {key: value for key, value in data.items() if isinstance(value, Tensor)}
