@@ -8,6 +8,7 @@ from tests.drills import fuzz, security
 from tests.drills.bodies import bodies
 from tests.drills.disconnects import disconnects
 from tests.drills.figures import Figure
+from tests.drills.hostile_bodies import FULL, HASHES, hostile_bodies
 from tests.drills.kills import kills
 from tests.drills.load import QUEUE, load
 from tests.drills.slow import slow
@@ -63,6 +64,7 @@ FAULTS: dict[str, Drill | Alone] = {
     "fuzz": Drill(fuzz.fuzz, 300, 5000, "calls", FUZZED, HASTY),
     "uploads": Drill(uploads, 80, 300, "files", ROOM),
     "bodies": Drill(bodies, 200, 200, "MiB in each body", ROOM, HASTY),
+    "hostile-bodies": Drill(hostile_bodies, 40, FULL, "bodies", {"keys": HASHES}),
     "load": Drill(load, 60, 200, "requests", ROOM),
     "slow": Drill(slow, 50, 300, "slow senders", ROOM, HASTY),
     "stops": Alone(stops, 3, 50, "stops"),

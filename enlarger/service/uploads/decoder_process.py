@@ -65,6 +65,7 @@ CONVERTED_MODES = ("CMYK", "LAB", "YCbCr", "HSV")  # modes that a PNG does not h
 REPLY_FD = 3  # of a picture's process: where its reply goes
 MAX_OPEN_FILES = 32
 MARGIN_BYTES, DATA_PER_PIXEL = 64 << 20, 48  # bytes of memory of a picture's process: beside its pixels, and for each
+NICENESS = 5  # of `nice`: the server goes first
 DATA_PER_BODY_BYTE = 6  # a picture in JSON: as bytes, as text, as a value, its base64 twice, and decoded
 BASE_MEMORY_BYTES, BYTES_PER_PIXEL = 1 << 30, 24  # bytes of address space: the process, and each pixel
 
@@ -349,6 +350,7 @@ def main() -> None:
     Image.MAX_IMAGE_PIXELS = None  # sizes are checked by us, with the limit of the request
     PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
     limit_resources(int(sys.argv[1]))
+    os.nice(NICENESS)
     os.write(out, encode_reply(DecoderReady(tuple(sandbox.available()))))
     os.dup2(devnull, 2)  # libraries write what files say there
     for line in sys.stdin.buffer:
