@@ -11,6 +11,7 @@ from tests.drills.figures import Figure
 from tests.drills.hostile_bodies import FULL, HASHES, hostile_bodies
 from tests.drills.kills import kills
 from tests.drills.load import QUEUE, load
+from tests.drills.quota import quota
 from tests.drills.slow import slow
 from tests.drills.soak import soak
 from tests.drills.stops import stops
@@ -76,6 +77,7 @@ FAULTS: dict[str, Drill | Alone] = {
     "texts": Drill(security.texts, 30, 32, "payloads", ROOM),
     "logs": Drill(security.logs, 1, 1, "round", ROOM),
     "together": Drill(together, 4, 4, "jobs", SEVERAL),
+    "quota": Alone(quota, 4, 5000, "requests"),
     "storage": Alone(storage, 2, 20, "rounds"),
 }
 SOAK = Drill(soak, 20, 1200, "seconds", ROOM)
