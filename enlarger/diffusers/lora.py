@@ -241,7 +241,7 @@ class LoraMethods:
 
     def unload_textual_inversion(
         self, tokens: Names | None = None, tokenizer: object = None, text_encoder: object = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take tokens away, all unless named, from all text encoders unless one is given."""
         state, chosen = self._current_adapters(), self._select_encoder(tokenizer, text_encoder)
         names = None if tokens is None else _as_list(tokens)

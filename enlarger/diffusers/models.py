@@ -364,9 +364,11 @@ class CLIPTextModel(ModelView):
         """Features of token ids (B, L); padding is attended to, whatever the mask says."""
         found = self.native(input_ids)
         made = TextOutput(
-            found.text_embeds, found.last_hidden_state, None if found.text_embeds is not None else found.pooler_output,
+            found.text_embeds,
+            found.last_hidden_state,
+            None if found.text_embeds is not None else found.pooler_output,
             found.hidden_states if output_hidden_states else None,
-        )  # fmt: skip
+        )
         return made if return_dict else made.to_tuple()
 
 

@@ -215,9 +215,14 @@ class DPMSolverMultistepScheduler(IntegratedScheduler):
         return partial(dpm_multistep, orders=orders[index:], integration=self._integration(0.5))
 
     def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None,
-        variance_noise: Tensor | None = None, return_dict: bool = True,
-    ) -> StepResult:  # fmt: skip
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> StepResult:
         """The latents after a step, from the network's output."""
         if self.num_inference_steps is None:
             raise ArgumentError("the number of inference steps is not known, call set_timesteps first")

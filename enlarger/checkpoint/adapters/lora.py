@@ -20,7 +20,7 @@ from enlarger.checkpoint.adapters.weight_deltas import WeightDelta
 from enlarger.checkpoint.load_module import TEXT_ENCODER_NAMES, UNET_NAMES, Shape, guess_network
 from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.errors import CheckpointError, InputError, Unsupported, list_names
-from enlarger.strict_json import parse_json, printable_name, short_repr
+from enlarger.strict_json import is_object, parse_json, printable_name, short_repr
 
 LORA_COMPONENTS = tuple(KOHYA_PREFIXES)  # the networks that a LoRA may change
 ADAPTER_METADATA_KEY = "lora_adapter_metadata"  # where diffusers writes PEFT's config in a file
@@ -285,11 +285,11 @@ def _read_adapter_config(path: Path, metadata: Mapping[str, str]) -> dict[str, A
         raise CheckpointError(
             f"{path}: its {ADAPTER_METADATA_KEY} is not valid JSON ({error}); fetch the file again."
         ) from error
-    if not isinstance(adapter_config, dict):
+    if not is_object(adapter_config):
         raise CheckpointError(
             f"{path}: its {ADAPTER_METADATA_KEY} is a JSON {type(adapter_config).__name__}, expected an object."
         )
-    return cast("dict[str, Any]", adapter_config)
+    return adapter_config
 
 
 def _reject_other_adapters(source: str, names: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Protocol, cast, overload
+from typing import Protocol, overload
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from enlarger.checkpoint.tensors.pickle_guard import (
 )
 from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint, open_safetensors, size_and_magic
 from enlarger.errors import CheckpointError, list_names
-from enlarger.strict_json import read_json
+from enlarger.strict_json import is_object, read_json
 
 WEIGHTS_STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' file names, without their endings
 PICKLE_STEMS = {"model": "pytorch_model"}  # of transformers' pickled files
@@ -114,10 +114,10 @@ def is_pickle(path: Path) -> bool:
 
 
 def _open_shards(index: Path) -> SafetensorsCheckpoint:
-    weight_map: Any = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    weight_map = read_json(index).get("weight_map")
+    if not is_object(weight_map) or not weight_map:
         raise CheckpointError(f"{index}: no weight_map; expected the file of each weight.")
-    shard_names = {key: str(place) for key, place in cast("dict[str, Any]", weight_map).items()}
+    shard_names = {key: str(place) for key, place in weight_map.items()}
     shards = {name: open_safetensors(_shard_path(index, name)) for name in sorted(set(shard_names.values()))}
     tensor_infos = {key: entry for file in shards.values() for key, entry in file.tensor_infos.items()}
     mismatched = sorted(set(tensor_infos) ^ set(shard_names))

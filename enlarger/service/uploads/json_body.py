@@ -2,10 +2,10 @@
 
 import json
 import re
-from typing import Any, cast
+from typing import Any
 
 from enlarger.service.problems import ProblemError, problem_error
-from enlarger.strict_json import reject_duplicate_keys
+from enlarger.strict_json import is_object, reject_duplicate_keys
 
 MAX_ITEMS = 1000  # texts, commas and brackets
 MAX_DEPTH = 16
@@ -22,9 +22,9 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
         value = json.loads(text, object_pairs_hook=reject_duplicate_keys, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
         raise invalid_json(str(error)) from error
-    if not isinstance(value, dict):
+    if not is_object(value):
         raise problem_error(400, "invalid_json", f"the body is a JSON {type(value).__name__}, expected an object")
-    return cast("dict[str, Any]", value)
+    return value
 
 
 def invalid_json(reason: str) -> ProblemError:
