@@ -1,18 +1,18 @@
 """Examples of the OpenAPI document."""
 
-from typing import Any
+from enlarger.strict_json import Json
 
 ID = "Zk3vB0y5Qm2xR8tWc1uJ4g"
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
-TOKENS: dict[str, Any] = {
+TOKENS: Json = {
     "input_tokens": 12,
     "input_tokens_details": {"text_tokens": 12, "image_tokens": 0},
     "output_tokens": 1024,
     "total_tokens": 1036,
 }
-EXTRAS: dict[str, Any] = {
+EXTRAS: Json = {
     "id": ID,
     "model": "sd-1.5",
     "seed": 7,
@@ -23,7 +23,7 @@ EXTRAS: dict[str, Any] = {
     "changed": None,
     "warnings": [],
 }
-PICTURE: dict[str, Any] = {
+PICTURE: Json = {
     "revised_prompt": None,
     "width": 512,
     "height": 512,
@@ -31,7 +31,7 @@ PICTURE: dict[str, Any] = {
     "format": "png",
     "flagged": None,
 }
-IMAGES: dict[str, Any] = {
+IMAGES: Json = {
     "created": 1795251600,
     "data": [{"b64_json": "iVBORw0KGgo...", **PICTURE}],
     "background": "opaque",
@@ -41,7 +41,7 @@ IMAGES: dict[str, Any] = {
     "usage": TOKENS,
     "enlarger": EXTRAS,
 }
-JOB: dict[str, Any] = {
+JOB: Json = {
     "id": ID,
     "object": "job",
     "status": "running",
@@ -60,7 +60,7 @@ JOB: dict[str, Any] = {
     "result": None,
     "error": None,
 }
-MODEL: dict[str, Any] = {
+MODEL: Json = {
     "id": "bundled",
     "object": "model",
     "created": 1795251600,

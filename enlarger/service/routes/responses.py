@@ -1,13 +1,13 @@
 """What is answered: a job and what its worker wrote as JSON, and every error in one form."""
 
 from pathlib import Path
-from typing import Any
 
 from fastapi import Request
 
 from enlarger.service.jobs.job import Job, JobProgress, JobResult, ResultImage, job_folder
 from enlarger.service.problems import CANCELED, Problem, ProblemError, problem_error
 from enlarger.service.routes.base64_stream import placeholder
+from enlarger.strict_json import Json
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 TOKEN_SIDE = 16  # pixels: one image token for TOKEN_SIDE x TOKEN_SIDE
@@ -18,7 +18,7 @@ def get_base_url(request: Request) -> str:
     return str(request.base_url).rstrip("/")
 
 
-def job_json(job: Job, progress: JobProgress, base_url: str) -> dict[str, Any]:
+def job_json(job: Job, progress: JobProgress, base_url: str) -> Json:
     """A job, whole."""
     succeeded = job.status == "succeeded"
     problem = problem_of_job(job)
@@ -60,7 +60,7 @@ def problem_of_job(job: Job) -> Problem | None:
     return CANCELED if job.problem is None else job.problem
 
 
-def images_json(job: Job, base_url: str, nonce: str | None = None) -> dict[str, Any]:
+def images_json(job: Job, base_url: str, nonce: str | None = None) -> Json:
     """What a finished job made. With a nonce the pictures are there, as placeholders, instead of their addresses."""
     result = result_of_job(job)
     count = len(result.images)
@@ -101,12 +101,12 @@ def result_files(job: Job, data: Path) -> list[Path]:
     return [folder / image.file for image in result_of_job(job).images]
 
 
-def _image_json(image: ResultImage) -> dict[str, Any]:
+def _image_json(image: ResultImage) -> Json:
     about = {"width": image.width, "height": image.height, "seed": image.seed, "format": image.format}
     return {"revised_prompt": None, **about, "flagged": image.flagged}
 
 
-def usage_json(result: JobResult) -> dict[str, Any]:
+def usage_json(result: JobResult) -> Json:
     """Tokens of the prompt, of the input and of the results."""
     size = None if result.recipe is None else result.recipe.get("input")
     image = 0 if size is None else image_tokens(int(size["width"]), int(size["height"]))
@@ -124,7 +124,7 @@ def image_tokens(width: int, height: int) -> int:
     return -(-width // TOKEN_SIDE) * -(-height // TOKEN_SIDE)
 
 
-def _extras_json(job: Job, result: JobResult) -> dict[str, Any]:
+def _extras_json(job: Job, result: JobResult) -> Json:
     seeds = [image.seed for image in result.images if image.seed is not None]
     queue_timing = {} if job.started is None else {"queue": round(max(job.started - job.created, 0.0), 6)}
     return {

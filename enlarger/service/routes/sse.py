@@ -16,6 +16,7 @@ from enlarger.service.problems import Problem, ProblemError, wait_timeout
 from enlarger.service.routes import responses
 from enlarger.service.routes.base64_stream import file_sizes, fill_placeholders, new_nonce, placeholder
 from enlarger.service.routes.job_response import run_in_background
+from enlarger.strict_json import Json
 
 KEEP_ALIVE_SECONDS = 15.0  # seconds between two signs of life
 PROGRESS_FIELDS = ("status", "position", "progress", "stage", "step", "steps", "eta_seconds")
@@ -102,11 +103,11 @@ async def owner_events(service: Service, owner: str, base_url: str) -> AsyncGene
                     yield format_event(about, event.kind)
 
 
-def _job_json(service: Service, job: Job, base_url: str) -> dict[str, Any]:
+def _job_json(service: Service, job: Job, base_url: str) -> Json:
     return responses.job_json(job, service.jobs.progress(job), base_url)
 
 
-def event_json(event: JobEvent, id: str, base_url: str) -> dict[str, Any]:
+def event_json(event: JobEvent, id: str, base_url: str) -> Json:
     """What an event says of a job, by the names of its JSON."""
     fields = {name: event.data[name] for name in PROGRESS_FIELDS if name in event.data}
     fields.setdefault("status", EVENT_STATUS.get(event.kind, "running"))
@@ -186,9 +187,7 @@ class ImageStream:
             ):
                 yield chunk
 
-    def _event_fields(
-        self, event: str, nonce: str, index: int, file_format: str, size: str | None = None
-    ) -> dict[str, Any]:
+    def _event_fields(self, event: str, nonce: str, index: int, file_format: str, size: str | None = None) -> Json:
         """What both kinds of event say."""
         known_size = self.job.spec.size
         return {
