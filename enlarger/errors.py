@@ -35,7 +35,11 @@ class ServiceError(EnlargerError):
 
 
 class NonFinite(EnlargerError):
-    """A network produced NaN or infinity; no picture is made of it."""
+    """A network produced NaN or infinity; no picture is made of it. `sigma` is the noise level where that happened."""
+
+    def __init__(self, message: str, sigma: float | None = None) -> None:
+        super().__init__(message)
+        self.sigma = sigma
 
 
 def list_names(names: Sequence[str]) -> str:

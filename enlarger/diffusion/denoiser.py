@@ -9,7 +9,9 @@ from torch import Tensor
 
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.overflow import first_overflow
 from enlarger.diffusion.precondition import Precondition
+from enlarger.errors import NonFinite
 
 
 class Denoise(Protocol):
@@ -42,6 +44,15 @@ class Denoiser:
             self.dtype
         )
         timestep = scalings.time.float().to(x.device).expand(len(network_input))
-        output = self.network(network_input, timestep, **conditioning.cast(x.device, self.dtype).inputs)
+        inputs = conditioning.cast(x.device, self.dtype).inputs
+        output = self.network(network_input, timestep, **inputs)
+        if self.dtype != torch.float32 and not bool(torch.isfinite(output).all()):
+            name = first_overflow(self.network, lambda: self.network(network_input, timestep, **inputs))
+            raise NonFinite(_describe(name, self.dtype), sigma=float(sigma))
         output = output[:, : x.shape[1]].float()  # a channel more is a variance that samplers do not use
         return x * scalings.skip + (self.guidance.combine(output) if is_guided else output) * scalings.output
+
+
+def _describe(module: str | None, dtype: torch.dtype) -> str:
+    where = "its output" if module is None else f"the output of {module}"
+    return f"{where} in the diffusion network is not finite in {str(dtype).removeprefix('torch.')}"

@@ -43,3 +43,10 @@ def from_seeds(seeds: Sequence[int]) -> PerSampleGenerators:
 def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
     device = like.device if generator is None else generator.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+
+
+def generators_of(noise: Noise) -> tuple[torch.Generator, ...]:
+    """The generators that it draws from; what it draws again, it draws from their states."""
+    if isinstance(noise, PerSampleGenerators):
+        return noise.generators
+    return (noise.generator,) if isinstance(noise, SharedGenerator) and noise.generator is not None else ()

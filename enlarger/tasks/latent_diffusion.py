@@ -1,7 +1,5 @@
 """The two networks that every task uses, with what all of them do: encode, draw, denoise, decode."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +15,7 @@ from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.unet import UNetConfig
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.conditioning import GuidedConditioning
+from enlarger.tasks.float32_retry import attempts, in_float32, is_finite, warn_of_overflow
 from enlarger.tasks.sampling import Expert, KnownRegion, SamplingPlan, hold_denoiser, with_bad_weight
 from enlarger.tasks.tiled_autoencoder import decode_image, encode_image
 
@@ -63,7 +62,14 @@ class LatentDiffusion:
         if image.shape[1] != 3:
             raise InputError(f"found {image.shape[1]} channels, expected 3 of a picture or 4 of latents")
         with self.runtime.hold(self.vae), torch.inference_mode(), in_float32(self.vae, self.upcast_vae) as dtype:
-            posterior = encode_image(self.vae, image.to(self.runtime.device, dtype), tiled=self.tile_vae)
+            pixels = image.to(self.runtime.device, dtype)
+            posterior = encode_image(self.vae, pixels, tiled=self.tile_vae)
+            if dtype != torch.float32 and not is_finite(posterior.mean, posterior.std):
+                warn_of_overflow(
+                    self.vae, dtype, "encoded", lambda: encode_image(self.vae, pixels, tiled=self.tile_vae)
+                )
+                with in_float32(self.vae):
+                    posterior = encode_image(self.vae, pixels.float(), tiled=self.tile_vae)
             like = posterior.mean.to(self.dtype)  # what a draw is shaped and typed like
             return posterior.sample(noise(like).to(posterior.mean)).float()
 
@@ -76,10 +82,14 @@ class LatentDiffusion:
         known_region: KnownRegion | None = None,
     ) -> Tensor:
         """Latents at the end of the sigma schedule, as `sample_latents` gives them."""
-        expert = Expert(self.unet, self.precondition, conditioning)
-        with hold_denoiser([expert], plan, self.runtime, on_step, known_region) as (denoise, on_step):
-            x = sample(plan.solver, denoise, initial_latents.float(), plan.sigma_schedule.sigmas, plan.noise, on_step)
-        return x * plan.sigma_schedule.final_scale
+        experts, x = [Expert(self.unet, self.precondition, conditioning)], initial_latents.float()
+        sigma_schedule = plan.sigma_schedule
+        for attempt in attempts([self.unet], plan):
+            with attempt, hold_denoiser(experts, plan, self.runtime, on_step, known_region) as (denoise, watched):
+                return sigma_schedule.final_scale * sample(
+                    plan.solver, denoise, x, sigma_schedule.sigmas, plan.noise, watched
+                )
+        raise AssertionError("the last attempt returns or raises")
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to pictures about -1..1 in float32, see `decode_latents`."""
@@ -99,20 +109,6 @@ def pad_to_multiple(x: Tensor, multiple: int, min_size: int = 1) -> Tensor:
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x
 
 
-@contextmanager
-def in_float32(network: nn.Module, enabled: bool = True) -> Generator[torch.dtype]:
-    """The network in float32 for the length of the block, if that is wanted; gives its precision there."""
-    dtype = next(network.parameters()).dtype
-    if not enabled or dtype == torch.float32:
-        yield dtype
-        return
-    network.float()
-    try:
-        yield torch.float32
-    finally:
-        network.to(dtype)
-
-
 def decode_latents(
     autoencoder: AutoencoderKL, latents: Tensor, runtime: Runtime, upcast: bool = False, *, tiled: bool = False
 ) -> Tensor:
@@ -123,8 +119,10 @@ def decode_latents(
     """
     with runtime.hold(autoencoder), torch.inference_mode():
         with in_float32(autoencoder, upcast) as dtype:
-            picture = decode_image(autoencoder, latents.to(runtime.device, dtype), tiled=tiled).float()
-        if dtype != torch.float32 and not torch.isfinite(picture).all():
+            x = latents.to(runtime.device, dtype)
+            picture = decode_image(autoencoder, x, tiled=tiled).float()
+        if dtype != torch.float32 and not is_finite(picture):
+            warn_of_overflow(autoencoder, dtype, "decoded", lambda: decode_image(autoencoder, x, tiled=tiled))
             with in_float32(autoencoder):
                 picture = decode_image(autoencoder, latents.to(runtime.device).float(), tiled=tiled)
     if not torch.isfinite(picture).all():

@@ -19,6 +19,7 @@ from enlarger.diffusion.windows import WindowedDenoiser, Windows
 from enlarger.errors import InputError, NonFinite
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.conditioning import GuidedConditioning
+from enlarger.tasks.float32_retry import attempts
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +84,13 @@ def sample_latents(
     solver sees one network, so that what it remembers of past steps outlasts the change from one to the next. `on_step`
     sees each step after the known region is put back.
     """
-    with hold_denoiser(experts, plan, runtime, on_step, known_region) as (denoise, on_step):
-        x = sample(plan.solver, denoise, initial_latents.float(), plan.sigma_schedule.sigmas, plan.noise, on_step)
-    return x * plan.sigma_schedule.final_scale
+    sigma_schedule, x = plan.sigma_schedule, initial_latents.float()
+    for attempt in attempts([expert.network for expert in experts], plan):
+        with attempt, hold_denoiser(experts, plan, runtime, on_step, known_region) as (denoise, watched):
+            return sigma_schedule.final_scale * sample(
+                plan.solver, denoise, x, sigma_schedule.sigmas, plan.noise, watched
+            )
+    raise AssertionError("the last attempt returns or raises")
 
 
 @contextmanager
