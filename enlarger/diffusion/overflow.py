@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,7 @@ def _watch(network: nn.Module) -> Generator[list[str]]:
 
         return hook
 
-    named: Any = network.named_modules()
-    parts: dict[str, nn.Module] = dict(named)
+    parts: dict[str, nn.Module] = dict(network.named_modules())  # pyright: ignore[reportUnknownArgumentType] - torch's
     handles = [part.register_forward_hook(hook_of(name)) for name, part in parts.items() if name]
     try:
         yield found
