@@ -41,6 +41,7 @@ COUNT_HELP = "pictures to make of each input or prompt"
 SOLVER_HELP = "name of the solver"
 SCORE_HELP = "aesthetic score that the SDXL refiner aims at"
 NEGATIVE_SCORE_HELP = "aesthetic score that it keeps away from"
+MAX_SEED = 2**64 - 1  # the last that torch's generators take
 MAX_EXPAND = 8192  # pixels on one side
 TILE_HELP = "denoise in overlapping windows; if not said, what would take more memory than allowed"
 MEMORY_HELP = "GiB for a diffusion network's work beside its weights, which sets the windows; 4 if absent"
@@ -65,7 +66,7 @@ class UpscaleRequest:
     negative: str | Sequence[str] = option("", "what it should not show; needs guidance other than 1")
     steps: int | None = option(None, STEPS_HELP, least=1, most=1000, whole=True)
     guidance: float | None = option(None, GUIDANCE_HELP, least=-100, most=100)
-    seed: int | Sequence[int] = option(0, SEED_HELP, least=0, most=2**63 - 1, whole=True)
+    seed: int | Sequence[int] = option(0, SEED_HELP, least=0, most=MAX_SEED, whole=True)
     count: int = option(1, COUNT_HELP, least=1, most=64, whole=True)
     noise_level: float | None = option(
         None, "noise added to the input: up to 10 for x2; whole numbers up to 350 for x4", least=0, most=1000
@@ -108,10 +109,6 @@ class UpscaleRequest:
         check_factor(factor, height, width)
         return max(1, round(height * factor)), max(1, round(width * factor))
 
-    def result_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size of the result for an input of `size`, in the same order of the sides."""
-        return round(size[0] * self.by), round(size[1] * self.by)
-
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
@@ -121,7 +118,7 @@ class SamplingOptions:
     steps: int | None = option(None, STEPS_HELP, least=1, most=1000, whole=True)
     guidance: float | None = option(None, GUIDANCE_HELP, least=-100, most=100)
     rescale: float = option(0.0, RESCALE_HELP, least=0, most=1)
-    seed: int | Sequence[int] = option(0, SEED_HELP, least=0, most=2**63 - 1, whole=True)
+    seed: int | Sequence[int] = option(0, SEED_HELP, least=0, most=MAX_SEED, whole=True)
     count: int = option(1, COUNT_HELP, least=1, most=64, whole=True)
     solver: str | None = option(None, SOLVER_HELP)
     long_prompt: bool = option(False, LONG_PROMPT_HELP)
@@ -364,7 +361,9 @@ def one_per_image(value: Any, count: int, name: str) -> list[Any]:
 def seeds_for(seed: int | Sequence[int], count: int) -> list[int]:
     """One seed per image: a single seed counts on from image to image."""
     if not isinstance(seed, Sequence):
-        return [(seed + i) % 2**63 for i in range(count)]
+        if seed + count - 1 > MAX_SEED:
+            raise InputError(f"seed is {seed} for {count} pictures, the last seed is {MAX_SEED}; give a smaller one")
+        return [seed + i for i in range(count)]
     if len(seed) != count:
         raise InputError(f"{len(seed)} seeds for {count} images; give one seed, or one per image")
     return list(seed)

@@ -10,11 +10,14 @@ from enlarger.cli.image_jobs import FileOptions, Inputs, ModelFolder, Offload, m
 from enlarger.cli.options import (
     Device,
     JsonLines,
+    Kind,
     Options,
     Overwrite,
     Precision,
+    Quality,
     Recursive,
     Salvage,
+    SkipExisting,
     Strip,
     request_options,
 )
@@ -59,6 +62,9 @@ def depth(
     recursive: Recursive = False,
     salvage: Salvage = False,
     strip: Strip = "none",
+    kind: Kind = None,
+    quality: Quality = 95,
+    skip_existing: SkipExisting = False,
     json_lines: JsonLines = False,
 ) -> None:
     """Remake pictures with their depth kept, with the depth model of Stable Diffusion 2.
@@ -76,12 +82,21 @@ def depth(
         return replace(request, image=job.input, depth=None if maps is None else _map_for(job.input, maps))
 
     request = make_request(DepthRequest, image=None, **options)
-    process_images(
-        FileOptions(inputs, output, "depth", overwrite, recursive, json_lines, salvage, strip),
-        request,
-        load,
-        request_for,
+    files = FileOptions(
+        inputs=inputs,
+        output=output,
+        label="depth",
+        overwrite=overwrite,
+        recursive=recursive,
+        json_lines=json_lines,
+        salvage=salvage,
+        strip=strip,
+        kind=kind,
+        quality=quality,
+        skip_existing=skip_existing,
+        run=(model, maps),
     )
+    process_images(files, request, load, request_for)
 
 
 def _map_for(picture: Path, maps: Path) -> Path:

@@ -4,11 +4,13 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from enlarger.cli.inputs import InputFile, PassedOver, find_inputs, too_long
+from enlarger.cli.resume import Fingerprint, carries
 from enlarger.errors import InputError
+from enlarger.image.atomic_write import remove_stale_parts
 from enlarger.image.encode import SUFFIXES, check_output
 
 
@@ -19,6 +21,38 @@ class Job:
     input: Path
     outputs: tuple[Path, ...] = ()
     error: str | None = None
+    skipped: str | None = None  # why nothing is to be done
+    note: str | None = None
+    overwrite: bool = False  # replace the outputs that exist
+
+
+@dataclass(frozen=True)
+class ExistingFiles:
+    """What becomes of a job whose files exist: replaced, left alone, or done if they are results of this very run."""
+
+    overwrite: bool = False
+    skip: bool = False
+    fingerprint: Fingerprint | None = None
+
+    def settle(self, job: Job) -> Job:
+        """The job, to be done or not. Raises InputError for files that nobody said what to do with."""
+        if self.overwrite:
+            return replace(job, overwrite=True)
+        existing = [out for out in job.outputs if os.path.lexists(out)]
+        if not existing:
+            return job
+        made = [out for out in existing if self.fingerprint and self._made_by_this_run(job, out)]
+        if len(made) == len(job.outputs):
+            return replace(job, skipped="was made by the same command before")
+        if self.skip:
+            return replace(job, skipped=f"{existing[0]} exists already")
+        if made != existing:
+            out = next(out for out in existing if out not in made)
+            raise InputError(f"{out} exists already; choose another --output, or replace it with --overwrite")
+        return replace(job, overwrite=True)
+
+    def _made_by_this_run(self, job: Job, out: Path) -> bool:
+        return self.fingerprint is not None and carries(out, self.fingerprint(job.input, job.outputs.index(out)))
 
 
 @dataclass(frozen=True)
@@ -37,12 +71,19 @@ class OutputNaming:
     count: int = 1
     folder: Path | None = None
     file: Path | None = None
+    kind: str = "png"  # of the files; "same" as the input's
+
+    def suffix_for(self, path: Path) -> str:
+        """What the result of an input ends in; PNG where its own kind is not written."""
+        if self.kind != "same":
+            return f".{self.kind}"
+        return path.suffix if path.suffix.lower() in SUFFIXES else ".png"
 
     def outputs(self, input_file: InputFile, keep_suffix: bool = False) -> tuple[Path, ...]:
         """The files to make of an input; NAME is that of the input, without its suffix unless `keep_suffix` is true."""
         folder = input_file.path.parent if self.folder is None else self.folder / input_file.subfolder
         name = input_file.path.name if keep_suffix else input_file.path.stem
-        first = folder / f"{name}-{self.label}.png" if self.file is None else self.file
+        first = folder / f"{name}-{self.label}{self.suffix_for(input_file.path)}" if self.file is None else self.file
         if self.count == 1:
             return (first,)
         return tuple(first.with_name(f"{first.stem}-{k}{first.suffix}") for k in range(1, self.count + 1))
@@ -53,24 +94,32 @@ def is_folder_name(output: str) -> bool:
     return os.path.isdir(output) or output.endswith((os.sep, "/")) or not Path(output).suffix
 
 
-def output_naming(inputs: Sequence[Path], output_option: str | None, label: str, count: int) -> OutputNaming:
-    """What `--output` means: the name of a file if there is one input file, else a folder.
+def output_naming(
+    inputs: Sequence[Path], output_option: str | None, label: str, count: int, kind: str | None = None
+) -> OutputNaming:
+    """What `--output` and `--format` mean: the name of a file if there is one input file, else a folder.
 
-    Raises InputError if it names one file for several inputs.
+    Raises InputError if it names one file for several inputs, or another kind of file than `--format`.
     """
+    naming = OutputNaming(label, count, kind="png" if kind is None else kind)
     if output_option is None:
-        return OutputNaming(label, count)
+        return naming
     output = Path(output_option)
     has_several_inputs = len(inputs) > 1 or os.path.isdir(inputs[0])
     if is_folder_name(output_option):
-        return OutputNaming(label, count, folder=output)
+        return replace(naming, folder=output)
     if has_several_inputs and output.suffix.lower() in SUFFIXES:
         raise InputError(f"--output {output} names one file, but there are several inputs; give a folder")
-    return OutputNaming(label, count, folder=output) if has_several_inputs else OutputNaming(label, count, file=output)
+    if has_several_inputs:
+        return replace(naming, folder=output)
+    expected = SUFFIXES.get(naming.suffix_for(inputs[0]).lower())
+    if kind is not None and SUFFIXES.get(output.suffix.lower(), expected) != expected:
+        raise InputError(f"--output {output} and --format {kind} name different kinds of file; give one of them")
+    return replace(naming, file=output)
 
 
 def plan_jobs(
-    inputs: Sequence[Path], naming: OutputNaming, *, recursive: bool = False, overwrite: bool = False
+    inputs: Sequence[Path], naming: OutputNaming, existing: ExistingFiles, *, recursive: bool = False
 ) -> Plan:
     """One job per picture, in the order given; a refused one carries its error.
 
@@ -81,7 +130,18 @@ def plan_jobs(
     results = {out.resolve() for files in outputs.values() for out in files}
     input_files = [entry for entry in found if entry.is_named_by_user or entry.path.resolve() not in results]
     reserved = {entry.path.resolve(): f"is the input {entry.path}" for entry in input_files}
-    return Plan([plan_job(entry, outputs[entry], reserved, overwrite) for entry in input_files], passed_over)
+    jobs = [plan_job(entry, outputs[entry], reserved, existing) for entry in input_files]
+    for folder in {out.parent for job in jobs for out in job.outputs}:
+        remove_stale_parts(folder)
+    return Plan([_with_format_note(job, naming) for job in jobs], passed_over)
+
+
+def _with_format_note(job: Job, naming: OutputNaming) -> Job:
+    """The job, with a note if its results are of another kind than was asked for."""
+    suffix = job.input.suffix
+    if naming.kind != "same" or job.error is not None or suffix.lower() in SUFFIXES:
+        return job
+    return replace(job, note=f"{suffix or 'a file without a suffix'} is no kind that is written: PNG instead")
 
 
 def _outputs(input_files: Iterable[InputFile], naming: OutputNaming) -> dict[InputFile, tuple[Path, ...]]:
@@ -95,7 +155,9 @@ def _outputs(input_files: Iterable[InputFile], naming: OutputNaming) -> dict[Inp
     }
 
 
-def plan_job(input_file: InputFile, outputs: tuple[Path, ...], reserved: dict[Path, str], overwrite: bool) -> Job:
+def plan_job(
+    input_file: InputFile, outputs: tuple[Path, ...], reserved: dict[Path, str], existing: ExistingFiles
+) -> Job:
     """Check an input and reserve its outputs in `reserved`."""
     if input_file.error is not None:
         return Job(input_file.path, error=input_file.error)
@@ -106,14 +168,13 @@ def plan_job(input_file: InputFile, outputs: tuple[Path, ...], reserved: dict[Pa
                 out.lstat()  # raises for a name that the disk does not take
             if (reason := reserved.get(out.resolve())) is not None:
                 raise InputError(f"{out} {reason}; choose another --output")
-            if out.exists() and not overwrite:
-                raise InputError(f"{out} exists already; choose another --output, or replace it with --overwrite")
             if out.suffix.lower() not in SUFFIXES:
                 raise InputError(
                     f"{out}: found suffix {out.suffix!r}, expected one of {', '.join(SUFFIXES)}; choose one of these, "
                     "or end the name with / if it is a folder"
                 )
-            check_output(out, overwrite=overwrite)
+            check_output(out, overwrite=True)
+        job = existing.settle(Job(input_file.path, outputs))
     except InputError as error:
         return Job(input_file.path, error=str(error))
     except OSError as error:
@@ -122,4 +183,4 @@ def plan_job(input_file: InputFile, outputs: tuple[Path, ...], reserved: dict[Pa
             reason = f"--output: {too_long(outputs[0])}"
         return Job(input_file.path, error=reason)
     reserved.update((out.resolve(), f"is already the result of {input_file.path}") for out in outputs)
-    return Job(input_file.path, outputs)
+    return job

@@ -126,7 +126,7 @@ def _requests_per_prompt(request: GenerateRequest, texts: Sequence[str]) -> list
 
 def _plan_jobs(requests: Sequence[GenerateRequest], output: str | None, overwrite: bool) -> "list[Job]":
     """A job per prompt, its files named after prompt and seed."""
-    from enlarger.cli.files import is_folder_name, plan_job
+    from enlarger.cli.files import ExistingFiles, is_folder_name, plan_job
     from enlarger.cli.inputs import InputFile
     from enlarger.image.encode import SUFFIXES
 
@@ -143,12 +143,12 @@ def _plan_jobs(requests: Sequence[GenerateRequest], output: str | None, overwrit
         if is_file and len(requests) == 1:
             numbered = [target.with_name(f"{target.stem}-{k}{target.suffix}") for k in range(1, request.count + 1)]
             outputs = (target,) if request.count == 1 else tuple(numbered)
-        job = plan_job(InputFile(Path(name), is_named_by_user=True), outputs, reserved, overwrite)
-        jobs.append(_check_size(job, request, overwrite))
+        job = plan_job(InputFile(Path(name), is_named_by_user=True), outputs, reserved, ExistingFiles(overwrite))
+        jobs.append(_check_size(job, request))
     return jobs
 
 
-def _check_size(job: "Job", request: GenerateRequest, overwrite: bool) -> "Job":
+def _check_size(job: "Job", request: GenerateRequest) -> "Job":
     """The job, with an error if its kind of file does not hold a picture of the size that was asked for."""
     from enlarger.image.encode import check_output
 
@@ -156,7 +156,7 @@ def _check_size(job: "Job", request: GenerateRequest, overwrite: bool) -> "Job":
         return job
     size = (round(request.width * request.upscale), round(request.height * request.upscale))
     try:
-        check_output(job.outputs[0], "RGB", size, overwrite=overwrite)
+        check_output(job.outputs[0], "RGB", size, overwrite=True)
     except InputError as error:
         return replace(job, error=str(error))
     return job

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch comes with these
 
     from enlarger.cli.files import Job, Plan
     from enlarger.cli.report import Outcome, Report
+    from enlarger.cli.resume import Fingerprint
     from enlarger.client.responses import Result as RemoteResult
     from enlarger.image.metadata import Strip
     from enlarger.tasks.result import Result
@@ -47,16 +48,22 @@ class FileOptions:
     json_lines: bool = False
     salvage: bool = False  # take the rows that are there of pictures cut short
     strip: "Strip" = "none"
+    kind: str | None = None  # of files to write: png, jpg, webp, or same as the input's
+    quality: int = 95
+    skip_existing: bool = False
+    run: tuple[object, ...] = ()  # what else makes results differ: the model, and how it is run
+    fingerprint: "Fingerprint | None" = None  # by which results of this run are known
 
     def plan(self, count: int) -> "Plan":
         """A job per input, with `count` files to write."""
-        from enlarger.cli.files import output_naming, plan_jobs
+        from enlarger.cli.files import ExistingFiles, output_naming, plan_jobs
 
         try:
-            names = output_naming(self.inputs, self.output, self.label, count)
+            names = output_naming(self.inputs, self.output, self.label, count, self.kind)
         except InputError as error:
             raise typer.BadParameter(str(error)) from error
-        return plan_jobs(self.inputs, names, recursive=self.recursive, overwrite=self.overwrite)
+        existing = ExistingFiles(self.overwrite, self.skip_existing, self.fingerprint)
+        return plan_jobs(self.inputs, names, existing, recursive=self.recursive)
 
 
 def make_request(kind: type[Request], **options: Any) -> Request:
@@ -80,12 +87,15 @@ def process_images(
     What `describe` says of task and request is printed before the job runs.
     """
     from enlarger.cli.report import Report
+    from enlarger.cli.resume import fingerprint_of_run
 
+    settings = (files.label, files.quality, files.salvage, files.strip, *files.run)
+    files = replace(files, fingerprint=fingerprint_of_run(request, *settings))
     plan = files.plan(request.count)
-    jobs = [_check_result(job, request, files.overwrite) for job in plan.jobs]
+    jobs = [_check_result(job, request) for job in plan.jobs]
     with Report(len(jobs), json_lines=files.json_lines, passed_over=plan.passed_over) as report:
         run_job = None
-        if any(job.error is None for job in jobs):
+        if any(job.error is None and job.skipped is None for job in jobs):
             report.start_stage(first_stage)
             task, to_request = load(), request_for or _with_input_image
 
@@ -117,28 +127,29 @@ def process_image(
     result = task(request, watch=watch)
     return Outcome(
         job.input,
-        save_all(job, result.images, report, files.overwrite, files.strip),
+        save_all(job, result.images, report, files),
         result.images[0].size,
         round(time.monotonic() - started, 3),
         result.seeds[0],
         result.model,
         result.consistency,
-        notes + result.notes,
+        (() if job.note is None else (job.note,)) + notes + result.notes,
     )
 
 
-def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions, overwrite: bool) -> "Job":
+def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions) -> "Job":
     """The job, with an error if its files cannot hold what will be made of its input."""
     from enlarger.image.decode import read_header
     from enlarger.image.encode import check_output
 
-    if job.error is not None:
+    if job.error is not None or job.skipped is not None:
         return job
     try:
         mode, size = read_header(job.input)
-        size = request.result_size(size) if isinstance(request, UpscaleRequest) else size
+        width, height = size
+        size = request.target_size(height, width) if isinstance(request, UpscaleRequest) else size
         for path in job.outputs:
-            check_output(path, mode, size, overwrite=overwrite)
+            check_output(path, mode, size, overwrite=True)
     except InputError as error:
         return replace(job, error=str(error))
     return job
@@ -178,15 +189,15 @@ def run_jobs(jobs: Sequence["Job"], run_job: RunJob | None, report: "Report") ->
     return outcomes
 
 
-def save_all(
-    job: "Job", images: Sequence["Image.Image"], report: "Report", overwrite: bool, strip: "Strip" = "none"
-) -> tuple[Path, ...]:
-    """Write a job's pictures to its files."""
+def save_all(job: "Job", images: Sequence["Image.Image"], report: "Report", files: FileOptions) -> tuple[Path, ...]:
+    """Write a job's pictures to its files, with the fingerprints by which the next run knows them."""
     from enlarger.image.encode import save_image
 
     report.start_stage(f"{job.input.name}: saving")
-    made = zip(images, job.outputs, strict=True)
-    return tuple(save_image(image, path, overwrite=overwrite, strip=strip) for image, path in made)
+    for number, (image, path) in enumerate(zip(images, job.outputs, strict=True)):
+        unique_id = None if files.fingerprint is None else files.fingerprint(job.input, number)
+        save_image(image, path, overwrite=job.overwrite, quality=files.quality, strip=files.strip, unique_id=unique_id)
+    return job.outputs
 
 
 def describe_unexpected(error: Exception) -> str:
@@ -200,8 +211,8 @@ def _run_safely(job: "Job", run_job: RunJob | None) -> "Outcome":
     """The outcome of a job, whatever happens: one bad picture must not end a run."""
     from enlarger.cli.report import Outcome
 
-    if job.error is not None or run_job is None:
-        return Outcome(job.input, error=job.error)
+    if job.error is not None or job.skipped is not None or run_job is None:
+        return Outcome(job.input, job.outputs if job.error is None else (), error=job.error, skipped=job.skipped)
     try:
         with warnings.catch_warnings(record=True) as caught:
             outcome = run_job(job)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request, run_jobs, save_all
-from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, request_options
+from enlarger.cli.options import Device, JsonLines, Kind, Options, Overwrite, Precision, Quality, request_options
 from enlarger.errors import InputError
 from enlarger.requests import InpaintRequest
 
@@ -43,6 +43,8 @@ def inpaint(
     precision: Precision = "auto",
     offload: Offload = "none",
     overwrite: Overwrite = False,
+    kind: Kind = None,
+    quality: Quality = 95,
     json_lines: JsonLines = False,
 ) -> None:
     """Repaint what a mask covers, with a model made for it or any other of Stable Diffusion 1 or 2 or SDXL.
@@ -54,17 +56,17 @@ def inpaint(
     from enlarger.cli.report import Report  # torch comes with these
     from enlarger.tasks.inpaint import load_inpainter
 
-    files = FileOptions([image], output, "inpaint", overwrite)
-    jobs = [_check_job(job, request, overwrite) for job in files.plan(request.count).jobs]
+    files = FileOptions([image], output, "inpaint", overwrite, kind=kind, quality=quality)
+    jobs = [_check_job(job, request) for job in files.plan(request.count).jobs]
     with Report(len(jobs), json_lines=json_lines) as report:
         run_job = None
         if any(job.error is None for job in jobs):
             report.start_stage("loading the model")
-            run_job = partial(_run_job, request, load_inpainter(model, device, precision, offload), report, overwrite)
+            run_job = partial(_run_job, request, load_inpainter(model, device, precision, offload), report, files)
         run_jobs(jobs, run_job, report)
 
 
-def _check_job(job: "Job", request: InpaintRequest, overwrite: bool) -> "Job":
+def _check_job(job: "Job", request: InpaintRequest) -> "Job":
     """The job, with an error if its files do not fit together."""
     from enlarger.image.encode import check_output
     from enlarger.image.inpaint_canvas import prepare_canvas
@@ -76,14 +78,14 @@ def _check_job(job: "Job", request: InpaintRequest, overwrite: bool) -> "Job":
             if request.mask is not None and path.resolve() == request.mask.resolve():
                 raise InputError(f"{path} is the mask; choose another --output")
         original = prepare_canvas(replace(request, image=job.input)).original
-        check_output(job.outputs[0], original.write(original.values).mode, overwrite=overwrite)
+        check_output(job.outputs[0], original.write(original.values).mode, overwrite=True)
     except InputError as error:
         return replace(job, error=str(error))
     return job
 
 
 def _run_job(
-    request: InpaintRequest, inpainter: "Inpainter", report: "Report", overwrite: bool, job: "Job"
+    request: InpaintRequest, inpainter: "Inpainter", report: "Report", files: FileOptions, job: "Job"
 ) -> "Outcome":
     from enlarger.cli.report import Outcome
     from enlarger.image.encode import SUFFIXES
@@ -94,7 +96,7 @@ def _run_job(
     lossy_note = (f"{file_format} files change every pixel a little: save as .png to keep what is outside the mask",)
     return Outcome(
         job.input,
-        save_all(job, result.images, report, overwrite),
+        save_all(job, result.images, report, files),
         result.image.size,
         round(time.monotonic() - started, 3),
         result.seeds[0],

@@ -27,6 +27,14 @@ Strip = Annotated[
     typer.Option(help="what of the input's EXIF, XMP, IPTC and resolution is left out: nothing, the place, or all"),
 ]
 Salvage = Annotated[bool, typer.Option("--salvage", help="of pictures cut short, take the rows that are there")]
+Kind = Annotated[
+    Literal["png", "jpg", "webp", "same"] | None,
+    typer.Option(
+        "--format", help="kind of file to write; same: the input's", show_default="png, or what --output says"
+    ),
+]
+Quality = Annotated[int, typer.Option(min=1, max=100, help="of JPEG, WebP and AVIF files")]
+SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="leave alone what has a result, whatever it is")]
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="also the folders in a folder, as a tree in --output")
 ]

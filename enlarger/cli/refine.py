@@ -8,11 +8,14 @@ from enlarger.cli.image_jobs import FileOptions, Inputs, ModelFolder, Offload, m
 from enlarger.cli.options import (
     Device,
     JsonLines,
+    Kind,
     Options,
     Overwrite,
     Precision,
+    Quality,
     Recursive,
     Salvage,
+    SkipExisting,
     Strip,
     request_options,
 )
@@ -46,6 +49,9 @@ def refine(
     recursive: Recursive = False,
     salvage: Salvage = False,
     strip: Strip = "none",
+    kind: Kind = None,
+    quality: Quality = 95,
+    skip_existing: SkipExisting = False,
     json_lines: JsonLines = False,
 ) -> None:
     """Remake pictures from noisy copies of themselves, with Stable Diffusion 1 or 2 or SDXL, base or refiner.
@@ -60,6 +66,18 @@ def refine(
         return load_refiner(model, device, precision, offload)
 
     request = make_request(RefineRequest, image=None, **options)
-    process_images(
-        FileOptions(inputs, output, "refined", overwrite, recursive, json_lines, salvage, strip), request, load
+    files = FileOptions(
+        inputs=inputs,
+        output=output,
+        label="refined",
+        overwrite=overwrite,
+        recursive=recursive,
+        json_lines=json_lines,
+        salvage=salvage,
+        strip=strip,
+        kind=kind,
+        quality=quality,
+        skip_existing=skip_existing,
+        run=(model,),
     )
+    process_images(files, request, load)

@@ -42,6 +42,7 @@ class Outcome:
     consistency: float | None = None  # largest 8-bit difference of the halved result to the input
     notes: tuple[str, ...] = ()
     error: str | None = None
+    skipped: str | None = None  # why nothing was to be done
     prompt: str | None = None  # where that is the input
     changed: int | None = None  # pixels of the first picture that differ from the input
     box: tuple[int, int, int, int] | None = None  # left, top, right, bottom of these
@@ -115,10 +116,13 @@ class Report:
             self.message(f"{outcome.input}: note: {note}")
         if outcome.error is not None:
             self.message(f"error: {_describe_error(outcome)}")
+        elif outcome.skipped is not None:
+            self.message(f"{outcome.input}: skipped: {outcome.skipped}")
         elif outcome.size is not None:
             width, height = outcome.size
             self.message(f"{outcome.input}: {width} x {height} in {outcome.seconds:.1f} s{_describe_changes(outcome)}")
-        lines = [outcome.to_json_line()] if self.json_lines else [str(path) for path in outcome.outputs]
+        written = () if outcome.skipped is not None else outcome.outputs
+        lines = [outcome.to_json_line()] if self.json_lines else [str(path) for path in written]
         print_lines(lines)
         self.bar.advance(self.files_task)
 

@@ -8,12 +8,15 @@ from enlarger.cli.image_jobs import FileOptions, Inputs, Offload, make_request, 
 from enlarger.cli.options import (
     Device,
     JsonLines,
+    Kind,
     Model,
     Options,
     Overwrite,
     Precision,
+    Quality,
     Recursive,
     Salvage,
+    SkipExisting,
     Strip,
     request_options,
 )
@@ -48,6 +51,9 @@ def upscale(
     recursive: Recursive = False,
     salvage: Salvage = False,
     strip: Strip = "none",
+    kind: Kind = None,
+    quality: Quality = 95,
+    skip_existing: SkipExisting = False,
     json_lines: JsonLines = False,
     server: Server = None,
     key: Key = None,
@@ -64,7 +70,20 @@ def upscale(
         return load_upscaler(model, device, precision, offload)
 
     request = make_request(UpscaleRequest, image=None, **options)
-    files = FileOptions(inputs, output, _label(request), overwrite, recursive, json_lines, salvage, strip)
+    files = FileOptions(
+        inputs=inputs,
+        output=output,
+        label=_label(request),
+        overwrite=overwrite,
+        recursive=recursive,
+        json_lines=json_lines,
+        salvage=salvage,
+        strip=strip,
+        kind=kind,
+        quality=quality,
+        skip_existing=skip_existing,
+        run=(model, server),
+    )
     if server is None:
         process_images(files, request, load, describe=_describe_plan)
         return

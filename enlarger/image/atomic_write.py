@@ -1,11 +1,14 @@
 """Writing a file whole or not at all. Without torch."""
 
 import os
+import platform
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+_OWN_PARTS = f".enlarger-{platform.node()[:40].replace('-', '_')}-{os.getpid()}"  # how its unfinished files begin
 
 
 @contextmanager
@@ -18,7 +21,7 @@ def atomic_write(
     at a time, what a killed process left is written over by the next. Raises OSError; without `overwrite`
     FileExistsError if the file exists by then.
     """
-    temporary = path.with_name(f".{path.name}.part" if single_writer else f".enlarger-{uuid.uuid4().hex}.part")
+    temporary = path.with_name(f".{path.name}.part" if single_writer else f"{_OWN_PARTS}-{uuid.uuid4().hex}.part")
     try:
         with temporary.open("wb" if single_writer else "xb") as stream:
             yield stream
@@ -28,6 +31,27 @@ def atomic_write(
         move_into_place(temporary, path, overwrite=overwrite, durable=durable)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_stale_parts(folder: Path) -> None:
+    """Delete what killed processes of this machine left of files that they were writing to a folder."""
+    own_machine = _OWN_PARTS.rpartition("-")[0]
+    for part in folder.glob(f"{own_machine}-*-*.part"):
+        process = part.name.removeprefix(f"{own_machine}-").partition("-")[0]
+        if process.isdecimal() and not _is_running(int(process)):
+            part.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":
+        return True  # a signal would end it there
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def move_into_place(temporary: Path, path: Path, *, overwrite: bool = True, durable: bool = True) -> None:

@@ -84,15 +84,15 @@ def open_upright(source: str | Path | Image.Image, *, limit: int = PIXEL_LIMIT) 
 
 
 def read_header(path: str | Path) -> tuple[str, tuple[int, int]]:
-    """In which mode a picture like a file's is written, and the file's width and height; only its header is read.
+    """In which mode a picture like a file's is written, and its width and height upright; only its header is read.
 
     Raises InputError for a file that is no picture.
     """
     with open_image(path) as (image, _):
-        if image.mode == "F" or image.mode.startswith("I"):
-            return "I;16", image.size
         is_grey, has_alpha = image.mode in ("1", "L", "LA", "La"), image.has_transparency_data
-        return ("L" if is_grey else "RGB") + ("A" if has_alpha else ""), image.size
+        mode = ("L" if is_grey else "RGB") + ("A" if has_alpha else "")
+        mode = "I;16" if image.mode == "F" or image.mode.startswith("I") else mode
+    return mode, upright_size(path)
 
 
 def salvage(path: str | Path, notes: list[str], *, limit: int = PIXEL_LIMIT) -> Image.Image | None:

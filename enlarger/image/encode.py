@@ -10,7 +10,7 @@ from PIL import Image
 from enlarger.errors import InputError
 from enlarger.image.atomic_write import atomic_write
 from enlarger.image.decode import AVIF_FORMATS, one_line
-from enlarger.image.metadata import Strip, save_options
+from enlarger.image.metadata import Strip, save_options, with_unique_id
 
 MODE_NAMES = {"L": "grey", "LA": "grey with alpha", "RGB": "colour", "RGBA": "colour with alpha", "I;16": "16-bit grey"}
 FORMAT_MODES: dict[str, frozenset[str]] = {  # what each format holds without losing a channel or depth
@@ -78,13 +78,20 @@ def check_output(
 
 
 def save_image(
-    image: Image.Image, path: str | Path, *, overwrite: bool = False, quality: int = 95, strip: Strip = "none"
+    image: Image.Image,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    quality: int = 95,
+    strip: Strip = "none",
+    unique_id: str | None = None,
 ) -> Path:
     """Write an image whole or not at all: to a new file in the same folder, which then takes the name.
 
     The suffix chooses the format; `quality` (1..100) is for JPEG, WebP and AVIF. The colour profile in `image.info` of
     a colour image is kept (BMP holds none), and so are EXIF, XMP, IPTC and resolution that `read_picture` found, but
     for what `strip` names; what the format cannot hold is said in a warning. All other metadata are left out.
+    `unique_id`, 32 hexadecimal digits, becomes the EXIF tag ImageUniqueID (not in BMP, nor if all is stripped).
     Raises InputError for alpha or 16 bits in a format without them, an unknown suffix, a missing folder, a full disk
     and, without `overwrite`, an existing file.
     """
@@ -94,7 +101,10 @@ def save_image(
     options: dict[str, Any] = {"quality": quality} if format_name in ("JPEG", "WEBP", "AVIF") else {}
     if image.mode in ("RGB", "RGBA") and image.info.get("icc_profile"):
         options["icc_profile"] = image.info["icc_profile"]
-    about, notes = save_options(image.info, format_name, image.size, strip)
+    info = dict(image.info)
+    if unique_id is not None and format_name != "BMP":
+        info["exif"] = with_unique_id(info.get("exif"), unique_id)
+    about, notes = save_options(info, format_name, image.size, strip)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     try:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 Strip = Literal["none", "gps", "all"]
+IMAGE_UNIQUE_ID = 0xA420  # an EXIF tag
 INFO_KEYS = ("exif", "xmp", "iptc", "dpi")  # in `info` of our PIL images
 DESCRIPTIVE_TAGS = (  # of a file's first directory; what tells how pixels are stored is the writer's
     0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, *range(0x9C9B, 0x9CA0),
@@ -118,6 +119,15 @@ def _with_size(data: bytes, size: tuple[int, int]) -> bytes:
         del exif[tag]  # the orientation, and the size before
     inner = exif.get_ifd(EXIF_DIRECTORY)
     inner.update({tag: value for tag, value in ((PIXEL_X, size[0]), (PIXEL_Y, size[1])) if tag in inner})
+    return exif.tobytes()
+
+
+def with_unique_id(data: bytes | None, unique_id: str) -> bytes:
+    """EXIF that names its picture by 32 hexadecimal digits."""
+    exif = Image.Exif()
+    if data is not None:
+        exif.load(data)
+    exif.get_ifd(EXIF_DIRECTORY)[IMAGE_UNIQUE_ID] = unique_id
     return exif.tobytes()
 
 

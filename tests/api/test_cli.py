@@ -143,7 +143,7 @@ def test_results_in_a_folder_are_not_enlarged_by_the_next_run(call: Any, fake: F
     photo("f/a.png")
     assert call("upscale", "f")[0] == 0
     status, out, err = call("upscale", "f")
-    assert (status, out) == (1, "") and err.startswith("error: f/a.png: f/a-x2.png exists already")
+    assert (status, out) == (0, "") and err.startswith("f/a.png: skipped: was made by the same command before")
     assert call("upscale", "f", "--overwrite")[:2] == (0, "f/a-x2.png\n")
     assert files() == ["f/a-x2.png", "f/a.png"]
 

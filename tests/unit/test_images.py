@@ -7,7 +7,7 @@ import threading
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -339,12 +339,18 @@ def test_names_that_cannot_be_written(name: str, message: str, tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["folder.png"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.webp"
     save_image(Image.new("RGB", (2, 2)), path)
     before = path.read_bytes()
+
+    def fill_the_disk(image: Image.Image, stream: BinaryIO, **options: object) -> None:
+        stream.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fill_the_disk)
     with pytest.raises(InputError, match=r"a\.webp: cannot be written"):
-        save_image(Image.new("RGB", (17000, 1)), path, overwrite=True)  # WebP ends at 16383
+        save_image(Image.new("RGB", (2, 2)), path, overwrite=True)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 

@@ -32,8 +32,8 @@ from enlarger.requests import (
         ({"steps": True}, "steps is True, expected a whole number"),
         ({"count": 65}, "count is 65, expected 1 to 64"),
         ({"guidance": 101}, "guidance is 101, expected -100 to 100"),
-        ({"seed": -1}, "seed is -1, expected 0 to 9.22337e+18"),
-        ({"seed": [1, -1]}, "seed is -1, expected 0 to 9.22337e+18"),
+        ({"seed": -1}, "seed is -1, expected 0 to 1.84467e+19"),
+        ({"seed": [1, -1]}, "seed is -1, expected 0 to 1.84467e+19"),
         ({"seed": [1.5]}, "seed is 1.5, expected a whole number"),
         ({"noise_level": -0.1}, "noise_level is -0.1, expected 0 to 1000"),
         ({"detail": 1.01}, "detail is 1.01, expected 0 to 1"),
@@ -63,7 +63,7 @@ def test_limits_of_generation() -> None:
 
 
 def test_the_ends_of_the_limits_and_numpy_numbers_pass() -> None:
-    UpscaleRequest(None, by=1, steps=1, guidance=-100, count=64, detail=0, noise_level=10, seed=2**63 - 1)
+    UpscaleRequest(None, by=1, steps=1, guidance=-100, count=64, detail=0, noise_level=10, seed=2**64 - 1)
     UpscaleRequest(None, by=np.float32(2), steps=np.int64(5), seed=[np.int32(0), 3])  # type: ignore[arg-type]
     UpscaleRequest(None, by=16, steps=None, guidance=None, detail=None)
 
@@ -103,7 +103,12 @@ def test_one_per_picture() -> None:
 
 def test_seeds_count_on() -> None:
     assert seeds_for(0, 3) == [0, 1, 2]
-    assert seeds_for(2**63 - 1, 2) == [2**63 - 1, 0]
+    assert seeds_for(2**64 - 2, 2) == [2**64 - 2, 2**64 - 1]
+    for seed, count in ((2**64 - 1, 2), (2**64 - 64, 65), (2**64, 1)):
+        with pytest.raises(
+            InputError, match=f"seed is {seed} for {count} pictures, the last seed is 18446744073709551615"
+        ):
+            seeds_for(seed, count)
     assert seeds_for([5, 5], 2) == [5, 5]
     with pytest.raises(InputError, match=r"^1 seeds for 2 images; give one seed, or one per image$"):
         seeds_for([5], 2)

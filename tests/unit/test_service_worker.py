@@ -222,9 +222,9 @@ def test_what_a_model_has_no_use_for_is_said(tmp_path: Path, shared: ModelCache)
     wanted = build_requests(plain, shared.get("bundled")[0], job.folder)
     assert wanted.notes == ("the solver changes nothing: bundled has no use for it",) and wanted.num_prompt_tokens == 0
     assert wanted.is_batchable and wanted.input_info is not None and len(wanted.input_info["sha256"]) == 64
-    made = JobSpec("generate", "sd", {"prompt": "a boat " * 100, "count": 3, "seed": 2**63 - 1, "score": 3.0})
+    made = JobSpec("generate", "sd", {"prompt": "a boat " * 100, "count": 3, "seed": 2**64 - 3, "score": 3.0})
     wanted = build_requests(made, shared.get("sd")[0], job.folder)
-    assert wanted.seeds == (2**63 - 1, 0, 1) and [one.count for one in wanted.requests] == [1, 1, 1]
+    assert wanted.seeds == (2**64 - 3, 2**64 - 2, 2**64 - 1) and [one.count for one in wanted.requests] == [1, 1, 1]
     assert wanted.num_prompt_tokens == 200 and not wanted.is_batchable and wanted.options["width"] == 64
     with pytest.raises(InputError, match="refiner is true, but sd has none in the settings"):
         build_requests(JobSpec("generate", "sd", {"prompt": "", "refiner": True}), shared.get("sd")[0], job.folder)

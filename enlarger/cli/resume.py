@@ -1,0 +1,37 @@
+"""Telling a result that an earlier run of the same command made from any other file of its name."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from enlarger import __version__
+from enlarger.image.metadata import EXIF_DIRECTORY, IMAGE_UNIQUE_ID
+
+Fingerprint = Callable[[Path, int], str]  # of an input, and the number of its result
+
+
+def fingerprint_of_run(request: Any, *settings: object) -> Fingerprint:
+    """What the results of a run carry: 32 hexadecimal digits of the input's bytes, all options, and their number."""
+    options = {item.name: getattr(request, item.name) for item in fields(request) if item.name != "image"}
+    text = json.dumps([__version__, options, settings], default=repr, sort_keys=True)
+
+    def fingerprint(source: Path, number: int) -> str:
+        with source.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.sha256(f"{digest} {number} {text}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+    return fingerprint
+
+
+def carries(path: Path, fingerprint: str) -> bool:
+    """Whether a file is a whole picture that says that it was made so."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get_ifd(EXIF_DIRECTORY).get(IMAGE_UNIQUE_ID) == fingerprint
+    except Exception:  # noqa: BLE001 - readers raise anything on files that are no picture of ours
+        return False
