@@ -183,3 +183,13 @@ def test_the_decoder_takes_bodies_apart_and_outlives_the_worst(tmp_path: Path) -
             await pool.stop()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("content_type", [b"image/png", b"application/octet-stream", b"IMAGE/webp; x=1"])
+def test_a_part_with_a_content_type_and_no_file_name_is_a_file(tmp_path: Path, content_type: bytes) -> None:
+    head = b'--B\r\nContent-Disposition: form-data; name="image"\r\nContent-Type: ' + content_type
+    body = head + b'\r\n\r\n\0\xff\r\n--B\r\nContent-Disposition: form-data; name="scale"\r\n'
+    body += b"Content-Type: text/plain; charset=utf-8\r\n\r\n2\r\n--B--\r\n"
+    found = parsed(tmp_path, body, "multipart", boundary="B")
+    assert [file.name for file in found.files] == ["image"] and found.values == {"scale": "2"}
+    assert Path(found.files[0].path).read_bytes() == b"\0\xff"

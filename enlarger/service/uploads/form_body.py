@@ -82,7 +82,8 @@ class FormReader:
                 'a part has no name, or one too long; expected Content-Disposition: form-data; name="..."'
             )
         part.name = decode_text(options[b"name"])
-        if b"filename" not in options:
+        content_type = part.headers.get(b"content-type", b"text/plain").lower()
+        if b"filename" not in options and content_type.startswith(b"text/"):  # RFC 7578 lets files go without a name
             self._num_fields += 1
             if self._num_fields > request.max_fields:
                 raise too_many_fields(request.max_fields)
