@@ -228,13 +228,17 @@ def test_zero_terminal_ddim() -> None:
     assert_close(found, x, 5e-4)
 
 
+def test_an_offset_does_not_lead_past_the_last_time() -> None:
+    leading = sampler_from_config(EULER | {"timestep_spacing": "leading", "steps_offset": 1})
+    sigmas = leading.sigma_schedule(1000).sigmas
+    assert torch.equal(sigmas, sampler_from_config(EULER | {"timestep_spacing": "linspace"}).sigma_schedule(1000).sigmas)
+
+
 def test_refusals() -> None:
     schedule = sampler_from_config(EULER).schedule
     with pytest.raises(InputError, match="steps is 0, expected 1 to 1000"):
         schedule.sampling_sigmas(0)
     with pytest.raises(InputError, match="steps is 1001, expected 1 to 1000"):
         schedule.sampling_sigmas(1001)
-    with pytest.raises(Unsupported, match="sigmas must fall strictly to 0 or above, found"):
-        sampler_from_config(EULER | {"timestep_spacing": "leading"}).sigma_schedule(1000)  # time 1000 does not exist
     with pytest.raises(Unsupported, match=r"log_linear.*exclude each other"):
         sampler_from_config(EULER | {"interpolation_type": "log_linear", "use_karras_sigmas": True})
