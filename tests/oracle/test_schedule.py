@@ -231,7 +231,9 @@ def test_zero_terminal_ddim() -> None:
 def test_an_offset_does_not_lead_past_the_last_time() -> None:
     leading = sampler_from_config(EULER | {"timestep_spacing": "leading", "steps_offset": 1})
     sigmas = leading.sigma_schedule(1000).sigmas
-    assert torch.equal(sigmas, sampler_from_config(EULER | {"timestep_spacing": "linspace"}).sigma_schedule(1000).sigmas)
+    assert torch.equal(
+        sigmas, sampler_from_config(EULER | {"timestep_spacing": "linspace"}).sigma_schedule(1000).sigmas
+    )
 
 
 def test_refusals() -> None:
