@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_END = b"IEND"
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 PIXEL_CHUNKS = (b"tRNS", b"fdAT", b"fcTL")  # ancillary by name, but a part of what is seen
 LEAST_BYTES = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"acTL": 8}
 MAX_TEXT_BYTES = PngImagePlugin.MAX_TEXT_CHUNK  # of one text, unpacked
-MAX_TEXTS_BYTES = PngImagePlugin.MAX_TEXT_MEMORY // 2  # of all
+MAX_TEXTS_BYTES = 3 << 20  # of all that are kept
 MAX_PROFILE_BYTES = 16 << 20
 JPEG_END = b"\xff\xd9"
 JPEG_SCAN = b"\xff\xda"  # where coded pixels begin
@@ -33,9 +34,9 @@ def without_broken_chunks(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO,
     for start, kind, body, checksum in _ancillary_chunks(stream):
         reason = _fault(kind, body, checksum)
         if reason is None and kind in TEXT_CHUNKS:
-            size = _unpacked_size(kind, body)
+            size = 0 if text_bytes > MAX_TEXTS_BYTES else _unpacked_size(kind, body)
             text_bytes += size
-            reason = f"text of over {size >> 20} MiB" if size > MAX_TEXT_BYTES or text_bytes > MAX_TEXTS_BYTES else None
+            reason = _text_fault(size, text_bytes)
         if reason is None and kind == b"iCCP":
             unpacked = _inflate(body.partition(b"\0")[2][1:], MAX_PROFILE_BYTES + 1)
             profile = unpacked if MAX_TEXT_BYTES < len(unpacked) <= MAX_PROFILE_BYTES else None
@@ -46,26 +47,41 @@ def without_broken_chunks(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO,
         if note not in notes and (profile is None or kind != b"iCCP"):
             notes.append(note)
         broken.append((start, start + 12 + len(body)))
-    if not broken:
-        return stream, None
+    return (_without(stream, broken), profile) if broken else (stream, None)
+
+
+def _without(stream: BinaryIO, spans: Sequence[tuple[int, int]]) -> BinaryIO:
+    """The bytes of a stream but for some spans, which are in order."""
     stream.seek(0)
-    data, kept, position = stream.read(), b"", 0
-    for start, end in broken:
-        kept, position = kept + data[position:start], end
-    return io.BytesIO(kept + data[position:]), profile
+    data, kept, position = stream.read(), list[bytes](), 0
+    for start, end in spans:
+        kept.append(data[position:start])
+        position = end
+    return io.BytesIO(b"".join([*kept, data[position:]]))
+
+
+def _text_fault(size: int, total: int) -> str | None:
+    """Why a text is left out that is `size` bytes, and `total` with all before it."""
+    if size > MAX_TEXT_BYTES:
+        return f"text of over {MAX_TEXT_BYTES >> 20} MiB"
+    return f"over {MAX_TEXTS_BYTES >> 20} MiB of texts" if total > MAX_TEXTS_BYTES else None
 
 
 def _ancillary_chunks(stream: BinaryIO) -> Iterator[tuple[int, bytes, bytes, bytes]]:
-    """Where each chunk that a reader may do without begins, its name, its content and checksum."""
+    """Where each chunk that a reader may do without begins, its name, its content and checksum.
+
+    The picture's end ends them, and so does a chunk that says to be longer than the file.
+    """
+    file_size = stream.seek(0, io.SEEK_END)
     stream.seek(len(PNG_SIGNATURE))
-    while len(head := stream.read(8)) == 8 and head[4:].isalpha():
+    while len(head := stream.read(8)) == 8 and head[4:] != PNG_END:
         start, length, kind = stream.tell() - 8, *struct.unpack(">I4s", head)
+        if not kind.isalpha() or start + 12 + length > file_size:
+            return
         if not kind[0] & 0x20 or kind in PIXEL_CHUNKS:
             stream.seek(length + 4, io.SEEK_CUR)
             continue
         body = stream.read(length + 4)
-        if len(body) < length + 4:
-            return
         yield start, kind, body[:-4], body[-4:]
 
 

@@ -266,6 +266,7 @@ def test_loading_and_unloading(worker: Worker) -> None:
     assert loaded["x2"] > 100_000 and "sd" not in loaded
     worker.send(command="load", model="broken")
     assert "/nowhere/at all" in worker.until("models")["errors"]["broken"]
+    worker.until("idle")
 
 
 def test_the_x2_upscaler(worker: Worker) -> None:

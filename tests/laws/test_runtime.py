@@ -39,7 +39,7 @@ def cases() -> dict[str, Case]:
         ),
         "unet": (UNet(UNET), lambda m: m(normal(1, 4, 8, 8), TIME, tokens=normal(1, 5, 32))),
         "autoencoder": (AutoencoderKL(AUTOENCODER), both),
-        "upscale_net": (UpscaleNet(UpscaleNetConfig(4, 2, 1)), lambda m: m(picture, picture[:, :1])),
+        "upscale_net": (UpscaleNet(UpscaleNetConfig(4, 2, 1)), lambda m: m(torch.cat([picture, picture[:, :1]], 1))),
     }
 
 

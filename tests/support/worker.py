@@ -39,7 +39,9 @@ class Worker:
 
     def _read(self) -> None:
         for line in self.process.stdout or ():
-            self._lines.put(json.loads(line))
+            event = json.loads(line)
+            if event["event"] != "alive":  # said every second, whatever else is said
+                self._lines.put(event)
         self._lines.put(None)
 
     def close(self) -> None:

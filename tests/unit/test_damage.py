@@ -60,6 +60,7 @@ WHOLE = {
     "much text": (png_with(*[(b"tEXt", b"a\0" + bytes(1 << 20), None)] * 40), "tEXt, data beside the pixels, left out"),
     "a short resolution": (png_with((b"pHYs", b"\0", None)), "pHYs, data beside the pixels, left out: it is too short"),
     "a large profile that is none": (png_with((b"iCCP", b"a\0\0" + TEXT, None)), "colour profile cannot be used"),
+    "another file behind the end": (encoded("PNG") + b"PK\3\4evil.html" * 9, ""),
     "no end of a PNG": (join(chunks(encoded("PNG"))[:-1]), ""),
 }
 
