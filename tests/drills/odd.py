@@ -74,7 +74,7 @@ def bombs() -> Iterator[Odd]:
     small = pixels(16, 16)
     jpeg = saved("JPEG")
     at = jpeg.index(b"\xff\xc0")
-    yield Odd("black-5000.png", SIGNATURE + ihdr(5000, 5000) + pixels(5000, 5000) + END)
+    yield Odd("black-7100.png", SIGNATURE + ihdr(7100, 7100) + pixels(7100, 7100) + END)
     yield Odd("row-2147483647.png", SIGNATURE + ihdr(2**31 - 1, 1) + small + END)
     yield Odd("text-80MB.png", SIGNATURE + ihdr(16, 16) + chunk(b"zTXt", text) + small + END, sound=True)
     yield Odd("profile-50MB.png", SIGNATURE + ihdr(16, 16) + chunk(b"iCCP", profile) + small + END, sound=True)

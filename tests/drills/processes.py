@@ -35,11 +35,11 @@ def pids(server: int, role: Role) -> list[int]:
 
 
 def memory(server: int) -> dict[Role, int]:
-    """Bytes held (RSS) by kind of process."""
+    """Bytes held by kind of process; what several share (a process forked for a picture, its parent) counts once."""
     held: dict[Role, int] = {}
     for pid, role in family(server).items():
         try:
-            held[role] = held.get(role, 0) + psutil.Process(pid).memory_info().rss
+            held[role] = held.get(role, 0) + psutil.Process(pid).memory_full_info().pss
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
     return held

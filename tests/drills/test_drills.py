@@ -38,6 +38,7 @@ def serve() -> Iterator[Callable[[Options], Served]]:
         yield given
 
 
+@pytest.mark.timeout(600)  # some make hundreds of calls
 @pytest.mark.parametrize("name", NAMES)
 def test_the_service_bears(name: str, serve: Callable[[Options], Served]):
     drill = DRILLS[name]

@@ -59,6 +59,7 @@ async def _spawn_process(bounds: Bounds) -> Process:
     return await asyncio.create_subprocess_exec(
         *DECODER_ARGV,
         str(max(bounds.pixels, bounds.upscale_pixels)),
+        str(max(bounds.image, bounds.mask)),
         stdin=PIPE,
         stdout=PIPE,
         limit=MAX_REPLY_BYTES + ESCAPED_BYTES * bounds.json_body,

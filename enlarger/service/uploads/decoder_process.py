@@ -313,11 +313,12 @@ def _run_child(request: DecodeRequest | ParseRequest, writer: int) -> NoReturn:
         os._exit(0)
 
 
-def limit_resources(pixels: int) -> None:
-    """Take from this process, and from those that it makes, what decoding does not need."""
+def limit_resources(pixels: int, file_bytes: int) -> None:
+    """Take from this process, and from those that it makes, what decoding pictures of so many pixels, from files of so
+    many bytes, does not need."""
     limits = {
         resource.RLIMIT_AS: BASE_MEMORY_BYTES + BYTES_PER_PIXEL * pixels,
-        resource.RLIMIT_FSIZE: 5 * pixels + (16 << 20),  # a PNG that does not compress
+        resource.RLIMIT_FSIZE: max(5 * pixels, file_bytes) + (16 << 20),  # a PNG that does not compress, a form's file
         resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
         resource.RLIMIT_CORE: 0,
     }
@@ -341,7 +342,7 @@ def _set_limit(limit: int, value: int, is_soft: bool = False) -> None:
 
 
 def main() -> None:
-    """Answer requests until the input closes. Argument: the most pixels of a picture."""
+    """Answer requests until the input closes. Arguments: the most pixels of a picture, the most bytes of its file."""
     out = os.dup(1)
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
@@ -349,7 +350,7 @@ def main() -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     Image.MAX_IMAGE_PIXELS = None  # sizes are checked by us, with the limit of the request
     PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
-    limit_resources(int(sys.argv[1]))
+    limit_resources(int(sys.argv[1]), int(sys.argv[2]))
     os.nice(NICENESS)
     os.write(out, encode_reply(DecoderReady(tuple(sandbox.available()))))
     os.dup2(devnull, 2)  # libraries write what files say there

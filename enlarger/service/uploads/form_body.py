@@ -9,6 +9,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from enlarger.service.problems import ProblemError, problem_error
+from enlarger.service.uploads.data_url import image_too_large
 from enlarger.service.uploads.messages import BodyFile, ParseRequest
 
 if TYPE_CHECKING:  # it is there for type checkers alone
@@ -38,7 +39,7 @@ class FormReader:
         self.fields: list[tuple[str, str]] = []
         self.files: list[BodyFile] = []
         self._part = FormPart()
-        self._num_fields = self._text_bytes = 0
+        self._num_fields = self._text_bytes = self._file_bytes = 0
 
     def read(self) -> None:
         """Read the body to its end. Raises ProblemError."""
@@ -61,7 +62,7 @@ class FormReader:
             self._close_file()
 
     def _begin_part(self) -> None:
-        self._part = FormPart()
+        self._part, self._file_bytes = FormPart(), 0
 
     def _add_header_name(self, data: bytes, start: int, end: int) -> None:
         self._part.header_name += data[start:end]
@@ -97,6 +98,10 @@ class FormReader:
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         part = self._part
         if part.file is not None:
+            self._file_bytes += end - start
+            max_bytes = max(self.request.max_image_bytes, self.request.max_mask_bytes)  # the route knows which it is
+            if self._file_bytes > max_bytes:
+                raise image_too_large(part.name, max_bytes)
             part.file.write(data[start:end])
             return
         self._text_bytes += end - start
