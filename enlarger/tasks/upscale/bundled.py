@@ -53,11 +53,9 @@ class BundledUpscaler:
         return KINDS["bundled"]
 
     def __call__(self, request: UpscaleRequest, watch: ProgressCallback = no_progress) -> Result:
-        results, last = list[Result](), None
+        results = list[Result]()
         for batch, options in single_batches(self, request, _options):
-            if batch.requests[0] is not last:  # another seed of the same picture changes nothing
-                results += self._run(batch, options, watch)
-            last = batch.requests[0]
+            results += self._run(batch, options, watch)
         return join_results(results)
 
     def run_batch(self, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress) -> list[Result]:

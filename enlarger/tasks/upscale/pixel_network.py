@@ -49,11 +49,9 @@ class PixelNetworkUpscaler:
         return self.network.scale
 
     def __call__(self, request: UpscaleRequest, watch: ProgressCallback = no_progress) -> Result:
-        results, last = list[Result](), None
+        results = list[Result]()
         for batch, notes in single_batches(self, request, _check_options):
-            if batch.requests[0] is not last:  # another seed of the same picture changes nothing
-                results += self._run(batch, notes, watch)
-            last = batch.requests[0]
+            results += self._run(batch, notes, watch)
         return join_results(results)
 
     def run_batch(self, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress) -> list[Result]:

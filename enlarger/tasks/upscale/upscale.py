@@ -63,7 +63,10 @@ class UpscaleBatch:
 def single_batches(
     upscaler: Upscaler, request: UpscaleRequest, prepare: Callable[[Sequence[UpscaleRequest]], Options]
 ) -> Iterator[tuple[UpscaleBatch, Options]]:
-    """A batch of one for every picture to make, in order, with the options that `prepare` makes of its request."""
+    """A batch of one for every picture to make, in order, with the options that `prepare` makes of its request.
+
+    An upscaler whose kind has one answer for a picture gets each picture once, with its first seed.
+    """
     for one, seeds in split_request(request):
         options, latents = prepare([one]), _as_latents(one.image)
         if latents is None:
@@ -72,7 +75,7 @@ def single_batches(
         else:
             (low_res, factor), pictures = _latents_for(upscaler, latents, one), list[Picture]()
         size = one.target_size(factor * low_res.shape[-2], factor * low_res.shape[-1])
-        for seed in seeds:
+        for seed in seeds[:1] if upscaler.kind.one_answer else seeds:
             yield UpscaleBatch([one], pictures, [seed], low_res, size), options
 
 
