@@ -74,7 +74,7 @@ class Result:
         numbered = (first.with_name(f"{first.stem}-{i}{first.suffix}") for i in range(2, len(self.images) + 1))
         paths = (first, *numbered)
         for image, place in zip(self.images, paths, strict=True):
-            check_output(place, image.mode, overwrite=overwrite)
+            check_output(place, image.mode, image.size, overwrite=overwrite)
         for image, place in zip(self.images, paths, strict=True):
             save_image(image, place, overwrite=overwrite, quality=quality, strip=strip)
         return paths

@@ -29,6 +29,8 @@ def test_every_picture_is_saved_and_none_over_another(tmp_path: Path) -> None:
 def test_a_format_that_cannot_hold_one_is_refused_before_any_is_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="JPEG cannot hold colour with alpha"):
         Result((PICTURES[0], Image.new("RGBA", (2, 2))), (0, 1), "bundled").save(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match="has a side of 16,384 pixels, WEBP holds at most 16,383"):
+        Result((PICTURES[0], Image.new("L", (16_384, 1))), (0, 1), "bundled").save(tmp_path / "a.webp")
     assert list(tmp_path.iterdir()) == []
 
 
