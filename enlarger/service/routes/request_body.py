@@ -16,7 +16,6 @@ from starlette.requests import ClientDisconnect
 from enlarger.service.dependencies import get_owner, get_service
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.settings import Bounds
-from enlarger.service.uploads.body_spool import MAX_FILES
 from enlarger.service.uploads.form_body import invalid_form
 from enlarger.service.uploads.messages import ParseRequest
 from enlarger.strict_json import short_repr
@@ -99,7 +98,6 @@ def _parse_request(path: Path, body_format: BodyFormat, boundary: str, bounds: B
         max_image_bytes=bounds.image,
         max_mask_bytes=bounds.mask,
         seconds=bounds.decode_seconds,
-        max_files=MAX_FILES,
     )
 
 

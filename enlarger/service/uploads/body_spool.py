@@ -12,7 +12,6 @@ from enlarger.service.problems import problem_error
 from enlarger.service.settings import Settings
 
 BODY_NAME = "body"
-MAX_FILES = 17  # in a body; more than one picture is refused too, with a better text
 
 
 class BodySpool:
@@ -30,8 +29,9 @@ class BodySpool:
     @asynccontextmanager
     async def receive(self, chunks: AsyncIterable[bytes], owner: str) -> AsyncGenerator[Path]:
         """Receive a body, which counts until the end of the block; the files that it is taken apart into lie beside it.
-        Raises ProblemError: 429 `rate_limit_exceeded`, 503
-        `unavailable` where too many bytes are under way."""
+
+        Raises ProblemError, 429 `rate_limit_exceeded` or 503 `unavailable`, where too many bytes are under way.
+        """
         folder, size = self._folder / new_job_id(), 0
         folder.mkdir(parents=True)
         try:

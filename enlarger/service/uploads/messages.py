@@ -43,7 +43,7 @@ class ParseRequest:
     max_image_bytes: int  # of a picture in a data: URL
     max_mask_bytes: int
     seconds: float
-    max_files: int = 17
+    max_files: int = 17  # more than one picture is refused too, with a better text
     kind: Literal["body"] = "body"
 
 
