@@ -92,7 +92,7 @@ def read_header(path: str | Path) -> tuple[str, tuple[int, int]]:
         is_grey, has_alpha = image.mode in ("1", "L", "LA", "La"), image.has_transparency_data
         mode = ("L" if is_grey else "RGB") + ("A" if has_alpha else "")
         mode = "I;16" if image.mode == "F" or image.mode.startswith("I") else mode
-    return mode, upright_size(path)
+        return mode, _upright_size(image)
 
 
 def salvage(path: str | Path, notes: list[str], *, limit: int = PIXEL_LIMIT) -> Image.Image | None:
@@ -122,10 +122,14 @@ def _rows_of_truncated(image: Image.Image) -> Image.Image | None:
 def upright_size(source: str | Path | Image.Image) -> tuple[int, int]:
     """Width and height of a picture as it is seen, from its header. Raises InputError as `read_picture` does."""
     with open_image(source) as (image, _):
-        with suppress(Exception):  # a damaged EXIF block must not cost the picture
-            if image.getexif().get(EXIF_ORIENTATION, 1) >= FIRST_SIDEWAYS:
-                return image.height, image.width
-        return image.size
+        return _upright_size(image)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    with suppress(Exception):  # a damaged EXIF block must not cost the picture
+        if image.getexif().get(EXIF_ORIENTATION, 1) >= FIRST_SIDEWAYS:
+            return image.height, image.width
+    return image.size
 
 
 @contextmanager
