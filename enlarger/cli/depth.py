@@ -95,6 +95,7 @@ def depth(
         quality=quality,
         skip_existing=skip_existing,
         run=(model, maps),
+        beside=None if maps is None else lambda picture: (_map_for(picture, maps),),
     )
     process_images(files, request, load, request_for)
 

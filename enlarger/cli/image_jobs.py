@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch comes with these
 
     from enlarger.cli.files import Job, Plan
     from enlarger.cli.report import Outcome, Report
-    from enlarger.cli.resume import Fingerprint
+    from enlarger.cli.resume import FilesBeside, Fingerprint
     from enlarger.client.responses import Result as RemoteResult
     from enlarger.image.metadata import Strip
     from enlarger.tasks.result import Result
@@ -52,6 +52,7 @@ class FileOptions:
     quality: int = 95
     skip_existing: bool = False
     run: tuple[object, ...] = ()  # what else makes results differ: the model, and how it is run
+    beside: "FilesBeside | None" = None  # the files that a result is made of beside its input
     fingerprint: "Fingerprint | None" = None  # by which results of this run are known
 
     def plan(self, count: int) -> "Plan":
@@ -87,10 +88,11 @@ def process_images(
     What `describe` says of task and request is printed before the job runs.
     """
     from enlarger.cli.report import Report
-    from enlarger.cli.resume import fingerprint_of_run
+    from enlarger.cli.resume import fingerprint_of_run, nothing_beside
 
     settings = (files.label, files.quality, files.salvage, files.strip, *files.run)
-    files = replace(files, fingerprint=fingerprint_of_run(request, *settings))
+    beside = nothing_beside if files.beside is None else files.beside
+    files = replace(files, fingerprint=fingerprint_of_run(request, *settings, beside=beside))
     plan = files.plan(request.count)
     jobs = [_check_result(job, request) for job in plan.jobs]
     with Report(len(jobs), json_lines=files.json_lines, passed_over=plan.passed_over) as report:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,30 @@ from enlarger import __version__
 from enlarger.image.metadata import EXIF_DIRECTORY, IMAGE_UNIQUE_ID
 
 Fingerprint = Callable[[Path, int], str]  # of an input, and the number of its result
+FilesBeside = Callable[[Path], Sequence[Path]]  # what a result is made of beside its input, such as a depth map
 
 
-def fingerprint_of_run(request: Any, *settings: object) -> Fingerprint:
-    """What the results of a run carry: 32 hexadecimal digits of the input's bytes, all options, and their number."""
+def nothing_beside(source: Path) -> Sequence[Path]:
+    """A result is made of its input alone."""
+    return ()
+
+
+def fingerprint_of_run(request: Any, *settings: object, beside: FilesBeside = nothing_beside) -> Fingerprint:
+    """What the results of a run carry: 32 hexadecimal digits of the bytes of the input and of what is used `beside` it,
+    of all options, and of their number."""
     options = {item.name: getattr(request, item.name) for item in fields(request) if item.name != "image"}
     text = json.dumps([__version__, options, settings], default=repr, sort_keys=True)
 
     def fingerprint(source: Path, number: int) -> str:
-        with source.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return hashlib.sha256(f"{digest} {number} {text}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        digests = " ".join(_digest(path) for path in (source, *beside(source)))
+        return hashlib.sha256(f"{digests} {number} {text}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
     return fingerprint
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def carries(path: Path, fingerprint: str) -> bool:

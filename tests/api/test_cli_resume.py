@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from enlarger.cli.resume import fingerprint_of_run
 from enlarger.image.atomic_write import atomic_write
+from enlarger.requests import UpscaleRequest
 from tests.support import command
 from tests.support.command import Fake, photo, size
 
@@ -99,3 +101,14 @@ def test_what_a_killed_run_left_is_removed_and_what_runs_is_not(call: Any) -> No
         assert call("upscale", "a.png")[0] == 0
         assert running.exists() and not stale.exists() and Path(".other.part").exists()
     assert size("a-x2.png") == (24, 18)
+
+
+def test_what_is_beside_the_input_is_a_part_of_what_a_result_was_made_of(tmp_path: Path) -> None:
+    source, depth_map = tmp_path / "a.png", tmp_path / "map.png"
+    source.write_bytes(b"picture")
+    depth_map.write_bytes(b"near")
+    fingerprint = fingerprint_of_run(UpscaleRequest(None), beside=lambda path: (depth_map,))
+    first = fingerprint(source, 0)
+    assert first == fingerprint(source, 0) != fingerprint_of_run(UpscaleRequest(None))(source, 0)
+    depth_map.write_bytes(b"far")
+    assert fingerprint(source, 0) != first
