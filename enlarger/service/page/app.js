@@ -188,9 +188,9 @@ async function saveAll() {
 	button.disabled = false;
 }
 
-function addPictures(files) {
+function addPictures(files, now = Date.now()) {
 	if (files.length === 0) return;
-	const now = Date.now(), added = files.map((file, i) => addPicture(file, [now, i]));
+	const added = files.map((file, i) => addPicture(file, [now, i]));
 	if (settings.task === 'generate') settings.chooseTask('upscale');
 	announce(say('added', { n: files.length }));
 	[selected, variant, following] = [added[0], 0, false];
@@ -200,7 +200,7 @@ function addPictures(files) {
 
 /** Take what was dropped, pasted or picked: pictures, and recipes in them or alone. */
 async function take(files) {
-	const pictures = [];
+	const pictures = [], now = Date.now(); // reading takes time, and they stand in the order of their drops
 	$('found').hidden = true;
 	for (const file of files) {
 		const { name } = file, recipe = await recipeIn(file).catch(() => null);
@@ -210,7 +210,7 @@ async function take(files) {
 		else if (other) notice(say('foundNot', { name }));
 		if (!other) pictures.push(file);
 	}
-	addPictures(pictures);
+	addPictures(pictures, now);
 }
 
 function offer(what) {
