@@ -131,7 +131,7 @@ def test_what_lightning_writes_besides_has_no_effect(tmp_path: Path, monkeypatch
         {1, 2}, {"a", "b"}, np.array([1.0, 2.0]), np.zeros((2, 3), np.float16), torch.Size([1, 2]), torch.device("cpu"),
         torch.float16, Path("a/b.yaml"), Namespace(steps=3, name="x"), datetime(2023, 1, 2), [np.int64(3), {4}], set(),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_what_trainers_keep_beside_the_weights_has_no_effect(tmp_path: Path, beside: Any) -> None:
     file = saved(tmp_path / "a.ckpt", {"state_dict": {"a": torch.ones(2)}, "beside": beside, "inner": {"deep": beside}})
