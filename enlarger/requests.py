@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, Literal, TypedDict, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from enlarger.errors import InputError
 from enlarger.target_size import check_factor, fitting_size, parse_size
@@ -220,83 +220,6 @@ class InpaintRequest(SamplingOptions):
             )
         left, top, right, bottom = numbers * 4 if len(numbers) == 1 else numbers
         return left, top, right, bottom
-
-
-class _CommonOptions(TypedDict, total=False):
-    """What all verbs take besides what they name themselves."""
-
-    negative: str | Sequence[str]
-    steps: int | None
-    guidance: float | None
-    seed: int | Sequence[int]
-    count: int
-    solver: str | None
-    long_prompt: bool
-
-
-class UpscaleOptions(_CommonOptions, total=False):
-    """Options of `enlarger.upscale`; `UpscaleRequest` has their meaning, limits and defaults."""
-
-    prompt: str | Sequence[str]
-    noise_level: float | None
-    profile: Profile | None
-    detail: float | None
-    restore: float | None
-    consistent: bool | None
-    tile: bool | None
-    memory: float | None
-    size: str | None
-    long_edge: int | None
-    megapixels: float | None
-
-
-class GenerateOptions(_CommonOptions, total=False):
-    """Options of `enlarger.generate`; `GenerateRequest` has their meaning, limits and defaults."""
-
-    rescale: float
-    width: int | None
-    height: int | None
-    handoff: float | Sequence[float] | None
-    score: float
-    negative_score: float
-    upscale: float
-    upscale_steps: int | None
-    tile: bool | None
-    memory: float | None
-    upscale_strength: float | None
-
-
-class RefineOptions(_CommonOptions, total=False):
-    """Options of `enlarger.refine`; `RefineRequest` has their meaning, limits and defaults."""
-
-    rescale: float
-    strength: float
-    score: float
-    negative_score: float
-    by: float | None
-    tile: bool | None
-    memory: float | None
-
-
-class DepthOptions(_CommonOptions, total=False):
-    """Options of `enlarger.depth`; `DepthRequest` has their meaning, limits and defaults."""
-
-    rescale: float
-    strength: float
-
-
-class InpaintOptions(_CommonOptions, total=False):
-    """Options of `enlarger.inpaint`; `InpaintRequest` has their meaning, limits and defaults."""
-
-    prompt: str | Sequence[str]
-    rescale: float
-    strength: float
-    mask_mode: str
-    preserve: str
-    feather: int
-    crop: int | None
-    expand: str | int | Sequence[int]
-    fill: str | None
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {

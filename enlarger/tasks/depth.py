@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from enlarger.errors import InputError
-from enlarger.requests import DepthOptions, DepthRequest, make_request, one_per_image, with_defaults
+from enlarger.requests import DepthRequest, make_request, one_per_image, with_defaults
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
 from enlarger.tasks.image_to_image import image_to_image, prepare_run
@@ -17,6 +17,7 @@ from enlarger.tasks.latent_diffusion import pad_to_multiple
 from enlarger.tasks.loading import Location
 from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.verb_options import DepthOptions
 
 
 @dataclass(frozen=True, eq=False)

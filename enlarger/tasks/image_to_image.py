@@ -14,7 +14,7 @@ from enlarger.diffusion.sampler import SigmaSchedule
 from enlarger.diffusion.windows import Windows
 from enlarger.errors import InputError, Unsupported
 from enlarger.image.picture import to_pil
-from enlarger.requests import RefineOptions, RefineRequest, UpscaleRequest, make_request, with_defaults
+from enlarger.requests import RefineRequest, UpscaleRequest, make_request, with_defaults
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
 from enlarger.tasks.inputs import Latents, PreparedImage, prepare_picture, split_request
@@ -25,6 +25,7 @@ from enlarger.tasks.sampling import SamplingPlan
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
 from enlarger.tasks.tiled_diffusion import choose_windows, note_windows, report_plan
 from enlarger.tasks.upscale.bundled import load_bundled
+from enlarger.verb_options import RefineOptions
 
 
 @dataclass(frozen=True, eq=False)

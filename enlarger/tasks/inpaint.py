@@ -13,7 +13,7 @@ from enlarger.diffusion.noise import Noise, PerSampleGenerators
 from enlarger.errors import InputError
 from enlarger.image.inpaint_canvas import ChangedPixels, InpaintCanvas, prepare_canvas
 from enlarger.image.resize import resize
-from enlarger.requests import InpaintOptions, InpaintRequest, make_request, with_defaults
+from enlarger.requests import InpaintRequest, make_request, with_defaults
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_options
 from enlarger.tasks.image_to_image import truncate_by_strength
@@ -23,6 +23,7 @@ from enlarger.tasks.loading import Location
 from enlarger.tasks.result import ProgressCallback, join_flags, no_progress, report_steps
 from enlarger.tasks.sampling import KnownRegion, SamplingPlan
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.verb_options import InpaintOptions
 
 LOW_COVERAGE, HIGH_COVERAGE = 0.1, 99.9  # percent of coverage beyond which the mask's sense is doubtful
 LARGE_PIXEL_RATIO = 4  # times the pixels that the model was trained on

@@ -14,7 +14,6 @@ from enlarger.image.picture import Picture, read_picture, to_pil
 from enlarger.requests import (
     DEFAULT_HANDOFF,
     DEFAULT_UPSCALE_STRENGTH,
-    GenerateOptions,
     GenerateRequest,
     RefineRequest,
     UpscaleRequest,
@@ -44,6 +43,7 @@ from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusi
 from enlarger.tasks.upscale.bundled import load_bundled
 from enlarger.tasks.upscale.upscale import load_upscaler
 from enlarger.tasks.upscale.upscaler import Upscaler
+from enlarger.verb_options import GenerateOptions
 
 SHARED_WITH_REFINING = (
     "prompt", "negative", "guidance", "rescale", "solver", "long_prompt", "score", "negative_score", "memory",

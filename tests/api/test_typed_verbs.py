@@ -11,14 +11,14 @@ from typing import Any, get_type_hints
 import pytest
 
 import enlarger
-from enlarger import requests
+from enlarger import requests, verb_options
 
 VERBS: dict[str, tuple[type, Any]] = {
-    "upscale": (requests.UpscaleRequest, requests.UpscaleOptions),
-    "generate": (requests.GenerateRequest, requests.GenerateOptions),
-    "refine": (requests.RefineRequest, requests.RefineOptions),
-    "inpaint": (requests.InpaintRequest, requests.InpaintOptions),
-    "depth": (requests.DepthRequest, requests.DepthOptions),
+    "upscale": (requests.UpscaleRequest, verb_options.UpscaleOptions),
+    "generate": (requests.GenerateRequest, verb_options.GenerateOptions),
+    "refine": (requests.RefineRequest, verb_options.RefineOptions),
+    "inpaint": (requests.InpaintRequest, verb_options.InpaintOptions),
+    "depth": (requests.DepthRequest, verb_options.DepthOptions),
 }
 GOOD = """
 import enlarger

@@ -15,7 +15,7 @@ from enlarger.image.decode import open_upright
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import Picture, read_picture, to_pil
 from enlarger.image.resize import resize
-from enlarger.requests import UpscaleOptions, UpscaleRequest, make_request, seeds_for
+from enlarger.requests import UpscaleRequest, make_request, seeds_for
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.batching import prompt_key
 from enlarger.tasks.inputs import Latents, match_input, split_request
@@ -23,6 +23,7 @@ from enlarger.tasks.loading import BUNDLED, Location, load_model
 from enlarger.tasks.result import ProgressCallback, Result, no_progress
 from enlarger.tasks.upscale.upscaler import Upscaler
 from enlarger.text.tokenize import Tokenizer
+from enlarger.verb_options import UpscaleOptions
 
 Options = TypeVar("Options")
 
