@@ -12,10 +12,7 @@ from tests.support.service import Served
 
 QUEUE = 16
 SIDE = 192  # pixels of the pictures that everybody sends
-MOMENT = 0.05  # seconds to an answer about health
-RECEIVED = (
-    0.25  # seconds to a refusal of one of many at once: a place is taken by a whole body, and all arrive together
-)
+MOMENT = 0.05  # seconds to a refusal, and to an answer about health
 
 
 def load(served: Served, requests: int) -> list[Figure]:
@@ -31,7 +28,7 @@ def load(served: Served, requests: int) -> list[Figure]:
         Figure(f"of {requests} requests: admitted and succeeded", len(by_status[200]), least=min(QUEUE, requests)),
         none("lost, or answered otherwise", len(answers) - len(busy) - len(by_status[200])),
         share("refused with 429, Retry-After and a code", with_retry, len(busy)),
-        millis("time to 429 in the service's log, all bodies received, longest", max(logged, default=0), most=RECEIVED),
+        millis("time to 429 in the service's log, longest", max(logged, default=0), most=MOMENT),
         millis("time to 429 at the client, median", middle([a.seconds for a in busy])),
         millis("time to 429 at the client, longest", max((a.seconds for a in busy), default=0)),
         millis("/healthz every 20 ms meanwhile, p99", quantile(health, 0.99), most=MOMENT),

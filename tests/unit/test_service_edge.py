@@ -24,6 +24,7 @@ from enlarger.errors import InputError
 from enlarger.service.jobs.admission import Reservation, Reservations
 from enlarger.service.logging_config import JsonFormatter, log_event
 from enlarger.service.metrics import Metrics
+from enlarger.service.middleware import stack
 from enlarger.service.middleware.api_keys import generate_key, hash_key
 from enlarger.service.middleware.asgi import RequestHead
 from enlarger.service.middleware.cors import AllowedOrigins, normalize_origin
@@ -94,6 +95,7 @@ def ask(
     async def receive() -> Any:
         if not parts:
             return {"type": "http.disconnect"}
+        await asyncio.sleep(0)
         part = parts.pop(0)
         return {"type": "http.request", "body": part, "more_body": bool(parts)}
 
@@ -105,8 +107,9 @@ def ask(
             answer.body += message["body"]
 
     async def plain_app(scope: Any, receive: Any, send: Any) -> None:
-        seen.calls, seen.state = seen.calls + 1, dict(scope["state"])
+        seen.calls += 1
         seen.body = await Request(scope, receive).body()
+        seen.state = dict(scope["state"])
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}", "more_body": False})
 
@@ -426,23 +429,38 @@ def test_work_is_refused_before_its_body_is_read(settings: Settings) -> None:
         assert ask(settings, method, path, room=full)[0].status == 200
 
 
-def test_a_place_is_taken_when_the_body_is_whole(settings: Settings) -> None:
-    taken: list[Reservation] = []
+def places(count: int) -> tuple[Any, list[Reservation]]:
+    """Room for so many that ask, and what they were given."""
+    given: list[Reservation] = []
 
-    def room_for(count: int) -> Any:
-        def reserve(owner: str, patience: float | None) -> Reservation:
-            if len(taken) == count:
-                raise problem_error(429, "queue_full", "16 jobs wait", retry_after=1)
-            taken.append(roomy(owner, patience))
-            return taken[-1]
+    def reserve(owner: str, patience: float | None) -> Reservation:
+        if len(given) == count:
+            raise problem_error(429, "queue_full", "16 jobs wait", retry_after=1)
+        given.append(roomy(owner, patience))
+        return given[-1]
 
-        return reserve
+    return reserve, given
 
-    answer, _ = ask(settings, "POST", POSTS[2], body=b"x" * MIB, room=room_for(2), pieces=5)
-    assert (answer.status, len(taken)) == (200, 2)
-    assert not any(place.release() for place in taken)
-    taken.clear()
-    answer, _ = ask(settings, "POST", POSTS[2], body=b"x" * MIB, room=room_for(1), pieces=5)
+
+def test_a_place_is_held_from_the_head_of_a_request_to_its_end(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack, "ARRIVAL_SECONDS", 60)
+    reserve, given = places(1)
+    answer, seen = ask(settings, "POST", POSTS[2], body=b"x" * MIB, room=reserve, pieces=5)
+    assert (answer.status, seen.state["reservation"]) == (200, given[0])
+    assert not given[0].is_held
+
+
+def test_a_body_that_takes_its_time_loses_its_place_and_must_find_another(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack, "ARRIVAL_SECONDS", 0)
+    reserve, given = places(2)
+    answer, seen = ask(settings, "POST", POSTS[2], body=b"x" * MIB, room=reserve, pieces=5)
+    assert (answer.status, len(given), seen.state["reservation"]) == (200, 2, given[1])
+    assert not any(place.is_held for place in given)
+    answer, _ = ask(settings, "POST", POSTS[2], body=b"x" * MIB, room=places(1)[0], pieces=5)
     assert (answer.status, answer.code, answer.headers["retry-after"]) == (429, "queue_full", "1")
 
 

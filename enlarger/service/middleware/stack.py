@@ -1,5 +1,6 @@
 """What every request passes on its way to the routes, and every answer on its way back."""
 
+import asyncio
 from collections.abc import Callable
 from math import isfinite
 
@@ -34,13 +35,15 @@ from enlarger.service.settings import Settings
 
 Reserve = Callable[[str, float | None], Reservation]  # owner, seconds that the client waits
 MAX_HEADER_BYTES = 32 << 10
+ARRIVAL_SECONDS = 0.25  # in which most bodies are whole; one that takes longer keeps nobody else out meanwhile
 PUBLIC_PATHS = frozenset({"/", "/favicon.ico", "/healthz", "/readyz", "/health", "/v1/"})  # to be read without a key
 
 
 def middleware_stack(app: ASGIApp, settings: Settings, metrics: Metrics, reserve: Reserve) -> ASGIApp:
-    """An application behind all checks, the cheapest first. `reserve(owner, max_wait)` refuses work, before its body is
-    read and again when it is whole, or holds a place from then on. The routes find `owner`, `request_id` and that
-    `reservation` in the request's state. Raises InputError for settings that would let anybody in."""
+    """An application behind all checks, the cheapest first. `reserve(owner, max_wait)` refuses work before its body is
+    read, or holds a place. That lapses where the body takes its time, which must then find one when it is whole. The
+    routes find `owner`, `request_id` and that `reservation` in the request's state. Raises InputError for settings that
+    would let anybody in."""
     routes = head_as_get(app)
     check_host, origins = make_host_check(settings), AllowedOrigins.from_settings(settings)
     open_requests = OpenRequests(settings.bounds.requests_per_key)
@@ -64,18 +67,22 @@ def middleware_stack(app: ASGIApp, settings: Settings, metrics: Metrics, reserve
             refuse_body(head)
             await routes(scope, EmptyBody(receive), send)
             return
-        limits, held, max_wait = body_limits_for(head, settings), list[Reservation](), client_timeout(head)
-        reserve(owner, max_wait).release()  # refused before the body is read
+        limits, max_wait = body_limits_for(head, settings), client_timeout(head)
+        place = reserve(owner, max_wait)  # refused before the body is read
+        lapse = asyncio.get_running_loop().call_later(ARRIVAL_SECONDS, place.release)
 
         def on_body_complete() -> None:
-            held.append(reserve(owner, max_wait))
-            request_state(scope)["reservation"] = held[0]
+            nonlocal place
+            lapse.cancel()
+            if not place.is_held:
+                place = reserve(owner, max_wait)
+            request_state(scope)["reservation"] = place
 
         try:
             await run_with_body(app, limits, scope, receive, send, on_body_complete)
         finally:
-            for reservation in held:
-                reservation.release()
+            lapse.cancel()
+            place.release()
 
     return http_only(drain_body(security_headers(access_log(error_handler(handle_request), metrics), origins)), app)
 
