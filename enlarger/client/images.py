@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from enlarger.errors import InputError
-from enlarger.image.decode import EXIF_ORIENTATION, ORIENTATION_TRANSPOSES, decode_error
+from enlarger.image.decode import EXIF_ORIENTATION, ORIENTATION_TRANSPOSES, decode_error, load_pixels, transpose
+from enlarger.image.deep import DeepImage
 
 Array = np.ndarray[Any, Any]
 ImageSource = str | Path | bytes | Image.Image | Array
@@ -21,7 +22,7 @@ def encode_image_file(source: ImageSource, name: str = "image") -> bytes:
     """The bytes of a picture file: those of a path as they are; PIL images and arrays as PNG or TIFF, without a loss.
 
     An array is (H, W) or (H, W, 1..4) of uint8, uint16 or floats in 0..1, its channels grey, grey and alpha, RGB or
-    RGBA; all but 16-bit grey is sent in 8 bits.
+    RGBA; floats are sent in 8 bits.
     """
     if isinstance(source, bytes):
         return source
@@ -39,20 +40,19 @@ def encode_image_file(source: ImageSource, name: str = "image") -> bytes:
 
 def decode_image(data: bytes) -> Image.Image:
     """A picture that came from the service, decoded."""
-    image = Image.open(io.BytesIO(data), formats=RESULT_FORMATS)
-    image.load()
-    return image
+    return load_pixels(Image.open(io.BytesIO(data), formats=RESULT_FORMATS), [])
 
 
 def _encode(image: Image.Image) -> bytes:
     """The image as a file, upright, with its profile and nothing else of its metadata."""
     stream = io.BytesIO()
     try:
-        image.load()  # a TIFF file's orientation is applied by this
+        loaded = load_pixels(image, [])  # Pillow applies a TIFF file's orientation by this
     except Exception as error:  # decoders raise anything on damaged files
         raise decode_error("image", error) from error
     orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    upright = image.transpose(ORIENTATION_TRANSPOSES[orientation]) if orientation in ORIENTATION_TRANSPOSES else image
+    method = ORIENTATION_TRANSPOSES.get(orientation)
+    upright = loaded if method is None else transpose(loaded, method)
     options: dict[str, Any] = {"icc_profile": image.info.get("icc_profile"), "exif": Image.Exif()}
     if image.info.get("transparency") is not None and image.mode in PNG_MODES:
         options["transparency"] = image.info["transparency"]
@@ -70,8 +70,8 @@ def _from_array(array: Array, name: str) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)) or 0 in array.shape:
         raise InputError(f"{name}: found shape {array.shape}, expected (H, W) or (H, W, 1..4); move the channels last")
     squeezed = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    if squeezed.dtype == np.uint16 and squeezed.ndim == 2:
-        return Image.fromarray(squeezed)
+    if squeezed.dtype == np.uint16:
+        return Image.fromarray(squeezed) if squeezed.ndim == 2 else DeepImage.from_samples(squeezed)
     return Image.fromarray(np.ascontiguousarray(_to_uint8(squeezed, name)))
 
 
@@ -79,8 +79,6 @@ def _to_uint8(array: Array, name: str) -> Array:
     """The values as uint8."""
     if array.dtype == np.uint8:
         return array
-    if array.dtype == np.uint16:
-        return np.rint(array / 257).astype(np.uint8)
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"{name}: found {array.dtype}, expected uint8, uint16 or floats in 0..1; convert it first")
     lowest, highest = float(array.min()), float(array.max())

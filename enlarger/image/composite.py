@@ -1,6 +1,5 @@
 """New colours into an input's own numbers, so that what is not repainted keeps every bit, and the kind stays."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,11 +9,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageCms
+from PIL import Image
 from torch import Tensor
 
 from enlarger.errors import InputError
-from enlarger.image.colour import srgb_profile, to_srgb
+from enlarger.image.colour import srgb_profile, to_srgb, transform_samples
+from enlarger.image.deep import DeepImage
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import Array, Picture, open_upright, read_picture
 
@@ -81,7 +81,7 @@ def composite(original: OriginalImage, colour: Tensor, weights: Tensor) -> Tenso
     Where the weight is 0 the values are those of the original, and so is alpha everywhere.
     """
     if original.icc_profile is not None:
-        colour = _to_profile(colour, original.icc_profile)
+        colour = _to_profile(colour, original.picture.icc_profile or srgb_profile(), original.icc_profile)
     count = original.num_colour_channels
     new_colours = colour.mean(0, keepdim=True) if count == 1 else colour
     old_values = original.values[:count]
@@ -121,13 +121,14 @@ def _from_image(source: str | Path | Image.Image, picture: Picture) -> OriginalI
     upright = open_upright(source)
     upright.info.pop("exif", None)  # its orientation is applied
     editable, notes = _to_editable_mode(upright)
-    array = np.array(editable)
+    array = editable.samples if isinstance(editable, DeepImage) else np.array(editable)
     values = array.reshape(*array.shape[:2], -1).astype(np.float32)
     data = editable.info.get("icc_profile")
     icc_profile = data if editable.mode in EDITABLE_MODES and data and data != picture.icc_profile else None
     info = {key: value for key, value in editable.info.items() if key != "transparency"}
     write = partial(_to_image, mode=editable.mode, dtype=array.dtype, info=info)
-    dtype, white = torch.float32 if editable.mode == "F" else INTEGER_DTYPE, HIGH_DEPTH_WHITE.get(editable.mode, 255)
+    white = 65535 if isinstance(editable, DeepImage) else HIGH_DEPTH_WHITE.get(editable.mode, 255)
+    dtype = torch.float32 if editable.mode == "F" else INTEGER_DTYPE
     return OriginalImage(
         picture, _planes(values), write, dtype, 0, white, upright, (*picture.notes, *notes), icc_profile
     )
@@ -163,6 +164,8 @@ def _to_array(values: Tensor, dtype: np.dtype[Any], flat: bool) -> Array:
 
 def _to_image(values: Tensor, mode: str, dtype: np.dtype[Any], info: dict[Any, Any]) -> Image.Image:
     array = _to_array(values, dtype, flat=len(values) == 1)
+    if array.ndim == 3 and array.dtype == np.uint16:
+        return DeepImage.from_samples(array, info)
     image = Image.frombytes(mode, (array.shape[1], array.shape[0]), array.tobytes())
     image.info = dict(info)
     return image
@@ -172,16 +175,11 @@ def _to_tensor(values: Tensor, dtype: torch.dtype, device: torch.device) -> Tens
     return values.to(device, dtype)
 
 
-def _to_profile(colour: Tensor, profile: bytes) -> Tensor:
-    """sRGB colours (3, H, W) as another profile's; as they are if it cannot be used, which `read_picture` notes."""
-    pixels = ((colour.clamp(-1, 1) / 2 + 0.5) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+def _to_profile(colour: Tensor, source: bytes, target: bytes) -> Tensor:
+    """Colours (3, H, W) of one profile as another's; as they are if it cannot be used, which `read_picture` notes."""
+    samples = ((colour.clamp(-1, 1) / 2 + 0.5) * 65535).round().permute(1, 2, 0).contiguous().numpy().astype(np.uint16)
     try:
-        mode = {b"RGB ": "RGB", b"GRAY": "L"}[profile[16:20]]  # the header's colour space
-        srgb, target = (ImageCms.ImageCmsProfile(io.BytesIO(data)) for data in (srgb_profile(), profile))
-        intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
-        transform = ImageCms.buildTransform(srgb, target, "RGB", mode, intent, flags)
-        converted = ImageCms.applyTransform(Image.fromarray(pixels.numpy()), transform)
+        converted = transform_samples(samples, source, target)
     except Exception:  # noqa: BLE001 - damaged profiles raise anything
         return colour
-    assert converted is not None, "a transform of another image always gives one"
-    return _planes(np.asarray(converted.convert("RGB")).astype(np.float32)) / 127.5 - 1
+    return (_planes(converted.astype(np.float32)) / 32767.5 - 1).expand(3, -1, -1)

@@ -18,6 +18,7 @@ from enlarger.image.damage import (
     rows_of_truncated,
     without_broken_chunks,
 )
+from enlarger.image.deep import DEEP_SUFFIX, DeepImage, deep_mode, read_deep, transpose_deep
 from enlarger.image.other_kinds import HEAD_BYTES, OtherKind, other_kind
 
 AVIF_FORMATS = {".avif": "AVIF"} if features.check("avif") else {}  # a part of newer Pillows only
@@ -92,7 +93,8 @@ def read_header(path: str | Path) -> tuple[str, tuple[int, int]]:
         is_grey, has_alpha = image.mode in ("1", "L", "LA", "La"), image.has_transparency_data
         mode = ("L" if is_grey else "RGB") + ("A" if has_alpha else "")
         mode = "I;16" if image.mode == "F" or image.mode.startswith("I") else mode
-        return mode, _upright_size(image)
+        deep = deep_mode(image)
+        return (mode if deep is None else deep + DEEP_SUFFIX), _upright_size(image)
 
 
 def salvage(path: str | Path, notes: list[str], *, limit: int = PIXEL_LIMIT) -> Image.Image | None:
@@ -110,7 +112,7 @@ def salvage(path: str | Path, notes: list[str], *, limit: int = PIXEL_LIMIT) -> 
             return None
         notes.append(f"the file is cut short: {rows.height} of {image.height} rows are there, the others are left out")
         rows.info |= image.info
-        return _apply_orientation(rows, notes)
+        return _apply_orientation(rows, rows, notes)
 
 
 def _rows_of_truncated(image: Image.Image) -> Image.Image | None:
@@ -126,10 +128,17 @@ def upright_size(source: str | Path | Image.Image) -> tuple[int, int]:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow has turned this one already
+        return image.size
     with suppress(Exception):  # a damaged EXIF block must not cost the picture
         if image.getexif().get(EXIF_ORIENTATION, 1) >= FIRST_SIDEWAYS:
             return image.height, image.width
     return image.size
+
+
+def transpose(image: Image.Image, method: Image.Transpose) -> Image.Image:
+    """As `Image.transpose` does, with all bits."""
+    return transpose_deep(image, method) if isinstance(image, DeepImage) else image.transpose(method)
 
 
 @contextmanager
@@ -247,9 +256,7 @@ def decode_image(image: Image.Image, name: str, limit: int, notes: list[str]) ->
     check_size(name, *image.size, limit)
     _check_tiles(image, name)
     try:
-        if not image.mode.startswith("I") and re.search(";16[BLN]", str(getattr(image, "tile", ""))):
-            notes.append("16-bit colour: read as 8-bit")
-        return _apply_orientation(_load(image, notes), notes)
+        return _apply_orientation(image, load_pixels(image, notes), notes)
     except Exception as error:  # decoders raise anything on damaged files
         raise decode_error(name, error) from error
 
@@ -264,10 +271,19 @@ def _check_tiles(image: Image.Image, name: str) -> None:
         raise UnreadableImage(f"{name}: {found}; save it anew with another program")
 
 
-def _load(image: Image.Image, notes: list[str]) -> Image.Image:
-    """The image with its pixels, also of a JPEG that lacks nothing but the mark at its end."""
+def load_pixels(image: Image.Image, notes: list[str]) -> Image.Image:
+    """The image with its pixels and all their bits, also of a JPEG that lacks nothing but the mark at its end."""
+    if isinstance(image, DeepImage):
+        return image
+    is_deep = not image.mode.startswith("I") and bool(re.search(";16[BLN]", str(getattr(image, "tile", ""))))
+    data = _content(image) if deep_mode(image) is not None else b""
+    if data and image.format == "TIFF" and (deep := read_deep(image, data)) is not None:
+        return deep
     try:
         image.load()
+        if data and image.format == "PNG" and (deep := read_deep(image, data)) is not None:
+            return deep
+        notes += ["16-bit colour: read as 8-bit"] if is_deep else []
         return image
     except OSError:
         if image.format not in ("JPEG", "MPO") or (whole := complete_jpeg(image, _content(image))) is None:
@@ -282,18 +298,23 @@ def _content(image: Image.Image) -> bytes:
     stream: BinaryIO | None = getattr(image, "fp", None)
     if stream is None:
         return b""
+    place = stream.tell()
     stream.seek(0)
-    return stream.read()
+    data = stream.read()
+    stream.seek(place)
+    return data
 
 
-def _apply_orientation(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Apply the EXIF orientation, and note that there are more frames."""
+def _apply_orientation(image: Image.Image, loaded: Image.Image, notes: list[str]) -> Image.Image:
+    """The loaded pixels of an image turned as its EXIF orientation says; notes that there are more frames."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # noqa: BLE001 - a damaged EXIF block must not cost the picture
         orientation = 1
         notes.append("the EXIF data is damaged: orientation not applied")
-    upright = image.transpose(ORIENTATION_TRANSPOSES[orientation]) if orientation in ORIENTATION_TRANSPOSES else image
+    upright = (
+        transpose(loaded, ORIENTATION_TRANSPOSES[orientation]) if orientation in ORIENTATION_TRANSPOSES else loaded
+    )
     with suppress(Exception):
         if getattr(image, "is_animated", False):
             notes.append("animated or with several pages: only the first frame is used")

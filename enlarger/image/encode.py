@@ -2,17 +2,20 @@
 
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
 from enlarger.errors import InputError
 from enlarger.image.atomic_write import atomic_write
 from enlarger.image.decode import AVIF_FORMATS, one_line
+from enlarger.image.deep import DEEP_FORMATS, DEEP_SUFFIX, DeepImage, mode_of
 from enlarger.image.metadata import Strip, save_options, with_unique_id
 
 MODE_NAMES = {"L": "grey", "LA": "grey with alpha", "RGB": "colour", "RGBA": "colour with alpha", "I;16": "16-bit grey"}
+DEEP_NAMES = {"LA;16": "16-bit grey with alpha", "RGB;16": "16-bit colour", "RGBA;16": "16-bit colour with alpha"}
 FORMAT_MODES: dict[str, frozenset[str]] = {  # what each format holds without losing a channel or depth
     "PNG": frozenset(MODE_NAMES),
     "JPEG": frozenset({"L", "RGB"}),
@@ -63,8 +66,9 @@ def check_output(
         raise InputError(
             f"{name}: found suffix {path.suffix!r}, expected one of {', '.join(SUFFIXES)}; choose one of these"
         )
-    if mode is not None and mode not in FORMAT_MODES[format_name]:
-        mode_name = MODE_NAMES.get(mode, f"mode {mode}")
+    held = mode.removesuffix(DEEP_SUFFIX) if mode in DEEP_NAMES else mode  # what has too many bits is rounded
+    if mode is not None and held not in FORMAT_MODES[format_name]:
+        mode_name = (MODE_NAMES | DEEP_NAMES).get(mode, f"mode {mode}")
         raise InputError(f"{name}: {format_name} cannot hold {mode_name}; save as .png, or convert the picture first")
     if size is not None:
         check_side(format_name, size, name)
@@ -95,9 +99,10 @@ def save_image(
     Raises InputError for alpha or 16 bits in a format without them, an unknown suffix, a missing folder, a full disk
     and, without `overwrite`, an existing file.
     """
-    format_name, path = check_output(path, image.mode, image.size, overwrite=overwrite), Path(path)
-    stripped = image.copy()
-    stripped.info = {}
+    format_name, path = check_output(path, mode_of(image), image.size, overwrite=overwrite), Path(path)
+    if isinstance(image, DeepImage) and format_name not in DEEP_FORMATS:
+        warnings.warn(f"{format_name} holds 8 bits: the {DEEP_NAMES[mode_of(image)]} is rounded", stacklevel=2)
+        image = image.convert(image.mode)
     options: dict[str, Any] = {"quality": quality} if format_name in ("JPEG", "WEBP", "AVIF") else {}
     if image.mode in ("RGB", "RGBA") and image.info.get("icc_profile"):
         options["icc_profile"] = image.info["icc_profile"]
@@ -109,7 +114,7 @@ def save_image(
         warnings.warn(note, stacklevel=2)
     try:
         with atomic_write(path, overwrite=overwrite) as stream:
-            stripped.save(stream, format=format_name, **options, **about)
+            write_image(image, stream, format_name, options | about)
     except FileExistsError:
         raise InputError(f"{one_line(path)}: exists already; choose another name or allow overwriting") from None
     except (OSError, ValueError) as error:
@@ -117,3 +122,10 @@ def save_image(
             f"{one_line(path)}: cannot be written ({one_line(error)}); check space, size and permissions"
         ) from error
     return path
+
+
+def write_image(image: Image.Image, stream: BinaryIO, format_name: str, options: Mapping[str, Any]) -> None:
+    """Write pixels, and of metadata what the options say."""
+    bare = image.copy()
+    bare.info = {}
+    bare.save(stream, format=format_name, **options)

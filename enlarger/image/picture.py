@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.errors import InputError, NonFinite
-from enlarger.image.colour import to_srgb, to_unit_grey
+from enlarger.image.colour import deep_to_srgb, to_srgb, to_unit_grey
 from enlarger.image.decode import (
     PIXEL_LIMIT,
     check_size,
@@ -21,6 +21,7 @@ from enlarger.image.decode import (
     open_image,
     open_upright,
 )
+from enlarger.image.deep import DeepImage
 from enlarger.image.encode import SUFFIXES, check_output, save_image
 from enlarger.image.metadata import read_file_metadata
 from enlarger.image.resize import resize, resize_matrix
@@ -42,17 +43,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture in memory: upright, in sRGB.
+    """One picture in memory: upright, in sRGB or, where `icc_profile` says so, in a wider space.
 
     The colour of transparent pixels is what the file holds, not premultiplied: whoever mixes neighbouring pixels weighs
-    them by `alpha` first. `depth` is 16 only for grey that came with more than 8 bits; it is written back as such.
+    them by `alpha` first. `bit_depth` is 16 for what came with more than 8 bits; it is written back as such.
     """
 
     colour: Tensor  # (3, H, W) float32 in -1..1; grey has three equal channels
     alpha: Tensor | None = None  # (1, H, W) float32 in 0..1
     is_grey: bool = False
     bit_depth: int = 8
-    icc_profile: bytes | None = None  # an sRGB profile, where the source was in colour and had a profile
+    icc_profile: bytes | None = None  # that of `colour`, where the source was in colour and had one
     notes: tuple[str, ...] = ()  # what was converted, guessed or left out, one line each
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of its file: EXIF, XMP, IPTC, resolution
 
@@ -76,10 +77,10 @@ def read_picture(source: PictureSource, *, limit: int = PIXEL_LIMIT) -> Picture:
 
     `source` is a path; a PIL image; an array (H, W) or (H, W, 1..4) of uint8, uint16 or floats in 0..1, its channels
     grey, grey and alpha, RGB or RGBA; or a float tensor (1 or 3, H, W) in -1..1. The EXIF orientation is applied, an
-    ICC profile converted to sRGB, the first frame of several taken; `notes` says so. PIL modes I and I;16 are 16-bit
-    grey, mode F is grey in 0..1, 16-bit colour files are read as 8-bit. Raises InputError, one line with the file's
-    name, for whatever cannot be read or has more than `limit` pixels (for files, Pillow's own bound, twice
-    `PIL.Image.MAX_IMAGE_PIXELS`, holds as well).
+    ICC profile converted to sRGB unless its gamut is wider, the first frame of several taken; `notes` says so. PIL
+    modes I and I;16 are 16-bit grey, mode F is grey in 0..1; of PNG and TIFF files 16-bit colour, and grey with
+    alpha, keep all bits. Raises InputError, one line with the file's name, for whatever cannot be read or has more
+    than `limit` pixels (for files, Pillow's own bound, twice `PIL.Image.MAX_IMAGE_PIXELS`, holds as well).
     """
     if isinstance(source, (str, Path, Image.Image)):
         notes: list[str] = []
@@ -105,6 +106,9 @@ def _from_pil(image: Image.Image, name: str, limit: int, notes: list[str]) -> Pi
     try:
         if image.mode == "F" or image.mode.startswith("I"):
             values, bit_depth, icc_profile = _read_grey16(image, name, notes), 16, None
+        elif isinstance(image, DeepImage):
+            samples, icc_profile = deep_to_srgb(image, notes)
+            values, bit_depth = _to_unit_range(samples), 16
         else:
             srgb, icc_profile = to_srgb(image, notes)
             values, bit_depth = _to_unit_range(np.array(srgb)), 8
@@ -165,8 +169,7 @@ def _from_array(array: Array, limit: int) -> Picture:
         values = _check_range(values, "array", "floats in 0..1")
     else:
         raise InputError(f"array: found {array.dtype}, expected uint8, uint16 or floats in 0..1; convert it first")
-    is_grey16 = array.dtype == np.uint16 and values.shape[2] == 1
-    return _from_planes(values, 16 if is_grey16 else 8, None, [])
+    return _from_planes(values, 16 if array.dtype == np.uint16 else 8, None, [])
 
 
 def _from_tensor(tensor: Tensor, limit: int) -> Picture:
@@ -182,7 +185,7 @@ def _from_tensor(tensor: Tensor, limit: int) -> Picture:
 
 
 def to_pil(picture: Picture) -> Image.Image:
-    """The picture as a PIL image, mode L, LA, RGB, RGBA or I;16 (grey of depth 16 without alpha).
+    """The picture as a PIL image, mode L, LA, RGB, RGBA, or of depth 16 I;16 (grey without alpha) or a `DeepImage`.
 
     Rounded half to even after clamping; grey is the mean of the three channels; the metadata is in its `info`.
     Raises NonFinite for NaN or infinity.
@@ -197,11 +200,22 @@ def to_pil(picture: Picture) -> Image.Image:
         return grey
     if picture.alpha is not None:
         planes = torch.cat([planes, picture.alpha.float().cpu().clamp(0, 1)])
+    image = _deep_image(planes) if picture.bit_depth == 16 else _eight_bit_image(planes)
+    image.info.update(picture.metadata)
+    if picture.icc_profile and not picture.is_grey:
+        image.info["icc_profile"] = picture.icc_profile
+    return image
+
+
+def _deep_image(planes: Tensor) -> DeepImage:
+    """Of (2..4, H, W) in 0..1."""
+    return DeepImage.from_samples((planes * 65535).round().permute(1, 2, 0).numpy().astype(np.uint16))
+
+
+def _eight_bit_image(planes: Tensor) -> Image.Image:
+    """Of (1..4, H, W) in 0..1."""
     array = (planes * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[len(planes)]
     image = Image.fromarray(array[..., 0] if mode == "L" else array)
     assert image.mode == mode
-    image.info.update(picture.metadata)
-    if picture.icc_profile and not picture.is_grey:
-        image.info["icc_profile"] = picture.icc_profile
     return image

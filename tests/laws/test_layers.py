@@ -35,6 +35,7 @@ LIGHT = {
     "encode",
     "colour",
     "damage",
+    "deep",
     "metadata",
     "other_kinds",
 }  # the modules of `image` that do without torch

@@ -141,12 +141,14 @@ def test_float_grey_is_taken_in_zero_to_one() -> None:
         read_picture(Image.fromarray(np.full((2, 2), np.nan, np.float32)))
 
 
-def test_sixteen_bit_colour_is_read_with_a_note(tmp_path: Path) -> None:
+def test_sixteen_bit_colour_keeps_all_bits(tmp_path: Path) -> None:
     rows = b"".join(b"\0" + bytes(range(24)) for _ in range(4))
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
     (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    assert read_picture(tmp_path / "deep.png").notes == ("16-bit colour: read as 8-bit",)
+    picture = read_picture(tmp_path / "deep.png")
+    assert picture.notes == () and picture.bit_depth == 16
+    assert (picture.colour[0, 0, 0] / 2 + 0.5) * 65535 == pytest.approx(0x0001, abs=1e-3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

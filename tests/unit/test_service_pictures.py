@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 
 from enlarger.errors import InputError
 from enlarger.image.decode import ORIENTATION_TRANSPOSES, open_upright
+from enlarger.image.deep import DeepImage
 from enlarger.image.picture import read_picture, to_pil
 from enlarger.service.problems import ProblemError
 from enlarger.service.settings import Bounds, Settings
@@ -112,6 +115,19 @@ def test_pixels_that_png_holds_are_not_converted(pool: Pool, tmp_path: Path) -> 
         assert np.array_equal(np.asarray(written), np.asarray(image)) and written.mode == found.mode == "RGBA"
         assert written.info["icc_profile"] == profile
     assert found.format == "PNG" and found.has_transparency and found.notes == ()
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_confined_decoding_keeps_16_bits_of_colour(pool: Pool, tmp_path: Path, kind: str) -> None:
+    samples = np.random.default_rng(0).integers(0, 65536, (14, 20, 4), dtype=np.uint16)
+    source, out = tmp_path / f"a.{kind}", tmp_path / "out.png"
+    if kind == "tif":
+        tifffile.imwrite(source, samples, photometric="rgb", extrasamples="unassalpha", compression="lzw")
+    else:
+        DeepImage.from_samples(samples).save(source)
+    found = pool.picture(source, out)
+    assert (found.mode, found.notes, found.has_transparency) == ("RGBA;16", (), True)
+    assert np.array_equal(imagecodecs.png_decode(out.read_bytes()), samples)
 
 
 def test_nothing_but_pixels_and_profile_is_written(pool: Pool, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from enlarger.service.jobs.files import folder_bytes
 from enlarger.service.jobs.job import JobSpec, job_folder
 from enlarger.service.jobs.progress_estimator import megapixels
 
-BYTES_PER_PIXEL = 4  # of a result that does not compress; 16-bit pictures are grey
+BYTES_PER_PIXEL = 8  # of a result that does not compress: colour and alpha of 16 bits
 PREVIEW_PIXELS = 512 * 512
 FIXED_BYTES = 16 << 10  # of a job's row and of its small files
 

@@ -22,7 +22,7 @@ from PIL import AvifImagePlugin, Image, PngImagePlugin
 
 from enlarger.errors import InputError
 from enlarger.image.atomic_write import atomic_write
-from enlarger.image.colour import srgb_profile, to_srgb, to_unit_grey
+from enlarger.image.colour import deep_to_srgb, srgb_profile, to_srgb, to_unit_grey
 from enlarger.image.decode import (
     READABLE_FORMATS,
     UnreadableImage,
@@ -32,6 +32,7 @@ from enlarger.image.decode import (
     one_line,
     open_image,
 )
+from enlarger.image.deep import DeepImage, load_codecs, mode_of
 from enlarger.image.other_kinds import HEAD_BYTES, other_kind
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.uploads import sandbox
@@ -124,13 +125,14 @@ def decode(request: DecodeRequest, memory: MemoryLimit | None = None) -> Decoded
         png = _output_image(upright, request, file_format == "JPEG", notes)
         original_size = png.image.size
         if request.fit is not None:
+            notes += ["16-bit colour: fitted in 8 bits"] if isinstance(png.image, DeepImage) else []
             png = PngImage(apply_fit(png.image, request.fit), png.profile)
     _write_png(png, Path(request.out))
     with source.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     lines, width, height = tuple(one_line(note) for note in notes), png.image.width, png.image.height
     transparent = png.has_transparency
-    return DecodedImage(width, height, file_format, png.image.mode, lines, digest, transparent, original_size)
+    return DecodedImage(width, height, file_format, mode_of(png.image), lines, digest, transparent, original_size)
 
 
 def to_png_image(image: Image.Image, name: str, notes: list[str]) -> PngImage:
@@ -143,6 +145,8 @@ def to_png_image(image: Image.Image, name: str, notes: list[str]) -> PngImage:
         return PngImage(
             _to_16_bit(image, name, notes), profile if profile and len(profile) <= MAX_PROFILE_BYTES else None
         )
+    if isinstance(image, DeepImage):
+        return _deep_png_image(image, notes)
     profile_notes: list[str] = []
     srgb_image, srgb_icc = to_srgb(image, profile_notes)
     is_oversized = profile is not None and len(profile) > MAX_PROFILE_BYTES
@@ -153,6 +157,19 @@ def to_png_image(image: Image.Image, name: str, notes: list[str]) -> PngImage:
         notes += profile_notes
         profile = None
     return PngImage(_to_8_bit(image), profile)
+
+
+def _deep_png_image(image: DeepImage, notes: list[str]) -> PngImage:
+    """A picture of 16 bits with its profile, if that can be used."""
+    profile, profile_notes = image.info.get("icc_profile") or None, list[str]()
+    samples, srgb_icc = deep_to_srgb(image, profile_notes)
+    if profile is not None and len(profile) > MAX_PROFILE_BYTES:
+        notes += profile_notes
+        return PngImage(DeepImage.from_samples(samples), srgb_profile() if srgb_icc else None)
+    if any("cannot be used" in note for note in profile_notes):
+        notes += profile_notes
+        profile = None
+    return PngImage(image, profile)
 
 
 def _output_image(image: Image.Image, request: DecodeRequest, lossy: bool, notes: list[str]) -> PngImage:
@@ -318,7 +335,7 @@ def limit_resources(pixels: int, file_bytes: int) -> None:
     many bytes, does not need."""
     limits = {
         resource.RLIMIT_AS: BASE_MEMORY_BYTES + BYTES_PER_PIXEL * pixels,
-        resource.RLIMIT_FSIZE: max(5 * pixels, file_bytes) + (16 << 20),  # a PNG that does not compress, a form's file
+        resource.RLIMIT_FSIZE: max(9 * pixels, file_bytes) + (16 << 20),  # a PNG that does not compress, a form's file
         resource.RLIMIT_NOFILE: MAX_OPEN_FILES,
         resource.RLIMIT_CORE: 0,
     }
@@ -347,6 +364,7 @@ def main() -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     Image.init()  # all formats now: the processes of pictures can load nothing
+    load_codecs()
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     Image.MAX_IMAGE_PIXELS = None  # sizes are checked by us, with the limit of the request
     PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES

@@ -84,7 +84,7 @@ class DecodedImage:
     width: int  # as written, after any fit
     height: int
     format: str  # Pillow's name of the file's
-    mode: str  # of the PNG: L, LA, RGB, RGBA or I;16
+    mode: str  # of the PNG: L, LA, RGB, RGBA, I;16, or with 16 bits LA;16, RGB;16, RGBA;16
     notes: tuple[str, ...]  # what was converted, guessed or left out, except what a reader of the PNG says again
     sha256: str  # of the file as it came
     has_transparency: bool  # some of it is less than opaque

@@ -10,6 +10,7 @@ from PIL import Image
 
 from enlarger.checkpoint.families import ModelKind
 from enlarger.errors import InputError
+from enlarger.image.decode import load_pixels
 from enlarger.requests import (
     DepthRequest,
     GenerateRequest,
@@ -127,8 +128,7 @@ def _open_image(path: Path) -> Image.Image:
     """A picture that the decoder wrote. Raises InputError if it is not there any more."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            image.load()
-            return image
+            return load_pixels(image, [])
     except OSError as error:
         raise InputError(f"{path.name} of the job cannot be read ({error}); send the request again") from error
 

@@ -12,6 +12,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from enlarger.image.atomic_write import atomic_write
+from enlarger.image.deep import DeepImage
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import read_picture, to_pil
 from enlarger.image.resize import resize
@@ -66,6 +67,9 @@ def _convert_for_format(image: Image.Image, format: str) -> tuple[Image.Image, t
     if format == "png":
         return image.copy(), ()
     notes: tuple[str, ...] = ()
+    if isinstance(image, DeepImage):
+        image = image.convert(image.mode)
+        notes = (f"{format} holds 8 bits: the 16-bit colour is rounded; PNG keeps it",)
     if image.mode.startswith("I"):
         image = image.convert("I").point(lambda value: value / 257 + 0.5).convert("L")
         notes = (f"{format} holds 8 bits: the 16-bit grey is rounded; PNG keeps it",)
