@@ -1,6 +1,8 @@
 """Pickled checkpoints: what torch.save writes is read, and a program that makes anything else is refused."""
 
+import pickle
 import random
+import struct
 import sys
 from argparse import Namespace
 from collections import OrderedDict
@@ -21,10 +23,11 @@ from enlarger.checkpoint.tensors.open import LazyTensors, open_checkpoint
 from enlarger.checkpoint.tensors.pickle_guard import open_pickle
 from enlarger.checkpoint.tensors.pickle_opcodes import MAX_DIMS, STORAGE_DTYPES
 from enlarger.errors import CheckpointError, Unsupported
-from tests.support.hostile import apply, benign, call, name, value, zipped
+from tests.support.hostile import apply, benign, call, name, programs, value, with_program, zipped
 
 REBUILD = ("torch._utils", "_rebuild_tensor_v2")
 STORED = {"data/0": bytes(16)}
+MACHINE = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
 
 
 def saved(path: Path, found: Any) -> Path:
@@ -198,10 +201,95 @@ def test_an_unsafe_torch_reads_no_pickles(tmp_path: Path, monkeypatch: pytest.Mo
         open_pickle(path)
 
 
-def test_the_old_format_is_refused(tmp_path: Path) -> None:
-    torch.save({"a": torch.ones(1)}, tmp_path / "a.ckpt", _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match=r"not as torch.save has written files since torch 1.6, .*; save it anew"):
+FORMS: dict[str, dict[str, Any]] = {
+    "protocol 3": {"pickle_protocol": 3},
+    "protocol 4": {"pickle_protocol": 4},
+    "protocol 5": {"pickle_protocol": 5},
+    "torch before 1.6": {"_use_new_zipfile_serialization": False},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_are_read_as_the_usual_one(tmp_path: Path, form: str) -> None:
+    shared = torch.arange(24.0)
+    beside = {"set": {1, 2}, "frozen": frozenset({3}), "array": np.ones((2, 2)), "raw": b"\xff\0", "big": 2**80}
+    weights = {"turned": shared.reshape(4, 6).T, "part": shared[3:7], "parameter": nn.Parameter(torch.ones(2).half())}
+    found: dict[str, Any] = {"state_dict": weights, "model_ema": {"a": torch.tensor(True)}, "beside": beside}
+    torch.save(found, tmp_path / "new.ckpt")
+    torch.save(found, tmp_path / "other.ckpt", **FORMS[form])
+    usual, other = (open_pickle(tmp_path / name) for name in ("new.ckpt", "other.ckpt"))
+    assert other.keys() == usual.keys() == ("turned", "part", "parameter", "model_ema.a") and other.notes == usual.notes
+    assert all(other.get_tensor(name).equal(usual.get_tensor(name)) for name in usual.keys())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("label", ["os.system", "a chain of calls", "STACK_GLOBAL", "INST"])
+def test_no_program_runs_in_another_form(tmp_path: Path, form: str, label: str) -> None:
+    steps = programs(str(tmp_path / "canary"))[label][2:]
+    if "pickle_protocol" in FORMS[form]:
+        data = with_program(b"\x80" + bytes([FORMS[form]["pickle_protocol"]]) + steps)
+    else:
+        data = legacy(b"\x80\x02" + steps, [])
+    (tmp_path / "a.ckpt").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: refused, and nothing in it has run: its program"):
+        open_checkpoint(tmp_path / "a.ckpt", allow_pickle=True)
+    assert not (tmp_path / "canary").exists()
+
+
+def legacy(
+    weights: bytes, storages: list[tuple[str, list[float]]], machine: Any = MACHINE, version: int = 1001
+) -> bytes:
+    """A file as torch wrote it before 1.6, its storages of float32."""
+    head = [pickle.dumps(each, 2) for each in (0x1950A86A20F9469CFC6C, version, machine)]
+    numbers = [struct.pack(f"<q{len(each)}f", len(each), *each) for _, each in storages]
+    return b"".join([*head, weights, pickle.dumps([key for key, _ in storages], 2), *numbers])
+
+
+def one_tensor(
+    count: int = 4, function: tuple[str, str] = REBUILD, rest: tuple[Any, ...] = (False, ordered())
+) -> bytes:
+    numbers = b"(" + value("storage") + name("torch", "FloatStorage") + value("7") + value("cuda:0") + value(count)
+    made = call(*function, numbers + b"NtQ", 0, (count,), (1,), *rest)
+    return b"\x80\x02}" + value("x") + made + b"s."
+
+
+def test_a_tensor_of_torch_before_0_4_is_read(tmp_path: Path) -> None:
+    weights = one_tensor(4, ("torch._utils", "_rebuild_tensor"), ())
+    (tmp_path / "a.pth").write_bytes(legacy(weights, [("7", [1.0, 2.0, 3.0, 4.0])]))
+    assert open_pickle(tmp_path / "a.pth").get_tensor("x").tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+NUMBERS = [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (legacy(one_tensor(), [("7", NUMBERS)])[:-1], "its numbers end at byte .*: cut short"),
+        (legacy(one_tensor(), [("7", NUMBERS)]) + b"x", "its numbers end at byte .* something follows them"),
+        (legacy(one_tensor(), [("7", NUMBERS[:3])]), "a storage has another count of numbers than its tensors"),
+        (legacy(one_tensor(), []), "its list of stored numbers is not that of its tensors"),
+        (legacy(one_tensor(), [("7", NUMBERS), ("8", NUMBERS)]), "its list of stored numbers is not"),
+        (legacy(one_tensor(), [("7", NUMBERS), ("7", NUMBERS)]), "its numbers end at byte .* something follows them"),
+        (legacy(one_tensor(), [("7", NUMBERS)], MACHINE | {"little_endian": False}), "its numbers are big-endian"),
+        (legacy(one_tensor(), [("7", NUMBERS)], version=1002), "it is of another version"),
+        (legacy(b"\x80\x02N.", []), "it holds something else than a dictionary"),
+    ],
+    ids=["cut", "longer", "count", "no storage", "one more", "twice", "big-endian", "version", "nothing"],
+)
+def test_a_file_of_torch_before_1_6_must_fit(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "a.ckpt").write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"refused, and nothing in it has run: {message}"):
         open_pickle(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("form", [{}, FORMS["protocol 4"]], ids=["usual", "protocol 4"])
+def test_a_parameter_dict_is_a_dictionary(tmp_path: Path, form: dict[str, Any]) -> None:
+    table = nn.ParameterDict({"*": nn.Parameter(torch.arange(6.0).reshape(2, 3)), "word": nn.Parameter(torch.ones(1))})
+    torch.save({"string_to_param": table}, tmp_path / "a.pt", **form)
+    weights = open_pickle(tmp_path / "a.pt")
+    assert weights.keys() == ("string_to_param.*", "string_to_param.word")
+    assert weights.get_tensor("string_to_param.*").tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
 
 
 def test_what_holds_no_tensors(tmp_path: Path) -> None:

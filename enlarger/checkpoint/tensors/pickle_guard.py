@@ -2,7 +2,8 @@
 
 A pickle is a program. The first gate walks through the zip file's directory and through the program without running
 it: only what names, shapes and numbers need may stand there, and every size must fit the file. The second is torch's
-own restricted reader (`weights_only`), which then reads the tensors. Whatever fails at a gate is an error.
+own restricted reader (`weights_only`), which then reads the tensors. Whatever fails at a gate is an error. Programs of
+newer protocols are first written anew in protocol 2, and both gates then see that program alone.
 """
 
 import struct
@@ -11,12 +12,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
-from enlarger.checkpoint.tensors.pickle_opcodes import INERT_GLOBALS, check_opcodes
+from enlarger.checkpoint.tensors.pickle_legacy import LEGACY_MAGIC, check_legacy
+from enlarger.checkpoint.tensors.pickle_opcodes import INERT_GLOBALS, PARAMETER_DICT, check_opcodes
+from enlarger.checkpoint.tensors.pickle_protocol import PROGRAM_NAME, as_protocol_2, is_newer_protocol, rewritten
 from enlarger.checkpoint.tensors.pickle_zip import STORAGE_PREFIX, PickleRejected, read_record, read_records
 from enlarger.errors import CheckpointError, Unsupported, list_names
 
@@ -43,6 +46,15 @@ class InertStub:
         pass
 
 
+class ParameterTable(dict[str, Tensor]):
+    """Stands for torch's ParameterDict: the parameters of its state, by name."""
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        table: Any = state.get("_parameters")
+        if isinstance(table, dict):
+            self.update(cast("dict[str, Tensor]", table))
+
+
 @dataclass(frozen=True)
 class PickleCheckpoint:
     """Named tensors of one pickled file, which stay there until `get_tensor`, as those of `SafetensorsCheckpoint`.
@@ -51,7 +63,7 @@ class PickleCheckpoint:
     """
 
     path: Path
-    tensors: Mapping[str, Tensor] = field(repr=False)  # views of the mapped file
+    tensors: Mapping[str, Tensor] = field(repr=False)  # views of the mapped file; in memory for its older forms
     file_size: int
     notes: tuple[str, ...] = ()  # what else the file held
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])  # pickles have none
@@ -93,7 +105,7 @@ class PickleCheckpoint:
 
 
 def open_pickle(path: Path) -> PickleCheckpoint:
-    """A checkpoint that torch.save wrote (since torch 1.6), opened without running anything in it.
+    """A checkpoint that torch.save wrote, in any of its forms but tar, opened without running anything in it.
 
     Dictionaries in it are opened: weights in `state_dict` keep their names, those in others (`model_ema`, `module`)
     get its name and a dot in front. What is no tensor, and what lies in lists, is left out and counted in `notes`.
@@ -127,17 +139,24 @@ def _load_guarded(path: Path, *, mmap: bool, bare_tensor: bool) -> tuple[Any, in
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
+            if file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC:
+                global_names = check_legacy(file, size, MAX_PROGRAM_BYTES, bare_tensor)
+                return _load_weights_only(path, global_names, mmap=False), size
             records = read_records(file, size)
-            program = read_record(file, records, "data.pkl", MAX_PROGRAM_BYTES)
+            program = read_record(file, records, PROGRAM_NAME, MAX_PROGRAM_BYTES)
             if "byteorder" in records and read_record(file, records, "byteorder", 8) != b"little":
                 raise PickleRejected("its numbers are big-endian, expected little-endian")
-        storage_bytes = {
-            name.removeprefix(STORAGE_PREFIX): each.size
-            for name, each in records.items()
-            if name.startswith(STORAGE_PREFIX)
-        }
-        global_names = check_opcodes(program, storage_bytes, bare_tensor)
-        return _load_weights_only(path, global_names, mmap), size
+            storage_bytes = {
+                name.removeprefix(STORAGE_PREFIX): each.size
+                for name, each in records.items()
+                if name.startswith(STORAGE_PREFIX)
+            }
+            if not is_newer_protocol(program):
+                return _load_weights_only(path, check_opcodes(program, storage_bytes, bare_tensor), mmap), size
+            program = as_protocol_2(program, MAX_PROGRAM_BYTES)
+            global_names = check_opcodes(program, storage_bytes, bare_tensor)
+            with rewritten(file, records, program) as copy:
+                return _load_weights_only(copy, global_names, mmap=False), size
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except (PickleRejected, ValueError, struct.error) as error:
@@ -157,13 +176,16 @@ def _require_safe_torch(path: Path) -> None:
         )
 
 
-def _load_weights_only(path: Path, global_names: Collection[str], mmap: bool) -> Any:
+def _load_weights_only(file: Path | BinaryIO, global_names: Collection[str], mmap: bool) -> Any:
     """The second gate. With `mmap` the tensors are views of the mapped file."""
     safe_globals: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
-    safe_globals = [(InertStub, name) for name in INERT_GLOBALS if name in global_names]
+    safe_globals = [
+        (InertStub, name.replace("__builtin__", "builtins")) for name in INERT_GLOBALS if name in global_names
+    ]
+    safe_globals += [(ParameterTable, PARAMETER_DICT)] if PARAMETER_DICT in global_names else []
     try:
         with _LOAD_LOCK, torch.serialization.safe_globals(safe_globals):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except (
         UnpicklingError, RuntimeError, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, TypeError
     ) as error:  # fmt: skip

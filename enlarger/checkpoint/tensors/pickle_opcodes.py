@@ -20,6 +20,8 @@ MAX_DIMS = 64
 MAX_ELEMENTS = 1 << 60  # elements, places and strides: no file has more, and torch can count them
 ORDERED_DICT = "collections.OrderedDict"
 REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
+REBUILD_OLD_TENSOR = "torch._utils._rebuild_tensor"  # of torch before 0.4: without gradient and hooks
+PARAMETER_DICT = "torch.nn.modules.container.ParameterDict"  # of textual inversions: a dictionary in a module's form
 REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
 CODECS_ENCODE = "_codecs.encode"
 STORAGE_DTYPES = {
@@ -37,7 +39,13 @@ STORAGE_DTYPES = {
 # What Lightning's checkpoints carry beside weights (a callback's name, its best score): made into inert things.
 LIGHTNING_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
-NUMPY_ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.ndarray")
+NUMPY_ARRAYS = (
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.numeric._frombuffer",
+    "numpy._core.numeric._frombuffer",
+    "numpy.ndarray",
+)
 SETTINGS_CLASSES = (  # of what trainers keep of their run: paths, times, arguments
     "argparse.Namespace",
     "pathlib.PosixPath",
@@ -46,6 +54,8 @@ SETTINGS_CLASSES = (  # of what trainers keep of their run: paths, times, argume
     "pathlib._local.PosixPath",
     "datetime.datetime",
     "datetime.timedelta",
+    "__builtin__.frozenset",
+    "builtins.frozenset",
 )
 INERT_CALLABLES = (*NUMPY_SCALARS, *NUMPY_ARRAYS, *SETTINGS_CLASSES)
 INERT_GLOBALS = (LIGHTNING_CALLBACK, *INERT_CALLABLES)
@@ -55,7 +65,9 @@ DTYPE_NAMES = {str(dtype) for dtype in STORAGE_DTYPES.values()}
 ALLOWED_GLOBALS = {
     ORDERED_DICT,
     REBUILD_TENSOR,
+    REBUILD_OLD_TENSOR,
     REBUILD_PARAMETER,
+    PARAMETER_DICT,
     CODECS_ENCODE,
     *STORAGE_DTYPES,
     *INERT_GLOBALS,
@@ -66,7 +78,7 @@ ALLOWED_GLOBALS = {
 OPCODE_STRUCTS = {  # how the steps' own numbers are written
     code: Struct(form)
     for form, codes in {
-        "<B": ("PROTO", "BININT1", "BINPUT", "BINGET", "LONG1"),
+        "<B": ("PROTO", "BININT1", "BINPUT", "BINGET", "LONG1", "SHORT_BINSTRING"),
         "<H": ("BININT2",),
         "<i": ("BININT",),
         "<I": ("LONG_BINPUT", "LONG_BINGET", "BINUNICODE"),
@@ -77,7 +89,7 @@ OPCODE_STRUCTS = {  # how the steps' own numbers are written
 OPCODE_NAMES = {ord(each.code): each.name for each in opcodes}
 MAX_NAME_LENGTH = 1000  # bytes of a module and its member
 CONSTANT_OPCODES: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-ARGUMENT_OPCODES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
+ARGUMENT_OPCODES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 OBJECT_OPCODES = {"EMPTY_LIST", "EMPTY_DICT", "REDUCE", "NEWOBJ"}
 TUPLE_OPCODES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -115,28 +127,30 @@ class StorageRef:
 
 @dataclass(eq=False, slots=True)
 class DictValue:
-    """A dictionary: its keys."""
+    """A dictionary of such values."""
 
-    keys: set[object] = field(default_factory=set[object])
+    entries: dict[object, object] = field(default_factory=dict[object, object])
 
 
 @dataclass
 class UnpicklerState:
     """The state of a program as it would be, with kinds in the place of values."""
 
-    storage_bytes: Mapping[str, int]  # the bytes of each storage in the file
+    storage_bytes: Mapping[str, int] | None  # the bytes of each storage in the file; None: checked afterwards
     stack: list[Any] = field(default_factory=list[Any])
     marks: list[int] = field(default_factory=list[int])
     memo: dict[int, Any] = field(default_factory=dict[int, Any])
     storages: dict[str, StorageRef] = field(default_factory=dict[str, StorageRef])
     global_names: set[str] = field(default_factory=set[str])
     big_numbers: int = 0
+    texts: list[str] = field(default_factory=list[str])  # those that the program states, in order
     encoded_characters: int = 0  # texts that the program has made bytes of
     objects: int = 0
 
     def execute(self, opcode: str, argument: Any) -> None:
         if opcode in ARGUMENT_OPCODES:
             self.big_numbers += opcode == "LONG1" and abs(argument) >= MAX_ELEMENTS
+            self.texts += [argument] if isinstance(argument, str) else []
             self.stack.append(argument)
         elif opcode in CONSTANT_OPCODES:
             self.stack.append(CONSTANT_OPCODES[opcode])
@@ -176,46 +190,55 @@ def check_opcodes(program: bytes, storage_bytes: Mapping[str, int], bare_tensor:
     `storage_bytes` are those of each storage, inside which tensors must lie. The program must make a dictionary, or,
     with `bare_tensor`, a dictionary or one tensor.
     """
-    state, end = UnpicklerState(storage_bytes), 0
-    for count, (opcode, argument, position) in enumerate(_read_opcodes(program)):
+    state, end = execute_program(program, storage_bytes=storage_bytes)
+    if end != len(program):
+        raise PickleRejected("something follows its program, or it has no end")
+    require_tensors(state, bare_tensor)
+    return frozenset(state.global_names)
+
+
+def execute_program(
+    program: bytes, start: int = 0, storage_bytes: Mapping[str, int] | None = None
+) -> tuple[UnpicklerState, int]:
+    """What a program that begins at `start` would leave, and where it ends. `storage_bytes` None: unknown as yet."""
+    state = UnpicklerState(storage_bytes)
+    for count, (opcode, argument, position) in enumerate(_read_opcodes(program, start)):
         if count == 0 and (opcode, argument) != ("PROTO", 2):
-            raise PickleRejected(
-                f"its program begins with {opcode} {argument}, expected pickle protocol 2 as torch.save's"
-            )
+            raise PickleRejected(f"its program begins with {opcode} {argument}, expected pickle protocol 2 to 5")
         if count > MAX_OPCODES:
             raise PickleRejected(f"its program has more than {MAX_OPCODES:,} steps")
         if opcode == "STOP":
-            end = position
-            break
+            return state, position
         if count > 0:
             state.execute(opcode, argument)
         if max(state.objects / MAX_OBJECTS, state.big_numbers / MAX_BIG_NUMBERS) > 1 or state.encoded_characters > len(
             program
         ):
             raise PickleRejected("its program makes more of itself than weights need")
-    if end != len(program):
-        raise PickleRejected("something follows its program, or it has no end")
+    raise PickleRejected("something follows its program, or it has no end")
+
+
+def require_tensors(state: UnpicklerState, bare_tensor: bool) -> None:
+    """Raise `PickleRejected` unless a program has made a dictionary, or, with `bare_tensor`, one tensor."""
     result = state.stack[0] if len(state.stack) == 1 and not state.marks else None
     if not isinstance(result, DictValue) and not (bare_tensor and result is ValueKind.TENSOR):
         raise PickleRejected("it holds something else than a dictionary of tensors")
-    return frozenset(state.global_names)
 
 
-def _read_opcodes(program: bytes) -> Iterator[tuple[str, Any, int]]:
+def _read_opcodes(program: bytes, position: int) -> Iterator[tuple[str, Any, int]]:
     """Each step's name, its argument, and where the next begins; read as torch's own reader reads them."""
-    position = 0
     while position < len(program):
         opcode, position = OPCODE_NAMES.get(program[position], f"{program[position]:#x}"), position + 1
         argument: Any = None
         if opcode in OPCODE_STRUCTS:
             (argument,) = OPCODE_STRUCTS[opcode].unpack_from(program, position)
             position += OPCODE_STRUCTS[opcode].size
-        if opcode in ("BINUNICODE", "LONG1"):  # the number is their length
+        if opcode in ("BINUNICODE", "LONG1", "SHORT_BINSTRING"):  # the number is their length
             if argument > MAX_TEXT_BYTES:
                 raise PickleRejected(f"its program has a text of {argument:,} bytes, at most {MAX_TEXT_BYTES:,}")
             data, position = program[position : position + argument], position + argument
-            text = opcode == "BINUNICODE"
-            argument = str(data, "utf-8", "surrogatepass") if text else int.from_bytes(data, "little", signed=True)
+            is_number = opcode == "LONG1"
+            argument = int.from_bytes(data, "little", signed=True) if is_number else str(data, "utf-8", "surrogatepass")
         elif opcode == "GLOBAL":
             module, member, _ = program[position : position + MAX_NAME_LENGTH].split(b"\n", 2)
             argument, position = f"{module.decode()}.{member.decode()}", position + len(module) + len(member) + 2
@@ -251,6 +274,9 @@ def _call_result(name: str, arguments: tuple[Any, ...]) -> Any:
         return None if arguments else DictValue()
     if name == REBUILD_TENSOR:
         return ValueKind.TENSOR if _is_valid_tensor(arguments) else None
+    if name == REBUILD_OLD_TENSOR:
+        fits = len(arguments) == 4 and _is_valid_tensor((*arguments, False, DictValue()))
+        return ValueKind.TENSOR if fits else None
     if name == REBUILD_PARAMETER:
         fits = len(arguments) == 3 and arguments[0] is ValueKind.TENSOR and isinstance(arguments[2], DictValue)
         return ValueKind.TENSOR if fits and isinstance(arguments[1], bool) else None
@@ -264,8 +290,11 @@ def _call_result(name: str, arguments: tuple[Any, ...]) -> Any:
 
 
 def _op_new_object(state: UnpicklerState, _: Any) -> None:
-    """An object of a class that stands for nothing here."""
+    """An object of a class that stands for nothing here, or a dictionary in a module's form."""
     kind, arguments = state.pop(2)
+    if isinstance(kind, GlobalRef) and kind.name == PARAMETER_DICT and arguments == ():
+        state.stack.append(DictValue())
+        return
     if not isinstance(kind, GlobalRef) or kind.name not in INERT_CALLABLES or type(arguments) is not tuple:
         raise PickleRejected("its program makes an object that no tensor needs")
     state.stack.append(ValueKind.INERT)
@@ -278,7 +307,7 @@ def _is_valid_tensor(arguments: tuple[Any, ...]) -> bool:
     storage, offset, shape, stride, gradient, hooks = arguments
     if not isinstance(storage, StorageRef) or not isinstance(gradient, bool) or not isinstance(hooks, DictValue):
         return False
-    if hooks.keys or not _is_count_tuple((offset,)) or not _is_count_tuple(shape) or not _is_count_tuple(stride):
+    if hooks.entries or not _is_count_tuple((offset,)) or not _is_count_tuple(shape) or not _is_count_tuple(stride):
         return False
     if len(shape) != len(stride) or math.prod(shape) > storage.num_elements:
         return False
@@ -295,38 +324,33 @@ def _is_count_tuple(value: Any) -> bool:
 
 
 def _op_persistent_id(state: UnpicklerState, _: object) -> None:
-    """("storage", type, key, device, count), which the file must hold."""
+    """("storage", type, key, device, count), which the file must hold; before torch 1.6 a view follows, None."""
     (persistent_id,) = state.pop(1)
-    if (
-        type(persistent_id) is not tuple
-        or len(cast("tuple[Any, ...]", persistent_id)) != 5
-        or persistent_id[0] != "storage"
-    ):
+    parts: tuple[Any, ...] = cast("tuple[Any, ...]", persistent_id) if type(persistent_id) is tuple else ("",)
+    is_legacy = state.storage_bytes is None
+    if len(parts) != 5 + is_legacy or parts[0] != "storage" or parts[5:] != (None,) * is_legacy:
         raise PickleRejected("its program asks for something else than stored numbers")
-    _, storage_type, key, device, count = cast("tuple[Any, ...]", persistent_id)
+    _, storage_type, key, device, count = parts[:5]
     dtype = STORAGE_DTYPES.get(storage_type.name) if isinstance(storage_type, GlobalRef) else None
     if dtype is None or not isinstance(key, str) or not isinstance(device, str) or not _is_count_tuple((count,)):
         raise PickleRejected("its program describes stored numbers wrongly")
     storage = StorageRef(dtype, count)
-    if (
-        state.storage_bytes.get(key, -1) < count * storage.dtype.itemsize
-        or state.storages.setdefault(key, storage) != storage
-    ):
+    is_held = state.storage_bytes is None or state.storage_bytes.get(key, -1) >= count * dtype.itemsize
+    if not is_held or state.storages.setdefault(key, storage) != storage:
         raise PickleRejected(f"storage {key[:80]!r} does not hold {count:,} numbers of type {storage.dtype}")
     state.stack.append(storage)
 
 
 def _op_set_items(state: UnpicklerState, items: tuple[Any, ...]) -> None:
     target = state.peek()
-    keys = items[::2]
     if not isinstance(target, DictValue) or len(items) % 2:
         raise PickleRejected("its program sets an entry of something that is no dictionary")
-    for key in keys:
+    for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str | int | float | GlobalRef | None):
             raise PickleRejected("a dictionary has a key that is no text")
-        if key in target.keys:
+        if key in target.entries:
             raise PickleRejected(f"a dictionary has {str(key)[:80]!r} twice")
-        target.keys.add(key)
+        target.entries[key] = value
 
 
 def _op_append(state: UnpicklerState, _: object) -> None:
