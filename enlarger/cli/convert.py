@@ -26,6 +26,9 @@ def convert(
     text_encoder: Annotated[
         Path | None, typer.Option(help="folder or file of the text encoder to take instead")
     ] = None,
+    text_encoder_2: Annotated[
+        Path | None, typer.Option(help="folder or file of SDXL's second text encoder to take instead")
+    ] = None,
     allow_pickle: AllowPickle = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -43,7 +46,9 @@ def convert(
     if not path.is_dir() and single_file and not _is_model(path, allow_pickle):
         _copy_weights(path, target, dtype, allow_pickle)
     else:
-        checkpoint = Checkpoint(path, variant, prediction, allow_pickle, vae, text_encoder)
+        checkpoint = Checkpoint(
+            path, variant, prediction, allow_pickle, vae, text_encoder, text_encoder_2=text_encoder_2
+        )
         _write(checkpoint, target, dtype, single_file, overwrite)
     print_lines([target])
 

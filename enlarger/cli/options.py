@@ -55,7 +55,8 @@ LOADING_OPTIONS: Json = {  # what a checkpoint's path cannot say, by the fields 
         list[str] | None, typer.Option("--lora", help="LoRA file, or FILE:SCALE; may be repeated", show_default=False)
     ],
     "inversions": Annotated[
-        list[Path] | None, typer.Option("--inversion", help="file of a textual inversion; may be repeated")
+        list[str] | None,
+        typer.Option("--inversion", help="file of a textual inversion, or FILE:TOKEN; may be repeated"),
     ],
 }
 
@@ -87,6 +88,8 @@ def request_options(request: type, task: str) -> Callable[[Callable[..., None]],
                     raise typer.BadParameter(f"--model is missing; {', '.join(sorted(loading))} say how to read it")
                 if "loras" in loading:
                     loading["loras"] = [_parse_lora(argument) for argument in loading["loras"]]
+                if "inversions" in loading:
+                    loading["inversions"] = [_parse_inversion(argument) for argument in loading["inversions"]]
                 arguments["model"] = Checkpoint(arguments["model"], **loading)
             verb(**arguments, options=options)
 
@@ -116,6 +119,13 @@ def _parse_lora(argument: str) -> tuple[str, float]:
         return (file, float(scale)) if colon else (argument, 1.0)
     except ValueError:
         return argument, 1.0  # the colon is a part of the name
+
+
+def _parse_inversion(argument: str) -> tuple[str, str | None]:
+    """FILE or FILE:TOKEN."""
+    file, colon, token = argument.rpartition(":")
+    is_named = bool(colon and token.strip()) and not Path(argument).exists() and Path(file).exists()
+    return (file, token.strip()) if is_named else (argument, None)
 
 
 def _parameter(item: "Field[Any]", hint: Any, task: str) -> Parameter:

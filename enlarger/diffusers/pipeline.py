@@ -189,6 +189,7 @@ class DiffusionPipeline(RunState, MemoryMethods):
             allow_pickle=allow_pickle,
             vae=native_of(given.get("vae")),
             text_encoder=native_of(given.get("text_encoder")),
+            text_encoder_2=native_of(given.get("text_encoder_2")),
         )
         made = {name: part for name, part in bundle.components.items() if name in cls.COMPONENT_TYPES}
         lacking = [

@@ -51,7 +51,7 @@ class Checkpoint:
 
     `variant` chooses among a folder's weight files. The others are for single files, see `read_single_file`:
     `prediction` is what the UNet predicts, `allow_pickle` opens `.ckpt` and `.pth` (pickled
-    LoRAs and textual inversions beside a folder too), `vae` and `text_encoder` stand in
+    LoRAs and textual inversions beside a folder too), `vae`, `text_encoder` and `text_encoder_2` stand in
     for parts, `config` is a folder in diffusers' layout whose JSON files replace the bundled ones.
     """
 
@@ -63,7 +63,8 @@ class Checkpoint:
     text_encoder: ComponentSource | None = None
     config: str | Path | None = None
     loras: Sequence[tuple[str | Path, float]] = ()  # files, each with its scale
-    inversions: Sequence[str | Path] = ()  # files of textual inversions
+    inversions: Sequence[str | Path | tuple[str | Path, str | None]] = ()  # files, or with their tokens
+    text_encoder_2: ComponentSource | None = None  # of SDXL
 
     def __str__(self) -> str:
         return str(self.path)
@@ -75,7 +76,8 @@ class Checkpoint:
         """
         bundle = self._read(dtype)
         parts, brought = _with_loras(bundle.components, self.loras, self.allow_pickle)
-        inversions = [read_textual_inversion(path, allow_pickle=self.allow_pickle) for path in self.inversions]
+        named = [each if isinstance(each, tuple) else (each, None) for each in self.inversions]
+        inversions = [read_textual_inversion(path, token, allow_pickle=self.allow_pickle) for path, token in named]
         parts = _with_inversions(parts, [*brought, *inversions])
         return replace(bundle, components=parts)
 
@@ -88,9 +90,9 @@ class Checkpoint:
                 raise InputError(f"variant is {self.variant!r}, but {path} is a single file; leave it out")
             return read_single_file(
                 path, dtype=dtype, prediction=self.prediction, allow_pickle=self.allow_pickle, vae=self.vae,
-                text_encoder=self.text_encoder, config=self.config,
+                text_encoder=self.text_encoder, text_encoder_2=self.text_encoder_2, config=self.config,
             )  # fmt: skip
-        names = ("prediction", "vae", "text_encoder", "config")
+        names = ("prediction", "vae", "text_encoder", "text_encoder_2", "config")
         given = {name: getattr(self, name) for name in names}
         unused = [name for name, value in given.items() if value is not None]
         if unused or (self.allow_pickle and not self.loras and not self.inversions):

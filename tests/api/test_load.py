@@ -212,5 +212,13 @@ def test_adapters_and_inversions_are_added_while_reading(tmp_path: Path) -> None
         assert call("generate", "a <cat>", "--model", str(folder), *options, *size, "-o", str(out))[0] == 0
         with Image.open(out) as picture:
             assert picture.tobytes() == expected
+    named, cat = made(inversions=[(tmp_path / "cat.safetensors", "<cat>")]), tmp_path / "cat.safetensors"
+    for argument in (f"{cat}", f"{cat}:<cat>"):
+        out = tmp_path / "cat.png"
+        words = ("--inversion", argument, "--width", "64", "--height", "64", "--steps", "2", "--overwrite")
+        assert call("generate", "a <cat>", "--model", str(folder), *words, "-o", str(out))[0] == 0
+        with Image.open(out) as picture:
+            assert picture.tobytes() == named
+    assert made(inversions=[(cat, "<dog>")]) == plain  # the prompt has no such word
     status, said = call("upscale", "examples/bread.jpg", "--lora", str(style))
     assert status == 2 and "--model is missing" in said

@@ -1,11 +1,15 @@
 """Textual inversion: every layout of its files, what is added, and what stays as it was."""
 
+import base64
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -84,6 +88,71 @@ def test_files_for_two_encoders(tmp_path: Path, names: tuple[str, str]) -> None:
     found = read_textual_inversion(saved(tmp_path / "two.safetensors", data), "<two>")
     assert list(found.vectors) == ["clip_l", "clip_g"]
     assert found.vectors["clip_l"].equal(data[names[0]]) and found.vectors["clip_g"].equal(data[names[1]])
+
+
+def as_json(vectors: Tensor, name: str = "face") -> bytes:
+    table = {"string_to_param": {"*": {"TORCHTENSOR": vectors.tolist()}}, "name": name, "step": 5}
+    return json.dumps(table).encode()
+
+
+def in_pixels(data: bytes, picture: np.ndarray) -> np.ndarray:
+    """A picture with the data in the low bits of blocks at both sides, as AUTOMATIC1111 draws it."""
+    height, state, randoms = len(picture), 0, []
+    packed = np.frombuffer(zlib.compress(data, 9), np.uint8)
+    packed = np.resize(packed, (len(packed) // (3 * height) + 1) * 3 * height).reshape(height, -1, 3)
+    for _ in range(packed.size):
+        state = (1664525 * state + 1013904223) % 2**32
+        randoms.append(state % 255 & 15)
+    mask = np.array(randoms, np.uint8).reshape(packed.shape)
+    low, high = ((half ^ mask) | 0x50 for half in (packed & 15, packed >> 4))  # their high bits are a pattern
+    gap = np.zeros((height, 1, 3), np.uint8)
+    return np.concatenate([low, gap, picture, gap, high], axis=1)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+@pytest.mark.parametrize("border", [0, 3])
+def test_embeddings_in_pixels(tmp_path: Path, suffix: str, border: int) -> None:
+    picture = np.random.default_rng(0).integers(1, 255, (64, 50, 3), np.uint8)
+    drawn = np.pad(in_pixels(as_json(VECTORS), picture), ((border, border), (border, border), (0, 0)))
+    Image.fromarray(drawn).save(tmp_path / f"a.{suffix}", lossless=True)
+    found = read_textual_inversion(tmp_path / f"a.{suffix}")
+    assert found.token == "face" and found.vectors["32"].equal(VECTORS)
+
+
+def test_embeddings_in_a_text_chunk(tmp_path: Path) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("sd-ti", base64.b64encode(as_json(VECTORS)).decode())
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=chunks)
+    assert read_textual_inversion(tmp_path / "a.png").vectors["32"].equal(VECTORS)
+    assert read_textual_inversion(tmp_path / "a.png", "<mine>").token == "<mine>"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "found no embedding in this picture"),
+        ("not base64!", "the embedding in this picture is damaged"),
+        (base64.b64encode(b"[1]").decode(), "the embedding in this picture is no table of vectors"),
+        (base64.b64encode(b'{"a": {"TORCHTENSOR": "x"}}').decode(), "the embedding in this picture is damaged"),
+    ],
+    ids=["none", "text", "list", "numbers"],
+)
+def test_pictures_without_an_embedding(tmp_path: Path, text: str | None, message: str) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    if text is not None:
+        chunks.add_text("sd-ti", text)
+    Image.new("RGB", (40, 40), "white").save(tmp_path / "a.png", pnginfo=chunks)
+    with pytest.raises(CheckpointError, match=rf"a\.png: .*{message}"):
+        read_textual_inversion(tmp_path / "a.png")
+
+
+def test_keys_of_string_to_param(tmp_path: Path) -> None:
+    table = torch.nn.ParameterDict({"<a>": torch.nn.Parameter(VECTORS), "<b>": torch.nn.Parameter(VECTORS[:1])})
+    path = saved(tmp_path / "old.pt", {"string_to_param": table, "string_to_token": {"<a>": torch.tensor(265)}})
+    found = read_textual_inversion(path, "<b>", allow_pickle=True)
+    assert found.token == "<b>" and found.vectors["32"].equal(VECTORS[:1])
+    with pytest.raises(CheckpointError, match=r"holds no '\*' but <a>, <b>; pick a key with token="):
+        read_textual_inversion(path, allow_pickle=True)
 
 
 def test_a_file_of_several_tokens_needs_a_choice(tmp_path: Path) -> None:

@@ -306,6 +306,30 @@ def test_parts_from_elsewhere(
         read_single_file(tmp_path / "x2.safetensors", vae=text, text_encoder=text)
 
 
+def test_sdxl_from_several_files(bundles: Mapping[str, PipelineComponents], tmp_path: Path) -> None:
+    """A file of the UNet and autoencoder alone, and its encoders in any form that people have them."""
+    sdxl, tensors = bundles["sdxl"], original_state_dict(bundles["sdxl"])
+    alone = {name: tensor.contiguous() for name, tensor in tensors.items() if not name.startswith("conditioner.")}
+    save_file(alone, tmp_path / "unet.safetensors")
+    folder, whole = save_folder(sdxl, tmp_path / "xl"), save_single_file(sdxl, tmp_path / "xl.safetensors")
+    prefix = "conditioner.embedders.1.model."
+    open_clip = {n.removeprefix(prefix): t.contiguous() for n, t in tensors.items() if n.startswith(prefix)}
+    save_file(open_clip, tmp_path / "clip_g.safetensors")
+    second = (folder, folder / "text_encoder_2", whole, folder / "text_encoder_2" / "model.safetensors")
+    first = (folder, folder / "text_encoder", whole, folder / "text_encoder" / "model.safetensors")
+    for one, other in zip((*first, first[0]), (*second, tmp_path / "clip_g.safetensors"), strict=True):
+        found = read_single_file(tmp_path / "unet.safetensors", text_encoder=one, text_encoder_2=other)
+        for name in ("text_encoder", "text_encoder_2", "unet", "vae"):
+            assert same_weights(found.components[name], sdxl.components[name])
+            assert found.components[name].config == sdxl.components[name].config
+    with pytest.raises(CheckpointError, match=r"without text_encoder_2. Pass text_encoder_2=, a folder or a file"):
+        read_single_file(tmp_path / "unet.safetensors", text_encoder=folder)
+    with pytest.raises(CheckpointError, match=r"has no text_projection.weight, expected SDXL's second text encoder"):
+        read_single_file(tmp_path / "unet.safetensors", text_encoder=folder, text_encoder_2=first[3])
+    with pytest.raises(InputError, match=r"which has no text_encoder_2; leave it out"):
+        read_single_file(save_single_file(bundles["sd1"], tmp_path / "sd1.safetensors"), text_encoder_2=folder)
+
+
 def test_vae_files(bundles: Mapping[str, PipelineComponents], tmp_path: Path) -> None:
     """Alone as the fine-tuned ones are, in either layout, old names too, pickled; and inside a whole model."""
     bundle = bundles["sd1"]

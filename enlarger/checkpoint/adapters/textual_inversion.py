@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from enlarger.checkpoint.adapters.embedding_picture import is_picture, read_embedding_picture
 from enlarger.checkpoint.tensors.open import is_pickle, open_checkpoint
 from enlarger.checkpoint.tensors.pickle_guard import load_pickle
 from enlarger.errors import CheckpointError, InputError, list_names
@@ -33,9 +34,10 @@ def read_textual_inversion(
     """Read a file, a diffusers folder, or take what such a file contains, bare vectors too.
 
     Known are diffusers' layout ({token: vectors}), AUTOMATIC1111's (`emb_params`, `string_to_param`) and the one for
-    SDXL's two encoders (`clip_l` with `clip_g`). `token` renames it; in a file of several tokens it picks one. A file
-    that names none gets its own name. Pickles (.pt, .bin) are refused unless `allow_pickle`, and then read
-    through the guard, so that no code in them runs. Raises CheckpointError, naming what was found.
+    SDXL's two encoders (`clip_l` with `clip_g`), and AUTOMATIC1111's embeddings in pictures. `token` renames it; in a
+    file of several tokens it picks one. A file that names none gets its own name. Pickles (.pt, .bin) are refused
+    unless `allow_pickle`, and then read through the guard, so that no code in them runs. Raises CheckpointError, naming
+    what was found.
     """
     label, data, file_stem = _load_source(source, allow_pickle)
     stated_token, vectors = _parse_layout(data, token, label)
@@ -112,6 +114,8 @@ def _load_tensors(path: Path) -> Mapping[str, Any]:
         if is_pickle(path):
             data = load_pickle(path)
             return {"emb_params": data} if isinstance(data, Tensor) else {str(key): each for key, each in data.items()}
+        if is_picture(path):
+            return read_embedding_picture(path)
         weights = open_checkpoint(path)
         return {name: weights.get_tensor(name) for name in weights.keys()}
     except CheckpointError as error:
@@ -124,12 +128,8 @@ def _parse_layout(data: Mapping[str, Any], token: str | None, label: str) -> tup
     if data and data.keys() <= ENCODER_KEYS.keys():
         return None, {encoder: data[key] for key, encoder in ENCODER_KEYS.items() if key in data}
     if "string_to_param" in data:
-        params: Any = data["string_to_param"]
-        vectors = dict(cast("Mapping[str, Any]", params)) if isinstance(params, Mapping) else {}
-        if "*" not in vectors and len(vectors) != 1:
-            raise CheckpointError(f"{label}: string_to_param holds no '*', expected the vectors there.")
         name = data.get("name")
-        return (name if isinstance(name, str) else None), {"": vectors.get("*", next(iter(vectors.values())))}
+        return (name if isinstance(name, str) else None), {"": _string_to_param(data["string_to_param"], token, label)}
     if "emb_params" in data:
         return None, {"": data["emb_params"]}
     tensors = {key: value for key, value in data.items() if isinstance(value, Tensor)}
@@ -143,6 +143,16 @@ def _parse_layout(data: Mapping[str, Any], token: str | None, label: str) -> tup
         f"{label}: {len(tensors)} tensors ({list_names(list(tensors))}), expected the vectors of one token; "
         "pick one with token=."
     )
+
+
+def _string_to_param(params: Any, token: str | None, label: str) -> Any:
+    """The vectors under `token`, under "*", or the only ones."""
+    vectors: dict[str, Any] = dict(cast("Mapping[str, Any]", params)) if isinstance(params, Mapping) else {}
+    for key in (token, "*", *vectors):
+        if key in vectors and (key in (token, "*") or len(vectors) == 1):
+            return vectors[key]
+    found = list_names(list(vectors)) if vectors else "nothing"
+    raise CheckpointError(f"{label}: string_to_param holds no '*' but {found}; pick a key with token=.")
 
 
 def _check_vectors(value: Any, label: str) -> Tensor:

@@ -22,7 +22,13 @@ from enlarger.strict_json import Json
 
 ComponentSource = str | Path | nn.Module
 TEXT_ENCODER_MARKER = "text_model.embeddings.token_embedding.weight"  # of a whole CLIP model's text half too
+TEXT_PROJECTION = "text_projection.weight"
 X4_VAE_LEVELS = 3
+CLASS_NAMES = {
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
+}
 
 
 def read_component_override(
@@ -32,14 +38,13 @@ def read_component_override(
     dtype: torch.dtype | None = None,
     allow_pickle: bool = False,
 ) -> tuple[nn.Module, Json]:
-    """The network `component` (vae, text_encoder) of a model's folder, of its own folder, or of a single file.
+    """The network `component` (one of `CLASS_NAMES`) of a model's folder, of its own folder, or of a single file.
 
     `base_config` is that of the model that it will serve; shapes that differ replace its settings.
     """
     if isinstance(source, nn.Module):
         return source, {}
-    path = Path(source)
-    class_name = "AutoencoderKL" if component == "vae" else "CLIPTextModel"
+    path, class_name = Path(source), CLASS_NAMES[component]
     if path.is_dir():
         if (path / MODEL_INDEX_NAME).is_file():
             pipeline = read_folder(path, dtype=dtype, only=[component])
@@ -48,6 +53,8 @@ def read_component_override(
     tensors = open_checkpoint(path, allow_pickle=allow_pickle)
     check_unquantised(tensors)
     weights = _remap_component(tensors, component)
+    if component == "text_encoder_2" and TEXT_PROJECTION not in weights.keys():
+        raise CheckpointError(f"{path}: has no {TEXT_PROJECTION}, expected SDXL's second text encoder with it.")
     config = infer_config(component, _shapes(weights), base_config)
     parsed_config = COMPONENT_CLASSES[class_name].read_config(config)
     return load_module(lambda: COMPONENT_CLASSES[class_name].create(parsed_config), weights, str, dtype), config
@@ -77,10 +84,13 @@ def _shapes(weights: RemappedTensors) -> Mapping[str, Shape]:
 def _remap_component(tensors: LazyTensors, component: str) -> RemappedTensors:
     """The weights of one component, under our names, wherever they lie in the file."""
     names = tensors.keys()
-    if component == "text_encoder" and TEXT_ENCODER_MARKER in names:
+    if component != "vae" and TEXT_ENCODER_MARKER in names:
         text_keys = [name for name in names if name.startswith("text_model.") and not name.endswith("position_ids")]
+        text_keys += [TEXT_PROJECTION] if component == "text_encoder_2" and TEXT_PROJECTION in names else []
         return RemappedTensors(tensors, {name.removeprefix("text_model."): KeySource(name) for name in text_keys})
     detected = detect({name: tensors.shape(name) for name in names}, tensors.path)
+    if detected.layout == "text" and component == "text_encoder_2":
+        return convert_from_original("text_2", tensors, key_prefix=detected.key_prefix).components[component]
     if component not in detected.components or detected.layout is None:
         raise CheckpointError(
             f"{tensors.path}: holds {detected.description}, expected a {component.replace('_', ' ')}."

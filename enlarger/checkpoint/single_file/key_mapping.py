@@ -99,9 +99,11 @@ LAYOUTS: Mapping[str, Mapping[str, ComponentLayout]] = {
     "k_unet": {"unet": ComponentLayout("", K_UNET)},
     "vae": {"vae": ComponentLayout("", VAE)},
     "text": {"text_encoder": ComponentLayout("", OPEN_CLIP)},
+    "text_2": {"text_encoder_2": ComponentLayout("", OPEN_CLIP_WITH_PROJECTION)},
 }
-"""The layouts by name; sd1 and sd2 are those of their variants too, sd2 that of the x4 upscaler. The last three are
-networks alone: the x2 upscaler's without what surrounds it, an autoencoder, an open_clip text encoder."""
+"""The layouts by name; sd1 and sd2 are those of their variants too, sd2 that of the x4 upscaler. The last four are
+networks alone: the x2 upscaler's without what surrounds it, an autoencoder, an open_clip text encoder without its
+projection and with it."""
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ def read_single_file(
     allow_pickle: bool = False,
     vae: ComponentSource | None = None,
     text_encoder: ComponentSource | None = None,
+    text_encoder_2: ComponentSource | None = None,
     config: str | Path | None = None,
     ema: bool = False,
 ) -> PipelineComponents:
@@ -72,9 +73,9 @@ def read_single_file(
 
     `dtype` converts floating weights while reading. `prediction` ("epsilon", "v_prediction") says what the UNet
     predicts where the file cannot; it must be given for Stable Diffusion 2. `allow_pickle` opens a `.ckpt` or `.pth`
-    through the restricted reader. `vae` and `text_encoder` (a network, a folder or a file) stand in for components that
-    the file lacks, as the original x2 upscaler's does, or replace its own. `config` is a folder in diffusers' layout
-    whose JSON files replace the bundled ones. `ema` takes the averaged copy of the UNet.
+    through the restricted reader. `vae`, `text_encoder` and `text_encoder_2` (a network, a folder or a file) stand in
+    for components that the file lacks, as the original x2 upscaler's does, or replace its own. `config` is a folder in
+    diffusers' layout whose JSON files replace the bundled ones. `ema` takes the averaged copy of the UNet.
 
     Raises `CheckpointError` saying what the file is instead, what is missing, or which weights differ.
     """
@@ -94,7 +95,8 @@ def read_single_file(
     _check_unexpected_keys(path, converted)
     notes = _extra_notes(path, converted)
     single_file = _SingleFile(path, detected, converted, base_configs, dtype)
-    networks = _load_networks(single_file, {"vae": vae, "text_encoder": text_encoder}, allow_pickle)
+    overrides = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+    networks = _load_networks(single_file, overrides, allow_pickle)
     _check_context_channels(path, networks)
     components: dict[str, Any] = {name: module for name, (module, _) in networks.items()}
     if "noise_frequencies" in converted.components:
