@@ -16,6 +16,7 @@ from enlarger.errors import (
 from enlarger.requests import DepthRequest, GenerateRequest, InpaintRequest, RefineRequest, UpscaleRequest
 
 if TYPE_CHECKING:
+    from enlarger.checkpoint.model_folder import ModelFolder, read_model_folder
     from enlarger.client.client import AsyncClient, Client
     from enlarger.tasks.depth import DepthToImage, depth, load_depth
     from enlarger.tasks.image_to_image import Refiner, load_refiner, refine
@@ -46,6 +47,7 @@ __all__ = [
     "Inpainter",
     "InputError",
     "Latents",
+    "ModelFolder",
     "NonFinite",
     "Progress",
     "RefineRequest",
@@ -66,6 +68,7 @@ __all__ = [
     "load_inpainter",
     "load_refiner",
     "load_upscaler",
+    "read_model_folder",
     "refine",
     "upscale",
 ]
@@ -79,6 +82,7 @@ _LAZY_IMPORTS = {
     "InpaintResult": "enlarger.tasks.inpaint",
     "Inpainter": "enlarger.tasks.inpaint",
     "Latents": "enlarger.tasks.inputs",
+    "ModelFolder": "enlarger.checkpoint.model_folder",
     "Progress": "enlarger.tasks.result",
     "Refiner": "enlarger.tasks.image_to_image",
     "Result": "enlarger.tasks.result",
@@ -93,6 +97,7 @@ _LAZY_IMPORTS = {
     "load_inpainter": "enlarger.tasks.inpaint",
     "load_refiner": "enlarger.tasks.image_to_image",
     "load_upscaler": "enlarger.tasks.upscale.upscale",
+    "read_model_folder": "enlarger.checkpoint.model_folder",
     "refine": "enlarger.tasks.image_to_image",
     "upscale": "enlarger.tasks.upscale.upscale",
 }

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from enlarger.errors import InputError
@@ -45,6 +46,7 @@ MAX_SEED = 2**64 - 1  # the last that torch's generators take
 MAX_EXPAND = 8192  # pixels on one side
 TILE_HELP = "denoise in overlapping windows; if not said, what would take more memory than allowed"
 MEMORY_HELP = "GiB for a diffusion network's work beside its weights, which sets the windows; 4 if absent"
+CLIP_SKIP_HELP = "layer of the text encoder to read, counted from its end: 1 is the last, 2 the one before"
 LONG_PROMPT_HELP = "encode prompts over 75 tokens in chunks instead of cutting them"
 
 
@@ -122,6 +124,9 @@ class SamplingOptions:
     count: int = option(1, COUNT_HELP, least=1, most=64, whole=True)
     solver: str | None = option(None, SOLVER_HELP)
     long_prompt: bool = option(False, LONG_PROMPT_HELP)
+    clip_skip: int | None = option(None, CLIP_SKIP_HELP, least=1, most=12, whole=True)
+    loras: Sequence[tuple[str | Path, float]] = ()  # names in the folder of models, or files as `Path`, with scales
+    styles: Sequence[str] = ()  # names in the file of styles
 
     def __post_init__(self) -> None:
         check_limits(self)

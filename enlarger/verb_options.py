@@ -1,6 +1,7 @@
 """The options of the public functions by name and type, for editors; `requests.py` has their meaning."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypedDict
 
 from enlarger.requests import Profile
@@ -22,6 +23,9 @@ class _SamplingOptions(_CommonOptions, total=False):
     """What the verbs take that make pictures of prompts."""
 
     rescale: float
+    clip_skip: int | None
+    loras: Sequence[tuple[str | Path, float]]
+    styles: Sequence[str]
 
 
 class UpscaleOptions(_CommonOptions, total=False):

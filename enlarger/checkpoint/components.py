@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -16,6 +16,9 @@ from enlarger.nn.taesd import AutoencoderTiny
 from enlarger.nn.unet import UNet
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.strict_json import Json
+
+if TYPE_CHECKING:
+    from enlarger.checkpoint.model_folder import ModelFolder  # which looks into checkpoints
 
 MODEL_INDEX_NAME = "model_index.json"
 CONFIG_NAME = "config.json"
@@ -97,3 +100,4 @@ class PipelineComponents:
         default_factory=dict[str, Json]
     )  # each network's config.json as it was read
     skipped: tuple[str, ...] = ()  # components that lie in the folder and are not used here
+    model_folder: "ModelFolder | None" = None  # where requests' LoRAs and styles are looked up

@@ -17,6 +17,7 @@ from enlarger.cli.generate import generate
 from enlarger.cli.image_jobs import describe_unexpected
 from enlarger.cli.inpaint import inpaint
 from enlarger.cli.inspect import inspect
+from enlarger.cli.models import models
 from enlarger.cli.pull import pull
 from enlarger.cli.refine import refine
 from enlarger.cli.serve import key, serve
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (upscale, generate, refine, inpaint, depth, inspect, convert, pull, doctor, key):
+for verb in (upscale, generate, refine, inpaint, depth, models, inspect, convert, pull, doctor, key):
     app.command(cls=Verb)(verb)
 app.command(cls=Verb, add_help_option=False)(serve)  # it has its own, with the texts of the settings
 app.add_typer(train, name="train")

@@ -7,12 +7,15 @@ from dataclasses import Field, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
 from enlarger.requests import DEFAULTS, OptionLimits
 from enlarger.strict_json import Json
+
+if TYPE_CHECKING:  # torch comes with it
+    from enlarger.checkpoint.model_folder import ModelFolder
 
 Model = Annotated[
     str | None,
@@ -54,11 +57,31 @@ LOADING_OPTIONS: Json = {  # what a checkpoint's path cannot say, by the fields 
     "loras": Annotated[
         list[str] | None, typer.Option("--lora", help="LoRA file, or FILE:SCALE; may be repeated", show_default=False)
     ],
+    "vae": Annotated[str | None, typer.Option("--vae", help="autoencoder instead of a single file's own")],
     "inversions": Annotated[
         list[str] | None,
         typer.Option("--inversion", help="file of a textual inversion, or FILE:TOKEN; may be repeated"),
     ],
 }
+
+
+MODELS = typer.Option(
+    "--models",
+    envvar="ENLARGER_MODELS",
+    metavar="DIR",
+    help="folder of models as web UIs lay it out, where --model, --lora and <lora:name:0.8> are looked up",
+)
+STYLES_FILE = typer.Option("--styles", metavar="FILE", help="CSV file of styles", show_default="styles.csv of --models")
+FOLDER_OPTIONS: Json = {
+    "models": Annotated[Path | None, MODELS],
+    "styles_file": Annotated[Path | None, STYLES_FILE],
+}
+STYLES: Json = {
+    "styles": Annotated[
+        list[str] | None, typer.Option("--style", help="name of a style; may be repeated", show_default=False)
+    ]
+}
+NAMES_OF_MODELS = ("refiner", "upscaler")  # arguments that may be names in --models, beside --model
 
 
 def request_options(request: type, task: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -73,6 +96,8 @@ def request_options(request: type, task: str) -> Callable[[Callable[..., None]],
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(request)
         ordered_fields = sorted(fields(request), key=lambda item: item.name not in vars(request)["__annotations__"])
+        styles = STYLES if "styles" in hints else Json()
+        loading_parameters = _keyword_parameters(LOADING_OPTIONS | FOLDER_OPTIONS | styles)
         request_parameters = [
             _parameter(item, hints[item.name], task) for item in ordered_fields if "limits" in item.metadata
         ]
@@ -80,36 +105,61 @@ def request_options(request: type, task: str) -> Callable[[Callable[..., None]],
         @wraps(verb)
         def with_options(**arguments: Any) -> None:
             options = {parameter.name: arguments.pop(parameter.name) for parameter in request_parameters}
-            loading = {name: value for name in LOADING_OPTIONS if (value := arguments.pop(name)) is not None}
-            if loading:
-                from enlarger.tasks.loading import Checkpoint  # torch comes with it
-
-                if arguments["model"] is None:
-                    raise typer.BadParameter(f"--model is missing; {', '.join(sorted(loading))} say how to read it")
-                if "loras" in loading:
-                    loading["loras"] = [_parse_lora(argument) for argument in loading["loras"]]
-                if "inversions" in loading:
-                    loading["inversions"] = [_parse_inversion(argument) for argument in loading["inversions"]]
-                arguments["model"] = Checkpoint(arguments["model"], **loading)
+            options |= {name: arguments.pop(name) or () for name in styles}
+            _find_models(arguments)
             verb(**arguments, options=options)
 
         verb_parameters = [
             parameter for parameter in signature(verb).parameters.values() if parameter.name != "options"
         ]
         described: Any = with_options
-        described.__signature__ = Signature([*verb_parameters, *LOADING_PARAMETERS, *request_parameters])
+        described.__signature__ = Signature([*verb_parameters, *loading_parameters, *request_parameters])
         described.__annotations__ = {
             parameter.name: parameter.annotation
-            for parameter in (*verb_parameters, *LOADING_PARAMETERS, *request_parameters)
+            for parameter in (*verb_parameters, *loading_parameters, *request_parameters)
         }
         return with_options
 
     return decorate
 
 
-LOADING_PARAMETERS = [
-    Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in LOADING_OPTIONS.items()
-]
+def _keyword_parameters(options: Json) -> list[Parameter]:
+    return [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in options.items()]
+
+
+def _find_models(arguments: Json) -> None:
+    """Make `model` a `Checkpoint` where options say how to read it, and paths of names in the folder of models."""
+    loading = {name: value for name in LOADING_OPTIONS if (value := arguments.pop(name)) is not None}
+    models, styles = (arguments.pop(name) for name in FOLDER_OPTIONS)
+    if arguments["model"] is None:
+        if loading:
+            raise typer.BadParameter(f"--model is missing; {', '.join(sorted(loading))} say how to read it")
+        return
+    if not loading and models is None and styles is None:
+        return
+    from enlarger.checkpoint.model_folder import checkpoint_path
+    from enlarger.tasks.loading import Checkpoint  # torch comes with it
+
+    folder = _read_folder(models, styles, loading.get("allow_pickle") is True)
+    if "loras" in loading:
+        loading["loras"] = [_parse_lora(argument) for argument in loading["loras"]]
+    if "inversions" in loading:
+        loading["inversions"] = [_parse_inversion(argument) for argument in loading["inversions"]]
+    if "vae" in loading and folder is not None and not Path(loading["vae"]).exists():
+        loading["vae"] = folder.find(loading["vae"], "vae")
+    for name in NAMES_OF_MODELS:
+        if arguments.get(name) is not None:
+            arguments[name] = str(checkpoint_path(folder, arguments[name]))
+    arguments["model"] = Checkpoint(arguments["model"], **loading, models=folder)
+
+
+def _read_folder(models: Path | None, styles: Path | None, allow_pickle: bool) -> "ModelFolder | None":
+    from enlarger.checkpoint.model_folder import ModelFolder, read_model_folder
+    from enlarger.text.styles import read_styles
+
+    if models is not None:
+        return read_model_folder(models, allow_pickle=allow_pickle, styles=styles)
+    return None if styles is None else ModelFolder(Path(), styles=read_styles(styles))
 
 
 def _parse_lora(argument: str) -> tuple[str, float]:

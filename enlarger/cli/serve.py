@@ -18,6 +18,7 @@ SETTING_OF_FLAG = {
     "origin": "origins",
     "device": "devices",
     "model": "models",
+    "models": "models_folder",
 }  # flags, as settings
 KEEP_SUFFIX = ",keep"
 
@@ -57,6 +58,8 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="model to serve, NAME=PATH,keep to keep it loaded; may be repeated"),
     ] = None,
+    models: Annotated[Path | None, typer.Option("--models", metavar="DIR", envvar="ENLARGER_MODELS_FOLDER")] = None,
+    allow_pickle: Annotated[bool | None, typer.Option("--allow-pickle")] = None,
     queue: Annotated[int | None, typer.Option()] = None,
     batch: Annotated[int | None, typer.Option()] = None,
     memory: Annotated[float | None, typer.Option()] = None,
@@ -87,6 +90,8 @@ def serve(
             data=data,
             devices=device,
             models=None if model is None else [parse_model(argument) for argument in model],
+            models_folder=models,
+            allow_pickle=allow_pickle,
             queue=queue,
             batch=batch,
             memory=memory,
@@ -137,6 +142,9 @@ def check_models(settings: "Settings") -> None:
     """Raise InputError for a model whose files are not there: a service would only say so when it is asked for."""
     from enlarger.hub.cache import resolve
 
+    folder = settings.models_folder
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"--models {folder}: no such folder; expected one of models, such as models of a web UI")
     for model in settings.models:
         extras = [*(path for path, _ in model.loras), *([] if model.preview is None else [model.preview])]
         try:

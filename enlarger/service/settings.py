@@ -118,6 +118,10 @@ class Settings(BaseSettings):
     )
     devices: tuple[str, ...] = Field(default=("auto",), description="a worker process for each: auto, cpu, cuda:0 ...")
     models: tuple[ModelSettings, ...] = Field(default=(), description="models beside the bundled one, see below")
+    models_folder: Path | None = Field(
+        default=None, description="folder of models as web UIs lay it out; all in it can be asked for"
+    )
+    allow_pickle: bool = Field(default=False, description="read .ckpt, .pt and .pth files too, through an allow-list")
     memory: float | None = Field(
         default=None, gt=0, description="GiB of weights that a worker keeps loaded; none: no bound"
     )
@@ -153,10 +157,10 @@ class Settings(BaseSettings):
     )
     bounds: Bounds = Field(default=Bounds(), description="how much one request may be, see below")
 
-    @field_validator("data")
+    @field_validator("data", "models_folder")
     @classmethod
-    def _expand_user(cls, value: Path) -> Path:
-        return value.expanduser()
+    def _expand_user(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser()
 
     @field_validator("keys")
     @classmethod

@@ -87,12 +87,18 @@ class GuidedText:
 def encode_guided_prompts(
     tokenizer: Tokenizer, encoder: ClipText, runtime: Runtime,
     prompts: Sequence[str], negatives: Sequence[str] | None, layer: OutputLayer, long_prompt: bool = False,
-    weighted: bool = False,
+    weighted: bool = False, clip_skip: int = 0,
 ) -> GuidedText:  # fmt: skip
     """Prompts and negative prompts in one call, which gives them one length."""
     with runtime.hold(encoder):
         encoded = encode_prompts(
-            tokenizer, encoder, [*prompts, *(negatives or ())], layer=layer, long_prompt=long_prompt, weighted=weighted
+            tokenizer,
+            encoder,
+            [*prompts, *(negatives or ())],
+            layer=layer,
+            long_prompt=long_prompt,
+            weighted=weighted,
+            clip_skip=clip_skip,
         )
     return _split_branches(encoded, len(prompts), negatives is not None)
 
@@ -100,6 +106,7 @@ def encode_guided_prompts(
 def encode_guided_prompts_xl(
     tokenizers: Sequence[Tokenizer], encoders: Sequence[ClipText], runtime: Runtime,
     prompts: Sequence[str], negatives: Sequence[str] | None, long_prompt: bool = False, weighted: bool = False,
+    clip_skip: int = 0,
 ) -> GuidedText:  # fmt: skip
     """The same for SDXL: one or two encoders that read the same prompts."""
     texts = [*prompts, *(negatives or ())]
@@ -107,7 +114,12 @@ def encode_guided_prompts_xl(
         for encoder in encoders:
             held_encoders.enter_context(runtime.hold(encoder))
         encoded = encode_prompts_xl(
-            tokenizers, encoders, [texts] * len(encoders), long_prompt=long_prompt, weighted=weighted
+            tokenizers,
+            encoders,
+            [texts] * len(encoders),
+            long_prompt=long_prompt,
+            weighted=weighted,
+            clip_skip=clip_skip,
         )
     return _split_branches(encoded, len(prompts), negatives is not None)
 

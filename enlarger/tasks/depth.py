@@ -1,7 +1,7 @@
 """Pictures in, other pictures of the same depth out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack, cast
 
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor
 from enlarger.errors import InputError
 from enlarger.requests import DepthRequest, make_request, one_per_image, with_defaults
 from enlarger.runtime.runtime import Offload
+from enlarger.tasks.adapters import adapt
 from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
 from enlarger.tasks.image_to_image import image_to_image, prepare_run
 from enlarger.tasks.inputs import Latents, PreparedImage, prepare_picture, split_images, split_request
@@ -32,6 +33,9 @@ class DepthToImage:
 
     def __call__(self, request: DepthRequest, watch: ProgressCallback = no_progress) -> Result:
         """Each input gives `count` pictures of its own size, in order. One picture is computed at a time."""
+        model, request = adapt(self.model, request)
+        if model is not self.model:
+            return replace(self, model=model)(request, watch)
         count = len(split_images(request.image))
         depth_maps = one_per_image(None if request.depth is None else _split_depth_maps(request.depth), count, "depth")
         results: list[Result] = []

@@ -16,6 +16,7 @@ from enlarger.errors import InputError, Unsupported
 from enlarger.image.picture import to_pil
 from enlarger.requests import RefineRequest, UpscaleRequest, make_request, with_defaults
 from enlarger.runtime.runtime import Offload
+from enlarger.tasks.adapters import adapt
 from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
 from enlarger.tasks.inputs import Latents, PreparedImage, prepare_picture, split_request
 from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
@@ -63,6 +64,9 @@ class Refiner:
 
     def __call__(self, request: RefineRequest, watch: ProgressCallback = no_progress) -> Result:
         """Each input gives `count` pictures of its own size, times `by`, in order, computed one at a time."""
+        model, request = adapt(self.model, request)
+        if model is not self.model:
+            return replace(self, model=model)(request, watch)
         defaults = "refine/xl" if self.model.has_micro_conditioning else "refine"
         results: list[Result] = []
         for one, seeds in split_request(request):

@@ -15,6 +15,7 @@ from enlarger.image.inpaint_canvas import ChangedPixels, InpaintCanvas, prepare_
 from enlarger.image.resize import resize
 from enlarger.requests import InpaintRequest, make_request, with_defaults
 from enlarger.runtime.runtime import Offload
+from enlarger.tasks.adapters import adapt
 from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_options
 from enlarger.tasks.image_to_image import truncate_by_strength
 from enlarger.tasks.inputs import split_images, split_request
@@ -183,6 +184,9 @@ class Inpainter:
 
     def __call__(self, request: InpaintRequest, watch: ProgressCallback = no_progress) -> InpaintResult:
         """Each input gives `count` results, in order. One is computed at a time, so that it depends on no other."""
+        model, request = adapt(self.model, request)
+        if model is not self.model:
+            return replace(self, model=model)(request, watch)
         masks = [None] if request.mask is None else split_images(request.mask)
         results: list[InpaintResult] = []
         for one, seeds in split_request(request, mask=masks):

@@ -1,7 +1,7 @@
 """Which checkpoint to read, and how: a folder, a single file, or a name in the cache; and the tasks that it can do."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from enlarger.checkpoint.adapters.weight_deltas import WeightDelta
 from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.families import KINDS, ModelKind, kind_of_pipeline_class, kind_of_unet
 from enlarger.checkpoint.folder.load import read_folder
+from enlarger.checkpoint.model_folder import LORA, ModelFolder, checkpoint_path
 from enlarger.checkpoint.single_file.component_override import ComponentSource
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.errors import InputError, Unsupported
@@ -46,13 +47,26 @@ INVERSION_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # the e
 
 
 @dataclass(frozen=True)
+class LoraFile:
+    """A LoRA's file, and how much of it each kind of network gets."""
+
+    path: str | Path
+    text_scale: float = 1.0
+    unet_scale: float = 1.0
+
+    def scale_of(self, component: str) -> float:
+        return self.unet_scale if component == "unet" else self.text_scale
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Where a checkpoint is, and what its files do not say themselves.
 
     `variant` chooses among a folder's weight files. The others are for single files, see `read_single_file`:
     `prediction` is what the UNet predicts, `allow_pickle` opens `.ckpt` and `.pth` (pickled
     LoRAs and textual inversions beside a folder too), `vae`, `text_encoder` and `text_encoder_2` stand in
-    for parts, `config` is a folder in diffusers' layout whose JSON files replace the bundled ones.
+    for parts, `config` is a folder in diffusers' layout whose JSON files replace the bundled ones. With a folder of
+    `models`, `path` and `loras` may be names in it, and so may the LoRAs and styles of requests.
     """
 
     path: str | Path
@@ -65,6 +79,7 @@ class Checkpoint:
     loras: Sequence[tuple[str | Path, float]] = ()  # files, each with its scale
     inversions: Sequence[str | Path | tuple[str | Path, str | None]] = ()  # files, or with their tokens
     text_encoder_2: ComponentSource | None = None  # of SDXL
+    models: ModelFolder | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -75,16 +90,19 @@ class Checkpoint:
         Nothing is downloaded. Raises CheckpointError naming the file for all that is missing, damaged or unknown.
         """
         bundle = self._read(dtype)
-        parts, brought = _with_loras(bundle.components, self.loras, self.allow_pickle)
+        loras = [LoraFile(self._lora_path(path), scale, scale) for path, scale in self.loras]
         named = [each if isinstance(each, tuple) else (each, None) for each in self.inversions]
         inversions = [read_textual_inversion(path, token, allow_pickle=self.allow_pickle) for path, token in named]
-        parts = _with_inversions(parts, [*brought, *inversions])
-        return replace(bundle, components=parts)
+        parts = with_adapters(bundle.components, loras, inversions, allow_pickle=self.allow_pickle)
+        return replace(bundle, components=parts, model_folder=self.models)
+
+    def _lora_path(self, name: str | Path) -> str | Path:
+        return name if self.models is None or Path(name).exists() else self.models.find(str(name), LORA)
 
     def _read(self, dtype: torch.dtype | None) -> PipelineComponents:
         if str(self.path) == BUNDLED:
             return read_folder(BUNDLED_FOLDER, dtype=torch.float32)
-        path = resolve(self.path)
+        path = resolve(checkpoint_path(self.models, self.path))
         if not path.is_dir():
             if self.variant is not None:
                 raise InputError(f"variant is {self.variant!r}, but {path} is a single file; leave it out")
@@ -101,18 +119,30 @@ class Checkpoint:
         return read_folder(path, snapshot_variant(path) if self.variant is None else self.variant, dtype)
 
 
+def with_adapters(
+    parts: Mapping[str, Any],
+    loras: Sequence[LoraFile],
+    inversions: Sequence[TextualInversion] = (),
+    *,
+    allow_pickle: bool = False,
+) -> dict[str, Any]:
+    """The parts of a model with what files add to them; the parts that are given stay as they are."""
+    changed, brought = _with_loras(parts, loras, allow_pickle)
+    return _with_inversions(changed, [*brought, *inversions])
+
+
 def _with_loras(
-    parts: Mapping[str, Any], loras: Sequence[tuple[str | Path, float]], allow_pickle: bool
+    parts: Mapping[str, Any], loras: Sequence[LoraFile], allow_pickle: bool
 ) -> tuple[dict[str, Any], list[TextualInversion]]:
     """The parts with networks that the files change, and the tokens that the files bring along."""
     networks = {name: parts[name] for name in LORA_COMPONENTS if name in parts}
     added: dict[str, list[tuple[Mapping[str, WeightDelta], float]]] = {}
     brought: list[TextualInversion] = []
-    for path, scale in loras:
-        lora = read_lora(path, networks, allow_pickle)
+    for file in loras:
+        lora = read_lora(file.path, networks, allow_pickle)
         brought += lora.inversions
         for name, updates in lora.components.items():
-            added.setdefault(name, []).append((updates, scale))
+            added.setdefault(name, []).append((updates, file.scale_of(name)))
     changed = {name: apply_loras(networks[name], weighted) for name, weighted in added.items()}
     return dict(parts) | changed, brought
 

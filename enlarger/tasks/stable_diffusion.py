@@ -1,6 +1,6 @@
 """A checkpoint of the Stable Diffusion family, read once for many requests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.config.schedulers import sampler_from_config
 from enlarger.checkpoint.families import ModelKind, takes_aesthetic_score
+from enlarger.checkpoint.model_folder import ModelFolder
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import from_seeds
 from enlarger.diffusion.sampler import Sampler, SigmaSchedule
@@ -59,6 +60,8 @@ class StableDiffusion:
     max_noise_level: int = 350  # of that schedule
     safety_checker: SafetyChecker | None = None
     unchecked_note: str | None = None  # why there is no checker though the checkpoint names one
+    model_folder: ModelFolder | None = None  # where requests' LoRAs and styles are looked up
+    clip_skip: int | None = None  # the text encoders' layer that is read, counted from the end; None: the usual one
 
     def check_safety(self, pictures: Sequence[Tensor]) -> tuple[tuple[bool, ...] | None, tuple[str, ...]]:
         """What the safety checker flags among pictures (3, H, W) in -1..1, and what is to be said of that.
@@ -169,6 +172,7 @@ class StableDiffusion:
                 "last_norm",
                 long_prompt,
                 weighted=True,
+                clip_skip=self._skipped_layers(1),
             )
             return condition_on_tokens(text, guidance)
         assert micro_conditioning is not None, "SDXL is conditioned on sizes"
@@ -180,6 +184,7 @@ class StableDiffusion:
             negatives,
             long_prompt,
             weighted=True,
+            clip_skip=self._skipped_layers(2),
         )
         if self.force_zeros_for_empty_prompt and negatives is not None and not any(negatives):
             text = zero_negative(text)
@@ -188,6 +193,33 @@ class StableDiffusion:
             (negative_micro_conditioning or micro_conditioning).time_ids(),
         ]
         return condition_on_tokens_and_sizes(text, guidance, time_ids[0], time_ids[1], channels)
+
+    def _skipped_layers(self, usual: int) -> int:
+        """How many layers before the `usual` one, counted from the end, are read."""
+        return 0 if self.clip_skip is None else self.clip_skip - usual
+
+    def parts(self) -> dict[str, Any]:
+        """The networks and tokenizers that adapters change, by their names in model_index.json."""
+        encoders = ["text_encoder", "text_encoder_2"]
+        if len(self.text_encoders) == 1 and self.has_micro_conditioning:
+            encoders = ["text_encoder_2"]  # SDXL's refiner
+        named = dict(zip(encoders, self.text_encoders, strict=False))
+        tokenizers = zip(encoders, self.tokenizers, strict=False)
+        return {
+            "unet": self.latent_diffusion.unet,
+            **named,
+            **{name.replace("text_encoder", "tokenizer"): tokenizer for name, tokenizer in tokenizers},
+        }
+
+    def with_parts(self, parts: Mapping[str, Any]) -> "StableDiffusion":
+        """The same model with other networks and tokenizers, as `parts` names them."""
+        encoders = [name for name in ("text_encoder", "text_encoder_2") if name in parts]
+        return replace(
+            self,
+            latent_diffusion=replace(self.latent_diffusion, unet=parts["unet"]),
+            text_encoders=tuple(parts[name] for name in encoders),
+            tokenizers=tuple(parts[name.replace("text_encoder", "tokenizer")] for name in encoders),
+        )
 
     def sampler_with_solver(self, solver: str | None) -> Sampler:
         """The checkpoint's sampler, with another solver if one is named."""
@@ -241,6 +273,7 @@ def build_stable_diffusion(bundle: PipelineComponents, runtime: Runtime, name: s
         stated_sample_size if isinstance(stated_sample_size, int) else DEFAULT_SAMPLE_SIZE,
         bool(bundle.index.get("force_zeros_for_empty_prompt", False)),
         low_res_schedule, int(bundle.index.get("max_noise_level", 350)), *_load_safety_checker(bundle, runtime),
+        bundle.model_folder,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from enlarger.requests import (
     with_defaults,
 )
 from enlarger.runtime.runtime import Offload
+from enlarger.tasks.adapters import adapt, is_adapted
 from enlarger.tasks.batching import is_batch_invariant, prompt_key
 from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_options
 from enlarger.tasks.image_to_image import Refiner, truncate_by_strength
@@ -102,6 +103,9 @@ class Generator:
         One picture is computed at a time, so that it is the same to the last bit alone and among others.
         `Result.latents` are those before enlarging; they cover the size that the network needed, which can be larger.
         """
+        model, request = adapt(self.model, request)
+        if model is not self.model:
+            return replace(self, model=model)(request, watch)
         prompts, negatives = _prompt_pairs(request)
         seeds = seeds_for(request.seed, len(prompts))
         results: list[Result] = []
@@ -166,7 +170,12 @@ class Generator:
 
     def batch_key(self, request: GenerateRequest) -> Hashable | None:
         """Equal for requests that can share a batch; None for one that is computed by itself."""
-        if self.refiners or request.upscale != 1 or not is_batch_invariant(self.model.sampler, request.solver):
+        if (
+            self.refiners
+            or request.upscale != 1
+            or is_adapted(request)
+            or not is_batch_invariant(self.model.sampler, request.solver)
+        ):
             return None
         return prompt_key(request, self.model.tokenizers, weighted=True)
 

@@ -17,7 +17,7 @@ from enlarger.service.jobs.files import remove_job_folder
 from enlarger.service.jobs.job import Idempotency, Job, JobEvent, JobProgress, JobSpec, JobStatus, Task
 from enlarger.service.jobs.job_queue import ActiveJob, finished_progress
 from enlarger.service.jobs.lifecycle import JobLifecycle, Outcome, unfinished
-from enlarger.service.jobs.model_registry import ModelRegistry, ModelState
+from enlarger.service.jobs.model_registry import AdapterNames, ModelRegistry, ModelState
 from enlarger.service.jobs.retention import Retention
 from enlarger.service.jobs.store import JobDatabase, JobPage
 from enlarger.service.metrics import Metrics
@@ -79,7 +79,10 @@ class JobManager:
         models, memory = self._settings.known_models, self._settings.memory
         limits = WorkerLimits.of(self._settings)
         tokens, lock_fd = self._settings.bounds.prompt_tokens, self._lock.workers_fd
-        self._pool.start(WorkerCommand(self._worker_argv, models, memory, data, limits, tokens, lock_fd))
+        folder, allow_pickle = self._settings.models_folder, self._settings.allow_pickle
+        self._pool.start(
+            WorkerCommand(self._worker_argv, models, memory, data, limits, tokens, lock_fd, folder, allow_pickle)
+        )
         self._background_tasks = [asyncio.create_task(self._retention.run()), asyncio.create_task(self._watch_folder())]
 
     async def drain(self) -> None:
@@ -296,6 +299,10 @@ class JobManager:
     def models(self) -> Sequence[ModelState]:
         """All models of the settings; before the first worker is ready without their kinds."""
         return self._registry.states()
+
+    def adapters(self) -> AdapterNames:
+        """What requests can add to models, from the folder of models."""
+        return self._registry.adapters
 
     def model_for(self, task: Task, name: str | None) -> ModelState:
         """The model of a name or alias, else the first that can, see `ModelRegistry.get_for_task`."""

@@ -1,7 +1,7 @@
 """The models that can be asked for, as the workers described them."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from enlarger.service.jobs.job import Task
 from enlarger.service.problems import MODELS_LOADING, ProblemError, problem_error
@@ -21,6 +21,15 @@ class ModelState:
     unused_options: tuple[str, ...] = ()  # of its requests, by their names in `requests.py`
 
 
+@dataclass(frozen=True)
+class AdapterNames:
+    """What a request can add to a model, from the folder of models."""
+
+    loras: tuple[str, ...] = ()
+    styles: Mapping[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])
+    """Names, each with what it adds to the prompt and to the negative prompt."""
+
+
 class ModelRegistry:
     """What is known of each model. The first description stays until another worker is ready."""
 
@@ -28,10 +37,12 @@ class ModelRegistry:
         self._states = {model.name: ModelState(model.name, None, (), model.aliases) for model in models}
         self._loaded: dict[Hashable, Mapping[str, int]] = {}
         self.is_described = False
+        self.adapters = AdapterNames()
 
-    def register(self, models: Sequence[ModelState]) -> None:
-        """A worker is ready, and says what its models are."""
+    def register(self, models: Sequence[ModelState], adapters: AdapterNames = AdapterNames()) -> None:
+        """A worker is ready, and says what its models are, and what requests can add to them."""
         self._states |= {model.name: model for model in models}
+        self.adapters = adapters
         self.is_described = True
 
     def set_loaded(self, worker: Hashable, loaded: Mapping[str, int]) -> None:

@@ -206,7 +206,7 @@ def _check_supported(body: OpenAIBody) -> None:
 
 def _refiner_name(service: Service, model: str) -> str:
     """The model that finishes what another begins."""
-    name = next(one.refiner for one in service.settings.known_models if one.name == model)
+    name = next((one.refiner for one in service.settings.known_models if one.name == model), None)
     if name is None:
         message = f"refiner is true, but the settings give {model} no refiner; set `refiner` of the model, or leave it"
         raise problem_error(400, "unsupported", message, "refiner")

@@ -13,6 +13,7 @@ from enlarger.service.problems import problem_error
 from enlarger.service.routes.request_body import printable
 from enlarger.service.routes.request_models import (
     SCHEDULERS,
+    AdaptedBody,
     Edit,
     Generation,
     Inpainting,
@@ -197,8 +198,36 @@ def _sampling_options(body: SamplingBody, bounds: Bounds) -> dict[str, Any]:
         "steps": _resolve_steps(body.num_inference_steps, "num_inference_steps", bounds),
         "guidance": body.guidance_scale,
         "solver": body.scheduler,
+        **(_adapter_options(body) if isinstance(body, AdaptedBody) else {}),
     }
     return _without_none(options) | {"seed": seed, "count": count, "long_prompt": True}
+
+
+def _adapter_options(body: AdaptedBody) -> dict[str, Any]:
+    """What a request adds to its model."""
+    loras, styles = (split_names(text) for text in (body.loras, body.styles))
+    return {
+        "loras": [_parse_lora(text) for text in loras] or None,
+        "styles": styles or None,
+        "clip_skip": body.clip_skip,
+    }
+
+
+def split_names(text: str | None) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def _parse_lora(text: str) -> tuple[str, float]:
+    """`name` or `name:0.8`."""
+    name, colon, scale = text.rpartition(":")
+    if not colon:
+        return text, 1.0
+    try:
+        return name.strip(), float(scale)
+    except ValueError as error:
+        expected = "expected name:0.8"
+        raise problem_error(400, "invalid_value", f"loras has {short_repr(text)}, {expected}", "loras") from error
 
 
 def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:

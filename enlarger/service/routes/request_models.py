@@ -94,7 +94,18 @@ class UpscaleForm(SamplingBody):
     noise_level: float | None = limited_field(UpscaleRequest, "noise_level", allow_inf_nan=False)
 
 
-class OpenAIBody(SamplingBody):
+class AdaptedBody(SamplingBody):
+    """What every body has whose pictures are made of a prompt: what it adds to the model from the folder of models."""
+
+    loras: str | None = optional_field(
+        "LoRAs, each with its scale, as `name:0.8, other:0.5`; `<lora:name:0.8>` in the prompt does the same",
+        max_length=4000,
+    )
+    styles: str | None = optional_field("names of styles, as `oil, warm`", max_length=4000)
+    clip_skip: int | None = limited_field(GenerateRequest, "clip_skip")
+
+
+class OpenAIBody(AdaptedBody):
     """What generations and edits share."""
 
     size: str | None = optional_field(
@@ -165,7 +176,7 @@ class EditJson(Edit):
     mask: Reference | None = optional_field("which part is repainted")
 
 
-class Variation(SamplingBody):
+class Variation(AdaptedBody):
     """The form of `/v1/images/variations`, beside its picture."""
 
     size: str | None = optional_field(
@@ -175,7 +186,7 @@ class Variation(SamplingBody):
     strength: float | None = limited_field(RefineRequest, "strength", allow_inf_nan=False)
 
 
-class Inpainting(SamplingBody):
+class Inpainting(AdaptedBody):
     """The form of `/v1/images/inpainting`, beside its picture and mask."""
 
     prompt: str = Field(description="what the repainted part shows", examples=["a straw hat"])

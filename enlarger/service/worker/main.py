@@ -16,6 +16,7 @@ from enlarger.errors import EnlargerError
 from enlarger.runtime.runtime import resolve_device
 from enlarger.service.jobs.job import job_folder
 from enlarger.service.worker.executor import Executor, log_error, problem_for
+from enlarger.service.worker.folder_models import adapter_names, models_of_folder, open_model_folder
 from enlarger.service.worker.model_cache import ModelCache, trim_heap
 from enlarger.service.worker.progress_reporter import RunningJob
 from enlarger.service.workers import messages
@@ -102,13 +103,17 @@ def main() -> None:
         device = resolve_device(start.device)
     except EnlargerError as error:
         sys.exit(f"enlarger: {error}")
-    model_cache = ModelCache(start.models, device, start.memory, writer.send)
+    try:
+        folder = open_model_folder(start.models_folder, start.allow_pickle)
+    except EnlargerError as error:
+        sys.exit(f"enlarger: {error}")
+    models = (*start.models, *models_of_folder(folder, [each.name for each in start.models]))
+    model_cache = ModelCache(models, device, start.memory, writer.send, folder)
     for settings in start.models:
         if settings.keep:
             _preload(model_cache, settings.name)
-    writer.send(
-        messages.Ready(device=str(device), models=tuple(one.state for one in model_cache.descriptions.values()))
-    )
+    states = tuple(one.state for one in model_cache.descriptions.values())
+    writer.send(messages.Ready(device=str(device), models=states, adapters=adapter_names(folder)))
     _serve(reader, Executor(model_cache, writer.send, start.prompt_tokens), start.data)
 
 

@@ -5,11 +5,13 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from enlarger.checkpoint.model_folder import ModelFolder
 from enlarger.errors import Unsupported
 from enlarger.runtime.runtime import Runtime
 from enlarger.service.problems import problem_error
@@ -20,6 +22,7 @@ from enlarger.tasks.auxiliary.preview import Previewer, load_previewer
 from enlarger.tasks.loading import BUNDLED, Checkpoint, LoadedModel, load_model
 from enlarger.tasks.stable_diffusion import StableDiffusion
 
+NO_FOLDER = ModelFolder(Path())  # with nothing in it
 LIBC = ctypes.CDLL(None)  # this process, with the C library in it
 
 
@@ -63,11 +66,18 @@ class ModelCache:
     """All models that can be asked for, and those that are loaded, the longest unused first."""
 
     def __init__(
-        self, settings: Sequence[ModelSettings], device: torch.device, memory: float | None, send: SendEvent
+        self,
+        settings: Sequence[ModelSettings],
+        device: torch.device,
+        memory: float | None,
+        send: SendEvent,
+        folder: ModelFolder = NO_FOLDER,
     ) -> None:
-        self.device, self.send = device, send
+        self.device, self.send, self.folder = device, send, folder
         self.budget = None if memory is None else round(memory * GIB)
-        self.descriptions: dict[str, ModelDescription] = {one.name: describe_model(one, device) for one in settings}
+        self.descriptions: dict[str, ModelDescription] = {
+            one.name: describe_model(one, device, folder.allow_pickle) for one in settings
+        }
         self._models: dict[str, CachedModel] = {}
 
     @property
@@ -111,14 +121,14 @@ class ModelCache:
         self.send(ModelLoading(model=name))
         start = time.monotonic()
         self._evict_until_fits(name, description.num_bytes or 0, in_use)
-        loaded = _load(description.settings, self.device)
+        loaded = _load(description.settings, self.device, self.folder)
         runtime = Runtime(self.device)
         preview = description.settings.preview
         previewer = None if preview is None else load_previewer(preview, torch.float32, runtime)
         size = weight_bytes((*loaded.tasks.values(), previewer))
         self._evict_until_fits(name, size, in_use)
         if not description.kind:  # its files have been mended since
-            description = describe_model(description.settings, self.device)
+            description = describe_model(description.settings, self.device, self.folder.allow_pickle)
             self.descriptions[name] = description
         self._models[name] = CachedModel(description, loaded, previewer, size)
         self.send(ModelLoadTime(model=name, seconds=time.monotonic() - start))
@@ -154,9 +164,14 @@ def _is_pinned(model: CachedModel) -> bool:
     return model.description.settings.keep
 
 
-def _load(settings: ModelSettings, device: torch.device) -> LoadedModel:
+def _load(settings: ModelSettings, device: torch.device, folder: ModelFolder) -> LoadedModel:
     checkpoint = Checkpoint(
-        settings.path, variant=settings.variant, prediction=settings.prediction, loras=settings.loras
+        settings.path,
+        variant=settings.variant,
+        prediction=settings.prediction,
+        allow_pickle=folder.allow_pickle and Path(settings.path).is_file(),
+        loras=settings.loras,
+        models=folder,
     )
     return load_model(checkpoint, str(device), settings.precision, settings.offload)
 

@@ -65,7 +65,7 @@ class ModelDescription:
         )
 
 
-def describe_model(settings: ModelSettings, device: torch.device) -> ModelDescription:
+def describe_model(settings: ModelSettings, device: torch.device, allow_pickle: bool = False) -> ModelDescription:
     """A model as far as its headers tell; its `error` says what is wrong with the files."""
     try:
         _check_settings(settings)
@@ -76,7 +76,7 @@ def describe_model(settings: ModelSettings, device: torch.device) -> ModelDescri
         if path.is_dir():
             variant = snapshot_variant(path) if settings.variant is None else settings.variant
             return ModelDescription(settings, folder_kind(path), _folder_bytes(path, variant, dtype))
-        return ModelDescription(settings, *_describe_file(path, dtype))
+        return ModelDescription(settings, *_describe_file(path, dtype, allow_pickle))
     except (EnlargerError, OSError) as error:
         return ModelDescription(settings, error=str(error))
     except Exception as error:  # noqa: BLE001 - a damaged config must not cost the other models
@@ -122,8 +122,8 @@ def _open_component(folder: Path, stem: str, variant: str | None) -> Safetensors
         return open_weights(folder, stem, None)
 
 
-def _describe_file(path: Path, dtype: torch.dtype) -> tuple[ModelKind, int]:
-    tensors = open_checkpoint(path)
+def _describe_file(path: Path, dtype: torch.dtype, allow_pickle: bool) -> tuple[ModelKind, int]:
+    tensors = open_checkpoint(path, allow_pickle=allow_pickle)
     detected = detect({name: tensors.shape(name) for name in tensors.keys()}, path)
     if detected.kind == PIXEL_NETWORK:
         return KINDS[PIXEL_NETWORK], _num_bytes(tensors, dtype)

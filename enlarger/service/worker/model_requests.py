@@ -157,7 +157,7 @@ def _metadata_options(request: Any, model: CachedModel, verb: str, refiner: str 
         side = model.model.sample_size * model.model.vae.downsample_factor
         options |= {name: side for name in ("width", "height") if options[name] is None}
     hidden = ("image", "mask", "depth", "seed", "mask_mode", *unused)
-    return {name: value for name, value in options.items() if value is not None and name not in hidden}
+    return {name: value for name, value in options.items() if value not in (None, ()) and name not in hidden}
 
 
 def check_prompt_tokens(request: Any, model: CachedModel, max_tokens: int) -> None:

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from enlarger.service.jobs.job import JobSpec
-from enlarger.service.jobs.model_registry import ModelState
+from enlarger.service.jobs.model_registry import AdapterNames, ModelState
 from enlarger.service.problems import Problem
 from enlarger.service.settings import ModelSettings
 
@@ -40,6 +40,8 @@ class Start(Message):
     memory: float | None  # GiB of weights
     data: Path  # the folder of the jobs
     prompt_tokens: int = 1500  # of a prompt, at most
+    models_folder: Path | None = None  # whose models can be asked for too
+    allow_pickle: bool = False
 
 
 class AssignedJob(Message):
@@ -83,6 +85,7 @@ class Ready(Message):
     event: Literal["ready"] = "ready"
     device: str
     models: tuple[ModelState, ...]
+    adapters: AdapterNames = AdapterNames()
 
 
 class Alive(Message):

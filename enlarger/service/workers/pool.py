@@ -114,7 +114,7 @@ class WorkerPool:
         """What a worker's process says."""
         match event:
             case messages.Ready():
-                self.registry.register(event.models)
+                self.registry.register(event.models, event.adapters)
             case messages.Alive():
                 pass
             case messages.Idle():

@@ -41,6 +41,8 @@ class WorkerCommand:
     limits: WorkerLimits
     prompt_tokens: int
     lock_fd: int | None = None  # an open file that they inherit
+    models_folder: Path | None = None
+    allow_pickle: bool = False
 
     def start_command(self, device: str) -> messages.Start:
         """The first command of a process."""
@@ -50,6 +52,8 @@ class WorkerCommand:
             memory=self.memory,
             data=self.data.absolute(),
             prompt_tokens=self.prompt_tokens,
+            models_folder=None if self.models_folder is None else self.models_folder.absolute(),
+            allow_pickle=self.allow_pickle,
         )
 
 
