@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from enlarger.errors import InputError
+from enlarger.sampler_names import SPACINGS, parse_sampler
 from enlarger.target_size import check_factor, fitting_size, parse_size
 
 Profile = Literal["diffusers", "original"]
@@ -39,7 +40,8 @@ GUIDANCE_HELP = "classifier-free guidance scale"
 RESCALE_HELP = "share of the conditional branch's contrast to restore"
 SEED_HELP = "seed of the first picture; the others count on"
 COUNT_HELP = "pictures to make of each input or prompt"
-SOLVER_HELP = "name of the solver"
+SOLVER_HELP = "name of the solver, ours or A1111's, such as 'DPM++ 2M Karras'"
+SPACING_HELP = f"of the noise levels: {', '.join(SPACINGS)}; if not said, the model's own"
 SCORE_HELP = "aesthetic score that the SDXL refiner aims at"
 NEGATIVE_SCORE_HELP = "aesthetic score that it keeps away from"
 MAX_SEED = 2**64 - 1  # the last that torch's generators take
@@ -74,6 +76,7 @@ class UpscaleRequest:
         None, "noise added to the input: up to 10 for x2; whole numbers up to 350 for x4", least=0, most=1000
     )
     solver: str | None = option(None, SOLVER_HELP)
+    spacing: str | None = option(None, SPACING_HELP)
     profile: Profile | None = option(None, "numbers equal to which code", choices=("diffusers", "original"))
     detail: float | None = option(None, "bundled model: 0 is most faithful, 1 full texture", least=0, most=1)
     restore: float | None = option(
@@ -88,6 +91,7 @@ class UpscaleRequest:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        parse_sampler(self.solver, self.spacing)  # raises for what is none
         given = [name for name in ("size", "long_edge", "megapixels") if getattr(self, name) is not None]
         given += ["by"] if given and self.by != DEFAULT_BY else []
         if len(given) > 1:
@@ -123,6 +127,7 @@ class SamplingOptions:
     seed: int | Sequence[int] = option(0, SEED_HELP, least=0, most=MAX_SEED, whole=True)
     count: int = option(1, COUNT_HELP, least=1, most=64, whole=True)
     solver: str | None = option(None, SOLVER_HELP)
+    spacing: str | None = option(None, SPACING_HELP)
     long_prompt: bool = option(False, LONG_PROMPT_HELP)
     clip_skip: int | None = option(None, CLIP_SKIP_HELP, least=1, most=12, whole=True)
     loras: Sequence[tuple[str | Path, float]] = ()  # names in the folder of models, or files as `Path`, with scales
@@ -130,6 +135,7 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        parse_sampler(self.solver, self.spacing)  # raises for what is none
 
 
 @dataclass(frozen=True)

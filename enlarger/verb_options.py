@@ -16,6 +16,7 @@ class _CommonOptions(TypedDict, total=False):
     seed: int | Sequence[int]
     count: int
     solver: str | None
+    spacing: str | None
     long_prompt: bool
 
 

@@ -17,6 +17,7 @@ HTTP_NAMES = {  # the library's names as those of HTTP
     "guidance": "guidance_scale",
     "count": "n",
     "solver": "scheduler",
+    "spacing": "spacing",
     **{name: name for name in ("prompt", "seed", "noise_level", "detail", "restore")},
     **{name: name for name in ("consistent", "strength", "upscale", "long_edge", "megapixels", "tile")},
     "size": "target_size",

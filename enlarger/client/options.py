@@ -12,6 +12,7 @@ class ImageOptions(TypedDict, total=False):
     seed: int
     count: int
     solver: str | None
+    spacing: str | None
 
 
 class UpscaleOptions(ImageOptions, total=False):

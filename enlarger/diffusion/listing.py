@@ -138,7 +138,9 @@ def _beta_quantiles(shares: Array) -> Array:
     try:
         from scipy.stats import beta  # pyright: ignore[reportMissingTypeStubs, reportMissingImports, reportUnknownVariableType] - scipy has none
     except ImportError as error:
-        raise InputError("use_beta_sigmas needs scipy; `pip install scipy`, or use_karras_sigmas=True") from error
+        raise InputError(
+            "beta spacing needs scipy; `pip install scipy`, or take karras (use_karras_sigmas=True)"
+        ) from error
     return np.array([float(beta.ppf(share, 0.6, 0.6)) for share in shares])  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType] - no stubs
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from enlarger.diffusion.schedule import (
 )
 from enlarger.diffusion.solvers import SOLVERS, dpm_adaptive
 from enlarger.errors import InputError
+from enlarger.sampler_names import parse_sampler
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
@@ -142,13 +143,20 @@ class Sampler:
         options = {"midpoint": self.schedule.time_midpoint} if self.solver == "pndm" else self.solver_options
         return partial(SOLVERS[self.solver], **options) if options else SOLVERS[self.solver]
 
-    def with_solver(self, solver: str | None) -> "Sampler":
-        """The same checkpoint's sampler with another solver by name; None changes nothing."""
-        if solver is None or solver == self.solver:
-            return self
-        if solver not in SOLVERS:
-            raise InputError(f"no solver is called {solver!r}; there are {', '.join(SOLVERS)}")
-        return replace(self, solver=solver, solver_options={})
+    def with_solver(self, solver: str | None, spacing: str | None = None) -> "Sampler":
+        """The same checkpoint's sampler with another solver and spacing by `sampler_names`; None changes nothing."""
+        name, space = parse_sampler(solver, spacing)
+        sampler = self if space is None else self._with_spacing(space)
+        return sampler if name in (None, self.solver) else replace(sampler, solver=name, solver_options={})
+
+    def _with_spacing(self, spacing: str) -> "Sampler":
+        """Spaced along a curve over all the training sigmas, as k-diffusion does; or over the training times."""
+        if spacing in get_args(SigmaCurve):
+            return replace(
+                self, timestep_spacing="linspace", timestep_grid="one_more", timestep_rounding="none", final_sigma=0.0,
+                sigma_curve=cast("SigmaCurve", spacing),
+            )  # fmt: skip
+        return replace(self, timestep_spacing=cast("TimestepSpacing", spacing), sigma_curve=None)
 
 
 def network_call_sigmas(solver: Solver, sigmas: Tensor) -> list[float] | None:

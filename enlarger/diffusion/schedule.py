@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from enlarger.diffusion import listing
 from enlarger.errors import InputError, Unsupported
 
 TimestepSpacing = Literal["leading", "linspace", "trailing", "log_linear"]
-SigmaCurve = Literal["karras", "exponential"]
+SigmaCurve = Literal["karras", "exponential", "beta"]
 TimestepGrid = Literal["fractional", "whole", "one_more"]
 """Where training times may lie: anywhere, at whole numbers, or as if for one step more, of which the last is left out
 (DPM-Solver++ and UniPC in diffusers)."""
@@ -101,11 +102,7 @@ class NoiseSchedule:
         if sigma_curve is not None:
             endpoints = self.sigmas.flip(0) if timestep_grid == "one_more" else sigmas
             sigma_max, sigma_min = float(endpoints[0]), float(endpoints[-1])
-            sigmas = (
-                karras_sigmas(sigma_min, sigma_max, steps)
-                if sigma_curve == "karras"
-                else _exponential_sigmas(sigma_max, sigma_min, steps)
-            )
+            sigmas = _curve_sigmas(sigma_curve, sigma_max, sigma_min, steps)
         return torch.cat([sigmas[sigmas > final_sigma], torch.tensor([final_sigma], dtype=torch.float64)])
 
 
@@ -184,6 +181,14 @@ def check_sigmas(sigmas: Tensor) -> Tensor:
         more = f" and {len(sigmas) - MAX_SHOWN_SIGMAS} more" if len(sigmas) > MAX_SHOWN_SIGMAS else ""
         raise Unsupported(f"sigmas must fall strictly to 0 or above, found {shown}{more}")
     return sigmas.double().cpu()
+
+
+def _curve_sigmas(curve: SigmaCurve, sigma_max: float, sigma_min: float, steps: int) -> Tensor:
+    if curve == "karras":
+        return karras_sigmas(sigma_min, sigma_max, steps)
+    if curve == "exponential":
+        return _exponential_sigmas(sigma_max, sigma_min, steps)
+    return torch.from_numpy(listing.sigma_curve(curve, sigma_max, sigma_min, steps))
 
 
 def _exponential_sigmas(sigma_max: float, sigma_min: float, steps: int) -> Tensor:

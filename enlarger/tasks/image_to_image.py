@@ -147,7 +147,7 @@ def prepare_run(
     prompt_spec = prompt_spec_from_options(options)
     if options["strength"] == 0:
         return ImageToImageRun(model, model.latent_diffusion, prompt_spec, prepared, seeds, ())
-    plan = model.sampling_plan(options["steps"], options["solver"], seeds)
+    plan = model.sampling_plan(options["steps"], options["solver"], seeds, options["spacing"])
     sigma_schedule = truncate_by_strength(plan.sigma_schedule, options["strength"])
     side = max(prepared.size) if windows is None else windows.side * model.vae.downsample_factor
     conditioning = model.condition_one(prompt_spec, (min(side, prepared.size[0]), min(side, prepared.size[1])))

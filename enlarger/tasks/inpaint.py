@@ -237,7 +237,8 @@ class Inpainter:
     ) -> Tensor:
         """A picture (1, 3, h, w) of any size, repainted by the network."""
         height, width = image.shape[-2:]
-        plan, strength = self.model.sampling_plan(options["steps"], options["solver"], [seed]), options["strength"]
+        plan = self.model.sampling_plan(options["steps"], options["solver"], [seed], options["spacing"])
+        strength = options["strength"]
         sigma_schedule = truncate_by_strength(plan.sigma_schedule, strength)
         conditioning = self.model.condition_one(prompt_spec_from_options(options), (height, width))
         size_multiple = self.model.size_multiple

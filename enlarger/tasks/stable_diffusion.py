@@ -221,13 +221,11 @@ class StableDiffusion:
             tokenizers=tuple(parts[name.replace("text_encoder", "tokenizer")] for name in encoders),
         )
 
-    def sampler_with_solver(self, solver: str | None) -> Sampler:
-        """The checkpoint's sampler, with another solver if one is named."""
-        return self.sampler.with_solver(solver)
-
-    def sampling_plan(self, steps: int, solver: str | None, seeds: Sequence[int]) -> SamplingPlan:
+    def sampling_plan(
+        self, steps: int, solver: str | None, seeds: Sequence[int], spacing: str | None = None
+    ) -> SamplingPlan:
         """The whole sigma schedule of `steps` with a generator per image."""
-        sampler = self.sampler_with_solver(solver)
+        sampler = self.sampler.with_solver(solver, spacing)
         return SamplingPlan(sampler.sigma_schedule(steps), sampler.make_solver(), from_seeds(seeds))
 
 

@@ -47,7 +47,8 @@ from enlarger.tasks.upscale.upscaler import Upscaler
 from enlarger.verb_options import GenerateOptions
 
 SHARED_WITH_REFINING = (
-    "prompt", "negative", "guidance", "rescale", "solver", "long_prompt", "score", "negative_score", "memory",
+    "prompt", "negative", "guidance", "rescale", "solver", "spacing", "long_prompt", "score", "negative_score",
+    "memory",
 )  # fmt: skip
 CheckpointLocations = Location | Sequence[Location] | None
 
@@ -119,7 +120,7 @@ class Generator:
     def explain(self, request: GenerateRequest) -> SamplingReport:
         """Who would run which step, and how many calls that makes; nothing is computed."""
         options = self._options(request)
-        plan = self.model.sampling_plan(options["steps"], options["solver"], [0])
+        plan = self.model.sampling_plan(options["steps"], options["solver"], [0], options["spacing"])
         names = ["base", *("refiner" if i == 1 else f"refiner {i}" for i in range(1, len(self.refiners) + 1))]
         network_calls = trace_network_calls(
             names, self._handoff_sigmas(request), plan.solver, plan.sigma_schedule.sigmas
@@ -135,7 +136,7 @@ class Generator:
         """The calls, in each window, that remake the enlarged picture."""
         refine = self._refine_request(request, None, 0)
         steps = options["steps"] if refine.steps is None else refine.steps
-        plan = self.model.sampling_plan(steps, options["solver"], [0])
+        plan = self.model.sampling_plan(steps, options["solver"], [0], options["spacing"])
         if refine.strength == 0:
             return ()
         sigmas = truncate_by_strength(plan.sigma_schedule, refine.strength).sigmas
@@ -191,7 +192,8 @@ class Generator:
         if requests[0].upscale > 1:
             self._upscale_request(requests[0], None, 0)  # raises for what it will not take, before the work
         size = self._size(options)
-        plan = model.sampling_plan(options["steps"], options["solver"], [_seed(request) for request in requests])
+        seeds = [_seed(request) for request in requests]
+        plan = model.sampling_plan(options["steps"], options["solver"], seeds, options["spacing"])
         prompt_specs = [prompt_spec_from_options(self._options(request)) for request in requests]
         handoff_sigmas = self._handoff_sigmas(requests[0])
         refiners = [

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
+from enlarger import sampler_names
 from enlarger.checkpoint.families import KINDS
 from enlarger.diffusion.solvers import SOLVERS
 from enlarger.service.jobs.job import JobSpec, job_folder
@@ -25,7 +26,7 @@ from enlarger.service.routes.parsed_request import (
     parse_upscale,
     parse_variation,
 )
-from enlarger.service.routes.request_models import SCHEDULERS, Edit, Generation, UpscaleForm, Variation
+from enlarger.service.routes.request_models import Edit, Generation, UpscaleForm, Variation
 from enlarger.service.settings import Bounds
 from tests.support.fake_service import FakeService, fake_service, serve_in_thread
 
@@ -165,7 +166,7 @@ def test_what_an_ask_may_not_say() -> None:
 
 
 def test_the_names_of_solvers_are_those_of_the_library() -> None:
-    assert set(SCHEDULERS) == set(SOLVERS)
+    assert set(sampler_names.SOLVERS) == set(SOLVERS)
 
 
 # The openai package

@@ -7,6 +7,7 @@ Each takes the denoiser, a latent x = clean + sigma * noise at the first of the 
 from collections.abc import Mapping
 
 from enlarger.diffusion.sample import Solver
+from enlarger.diffusion.solvers.consistency import lcm
 from enlarger.diffusion.solvers.dpm import PIDStepSizeController, dpm2, dpm2_ancestral, dpm_adaptive, dpm_fast
 from enlarger.diffusion.solvers.dpmpp import (
     dpmpp_2m,
@@ -41,6 +42,7 @@ SOLVERS: Mapping[str, Solver] = {
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_3m_sde": dpmpp_3m_sde,
     "unipc": unipc,
+    "lcm": lcm,
 }
 """The solvers by the names that users type."""
 
@@ -65,6 +67,7 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "heun",
+    "lcm",
     "lms",
     "log_midpoint",
     "plms",

@@ -8,11 +8,11 @@ from typing import Any, Literal
 from enlarger.errors import InputError
 from enlarger.image.encode import check_side
 from enlarger.requests import DEFAULTS, GenerateRequest, InpaintRequest, RefineRequest, UpscaleRequest
+from enlarger.sampler_names import SOLVERS, SPACINGS, parse_sampler
 from enlarger.service.jobs.job import JobSpec, OutputOptions, Task
 from enlarger.service.problems import problem_error
 from enlarger.service.routes.request_body import printable
 from enlarger.service.routes.request_models import (
-    SCHEDULERS,
     AdaptedBody,
     Edit,
     Generation,
@@ -188,9 +188,7 @@ def _sampling_options(body: SamplingBody, bounds: Bounds) -> dict[str, Any]:
     count = 1 if body.n is None else body.n
     if count > bounds.count:
         raise problem_error(400, "invalid_value", f"n is {count}, expected 1 to {bounds.count}", "n")
-    if body.scheduler is not None and body.scheduler not in SCHEDULERS:
-        expected = f"expected the name of a solver, one of {', '.join(SCHEDULERS)}"
-        raise problem_error(400, "invalid_value", f"scheduler is {short_repr(body.scheduler)}, {expected}", "scheduler")
+    _check_sampler(body)
     seed = secrets.randbelow(RANDOM_SEED_RANGE) if body.seed is None else body.seed
     negative = None if body.negative_prompt is None else _check_prompt(body.negative_prompt, "negative_prompt", bounds)
     options = {
@@ -199,6 +197,7 @@ def _sampling_options(body: SamplingBody, bounds: Bounds) -> dict[str, Any]:
         "guidance": body.guidance_scale,
         "solver": body.scheduler,
         **(_adapter_options(body) if isinstance(body, AdaptedBody) else {}),
+        "spacing": body.spacing,
     }
     return _without_none(options) | {"seed": seed, "count": count, "long_prompt": True}
 
@@ -228,6 +227,17 @@ def _parse_lora(text: str) -> tuple[str, float]:
     except ValueError as error:
         expected = "expected name:0.8"
         raise problem_error(400, "invalid_value", f"loras has {short_repr(text)}, {expected}", "loras") from error
+
+
+def _check_sampler(body: SamplingBody) -> None:
+    """Raises ProblemError for a solver or a spacing that has no such name."""
+    for name, names in (("scheduler", (body.scheduler, None)), ("spacing", (None, body.spacing))):
+        try:
+            parse_sampler(*names)
+        except InputError as error:
+            value, known = short_repr(getattr(body, name)), SOLVERS if name == "scheduler" else SPACINGS
+            expected = f"expected the name of a {'solver' if name == 'scheduler' else name}, one of {', '.join(known)}"
+            raise problem_error(400, "invalid_value", f"{name} is {value}, {expected}", name) from error
 
 
 def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from enlarger.requests import GenerateRequest, InpaintRequest, OptionLimits, RefineRequest, UpscaleRequest
-
-SCHEDULERS = (
-    "euler", "euler_ancestral", "ddim", "ddpm", "heun", "plms", "pndm", "lms", "dpm2", "dpm2_ancestral", "dpm_fast",
-    "dpm_adaptive", "dpmpp_2s_ancestral", "dpmpp_singlestep", "dpmpp_2m", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde",
-    "unipc",
-)  # fmt: skip
-"""The names of the solvers, here because this process does without torch."""
+from enlarger.sampler_names import MENU_NAMES, SOLVERS, SPACINGS
 
 SIZE_PATTERN = r"^(auto|[0-9]{1,5}x[0-9]{1,5})?$"
 SIDE_PATTERN = "([89]|[1-9][0-9]{1,2}|[1-7][0-9]{3}|80[0-9]{2}|81[0-8][0-9]|819[0-2])"  # 8 to 8192, for the document
@@ -64,7 +58,11 @@ class SamplingBody(BaseBody):
         UpscaleRequest, "seed", help="seed of the first picture, the others count on; random if absent"
     )
     scheduler: str | None = optional_field(
-        f"name of the solver: {', '.join(SCHEDULERS)}", json_schema_extra={"enum": [*SCHEDULERS, None]}
+        f"name of the solver: {', '.join(SOLVERS)}; or A1111's, such as DPM++ 2M Karras",
+        json_schema_extra={"enum": [*SOLVERS, *MENU_NAMES, None]},
+    )
+    spacing: str | None = optional_field(
+        "of the noise levels; the model's own if absent", json_schema_extra={"enum": [*SPACINGS, None]}
     )
     live: OptionalBool = optional_field("make small previews while a person watches the job")
 

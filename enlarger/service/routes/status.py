@@ -8,12 +8,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from enlarger import __version__
+from enlarger.sampler_names import SOLVERS
 from enlarger.service.dependencies import Service, get_service
 from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.problems import Problem, problem_error
 from enlarger.service.routes import examples, openapi
 from enlarger.service.routes.request_body import printable
-from enlarger.service.routes.request_models import SCHEDULERS
 from enlarger.service.routes.response_models import (
     Health,
     Info,
@@ -112,7 +112,7 @@ async def info(request: Request) -> Response:
         "keys": bool(settings.keys),
         "fetch": settings.fetch,
         "decoder_confinement": list(service.decoder.confinement),
-        "schedulers": list(SCHEDULERS),
+        "schedulers": list(SOLVERS),
     }
     return JSONResponse(body)
 

@@ -6,6 +6,8 @@ from typing import Any, cast
 
 from PIL import Image, PngImagePlugin
 
+from enlarger.sampler_names import menu_name, parse_sampler
+
 METADATA_KEY = "enlarger"  # of the JSON in PNG files
 PARAMETERS_KEY = "parameters"  # of the text that A1111's web UI writes and many programs read
 IMAGE_DESCRIPTION_TAG, EXIF_IFD_TAG, USER_COMMENT_TAG = (
@@ -15,12 +17,6 @@ IMAGE_DESCRIPTION_TAG, EXIF_IFD_TAG, USER_COMMENT_TAG = (
 )  # EXIF: ImageDescription, the inner block, UserComment
 UNICODE_PREFIX = b"UNICODE\0"
 MAX_EXIF_BYTES = 65_533 - 6  # bytes that a JPEG file holds
-A1111_SAMPLERS = {
-    "euler": "Euler", "euler_ancestral": "Euler a", "ddim": "DDIM", "heun": "Heun", "plms": "PLMS", "lms": "LMS",
-    "dpm2": "DPM2", "dpm2_ancestral": "DPM2 a", "dpm_fast": "DPM fast", "dpm_adaptive": "DPM adaptive",
-    "dpmpp_2s_ancestral": "DPM++ 2S a", "dpmpp_2m": "DPM++ 2M", "dpmpp_sde": "DPM++ SDE", "unipc": "UniPC",
-    "dpmpp_2m_sde": "DPM++ 2M SDE", "dpmpp_3m_sde": "DPM++ 3M SDE",
-}  # fmt: skip
 
 Json = dict[str, Any]
 
@@ -48,10 +44,10 @@ def metadata_of_image(metadata: Json, index: int) -> Json:
 def a1111_parameters(metadata: Json, size: tuple[int, int]) -> str:
     """The metadata as A1111 writes it: prompt, negative prompt, then names with values."""
     options: Json = metadata["options"]
-    solver = options.get("solver")
+    solver, spacing = parse_sampler(options.get("solver"), options.get("spacing"))
     fields = {
         "Steps": options.get("steps"),
-        "Sampler": A1111_SAMPLERS.get(str(solver), solver),
+        "Sampler": None if solver is None else menu_name(solver, spacing),
         "CFG scale": options.get("guidance"),
         "Seed": metadata["seeds"][0],
         "Size": f"{size[0]}x{size[1]}",

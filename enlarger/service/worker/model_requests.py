@@ -36,6 +36,7 @@ REQUEST_TYPES: Mapping[str, type[Any]] = {
 }
 OPTION_LABELS = {
     "prompt": "the prompt", "negative": "the negative prompt", "noise_level": "the noise level", "solver": "the solver",
+    "spacing": "the spacing",
     "profile": "the profile", "score": "the score", "negative_score": "the negative score", "long_prompt": "",
 }  # fmt: skip
 NEUTRAL_VALUES = (None, "", 1.0)  # what changes nothing, and so needs no note

@@ -27,7 +27,7 @@ GRAPHICS_NOTE = (
     "taken for graphics: redrawn without detail, and not made consistent with the input, since no larger picture's "
     "half is like it"
 )
-REFUSED_OPTIONS = ("prompt", "negative", "guidance", "noise_level", "profile", "solver", "tile", "memory")
+REFUSED_OPTIONS = ("prompt", "negative", "guidance", "noise_level", "profile", "solver", "spacing", "tile", "memory")
 
 
 @dataclass(frozen=True, eq=False)

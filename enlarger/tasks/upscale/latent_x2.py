@@ -148,7 +148,7 @@ class LatentUpscaler:
 
     def _solver(self, request: UpscaleRequest) -> tuple[Solver, SigmaSchedule]:
         options = with_defaults(request, _defaults_of(request))
-        sampler = self.sampler.with_solver(options["solver"])
+        sampler = self.sampler.with_solver(options["solver"], options["spacing"])
         is_original_adaptive = request.profile == "original" and sampler.solver == "dpm_adaptive"
         solver = ORIGINAL_ADAPTIVE if is_original_adaptive else sampler.make_solver()
         return solver, sampler.sigma_schedule(options["steps"])

@@ -111,7 +111,7 @@ class PixelUpscaler:
 
     def _solver(self, request: UpscaleRequest) -> tuple[Solver, SigmaSchedule]:
         options = with_defaults(request, "upscale/x4")
-        sampler = self.sampler.with_solver(options["solver"])
+        sampler = self.sampler.with_solver(options["solver"], options["spacing"])
         return sampler.make_solver(), sampler.sigma_schedule(options["steps"])
 
     def _run(self, batch: UpscaleBatch, settings: _Settings, watch: ProgressCallback) -> list[Result]:
