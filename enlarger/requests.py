@@ -203,6 +203,7 @@ class InpaintRequest(SamplingOptions):
     mask_mode: str = option(
         "auto", "what is repainted: white, transparent (alpha), or told by the mask", choices=("white", "alpha", "auto")
     )
+    mask_resize: bool = option(False, "resize a mask of another size than the picture, instead of refusing it")
     preserve: str = option(
         "exact", "exact: not one byte outside the mask changes; none: as decoded", choices=("exact", "none")
     )

@@ -51,8 +51,9 @@ def parse_sampler(solver: str | None, spacing: str | None = None) -> tuple[str |
     Raises InputError for a name that is none, and for two spacings.
     """
     chosen = None if spacing is None else _spacing(spacing)
-    if solver is None or (plain := _SOLVER_BY_NAME.get(_normalised(solver))) is not None:
-        return (None if solver is None else plain), chosen
+    plain = None if solver is None else _SOLVER_BY_NAME.get(_normalised(solver))
+    if solver is None or plain is not None:
+        return plain, chosen
     begin, _, last = _normalised(solver).rpartition(" ")
     named, curve = _SOLVER_BY_NAME.get(begin), _SPACING_BY_NAME.get(last)
     if named is None or curve is None:

@@ -83,6 +83,7 @@ class InpaintOptions(_SamplingOptions, total=False):
     prompt: str | Sequence[str]
     strength: float
     mask_mode: str
+    mask_resize: bool
     preserve: str
     feather: int
     crop: int | None

@@ -24,7 +24,7 @@ HTTP_NAMES = {  # the library's names as those of HTTP
 }
 FOR_UPSCALING = frozenset({"by", "size", "long_edge", "megapixels", "tile"})  # in `/v1/images/upscale` alone
 HANDLED_SEPARATELY = frozenset(
-    {"image", "mask", "mask_mode", "width", "height", "long_prompt"}
+    {"image", "mask", "mask_mode", "mask_resize", "width", "height", "long_prompt"}
 )  # the service always encodes long prompts
 MASK_MODES = {"auto": "auto", "alpha": "alpha", "white": "luminance"}
 IMAGES_PATH = "/v1/images"
@@ -65,6 +65,7 @@ def inpaint(
         raise InputError("mask is missing; give a picture whose white is repainted")
     request = make_request(InpaintRequest, image=None, mask=None, prompt=prompt, **options)
     payload = http_options(request) | {"mask_mode": MASK_MODES[request.mask_mode]}
+    payload |= {"mask_resize": True} if request.mask_resize else {}
     return _multipart_request(
         "edits", payload, model, {"image": encode_image_file(image), "mask": encode_image_file(mask, "mask")}
     )

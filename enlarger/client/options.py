@@ -48,3 +48,4 @@ class InpaintOptions(ImageOptions, total=False):
 
     strength: float
     mask_mode: Literal["white", "alpha", "auto"]
+    mask_resize: bool

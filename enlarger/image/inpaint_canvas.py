@@ -80,7 +80,9 @@ def prepare_canvas(request: InpaintRequest) -> InpaintCanvas:
             f"the expanded picture would be {canvas_width} x {canvas_height}, at most {PIXEL_LIMIT:,} pixels; add less"
         )
     padding, zeros = (left, right, top, bottom), torch.zeros(1, height, width)
-    input_mask = Mask(zeros) if request.mask is None else read_mask(request.mask, original.size, request.mask_mode)
+    input_mask = Mask(zeros)
+    if request.mask is not None:
+        input_mask = read_mask(request.mask, original.size, request.mask_mode, resize=request.mask_resize)
     mask = replace(input_mask, weights=F.pad(input_mask.weights, padding, value=1.0))
     expanded_area = F.pad(zeros, padding, value=1.0)
     mask_box, full_box = bounding_box(mask.weights), (0, 0, canvas_width, canvas_height)

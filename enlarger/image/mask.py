@@ -1,19 +1,19 @@
 """Masks: from what the user gives to weights from 0, keep, to 1, repaint; and their edges and boxes."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from enlarger.errors import InputError
-from enlarger.image.picture import Picture, read_picture
+from enlarger.image.mask_cleaning import clean_mask, lossy_kind_of
+from enlarger.image.picture import Array, Picture, read_picture
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts to grey
-JPEG_TOLERANCE = 8 / 255  # how far a JPEG's black and white may be off
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two are outside
 
@@ -35,21 +35,22 @@ class Mask:
         return Image.fromarray((self.weights[0] * 255).round().to(torch.uint8).numpy())
 
 
-def read_mask(source: Any, size: tuple[int, int], mode: str) -> Mask:
+def read_mask(source: Any, size: tuple[int, int], mode: str, *, resize: bool = False) -> Mask:
     """The mask of a picture of `size` (h, w).
 
     `source` is a path or PIL image; an array of what pictures may be, or bool; or a tensor (H, W) or (1, H, W) in 0..1,
     or bool. With `mode` "white" white is repainted (times alpha, if there is one); with "alpha" what is transparent;
-    "auto" takes the alpha if it varies. Raises InputError for another size.
+    "auto" takes the alpha if it varies. Raises InputError for another size, unless it may `resize` the mask.
     """
     weights, notes = _from_tensor(source) if isinstance(source, Tensor) else _from_picture(source, mode)
     if isinstance(source, Tensor) and mode == "alpha":
         raise InputError("mask_mode is 'alpha', but the mask is a tensor, which has no alpha; use 'white'")
     if weights.shape[-2:] != size:
-        raise InputError(
-            f"the mask is {weights.shape[-1]} x {weights.shape[-2]} pixels and the picture {size[1]} x {size[0]}; "
-            "make them equal"
-        )
+        sizes = f"{weights.shape[-1]} x {weights.shape[-2]} pixels and the picture {size[1]} x {size[0]}"
+        if not resize:
+            raise InputError(f"the mask is {sizes}; make them equal, or resize it (mask_resize, --mask-resize)")
+        weights = F.interpolate(weights[None], size, mode="bilinear", antialias=True)[0]
+        notes = (*notes, f"the mask was {sizes}: resized to the picture")
     return Mask(weights, notes)
 
 
@@ -133,13 +134,21 @@ def _from_picture(source: Any, mode: str) -> tuple[Tensor, tuple[str, ...]]:
         if alpha is None:
             raise InputError("mask_mode is 'alpha', but the mask has no alpha; use 'white' or give a mask with alpha")
         return 1 - alpha, tuple(notes)
-    weights = _brightness(picture) * (1 if alpha is None else alpha)
-    if _is_jpeg(source):
-        weights = weights.where(weights > JPEG_TOLERANCE, 0).where(weights < 1 - JPEG_TOLERANCE, 1)
-        notes.append(
-            f"the mask is a JPEG: what is within {JPEG_TOLERANCE * 255:.0f} steps of black or white was taken as such"
-        )
-    return weights, tuple(notes)
+    weights = _brightness(picture)
+    if picture.bit_depth == 8 and not _is_floating(source):
+        weights = _clean(weights, lossy_kind_of(source), notes)
+    return weights * (1 if alpha is None else alpha), tuple(notes)
+
+
+def _clean(weights: Tensor, lossy_kind: str | None, notes: list[str]) -> Tensor:
+    """Weights that `clean_mask` changed; the others keep their value, between the steps too."""
+    values = (weights[0] * 255).round().to(torch.uint8)
+    cleaned = torch.from_numpy(clean_mask(values.numpy(), lossy_kind, notes))
+    return torch.where(cleaned == values, weights, cleaned / 255)
+
+
+def _is_floating(source: object) -> bool:
+    return isinstance(source, np.ndarray) and cast("Array", source).dtype.kind == "f"
 
 
 def _brightness(picture: Picture) -> Tensor:
@@ -150,10 +159,3 @@ def _brightness(picture: Picture) -> Tensor:
     mixed = torch.einsum("chw,c->hw", planes, torch.tensor(LUMA))[None]
     equal = (planes == planes[:1]).all(0, keepdim=True)
     return torch.where(equal, planes[:1], mixed).clamp(0, 1)
-
-
-def _is_jpeg(source: object) -> bool:
-    if isinstance(source, str | Path):
-        with Image.open(source) as image:
-            return image.format == "JPEG"
-    return isinstance(source, Image.Image) and source.format == "JPEG"

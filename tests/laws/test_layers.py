@@ -36,6 +36,7 @@ LIGHT = {
     "colour",
     "damage",
     "deep",
+    "mask_cleaning",
     "metadata",
     "other_kinds",
 }  # the modules of `image` that do without torch

@@ -1,12 +1,13 @@
 """`enlarger.image.mask`: what counts as a mask and in which sense, sizes, feathers and boxes."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from enlarger.errors import InputError
 from enlarger.image.mask import bounding_box, distance_to_edge, expand_box, feather_mask, read_mask
@@ -62,6 +63,66 @@ def test_a_jpeg_of_black_and_white_is_a_hard_mask(tmp_path: Path) -> None:
     found = read_mask(str(tmp_path / "mask.jpg"), (40, 40), "white")
     assert_close(found.weights[0], hard / 255, 0)
     assert found.notes[0].startswith("the mask is a JPEG: what is within 8 steps of black or white")
+
+
+def hard_mask() -> np.ndarray:
+    rows, columns = np.ogrid[:96, :128]
+    return np.where((rows - 40) ** 2 + (columns - 60) ** 2 < 900, 255, 0).astype(np.uint8)
+
+
+def reencoded(mask: np.ndarray, kind: str, **options: Any) -> Image.Image:
+    file = io.BytesIO()
+    Image.fromarray(mask).convert("RGB").save(file, kind, **options)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("quality", [30, 50, 75, 90, 95])
+@pytest.mark.parametrize("form", ["PNG", "array", "webp", "image"])
+def test_ringing_is_no_mask(tmp_path: Path, quality: int, form: str) -> None:
+    """Of a PNG that was a JPEG, of a lossy WebP, of what somebody has opened: black stays black."""
+    was = reencoded(hard_mask(), "WEBP" if form == "webp" else "JPEG", quality=quality)
+    was.copy().save(tmp_path / "a.png")
+    source: Any = tmp_path / "a.png"
+    if form == "array":
+        source = np.array(was)
+    elif form == "image":
+        source = was.copy()
+    elif form == "webp":
+        source = tmp_path / "a.webp"
+        Image.fromarray(hard_mask()).convert("RGB").save(source, quality=quality)
+    found = read_mask(source, (96, 128), "white")
+    far = np.array(Image.fromarray(hard_mask()).filter(ImageFilter.MaxFilter(33))) == 0
+    assert not found.weights[0][far].any()
+    assert set((found.weights * 255).round().unique().tolist()) & {*range(1, 9), *range(247, 255)} == set()
+    assert "within 8 steps of black or white was taken as such" in found.notes[-1]
+
+
+@pytest.mark.parametrize("radius", [0, 1, 4, 12])
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_soft_edges_keep_every_step(tmp_path: Path, radius: int, kind: str) -> None:
+    soft = Image.fromarray(hard_mask()).filter(ImageFilter.GaussianBlur(radius))
+    soft.save(tmp_path / f"a.{kind}", lossless=True)
+    found = read_mask(tmp_path / f"a.{kind}", (96, 128), "white")
+    assert_close(found.weights[0], np.array(soft) / 255, 1e-6)
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("form", ["L", "RGB", "array", "RGBA"])
+def test_masks_of_0_and_1_mean_0_and_255(form: str) -> None:
+    grey = Image.fromarray(hard_mask() // 255)
+    source: Any = {"L": grey, "RGB": grey.convert("RGB"), "array": np.array(grey), "RGBA": grey.convert("RGBA")}[form]
+    found = read_mask(source, (96, 128), "white")
+    assert_close(found.weights[0], hard_mask() / 255, 0)
+    assert found.notes == ("the mask holds only 0 and 1: 1 was taken as white",)
+    assert read_mask(np.zeros((2, 3), np.uint8), (2, 3), "white").notes == ()
+
+
+def test_a_mask_may_be_resized() -> None:
+    half = Image.fromarray(hard_mask()).resize((64, 48))
+    found = read_mask(half, (96, 128), "white", resize=True)
+    expected = np.array(half.resize((128, 96), Image.Resampling.BILINEAR)) / 255
+    assert_close(found.weights[0], expected, 1 / 255)
+    assert found.notes == ("the mask was 64 x 48 pixels and the picture 128 x 96: resized to the picture",)
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,16 @@ def test_auto_says_how_the_mask_was_taken() -> None:
 
 def test_nearly_black_and_nearly_white_count_in_a_jpeg() -> None:
     notes: list[str] = []
-    mask = read_mask(halves("L", 7, 249), "luminance", notes, lossy=True)
+    mask = read_mask(halves("L", 7, 249), "luminance", notes, lossy_kind="a JPEG")
     assert set(np.asarray(mask).flat) == {0, 255} and "within 8 steps of black or white" in notes[0]
     with pytest.raises(ProblemError, match="black all over"):
-        read_mask(halves("L", 7, 3), "auto", [], lossy=True)
+        read_mask(halves("L", 7, 3), "auto", [], lossy_kind="a JPEG")
+
+
+def test_a_mask_of_0_and_1_means_0_and_255() -> None:
+    notes: list[str] = []
+    assert set(np.asarray(read_mask(halves("L", 0, 1), "auto", notes)).flat) == {0, 255}
+    assert notes[0] == "the mask holds only 0 and 1: 1 was taken as white"
 
 
 def test_a_picture_is_its_own_mask_where_it_is_transparent() -> None:

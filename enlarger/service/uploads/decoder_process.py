@@ -33,6 +33,7 @@ from enlarger.image.decode import (
     open_image,
 )
 from enlarger.image.deep import DeepImage, load_codecs, mode_of
+from enlarger.image.mask_cleaning import lossy_kind_of
 from enlarger.image.other_kinds import HEAD_BYTES, other_kind
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.uploads import sandbox
@@ -122,7 +123,7 @@ def decode(request: DecodeRequest, memory: MemoryLimit | None = None) -> Decoded
             memory.allow(request, image)
         file_format = "JPEG" if image.format == "MPO" else str(image.format)  # several JPEGs in a file, as phones make
         upright = decode_image(image, param, request.max_pixels, notes)
-        png = _output_image(upright, request, file_format == "JPEG", notes)
+        png = _output_image(upright, request, notes)
         original_size = png.image.size
         if request.fit is not None:
             notes += ["16-bit colour: fitted in 8 bits"] if isinstance(png.image, DeepImage) else []
@@ -172,7 +173,7 @@ def _deep_png_image(image: DeepImage, notes: list[str]) -> PngImage:
     return PngImage(image, profile)
 
 
-def _output_image(image: Image.Image, request: DecodeRequest, lossy: bool, notes: list[str]) -> PngImage:
+def _output_image(image: Image.Image, request: DecodeRequest, notes: list[str]) -> PngImage:
     """What a request asks to be made of a picture: its pixels, or a mask."""
     if request.kind == "picture":
         return to_png_image(image, request.param, notes)
@@ -181,7 +182,8 @@ def _output_image(image: Image.Image, request: DecodeRequest, lossy: bool, notes
     if _is_high_bit_depth(image):
         grey = np.asarray(_to_16_bit(image, request.param, notes), np.uint32)
         image = Image.fromarray(((grey + 128) // 257).astype("u1"))
-    mask = read_mask(image, request.mode, notes, lossy=lossy, param=request.param)
+    kind = lossy_kind_of(request.source)
+    mask = read_mask(image, request.mode, notes, lossy_kind=kind, param=request.param)
     return PngImage(resize_mask(mask, request.size, request.resize, notes, request.param))
 
 

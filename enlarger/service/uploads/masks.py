@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 
 from enlarger.image.colour import to_srgb
+from enlarger.image.mask_cleaning import clean_mask
 from enlarger.service.problems import problem_error
 
 MaskMode = Literal["auto", "alpha", "luminance", "inverted"]
 MASK_MODES: tuple[str, ...] = get_args(MaskMode)
-JPEG_TOLERANCE = 8  # steps that a JPEG's black and white may be off
 LANCZOS = Image.Resampling.LANCZOS
 
 
@@ -53,19 +53,20 @@ def _pad_edges(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def read_mask(
-    image: Image.Image, mode: str, notes: list[str], *, lossy: bool = False, param: str = "mask"
+    image: Image.Image, mode: str, notes: list[str], *, lossy_kind: str | None = None, param: str = "mask"
 ) -> Image.Image:
     """A mask in grey, white is repainted, of a loaded and upright picture of any mode.
 
     "alpha": what is transparent is repainted; "luminance": what is white; "inverted": what is black; in these two only
     where the mask is opaque. "auto" takes alpha if any of it is not opaque, else luminance if that varies at all.
-    `lossy` takes what is nearly black or white as such. Raises ProblemError: `empty_mask`, `invalid_image_mode`.
+    Nearly black and white are taken as such where the file is lossy, and 1 as white where all is 0 or 1.
+    Raises ProblemError: `empty_mask`, `invalid_image_mode`.
     """
     if mode not in MASK_MODES:
         raise problem_error(
             400, "invalid_value", f"found mask_mode {mode!r}, expected one of {', '.join(MASK_MODES)}", "mask_mode"
         )
-    luminance, alpha = _luminance_and_alpha(image, notes, lossy)
+    luminance, alpha = _luminance_and_alpha(image, notes, lossy_kind)
     if mode == "auto":
         mode = _detect_mask_mode(luminance, alpha, param)
         meaning = "what is transparent is repainted" if mode == "alpha" else "what is white is repainted"
@@ -110,16 +111,13 @@ def resize_mask(
     return mask.resize(size, Image.Resampling.BILINEAR)
 
 
-def _luminance_and_alpha(image: Image.Image, notes: list[str], lossy: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _luminance_and_alpha(
+    image: Image.Image, notes: list[str], lossy_kind: str | None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Luminance and alpha, uint8 (H, W)."""
     srgb_image, _ = to_srgb(image, notes)
     alpha = np.asarray(srgb_image.getchannel("A")) if srgb_image.mode in ("LA", "RGBA") else None
-    luminance = np.array(srgb_image.convert("L"))
-    if lossy:
-        luminance[luminance <= JPEG_TOLERANCE] = 0
-        luminance[luminance >= 255 - JPEG_TOLERANCE] = 255
-        notes.append(f"the mask is a JPEG: what is within {JPEG_TOLERANCE} steps of black or white was taken as such")
-    return luminance, alpha
+    return clean_mask(np.array(srgb_image.convert("L")), lossy_kind, notes), alpha
 
 
 def _detect_mask_mode(luminance: np.ndarray, alpha: np.ndarray | None, param: str) -> str:
