@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enlarger.cli.image_jobs import FileOptions, Inputs, ModelFolder, Offload, make_request, process_images
+from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
     Device,
     JsonLines,
@@ -94,6 +95,7 @@ def depth(
         kind=kind,
         quality=quality,
         skip_existing=skip_existing,
+        loading=Loading(model, device, precision, offload),
         run=(model, maps),
         beside=None if maps is None else lambda picture: (_map_for(picture, maps),),
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request, process_image, run_jobs
+from enlarger.cli.loading import Loading
 from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, request_options
 from enlarger.cli.terminal import print_lines
 from enlarger.errors import InputError
@@ -89,7 +90,9 @@ def generate(
         if any(job.error is None for job in jobs):
             report.start_stage("loading the model")
             requests_by_job = dict(zip(jobs, requests, strict=True))
-            run_job = partial(_run_job, load(), requests_by_job, report, FileOptions([], output, "", overwrite))
+            loading = Loading(model, device, precision, offload, refiner, upscaler)
+            files = FileOptions([], output, "", overwrite, loading=loading)
+            run_job = partial(_run_job, load(), requests_by_job, report, files)
         run_jobs(jobs, run_job, report)
 
 

@@ -6,15 +6,17 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
 import typer
 
+from enlarger.cli.loading import Loading
 from enlarger.errors import EnlargerError, InputError
 from enlarger.requests import SamplingOptions, UpscaleRequest
+from enlarger.strict_json import Json
 
 if TYPE_CHECKING:  # torch comes with these
     from PIL import Image
@@ -31,6 +33,17 @@ Offload = Annotated[
     Literal["none", "model", "sequential"], typer.Option(help="keep a network off the device while it is not at work")
 ]
 Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", help="pictures, and folders of pictures")]
+
+
+class Pictures(Protocol):
+    """The pictures of a result, and what made them, where that is known."""
+
+    @property
+    def images(self) -> Sequence["Image.Image"]: ...
+    @property
+    def generation(self) -> Sequence[Json]: ...
+
+
 Task = Callable[..., "Result | RemoteResult"]  # of a request, and `watch`
 RunJob = Callable[["Job"], "Outcome"]
 Request = TypeVar("Request", bound=UpscaleRequest | SamplingOptions)
@@ -54,6 +67,7 @@ class FileOptions:
     run: tuple[object, ...] = ()  # what else makes results differ: the model, and how it is run
     beside: "FilesBeside | None" = None  # the files that a result is made of beside its input
     fingerprint: "Fingerprint | None" = None  # by which results of this run are known
+    loading: Loading = field(default_factory=Loading)  # of the models
 
     def plan(self, count: int) -> "Plan":
         """A job per input, with `count` files to write."""
@@ -129,7 +143,7 @@ def process_image(
     result = task(request, watch=watch)
     return Outcome(
         job.input,
-        save_all(job, result.images, report, files),
+        save_all(job, result, report, files),
         result.images[0].size,
         round(time.monotonic() - started, 3),
         result.seeds[0],
@@ -191,14 +205,20 @@ def run_jobs(jobs: Sequence["Job"], run_job: RunJob | None, report: "Report") ->
     return outcomes
 
 
-def save_all(job: "Job", images: Sequence["Image.Image"], report: "Report", files: FileOptions) -> tuple[Path, ...]:
-    """Write a job's pictures to its files, with the fingerprints by which the next run knows them."""
+def save_all(job: "Job", result: Pictures, report: "Report", files: FileOptions) -> tuple[Path, ...]:
+    """Write a job's pictures, with what made them and the fingerprints by which the next run knows them."""
     from enlarger.image.encode import save_image
 
     report.start_stage(f"{job.input.name}: saving")
-    for number, (image, path) in enumerate(zip(images, job.outputs, strict=True)):
-        unique_id = None if files.fingerprint is None else files.fingerprint(job.input, number)
-        save_image(image, path, overwrite=job.overwrite, quality=files.quality, strip=files.strip, unique_id=unique_id)
+    made = result.generation if result.generation else [Json()] * len(result.images)
+    for number, (image, path, generation) in enumerate(zip(result.images, job.outputs, made, strict=True)):
+        if generation and (loading := files.loading.describe()):
+            generation = generation | {"loading": loading}
+        if files.fingerprint is not None:
+            generation = generation | {"fingerprint": files.fingerprint(job.input, number)}
+        save_image(
+            image, path, overwrite=job.overwrite, quality=files.quality, strip=files.strip, generation=generation
+        )
     return job.outputs
 
 

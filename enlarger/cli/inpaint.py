@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request, run_jobs, save_all
+from enlarger.cli.loading import Loading
 from enlarger.cli.options import Device, JsonLines, Kind, Options, Overwrite, Precision, Quality, request_options
 from enlarger.errors import InputError
 from enlarger.requests import InpaintRequest
@@ -56,7 +57,8 @@ def inpaint(
     from enlarger.cli.report import Report  # torch comes with these
     from enlarger.tasks.inpaint import load_inpainter
 
-    files = FileOptions([image], output, "inpaint", overwrite, kind=kind, quality=quality)
+    loading = Loading(model, device, precision, offload)
+    files = FileOptions([image], output, "inpaint", overwrite, kind=kind, quality=quality, loading=loading)
     jobs = [_check_job(job, request) for job in files.plan(request.count).jobs]
     with Report(len(jobs), json_lines=json_lines) as report:
         run_job = None
@@ -96,7 +98,7 @@ def _run_job(
     lossy_note = (f"{file_format} files change every pixel a little: save as .png to keep what is outside the mask",)
     return Outcome(
         job.input,
-        save_all(job, result.images, report, files),
+        save_all(job, result, report, files),
         result.image.size,
         round(time.monotonic() - started, 3),
         result.seeds[0],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enlarger.cli.inputs import IMAGE_SUFFIXES
 from enlarger.cli.options import AllowPickle, JsonLines
 from enlarger.cli.terminal import print_lines
 from enlarger.errors import CheckpointError, EnlargerError
@@ -21,14 +22,21 @@ UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="FILE", help="single file, folder, or name in the cache")],
+    path: Annotated[str, typer.Argument(metavar="FILE", help="single file, folder, name in the cache, or picture")],
     allow_pickle: AllowPickle = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="read all weights and name those that are no numbers")
     ] = False,
     json_lines: JsonLines = False,
 ) -> None:
-    """Show what a checkpoint is: family, parts, number formats, sizes, parameters, and anything unusual."""
+    """Show what a checkpoint is: family, parts, number formats, sizes, parameters, and anything unusual.
+
+    Of a picture: what made it, and what metadata is in it.
+    """
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES and Path(path).is_file():
+        picture = {"path": path} | _picture(Path(path))
+        print_lines([json.dumps(picture)] if json_lines else _format_lines(picture))
+        return
     from enlarger.hub.cache import resolve  # torch comes with what follows
 
     resolved = resolve(path)
@@ -39,6 +47,17 @@ def inspect(
     print_lines([json.dumps(summary)] if json_lines else _format_lines(summary))
     if summary.get("broken"):
         raise typer.Exit(1)
+
+
+def _picture(path: Path) -> Json:
+    from enlarger.image.decode import decode_error, open_image
+    from enlarger.image.generation import describe_file
+
+    with open_image(path) as (image, name):
+        try:
+            return describe_file(image)
+        except Exception as error:  # decoders raise anything on damaged files
+            raise decode_error(name, error) from error
 
 
 def _file(path: Path, allow_pickle: bool, verify: bool) -> Json:

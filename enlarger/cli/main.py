@@ -20,6 +20,7 @@ from enlarger.cli.inspect import inspect
 from enlarger.cli.models import models
 from enlarger.cli.pull import pull
 from enlarger.cli.refine import refine
+from enlarger.cli.replay import replay
 from enlarger.cli.serve import key, serve
 from enlarger.cli.terminal import printable
 from enlarger.cli.train import train
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (upscale, generate, refine, inpaint, depth, models, inspect, convert, pull, doctor, key):
+for verb in (upscale, generate, refine, inpaint, depth, models, inspect, replay, convert, pull, doctor, key):
     app.command(cls=Verb)(verb)
 app.command(cls=Verb, add_help_option=False)(serve)  # it has its own, with the texts of the settings
 app.add_typer(train, name="train")

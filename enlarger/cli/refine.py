@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enlarger.cli.image_jobs import FileOptions, Inputs, ModelFolder, Offload, make_request, process_images
+from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
     Device,
     JsonLines,
@@ -78,6 +79,7 @@ def refine(
         kind=kind,
         quality=quality,
         skip_existing=skip_existing,
+        loading=Loading(model, device, precision, offload),
         run=(model,),
     )
     process_images(files, request, load)

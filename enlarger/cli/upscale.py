@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from enlarger.cli.image_jobs import FileOptions, Inputs, Offload, make_request, process_images
+from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
     Device,
     JsonLines,
@@ -82,6 +83,7 @@ def upscale(
         kind=kind,
         quality=quality,
         skip_existing=skip_existing,
+        loading=Loading(model, device, precision, offload),
         run=(model, server),
     )
     if server is None:

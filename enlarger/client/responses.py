@@ -136,6 +136,13 @@ class Result:
         """The first picture."""
         return self.images[0]
 
+    @property
+    def generation(self) -> tuple[Json, ...]:
+        """What made each picture, as its file says it."""
+        if self.recipe is None:
+            return ()
+        return tuple(self.recipe | {"seeds": [seed]} for seed in self.seeds)
+
 
 def job_from_json(data: Json) -> Job:
     """A job of its JSON."""

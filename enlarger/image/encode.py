@@ -12,6 +12,7 @@ from enlarger.errors import InputError
 from enlarger.image.atomic_write import atomic_write
 from enlarger.image.decode import AVIF_FORMATS, one_line
 from enlarger.image.deep import DEEP_FORMATS, DEEP_SUFFIX, DeepImage, mode_of
+from enlarger.image.generation import Json, add_generation
 from enlarger.image.metadata import Strip, save_options, with_unique_id
 
 MODE_NAMES = {"L": "grey", "LA": "grey with alpha", "RGB": "colour", "RGBA": "colour with alpha", "I;16": "16-bit grey"}
@@ -88,14 +89,15 @@ def save_image(
     overwrite: bool = False,
     quality: int = 95,
     strip: Strip = "none",
-    unique_id: str | None = None,
+    generation: Json | None = None,
 ) -> Path:
     """Write an image whole or not at all: to a new file in the same folder, which then takes the name.
 
     The suffix chooses the format; `quality` (1..100) is for JPEG, WebP and AVIF. The colour profile in `image.info` of
     a colour image is kept (BMP holds none), and so are EXIF, XMP, IPTC and resolution that `read_picture` found, but
     for what `strip` names; what the format cannot hold is said in a warning. All other metadata are left out.
-    `unique_id`, 32 hexadecimal digits, becomes the EXIF tag ImageUniqueID (not in BMP, nor if all is stripped).
+    `generation` says how the picture was made, see `image.generation`; its "fingerprint", 32 hexadecimal digits,
+    becomes the EXIF tag ImageUniqueID. Neither is in a BMP, nor where all is stripped.
     Raises InputError for alpha or 16 bits in a format without them, an unknown suffix, a missing folder, a full disk
     and, without `overwrite`, an existing file.
     """
@@ -103,18 +105,15 @@ def save_image(
     if isinstance(image, DeepImage) and format_name not in DEEP_FORMATS:
         warnings.warn(f"{format_name} holds 8 bits: the {DEEP_NAMES[mode_of(image)]} is rounded", stacklevel=2)
         image = image.convert(image.mode)
-    options: dict[str, Any] = {"quality": quality} if format_name in ("JPEG", "WEBP", "AVIF") else {}
-    if image.mode in ("RGB", "RGBA") and image.info.get("icc_profile"):
-        options["icc_profile"] = image.info["icc_profile"]
-    info = dict(image.info)
-    if unique_id is not None and format_name != "BMP":
-        info["exif"] = with_unique_id(info.get("exif"), unique_id)
-    about, notes = save_options(info, format_name, image.size, strip)
+    if generation:
+        generation = generation | {"file": {"quality": quality, "strip": strip}}
+    options, notes = file_options(image, format_name, strip, generation)
+    options |= {"quality": quality} if format_name in ("JPEG", "WEBP", "AVIF") else {}
     for note in notes:
         warnings.warn(note, stacklevel=2)
     try:
         with atomic_write(path, overwrite=overwrite) as stream:
-            write_image(image, stream, format_name, options | about)
+            write_image(image, stream, format_name, options)
     except FileExistsError:
         raise InputError(f"{one_line(path)}: exists already; choose another name or allow overwriting") from None
     except (OSError, ValueError) as error:
@@ -122,6 +121,23 @@ def save_image(
             f"{one_line(path)}: cannot be written ({one_line(error)}); check space, size and permissions"
         ) from error
     return path
+
+
+def file_options(
+    image: Image.Image, format_name: str, strip: Strip = "none", generation: Json | None = None
+) -> tuple[Json, tuple[str, ...]]:
+    """Pillow's options that write what goes with a picture's pixels, and notes of what the format cannot hold."""
+    info, notes = dict(image.info), tuple[str, ...]()
+    if generation is not None and strip != "all":
+        if "task" in generation:
+            info, notes = add_generation(info, generation, format_name, image.size)
+        if "fingerprint" in generation and format_name != "BMP":
+            info["exif"] = with_unique_id(info.get("exif"), generation["fingerprint"])
+    options, lost = save_options(info, format_name, image.size, strip)
+    if image.mode in ("RGB", "RGBA") and image.info.get("icc_profile"):
+        options["icc_profile"] = image.info["icc_profile"]
+        lost += ("BMP holds no colour profile: left out",) if format_name == "BMP" else ()
+    return options, notes + lost
 
 
 def write_image(image: Image.Image, stream: BinaryIO, format_name: str, options: Mapping[str, Any]) -> None:

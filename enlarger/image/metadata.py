@@ -9,6 +9,7 @@ from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 Strip = Literal["none", "gps", "all"]
 IMAGE_UNIQUE_ID = 0xA420  # an EXIF tag
 INFO_KEYS = ("exif", "xmp", "iptc", "dpi")  # in `info` of our PIL images
+PARAMETERS_KEY = "parameters"  # of the text that A1111's web UI writes into PNG files and many programs read
 DESCRIPTIVE_TAGS = (  # of a file's first directory; what tells how pixels are stored is the writer's
     0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, *range(0x9C9B, 0x9CA0),
 )  # fmt: skip
@@ -70,7 +71,7 @@ def _read_dpi(image: Image.Image) -> tuple[float, float] | None:
 
 def without(info: Mapping[Any, Any], strip: Strip) -> dict[str, Any]:
     """The metadata that is left: all, all but the place, or none."""
-    kept = {key: info[key] for key in INFO_KEYS if key in info and strip != "all"}
+    kept = {key: info[key] for key in (*INFO_KEYS, "texts") if key in info and strip != "all"}
     if strip == "gps":
         if "exif" in kept:
             kept["exif"] = _exif_without(kept["exif"], GPS_DIRECTORY)
@@ -146,13 +147,18 @@ def save_options(
             notes.append("the maker's notes in EXIF are larger than a JPEG file holds: left out")
         if format_name != "JPEG" or len(exif) <= MAX_EXIF:
             options["exif"] = exif
+        else:
+            notes.append("EXIF is larger than a JPEG file holds: left out")
     if "dpi" in kept:
         options["dpi"] = kept["dpi"]
     if format_name == "TIFF":
         return _tiff_options(options, kept), tuple(notes)
-    if "xmp" in kept and format_name == "PNG":
+    if format_name == "PNG":
         texts = PngImagePlugin.PngInfo()
-        texts.add_itxt(XMP_PNG_KEY, kept["xmp"].decode("utf-8", "replace"))
+        for key, text in kept.get("texts", {}).items():
+            (texts.add_text if key == PARAMETERS_KEY else texts.add_itxt)(key, text)
+        if "xmp" in kept:
+            texts.add_itxt(XMP_PNG_KEY, kept["xmp"].decode("utf-8", "replace"))
         options["pnginfo"] = texts
     elif "xmp" in kept:
         options["xmp"] = kept["xmp"]

@@ -12,6 +12,7 @@ from enlarger.requests import DepthRequest, make_request, one_per_image, with_de
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.adapters import adapt
 from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
+from enlarger.tasks.generation import with_generation
 from enlarger.tasks.image_to_image import image_to_image, prepare_run
 from enlarger.tasks.inputs import Latents, PreparedImage, prepare_picture, split_images, split_request
 from enlarger.tasks.latent_diffusion import pad_to_multiple
@@ -33,9 +34,9 @@ class DepthToImage:
 
     def __call__(self, request: DepthRequest, watch: ProgressCallback = no_progress) -> Result:
         """Each input gives `count` pictures of its own size, in order. One picture is computed at a time."""
-        model, request = adapt(self.model, request)
+        model, adapted = adapt(self.model, request)
         if model is not self.model:
-            return replace(self, model=model)(request, watch)
+            return with_generation(replace(self, model=model)(adapted, watch), self.model, "depth", request)
         count = len(split_images(request.image))
         depth_maps = one_per_image(None if request.depth is None else _split_depth_maps(request.depth), count, "depth")
         results: list[Result] = []
@@ -52,7 +53,7 @@ class DepthToImage:
                 on_step = report_steps(watch, job.plan.sigma_schedule.steps)
                 latents.append(image_to_image(run.latent_diffusion, job, on_step))
             results.append(run.finish(latents))
-        return join_results(results)
+        return with_generation(join_results(results), self.model, "depth", request)
 
     def _depth_channel(self, prepared: PreparedImage, depth_map: Any) -> Tensor:
         """The depth of the padded picture as the network's fifth channel, (1, 1, h, w) in -1..1."""

@@ -18,6 +18,7 @@ from enlarger.requests import RefineRequest, UpscaleRequest, make_request, with_
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.adapters import adapt
 from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
+from enlarger.tasks.generation import with_generation
 from enlarger.tasks.inputs import Latents, PreparedImage, prepare_picture, split_request
 from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
 from enlarger.tasks.loading import Location
@@ -64,9 +65,9 @@ class Refiner:
 
     def __call__(self, request: RefineRequest, watch: ProgressCallback = no_progress) -> Result:
         """Each input gives `count` pictures of its own size, times `by`, in order, computed one at a time."""
-        model, request = adapt(self.model, request)
+        model, adapted = adapt(self.model, request)
         if model is not self.model:
-            return replace(self, model=model)(request, watch)
+            return with_generation(replace(self, model=model)(adapted, watch), self.model, "refine", request)
         defaults = "refine/xl" if self.model.has_micro_conditioning else "refine"
         results: list[Result] = []
         for one, seeds in split_request(request):
@@ -81,7 +82,7 @@ class Refiner:
                 latents.append(image_to_image(run.latent_diffusion, replace(job, plan=plan), on_step))
             result = run.finish(latents)
             results.append(replace(result, notes=result.notes + note_windows(windows, size)))
-        return join_results(results)
+        return with_generation(join_results(results), self.model, "refine", request)
 
     def _enlarge(self, request: RefineRequest, by: float, watch: ProgressCallback) -> Image.Image:
         """The request's picture made larger by the bundled model."""

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from enlarger.diffusion.noise import Noise, PerSampleGenerators
 from enlarger.errors import InputError
+from enlarger.image.generation import Json
 from enlarger.image.inpaint_canvas import ChangedPixels, InpaintCanvas, prepare_canvas
 from enlarger.image.resize import resize
 from enlarger.requests import InpaintRequest, make_request, with_defaults
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.adapters import adapt
 from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_options
+from enlarger.tasks.generation import describe_pictures
 from enlarger.tasks.image_to_image import truncate_by_strength
 from enlarger.tasks.inputs import split_images, split_request
 from enlarger.tasks.latent_diffusion import LatentDiffusion, pad_to_multiple, repeat_each
@@ -164,6 +166,7 @@ class InpaintResult:
     coverage: tuple[float, ...]
     masks: tuple[Image.Image, ...]
     flagged: tuple[bool, ...] | None = None  # by the checkpoint's safety checker; None: it has none, see `notes`
+    generation: tuple[Json, ...] = ()  # what made each, see `image.generation`
 
     @property
     def image(self) -> Any:
@@ -184,9 +187,10 @@ class Inpainter:
 
     def __call__(self, request: InpaintRequest, watch: ProgressCallback = no_progress) -> InpaintResult:
         """Each input gives `count` results, in order. One is computed at a time, so that it depends on no other."""
-        model, request = adapt(self.model, request)
+        model, adapted = adapt(self.model, request)
         if model is not self.model:
-            return replace(self, model=model)(request, watch)
+            made = replace(self, model=model)(adapted, watch)
+            return replace(made, generation=describe_pictures(made.seeds, self.model, "inpaint", request))
         masks = [None] if request.mask is None else split_images(request.mask)
         results: list[InpaintResult] = []
         for one, seeds in split_request(request, mask=masks):
@@ -199,7 +203,8 @@ class Inpainter:
                     filled = canvas.replace_box(filled, repainted[0])
                 painted.append(filled)
             results.append(self._finish(one, canvas, options, seeds, painted))
-        return _join_results(self.model.name, results)
+        made = _join_results(self.model.name, results)
+        return replace(made, generation=describe_pictures(made.seeds, self.model, "inpaint", request))
 
     def _crop(self, canvas: InpaintCanvas, filled: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """The box to work on and its mask, (1, 3, h, w) and (1, 1, h, w), with `crop` at the size of the training."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from enlarger.diffusion.sample import OnStep, Step
 from enlarger.image.encode import check_output, save_image
+from enlarger.image.generation import Json
 from enlarger.image.metadata import Strip
 from enlarger.tasks.inputs import Latents, join_latents
 
@@ -55,6 +56,7 @@ class Result:
     consistency: float | None = None  # largest difference of the reduced copy to the input, in 8-bit steps
     latents: Latents | None = None  # of the pictures in order; None where they differ in size, or were never latents
     flagged: tuple[bool, ...] | None = None  # by the checkpoint's safety checker; None: it has none, see `notes`
+    generation: tuple[Json, ...] = ()  # what made each picture; saved with it, see `image.generation`
 
     @property
     def image(self) -> Image.Image:
@@ -67,7 +69,8 @@ class Result:
         """Write the pictures whole or not at all; the second and later ones as NAME-2, NAME-3 and so on.
 
         The suffix chooses the format, `quality` is for JPEG, WebP and AVIF. What the input's file said (EXIF, XMP,
-        IPTC, resolution) is kept, unless `strip` is "gps", which drops the place, or "all". Raises InputError, before
+        IPTC, resolution) is kept, and how it was made is said (`generation`), unless `strip` is "gps", which drops the
+        place, or "all". Raises InputError, before
         any is written, for what `image.encode.save_image` refuses.
         """
         first = Path(path)
@@ -75,8 +78,9 @@ class Result:
         paths = (first, *numbered)
         for image, place in zip(self.images, paths, strict=True):
             check_output(place, image.mode, image.size, overwrite=overwrite)
-        for image, place in zip(self.images, paths, strict=True):
-            save_image(image, place, overwrite=overwrite, quality=quality, strip=strip)
+        made = self.generation if self.generation else (None,) * len(paths)
+        for image, place, generation in zip(self.images, paths, made, strict=True):
+            save_image(image, place, overwrite=overwrite, quality=quality, strip=strip, generation=generation)
         return paths
 
     def _repr_png_(self) -> bytes:
@@ -97,6 +101,7 @@ def join_results(results: Sequence[Result]) -> Result:
         max(consistencies, default=None),
         join_latents([result.latents for result in results]),
         join_flags([result.flagged for result in results]),
+        tuple(one for result in results for one in result.generation),
     )
 
 

@@ -26,6 +26,7 @@ from enlarger.runtime.runtime import Offload
 from enlarger.tasks.adapters import adapt, is_adapted
 from enlarger.tasks.batching import is_batch_invariant, prompt_key
 from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_options
+from enlarger.tasks.generation import with_generation
 from enlarger.tasks.image_to_image import Refiner, truncate_by_strength
 from enlarger.tasks.inputs import Latents, check_space
 from enlarger.tasks.latent_diffusion import LatentDiffusion
@@ -104,9 +105,9 @@ class Generator:
         One picture is computed at a time, so that it is the same to the last bit alone and among others.
         `Result.latents` are those before enlarging; they cover the size that the network needed, which can be larger.
         """
-        model, request = adapt(self.model, request)
+        model, adapted = adapt(self.model, request)
         if model is not self.model:
-            return replace(self, model=model)(request, watch)
+            return with_generation(replace(self, model=model)(adapted, watch), self.model, "generate", request)
         prompts, negatives = _prompt_pairs(request)
         seeds = seeds_for(request.seed, len(prompts))
         results: list[Result] = []
@@ -115,7 +116,7 @@ class Generator:
             latent_diffusion, job = self._prepare([one])
             latents = text_to_image(latent_diffusion, job, report_steps(watch, job.plan.sigma_schedule.steps))
             results += self._finish([one], latents, watch)
-        return join_results(results)
+        return with_generation(join_results(results), self.model, "generate", request)
 
     def explain(self, request: GenerateRequest) -> SamplingReport:
         """Who would run which step, and how many calls that makes; nothing is computed."""

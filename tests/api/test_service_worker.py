@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import enlarger
+from enlarger.image.generation import read_metadata
 from enlarger.service.jobs.job import RESULT_FILE, JobSpec, OutputOptions
-from enlarger.service.worker.generation_metadata import read_metadata
 from tests.support import tiny, tiny_xl
 from tests.support.worker import Worker, working
 

@@ -13,12 +13,13 @@ from PIL import Image
 
 from enlarger.image.atomic_write import atomic_write
 from enlarger.image.deep import DeepImage
+from enlarger.image.encode import file_options, write_image
 from enlarger.image.fill import bleed_alpha
+from enlarger.image.generation import Json
 from enlarger.image.picture import read_picture, to_pil
 from enlarger.image.resize import resize
 from enlarger.service.jobs.job import RESULT_FILE, JobResult, OutputOptions, ResultImage
 from enlarger.service.problems import problem_error
-from enlarger.service.worker.generation_metadata import MAX_EXIF_BYTES, Json, exif_bytes, png_info
 from enlarger.tasks.inputs import match_input
 
 PNG_COMPRESS_LEVEL = 1  # of PNG compression: the usual 6 takes four times as long for a sixth less
@@ -42,24 +43,13 @@ def save_image(
     """Write one result with its generation metadata in it. Gives what is said of the file, and notes."""
     name = f"result-{index}.{SUFFIXES[output.format]}"
     converted, notes = _convert_for_format(image, output.format)
-    options: Json = {"icc_profile": image.info["icc_profile"]} if image.info.get("icc_profile") else {}
-    if output.format == "png":
-        options |= {"compress_level": PNG_COMPRESS_LEVEL, "pnginfo": png_info(metadata, converted.size)}
-    else:
-        exif, options["quality"] = exif_bytes(metadata, converted.size), output.quality
-        if output.format == "webp" or len(exif) <= MAX_EXIF_BYTES:
-            options["exif"] = exif
-        else:
-            notes = (
-                *notes,
-                "the metadata is too long for a JPEG file, and is in this reply only; PNG holds it",
-            )
-    converted.info = {}
+    options, file_notes = file_options(converted, output.format.upper(), generation=metadata)
+    options |= {"compress_level": PNG_COMPRESS_LEVEL} if output.format == "png" else {"quality": output.quality}
     with _writing(folder / name) as stream:
-        converted.save(stream, format=output.format.upper(), **options)
+        write_image(converted, stream, output.format.upper(), options)
         num_bytes = stream.seek(0, os.SEEK_END)
     seed = metadata["seeds"][0]
-    return ResultImage(name, converted.width, converted.height, seed, output.format, num_bytes), notes
+    return ResultImage(name, converted.width, converted.height, seed, output.format, num_bytes), notes + file_notes
 
 
 def _convert_for_format(image: Image.Image, format: str) -> tuple[Image.Image, tuple[str, ...]]:

@@ -17,6 +17,7 @@ from enlarger.nn.upscale_net import UpscaleNet, backproject
 from enlarger.requests import UpscaleRequest, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
+from enlarger.tasks.generation import with_generation
 from enlarger.tasks.loading import BUNDLED, Checkpoint
 from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.sampling import NetworkCall
@@ -56,7 +57,7 @@ class BundledUpscaler:
         results = list[Result]()
         for batch, options in single_batches(self, request, _options):
             results += self._run(batch, options, watch)
-        return join_results(results)
+        return with_generation(join_results(results), self, "upscale", request)
 
     def run_batch(self, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress) -> list[Result]:
         return self._run(stack_requests(requests), _options(requests), watch)

@@ -27,6 +27,7 @@ from enlarger.requests import X2_MAX_NOISE_LEVEL, UpscaleRequest, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.batching import is_batch_invariant
 from enlarger.tasks.conditioning import GuidedConditioning, GuidedText, encode_guided_prompts
+from enlarger.tasks.generation import with_generation
 from enlarger.tasks.inputs import LatentSpace, latent_space_of
 from enlarger.tasks.latent_diffusion import LatentDiffusion, decode_latents, pad_to_multiple
 from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress
@@ -99,7 +100,7 @@ class LatentUpscaler:
         results = list[Result]()
         for batch, make_job in single_batches(self, request, self._prepare):
             results += self._run(batch, make_job, watch)
-        return join_results(results)
+        return with_generation(join_results(results), self, "upscale", request)
 
     def run_batch(self, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress) -> list[Result]:
         return self._run(stack_requests(requests), self._prepare(requests), watch)

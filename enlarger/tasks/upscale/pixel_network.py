@@ -13,6 +13,7 @@ from enlarger.errors import Unsupported
 from enlarger.requests import UpscaleRequest
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
+from enlarger.tasks.generation import with_generation
 from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.sampling import NetworkCall
 from enlarger.tasks.upscale.upscale import UpscaleBatch, single_batches
@@ -52,7 +53,7 @@ class PixelNetworkUpscaler:
         results = list[Result]()
         for batch, notes in single_batches(self, request, _check_options):
             results += self._run(batch, notes, watch)
-        return join_results(results)
+        return with_generation(join_results(results), self, "upscale", request)
 
     def run_batch(self, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress) -> list[Result]:
         return [self(request, watch) for request in requests]

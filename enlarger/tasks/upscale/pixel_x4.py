@@ -17,6 +17,7 @@ from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.requests import UpscaleRequest, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
+from enlarger.tasks.generation import with_generation
 from enlarger.tasks.latent_diffusion import LatentDiffusion, pad_to_multiple, repeat_each
 from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
@@ -81,7 +82,7 @@ class PixelUpscaler:
         results = list[Result]()
         for batch, settings in single_batches(self, request, self._settings):
             results += self._run(batch, settings, watch)
-        return join_results(results)
+        return with_generation(join_results(results), self, "upscale", request)
 
     def run_batch(self, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress) -> list[Result]:
         return [self(request, watch) for request in requests]

@@ -1,0 +1,73 @@
+"""How a run loads its model, as the pictures that it makes say it, and the way back from that."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enlarger.strict_json import Json
+
+if TYPE_CHECKING:
+    from enlarger.tasks.loading import Checkpoint, Location
+
+DEFAULTS = {"device": "auto", "precision": "auto", "offload": "none"}
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What a verb's options say of its models."""
+
+    model: "Location | None" = None
+    device: str = "auto"
+    precision: str = "auto"
+    offload: str = "none"
+    refiner: str | Path | None = None
+    upscaler: str | Path | None = None
+
+    def describe(self) -> Json:
+        """What was asked for beside the model's name. Leave to open pickles is not told: only a user gives it."""
+        said = {name: value for name, value in self._texts().items() if value not in (None, DEFAULTS.get(name))}
+        checkpoint = {} if self.model is None or isinstance(self.model, str | Path) else _describe(self.model)
+        return said | ({"checkpoint": checkpoint} if checkpoint else {})
+
+    def _texts(self) -> dict[str, str | None]:
+        values = {"device": self.device, "precision": self.precision, "offload": self.offload}
+        return values | {
+            name: None if path is None else str(path)
+            for name, path in (("refiner", self.refiner), ("upscaler", self.upscaler))
+        }
+
+
+def _describe(checkpoint: "Checkpoint") -> Json:
+    inversions = [
+        [str(one) for one in each] if isinstance(each, tuple) else str(each) for each in checkpoint.inversions
+    ]
+    values = {
+        "variant": checkpoint.variant,
+        "prediction": checkpoint.prediction,
+        "vae": None if checkpoint.vae is None else str(checkpoint.vae),
+        "loras": [[str(path), scale] for path, scale in checkpoint.loras],
+        "inversions": inversions,
+        "models": None if checkpoint.models is None else str(checkpoint.models.path),
+    }
+    return {name: value for name, value in values.items() if value not in (None, [])}
+
+
+def checkpoint_of(name: str, loading: Json, *, allow_pickle: bool) -> "Location":
+    """The checkpoint of that name, with what `Loading.describe` said of it."""
+    from enlarger.checkpoint.model_folder import read_model_folder
+    from enlarger.tasks.loading import Checkpoint  # torch comes with it
+
+    said: Json = loading.get("checkpoint", {})
+    if not said and not allow_pickle:
+        return name
+    models: str | None = said.get("models")
+    return Checkpoint(
+        name,
+        variant=said.get("variant"),
+        prediction=said.get("prediction"),
+        vae=said.get("vae"),
+        allow_pickle=allow_pickle,
+        loras=[(str(path), float(scale)) for path, scale in said.get("loras", ())],
+        inversions=[one if isinstance(one, str) else (str(one[0]), str(one[1])) for one in said.get("inversions", ())],
+        models=None if models is None else read_model_folder(Path(models), allow_pickle=allow_pickle),
+    )

@@ -1,0 +1,177 @@
+"""`enlarger replay`: a picture's file says what made it; make it again, and compare byte for byte."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from enlarger import __version__
+from enlarger.cli.loading import checkpoint_of
+from enlarger.cli.options import ALLOW_PICKLE, Device, Overwrite
+from enlarger.cli.terminal import print_lines
+from enlarger.errors import InputError
+from enlarger.requests import (
+    DepthRequest,
+    GenerateRequest,
+    InpaintRequest,
+    RefineRequest,
+    UpscaleRequest,
+    make_request,
+)
+from enlarger.strict_json import Json
+
+if TYPE_CHECKING:  # torch comes with these
+    from PIL import Image
+
+    from enlarger.tasks.result import Result
+
+REQUESTS: dict[str, type] = {
+    "upscale": UpscaleRequest,
+    "generate": GenerateRequest,
+    "refine": RefineRequest,
+    "depth": DepthRequest,
+    "inpaint": InpaintRequest,
+}
+SERVICE_PNG_LEVEL = 1  # the service's files do not say how they were written: they are all written alike
+InputPath = Annotated[
+    Path | None,
+    typer.Option("--input", metavar="PATH", help="the picture that it was made of, or the folder it is in"),
+]
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a picture that enlarger has made")],
+    source: InputPath = None,
+    model: Annotated[str | None, typer.Option(help="where its model is now", show_default="as the file says")] = None,
+    device: Device = "auto",
+    allow_pickle: Annotated[bool, ALLOW_PICKLE] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="where to write what was made")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a picture again from what its file says, and say whether the bytes are the same.
+
+    Exit status: 0 the same bytes, 1 others, or it cannot be made again; then the reason is said.
+    """
+    from enlarger.image.decode import open_image
+    from enlarger.image.encode import check_output
+    from enlarger.image.generation import read_metadata
+
+    with open_image(file) as (image, name):
+        metadata, file_format = read_metadata(image), str(image.format)
+    if metadata is None:
+        raise InputError(f"{name}: says nothing of how it was made, expected a picture of enlarger's with its metadata")
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    result = _run(metadata, _sources(metadata, file, source), device, model, allow_pickle)
+    made = _encode(result.images[0], file_format, metadata, result)
+    if output is not None:
+        output.write_bytes(made)
+    if made == file.read_bytes():
+        print_lines([f"{file}: the same {len(made):,} bytes"])
+        return
+    reasons = _reasons(metadata, file, made)
+    print_lines([f"{file}: other bytes: {'; '.join(reasons)}"])
+    raise typer.Exit(1)
+
+
+def _sources(metadata: Json, file: Path, given: Path | None) -> dict[str, Path]:
+    """The files that it was made of, by the fields of a request. Raises InputError where one is missing."""
+    about: Json = metadata.get("input") or {}
+    if metadata["task"] == "generate":
+        return {}
+    found = {"image": _find(about, file, given)}
+    return found | {name: _find(about[name], file, given) for name in ("mask", "depth") if name in about}
+
+
+def _find(about: Json, file: Path, given: Path | None) -> Path:
+    name: str | None = about.get("file")
+    if name is None:
+        if given is not None and given.is_file():
+            return given
+        text = "was made of a picture in memory, or by a service, which names no file; give it with --input"
+        raise InputError(f"{file}: {text}")
+    places = [path for path in _places(Path(name).name, file, given) if path.is_file()]
+    for path in places:
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() == about.get("sha256"):
+                return path
+    if places:
+        raise InputError(f"{file}: was made of another {name} than {places[0]} (its SHA-256 differs); give --input")
+    raise InputError(f"{file}: was made of {name}, which is not beside it; give --input")
+
+
+def _places(name: str, file: Path, given: Path | None) -> Iterator[Path]:
+    """Where a picture of that name may be."""
+    if given is not None:
+        yield given / name if given.is_dir() else given
+        if not given.is_dir():
+            yield given.parent / name
+        return
+    for folder in (file.parent, Path(), file.parent.parent):
+        yield folder / name
+
+
+def _run(metadata: Json, sources: dict[str, Path], device: str, model: str | None, allow_pickle: bool) -> "Result":
+    """The task done again. Raises InputError and CheckpointError for what it cannot be done with."""
+    from enlarger.tasks.loading import load_model
+    from enlarger.tasks.text_to_image import load_generator
+
+    task: str = metadata["task"]
+    if task not in REQUESTS:
+        raise InputError(f"its task is {task!r}, expected one of {', '.join(REQUESTS)}; a newer enlarger may know it")
+    kind: Any = REQUESTS[task]
+    names = {item.name for item in fields(kind)}
+    options: Json = {name: value for name, value in metadata["options"].items() if name in names}
+    request: Any = make_request(kind, **options | {"seed": metadata["seeds"][0]} | sources)
+    loading: Json = metadata.get("loading", {})
+    where = device if device != "auto" else loading.get("device", "auto")
+    precision, offload = loading.get("precision", "auto"), loading.get("offload", "none")
+    location = checkpoint_of(metadata["model"] if model is None else model, loading, allow_pickle=allow_pickle)
+    if task == "generate":
+        others = loading.get("refiner"), loading.get("upscaler")
+        return load_generator(location, where, precision, offload, *others)(request)
+    return load_model(location, where, precision, offload, task).tasks[task](request)
+
+
+def _encode(image: "Image.Image", file_format: str, metadata: Json, result: "Result") -> bytes:
+    """The bytes of the file, written as the one that is repeated."""
+    from enlarger.image.encode import file_options, write_image
+    from enlarger.image.metadata import INFO_KEYS
+
+    how: Json | None = metadata.get("file")
+    said = metadata | {"enlarger": __version__, "torch": result.generation[0]["torch"]}
+    if how is None:  # the service's, which knows no metadata of its input
+        image.info = {key: value for key, value in image.info.items() if key not in INFO_KEYS}
+        said = metadata | {"enlarger": __version__}
+    options, _ = file_options(image, file_format, "none" if how is None else how["strip"], said)
+    if file_format in ("JPEG", "WEBP", "AVIF"):
+        options["quality"] = 95 if how is None else how["quality"]
+    elif how is None:
+        options["compress_level"] = SERVICE_PNG_LEVEL
+    stream = io.BytesIO()
+    write_image(image, stream, file_format, options)
+    return stream.getvalue()
+
+
+def _reasons(metadata: Json, file: Path, made: bytes) -> list[str]:
+    """What differs, and what may be why."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    with Image.open(file) as before, Image.open(io.BytesIO(made)) as after:
+        if before.size != after.size or before.mode != after.mode:
+            found = [f"it is {after.mode} of {after.size[0]} x {after.size[1]}, not {before.mode} of "
+                     f"{before.size[0]} x {before.size[1]}"]  # fmt: skip
+        else:
+            steps = np.abs(np.asarray(before, np.int64) - np.asarray(after, np.int64))
+            count = int((steps.reshape(*before.size[::-1], -1) > 0).any(-1).sum())
+            found = [f"{count} pixels differ, by at most {int(steps.max())}" if count else "the pixels are equal"]
+    pairs = (("enlarger", __version__), ("torch", torch.__version__))
+    changed = [f"it was made with {name} {metadata[name]}, this is {now}" for name, now in pairs
+               if metadata.get(name, now) != now]  # fmt: skip
+    return found + (changed or ["another device, number of threads or model gives other rounding"])

@@ -1,0 +1,178 @@
+"""How a picture was made, in its file: our JSON, the text that other programs read, and IPTC's digital source type.
+
+Without torch.
+"""
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+from xml.sax.saxutils import escape, unescape
+
+from PIL import Image, ImageCms
+
+from enlarger.image.metadata import EXIF_DIRECTORY, LABELS, PARAMETERS_KEY, XMP_PNG_KEY, read_file_metadata
+from enlarger.sampler_names import menu_name, parse_sampler
+
+Json = dict[str, Any]
+
+METADATA_KEY = "enlarger"  # of the JSON in PNG files, and of its version in that
+IMAGE_DESCRIPTION, USER_COMMENT, UNICODE_PREFIX = 0x010E, 0x9286, b"UNICODE\0"  # EXIF
+MAX_XMP_BYTES = 65_533 - 29  # bytes that a JPEG file holds
+SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+_PACKET = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
+)
+_DESCRIPTION = (
+    '<rdf:Description xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" rdf:about="" '
+    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:enlarger="urn:enlarger:generation">'
+    "<Iptc4xmpExt:DigitalSourceType>{source}</Iptc4xmpExt:DigitalSourceType>"
+    "<enlarger:Generation>{text}</enlarger:Generation></rdf:Description>"
+)
+_OWN_DESCRIPTION = re.compile(
+    r'<rdf:Description [^>]*xmlns:enlarger="urn:enlarger:generation">.*?</rdf:Description>', re.DOTALL
+)
+_SOURCE_TYPE = re.compile(
+    r'<Iptc4xmpExt:DigitalSourceType>.*?</Iptc4xmpExt:DigitalSourceType>|\sIptc4xmpExt:DigitalSourceType="[^"]*"',
+    re.DOTALL,
+)
+_GENERATION = re.compile(r"<enlarger:Generation>(.*?)</enlarger:Generation>", re.DOTALL)
+
+
+def digital_source_type(metadata: Json) -> str:
+    """The IPTC term, a URL, for what a task does: make a picture, remake parts of one, or enlarge it.
+
+    https://cv.iptc.org/newscodes/digitalsourcetype
+    """
+    if metadata["task"] == "generate":
+        return f"{SOURCE_TYPES}trainedAlgorithmicMedia"
+    is_diffusion = metadata["task"] != "upscale" or metadata["options"].get("solver") is not None
+    return f"{SOURCE_TYPES}{'compositeWithTrainedAlgorithmicMedia' if is_diffusion else 'algorithmicallyEnhanced'}"
+
+
+def a1111_parameters(metadata: Json, size: tuple[int, int]) -> str:
+    """The metadata as A1111 writes it: prompt, negative prompt, then names with values. `size` is (width, height)."""
+    options: Json = metadata["options"]
+    solver, spacing = parse_sampler(options.get("solver"), options.get("spacing"))
+    fields = {
+        "Steps": options.get("steps"),
+        "Sampler": None if solver is None else menu_name(solver, spacing),
+        "CFG scale": options.get("guidance"),
+        "Seed": metadata["seeds"][0],
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": metadata["model"],
+        "Denoising strength": options.get("strength"),
+        "Hires upscale": options.get("by", options.get("upscale")),
+        "Version": f"enlarger {metadata['enlarger']}",
+    }
+    negative = options.get("negative")
+    lines = [
+        str(options.get("prompt", "")),
+        *([f"Negative prompt: {negative}"] if negative else []),
+        ", ".join(f"{name}: {value}" for name, value in fields.items() if value is not None),
+    ]
+    return "\n".join(lines).replace("\0", " ").encode("utf-8", "replace").decode()
+
+
+def add_generation(
+    info: Mapping[Any, Any], metadata: Json, format_name: str, size: tuple[int, int]
+) -> tuple[Json, tuple[str, ...]]:
+    """The metadata `info` of a picture with how it was made, as `metadata.save_options` takes it, and notes.
+
+    XMP holds the JSON and the digital source type; EXIF A1111's text, unless it holds a comment already; PNG both as
+    texts of its own, which programs look for.
+    """
+    info = dict(info)
+    if format_name == "BMP":
+        return info, ("BMP holds no generation metadata: left out",)
+    notes, text = list[str](), json.dumps(metadata)
+    if format_name == "PNG":
+        info["texts"] = {PARAMETERS_KEY: a1111_parameters(metadata, size), METADATA_KEY: text}
+        text = ""
+    packet = info.get("xmp", _PACKET.encode()).decode("utf-8", "replace")
+    if "</rdf:RDF>" not in packet:
+        packet = _PACKET
+        notes.append("the input's XMP is damaged: left out")
+    xmp = _with_description(packet, digital_source_type(metadata), text)
+    if format_name == "JPEG" and len(xmp) > MAX_XMP_BYTES:
+        notes.append("the generation metadata is too long for a JPEG file: left out; PNG holds it")
+    else:
+        info["xmp"] = xmp
+    if format_name != "PNG":
+        info["exif"] = _with_comment(info.get("exif"), a1111_parameters(metadata, size))
+    return info, tuple(notes)
+
+
+def _with_description(packet: str, source: str, text: str) -> bytes:
+    """An XMP packet that says how its picture was made, and nothing of how its input was."""
+    packet = _SOURCE_TYPE.sub("", _OWN_DESCRIPTION.sub("", packet))
+    made = _DESCRIPTION.format(source=source, text=escape(text))
+    head, end, tail = packet.rpartition("</rdf:RDF>")
+    return f"{head}{made}{end}{tail}".encode()
+
+
+def _with_comment(data: bytes | None, text: str) -> bytes:
+    exif = Image.Exif()
+    if data is not None:
+        exif.load(data)
+    directory = exif.get_ifd(EXIF_DIRECTORY)
+    found: Any = directory.get(USER_COMMENT, b"")
+    comment = found if isinstance(found, bytes) else str(found).encode()
+    is_ours = comment.startswith(UNICODE_PREFIX) and "Version: enlarger" in _decoded(comment)
+    if is_ours or not comment[len(UNICODE_PREFIX) :].strip(b"\0 "):
+        directory[USER_COMMENT] = UNICODE_PREFIX + text.encode("utf-16-be")
+    return exif.tobytes()
+
+
+def _decoded(comment: bytes) -> str:
+    return comment[len(UNICODE_PREFIX) :].decode("utf-16-be", "replace")
+
+
+def read_metadata(image: Image.Image) -> Json | None:
+    """The metadata in a picture's file; None where there is none of ours."""
+    image.load()  # texts can come after the pixels
+    for text in (image.info.get(METADATA_KEY), _generation_in_xmp(image), image.getexif().get(IMAGE_DESCRIPTION)):
+        try:
+            metadata: Any = json.loads(str(text))
+        except ValueError:
+            continue
+        if isinstance(metadata, dict) and METADATA_KEY in metadata:
+            return cast("Json", metadata)
+    return None
+
+
+def _generation_in_xmp(image: Image.Image) -> str | None:
+    found: Any = image.info.get("xmp", image.info.get(XMP_PNG_KEY, b""))
+    packet = found if isinstance(found, str) else bytes(found).decode("utf-8", "replace")
+    match = _GENERATION.search(packet)
+    return None if match is None else unescape(match[1])
+
+
+def describe_file(image: Image.Image) -> Json:
+    """What an opened picture's file says of itself, for people: how it was made, and what metadata is in it."""
+    about, metadata = read_file_metadata(image), read_metadata(image)
+    comment: Any = image.getexif().get_ifd(EXIF_DIRECTORY).get(USER_COMMENT)
+    is_text = isinstance(comment, bytes) and comment.startswith(UNICODE_PREFIX)
+    source = re.search(re.escape(SOURCE_TYPES) + r"(\w+)", str(about.get("xmp", b""), "utf-8", "replace"))
+    frames: int = getattr(image, "n_frames", 1)
+    return {
+        "holds": f"a picture, {image.format}",
+        "size": f"{image.width} x {image.height}",
+        "frames": frames if frames > 1 else None,
+        "profile": _profile_name(image.info.get("icc_profile")),
+        "metadata": [LABELS[key] for key in about] or None,
+        "source": None if source is None else source[1],
+        "text": image.info.get(PARAMETERS_KEY) or (_decoded(comment) if is_text else None),
+        "generation": metadata,
+    }
+
+
+def _profile_name(data: bytes | None) -> str | None:
+    if not data:
+        return None
+    try:
+        return ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(data))).strip()
+    except Exception:  # noqa: BLE001 - damaged profiles raise anything
+        return "one that cannot be read"
