@@ -71,6 +71,7 @@ def serve(
     host_name: Annotated[list[str] | None, typer.Option()] = None,
     origin: Annotated[list[str] | None, typer.Option()] = None,
     fetch: Annotated[bool | None, typer.Option("--fetch/--no-fetch")] = None,
+    a1111: Annotated[bool | None, typer.Option("--a1111")] = None,
     insecure_no_auth: Annotated[bool | None, typer.Option("--insecure-no-auth")] = None,
     log_level: Annotated[str | None, typer.Option()] = None,
     help: Annotated[
@@ -100,6 +101,7 @@ def serve(
             hosts=host_name,
             origins=origin,
             fetch=fetch,
+            a1111=a1111,
             insecure_no_auth=insecure_no_auth,
             log_level=log_level,
         )

@@ -47,5 +47,5 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_size=settings.bounds.body,
     )
     app.state.service = service
-    install_routes(app)
+    install_routes(app, settings.a1111)
     return app

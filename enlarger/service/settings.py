@@ -152,6 +152,7 @@ class Settings(BaseSettings):
     fetch_networks: tuple[str, ...] = Field(
         default=(), description="private networks that may be fetched from, as 10.0.0.0/8"
     )
+    a1111: bool = Field(default=False, description="serve AUTOMATIC1111's API too, under /sdapi/v1")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="the least that is logged"
     )

@@ -1,5 +1,6 @@
 """Keys: made once, kept only as hashes, and compared in constant time."""
 
+import base64
 import hmac
 import secrets
 from collections.abc import Sequence
@@ -38,10 +39,21 @@ def owner_of_hash(key_hash: str) -> str:
 
 
 def keys_from_headers(head: RequestHead) -> list[str]:
-    """The keys that a request brings: `Authorization: Bearer ...` and `X-API-Key`, each any number of times."""
+    """The keys that a request brings: `Authorization: Bearer ...` and `X-API-Key`, each any number of times; to
+    AUTOMATIC1111's API also as the password of `Authorization: Basic ...`, which its clients send."""
     authorizations = [value.strip().partition(" ") for value in head.getlist("authorization")]
     keys = [key.strip() for scheme, _, key in authorizations if scheme.lower() == "bearer"]
+    if head.path.startswith("/sdapi/"):
+        keys += [_password(value) for scheme, _, value in authorizations if scheme.lower() == "basic"]
     return [key for key in [*keys, *(value.strip() for value in head.getlist("x-api-key"))] if key]
+
+
+def _password(credentials: str) -> str:
+    """The password of RFC 7617's credentials; "" where they are none."""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def authenticate(head: RequestHead, hashes: Sequence[str]) -> str:

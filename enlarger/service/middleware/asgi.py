@@ -16,6 +16,11 @@ IMAGE_ROUTES = frozenset(
     f"/v1/images/{name}" for name in ("upscale", "generations", "edits", "variations", "inpainting")
 )
 
+A1111_IMAGE_ROUTES = frozenset(
+    f"/sdapi/v1/{name}" for name in ("txt2img", "img2img", "extra-single-image", "extra-batch-images")
+)
+A1111_BODY_ROUTES = frozenset({"/sdapi/v1/options", "/sdapi/v1/png-info"})  # that take a body and no place in the queue
+
 
 @dataclass(frozen=True)
 class RequestHead:
@@ -66,7 +71,12 @@ class RequestHead:
     @property
     def is_image_request(self) -> bool:
         """Whether pictures are to be made."""
-        return self.method == "POST" and self.path in IMAGE_ROUTES
+        return self.method == "POST" and self.path in IMAGE_ROUTES | A1111_IMAGE_ROUTES
+
+    @property
+    def takes_body(self) -> bool:
+        """Whether a body is read though no pictures are to be made."""
+        return self.method == "POST" and self.path in A1111_BODY_ROUTES
 
 
 def request_state(scope: Scope) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class AllowedOrigins:
             raise _origin_problem("another site")
 
     def _check_safe_method(self, head: RequestHead, origins: tuple[str, ...]) -> None:
-        is_cross_site = head.path.startswith("/v1/") and _fetch_site(head) == "cross-site"
+        is_cross_site = head.path.startswith(("/v1/", "/sdapi/")) and _fetch_site(head) == "cross-site"
         is_allowed = len(origins) == 1 and normalize_origin(origins[0]) in self.origins
         if is_cross_site and not is_allowed and not _is_result_navigation(head):
             raise _origin_problem("another site")

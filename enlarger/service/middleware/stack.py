@@ -63,6 +63,9 @@ def middleware_stack(app: ASGIApp, settings: Settings, metrics: Metrics, reserve
             await answer(head, owner, scope, receive, send)
 
     async def answer(head: RequestHead, owner: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if settings.a1111 and head.takes_body:
+            await run_with_body(app, body_limits_for(head, settings), scope, receive, send)
+            return
         if not head.is_image_request:
             refuse_body(head)
             await routes(scope, EmptyBody(receive), send)

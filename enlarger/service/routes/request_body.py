@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -17,7 +17,7 @@ from enlarger.service.dependencies import get_owner, get_service
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.settings import Bounds
 from enlarger.service.uploads.form_body import invalid_form
-from enlarger.service.uploads.messages import ParseRequest
+from enlarger.service.uploads.messages import Dialect, ParseRequest
 from enlarger.strict_json import short_repr
 
 BodyFormat = Literal["json", "multipart", "urlencoded"]
@@ -45,7 +45,9 @@ class RequestBody:
 
 
 @asynccontextmanager
-async def read_body(request: Request, *, allow_form: bool, allow_json: bool) -> AsyncGenerator[RequestBody]:
+async def read_body(
+    request: Request, *, allow_form: bool, allow_json: bool, dialect: Dialect = "openai"
+) -> AsyncGenerator[RequestBody]:
     """The body of a request; its files are there until the block ends. Raises ProblemError if it cannot be read."""
     content_type = request.headers.get("content-type", "")
     body_format = _body_format(content_type.partition(";")[0].strip().lower(), allow_form, allow_json)
@@ -54,6 +56,7 @@ async def read_body(request: Request, *, allow_form: bool, allow_json: bool) -> 
     try:
         async with service.bodies.receive(request.stream(), owner) as body:
             parse_request = _parse_request(body, body_format, boundary, service.settings.bounds)
+            parse_request = replace(parse_request, dialect=dialect)
             parsed = await service.decoder.parse_body(parse_request, owner)
             body.unlink()
             files: dict[str, tuple[Path, ...]] = {}

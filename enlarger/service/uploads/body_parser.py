@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from enlarger.service.problems import problem_error
+from enlarger.service.uploads.a1111_body import parse_a1111
 from enlarger.service.uploads.data_url import is_data_url, write_data_url
 from enlarger.service.uploads.form_body import check_text_bytes, parse_multipart, parse_urlencoded
 from enlarger.service.uploads.json_body import parse_json_object
@@ -31,6 +32,8 @@ def parse_body(request: ParseRequest) -> ParsedBody:
 
 def _parse_json(request: ParseRequest) -> ParsedBody:
     """A JSON object; its pictures, which are data: URLs, are written as files, and named by their numbers instead."""
+    if request.dialect == "a1111":
+        return parse_a1111(request)
     body = Path(request.source).read_bytes()
     values, files, num_url_bytes = parse_json_object(body), list[BodyFile](), 0
     for field, param in URL_FIELDS.items():

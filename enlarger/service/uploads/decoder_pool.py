@@ -191,6 +191,12 @@ class DecoderPool:
         self._check_bytes(source, self._bounds.image, param)
         return await self._decode(self._request("alpha", source, out, param, fit), owner)
 
+    async def read_texts(self, source: Path, owner: str = "") -> dict[str, str]:
+        """The texts in a picture's file. Raises ProblemError."""
+        self._check_bytes(source, self._bounds.image, "image")
+        request = self._request("texts", source, source.with_suffix(".texts"), "image", None)
+        return (await self._decode(request, owner)).texts
+
     def _check_bytes(self, source: Path, max_bytes: int, param: str) -> None:
         size = source.stat().st_size
         if size > max_bytes:
@@ -201,7 +207,7 @@ class DecoderPool:
 
     def _request(
         self,
-        kind: Literal["picture", "mask", "alpha"],
+        kind: Literal["picture", "mask", "alpha", "texts"],
         source: Path,
         out: Path,
         param: str,

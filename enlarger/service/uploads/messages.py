@@ -4,21 +4,22 @@ Plain dataclasses, because pydantic would take a third of the time in which a de
 with it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from enlarger.service.problems import Problem
 from enlarger.service.uploads.masks import Fit
 
 MAX_REPLY_BYTES = 4 << 20  # bytes of a message, the text of a body not counted; notes may be long
+Dialect = Literal["openai", "a1111"]  # in which a JSON body names its pictures
 ESCAPED_BYTES = 6  # of a message, at most, for each byte of a body's text
 
 
 @dataclass(frozen=True)
 class DecodeRequest:
-    """A file to decode: its picture, its mask, or what is transparent of it as a mask."""
+    """A file to decode: its picture, its mask, what is transparent of it as a mask, or only its texts."""
 
-    kind: Literal["picture", "mask", "alpha"]
+    kind: Literal["picture", "mask", "alpha", "texts"]
     source: str
     out: str
     param: str  # the field of the request, for error texts
@@ -44,6 +45,7 @@ class ParseRequest:
     max_mask_bytes: int
     seconds: float
     max_files: int = 17  # more than one picture is refused too, with a better text
+    dialect: Dialect = "openai"
     kind: Literal["body"] = "body"
 
 
@@ -89,6 +91,7 @@ class DecodedImage:
     sha256: str  # of the file as it came
     has_transparency: bool  # some of it is less than opaque
     original_size: tuple[int, int]  # width and height, upright, before any fit
+    texts: dict[str, str] = field(default_factory=dict[str, str])  # of the file, where these were asked for
     kind: Literal["decoded"] = "decoded"
 
 
