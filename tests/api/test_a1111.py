@@ -182,7 +182,11 @@ def test_what_is_not_supported_is_refused(kind: Any, values: dict[str, Any], tex
 def test_what_asks_for_nothing_is_taken() -> None:
     body = payload(
         TextToImage,
-        restore_faces=False, s_churn=0, script_args=[], subseed=99, seed_resize_from_w=0,
+        restore_faces=False,
+        s_churn=0,
+        script_args=[],
+        subseed=99,
+        seed_resize_from_w=0,
         alwayson_scripts={"ADetailer": {"args": [False]}, "ControlNet": {"args": []}},
         hr_prompt=None,
     )

@@ -38,6 +38,7 @@ from enlarger.image.other_kinds import HEAD_BYTES, other_kind
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.uploads import sandbox
 from enlarger.service.uploads.body_parser import parse_body
+from enlarger.service.uploads.file_texts import read_texts
 from enlarger.service.uploads.masks import Fit, apply_fit, mask_from_alpha, read_mask, resize_mask
 from enlarger.service.uploads.messages import (
     ESCAPED_BYTES,
@@ -62,8 +63,6 @@ ERROR_CODES: dict[UnreadableReason, str] = {
 }
 MAX_PNG_CHUNKS = 1000  # of a PNG, those with pixels not counted
 MAX_TEXT_BYTES = 4 << 20  # bytes of text in a PNG, unpacked
-MAX_SHOWN_TEXT, MAX_SHOWN_TEXTS = 64 << 10, 8  # characters of a text that is answered, and how many
-EXIF_IFD, USER_COMMENT, UNICODE_COMMENT = 0x8769, 0x9286, b"UNICODE\0"
 MAX_PROFILE_BYTES = 1 << 20  # bytes of a colour profile that Pillow reads back from a PNG
 CONVERTED_MODES = ("CMYK", "LAB", "YCbCr", "HSV")  # modes that a PNG does not hold
 REPLY_FD = 3  # of a picture's process: where its reply goes
@@ -124,7 +123,7 @@ def decode(request: DecodeRequest, memory: MemoryLimit | None = None) -> Decoded
         if memory is not None:
             memory.allow(request, image)
         if request.kind == "texts":
-            return _read_texts(image, source)
+            return read_texts(image, source)
         file_format = "JPEG" if image.format == "MPO" else str(image.format)  # several JPEGs in a file, as phones make
         upright = decode_image(image, param, request.max_pixels, notes)
         png = _output_image(upright, request, notes)
@@ -138,20 +137,6 @@ def decode(request: DecodeRequest, memory: MemoryLimit | None = None) -> Decoded
     lines, width, height = tuple(one_line(note) for note in notes), png.image.width, png.image.height
     transparent = png.has_transparency
     return DecodedImage(width, height, file_format, mode_of(png.image), lines, digest, transparent, original_size)
-
-
-def _read_texts(image: Image.Image, source: Path) -> DecodedImage:
-    """The texts of a PNG, or of a JPEG's or WebP's comment, cut where they are long; nothing is written."""
-    image.load()  # texts can come after the pixels
-    texts = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
-    comment: object = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
-    if isinstance(comment, bytes) and comment.startswith(UNICODE_COMMENT):
-        texts["parameters"] = comment.removeprefix(UNICODE_COMMENT).decode("utf-16-be", "replace")
-    texts = {key[:100]: value[:MAX_SHOWN_TEXT] for key, value in list(texts.items())[:MAX_SHOWN_TEXTS]}
-    with source.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    size = (image.width, image.height)
-    return DecodedImage(*size, str(image.format), image.mode, (), digest, False, size, texts)
 
 
 def to_png_image(image: Image.Image, name: str, notes: list[str]) -> PngImage:

@@ -1,0 +1,25 @@
+"""The texts in a picture's file, which say what made it; read in the decoder's process."""
+
+import hashlib
+from pathlib import Path
+
+from PIL import Image
+
+from enlarger.service.uploads.messages import DecodedImage
+
+MAX_CHARACTERS, MAX_TEXTS = 64 << 10, 8  # of a text that is answered, and how many
+EXIF_IFD, USER_COMMENT, UNICODE_COMMENT = 0x8769, 0x9286, b"UNICODE\0"
+
+
+def read_texts(image: Image.Image, source: Path) -> DecodedImage:
+    """The texts of a PNG, or of a JPEG's or WebP's comment, cut where they are long; nothing is written."""
+    image.load()  # texts can come after the pixels
+    texts = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+    comment: object = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+    if isinstance(comment, bytes) and comment.startswith(UNICODE_COMMENT):
+        texts["parameters"] = comment.removeprefix(UNICODE_COMMENT).decode("utf-16-be", "replace")
+    texts = {key[:100]: value[:MAX_CHARACTERS] for key, value in list(texts.items())[:MAX_TEXTS]}
+    with source.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    size = (image.width, image.height)
+    return DecodedImage(*size, str(image.format), image.mode, (), digest, False, size, texts)
