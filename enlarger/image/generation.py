@@ -56,6 +56,7 @@ def a1111_parameters(metadata: Json, size: tuple[int, int]) -> str:
     """The metadata as A1111 writes it: prompt, negative prompt, then names with values. `size` is (width, height)."""
     options: Json = metadata["options"]
     solver, spacing = parse_sampler(options.get("solver"), options.get("spacing"))
+    hires_upscale = options.get("by", options.get("upscale"))
     fields = {
         "Steps": options.get("steps"),
         "Sampler": None if solver is None else menu_name(solver, spacing),
@@ -64,7 +65,8 @@ def a1111_parameters(metadata: Json, size: tuple[int, int]) -> str:
         "Size": f"{size[0]}x{size[1]}",
         "Model": metadata["model"],
         "Denoising strength": options.get("strength"),
-        "Hires upscale": options.get("by", options.get("upscale")),
+        "Clip skip": options.get("clip_skip"),
+        "Hires upscale": None if hires_upscale == 1 else hires_upscale,
         "Version": f"enlarger {metadata['enlarger']}",
     }
     negative = options.get("negative")

@@ -3,10 +3,11 @@
 import time
 from typing import Any
 
+from enlarger.image.generation import a1111_parameters
 from enlarger.service.jobs.job import Job
 from enlarger.service.routes.a1111.payloads import Sampling
 from enlarger.service.routes.responses import result_of_job
-from enlarger.service.worker.generation_metadata import a1111_parameters, metadata_of_image
+from enlarger.service.worker.generation_metadata import metadata_of_image
 
 
 def generation_info(job: Job, body: Sampling) -> dict[str, Any]:
