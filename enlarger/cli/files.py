@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,9 @@ from enlarger.cli.inputs import InputFile, PassedOver, find_inputs, too_long
 from enlarger.cli.resume import Fingerprint, carries
 from enlarger.errors import InputError
 from enlarger.image.atomic_write import remove_stale_parts
-from enlarger.image.encode import SUFFIXES, check_output
+from enlarger.image.encode import FRAME_SUFFIXES, SUFFIXES, check_output
+
+ALL_FRAMES = "frames"  # the kind of files that hold every frame of their input: the input's own
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class OutputNaming:
 
     def suffix_for(self, path: Path) -> str:
         """What the result of an input ends in; PNG where its own kind is not written."""
+        if self.kind == ALL_FRAMES:
+            return path.suffix if path.suffix.lower() in FRAME_SUFFIXES else ".png"
         if self.kind != "same":
             return f".{self.kind}"
         return path.suffix if path.suffix.lower() in SUFFIXES else ".png"
@@ -113,7 +117,7 @@ def output_naming(
     if has_several_inputs:
         return replace(naming, folder=output)
     expected = SUFFIXES.get(naming.suffix_for(inputs[0]).lower())
-    if kind is not None and SUFFIXES.get(output.suffix.lower(), expected) != expected:
+    if kind not in (None, ALL_FRAMES) and SUFFIXES.get(output.suffix.lower(), expected) != expected:
         raise InputError(f"--output {output} and --format {kind} name different kinds of file; give one of them")
     return replace(naming, file=output)
 
@@ -130,7 +134,8 @@ def plan_jobs(
     results = {out.resolve() for files in outputs.values() for out in files}
     input_files = [entry for entry in found if entry.is_named_by_user or entry.path.resolve() not in results]
     reserved = {entry.path.resolve(): f"is the input {entry.path}" for entry in input_files}
-    jobs = [plan_job(entry, outputs[entry], reserved, existing) for entry in input_files]
+    suffixes = FRAME_SUFFIXES if naming.kind == ALL_FRAMES else SUFFIXES
+    jobs = [plan_job(entry, outputs[entry], reserved, existing, suffixes) for entry in input_files]
     for folder in {out.parent for job in jobs for out in job.outputs}:
         remove_stale_parts(folder)
     return Plan([_with_format_note(job, naming) for job in jobs], passed_over)
@@ -156,7 +161,11 @@ def _outputs(input_files: Iterable[InputFile], naming: OutputNaming) -> dict[Inp
 
 
 def plan_job(
-    input_file: InputFile, outputs: tuple[Path, ...], reserved: dict[Path, str], existing: ExistingFiles
+    input_file: InputFile,
+    outputs: tuple[Path, ...],
+    reserved: dict[Path, str],
+    existing: ExistingFiles,
+    suffixes: Mapping[str, str] = SUFFIXES,
 ) -> Job:
     """Check an input and reserve its outputs in `reserved`."""
     if input_file.error is not None:
@@ -168,12 +177,12 @@ def plan_job(
                 out.lstat()  # raises for a name that the disk does not take
             if (reason := reserved.get(out.resolve())) is not None:
                 raise InputError(f"{out} {reason}; choose another --output")
-            if out.suffix.lower() not in SUFFIXES:
+            if out.suffix.lower() not in suffixes:
                 raise InputError(
-                    f"{out}: found suffix {out.suffix!r}, expected one of {', '.join(SUFFIXES)}; choose one of these, "
+                    f"{out}: found suffix {out.suffix!r}, expected one of {', '.join(suffixes)}; choose one of these, "
                     "or end the name with / if it is a folder"
                 )
-            check_output(out, overwrite=True)
+            check_output(out, overwrite=True, suffixes=suffixes)
         job = existing.settle(Job(input_file.path, outputs))
     except InputError as error:
         return Job(input_file.path, error=str(error))

@@ -5,9 +5,10 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
@@ -67,6 +68,7 @@ class FileOptions:
     run: tuple[object, ...] = ()  # what else makes results differ: the model, and how it is run
     beside: "FilesBeside | None" = None  # the files that a result is made of beside its input
     fingerprint: "Fingerprint | None" = None  # by which results of this run are known
+    all_frames: bool = False  # of animations and files of several pages, each into one file of the input's kind
     loading: Loading = field(default_factory=Loading)  # of the models
 
     def plan(self, count: int) -> "Plan":
@@ -120,7 +122,8 @@ def process_images(
                     report.message(describe(task, request))
                 return task(request, watch=watch)
 
-            run_job = partial(process_image, run, to_request, request, report, files)
+            process = process_frames if files.all_frames else process_image
+            run_job = partial(process, run, to_request, request, report, files)
         run_jobs(jobs, run_job, report)
 
 
@@ -153,10 +156,55 @@ def process_image(
     )
 
 
+def process_frames(
+    task: Task,
+    request_for: Callable[[Request, "Job"], Request],
+    request: Request,
+    report: "Report",
+    files: FileOptions,
+    job: "Job",
+) -> "Outcome":
+    """Do one job with every frame of its input, and write them to one file, with their timing."""
+    from enlarger.cli.report import Outcome
+    from enlarger.image.frames import FrameSettings, check_frames, read_frames, read_timing, save_frames
+
+    started, timing = time.monotonic(), read_timing(job.input)
+    check_frames(job.outputs[0], timing)
+    if timing.count == 1 and job.outputs[0].suffix.lower() != ".gif":
+        return process_image(task, request_for, request, report, files, job)
+    watch, results = report.start_file(job.input.name), list["Result | RemoteResult"]()
+    request = request_for(request, job)
+
+    def frames() -> Iterator["Image.Image"]:
+        for frame in read_frames(job.input):
+            result = task(replace(request, image=frame), watch=watch)
+            results.append(replace(result, images=()))
+            yield result.images[0]
+
+    made = frames()
+    first = next(made)
+    about = next(iter(results[0].generation), Json())
+    about |= {"input": {"file": job.input.name}, "frames": True} if about else {}
+    generation = _describe_file(about, job, 0, files)
+    settings = FrameSettings(job.overwrite, files.quality, files.strip, generation)
+    path = save_frames(chain([first], made), job.outputs[0], timing, settings)
+    notes = dict.fromkeys(note for result in results for note in result.notes)
+    return Outcome(
+        job.input,
+        (path,),
+        first.size,
+        round(time.monotonic() - started, 3),
+        results[0].seeds[0],
+        results[0].model,
+        max((one.consistency for one in results if one.consistency is not None), default=None),
+        (f"{len(results)} frames", *notes),
+    )
+
+
 def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions) -> "Job":
     """The job, with an error if its files cannot hold what will be made of its input."""
     from enlarger.image.decode import read_header
-    from enlarger.image.encode import check_output
+    from enlarger.image.encode import FRAME_SUFFIXES, check_output
 
     if job.error is not None or job.skipped is not None:
         return job
@@ -165,7 +213,7 @@ def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions) -> "Job
         width, height = size
         size = request.target_size(height, width) if isinstance(request, UpscaleRequest) else size
         for path in job.outputs:
-            check_output(path, mode, size, overwrite=True)
+            check_output(path, mode, size, overwrite=True, suffixes=FRAME_SUFFIXES)
     except InputError as error:
         return replace(job, error=str(error))
     return job
@@ -211,15 +259,21 @@ def save_all(job: "Job", result: Pictures, report: "Report", files: FileOptions)
 
     report.start_stage(f"{job.input.name}: saving")
     made = result.generation if result.generation else [Json()] * len(result.images)
-    for number, (image, path, generation) in enumerate(zip(result.images, job.outputs, made, strict=True)):
-        if generation and (loading := files.loading.describe()):
-            generation = generation | {"loading": loading}
-        if files.fingerprint is not None:
-            generation = generation | {"fingerprint": files.fingerprint(job.input, number)}
+    for number, (image, path, one) in enumerate(zip(result.images, job.outputs, made, strict=True)):
+        generation = _describe_file(one, job, number, files)
         save_image(
             image, path, overwrite=job.overwrite, quality=files.quality, strip=files.strip, generation=generation
         )
     return job.outputs
+
+
+def _describe_file(generation: Json, job: "Job", number: int, files: FileOptions) -> Json:
+    """What a file says of what made it: the picture's, how the model was loaded, and the run's fingerprint."""
+    if generation and (loading := files.loading.describe()):
+        generation = generation | {"loading": loading}
+    if files.fingerprint is not None:
+        generation = generation | {"fingerprint": files.fingerprint(job.input, number)}
+    return generation
 
 
 def describe_unexpected(error: Exception) -> str:

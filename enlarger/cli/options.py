@@ -27,7 +27,9 @@ JsonLines = Annotated[bool, typer.Option("--json", help="print JSON instead of t
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace files that exist; never an input")]
 Strip = Annotated[
     Literal["none", "gps", "all"],
-    typer.Option(help="what of the input's EXIF, XMP, IPTC and resolution is left out: nothing, the place, or all"),
+    typer.Option(
+        help="what of the input's EXIF, XMP, IPTC and resolution is left out: the place, or, if alone, all of it"
+    ),
 ]
 Salvage = Annotated[bool, typer.Option("--salvage", help="of pictures cut short, take the rows that are there")]
 Kind = Annotated[
@@ -37,6 +39,9 @@ Kind = Annotated[
     ),
 ]
 Quality = Annotated[int, typer.Option(min=1, max=100, help="of JPEG, WebP and AVIF files")]
+AllFrames = Annotated[
+    bool, typer.Option("--all-frames", help="every frame and page, into one file of the input's kind, with its timing")
+]
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="leave alone what has a result, whatever it is")]
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="also the folders in a folder, as a tree in --output")

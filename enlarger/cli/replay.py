@@ -64,6 +64,8 @@ def replay(
         metadata, file_format = read_metadata(image), str(image.format)
     if metadata is None:
         raise InputError(f"{name}: says nothing of how it was made, expected a picture of enlarger's with its metadata")
+    if metadata.get("frames"):
+        raise InputError(f"{name}: holds several frames, which are not made again; enlarge its input again")
     if output is not None:
         check_output(output, overwrite=overwrite)
     result = _run(metadata, _sources(metadata, file, source), device, model, allow_pickle)

@@ -4,9 +4,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enlarger.cli.files import ALL_FRAMES
 from enlarger.cli.image_jobs import FileOptions, Inputs, Offload, make_request, process_images
 from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
+    AllFrames,
     Device,
     JsonLines,
     Kind,
@@ -55,6 +57,7 @@ def upscale(
     kind: Kind = None,
     quality: Quality = 95,
     skip_existing: SkipExisting = False,
+    all_frames: AllFrames = False,
     json_lines: JsonLines = False,
     server: Server = None,
     key: Key = None,
@@ -71,6 +74,10 @@ def upscale(
         return load_upscaler(model, device, precision, offload)
 
     request = make_request(UpscaleRequest, image=None, **options)
+    if all_frames and (kind is not None or request.count > 1 or salvage):
+        raise typer.BadParameter(
+            "--all-frames makes one file of the input's kind; leave --format, --count and --salvage"
+        )
     files = FileOptions(
         inputs=inputs,
         output=output,
@@ -80,14 +87,15 @@ def upscale(
         json_lines=json_lines,
         salvage=salvage,
         strip=strip,
-        kind=kind,
+        kind=ALL_FRAMES if all_frames else kind,
         quality=quality,
         skip_existing=skip_existing,
         loading=Loading(model, device, precision, offload),
-        run=(model, server),
+        all_frames=all_frames,
+        run=(model, server, all_frames) if all_frames else (model, server),
     )
     if server is None:
-        process_images(files, request, load, describe=_describe_plan)
+        process_images(files, request, load, describe=None if all_frames else _describe_plan)
         return
     check_no_local_options(model, {"device": device, "precision": precision, "offload": offload})
     with remote_upscaler(server, key, model) as remote:

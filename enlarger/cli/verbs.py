@@ -1,12 +1,14 @@
 """What every verb does with its arguments before it runs, and with its errors after."""
 
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from enlarger.cli.terminal import printable
+from enlarger.image.metadata import Strip
 
+STRIP_VALUES = get_args(Strip)
 TEXTS = frozenset({"prompt", "prompts", "negative", "expand"})  # arguments that may be empty
 
 
@@ -14,6 +16,7 @@ class Verb(TyperCommand):
     """A command for which an empty text, such as an unset variable in quotes, names nothing: no file and no folder."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args = _with_bare_strip(args)
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         for parameter in self.params:
             value = given.get(parameter.name or "")
@@ -21,6 +24,13 @@ class Verb(TyperCommand):
                 name = parameter.opts[0] if parameter.param_type_name == "option" else str(parameter.name).upper()
                 raise typer.BadParameter(f"{name} is empty, expected a value; is a variable in quotes not set?")
         return super().parse_args(ctx, args)
+
+
+def _with_bare_strip(args: list[str]) -> list[str]:
+    """The arguments, with what `--strip` means where no value follows it."""
+    following = [*args[1:], ""]
+    is_bare = [arg == "--strip" and value not in STRIP_VALUES for arg, value in zip(args, following, strict=True)]
+    return ["--strip=all" if bare else arg for arg, bare in zip(args, is_bare, strict=True)]
 
 
 class Verbs(TyperGroup):

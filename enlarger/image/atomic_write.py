@@ -23,7 +23,7 @@ def atomic_write(
     """
     temporary = path.with_name(f".{path.name}.part" if single_writer else f"{_OWN_PARTS}-{uuid.uuid4().hex}.part")
     try:
-        with temporary.open("wb" if single_writer else "xb") as stream:
+        with temporary.open("w+b" if single_writer else "x+b") as stream:
             yield stream
             stream.flush()
             if durable:

@@ -24,6 +24,7 @@ FORMAT_MODES: dict[str, frozenset[str]] = {  # what each format holds without lo
     "TIFF": frozenset(MODE_NAMES),
     "BMP": frozenset({"L", "RGB"}),
     "AVIF": frozenset({"L", "LA", "RGB", "RGBA"}),
+    "GIF": frozenset({"L", "LA", "RGB", "RGBA"}),
 }
 MAX_SIDES = {
     "JPEG": 65_500,
@@ -44,6 +45,7 @@ SUFFIXES = {
     ".apng": "PNG",
     **AVIF_FORMATS,
 }
+FRAME_SUFFIXES = SUFFIXES | {".gif": "GIF"}  # of files with every frame: of one alone GIF would keep 256 colours
 
 
 def check_side(format_name: str, size: tuple[int, int], name: str = "result") -> None:
@@ -55,17 +57,22 @@ def check_side(format_name: str, size: tuple[int, int], name: str = "result") ->
 
 
 def check_output(
-    path: str | Path, mode: str | None = None, size: tuple[int, int] | None = None, *, overwrite: bool = False
+    path: str | Path,
+    mode: str | None = None,
+    size: tuple[int, int] | None = None,
+    *,
+    overwrite: bool = False,
+    suffixes: Mapping[str, str] = SUFFIXES,
 ) -> str:
     """Pillow's name of the format for `path`; InputError, before any work, for what `save_image` would refuse.
 
     `mode` and `size` are the picture's, as far as they are known.
     """
     path, name = Path(path), one_line(path)
-    format_name = SUFFIXES.get(path.suffix.lower())
+    format_name = suffixes.get(path.suffix.lower())
     if format_name is None:
         raise InputError(
-            f"{name}: found suffix {path.suffix!r}, expected one of {', '.join(SUFFIXES)}; choose one of these"
+            f"{name}: found suffix {path.suffix!r}, expected one of {', '.join(suffixes)}; choose one of these"
         )
     held = mode.removesuffix(DEEP_SUFFIX) if mode in DEEP_NAMES else mode  # what has too many bits is rounded
     if mode is not None and held not in FORMAT_MODES[format_name]:
@@ -131,7 +138,7 @@ def file_options(
     if generation is not None and strip != "all":
         if "task" in generation:
             info, notes = add_generation(info, generation, format_name, image.size)
-        if "fingerprint" in generation and format_name != "BMP":
+        if "fingerprint" in generation and format_name not in ("BMP", "GIF"):
             info["exif"] = with_unique_id(info.get("exif"), generation["fingerprint"])
     options, lost = save_options(info, format_name, image.size, strip)
     if image.mode in ("RGB", "RGBA") and image.info.get("icc_profile"):

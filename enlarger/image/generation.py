@@ -87,8 +87,8 @@ def add_generation(
     texts of its own, which programs look for.
     """
     info = dict(info)
-    if format_name == "BMP":
-        return info, ("BMP holds no generation metadata: left out",)
+    if format_name in ("BMP", "GIF"):
+        return info, (f"{format_name} holds no generation metadata: left out",)
     notes, text = list[str](), json.dumps(metadata)
     if format_name == "PNG":
         info["texts"] = {PARAMETERS_KEY: a1111_parameters(metadata, size), METADATA_KEY: text}

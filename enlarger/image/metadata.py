@@ -19,7 +19,13 @@ XMP_TIFF_TAG, IPTC_TIFF_TAG, IPTC_RESOURCE = 700, 33723, 0x0404
 XMP_PNG_KEY = "XML:com.adobe.xmp"
 PLACES_OF_IPTC = (26, 27, 90, 92, 95, 100, 101)  # location, city, province, country
 MAX_EXIF = 65_533 - 6  # bytes that a JPEG file holds
-CANNOT_HOLD = {"PNG": ("iptc",), "WEBP": ("iptc", "dpi"), "AVIF": ("iptc", "dpi"), "BMP": ("exif", "xmp", "iptc")}
+CANNOT_HOLD = {
+    "PNG": ("iptc",),
+    "WEBP": ("iptc", "dpi"),
+    "AVIF": ("iptc", "dpi"),
+    "BMP": ("exif", "xmp", "iptc"),
+    "GIF": ("exif", "xmp", "iptc", "dpi"),
+}
 LABELS = {"exif": "EXIF", "xmp": "XMP", "iptc": "IPTC", "dpi": "resolution"}
 
 

@@ -33,6 +33,7 @@ LIGHT = {
     "atomic_write",
     "decode",
     "encode",
+    "frames",
     "generation",
     "colour",
     "damage",
