@@ -4,6 +4,7 @@ The Python functions, the command line and the service are made from these; no d
 """
 
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
@@ -38,7 +39,9 @@ NEGATIVE_HELP = "what it should not show"
 STEPS_HELP = "denoising steps"
 GUIDANCE_HELP = "classifier-free guidance scale"
 RESCALE_HELP = "share of the conditional branch's contrast to restore"
-SEED_HELP = "seed of the first picture; the others count on"
+RANDOM_SEED = -1  # stands for one that is drawn
+RANDOM_SEED_RANGE = 2**32
+SEED_HELP = f"seed of the first picture; the others count on; {RANDOM_SEED} draws one, and the result says which"
 COUNT_HELP = "pictures to make of each input or prompt"
 SOLVER_HELP = "name of the solver, ours or A1111's, such as 'DPM++ 2M Karras'"
 SPACING_HELP = f"of the noise levels: {', '.join(SPACINGS)}; if not said, the model's own"
@@ -70,7 +73,7 @@ class UpscaleRequest:
     negative: str | Sequence[str] = option("", "what it should not show; needs guidance other than 1")
     steps: int | None = option(None, STEPS_HELP, least=1, most=1000, whole=True)
     guidance: float | None = option(None, GUIDANCE_HELP, least=-100, most=100)
-    seed: int | Sequence[int] = option(0, SEED_HELP, least=0, most=MAX_SEED, whole=True)
+    seed: int | Sequence[int] = option(0, SEED_HELP, least=RANDOM_SEED, most=MAX_SEED, whole=True)
     count: int = option(1, COUNT_HELP, least=1, most=64, whole=True)
     noise_level: float | None = option(
         None, "noise added to the input: up to 10 for x2; whole numbers up to 350 for x4", least=0, most=1000
@@ -91,6 +94,7 @@ class UpscaleRequest:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        object.__setattr__(self, "seed", draw_random_seeds(self.seed))
         parse_sampler(self.solver, self.spacing)  # raises for what is none
         given = [name for name in ("size", "long_edge", "megapixels") if getattr(self, name) is not None]
         given += ["by"] if given and self.by != DEFAULT_BY else []
@@ -124,7 +128,7 @@ class SamplingOptions:
     steps: int | None = option(None, STEPS_HELP, least=1, most=1000, whole=True)
     guidance: float | None = option(None, GUIDANCE_HELP, least=-100, most=100)
     rescale: float = option(0.0, RESCALE_HELP, least=0, most=1)
-    seed: int | Sequence[int] = option(0, SEED_HELP, least=0, most=MAX_SEED, whole=True)
+    seed: int | Sequence[int] = option(0, SEED_HELP, least=RANDOM_SEED, most=MAX_SEED, whole=True)
     count: int = option(1, COUNT_HELP, least=1, most=64, whole=True)
     solver: str | None = option(None, SOLVER_HELP)
     spacing: str | None = option(None, SPACING_HELP)
@@ -135,6 +139,7 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        object.__setattr__(self, "seed", draw_random_seeds(self.seed))
         parse_sampler(self.solver, self.spacing)  # raises for what is none
 
 
@@ -291,6 +296,13 @@ def one_per_image(value: Any, count: int, name: str) -> list[Any]:
     if len(values) not in (1, count):
         raise InputError(f"{len(values)} values of {name} for {count} images; give one or {count}")
     return values * count if len(values) == 1 else values
+
+
+def draw_random_seeds(seed: int | Sequence[int]) -> int | Sequence[int]:
+    """The seeds, with one drawn wherever `RANDOM_SEED` stands."""
+    if isinstance(seed, Sequence):
+        return [secrets.randbelow(RANDOM_SEED_RANGE) if one == RANDOM_SEED else one for one in seed]
+    return secrets.randbelow(RANDOM_SEED_RANGE) if seed == RANDOM_SEED else seed
 
 
 def seeds_for(seed: int | Sequence[int], count: int) -> list[int]:

@@ -12,10 +12,10 @@ import typer
 
 from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request, process_image, run_jobs
 from enlarger.cli.loading import Loading
-from enlarger.cli.options import Device, JsonLines, Options, Overwrite, Precision, request_options
+from enlarger.cli.options import Device, JsonLines, NewKind, Options, Overwrite, Precision, Quality, request_options
 from enlarger.cli.terminal import print_lines
 from enlarger.errors import InputError
-from enlarger.requests import GenerateRequest, seeds_for
+from enlarger.requests import RANDOM_SEED, GenerateRequest, seeds_for
 
 if TYPE_CHECKING:  # torch comes with these
     from enlarger.cli.files import Job
@@ -46,7 +46,7 @@ UpscalerFolder = Annotated[
 Explain = Annotated[bool, typer.Option("--explain", help="print which network would run which step, and end")]
 
 
-@request_options(GenerateRequest, "generate")
+@request_options(GenerateRequest, "generate", seed=RANDOM_SEED)
 def generate(
     options: Options,
     model: ModelFolder,
@@ -59,13 +59,15 @@ def generate(
     precision: Precision = "auto",
     offload: Offload = "none",
     overwrite: Overwrite = False,
+    kind: NewKind = None,
+    quality: Quality = 95,
     json_lines: JsonLines = False,
     explain: Explain = False,
 ) -> None:
     """Make pictures from text.
 
-    Writes PNG unless --output names another kind of file, and prints the names of the files written. A prompt that
-    fails is reported, the others go on, and the exit status is 1.
+    Writes PNG unless --output or --format names another kind of file, and prints the names of the files written. A
+    prompt that fails is reported, the others go on, and the exit status is 1.
     """
     texts = _read_prompts(prompts or [], file)
     request = make_request(GenerateRequest, prompt=texts, **options)
@@ -84,14 +86,14 @@ def generate(
     from enlarger.cli.report import Report
 
     requests = _requests_per_prompt(request, texts)
-    jobs = _plan_jobs(requests, output, overwrite)
+    loading = Loading(model, device, precision, offload, refiner, upscaler)
+    files = FileOptions([], output, "", overwrite, kind=kind, quality=quality, loading=loading)
+    jobs = _plan_jobs(requests, files)
     with Report(len(jobs), json_lines=json_lines) as report:
         run_job = None
         if any(job.error is None for job in jobs):
             report.start_stage("loading the model")
             requests_by_job = dict(zip(jobs, requests, strict=True))
-            loading = Loading(model, device, precision, offload, refiner, upscaler)
-            files = FileOptions([], output, "", overwrite, loading=loading)
             run_job = partial(_run_job, load(), requests_by_job, report, files)
         run_jobs(jobs, run_job, report)
 
@@ -127,26 +129,29 @@ def _requests_per_prompt(request: GenerateRequest, texts: Sequence[str]) -> list
     return [replace(request, prompt=text, seed=seeds[i * request.count]) for i, text in enumerate(texts)]
 
 
-def _plan_jobs(requests: Sequence[GenerateRequest], output: str | None, overwrite: bool) -> "list[Job]":
+def _plan_jobs(requests: Sequence[GenerateRequest], files: FileOptions) -> "list[Job]":
     """A job per prompt, its files named after prompt and seed."""
     from enlarger.cli.files import ExistingFiles, is_folder_name, plan_job
     from enlarger.cli.inputs import InputFile
     from enlarger.image.encode import SUFFIXES
 
+    output, suffix = files.output, f".{files.kind or 'png'}"
     target = Path() if output is None else Path(output)
     is_file = output is not None and not is_folder_name(output)
     if is_file and len(requests) > 1 and target.suffix.lower() in SUFFIXES:
         raise typer.BadParameter(f"--output {output} names one file, but there are several prompts; give a folder")
+    if is_file and files.kind is not None and SUFFIXES.get(target.suffix.lower()) != SUFFIXES[suffix]:
+        raise typer.BadParameter(f"--output {output} and --format {files.kind} name different kinds of file; give one")
     reserved: dict[Path, str] = {}
     jobs: list[Job] = []
     for request in requests:
         seeds = seeds_for(request.seed, request.count)
         name = slug(str(request.prompt))
-        outputs = tuple(target / f"{name}-{seed}.png" for seed in seeds)
+        outputs = tuple(target / f"{name}-{seed}{suffix}" for seed in seeds)
         if is_file and len(requests) == 1:
             numbered = [target.with_name(f"{target.stem}-{k}{target.suffix}") for k in range(1, request.count + 1)]
             outputs = (target,) if request.count == 1 else tuple(numbered)
-        job = plan_job(InputFile(Path(name), is_named_by_user=True), outputs, reserved, ExistingFiles(overwrite))
+        job = plan_job(InputFile(Path(name), is_named_by_user=True), outputs, reserved, ExistingFiles(files.overwrite))
         jobs.append(_check_size(job, request))
     return jobs
 

@@ -1,6 +1,7 @@
 """Options of the verbs: one per field of a request, whose help, limits and default they take; and those verbs share."""
 
 import math
+import secrets
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 import typer
 
-from enlarger.requests import DEFAULTS, OptionLimits
+from enlarger.requests import DEFAULTS, RANDOM_SEED, RANDOM_SEED_RANGE, OptionLimits
 from enlarger.strict_json import Json
 
 if TYPE_CHECKING:  # torch comes with it
@@ -41,6 +42,10 @@ Kind = Annotated[
 Quality = Annotated[int, typer.Option(min=1, max=100, help="of JPEG, WebP and AVIF files")]
 AllFrames = Annotated[
     bool, typer.Option("--all-frames", help="every frame and page, into one file of the input's kind, with its timing")
+]
+NewKind = Annotated[
+    Literal["png", "jpg", "webp"] | None,
+    typer.Option("--format", help="kind of file to write", show_default="png, or what --output says"),
 ]
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="leave alone what has a result, whatever it is")]
 Recursive = Annotated[
@@ -89,13 +94,15 @@ STYLES: Json = {
 NAMES_OF_MODELS = ("refiner", "upscaler")  # arguments that may be names in --models, beside --model
 
 
-def request_options(request: type, task: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def request_options(
+    request: type, task: str, **defaults: object
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb one option per field of `request`; it receives their values as the mapping `options`.
 
     Options on how to read its `model` make that a `Checkpoint`.
 
     Its own come before those that all requests have. `task` is the first part of the names in `DEFAULTS` that stand for
-    None.
+    None; `defaults` replace those of the request.
     """
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
@@ -104,13 +111,16 @@ def request_options(request: type, task: str) -> Callable[[Callable[..., None]],
         styles = STYLES if "styles" in hints else Json()
         loading_parameters = _keyword_parameters(LOADING_OPTIONS | FOLDER_OPTIONS | styles)
         request_parameters = [
-            _parameter(item, hints[item.name], task) for item in ordered_fields if "limits" in item.metadata
+            _parameter(item, hints[item.name], task, defaults.get(item.name, item.default))
+            for item in ordered_fields
+            if "limits" in item.metadata
         ]
 
         @wraps(verb)
         def with_options(**arguments: Any) -> None:
             options = {parameter.name: arguments.pop(parameter.name) for parameter in request_parameters}
             options |= {name: arguments.pop(name) or () for name in styles}
+            options["seed"] = _seed(options["seed"])
             _find_models(arguments)
             verb(**arguments, options=options)
 
@@ -167,6 +177,15 @@ def _read_folder(models: Path | None, styles: Path | None, allow_pickle: bool) -
     return None if styles is None else ModelFolder(Path(), styles=read_styles(styles))
 
 
+def _seed(asked: int) -> int:
+    """The seed; one that is drawn is said."""
+    if asked != RANDOM_SEED:
+        return asked
+    seed = secrets.randbelow(RANDOM_SEED_RANGE)
+    typer.echo(f"seed {seed}, drawn at random; --seed {seed} makes the same again", err=True)
+    return seed
+
+
 def _parse_lora(argument: str) -> tuple[str, float]:
     """FILE or FILE:SCALE."""
     file, colon, scale = argument.rpartition(":")
@@ -183,7 +202,7 @@ def _parse_inversion(argument: str) -> tuple[str, str | None]:
     return (file, token.strip()) if is_named else (argument, None)
 
 
-def _parameter(item: "Field[Any]", hint: Any, task: str) -> Parameter:
+def _parameter(item: "Field[Any]", hint: Any, task: str, default: object) -> Parameter:
     limits: OptionLimits = item.metadata["limits"]
     kind: Any = Literal[limits.choices] if limits.choices else _scalar_type(hint)
     number = int if kind is int else float
@@ -191,10 +210,10 @@ def _parameter(item: "Field[Any]", hint: Any, task: str) -> Parameter:
         help=limits.help,
         min=number(limits.least) if math.isfinite(limits.least) else None,
         max=number(limits.most) if math.isfinite(limits.most) else None,
-        show_default=_default_help(item.name, task) if item.default is None else item.default != "",
+        show_default=_default_help(item.name, task) if default is None else default != "",
     )
-    annotation: Any = Annotated[kind | None if item.default is None else kind, option]
-    return Parameter(item.name, Parameter.KEYWORD_ONLY, default=item.default, annotation=annotation)
+    annotation: Any = Annotated[kind | None if default is None else kind, option]
+    return Parameter(item.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _scalar_type(hint: Any) -> Any:

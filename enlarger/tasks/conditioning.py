@@ -15,6 +15,7 @@ from enlarger.nn.blocks import sinusoidal_embedding
 from enlarger.nn.clip_text import ClipText
 from enlarger.runtime.runtime import Runtime
 from enlarger.text.encode import OutputLayer, PromptEmbeds, encode_prompts, encode_prompts_xl
+from enlarger.text.prompt_words import unheard_words
 from enlarger.text.tokenize import Tokenizer
 
 Size = tuple[int, int]  # height, width
@@ -47,8 +48,9 @@ class PromptSpec:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is not heard, one line each."""
+        words = tuple(dict.fromkeys((*unheard_words(self.prompt), *unheard_words(self.negative))))
         is_ignored = self.guidance.scale == 1 and self.negative
-        return ("the negative prompt is not used: at guidance 1 only the prompt is",) if is_ignored else ()
+        return (*words, "the negative prompt is not used: at guidance 1 only the prompt is") if is_ignored else words
 
 
 def prompt_spec_from_options(options: Mapping[str, Any]) -> PromptSpec:

@@ -202,7 +202,7 @@ def test_output_that_cannot_be(call: Any, fake: Fake) -> None:
         ["upscale", "a.png", "--by", "nan"],
         ["upscale", "a.png", "--count", "0"],
         ["upscale", "a.png", "--profile", "mine"],
-        ["upscale", "a.png", "--seed", "-1"],
+        ["upscale", "a.png", "--seed", "-2"],
         ["upscale", "a.png", "a.png", "-o", "b.png"],
         ["enlarge", "a.png"],
     ],

@@ -24,6 +24,9 @@ from tests.support.pictures import texture
 one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 
 
+SEED_LINE = "seed 0, drawn at random; --seed 0 makes the same again\n"
+
+
 class Fake:
     """Gives grey pictures, or back what it got, and remembers what it was asked for."""
 
@@ -60,6 +63,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
     """Run the command in an empty folder; gives exit status, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("secrets.randbelow", lambda most: 0)  # the seed where none is given
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["enlarger", *map(str, arguments)])
@@ -140,11 +144,23 @@ def test_refine_and_depth_with_models(call: Any) -> None:
         (["a", "-o", "deep/b.jpg"], ["deep/b.jpg"]),
         (["--", "-a/../b"], ["a-b-0.png"]),
         ([""], ["picture-0.png"]),
+        (["a", "--seed", "-1", "--format", "webp"], ["a-0.webp"]),
+        (["a", "-o", "out", "--format", "jpg", "--count", "2"], ["out/a-0.jpg", "out/a-1.jpg"]),
+        (["a", "-o", "b.jpeg", "--format", "jpg", "--quality", "50"], ["b.jpeg"]),
     ],
 )
 def test_names_of_pictures(call: Any, fake: Fake, arguments: list[str], written: list[str]) -> None:
     status, out, err = call("generate", "--model", "m", *arguments)
     assert (status, out.splitlines(), files()) == (0, written, sorted(written)), err
+
+
+def test_a_seed_that_is_drawn_is_said_and_another_kind_is_refused(call: Any, fake: Fake) -> None:
+    assert call("generate", "a", "--model", "m")[2].startswith(SEED_LINE)
+    assert SEED_LINE not in call("generate", "a", "--model", "m", "--seed", "3")[2]
+    photo("p.png")
+    assert call("refine", "p.png", "--model", "m", "--seed", "-1")[2].startswith(SEED_LINE)
+    status, _, err = call("generate", "a", "--model", "m", "-o", "b.png", "--format", "jpg")
+    assert status == 2 and "name different kinds of file; give one" in " ".join(err.replace("│", " ").split())
 
 
 def test_slugs() -> None:
@@ -170,6 +186,7 @@ def test_options_reach_the_requests(call: Any, fake: Fake) -> None:
         "negative": "dog", "width": 64, "height": 32, "steps": 4, "guidance": 0.0, "rescale": 0.5, "seed": 7,
         "count": 2, "solver": "heun", "handoff": 1.5, "score": 7.0, "negative_score": 1.0, "upscale": 3.0,
         "upscale_steps": 5, "strength": 0.25, "prompt": "cat", "upscale_strength": 0.5, "memory": 2.5, "by": 2.0,
+            "spacing": "karras",
     }  # fmt: skip
     photo("a.png")
     for verb, kind, word in (("generate", GenerateRequest, "cat"), ("refine", RefineRequest, "a.png"),
@@ -201,9 +218,8 @@ def test_nothing_is_overwritten_unasked_and_nothing_loaded_for_it(call: Any, fak
     before = Path("a-boat-0.png").read_bytes()
     status, out, err = call("generate", "a boat", "--model", "m")
     assert (status, out, fake.loaded) == (1, "", []) and Path("a-boat-0.png").read_bytes() == before
-    assert (
-        err == "error: a-boat: a-boat-0.png exists already; choose another --output, or replace it with --overwrite\n"
-    )
+    refusal = "error: a-boat: a-boat-0.png exists already; choose another --output, or replace it with --overwrite\n"
+    assert err == f"{SEED_LINE}{refusal}"
     assert call("generate", "a boat", "--model", "m", "--overwrite")[:2] == (0, "a-boat-0.png\n")
     status, _, err = call("refine", "a-boat-0.png", "--model", "m", "-o", "a-boat-0.png", "--overwrite")
     assert status == 1 and "is the input a-boat-0.png; choose another --output" in err

@@ -32,8 +32,8 @@ from enlarger.requests import (
         ({"steps": True}, "steps is True, expected a whole number"),
         ({"count": 65}, "count is 65, expected 1 to 64"),
         ({"guidance": 101}, "guidance is 101, expected -100 to 100"),
-        ({"seed": -1}, "seed is -1, expected 0 to 1.84467e+19"),
-        ({"seed": [1, -1]}, "seed is -1, expected 0 to 1.84467e+19"),
+        ({"seed": -2}, "seed is -2, expected -1 to 1.84467e+19"),
+        ({"seed": [1, -3]}, "seed is -3, expected -1 to 1.84467e+19"),
         ({"seed": [1.5]}, "seed is 1.5, expected a whole number"),
         ({"noise_level": -0.1}, "noise_level is -0.1, expected 0 to 1000"),
         ({"detail": 1.01}, "detail is 1.01, expected 0 to 1"),
@@ -166,3 +166,15 @@ def test_sizes_that_a_picture_cannot_have(options: dict[str, Any], size: tuple[i
 def test_sizes_that_say_nothing(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         UpscaleRequest(None, **options)
+
+
+def test_a_seed_of_minus_one_is_drawn() -> None:
+    drawn = {UpscaleRequest(None, seed=-1).seed for _ in range(8)} | {
+        GenerateRequest("a", seed=-1).seed for _ in range(8)
+    }
+    assert len(drawn) > 8 and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in drawn)
+    first, *rest = seeds_for(UpscaleRequest(None, seed=[-1, 7, -1]).seed, 3)
+    assert first >= 0 and rest[0] == 7 and rest[1] >= 0
+    with pytest.raises(InputError, match="the last seed is 18446744073709551615; give a smaller one"):
+        seeds_for(2**64 - 1, 2)
+    assert seeds_for(2**64 - 1, 1) == [2**64 - 1]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from enlarger.nn.clip_text import ClipText, ClipTextOutput
 from enlarger.nn.taesd import AutoencoderTiny, AutoencoderTinyConfig
 from enlarger.service.jobs.job import RESULT_FILE, JobResult, JobSpec, OutputOptions, job_folder, new_job_id
 from enlarger.service.jobs.model_registry import ModelState
-from enlarger.service.problems import ProblemError
+from enlarger.service.problems import ProblemError, problem_from_exception
 from enlarger.service.settings import GIB, ModelSettings
 from enlarger.service.worker import executor, generation_metadata, main, results
 from enlarger.service.worker.executor import Executor, log_error, problem_for
@@ -582,3 +583,29 @@ def test_the_inbox_hears_cancels_while_work_goes_on(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="Invalid JSON"):
         inbox.listen([b"no JSON"])
     assert ended == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "no solver here stands for it"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas"),
+        ({"thresholding": True}, "thresholding"),
+        ({"beta_start": 2.0}, "beta_start and beta_end"),
+    ],
+    ids=["class", "betas", "thresholding", "start"],
+)
+def test_a_scheduler_that_cannot_be_used_is_no_fault_of_the_caller(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    folder = shutil.copytree(tiny.sd1_folder(), tmp_path / "model")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", settings.get("_class_name", index["scheduler"][1])]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    shelf, _ = shelf_of(ModelSettings(name="sd", path=str(folder)))
+    with pytest.raises(Exception, match=message) as raised:
+        shelf.get("sd")
+    problem = problem_from_exception(raised.value)
+    assert (problem.status, problem.code) == (500, "model_unusable")

@@ -7,7 +7,15 @@ from typing import Any, Literal
 
 from enlarger.errors import InputError
 from enlarger.image.encode import check_side
-from enlarger.requests import DEFAULTS, GenerateRequest, InpaintRequest, RefineRequest, UpscaleRequest
+from enlarger.requests import (
+    DEFAULTS,
+    RANDOM_SEED,
+    RANDOM_SEED_RANGE,
+    GenerateRequest,
+    InpaintRequest,
+    RefineRequest,
+    UpscaleRequest,
+)
 from enlarger.sampler_names import SOLVERS, SPACINGS, parse_sampler
 from enlarger.service.jobs.job import JobSpec, OutputOptions, Task
 from enlarger.service.problems import problem_error
@@ -28,7 +36,6 @@ from enlarger.strict_json import short_repr
 ResizeMode = Literal["stretch", "crop", "pad"]
 Size = tuple[int, int]  # width, height
 
-RANDOM_SEED_RANGE = 2**32
 MIN_SIDE, MAX_SIDE = 8, 8192
 MAX_DEFAULT_STEPS = max(defaults.get("steps", 0) for defaults in DEFAULTS.values())
 PREM_STEPS, PREM_GUIDANCE = 25, 7.5  # of the documented dialect, where the model takes them at all
@@ -189,7 +196,9 @@ def _sampling_options(body: SamplingBody, bounds: Bounds) -> dict[str, Any]:
     if count > bounds.count:
         raise problem_error(400, "invalid_value", f"n is {count}, expected 1 to {bounds.count}", "n")
     _check_sampler(body)
-    seed = secrets.randbelow(RANDOM_SEED_RANGE) if body.seed is None else body.seed
+    seed = (
+        int(body.seed) if body.seed is not None and body.seed != RANDOM_SEED else secrets.randbelow(RANDOM_SEED_RANGE)
+    )
     negative = None if body.negative_prompt is None else _check_prompt(body.negative_prompt, "negative_prompt", bounds)
     options = {
         "negative": negative,

@@ -55,7 +55,7 @@ class SamplingBody(BaseBody):
     num_inference_steps: int | None = limited_field(UpscaleRequest, "steps")
     guidance_scale: float | None = limited_field(UpscaleRequest, "guidance", allow_inf_nan=False)
     seed: int | None = limited_field(
-        UpscaleRequest, "seed", help="seed of the first picture, the others count on; random if absent"
+        UpscaleRequest, "seed", help="seed of the first picture, the others count on; random if absent or -1"
     )
     scheduler: str | None = optional_field(
         f"name of the solver: {', '.join(SOLVERS)}; or A1111's, such as DPM++ 2M Karras",

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from enlarger.checkpoint.model_folder import ModelFolder
-from enlarger.errors import Unsupported
+from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.runtime.runtime import Runtime
 from enlarger.service.problems import problem_error
 from enlarger.service.settings import GIB, MIB, ModelSettings
@@ -173,7 +173,10 @@ def _load(settings: ModelSettings, device: torch.device, folder: ModelFolder) ->
         loras=settings.loras,
         models=folder,
     )
-    return load_model(checkpoint, str(device), settings.precision, settings.offload)
+    try:
+        return load_model(checkpoint, str(device), settings.precision, settings.offload)
+    except (InputError, Unsupported) as error:  # what is served is not of the caller's choosing
+        raise CheckpointError(str(error)) from error
 
 
 def modules_in(value: Any) -> Iterator[nn.Module]:

@@ -43,6 +43,7 @@ from enlarger.tasks.upscale.upscale import (
     upscale_key,
 )
 from enlarger.text.encode import PromptEmbeds
+from enlarger.text.prompt_words import unheard_words
 from enlarger.text.tokenize import Tokenizer
 
 SIZE_MULTIPLE, MIN_SIZE = 32, 64  # pixels: the doubled latent halves three times, and reflects at its edges
@@ -155,7 +156,8 @@ class LatentUpscaler:
         return solver, sampler.sigma_schedule(options["steps"])
 
     def _run(self, batch: UpscaleBatch, make_job: MakeJob, watch: ProgressCallback) -> list[Result]:
-        image, noise, notes = batch.low_res, from_seeds(batch.seeds), tuple[str, ...]()
+        image, noise = batch.low_res, from_seeds(batch.seeds)
+        notes = unheard_words(str(batch.requests[0].prompt))
         factor = self.vae.downsample_factor
         height, width = (side * (factor if image.shape[1] == 4 else 1) for side in image.shape[-2:])
         while height < batch.size[0] or width < batch.size[1]:

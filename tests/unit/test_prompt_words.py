@@ -1,0 +1,39 @@
+"""What other programs' prompts mean and ours do not is said, and nothing is said of plain brackets and words."""
+
+import pytest
+
+from enlarger.diffusion.guidance import Guidance
+from enlarger.tasks.conditioning import PromptSpec
+from enlarger.text.prompt_words import unheard_words
+
+
+@pytest.mark.parametrize(
+    ("prompt", "note"),
+    [
+        ("a cat BREAK a dog", "BREAK is read as words: elsewhere it begins a new chunk of 75 tokens, here it does not"),
+        ("a cat AND a dog", "AND is read as words: elsewhere it mixes several prompts, here it does not"),
+        ("a [cat:dog:0.5]", "[cat:dog:0.5] is read as words: elsewhere it changes the prompt on the way, here it "),
+        ("a [cat::10] b", "[cat::10] is read as words: elsewhere it changes the prompt on the way, here it does not"),
+        ("a [cat:.3]", "[cat:.3] is read as words: elsewhere it changes the prompt on the way, here it does not"),
+        ("a [cat|dog]", "[cat|dog] is read as words: elsewhere it takes turns from step to step, here it does not"),
+        ("a {cat|dog}", "{cat|dog} is read as words: elsewhere it draws one of several, here it does not"),
+        ("a __animal__", "__animal__ is read as words: elsewhere it draws a line of a file, here it does not"),
+        ("[" + "x" * 90 + ":b:1]", f"[{'x' * 35} ... is read as words: elsewhere it changes"),
+    ],
+    ids=["BREAK", "AND", "from to", "until", "from", "turns", "one of", "file", "long"],
+)  # fmt: skip
+def test_words_of_other_programs_are_said(prompt: str, note: str) -> None:
+    (found,) = unheard_words(prompt)
+    assert found.startswith(note)
+    spec = PromptSpec(prompt, "", Guidance(7.5))
+    assert spec.notes == (found,) and PromptSpec("", prompt, Guidance(7.5)).notes == (found,)
+    assert PromptSpec(prompt, prompt, Guidance(7.5)).notes == (found,)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["", "a cat (red:1.2)", "[a dog]", "salt and pepper", "breakfast", r"\[a:b:0.5\]", "at 12:30", "a_b", "{x}",
+     "a [b: c]"],
+)  # fmt: skip
+def test_nothing_is_said_of_plain_words(prompt: str) -> None:
+    assert unheard_words(prompt) == ()
