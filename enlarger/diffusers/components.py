@@ -5,9 +5,12 @@ from typing import Any
 from torch import nn
 
 from enlarger.diffusers.arguments import ArgumentError
+from enlarger.diffusers.foreign import is_foreign, is_other_autoencoder, read_vision_part
 from enlarger.diffusers.models import model_view
 from enlarger.diffusers.schedulers import scheduler_from_config
 from enlarger.diffusers.tokenizer import CLIPTokenizer
+from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator
+from enlarger.tasks.auxiliary.safety_checker import SafetyChecker
 from enlarger.text.tokenize import Tokenizer
 
 
@@ -41,7 +44,21 @@ def as_component(name: str, value: Any) -> Any:
         return CLIPTokenizer.of_theirs(value)
     if name.endswith("scheduler") and room == "diffusers":
         return scheduler_from_config({**value.config, "_class_name": type(value).__name__})
-    return model_view(value)
+    return read_vision_part(model_view(value)) if is_foreign(value) else model_view(value)
+
+
+def fits(name: str, part: object, kind: type[object]) -> bool:
+    """Whether a part, not None, can be the pipeline's of that name."""
+    if name == "vae" and is_other_autoencoder(part):
+        return True
+    if name in ("feature_extractor", "image_encoder") and is_foreign(part):
+        return True  # of IP-Adapters, which are not here, and of checkers: kept, and saved again
+    return isinstance(getattr(part, "native", part), kind)
+
+
+def is_kept(given: object, part: object) -> bool:
+    """Whether a part of theirs was not read into one of our networks, so that it writes its own files."""
+    return is_foreign(given) and (given is part or isinstance(part, DepthEstimator | SafetyChecker))
 
 
 def wrong_component(name: str, value: object, kind: type[object]) -> str:

@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusers.arguments import ArgumentError
-from enlarger.diffusers.image_processor import Size, preprocess
-from enlarger.diffusers.masks import Box, apply_overlay, get_crop_region, read_mask, resize_and_fill
+from enlarger.diffusers.image_processor import Size
+from enlarger.diffusers.masks import Box, apply_overlay, get_crop_region, resize_and_fill
 from enlarger.diffusers.text_pipeline import Embeds, TextPipeline
 from enlarger.diffusers.types import PipelineImageInput
 from enlarger.diffusion.noise import Noise, PerSampleGenerators
@@ -26,7 +26,7 @@ class ImagePipeline(TextPipeline):
         """(N, 3, H, W) in -1..1, or latents as they are; N divides the number of results."""
         if image is None:
             raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
-        pictures = preprocess(image, self._vae.downsample_factor, Image.Resampling.LANCZOS, size)
+        pictures = self._read_pictures(image, Image.Resampling.LANCZOS, size)
         if pictures.shape[1] not in (3, self._vae.config.latent_channels):
             raise ArgumentError(f"`image` has {pictures.shape[1]} channels, expected 3 of a picture or 4 of latents")
         check_batch_size("image", len(pictures), count)
@@ -45,7 +45,7 @@ class ImagePipeline(TextPipeline):
             raise ArgumentError("`mask_image` is missing; give a mask, white where the picture is repainted")
         if crop is not None:
             image, mask = (resize_and_fill(one.crop(crop.box), size) for one in (crop.image, crop.mask))
-        pictures, masks = self._prepare_images(image, count, size), read_mask(mask, size)
+        pictures, masks = self._prepare_images(image, count, size), self._read_masks(mask, size)
         check_batch_size("mask_image", len(masks), count)
         inner = tuple(side // self._vae.downsample_factor for side in size)
         if pictures.shape[1] != 3 and tuple(pictures.shape[2:]) != inner:

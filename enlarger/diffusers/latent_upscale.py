@@ -21,7 +21,7 @@ from enlarger.diffusers.arguments import (
     noise_from_generator,
 )
 from enlarger.diffusers.callbacks import CallbackRunner, listeners
-from enlarger.diffusers.image_processor import LATENT_CHANNELS, preprocess
+from enlarger.diffusers.image_processor import LATENT_CHANNELS
 from enlarger.diffusers.pipeline import Pipeline, make_output
 from enlarger.diffusers.running import listed
 from enlarger.diffusers.schedulers import Scheduler
@@ -122,7 +122,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
             self._vae,
             Sampler(X2_SCHEDULE),
             self._runtime,
-            tile_vae=self.vae.use_tiling,
+            tile_vae=self._tile_vae,
         )
         heard = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
         with self.progress_bar(total=run.steps) as bar:
@@ -159,7 +159,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
     def _prepare_image(self, image: PipelineImageInput | None, count: int) -> Tensor:
         if image is None:
             raise ArgumentError("`image` is missing; give a picture or latents, see help(pipe.__call__)")
-        low = preprocess(image, self._vae.downsample_factor)
+        low = self._read_pictures(image)
         if len(low) != count:
             raise ArgumentError(f"`prompt` has batch size {count} and `image` has batch size {len(low)}; give as many")
         if low.shape[1] != LATENT_CHANNELS and low.shape[1] != 3:

@@ -4,7 +4,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,7 +16,7 @@ from enlarger.checkpoint.folder.save import write_network
 from enlarger.checkpoint.load_module import to_current_key
 from enlarger.diffusers.arguments import ArgumentError, MissingFile
 from enlarger.diffusers.loading import parse_dtype
-from enlarger.diffusers.output import Output
+from enlarger.diffusers.output import ModelOutput, TextOutput
 from enlarger.diffusers.scheduler_config import SchedulerConfig
 from enlarger.errors import Unsupported
 from enlarger.nn import freeu, fused_attention
@@ -36,25 +35,6 @@ LOADING = (
     "cache_dir", "token", "force_download", "local_files_only", "low_cpu_mem_usage", "use_safetensors", "revision",
     "proxies", "device_map", "max_memory", "offload_folder",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class ModelOutput(Output):
-    """What a model returns under diffusers' names; those it does not have are None."""
-
-    sample: Tensor | None = None
-    latent_dist: Any = None
-    latents: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class TextOutput(Output):
-    """What a text encoder returns under transformers' names."""
-
-    text_embeds: Tensor | None = None
-    last_hidden_state: Tensor | None = None
-    pooler_output: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class ModelView(nn.Module):
@@ -281,13 +261,37 @@ class Latents:
         return self.mean
 
 
-class AutoencoderKL(ModelView):
+class SlicedMethods:
+    """Slicing and tiling, for the autoencoders to inherit."""
+
+    use_slicing = False
+    use_tiling = False
+
+    def _batches(self, x: Tensor) -> list[Tensor]:
+        return list(torch.split(x, 1)) if self.use_slicing else [x]
+
+    def enable_slicing(self) -> None:
+        """Encode and decode one picture of a batch at a time."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Encode and decode a batch at once."""
+        self.use_slicing = False
+
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Encode and decode pictures of every size in tiles, not only large ones: exactly, unlike diffusers' tiles."""
+        self.use_tiling = use_tiling
+
+    def disable_tiling(self) -> None:
+        """Undo `enable_tiling`."""
+        self.use_tiling = False
+
+
+class AutoencoderKL(SlicedMethods, ModelView):
     """The autoencoder; latents are not scaled here, as in diffusers."""
 
     CLASS_NAME: ClassVar[str] = "AutoencoderKL"
     NATIVE: ClassVar[tuple[type[nn.Module], ...]] = (NativeAutoencoder,)
-    use_slicing = False
-    use_tiling = False
 
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """Pictures (B, 3, H, W) in -1..1 to the distribution of their latents."""
@@ -313,28 +317,9 @@ class AutoencoderKL(ModelView):
         latents = self.encode(sample).latent_dist
         return self.decode(latents.sample(generator) if sample_posterior else latents.mode(), return_dict)
 
-    def _batches(self, x: Tensor) -> list[Tensor]:
-        return list(torch.split(x, 1)) if self.use_slicing else [x]
 
-    def enable_slicing(self) -> None:
-        """Encode and decode one picture of a batch at a time."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        """Encode and decode a batch at once."""
-        self.use_slicing = False
-
-    def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Encode and decode pictures of every size in tiles, not only large ones: exactly, unlike diffusers' tiles."""
-        self.use_tiling = use_tiling
-
-    def disable_tiling(self) -> None:
-        """Undo `enable_tiling`."""
-        self.use_tiling = False
-
-
-class AutoencoderTiny(ModelView):
-    """The small autoencoder (TAESD), for previews."""
+class AutoencoderTiny(SlicedMethods, ModelView):
+    """The small autoencoder (TAESD), for previews or as a pipeline's `vae`; it needs no tiles."""
 
     CLASS_NAME: ClassVar[str] = "AutoencoderTiny"
     NATIVE: ClassVar[tuple[type[nn.Module], ...]] = (NativeTiny,)

@@ -49,4 +49,23 @@ class SchedulerOutput(Output):
     denoised: Tensor | None = None  # of LCM, with the noisy latents mixed in
 
 
+@dataclass(frozen=True, eq=False)
+class ModelOutput(Output):
+    """What a model returns under diffusers' names; those it does not have are None."""
+
+    sample: Tensor | None = None
+    latent_dist: Any = None
+    latents: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TextOutput(Output):
+    """What a text encoder returns under transformers' names."""
+
+    text_embeds: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
 ImagePipelineOutput = StableDiffusionPipelineOutput = StableDiffusionXLPipelineOutput = PipelineOutput

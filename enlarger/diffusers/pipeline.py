@@ -1,9 +1,6 @@
 """What both pipelines share: their parts, reading and writing folders, devices, the progress bar, and decoding."""
 
 import logging
-import shutil
-import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import replace
@@ -18,17 +15,26 @@ from torch.types import Device
 
 from enlarger.checkpoint.components import MODEL_INDEX_NAME, PipelineComponents
 from enlarger.checkpoint.folder.load import read_folder
-from enlarger.checkpoint.folder.save import save_folder
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.diffusers import image_processor
 from enlarger.diffusers.arguments import ArgumentError, MissingFile, UnfitFile
-from enlarger.diffusers.components import Compiled, as_component, native_of, parse_shard_size, wrong_component
+from enlarger.diffusers.components import (
+    Compiled,
+    as_component,
+    fits,
+    is_kept,
+    native_of,
+    parse_shard_size,
+    wrong_component,
+)
+from enlarger.diffusers.foreign import OtherAutoencoder, is_other_autoencoder
 from enlarger.diffusers.loading import Loading, read_options
 from enlarger.diffusers.memory import MemoryMethods
-from enlarger.diffusers.models import STATED, ModelView, model_view
+from enlarger.diffusers.models import model_view
 from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.progress import ProgressBar, ProgressBarConfig, progress_bar_config
 from enlarger.diffusers.run_state import RunState
+from enlarger.diffusers.saving import Saved
 from enlarger.diffusers.scheduler_config import SchedulerConfig
 from enlarger.diffusers.schedulers import Scheduler, scheduler_from_config
 from enlarger.diffusion.listing import Array
@@ -66,7 +72,8 @@ class DiffusionPipeline(RunState, MemoryMethods):
 
     def __init__(self, parts: Mapping[str, object], settings: Mapping[str, object] | None = None) -> None:
         self._configs: dict[str, object] = {}  # of parts that were read, as they were stated
-        self._settings: dict[str, object] = dict(settings or {})
+        self._foreign: dict[str, Any] = {}  # parts of diffusers and transformers that are kept as they are
+        self._settings: Json = dict(settings or {})
         self._source: tuple[Path, Mapping[str, object]] | None = None  # the folder that was read, and its index
         for name, part in parts.items():
             setattr(self, name, part)
@@ -86,12 +93,15 @@ class DiffusionPipeline(RunState, MemoryMethods):
     def __setattr__(self, name: str, value: object) -> None:
         """Parts can be swapped, if they are of the right kind; any other attribute can be set."""
         kind = self.COMPONENT_TYPES.get(name)
-        value = value if kind is None else as_component(name, value)
+        given, value = value, value if kind is None else as_component(name, value)
         plain = getattr(value, "_orig_mod", value)  # what torch.compile wrapped
-        if kind is not None and value is not None and not isinstance(getattr(plain, "native", plain), kind):
+        if kind is not None and value is not None and not fits(name, plain, kind):
             raise ArgumentError(wrong_component(name, value, kind))
         if name in self.COMPONENT_TYPES and plain is not getattr(self, name, None):
             self._configs.pop(name, None)
+            self._foreign.pop(name, None)
+            if is_kept(given, plain):
+                self._foreign[name] = given
         object.__setattr__(self, name, value)
 
     def _native(self, name: str) -> Any:
@@ -99,6 +109,8 @@ class DiffusionPipeline(RunState, MemoryMethods):
         part = getattr(self, name)
         if part is None:
             raise ArgumentError(f"{name} is None, and this call needs it; set pipe.{name}")
+        if name == "vae" and is_other_autoencoder(part):
+            return OtherAutoencoder(part)
         return Compiled(part) if hasattr(part, "_orig_mod") else getattr(part, "native", part)
 
     def _native_or_none(self, name: str) -> Any:
@@ -107,6 +119,10 @@ class DiffusionPipeline(RunState, MemoryMethods):
     @property
     def _vae(self) -> AutoencoderKL:
         return self._native("vae")
+
+    @property
+    def _tile_vae(self) -> bool:
+        return not is_other_autoencoder(self.vae) and self.vae.use_tiling
 
     @property
     def _unet(self) -> Any:
@@ -220,6 +236,9 @@ class DiffusionPipeline(RunState, MemoryMethods):
         made = cls(**{**arguments, **views})
         made._configs.update({name: config for name, config in bundle.network_configs.items() if name not in given})
         made._source = bundle.path, bundle.index
+        for name, part in made.components.items():
+            if name in bundle.components:
+                log.info("Loaded %s as %s from `%s` subfolder of %s.", name, type(part).__name__, name, bundle.path)
         return made
 
     @classmethod
@@ -245,36 +264,8 @@ class DiffusionPipeline(RunState, MemoryMethods):
             log.warning(
                 "weights are written as safetensors, which diffusers reads too; safe_serialization has no effect"
             )
-        index: Json = {
-            "_class_name": type(self).__name__,
-            **{name: [None, None] for name in self.COMPONENT_TYPES},
-        }
-        index |= self._settings
-        if "safety_checker" in self.COMPONENT_TYPES:
-            index["requires_safety_checker"] = False
-        plain = {name: getattr(part, "_orig_mod", part) for name, part in self.components.items()}
-        parts = {name: getattr(part, "native", part) for name, part in plain.items() if part is not None}
-        components = {
-            name: part.to_dict() if isinstance(part, Scheduler) else part
-            for name, part in parts.items()
-            if isinstance(part, nn.Module | Tokenizer | Scheduler)
-        }
-        nowhere: tuple[Path, Mapping[str, object]] = (Path(save_directory), {})
-        path, stated = nowhere if self._source is None else self._source
-        copied = [name for name in parts if name not in components]  # networks of other packages
-        copied += ["feature_extractor"] if copied else []
-        index |= {name: stated[name] for name in copied if name in stated}
-        missing = [name for name in copied if name not in stated]
-        if missing:
-            warnings.warn(f"{', '.join(missing)} cannot be saved: only what lies in a folder is copied", stacklevel=2)
-        configs = {name: part.__dict__.get(STATED, {}) for name, part in plain.items() if isinstance(part, ModelView)}
-        bundle = PipelineComponents(path, index, components, configs, tuple(copied))
-        folder = Path(save_directory)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-            made = Path(place) / "model"
-            save_folder(bundle, made, max_shard_bytes=parse_shard_size(max_shard_size), variant=variant)
-            shutil.copytree(made, folder, dirs_exist_ok=True)
+        saved = Saved(type(self).__name__, self.components, self._foreign, self._settings, self._source)
+        saved.write(Path(save_directory), variant, parse_shard_size(max_shard_size))
 
     @classmethod
     def from_pipe(cls, pipeline: "DiffusionPipeline", **parts: Any) -> Self:
@@ -290,6 +281,8 @@ class DiffusionPipeline(RunState, MemoryMethods):
         arguments: dict[str, Any] = {**absent, **shared, **settings, **parts}
         made = cls(**arguments)
         made._configs.update({name: config for name, config in pipeline._configs.items() if name not in parts})
+        kept = {name: part for name, part in pipeline._foreign.items() if name in shared and name not in parts}
+        made._foreign.update(kept)
         made._runtime, made._bar, made._source = pipeline._runtime, pipeline._bar, pipeline._source
         return made if dtype is None else made.to(dtype)
 
@@ -371,8 +364,10 @@ class DiffusionPipeline(RunState, MemoryMethods):
         return [part for part in self.components.values() if isinstance(part, nn.Module)]
 
     def _decode(self, latents: Tensor) -> Tensor:
-        batches: list[Tensor] = list(torch.split(latents, 1 if self.vae.use_slicing else len(latents)))
-        upcast, tiled = self.UPCAST and self._vae.config.force_upcast, self.vae.use_tiling
+        batches: list[Tensor] = list(
+            torch.split(latents, 1 if getattr(self.vae, "use_slicing", False) else len(latents))
+        )
+        upcast, tiled = self.UPCAST and self._vae.config.force_upcast, self._tile_vae
         return torch.cat([decode_latents(self._vae, one, self._runtime, upcast, tiled=tiled) for one in batches])
 
     def _postprocess(self, latents: Tensor, output_type: str) -> Any:

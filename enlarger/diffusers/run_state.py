@@ -2,7 +2,15 @@
 
 from typing import Any, ClassVar
 
+from PIL import Image
+from torch import Tensor
+
+from enlarger.diffusers.image_processor import Size, preprocess
+from enlarger.diffusers.masks import read_mask
 from enlarger.diffusers.processor import VaeImageProcessor
+from enlarger.diffusers.types import PipelineImageInput
+
+BICUBIC = Image.Resampling.BICUBIC
 
 
 class RunState:
@@ -15,6 +23,8 @@ class RunState:
     _guidance_scale: float
     _guidance_rescale: float
     _num_timesteps: int
+    _image_processor: Any = None
+    _mask_processor: Any = None
 
     @property
     def interrupt(self) -> bool:
@@ -42,11 +52,35 @@ class RunState:
         return self._num_timesteps
 
     @property
-    def image_processor(self) -> VaeImageProcessor:
-        """Pictures to tensors and back, by hand."""
-        return VaeImageProcessor(self.vae_scale_factor)
+    def image_processor(self) -> Any:
+        """Pictures to tensors and back, by hand; one that is set reads the pictures of calls."""
+        return VaeImageProcessor(self.vae_scale_factor) if self._image_processor is None else self._image_processor
+
+    @image_processor.setter
+    def image_processor(self, processor: Any) -> None:
+        self._image_processor = processor
 
     @property
-    def mask_processor(self) -> VaeImageProcessor:
-        """Masks to tensors, by hand."""
-        return VaeImageProcessor(self.vae_scale_factor, masks=True)
+    def mask_processor(self) -> Any:
+        """Masks to tensors, by hand; one that is set reads the masks of calls."""
+        made = VaeImageProcessor(self.vae_scale_factor, masks=True)
+        return made if self._mask_processor is None else self._mask_processor
+
+    @mask_processor.setter
+    def mask_processor(self, processor: Any) -> None:
+        self._mask_processor = processor
+
+    def _read_pictures(
+        self, image: PipelineImageInput, resample: Image.Resampling = BICUBIC, size: Size | None = None
+    ) -> Tensor:
+        """(B, 3, H, W) in -1..1, or latents, by the pipeline's processor."""
+        if self._image_processor is None:
+            return preprocess(image, self.vae_scale_factor, resample, size)
+        height, width = (None, None) if size is None else size
+        return self._image_processor.preprocess(image, height=height, width=width)
+
+    def _read_masks(self, mask: PipelineImageInput, size: Size) -> Tensor:
+        """(B, 1, H, W), by the pipeline's processor of masks."""
+        if self._mask_processor is None:
+            return read_mask(mask, size)
+        return self._mask_processor.preprocess(mask, height=size[0], width=size[1])

@@ -210,7 +210,7 @@ class DPMSolverMultistepScheduler(IntegratedScheduler):
         config = self.config
         euler = config.euler_at_final or config.final_sigmas_type == "zero"
         orders = multistep_orders(len(self.timesteps), config.solver_order, config.lower_order_final, euler)
-        if config.algorithm_type == "sde-dpmsolver" and 3 in orders and len(orders) > 2 + index:
+        if config.algorithm_type == "sde-dpmsolver" and 3 in orders[index + 2 :]:
             raise ArgumentError("'sde-dpmsolver' has no third order; set solver_order=2")
         return partial(dpm_multistep, orders=orders[index:], integration=self._integration(0.5))
 

@@ -155,7 +155,7 @@ class EDMDPMSolverMultistepScheduler(EDMEulerScheduler):
         euler = config.euler_at_final or config.final_sigmas_type == "zero"
         orders = multistep_orders(len(self.timesteps), config.solver_order, config.lower_order_final, euler)
         eta = 1.0 if config.algorithm_type == "sde-dpmsolver++" else 0.0
-        if eta and 3 in orders and len(orders) > 2 + index:
+        if eta and 3 in orders[index + 2 :]:
             raise ArgumentError("'sde-dpmsolver++' has no third order here; set solver_order=2")
         integration = Integration(eta=eta, heun=config.solver_type == "heun")
         return partial(dpm_multistep, orders=orders[index:], integration=integration)

@@ -19,6 +19,7 @@ from enlarger.diffusers.arguments import (
     noise_from_generator,
 )
 from enlarger.diffusers.callbacks import listeners
+from enlarger.diffusers.foreign import with_extractor
 from enlarger.diffusers.image_pipeline import ImagePipeline, callback_tensors, check_batch_size, check_strength
 from enlarger.diffusers.image_processor import preprocess
 from enlarger.diffusers.live import channels_replaced
@@ -58,6 +59,7 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
     CHECKPOINT_KIND: ClassVar[str] = "a depth"
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (1,)
     depth_estimator: DepthEstimator | None
+    feature_extractor: Any
 
     def __init__(
         self, vae: AutoencoderKL, text_encoder: ClipText, tokenizer: Tokenizer, unet: UNet, scheduler: Scheduler,
@@ -146,6 +148,6 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         """The depth of each picture at its own size, (N, 1, h, w)."""
         if self.depth_estimator is None:
             raise ArgumentError("`depth_map` is missing, and this pipeline has no depth estimator; give a map")
-        estimator = replace(self.depth_estimator, runtime=self._runtime)
+        estimator = with_extractor(replace(self.depth_estimator, runtime=self._runtime), self.feature_extractor)
         images: list[Any] = list(image) if isinstance(image, list | tuple) else [image]  # pyright: ignore[reportUnknownArgumentType] - anything
         return torch.cat([estimator(preprocess(one, 1)) for one in images])

@@ -17,7 +17,6 @@ from enlarger.diffusers.arguments import (
     noise_from_generator,
 )
 from enlarger.diffusers.callbacks import listeners
-from enlarger.diffusers.image_processor import preprocess
 from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import listed
 from enlarger.diffusers.schedulers import Scheduler
@@ -124,7 +123,7 @@ class StableDiffusionUpscalePipeline(TextPipeline):
         """The pictures, in -1..1, one or as many as there are prompts."""
         if image is None:
             raise ArgumentError("`image` is missing; give a picture, see help(pipe.__call__)")
-        low = preprocess(image, self._vae.downsample_factor)
+        low = self._read_pictures(image)
         if low.shape[1] != 3:
             raise ArgumentError(
                 f"`image` has {low.shape[1]} channels, expected 3: the x4 upscaler takes pictures; for latents use "

@@ -19,6 +19,7 @@ from enlarger.diffusers.arguments import (
     negative_prompts_for,
 )
 from enlarger.diffusers.callbacks import CallbackRunner, Interrupted, Listeners, listeners
+from enlarger.diffusers.foreign import with_extractor
 from enlarger.diffusers.image_processor import postprocess
 from enlarger.diffusers.live import LiveGuidance, Redirected, Remake, tokens_replaced
 from enlarger.diffusers.lora import LoraMethods
@@ -192,7 +193,8 @@ class TextPipeline(LoraMethods, Pipeline):
             images, flags = self._postprocess(latents, output_type), None
         else:
             made = self._decode(latents)
-            flags = list(replace(checker, runtime=self._runtime)(made))
+            looked = with_extractor(replace(checker, runtime=self._runtime), getattr(self, "feature_extractor", None))
+            flags = list(looked(made))
             if any(flags):
                 warnings.warn(NSFW_WARNING, stacklevel=3)
             made[torch.tensor(flags)] = -1
@@ -206,7 +208,7 @@ class TextPipeline(LoraMethods, Pipeline):
         guidance_inputs = self._distilled()
         if heard.on_end is not None or guidance_inputs:
             unet = Redirected(unet, heard.replaced, remake, guidance_inputs)
-        return LatentDiffusion(unet, self._vae, run.precondition(), self._runtime, upcast, self.vae.use_tiling)
+        return LatentDiffusion(unet, self._vae, run.precondition(), self._runtime, upcast, self._tile_vae)
 
     def _run_task(self, run: Run, heard: Listeners, task: Callable[[OnStep], Tensor]) -> Tensor:
         """Run a task with the progress bar and the callbacks; one that a callback stopped gives the latents so far."""

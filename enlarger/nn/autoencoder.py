@@ -35,6 +35,7 @@ class Posterior:
 
     mean: Tensor
     std: Tensor
+    is_exact: bool = False  # the mean is all there is, and nothing is drawn
 
     def sample(self, noise: Tensor) -> Tensor:
         """The latents that standard normal `noise` (the shape of `mean`) selects."""

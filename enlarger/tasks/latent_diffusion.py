@@ -70,6 +70,8 @@ class LatentDiffusion:
                 )
                 with in_float32(self.vae):
                     posterior = encode_image(self.vae, pixels.float(), tiled=self.tile_vae)
+            if posterior.is_exact:
+                return posterior.mean.float()
             like = posterior.mean.to(self.dtype)  # what a draw is shaped and typed like
             return posterior.sample(noise(like).to(posterior.mean)).float()
 

@@ -96,10 +96,12 @@ if MODE == "theirs":
         recorded(REAL[each])
 else:
     import enlarger.diffusers as face
+    import enlarger.diffusers.pipeline as face_pipeline
     from enlarger.diffusers.schedulers import SCHEDULER_CLASSES
 
     for each in PIPELINES:
         recorded(getattr(face, each))
     for each in [*PIPELINES, *AUTO, *SCHEDULER_CLASSES]:
         setattr(diffusers, each, getattr(face, each))
+    face_pipeline.log = diffusers.utils.logging.get_logger("diffusers.pipelines.pipeline_utils")
     hub.install_ours([getattr(face, each) for each in [*AUTO, "CLIPTokenizer"]])

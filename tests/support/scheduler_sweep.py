@@ -16,6 +16,7 @@ import enlarger.diffusers as face
 from enlarger.diffusers.schedulers import SCHEDULER_CLASSES
 
 STEPS = (1, 2, 3, 7, 20, 999)
+STEPS_WEIGHTS = (5, 5, 5, 5, 5, 1)
 CHOICES: dict[str, list[Any]] = {
     "beta_schedule": ["linear", "scaled_linear", "squaredcos_cap_v2"],
     "prediction_type": ["epsilon", "v_prediction", "sample"],
@@ -27,10 +28,11 @@ CHOICES: dict[str, list[Any]] = {
     "timestep_type": ["discrete", "discrete", "continuous"],
     "thresholding": [False, False, True],
     "sample_max_value": [1.0, 2.0],
+    "dynamic_thresholding_ratio": [0.995, 0.9],
     "clip_sample": [False, True],
     "clip_sample_range": [1.0, 2.0],
     "set_alpha_to_one": [True, False],
-    "variance_type": ["fixed_small", "fixed_small_log", "fixed_large"],
+    "variance_type": ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"],
     "skip_prk_steps": [True, False],
     "solver_order": [1, 2, 3],
     "algorithm_type": ["dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", "deis"],
@@ -45,7 +47,10 @@ CHOICES: dict[str, list[Any]] = {
     "disable_corrector": [[], [], [0, 2]],
     "sigma_schedule": ["karras", "exponential"],
     "sigma_data": [0.5, 1.0],
-    "noise_sampler_seed": [3],
+    "sigma_min": [0.002, 0.01],
+    "sigma_max": [80.0, 40.0],
+    "rho": [7.0, 5.0],
+    "noise_sampler_seed": [0, 7],
     "original_inference_steps": [50, 100],
 }
 CURVES = ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", None, None]
@@ -59,6 +64,11 @@ class Case:
     config: dict[str, Any]
     steps: int
     options: dict[str, Any]
+
+    def __str__(self) -> str:
+        short = {key: "..." if key == "trained_betas" else value for key, value in self.config.items()}
+        settings = ", ".join(f"{key}={value!r}" for key, value in short.items())
+        return f"{self.name}({settings}), {self.steps} steps, {self.options}"
 
 
 def random_case(draw: random.Random, name: str | None = None) -> Case:
@@ -75,7 +85,7 @@ def random_case(draw: random.Random, name: str | None = None) -> Case:
     if name in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"):
         config.pop("variance_type", None)
     if "noise_sampler_seed" in known:
-        config["noise_sampler_seed"] = 3
+        config.setdefault("noise_sampler_seed", 3)
     options: dict[str, Any] = {}
     accepted = inspect.signature(getattr(diffusers, name).step).parameters
     if "s_churn" in accepted and draw.random() < 0.4:
@@ -84,7 +94,7 @@ def random_case(draw: random.Random, name: str | None = None) -> Case:
         options["eta"] = draw.choice([0.0, 0.3, 1.0])
     if "use_clipped_model_output" in accepted and draw.random() < 0.3:
         options["use_clipped_model_output"] = True
-    return Case(name, config, draw.choice(STEPS), options)
+    return Case(name, config, draw.choices(STEPS, STEPS_WEIGHTS)[0], options)
 
 
 def network(sample: Tensor, timestep: Any) -> Tensor:

@@ -59,7 +59,8 @@ def posterior_variance(kind: str, sigma: Tensor, lower: Tensor, predicted: Tenso
         return share * beta.log() + (1 - share) * small.log()
     if kind == "learned" and predicted is not None:
         return predicted
-    return {"fixed_large": beta, "fixed_large_log": beta.log(), "fixed_small_log": small.sqrt()}.get(kind, small)
+    log = beta.float().log().to(beta)  # its root is a number where the rounded beta is 1
+    return {"fixed_large": beta, "fixed_large_log": log, "fixed_small_log": small.sqrt()}.get(kind, small)
 
 
 def posterior_deviation(kind: str, sigma: Tensor, lower: Tensor, predicted: Tensor | None = None) -> Tensor:
