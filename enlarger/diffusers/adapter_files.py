@@ -1,13 +1,18 @@
 """The files of adapters that the methods of a pipeline are given: local, and by name inside a folder."""
 
+import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from enlarger.checkpoint.adapters.lora import Lora, parse_lora, read_lora
+from enlarger.checkpoint.tensors.save_safetensors import save_safetensors
+from enlarger.diffusers.arguments import ArgumentError
 from enlarger.errors import CheckpointError, Unsupported
 
+log = logging.getLogger(__name__)
 LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 FIXED_LOADING_OPTIONS = {
     "use_safetensors": True,
@@ -15,6 +20,8 @@ FIXED_LOADING_OPTIONS = {
     "low_cpu_mem_usage": True,
 }  # how it is done anyway
 
+Layers = Mapping[str, nn.Module | Tensor] | nn.Module | None
+Metadata = Mapping[str, object] | None
 WeightsSource = str | Path | Mapping[str, Tensor]
 
 
@@ -25,6 +32,32 @@ def load_lora(source: WeightsSource, options: Mapping[str, object], networks: Ma
     return read_lora(
         _find_weight_file(resolved) if resolved.is_dir() else resolved, networks, allow_pickle=allow_pickle
     )
+
+
+def save_lora(
+    folder: Path, name: str | None, layers: Mapping[str, Layers], metadata: Mapping[str, Metadata], safe: bool
+) -> None:
+    """Write the layers of each component, behind its name, with what PEFT states of them."""
+    if not safe:
+        log.warning("weights are written as safetensors; safe_serialization and save_function have no effect")
+    given = {part: each for part, each in layers.items() if each is not None}
+    if not given:
+        raise ArgumentError("found no layers to save; give unet_lora_layers or text_encoder_lora_layers")
+    tensors = {f"{part}.{key}": value for part, each in given.items() for key, value in _tensors(each).items()}
+    stated = {f"{part}.{key}": value for part, each in metadata.items() for key, value in (each or {}).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    note = {"lora_adapter_metadata": json.dumps(stated, sort_keys=True, default=list)} if stated else None
+    save_safetensors(folder / (LORA_WEIGHT_NAME if name is None else name), tensors, metadata=note)
+
+
+def _tensors(layers: Mapping[str, nn.Module | Tensor] | nn.Module) -> dict[str, Tensor]:
+    if isinstance(layers, nn.Module):
+        return dict(layers.state_dict())
+    found: dict[str, Tensor] = {}
+    for name, each in layers.items():
+        within = {name: each} if isinstance(each, Tensor) else each.state_dict(prefix=f"{name}.")
+        found.update(within)
+    return found
 
 
 def resolve_source(source: WeightsSource, options: Mapping[str, object]) -> tuple[Path | Mapping[str, Tensor], bool]:

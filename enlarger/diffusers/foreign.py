@@ -1,5 +1,6 @@
 """Parts of diffusers and transformers that have no class here, as our tasks call them."""
 
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -76,4 +77,6 @@ def with_extractor(part: Part, extractor: Any) -> Part:
     """A depth estimator or safety checker that prepares pictures as an image processor of transformers does."""
     if extractor is None:
         return part
-    return replace(part, preprocessor=preprocessor_from_config(extractor.to_dict(), part.preprocessor))
+    return replace(
+        part, preprocessor=preprocessor_from_config(json.loads(extractor.to_json_string()), part.preprocessor)
+    )

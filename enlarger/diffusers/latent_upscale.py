@@ -20,6 +20,7 @@ from enlarger.diffusers.arguments import (
     negative_prompts_for,
     noise_from_generator,
 )
+from enlarger.diffusers.by_hand import FromNoiseMethods
 from enlarger.diffusers.callbacks import CallbackRunner, listeners
 from enlarger.diffusers.image_processor import LATENT_CHANNELS
 from enlarger.diffusers.pipeline import Pipeline, make_output
@@ -40,7 +41,7 @@ from enlarger.text.tokenize import Tokenizer
 X2_SCHEDULE = scaled_linear(0.00085, 0.012)  # of a sampler that is not asked here
 
 
-class StableDiffusionLatentUpscalePipeline(Pipeline):
+class StableDiffusionLatentUpscalePipeline(FromNoiseMethods, Pipeline):
     """Latents or pictures to pictures of twice the size.
 
     What the network predicts is part of the model, so `prediction_type` of a swapped scheduler does not matter here,
@@ -54,6 +55,7 @@ class StableDiffusionLatentUpscalePipeline(Pipeline):
         "unet": KUNet,
         "scheduler": Scheduler,
     }
+    SIZED_IN_LATENTS: ClassVar[bool] = True
     unet: Any
 
     def __init__(

@@ -4,26 +4,34 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from enlarger.checkpoint.adapters.lora import LORA_COMPONENTS, Lora, apply_loras
+from enlarger.checkpoint.adapters.lora import LORA_COMPONENTS, Lora, UnfitLora, apply_loras
 from enlarger.checkpoint.adapters.textual_inversion import (
     TextualInversion,
     add_textual_inversion,
     read_textual_inversion,
 )
 from enlarger.checkpoint.adapters.weight_deltas import WeightDelta
-from enlarger.diffusers.adapter_files import WeightsSource, load_lora, resolve_source
+from enlarger.diffusers.adapter_files import Layers, Metadata, WeightsSource, load_lora, resolve_source, save_lora
 from enlarger.diffusers.arguments import ArgumentError
+from enlarger.diffusers.lora_weights import (
+    PartWeight,
+    Weight,
+    scaled_weight,
+    weight_per_adapter,
+    weight_per_component,
+    weighted_deltas,
+)
 from enlarger.diffusers.models import model_view
 from enlarger.diffusers.tokenizer import CLIPTokenizer
-from enlarger.errors import InputError, Unsupported
+from enlarger.errors import InputError
 from enlarger.tasks.loading import TOKENIZER_OF_ENCODER, clip_part, encoders_for
 
-Weight = float | Mapping[str, Any] | None
 Names = str | Sequence[str]
 
 
@@ -40,9 +48,9 @@ class Adapters:
     applied: Mapping[str, Any] = field(default_factory=_empty)  # the parts that the pipeline was given
     inversions: tuple[tuple[str, TextualInversion], ...] = ()  # each with its text encoder's name
     loras: Mapping[str, Lora] = field(default_factory=dict[str, Lora])  # by the adapter's name
-    weights: Mapping[str, Mapping[str, float]] = field(default_factory=_empty)  # by adapter and part
+    weights: Mapping[str, Mapping[str, PartWeight]] = field(default_factory=_empty)  # by adapter and part
     active: Mapping[str, tuple[str, ...]] = field(default_factory=_empty)  # names by part
-    fused: Mapping[str, Mapping[str, float]] = field(default_factory=_empty)  # by adapter and part
+    fused: Mapping[str, Mapping[str, PartWeight]] = field(default_factory=_empty)  # by adapter and part
     enabled: bool = True
 
     def networks(self) -> dict[str, nn.Module]:
@@ -72,11 +80,13 @@ class Adapters:
         return Adapters({**self.base, **merged}, self.configs, self.applied, self.inversions)
 
     def _fused_updates(self, part: str) -> list[tuple[Mapping[str, WeightDelta], float]]:
-        return [(self.loras[name].components[part], each[part]) for name, each in self.fused.items() if part in each]
+        fused = [(name, each[part]) for name, each in self.fused.items() if part in each]
+        return [one for name, weight in fused for one in weighted_deltas(self.loras[name].components[part], weight)]
 
     def _active_updates(self, part: str, scale: float) -> list[tuple[Mapping[str, WeightDelta], float]]:
         names = [name for name in self.active.get(part, ()) if part not in self.fused.get(name, {})]
-        return [(self.loras[name].components[part], scale * self.weights[name][part]) for name in names]
+        active = [(name, scaled_weight(self.weights[name][part], scale)) for name in names]
+        return [one for name, weight in active for one in weighted_deltas(self.loras[name].components[part], weight)]
 
 
 class LoraMethods:
@@ -100,19 +110,24 @@ class LoraMethods:
 
         Tokens that it brings along are added as `load_textual_inversion` does, and stay until they are unloaded.
         `kwargs` are `weight_name` and `subfolder`; `use_safetensors=False` allows a pickle that holds tensors only.
+        `hotswap` puts it, with a weight of 1, in the place of the adapter of that name. One that fits no layer warns.
         """
-        if hotswap:
-            raise Unsupported("hotswap is not available; delete_adapters, then load the other one")
         state = self._current_adapters()
         used_names = state.loras.keys() | state.fused.keys()
         name = adapter_name
         if name is None:
             name = next(free for i in count(len(state.loras)) if (free := f"default_{i}") not in used_names)
-        if name in used_names:
+        if hotswap and name not in state.loras:
+            raise ArgumentError(f"no adapter is called {name!r} to be swapped; loaded are {', '.join(state.loras)}")
+        if name in used_names and not hotswap:
             raise ArgumentError(f"an adapter is already called {name!r}; give another adapter_name, or delete it first")
-        lora = load_lora(pretrained_model_name_or_path_or_dict, kwargs, state.networks())
+        try:
+            lora = load_lora(pretrained_model_name_or_path_or_dict, kwargs, state.networks())
+        except UnfitLora as error:
+            warnings.warn(f"{error} Nothing is loaded.", stacklevel=2)
+            return
         weights = {name: dict.fromkeys(lora.components, 1.0)}
-        active = {**state.active, **dict.fromkeys(lora.components, (name,))}
+        active = state.active if hotswap else {**state.active, **dict.fromkeys(lora.components, (name,))}
         loras = {**state.loras, name: lora}
         natives = {name: getattr(part, "native", part) for name, part in state.base.items()}
         brought = [(part, each) for each in lora.inversions for part in encoders_for(natives, each)]
@@ -123,17 +138,37 @@ class LoraMethods:
             )
         )  # fmt: skip
 
+    def enable_lora_hotswap(self, **kwargs: object) -> None:
+        """Changes nothing: any adapter can be swapped, a compiled network is compiled anew."""
+
+    @classmethod
+    def save_lora_weights(
+        cls, save_directory: str | Path, unet_lora_layers: Layers = None, text_encoder_lora_layers: Layers = None,
+        is_main_process: bool = True, weight_name: str | None = None, save_function: object = None,
+        safe_serialization: bool = True, unet_lora_adapter_metadata: Metadata = None,
+        text_encoder_lora_adapter_metadata: Metadata = None,
+    ) -> None:  # fmt: skip
+        """Write the layers of a LoRA, tensors by name or modules, as a file that `load_lora_weights` reads."""
+        layers = {"unet": unet_lora_layers, "text_encoder": text_encoder_lora_layers}
+        metadata = {"unet": unet_lora_adapter_metadata, "text_encoder": text_encoder_lora_adapter_metadata}
+        if is_main_process:
+            save_lora(Path(save_directory), weight_name, layers, metadata, safe_serialization and save_function is None)
+
     def unload_lora_weights(self) -> None:
         """Take all adapters away: the weights are exactly those from before. Fused adapters stay fused."""
         self._apply_adapters(self._current_adapters().merge_fused())
 
     def set_adapters(self, adapter_names: Names, adapter_weights: Weight | Sequence[Weight] = None) -> None:
-        """Choose the active adapters and their weights: numbers, or a number for each part by its name."""
+        """Choose the active adapters and their weights: numbers, or one for each part by its name.
+
+        The unet's may be by block, `{"unet": {"down": 0.5, "up": {"block_1": [0.4, 1.0]}}}`; what is not named has 1.
+        """
         state, names = self._current_adapters(), _as_list(adapter_names)
         _check_known(state, names)
-        each = _weight_per_adapter(adapter_weights, len(names))
+        each = weight_per_adapter(adapter_weights, len(names))
         weights = {
-            name: _weight_per_component(weight, state.loras[name]) for name, weight in zip(names, each, strict=True)
+            name: weight_per_component(weight, state.loras[name], state.networks())
+            for name, weight in zip(names, each, strict=True)
         }
         active = {
             part: tuple(name for name in names if part in state.loras[name].components) for part in state.networks()
@@ -193,7 +228,7 @@ class LoraMethods:
                 if part in components and (adapter_names is not None or name in state.active.get(part, ())):
                     if part in fused.get(name, {}):
                         raise ArgumentError(f"{name} is fused already; unfuse_lora() first")
-                    fused.setdefault(name, {})[part] = lora_scale * state.weights[name][part]
+                    fused.setdefault(name, {})[part] = scaled_weight(state.weights[name][part], lora_scale)
         merged = replace(state, fused=fused)
         if safe_fusing:
             _check_finite(merged.apply())
@@ -322,14 +357,6 @@ def _as_list(names: Names) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def _weight_per_adapter(weights: Weight | Sequence[Weight], count: int) -> list[Weight]:
-    if weights is None or isinstance(weights, Mapping | float | int):
-        return [weights] * count
-    if len(weights) != count:
-        raise ArgumentError(f"found {count} adapter names and {len(weights)} weights, expected as many")
-    return list(weights)
-
-
 def _check_known(state: Adapters, names: Sequence[str]) -> None:
     if missing := [name for name in names if name not in state.loras]:
         loaded = ", ".join(state.loras) or "none"
@@ -348,16 +375,6 @@ def _adapters_to_fuse(state: Adapters, names: Sequence[str] | None, active: Sequ
 def _check_components(components: Sequence[str]) -> None:
     if not components or not set(components) <= set(LORA_COMPONENTS):
         raise ArgumentError(f"components is {list(components)}, expected some of {', '.join(LORA_COMPONENTS)}")
-
-
-def _weight_per_component(weight: Weight, lora: Lora) -> dict[str, float]:
-    """A weight for each part that the adapter changes; 1 where none is said."""
-    given = weight if isinstance(weight, Mapping) else dict.fromkeys(lora.components, weight)
-    if unknown := [part for part in given if part not in LORA_COMPONENTS]:
-        raise ArgumentError(f"found weights for {', '.join(unknown)}, expected some of {', '.join(LORA_COMPONENTS)}")
-    if any(isinstance(value, Mapping | Sequence) for value in given.values()):
-        raise Unsupported("an adapter has one weight for each part here, not one for each block; give numbers")
-    return {part: 1.0 if (value := given.get(part)) is None else float(value) for part in lora.components}
 
 
 def _check_finite(parts: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.types import Device
 
@@ -18,6 +17,7 @@ from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.diffusers import image_processor
 from enlarger.diffusers.arguments import ArgumentError, MissingFile, UnfitFile
+from enlarger.diffusers.by_hand import StepMethods
 from enlarger.diffusers.components import (
     Compiled,
     as_component,
@@ -49,7 +49,7 @@ from enlarger.text.tokenize import Tokenizer
 log = logging.getLogger(__name__)
 
 
-class DiffusionPipeline(RunState, MemoryMethods):
+class DiffusionPipeline(RunState, MemoryMethods, StepMethods):
     """The base of the pipelines; reading with it gives the class that the folder names.
 
     A base class, unlike elsewhere in this package: the classes must offer the same thirty methods under diffusers'
@@ -170,7 +170,7 @@ class DiffusionPipeline(RunState, MemoryMethods):
         except CheckpointError as error:  # a ValueError, as in diffusers
             said = f"You are trying to load the model files of the `variant={variant}`, but {error}"
             raise UnfitFile(str(error) if variant is None else said) from error
-        return cls._from_bundle(bundle, given)._loaded(loading)
+        return cls._from_bundle(bundle, cls._vision_parts(bundle, variant, given))._loaded(loading)
 
     def _loaded(self, loading: Loading) -> Self:
         """Itself, moved to where and to what precision loading says."""
@@ -217,6 +217,13 @@ class DiffusionPipeline(RunState, MemoryMethods):
             found = bundle.index.get("_class_name")
             raise CheckpointError(f"{path}: has no {', '.join(lacking)} for {cls.__name__}; it is for a {found}")
         return cls._from_bundle(replace(bundle, components=made), given)._loaded(loading)
+
+    @classmethod
+    def _vision_parts(
+        cls, bundle: PipelineComponents, variant: str | None, given: Mapping[str, object]
+    ) -> Mapping[str, object]:
+        """What is given, and the networks of other packages that a folder has."""
+        return given
 
     @classmethod
     def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, object]) -> Self:
@@ -343,11 +350,6 @@ class DiffusionPipeline(RunState, MemoryMethods):
         """Latents (B, 4, h, w) to pictures (B, H, W, 3) in 0..1."""
         return image_processor.postprocess(self._decode(latents), "np")
 
-    @staticmethod
-    def numpy_to_pil(images: Array) -> list[Image.Image]:
-        """Arrays in 0..1 to PIL images."""
-        return image_processor.numpy_to_pil(images)
-
     def _scaled(self, kwargs: Mapping[str, Any] | None) -> Self:
         """The same pipeline with its adapters' scale changed for one call."""
         unknown = sorted(set(kwargs or {}) - {"scale"})
@@ -361,7 +363,8 @@ class DiffusionPipeline(RunState, MemoryMethods):
         return other
 
     def _networks(self) -> list[nn.Module]:
-        return [part for part in self.components.values() if isinstance(part, nn.Module)]
+        parts = [getattr(part, "network", part) for part in self.components.values()]
+        return [part for part in parts if isinstance(part, nn.Module)]
 
     def _decode(self, latents: Tensor) -> Tensor:
         batches: list[Tensor] = list(

@@ -15,6 +15,7 @@ from enlarger.diffusers.arguments import (
     noise_from_generator,
     reject_unsupported,
 )
+from enlarger.diffusers.by_hand import FromNoiseMethods
 from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import listed
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, TextPipeline, condition_on_embeds
@@ -22,7 +23,7 @@ from enlarger.diffusers.types import OnStepEnd
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
 
 
-class StableDiffusionPipeline(TextPipeline):
+class StableDiffusionPipeline(FromNoiseMethods, TextPipeline):
     """Text to pictures."""
 
     @accept_lora_scale

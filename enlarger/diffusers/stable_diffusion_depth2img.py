@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from enlarger.diffusers.arguments import (
     check_prompts,
     noise_from_generator,
 )
+from enlarger.diffusers.by_hand import FromPictureMethods
 from enlarger.diffusers.callbacks import listeners
 from enlarger.diffusers.foreign import with_extractor
 from enlarger.diffusers.image_pipeline import ImagePipeline, callback_tensors, check_batch_size, check_strength
@@ -38,7 +39,7 @@ from enlarger.tasks.latent_diffusion import repeat_each as copies
 from enlarger.text.tokenize import Tokenizer
 
 
-class StableDiffusionDepth2ImgPipeline(ImagePipeline):
+class StableDiffusionDepth2ImgPipeline(FromPictureMethods, ImagePipeline):
     """Pictures to pictures like them, whose depth the network is condition_on_embeds.
 
     The folder's depth estimator is read where transformers is installed; `feature_extractor`, a part of it here, is
@@ -74,11 +75,13 @@ class StableDiffusionDepth2ImgPipeline(ImagePipeline):
         return [name for name in super()._components_to_load(path) if name != "depth_estimator"]
 
     @classmethod
-    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, object]) -> Self:
+    def _vision_parts(
+        cls, bundle: PipelineComponents, variant: str | None, given: Mapping[str, object]
+    ) -> Mapping[str, object]:
         stated: Any = bundle.index.get("depth_estimator") or (None, None)
         if stated[1] is not None and "depth_estimator" not in given:
-            given = {**given, "depth_estimator": DepthEstimator.from_folder(bundle.path)}
-        return super()._from_bundle(bundle, given)
+            return {**given, "depth_estimator": DepthEstimator.from_folder(bundle.path, variant=variant)}
+        return given
 
     @accept_lora_scale
     def __call__(

@@ -14,6 +14,7 @@ from enlarger.diffusers.arguments import (
     noise_from_generator,
     reject_unsupported,
 )
+from enlarger.diffusers.by_hand import FromPictureMethods
 from enlarger.diffusers.image_pipeline import ImagePipeline, check_strength
 from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import last_part, listed
@@ -22,7 +23,7 @@ from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
 
 
-class StableDiffusionImg2ImgPipeline(ImagePipeline):
+class StableDiffusionImg2ImgPipeline(FromPictureMethods, ImagePipeline):
     """Pictures, with noise, to pictures like them."""
 
     CHECKPOINT_KIND: ClassVar[str] = "an image-to-image"

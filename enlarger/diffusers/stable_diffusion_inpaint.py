@@ -16,6 +16,7 @@ from enlarger.diffusers.arguments import (
     noise_from_generator,
     reject_unsupported,
 )
+from enlarger.diffusers.by_hand import MaskedMethods
 from enlarger.diffusers.callbacks import Listeners, listeners
 from enlarger.diffusers.image_pipeline import (
     ImagePipeline,
@@ -34,7 +35,7 @@ from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
 from enlarger.tasks.inpaint import InpaintJob, prepare_inpaint
 
 
-class StableDiffusionInpaintPipeline(ImagePipeline):
+class StableDiffusionInpaintPipeline(MaskedMethods, ImagePipeline):
     """Pictures to pictures that are repainted where a mask is white, with a UNet of 9 channels or of 4.
 
     What the mask leaves black is kept in latents only, and changes a little in pixels; `padding_mask_crop` pastes the

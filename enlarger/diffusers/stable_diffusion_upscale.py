@@ -16,6 +16,7 @@ from enlarger.diffusers.arguments import (
     check_prompts,
     noise_from_generator,
 )
+from enlarger.diffusers.by_hand import FromNoiseMethods
 from enlarger.diffusers.callbacks import listeners
 from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import listed
@@ -31,7 +32,7 @@ from enlarger.tasks.upscale.pixel_x4 import PixelUpscaleJob, upscale_pixel_x4
 from enlarger.text.tokenize import Tokenizer
 
 
-class StableDiffusionUpscalePipeline(TextPipeline):
+class StableDiffusionUpscalePipeline(FromNoiseMethods, TextPipeline):
     """Pictures to pictures of four times the size.
 
     With several pictures and several results of each, prompts and pictures are paired a, a, b, b; diffusers pairs the
@@ -53,6 +54,7 @@ class StableDiffusionUpscalePipeline(TextPipeline):
     UPCAST: ClassVar[bool] = True
     CHECKPOINT_KIND: ClassVar[str] = "an x4 upscaler's"
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (3,)
+    SIZED_IN_LATENTS: ClassVar[bool] = True
     low_res_scheduler: Scheduler
 
     def __init__(

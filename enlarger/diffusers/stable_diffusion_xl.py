@@ -13,6 +13,7 @@ from enlarger.diffusers.arguments import (
     noise_from_generator,
     reject_unsupported,
 )
+from enlarger.diffusers.by_hand import FromNoiseMethods
 from enlarger.diffusers.callbacks import listeners
 from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.schedulers import Scheduler
@@ -26,7 +27,7 @@ from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
 from enlarger.text.tokenize import Tokenizer
 
 
-class StableDiffusionXLPipeline(XLPipeline):
+class StableDiffusionXLPipeline(FromNoiseMethods, XLPipeline):
     """Text to pictures, or to latents that the refiner takes over from.
 
     In a batch the sizes of the negative prompt are told to its own branch; diffusers mixes both up there.

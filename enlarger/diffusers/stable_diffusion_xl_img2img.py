@@ -14,6 +14,7 @@ from enlarger.diffusers.arguments import (
     noise_from_generator,
     reject_unsupported,
 )
+from enlarger.diffusers.by_hand import FromPictureMethods
 from enlarger.diffusers.callbacks import listeners
 from enlarger.diffusers.image_processor import Size
 from enlarger.diffusers.pipeline import accept_lora_scale
@@ -27,7 +28,7 @@ from enlarger.tasks.latent_diffusion import repeat_each as copies
 from enlarger.tasks.sampling import SamplingPlan
 
 
-class StableDiffusionXLImg2ImgPipeline(XLImagePipeline):
+class StableDiffusionXLImg2ImgPipeline(FromPictureMethods, XLImagePipeline):
     """Pictures, with noise, to pictures like them; or the rest of the way for latents that another pipeline left."""
 
     @accept_lora_scale

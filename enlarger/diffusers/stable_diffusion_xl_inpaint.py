@@ -16,6 +16,7 @@ from enlarger.diffusers.arguments import (
     noise_from_generator,
     reject_unsupported,
 )
+from enlarger.diffusers.by_hand import MaskedMethods
 from enlarger.diffusers.callbacks import Listeners, listeners
 from enlarger.diffusers.image_pipeline import masked_crop, per_sample_or_first
 from enlarger.diffusers.pipeline import accept_lora_scale, make_output
@@ -26,7 +27,7 @@ from enlarger.tasks.inpaint import InpaintJob, PreparedInpaint, prepare_inpaint
 from enlarger.tasks.latent_diffusion import LatentDiffusion
 
 
-class StableDiffusionXLInpaintPipeline(XLImagePipeline):
+class StableDiffusionXLInpaintPipeline(MaskedMethods, XLImagePipeline):
     """Pictures to pictures that are repainted where a mask is white, with a UNet of 9 channels or of 4.
 
     What the mask leaves black is kept in latents only; `padding_mask_crop` pastes the result back through the mask. An

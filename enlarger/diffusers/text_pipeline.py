@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -103,11 +103,13 @@ class TextPipeline(LoraMethods, Pipeline):
         return [name for name in super()._components_to_load(path) if name != "safety_checker"]
 
     @classmethod
-    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, object]) -> Self:
+    def _vision_parts(
+        cls, bundle: PipelineComponents, variant: str | None, given: Mapping[str, object]
+    ) -> Mapping[str, object]:
         stated: Any = bundle.index.get("safety_checker") or (None, None)
         if "safety_checker" in cls.COMPONENT_TYPES and stated[1] is not None and "safety_checker" not in given:
-            given = {**given, "safety_checker": _load_safety_checker(bundle.path)}
-        return super()._from_bundle(bundle, given)
+            return {**given, "safety_checker": _load_safety_checker(bundle.path, variant)}
+        return given
 
     def encode_prompt(
         self,
@@ -247,13 +249,13 @@ def _encoded(tokens: Tensor, pooled: Tensor) -> PromptEmbeds:
     return PromptEmbeds(tokens, pooled, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
 
 
-def _load_safety_checker(path: Path) -> SafetyChecker | None:
+def _load_safety_checker(path: Path, variant: str | None) -> SafetyChecker | None:
     """The folder's safety checker, or None and a line that says why not."""
     note = missing_checker_note(path)
     if note is not None:
         warnings.warn(f"{note}; safety_checker=None silences this", stacklevel=5)
         return None
-    return SafetyChecker.from_folder(path)
+    return SafetyChecker.from_folder(path, variant=variant)
 
 
 def correct_scheduler_config(scheduler: Scheduler) -> Scheduler:

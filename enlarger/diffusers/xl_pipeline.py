@@ -4,12 +4,15 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.types import Device
 
+from enlarger.checkpoint.adapters.lora import LORA_COMPONENTS
+from enlarger.diffusers.adapter_files import Layers, Metadata, save_lora
 from enlarger.diffusers.arguments import (
     ArgumentError,
     Prompt,
@@ -155,6 +158,21 @@ class XLPipeline(ImagePipeline):
         super()._set_components(parts, kept)
         if self.unet is not None and self._unet.config.time_id_channels is None:
             raise InputError("the UNet takes no sizes, expected one of SDXL with addition_embed_type 'text_time'")
+
+    @classmethod
+    def save_lora_weights(  # pyright: ignore[reportIncompatibleMethodOverride] - diffusers' own signature
+        cls, save_directory: str | Path, unet_lora_layers: Layers = None, text_encoder_lora_layers: Layers = None,
+        text_encoder_2_lora_layers: Layers = None, is_main_process: bool = True, weight_name: str | None = None,
+        save_function: object = None, safe_serialization: bool = True, unet_lora_adapter_metadata: Metadata = None,
+        text_encoder_lora_adapter_metadata: Metadata = None, text_encoder_2_lora_adapter_metadata: Metadata = None,
+    ) -> None:  # fmt: skip
+        """Write the layers of a LoRA, as `load_lora_weights` reads them."""
+        layers = (unet_lora_layers, text_encoder_lora_layers, text_encoder_2_lora_layers)
+        stated = (unet_lora_adapter_metadata, text_encoder_lora_adapter_metadata, text_encoder_2_lora_adapter_metadata)
+        named = dict(zip(LORA_COMPONENTS, layers, strict=True))
+        noted = dict(zip(LORA_COMPONENTS, stated, strict=True))
+        if is_main_process:
+            save_lora(Path(save_directory), weight_name, named, noted, safe_serialization and save_function is None)
 
     def register_to_config(self, **settings: object) -> None:
         """Change what model_index.json keeps beside the parts."""

@@ -94,6 +94,9 @@ STEPS: dict[str, list[tuple[str, tuple[Any, ...], dict[str, Any]]]] = {
         ("set_adapters", (["a", "b"], [0.5, -0.3]), {}),
     ],
     "weights by part": [("set_adapters", ("a", {"unet": 0.4, "text_encoder": 0.0}), {})],
+    "weights by way": [("set_adapters", ("a", {"unet": {"down": 0.5, "up": 0.2, "mid": 0.0}}), {})],
+    "weights by block": [("set_adapters", (["a"], [{"unet": {"down": {"block_0": [0.3]}, "mid": 0.7}}]), {})],
+    "weights by block, fused": [("set_adapters", ("a", {"unet": {"down": 0.4}}), {}), ("fuse_lora", (), {})],
     "weights of one part": [("set_adapters", (["a"], [{"unet": 0.4}]), {})],
     "disabled": [("disable_lora", (), {})],
     "enabled": [("disable_lora", (), {}), ("enable_lora", (), {})],
@@ -137,6 +140,28 @@ def test_methods_have_diffusers_arguments() -> None:
             wanted = [n for n in inspect.signature(getattr(theirs, name)).parameters if n != "kwargs"]
             found = [n for n in inspect.signature(getattr(LoraMethods, name)).parameters if n != "kwargs"]
             assert found == wanted, name
+
+
+def test_another_adapter_takes_the_place_of_one(ours: Any, theirs: Any) -> None:
+    for pipe in (ours, theirs):
+        pipe.load_lora_weights(lora(1, False), adapter_name="a")
+        pipe.set_adapters("a", 0.6)
+        pipe.load_lora_weights(lora(9, False), adapter_name="a", hotswap=True)
+    assert_equal(ours, theirs)
+    assert ours.get_list_adapters() == {"unet": ["a"]}
+
+
+def test_saved_layers_are_read_by_both(ours: Any, theirs: Any, tmp_path: Path) -> None:
+    layers = {part: {} for part in ("unet", "text_encoder")}
+    for name, tensor in lora(1).items():
+        part, _, key = name.partition(".")
+        layers[part][key] = tensor
+    StableDiffusionPipeline.save_lora_weights(tmp_path, layers["unet"], layers["text_encoder"])
+    for pipe in (ours, theirs):
+        pipe.load_lora_weights(tmp_path)
+    assert_equal(ours, theirs)
+    with pytest.raises(ValueError, match="found no layers to save; give unet_lora_layers"):
+        StableDiffusionPipeline.save_lora_weights(tmp_path)
 
 
 def test_unloading_is_exact(ours: Any) -> None:
@@ -237,13 +262,19 @@ def test_wrong_arguments(ours: Any, method: str, args: tuple[Any, ...], said: st
 
 
 def test_what_cannot_be_done(ours: Any) -> None:
-    with pytest.raises(Unsupported, match="hotswap is not available; delete_adapters, then load the other one"):
-        ours.load_lora_weights(lora(1), hotswap=True)
+    with pytest.raises(ValueError, match="no adapter is called 'a' to be swapped; loaded are"):
+        ours.load_lora_weights(lora(1), "a", hotswap=True)
+    with pytest.warns(UserWarning, match="1 names fit no layer of the model: unet.nowhere.*Nothing is loaded"):
+        ours.load_lora_weights({"unet.nowhere.lora_A.weight": normal(2, 3), "unet.nowhere.lora_B.weight": normal(3, 2)})
     with pytest.raises(Unsupported, match="revision='main' has no effect here; give a local file"):
         ours.load_lora_weights(lora(1), revision="main")
     ours.load_lora_weights(lora(1), adapter_name="a")
-    with pytest.raises(Unsupported, match="one weight for each part here, not one for each block"):
-        ours.set_adapters("a", {"unet": {"down": 0.5}})
+    with pytest.raises(ValueError, match="found weights for left of the unet, expected some of down, mid, up"):
+        ours.set_adapters("a", {"unet": {"left": 0.5}})
+    with pytest.raises(ValueError, match=r"found weights for block_7 of up, expected some of block_\d"):
+        ours.set_adapters("a", {"unet": {"up": {"block_7": 0.5}}})
+    with pytest.raises(ValueError, match="found weights by block for text_encoder, expected a number"):
+        ours.set_adapters("a", {"text_encoder": {"down": 0.5}})
     ours.fuse_lora()
     with pytest.raises(ValueError, match="a is fused already; unfuse_lora"):
         ours.fuse_lora()

@@ -70,6 +70,10 @@ def read_lora(path: str | Path, networks: Mapping[str, nn.Module], allow_pickle:
     return parse_lora(tensors, networks, _read_adapter_config(path, weights.metadata), str(path))
 
 
+class UnfitLora(CheckpointError):
+    """A LoRA whose names fit no layer of a model."""
+
+
 def parse_lora(
     tensors: Mapping[str, Tensor],
     networks: Mapping[str, nn.Module],
@@ -90,7 +94,7 @@ def parse_lora(
             if factors
             else "it is empty"
         )
-        raise CheckpointError(f"{source}: {problem}. {_family_hint(tensors, networks)}")
+        raise UnfitLora(f"{source}: {problem}. {_family_hint(tensors, networks)}")
     known_factors = {name: each for name, each in factors.items() if name in targets}
     components = _read_components(source, targets, known_factors, adapter_config or {}, networks)
     if unknown_layers:
