@@ -383,7 +383,7 @@ class DPMSolverSDEScheduler(TwoCallScheduler):
         index = self._index(timestep)
         if self._tree is None:
             least, most = float(self.sigmas[self.sigmas > 0].min()), float(self.sigmas.max())
-            self._tree = BrownianNoise(x, least, most, self.config.noise_sampler_seed)
+            self._tree = BrownianNoise(x.float(), least, most, self.config.noise_sampler_seed)
         if self._awaited is None:
             sigma, lower = float(self.sigmas[index]), float(self.sigmas[index + 1])
             self._drawn = self._tree.for_step(sigma, lower, options.get("s_noise", 1.0))

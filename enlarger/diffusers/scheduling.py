@@ -346,8 +346,9 @@ class Scheduler:
         options: StepOptions,
     ) -> SchedulerOutput:
         called = self.called_at(timestep)
-        x = sample.float() * self.outside(called)
-        estimate = self._estimate(self._predicted(model_output, sample).float(), called)
+        exact = torch.float32 if sample.device.type == "mps" else torch.float64  # high levels and low ones meet here
+        x = sample.to(exact) * self.outside(called)
+        estimate = self._estimate(self._predicted(model_output, sample).to(exact), called)
         done = self.advance(timestep, x, estimate, drawn_as(model_output, generator, noise), options)
         latents = (done.x / self.outside(done.sigma)).to(sample.dtype)
         return SchedulerOutput(latents, done.denoised if self.ESTIMATES else None)

@@ -86,10 +86,15 @@ def interpolated_levels(timesteps: Array, levels: Tensor) -> Array:
 
 
 def time_of_level(sigma: Array, levels: Tensor) -> Array:
-    """The fractional times of noise levels, linear over log(sigma), whose knots are float32."""
+    """The fractional times of noise levels, linear over log(sigma), whose knots are float32.
+
+    Knots of schedules that end at zero SNR may fall at the end: the last one that is not above a level counts.
+    """
     knots = np.log(levels.numpy())
     logs = np.log(np.maximum(sigma, 1e-10))
-    low = np.clip(np.searchsorted(knots, logs, side="right") - 1, 0, len(knots) - 2)
+    reached = knots[::-1] <= np.expand_dims(logs, -1)
+    last = np.where(reached.any(-1), len(knots) - 1 - reached.argmax(-1), 0)
+    low = np.minimum(last, len(knots) - 2)
     share = np.clip((knots[low] - logs) / (knots[low] - knots[low + 1]), 0, 1)
     return (1 - share) * low + share * (low + 1)
 
