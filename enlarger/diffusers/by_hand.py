@@ -201,6 +201,10 @@ class MaskedMethods(StepMethods):
         more = [noise] if return_noise else []
         return (first, *more, *([known] if return_image_latents and known is not None else []))
 
+    def _encode_vae_image(self, image: Tensor, generator: Generators | None) -> Tensor:
+        """The scaled latents of pictures in -1..1."""
+        return self._image_latents(image, len(image), generator, image.dtype)
+
     def prepare_mask_latents(
         self, mask: Tensor, masked_image: Tensor | None, batch_size: int, height: int, width: int, dtype: torch.dtype,
         device: Device, generator: Generators | None, do_classifier_free_guidance: bool,

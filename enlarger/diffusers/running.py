@@ -14,7 +14,7 @@ from torch import Tensor
 from enlarger.diffusers.arguments import ArgumentError
 from enlarger.diffusers.scheduling import Scheduler, StepOptions
 from enlarger.diffusion.denoiser import Denoise
-from enlarger.diffusion.estimates import flow_matching, outside_precondition, variance_preserving
+from enlarger.diffusion.estimates import flow_matching, variance_preserving
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.precondition import Precondition
 from enlarger.diffusion.sample import Step, Steps
@@ -67,8 +67,7 @@ class Run:
 
     def precondition(self) -> Precondition:
         """What the network's output means, and the listed time it is told."""
-        prediction = self.scheduler.checked_prediction()
-        return outside_precondition(prediction, self.scheduler.outside, lambda: self.now)
+        return self.scheduler.precondition(lambda: self.now)
 
     def method(self, noise: Noise, dtype: torch.dtype) -> SamplingPlan:
         """The run for a task; noise inside it is drawn in the network's precision, as in diffusers."""

@@ -1,5 +1,7 @@
 """Schedulers of networks preconditioned as in EDM (Karras et al. 2022)."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -83,13 +85,19 @@ class EDMEulerScheduler(WalkedScheduler):
 
     def precondition_outputs(self, sample: Tensor, model_output: Tensor, sigma: Timestep) -> Tensor:
         """The denoised estimate."""
-        scale = precondition.karras(self.config.sigma_data)(torch.as_tensor(sigma).double())
-        sign = -1 if self.config.prediction_type == "v_prediction" else 1
-        return sample * scale.skip + model_output * scale.output * sign
+        scale = self._scalings(torch.as_tensor(sigma).double())
+        return sample * scale.skip + model_output * scale.output
+
+    def _scalings(self, sigma: Tensor) -> precondition.Scalings:
+        scale = precondition.karras(self.config.sigma_data)(sigma)
+        velocity = self.checked_prediction() == "v_prediction"
+        return replace(scale, output=-scale.output) if velocity else scale
+
+    def precondition(self, time: Callable[[], Tensor]) -> precondition.Precondition:
+        return lambda sigma: replace(self._scalings(sigma), time=time())
 
     def _estimate(self, output: Tensor, called: Tensor) -> Estimate:
-        if self.config.prediction_type not in self.PREDICTIONS:
-            raise self._unknown(self.config.prediction_type)
+        self.checked_prediction()
         bounds = self.bounds()
         return lambda x, sigma: bounds(self.precondition_outputs(x, output, sigma))
 

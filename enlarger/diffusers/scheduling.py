@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,6 +25,7 @@ from enlarger.diffusion.estimates import (
 )
 from enlarger.diffusion.listing import TINY, level_of, rescaled_to_zero, training_betas
 from enlarger.diffusion.noise import Noise, PerSampleGenerators, SharedGenerator
+from enlarger.diffusion.precondition import Precondition
 from enlarger.diffusion.sample import Solver
 from enlarger.diffusion.sampler import Sampler
 from enlarger.diffusion.stepper import Advance, Estimate, Stepper
@@ -306,6 +307,10 @@ class Scheduler:
             return Bounds(quantile=config["dynamic_thresholding_ratio"], most=config["sample_max_value"])
         return Bounds(config["clip_sample_range"]) if self.own("clip_sample") else Bounds()
 
+    def precondition(self, time: Callable[[], Tensor]) -> Precondition:
+        """What a network's output means in a run, in which it is told `time`."""
+        return outside_precondition(self.checked_prediction(), self.outside, time)
+
     def checked_prediction(self) -> str:
         """What the network predicts, if a step of this class can be taken with it."""
         prediction = str(self.config["prediction_type"])
@@ -346,9 +351,10 @@ class Scheduler:
         options: StepOptions,
     ) -> SchedulerOutput:
         called = self.called_at(timestep)
-        exact = torch.float32 if sample.device.type == "mps" else torch.float64  # high levels and low ones meet here
-        x = sample.to(exact) * self.outside(called)
-        estimate = self._estimate(self._predicted(model_output, sample).to(exact), called)
+        doubled = self.MULTISTEP and sample.device.type != "mps"  # estimates of high levels and of low ones meet
+        dtype = torch.float64 if doubled else torch.float32
+        x = sample.to(dtype) * self.outside(called)
+        estimate = self._estimate(self._predicted(model_output, sample).to(dtype), called)
         done = self.advance(timestep, x, estimate, drawn_as(model_output, generator, noise), options)
         latents = (done.x / self.outside(done.sigma)).to(sample.dtype)
         return SchedulerOutput(latents, done.denoised if self.ESTIMATES else None)

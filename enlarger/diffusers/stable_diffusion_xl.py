@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from enlarger.diffusers.arguments import (
@@ -23,6 +24,7 @@ from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizeP
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
+from enlarger.tasks.conditioning import MicroConditioning
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
 from enlarger.text.tokenize import Tokenizer
 
@@ -44,6 +46,13 @@ class StableDiffusionXLPipeline(FromNoiseMethods, XLPipeline):
         given |= {"image_encoder": image_encoder, "feature_extractor": feature_extractor}
         settings = {"force_zeros_for_empty_prompt": force_zeros_for_empty_prompt, "add_watermarker": add_watermarker}
         self._set_components(given, settings)
+
+    def _get_add_time_ids(
+        self, original_size: SizePair, crops_coords_top_left: SizePair, target_size: SizePair, dtype: torch.dtype,
+        text_encoder_projection_dim: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The sizes as the network takes them, (1, 6)."""
+        return MicroConditioning(original_size, crops_coords_top_left, target_size).time_ids().to(dtype)
 
     @accept_lora_scale
     def __call__(

@@ -343,6 +343,19 @@ class XLImagePipeline(XLPipeline):
         settings["force_zeros_for_empty_prompt"] = force_zeros_for_empty_prompt
         self._set_components(given, settings | {"add_watermarker": add_watermarker})
 
+    def _get_add_time_ids(
+        self, original_size: SizePair, crops_coords_top_left: SizePair, target_size: SizePair, aesthetic_score: float,
+        negative_aesthetic_score: float, negative_original_size: SizePair, negative_crops_coords_top_left: SizePair,
+        negative_target_size: SizePair, dtype: torch.dtype, text_encoder_projection_dim: int | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The sizes or scores of the prompt and of the negative prompt as the network takes them, (1, 5 or 6) each."""
+        asked = SizeArguments(
+            original_size, crops_coords_top_left, target_size, negative_original_size, negative_crops_coords_top_left,
+            negative_target_size, (aesthetic_score, negative_aesthetic_score),
+        )  # fmt: skip
+        made = asked.for_image_to_image(target_size, bool(self._settings["requires_aesthetics_score"]))
+        return made[0].time_ids().to(dtype), made[1].time_ids().to(dtype)
+
 
 def handoff_scale(course: SigmaSchedule) -> float:
     """What turns latents that another pipeline left with noise in them into the first ones of a run."""
