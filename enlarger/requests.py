@@ -5,7 +5,7 @@ The Python functions, the command line and the service are made from these; no d
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -73,7 +73,7 @@ class UpscaleRequest:
     negative: str | Sequence[str] = option("", "what it should not show; needs guidance other than 1")
     steps: int | None = option(None, STEPS_HELP, least=1, most=1000, whole=True)
     guidance: float | None = option(None, GUIDANCE_HELP, least=-100, most=100)
-    seed: int | Sequence[int] = option(0, SEED_HELP, least=RANDOM_SEED, most=MAX_SEED, whole=True)
+    seed: int | Sequence[int] | None = option(0, SEED_HELP, least=RANDOM_SEED, most=MAX_SEED, whole=True)
     count: int = option(1, COUNT_HELP, least=1, most=64, whole=True)
     noise_level: float | None = option(
         None, "noise added to the input: up to 10 for x2; whole numbers up to 350 for x4", least=0, most=1000
@@ -128,7 +128,7 @@ class SamplingOptions:
     steps: int | None = option(None, STEPS_HELP, least=1, most=1000, whole=True)
     guidance: float | None = option(None, GUIDANCE_HELP, least=-100, most=100)
     rescale: float = option(0.0, RESCALE_HELP, least=0, most=1)
-    seed: int | Sequence[int] = option(0, SEED_HELP, least=RANDOM_SEED, most=MAX_SEED, whole=True)
+    seed: int | Sequence[int] | None = option(0, SEED_HELP, least=RANDOM_SEED, most=MAX_SEED, whole=True)
     count: int = option(1, COUNT_HELP, least=1, most=64, whole=True)
     solver: str | None = option(None, SOLVER_HELP)
     spacing: str | None = option(None, SPACING_HELP)
@@ -298,15 +298,25 @@ def one_per_image(value: Any, count: int, name: str) -> list[Any]:
     return values * count if len(values) == 1 else values
 
 
-def draw_random_seeds(seed: int | Sequence[int]) -> int | Sequence[int]:
-    """The seeds, with one drawn wherever `RANDOM_SEED` stands."""
+def draw_random_seeds(seed: int | Sequence[int] | None) -> int | Sequence[int]:
+    """The seeds, with one drawn for None and wherever `RANDOM_SEED` stands."""
     if isinstance(seed, Sequence):
         return [secrets.randbelow(RANDOM_SEED_RANGE) if one == RANDOM_SEED else one for one in seed]
-    return secrets.randbelow(RANDOM_SEED_RANGE) if seed == RANDOM_SEED else seed
+    return secrets.randbelow(RANDOM_SEED_RANGE) if seed in (None, RANDOM_SEED) else seed
 
 
-def seeds_for(seed: int | Sequence[int], count: int) -> list[int]:
+def as_request(kind: type[Request], source: Any, options: Mapping[str, Any], field_name: str = "image") -> Request:
+    """The request that was given, or one made of its first field and options. InputError for both together."""
+    if not isinstance(source, kind):
+        return make_request(kind, **{field_name: source}, **options)
+    if options:
+        raise InputError(f"found a {kind.__name__} and {', '.join(options)} beside it; put them into the request")
+    return source
+
+
+def seeds_for(seed: int | Sequence[int] | None, count: int) -> list[int]:
     """One seed per image: a single seed counts on from image to image."""
+    assert seed is not None, "a request has drawn one"
     if not isinstance(seed, Sequence):
         if seed + count - 1 > MAX_SEED:
             raise InputError(f"seed is {seed} for {count} pictures, the last seed is {MAX_SEED}; give a smaller one")

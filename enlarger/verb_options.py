@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from enlarger.requests import Profile
 
@@ -13,7 +13,7 @@ class _CommonOptions(TypedDict, total=False):
     negative: str | Sequence[str]
     steps: int | None
     guidance: float | None
-    seed: int | Sequence[int]
+    seed: int | Sequence[int] | None
     count: int
     solver: str | None
     spacing: str | None
@@ -89,3 +89,28 @@ class InpaintOptions(_SamplingOptions, total=False):
     crop: int | None
     expand: str | int | Sequence[int]
     fill: str | None
+
+
+class UpscalerOptions(UpscaleOptions, total=False):
+    """Options of a loaded upscaler that is called with a picture."""
+
+    by: float
+
+
+class InpainterOptions(InpaintOptions, total=False):
+    """Options of a loaded inpainter that is called with a picture."""
+
+    mask: Any
+
+
+class RefinerOptions(RefineOptions, total=False):
+    """Options of a loaded refiner that is called with a picture."""
+
+    prompt: str | Sequence[str]
+
+
+class DepthToImageOptions(DepthOptions, total=False):
+    """Options of a loaded depth model that is called with a picture."""
+
+    prompt: str | Sequence[str]
+    depth: Any

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 
@@ -48,6 +48,7 @@ MAGIC_BYTES = {
     b"BM": "BMP",
     b"GIF8": "GIF",
 }
+FileSource = str | Path | bytes | bytearray | BinaryIO  # a path, a file's bytes, or an open file
 UnreadableReason = Literal["missing", "empty", "unknown", "damaged", "small", "large"]
 _lock = threading.Lock()  # Python's warning filters are one per process
 
@@ -75,7 +76,7 @@ def _without_pillow_warnings() -> Generator[None]:
         yield
 
 
-def open_upright(source: str | Path | Image.Image, *, limit: int = PIXEL_LIMIT) -> Image.Image:
+def open_upright(source: FileSource | Image.Image, *, limit: int = PIXEL_LIMIT) -> Image.Image:
     """The pixels of a file or PIL image in their own mode: loaded, turned upright, the first frame of several.
 
     Raises InputError as `read_picture` does.
@@ -143,7 +144,7 @@ def transpose(image: Image.Image, method: Image.Transpose) -> Image.Image:
 
 @contextmanager
 def open_image(
-    source: str | Path | Image.Image, name: str | None = None, notes: list[str] | None = None
+    source: FileSource | Image.Image, name: str | None = None, notes: list[str] | None = None
 ) -> Generator[tuple[Image.Image, str]]:
     """A picture with its header read, and its name, for the length of the block.
 
@@ -153,8 +154,8 @@ def open_image(
         with _without_pillow_warnings():
             yield source, name or one_line(getattr(source, "filename", "")) or "PIL image"
         return
-    path, name = Path(source), name or one_line(source)
-    with _open_stream(path, name) as stream, _without_pillow_warnings():
+    name = name or _source_name(source)
+    with _open_stream(source, name) as stream, _without_pillow_warnings():
         first_bytes = stream.read(16)
         if not first_bytes:
             raise UnreadableImage(f"{name}: the file is empty (0 bytes); copy or download it again", "empty")
@@ -169,7 +170,34 @@ def open_image(
         yield image, name
 
 
-def _open_stream(path: Path, name: str) -> io.BufferedReader:
+def is_file_source(source: object) -> bool:
+    """Whether it is a path, a file's bytes, or an open file."""
+    return isinstance(source, str | Path | bytes | bytearray) or hasattr(source, "read")
+
+
+def _source_name(source: FileSource) -> str:
+    if isinstance(source, str | Path):
+        return one_line(source)
+    return one_line(getattr(source, "name", "")) or ("the file" if hasattr(source, "read") else "the bytes")
+
+
+def _file_bytes(source: Any, name: str) -> bytes:
+    """What is left of an open file, which stands afterwards where it stood before if it can."""
+    if isinstance(source, io.TextIOBase):
+        raise UnreadableImage(f"{name}: is open as text, expected a file that is open for bytes; open it with 'rb'")
+    start = source.tell() if source.seekable() else None
+    data: bytes = source.read()
+    if start is not None:
+        source.seek(start)
+    return data
+
+
+def _open_stream(source: FileSource, name: str) -> BinaryIO:
+    if isinstance(source, bytes | bytearray):
+        return io.BytesIO(source)
+    if not isinstance(source, str | Path):
+        return io.BytesIO(_file_bytes(source, name))
+    path = Path(source)
     try:
         if path.is_dir():
             raise UnreadableImage(f"{name}: is a folder, expected a picture file; name a file inside it", "missing")

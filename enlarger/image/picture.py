@@ -14,9 +14,11 @@ from enlarger.errors import InputError, NonFinite
 from enlarger.image.colour import deep_to_srgb, to_srgb, to_unit_grey
 from enlarger.image.decode import (
     PIXEL_LIMIT,
+    FileSource,
     check_size,
     decode_error,
     decode_image,
+    is_file_source,
     one_line,
     open_image,
     open_upright,
@@ -69,29 +71,30 @@ class Picture:
 
 
 Array = np.ndarray[Any, Any]  # of any shape and numbers
-PictureSource = str | Path | Image.Image | Array | Tensor
+PictureSource = FileSource | Image.Image | Array | Tensor
 
 
 def read_picture(source: PictureSource, *, limit: int = PIXEL_LIMIT) -> Picture:
     """Read one picture.
 
-    `source` is a path; a PIL image; an array (H, W) or (H, W, 1..4) of uint8, uint16 or floats in 0..1, its channels
-    grey, grey and alpha, RGB or RGBA; or a float tensor (1 or 3, H, W) in -1..1. The EXIF orientation is applied, an
-    ICC profile converted to sRGB unless its gamut is wider, the first frame of several taken; `notes` says so. PIL
-    modes I and I;16 are 16-bit grey, mode F is grey in 0..1; of PNG and TIFF files 16-bit colour, and grey with
-    alpha, keep all bits. Raises InputError, one line with the file's name, for whatever cannot be read or has more
-    than `limit` pixels (for files, Pillow's own bound, twice `PIL.Image.MAX_IMAGE_PIXELS`, holds as well).
+    `source` is a path, a file's bytes, or an open file; a PIL image; an array (H, W) or (H, W, 1..4) of uint8, uint16
+    or floats in 0..1, its channels grey, grey and alpha, RGB or RGBA; or a float tensor (1 or 3, H, W) in -1..1. The
+    EXIF orientation is applied, an ICC profile converted to sRGB unless its gamut is wider, the first frame of several
+    taken; `notes` says so. PIL modes I and I;16 are 16-bit grey, mode F is grey in 0..1; of PNG and TIFF files 16-bit
+    colour, and grey with alpha, keep all bits. Raises InputError, one line with the file's name, for whatever cannot be
+    read or has more than `limit` pixels (for files, Pillow's own bound, twice `PIL.Image.MAX_IMAGE_PIXELS`, holds too).
     """
-    if isinstance(source, (str, Path, Image.Image)):
+    if isinstance(source, np.ndarray):
+        return _from_array(source, limit)
+    if isinstance(source, Tensor):
+        return _from_tensor(source, limit)
+    if isinstance(source, Image.Image) or is_file_source(source):
         notes: list[str] = []
         with open_image(source, notes=notes) as (image, name):
             return _from_pil(image, name, limit, notes)
-    if isinstance(source, np.ndarray):
-        return _from_array(source, limit)
-    if isinstance(source, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
-        return _from_tensor(source, limit)
     raise InputError(
-        f"found a {type(source).__name__}, expected a path, PIL image, numpy array or tensor; pass one of these"
+        f"found a {type(source).__name__}, expected a path, bytes, an open file, a PIL image, numpy array or tensor; "
+        "pass one of these"
     )
 
 

@@ -1,8 +1,9 @@
 """Where modules run: a device, a precision, and what to do with a module that is not at work."""
 
+import os
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -17,6 +18,18 @@ Module = TypeVar("Module", bound=nn.Module)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+_num_forks = 0  # that led from the process which imported this to the one that runs
+
+
+def _count_fork() -> None:
+    global _num_forks
+    _num_forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Policy for the modules of a task. With "model" a module is on the device only while held; with "sequential" only
@@ -24,10 +37,22 @@ class Runtime:
 
     device: torch.device = CPU
     offload: Offload = "none"
+    forks: int | None = field(default=None, compare=False, repr=False)  # before this process when the model was loaded
+
+    @classmethod
+    def here(cls, device: torch.device = CPU, offload: Offload = "none") -> "Runtime":
+        """One for a model that is loaded in this process, and refuses to work in a fork of it."""
+        return cls(device, offload, _num_forks)
 
     @contextmanager
     def hold(self, module: Module) -> Generator[Module]:
-        """The module, ready to run on the device for the length of the block."""
+        """The module, ready to run on the device for the length of the block. Raises InputError in a forked process:
+        torch's threads are not there, and a network would wait for them for ever."""
+        if self.forks is not None and self.forks < _num_forks:
+            raise InputError(
+                "the model was loaded before this process was forked, and torch does not work in a fork; load it here, "
+                "or start processes with multiprocessing's method 'spawn'"
+            )
         with ExitStack() as stack:
             if self.offload == "sequential":
                 for layer in module.modules():

@@ -8,18 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from enlarger.errors import InputError
-from enlarger.requests import DepthRequest, make_request, one_per_image, with_defaults
+from enlarger.requests import DepthRequest, as_request, make_request, one_per_image, with_defaults
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.adapters import adapt
 from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
 from enlarger.tasks.generation import with_generation
 from enlarger.tasks.image_to_image import image_to_image, prepare_run
-from enlarger.tasks.inputs import Latents, PreparedImage, prepare_picture, split_images, split_request
+from enlarger.tasks.inputs import ImageSource, Latents, PreparedImage, prepare_picture, split_images, split_request
 from enlarger.tasks.latent_diffusion import pad_to_multiple
 from enlarger.tasks.loading import Location
+from enlarger.tasks.progress_bar import progress_bar
 from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
-from enlarger.verb_options import DepthOptions
+from enlarger.verb_options import DepthOptions, DepthToImageOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +33,14 @@ class DepthToImage:
     model: StableDiffusion
     estimator: DepthEstimator | None = None
 
-    def __call__(self, request: DepthRequest, watch: ProgressCallback = no_progress) -> Result:
+    def __call__(
+        self,
+        request: DepthRequest | ImageSource,
+        watch: ProgressCallback = no_progress,
+        **options: Unpack[DepthToImageOptions],
+    ) -> Result:
         """Each input gives `count` pictures of its own size, in order. One picture is computed at a time."""
+        request = as_request(DepthRequest, request, options)
         model, adapted = adapt(self.model, request)
         if model is not self.model:
             return with_generation(replace(self, model=model)(adapted, watch), self.model, "depth", request)
@@ -84,6 +91,7 @@ def _split_depth_maps(depth: Any) -> list[Any]:
 def depth(
     image: Any, prompt: str | Sequence[str] = "", *, model: Location, depth: Any = None, device: str = "auto",
     precision: str = "auto", offload: Offload = "none", watch: ProgressCallback = no_progress,
+    progress: bool | None = None,
     **options: Unpack[DepthOptions],
 ) -> Result:  # fmt: skip
     """Remake one or several pictures with their depth kept: paths, PIL images, arrays or tensors in -1..1.
@@ -94,7 +102,8 @@ def depth(
     used.
     """
     request = make_request(DepthRequest, image=image, prompt=prompt, depth=depth, **options)
-    return load_depth(model, device, precision, offload, estimator=depth is None)(request, watch)
+    with progress_bar(watch, progress) as watching:
+        return load_depth(model, device, precision, offload, estimator=depth is None)(request, watching)
 
 
 def load_depth(

@@ -102,6 +102,8 @@ def _describe(source: Any) -> Json:
     if isinstance(source, str | Path):
         with Path(source).open("rb") as stream:
             return {"file": Path(source).name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    if isinstance(source, bytes | bytearray):
+        return {"sha256": hashlib.sha256(source).hexdigest()}
     if isinstance(source, Latents):
         return {"latents": list(source.values.shape)}
     if isinstance(source, Tensor):

@@ -14,20 +14,21 @@ from enlarger.diffusion.sampler import SigmaSchedule
 from enlarger.diffusion.windows import Windows
 from enlarger.errors import InputError, Unsupported
 from enlarger.image.picture import to_pil
-from enlarger.requests import RefineRequest, UpscaleRequest, make_request, with_defaults
+from enlarger.requests import RefineRequest, UpscaleRequest, as_request, make_request, with_defaults
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.adapters import adapt
 from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
 from enlarger.tasks.generation import with_generation
-from enlarger.tasks.inputs import Latents, PreparedImage, prepare_picture, split_request
+from enlarger.tasks.inputs import ImageSource, Latents, PreparedImage, prepare_picture, split_request
 from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
 from enlarger.tasks.loading import Location
+from enlarger.tasks.progress_bar import progress_bar
 from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.sampling import SamplingPlan
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
 from enlarger.tasks.tiled_diffusion import choose_windows, note_windows, report_plan
 from enlarger.tasks.upscale.bundled import load_bundled
-from enlarger.verb_options import RefineOptions
+from enlarger.verb_options import RefineOptions, RefinerOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,14 @@ class Refiner:
 
     model: StableDiffusion
 
-    def __call__(self, request: RefineRequest, watch: ProgressCallback = no_progress) -> Result:
+    def __call__(
+        self,
+        request: RefineRequest | ImageSource,
+        watch: ProgressCallback = no_progress,
+        **options: Unpack[RefinerOptions],
+    ) -> Result:
         """Each input gives `count` pictures of its own size, times `by`, in order, computed one at a time."""
+        request = as_request(RefineRequest, request, options)
         model, adapted = adapt(self.model, request)
         if model is not self.model:
             return with_generation(replace(self, model=model)(adapted, watch), self.model, "refine", request)
@@ -186,7 +193,8 @@ def _input_as_result(model: StableDiffusion, prepared: PreparedImage, seeds: Seq
 
 def refine(
     image: Any, prompt: str | Sequence[str] = "", *, model: Location, device: str = "auto", precision: str = "auto",
-    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Unpack[RefineOptions],
+    offload: Offload = "none", watch: ProgressCallback = no_progress,
+    progress: bool | None = None, **options: Unpack[RefineOptions],
 ) -> Result:  # fmt: skip
     """Remake one or several pictures: paths, PIL images, arrays, tensors in -1..1, or `Latents` of the model's space.
 
@@ -194,7 +202,8 @@ def refine(
     InputError for pictures and options that cannot be used, Unsupported for checkpoints made for something else.
     """
     request = make_request(RefineRequest, image=image, prompt=prompt, **options)
-    return load_refiner(model, device, precision, offload)(request, watch)
+    with progress_bar(watch, progress) as watching:
+        return load_refiner(model, device, precision, offload)(request, watching)
 
 
 def load_refiner(model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none") -> Refiner:

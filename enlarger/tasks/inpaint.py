@@ -14,19 +14,20 @@ from enlarger.errors import InputError
 from enlarger.image.generation import Json
 from enlarger.image.inpaint_canvas import ChangedPixels, InpaintCanvas, prepare_canvas
 from enlarger.image.resize import resize
-from enlarger.requests import InpaintRequest, make_request, with_defaults
+from enlarger.requests import InpaintRequest, as_request, make_request, with_defaults
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.adapters import adapt
 from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_options
 from enlarger.tasks.generation import describe_pictures
 from enlarger.tasks.image_to_image import truncate_by_strength
-from enlarger.tasks.inputs import split_images, split_request
+from enlarger.tasks.inputs import ImageSource, split_images, split_request
 from enlarger.tasks.latent_diffusion import LatentDiffusion, pad_to_multiple, repeat_each
 from enlarger.tasks.loading import Location
+from enlarger.tasks.progress_bar import progress_bar
 from enlarger.tasks.result import ProgressCallback, join_flags, no_progress, report_steps
 from enlarger.tasks.sampling import KnownRegion, SamplingPlan
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
-from enlarger.verb_options import InpaintOptions
+from enlarger.verb_options import InpainterOptions, InpaintOptions
 
 LOW_COVERAGE, HIGH_COVERAGE = 0.1, 99.9  # percent of coverage beyond which the mask's sense is doubtful
 LARGE_PIXEL_RATIO = 4  # times the pixels that the model was trained on
@@ -185,8 +186,14 @@ class Inpainter:
 
     model: StableDiffusion
 
-    def __call__(self, request: InpaintRequest, watch: ProgressCallback = no_progress) -> InpaintResult:
+    def __call__(
+        self,
+        request: InpaintRequest | ImageSource,
+        watch: ProgressCallback = no_progress,
+        **options: Unpack[InpainterOptions],
+    ) -> InpaintResult:
         """Each input gives `count` results, in order. One is computed at a time, so that it depends on no other."""
+        request = as_request(InpaintRequest, request, options)
         model, adapted = adapt(self.model, request)
         if model is not self.model:
             made = replace(self, model=model)(adapted, watch)
@@ -194,15 +201,15 @@ class Inpainter:
         masks = [None] if request.mask is None else split_images(request.mask)
         results: list[InpaintResult] = []
         for one, seeds in split_request(request, mask=masks):
-            options = with_defaults(one, "inpaint") | {"fill": one.fill}  # None differs for mask and border
+            settings = with_defaults(one, "inpaint") | {"fill": one.fill}  # None differs for mask and border
             canvas, painted = prepare_canvas(one), list[Tensor]()
             for seed in seeds if canvas.is_changed else ():
-                filled = canvas.fill(options["fill"], seed)
+                filled = canvas.fill(settings["fill"], seed)
                 if one.strength > 0:
-                    repainted = self._run(*self._crop(canvas, filled, options), options, seed, watch)
+                    repainted = self._run(*self._crop(canvas, filled, settings), settings, seed, watch)
                     filled = canvas.replace_box(filled, repainted[0])
                 painted.append(filled)
-            results.append(self._finish(one, canvas, options, seeds, painted))
+            results.append(self._finish(one, canvas, settings, seeds, painted))
         made = _join_results(self.model.name, results)
         return replace(made, generation=describe_pictures(made.seeds, self.model, "inpaint", request))
 
@@ -309,7 +316,8 @@ def _join_results(model: str, results: Sequence[InpaintResult]) -> InpaintResult
 
 def inpaint(
     image: Any, mask: Any = None, *, model: Location, device: str = "auto", precision: str = "auto",
-    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Unpack[InpaintOptions],
+    offload: Offload = "none", watch: ProgressCallback = no_progress,
+    progress: bool | None = None, **options: Unpack[InpaintOptions],
 ) -> InpaintResult:  # fmt: skip
     """Repaint what a mask covers of one or several pictures: paths, PIL images, arrays, or tensors in -1..1.
 
@@ -318,7 +326,8 @@ def inpaint(
     cannot be used, Unsupported for checkpoints made for something else.
     """
     request = make_request(InpaintRequest, image=image, mask=mask, **options)
-    return load_inpainter(model, device, precision, offload)(request, watch)
+    with progress_bar(watch, progress) as watching:
+        return load_inpainter(model, device, precision, offload)(request, watching)
 
 
 def load_inpainter(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from enlarger.errors import InputError
 from enlarger.image.fill import bleed_alpha
-from enlarger.image.picture import Picture, read_picture, to_pil
+from enlarger.image.picture import Picture, PictureSource, read_picture, to_pil
 from enlarger.image.resize import resize
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.requests import DepthRequest, InpaintRequest, RefineRequest, UpscaleRequest, one_per_image, seeds_for
@@ -77,6 +77,9 @@ class Latents:
                 "checkpoint to the end of its noise levels first"
             )
         return self.values
+
+
+ImageSource = PictureSource | Latents | Sequence[PictureSource | Latents]  # what the `image` of a request may be
 
 
 def join_latents(batch: Sequence[Latents | None]) -> Latents | None:

@@ -199,7 +199,7 @@ def load_model(
         wanted = (one for one in KINDS.values() if verb in one.verbs and one.pipeline_class is not None)
         expected = " or ".join(f"{one.pipeline_class}, {one.label}" for one in wanted)
         raise Unsupported(f"{name}: holds a {components.index.get('_class_name')}, expected {expected}")
-    loaded = _entry_point(kind.loader)(components, Runtime(torch_device, offload), name)
+    loaded = _entry_point(kind.loader)(components, Runtime.here(torch_device, offload), name)
     tasks = {verb: loaded if how.task is None else _entry_point(how.task)(loaded) for verb, how in kind.verbs.items()}
     return LoadedModel(kind, loaded, tasks)
 

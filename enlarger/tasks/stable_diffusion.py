@@ -242,7 +242,7 @@ def load_stable_diffusion(
     """Read a folder in diffusers' layout, a single file, or the copy of a name in the cache."""
     torch_device = resolve_device(device)
     bundle = as_checkpoint(model).open(resolve_dtype(precision, torch_device))
-    return build_stable_diffusion(bundle, Runtime(torch_device, offload), str(model))
+    return build_stable_diffusion(bundle, Runtime.here(torch_device, offload), str(model))
 
 
 def build_stable_diffusion(bundle: PipelineComponents, runtime: Runtime, name: str) -> StableDiffusion:

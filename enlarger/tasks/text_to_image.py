@@ -17,6 +17,7 @@ from enlarger.requests import (
     GenerateRequest,
     RefineRequest,
     UpscaleRequest,
+    as_request,
     make_request,
     one_per_image,
     seeds_for,
@@ -31,6 +32,7 @@ from enlarger.tasks.image_to_image import Refiner, truncate_by_strength
 from enlarger.tasks.inputs import Latents, check_space
 from enlarger.tasks.latent_diffusion import LatentDiffusion
 from enlarger.tasks.loading import Checkpoint, Location
+from enlarger.tasks.progress_bar import progress_bar
 from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress, report_steps
 from enlarger.tasks.sampling import (
     Expert,
@@ -99,12 +101,18 @@ class Generator:
         if self.upscaler is not None and self.upscaler.latent_space is not None and self.upscaler.vae is not None:
             check_space(self.model.latent_space, self.upscaler.vae.config, f"the upscaler {self.upscaler.name}")
 
-    def __call__(self, request: GenerateRequest, watch: ProgressCallback = no_progress) -> Result:
+    def __call__(
+        self,
+        request: GenerateRequest | str | Sequence[str],
+        watch: ProgressCallback = no_progress,
+        **options: Unpack[GenerateOptions],
+    ) -> Result:
         """Each prompt gives `count` pictures of exactly the size asked for, times `upscale`, in order.
 
         One picture is computed at a time, so that it is the same to the last bit alone and among others.
         `Result.latents` are those before enlarging; they cover the size that the network needed, which can be larger.
         """
+        request = as_request(GenerateRequest, request, options, "prompt")
         model, adapted = adapt(self.model, request)
         if model is not self.model:
             return with_generation(replace(self, model=model)(adapted, watch), self.model, "generate", request)
@@ -308,6 +316,7 @@ def generate(
     precision: str = "auto",
     offload: Offload = "none",
     watch: ProgressCallback = no_progress,
+    progress: bool | None = None,
     **options: Unpack[GenerateOptions],
 ) -> Result:
     """Make pictures from text with the Stable Diffusion checkpoint in a folder; `options` are `GenerateRequest`'s.
@@ -320,7 +329,8 @@ def generate(
     request = make_request(GenerateRequest, prompt=prompt, **options)
     if upscaler is not None and request.upscale == 1:
         raise InputError(f"found the upscaler {upscaler}, but upscale is 1; give upscale, or leave both")
-    return load_generator(model, device, precision, offload, refiner, upscaler)(request, watch)
+    with progress_bar(watch, progress) as watching:
+        return load_generator(model, device, precision, offload, refiner, upscaler)(request, watching)
 
 
 def load_generator(

@@ -261,7 +261,7 @@ def test_lab_is_converted_by_colour(tmp_path: Path) -> None:
         (torch.full((3, 2, 2), 2.0), "tensor: found values from 2 to 2, expected floats in -1..1"),
         (torch.zeros(3, 0, 2), "tensor: is 2 x 0 pixels"),
         (Image.new("RGB", (0, 3)), "PIL image: is 0 x 3 pixels"),
-        (b"bytes", "found a bytes, expected a path, PIL image, numpy array or tensor"),
+        (7.5, "found a float, expected a path, bytes, an open file, a PIL image, numpy array or tensor"),
         ("a\0b", r"a\?b: cannot be opened"),
         (Path("/dev/zero"), "/dev/zero: is not a regular file"),
     ],

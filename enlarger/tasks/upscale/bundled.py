@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +14,16 @@ from enlarger.errors import Unsupported
 from enlarger.image.input_quality import cell_size, input_hint, is_graphics
 from enlarger.nn.compact import downsample_bicubic
 from enlarger.nn.upscale_net import UpscaleNet, backproject
-from enlarger.requests import UpscaleRequest, with_defaults
+from enlarger.requests import UpscaleRequest, as_request, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
 from enlarger.tasks.generation import with_generation
+from enlarger.tasks.inputs import ImageSource
 from enlarger.tasks.loading import BUNDLED, Checkpoint
 from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.sampling import NetworkCall
 from enlarger.tasks.upscale.upscale import UpscaleBatch, single_batches, stack_requests, upscale_key
+from enlarger.verb_options import UpscalerOptions
 
 TILE = 512  # input pixels: what bounds the memory
 GRAPHICS_NOTE = (
@@ -53,10 +55,16 @@ class BundledUpscaler:
     def kind(self) -> ModelKind:
         return KINDS["bundled"]
 
-    def __call__(self, request: UpscaleRequest, watch: ProgressCallback = no_progress) -> Result:
+    def __call__(
+        self,
+        request: UpscaleRequest | ImageSource,
+        watch: ProgressCallback = no_progress,
+        **options: Unpack[UpscalerOptions],
+    ) -> Result:
+        request = as_request(UpscaleRequest, request, options)
         results = list[Result]()
-        for batch, options in single_batches(self, request, _options):
-            results += self._run(batch, options, watch)
+        for batch, settings in single_batches(self, request, _options):
+            results += self._run(batch, settings, watch)
         return with_generation(join_results(results), self, "upscale", request)
 
     def run_batch(self, requests: Sequence[UpscaleRequest], watch: ProgressCallback = no_progress) -> list[Result]:

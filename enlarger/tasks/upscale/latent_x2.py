@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,12 @@ from enlarger.errors import InputError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
-from enlarger.requests import X2_MAX_NOISE_LEVEL, UpscaleRequest, with_defaults
+from enlarger.requests import X2_MAX_NOISE_LEVEL, UpscaleRequest, as_request, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.batching import is_batch_invariant
 from enlarger.tasks.conditioning import GuidedConditioning, GuidedText, encode_guided_prompts
 from enlarger.tasks.generation import with_generation
-from enlarger.tasks.inputs import LatentSpace, latent_space_of
+from enlarger.tasks.inputs import ImageSource, LatentSpace, latent_space_of
 from enlarger.tasks.latent_diffusion import LatentDiffusion, decode_latents, pad_to_multiple
 from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
@@ -45,6 +46,7 @@ from enlarger.tasks.upscale.upscale import (
 from enlarger.text.encode import PromptEmbeds
 from enlarger.text.prompt_words import unheard_words
 from enlarger.text.tokenize import Tokenizer
+from enlarger.verb_options import UpscalerOptions
 
 SIZE_MULTIPLE, MIN_SIZE = 32, 64  # pixels: the doubled latent halves three times, and reflects at its edges
 ORIGINAL_ADAPTIVE: Solver = partial(
@@ -97,7 +99,13 @@ class LatentUpscaler:
     def latent_space(self) -> LatentSpace:
         return latent_space_of(self.vae.config)
 
-    def __call__(self, request: UpscaleRequest, watch: ProgressCallback = no_progress) -> Result:
+    def __call__(
+        self,
+        request: UpscaleRequest | ImageSource,
+        watch: ProgressCallback = no_progress,
+        **options: Unpack[UpscalerOptions],
+    ) -> Result:
+        request = as_request(UpscaleRequest, request, options)
         results = list[Result]()
         for batch, make_job in single_batches(self, request, self._prepare):
             results += self._run(batch, make_job, watch)

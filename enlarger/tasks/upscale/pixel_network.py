@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,15 @@ from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.families import KINDS, ModelKind
 from enlarger.checkpoint.single_file.pixel_network import ImageModel
 from enlarger.errors import Unsupported
-from enlarger.requests import UpscaleRequest
+from enlarger.requests import UpscaleRequest, as_request
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
 from enlarger.tasks.generation import with_generation
+from enlarger.tasks.inputs import ImageSource
 from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.sampling import NetworkCall
 from enlarger.tasks.upscale.upscale import UpscaleBatch, single_batches
+from enlarger.verb_options import UpscalerOptions
 
 TILE = 256  # input pixels; a multiple of the windows of all transformers among them, so that tiles do not move these
 MARGIN = 64  # input pixels that a tile sees around itself
@@ -49,7 +52,13 @@ class PixelNetworkUpscaler:
     def scale(self) -> int:
         return self.network.scale
 
-    def __call__(self, request: UpscaleRequest, watch: ProgressCallback = no_progress) -> Result:
+    def __call__(
+        self,
+        request: UpscaleRequest | ImageSource,
+        watch: ProgressCallback = no_progress,
+        **options: Unpack[UpscalerOptions],
+    ) -> Result:
+        request = as_request(UpscaleRequest, request, options)
         results = list[Result]()
         for batch, notes in single_batches(self, request, _check_options):
             results += self._run(batch, notes, watch)

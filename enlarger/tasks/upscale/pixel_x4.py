@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -14,10 +15,11 @@ from enlarger.diffusion.sampler import Sampler, SigmaSchedule
 from enlarger.diffusion.schedule import NoiseSchedule
 from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
-from enlarger.requests import UpscaleRequest, with_defaults
+from enlarger.requests import UpscaleRequest, as_request, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
 from enlarger.tasks.generation import with_generation
+from enlarger.tasks.inputs import ImageSource
 from enlarger.tasks.latent_diffusion import LatentDiffusion, pad_to_multiple, repeat_each
 from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
@@ -25,6 +27,7 @@ from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffus
 from enlarger.tasks.tiled_diffusion import choose_windows, note_windows, report_plan
 from enlarger.tasks.upscale.upscale import UpscaleBatch, plan_upscale, refuse_bundled_options, single_batches
 from enlarger.text.tokenize import Tokenizer
+from enlarger.verb_options import UpscalerOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,13 @@ class PixelUpscaler:
     def sampler(self) -> Sampler:
         return self.checkpoint.sampler
 
-    def __call__(self, request: UpscaleRequest, watch: ProgressCallback = no_progress) -> Result:
+    def __call__(
+        self,
+        request: UpscaleRequest | ImageSource,
+        watch: ProgressCallback = no_progress,
+        **options: Unpack[UpscalerOptions],
+    ) -> Result:
+        request = as_request(UpscaleRequest, request, options)
         results = list[Result]()
         for batch, settings in single_batches(self, request, self._settings):
             results += self._run(batch, settings, watch)

@@ -20,6 +20,7 @@ from enlarger.runtime.runtime import Offload
 from enlarger.tasks.batching import prompt_key
 from enlarger.tasks.inputs import Latents, match_input, split_request
 from enlarger.tasks.loading import BUNDLED, Location, load_model
+from enlarger.tasks.progress_bar import progress_bar
 from enlarger.tasks.result import ProgressCallback, Result, no_progress
 from enlarger.tasks.upscale.upscaler import Upscaler
 from enlarger.text.tokenize import Tokenizer
@@ -144,16 +145,18 @@ def refuse_bundled_options(request: UpscaleRequest) -> None:
 
 def upscale(
     image: Any, by: float = 2.0, *, model: Location | None = None, device: str = "auto", precision: str = "auto",
-    offload: Offload = "none", watch: ProgressCallback = no_progress, **options: Unpack[UpscaleOptions],
+    offload: Offload = "none", watch: ProgressCallback = no_progress,
+    progress: bool | None = None, **options: Unpack[UpscaleOptions],
 ) -> Result:  # fmt: skip
-    """Enlarge one or several pictures: paths, PIL images, arrays, tensors in -1..1, or `Latents`.
+    """Enlarge one or several pictures: paths, bytes, open files, PIL images, arrays, tensors in -1..1, or `Latents`.
 
     `model` is a folder of the x2 latent upscaler or of the x4 upscaler, None the bundled model; `options` are
     `UpscaleRequest`'s. A tensor with 4 channels is taken for latents of Stable Diffusion 1 and 2. Raises InputError for
     pictures and options that cannot be used, CheckpointError for such models, and whatever `watch` does.
     """
     request = make_request(UpscaleRequest, image=image, by=by, **options)
-    return load_upscaler(model, device, precision, offload)(request, watch)
+    with progress_bar(watch, progress) as watching:
+        return load_upscaler(model, device, precision, offload)(request, watching)
 
 
 def load_upscaler(

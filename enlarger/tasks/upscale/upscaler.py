@@ -1,16 +1,17 @@
 """What every upscaler offers, whatever is inside."""
 
 from collections.abc import Hashable, Sequence
-from typing import Protocol
+from typing import Protocol, Unpack
 
 from enlarger.checkpoint.families import ModelKind
 from enlarger.diffusion.sampler import Sampler
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.inputs import LatentSpace
+from enlarger.tasks.inputs import ImageSource, LatentSpace
 from enlarger.tasks.result import ProgressCallback, Result, no_progress
 from enlarger.tasks.sampling import NetworkCall
 from enlarger.text.tokenize import Tokenizer
+from enlarger.verb_options import UpscalerOptions
 
 
 class Upscaler(Protocol):
@@ -49,8 +50,15 @@ class Upscaler(Protocol):
         """The checkpoint's own solver and noise levels; None: it has none."""
         ...
 
-    def __call__(self, request: UpscaleRequest, watch: ProgressCallback = no_progress) -> Result:
-        """Each input gives `count` pictures of exactly `by` times its size, in order.
+    def __call__(
+        self,
+        request: UpscaleRequest | ImageSource,
+        watch: ProgressCallback = no_progress,
+        **options: Unpack[UpscalerOptions],
+    ) -> Result:
+        """Takes a request, or what its `image` may be with its other fields by name.
+
+        Each input gives `count` pictures of exactly `by` times its size, in order.
 
         One picture is computed at a time. Latents are enlarged by `scale`, without a picture in between.
         """
