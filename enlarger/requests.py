@@ -52,6 +52,7 @@ MAX_EXPAND = 8192  # pixels on one side
 TILE_HELP = "denoise in overlapping windows; if not said, what would take more memory than allowed"
 MEMORY_HELP = "GiB for a diffusion network's work beside its weights, which sets the windows; 4 if absent"
 CLIP_SKIP_HELP = "layer of the text encoder to read, counted from its end: 1 is the last, 2 the one before"
+WATERMARK_HELP = "SDXL's invisible watermark; if not said, SDXL's pictures get it, as in its reference code"
 LONG_PROMPT_HELP = "encode prompts over 75 tokens in chunks instead of cutting them"
 
 
@@ -162,6 +163,7 @@ class GenerateRequest(SamplingOptions):
     upscale_strength: float | None = option(
         None, "share of the way back to noise of that remaking; 0.3 if absent", least=0, most=1
     )
+    watermark: bool | None = option(None, WATERMARK_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,6 +187,7 @@ class RefineRequest(SamplingOptions):
     )
     tile: bool | None = option(None, TILE_HELP)
     memory: float | None = option(None, MEMORY_HELP, least=0.01, most=1024)
+    watermark: bool | None = option(None, WATERMARK_HELP)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class GenerateOptions(_SamplingOptions, total=False):
     upscale: float
     upscale_steps: int | None
     tile: bool | None
+    watermark: bool | None
     memory: float | None
     upscale_strength: float | None
 
@@ -68,6 +69,7 @@ class RefineOptions(_SamplingOptions, total=False):
     negative_score: float
     by: float | None
     tile: bool | None
+    watermark: bool | None
     memory: float | None
 
 

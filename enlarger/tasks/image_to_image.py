@@ -28,6 +28,7 @@ from enlarger.tasks.sampling import SamplingPlan
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
 from enlarger.tasks.tiled_diffusion import choose_windows, note_windows, report_plan
 from enlarger.tasks.upscale.bundled import load_bundled
+from enlarger.tasks.watermarking import watermark_result
 from enlarger.verb_options import RefineOptions, RefinerOptions
 
 
@@ -88,7 +89,10 @@ class Refiner:
                 plan, on_step = report_plan(watch, job.plan, size)
                 latents.append(image_to_image(run.latent_diffusion, replace(job, plan=plan), on_step))
             result = run.finish(latents)
-            results.append(replace(result, notes=result.notes + note_windows(windows, size)))
+            result = replace(result, notes=result.notes + note_windows(windows, size))
+            is_input = not run.jobs
+            is_xl = self.model.has_micro_conditioning
+            results.append(result if is_input else watermark_result(result, one.watermark, is_xl))
         return with_generation(join_results(results), self.model, "refine", request)
 
     def _enlarge(self, request: RefineRequest, by: float, watch: ProgressCallback) -> Image.Image:

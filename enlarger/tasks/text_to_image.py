@@ -47,6 +47,7 @@ from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusi
 from enlarger.tasks.upscale.bundled import load_bundled
 from enlarger.tasks.upscale.upscale import load_upscaler
 from enlarger.tasks.upscale.upscaler import Upscaler
+from enlarger.tasks.watermarking import watermark_picture
 from enlarger.verb_options import GenerateOptions
 
 SHARED_WITH_REFINING = (
@@ -231,7 +232,8 @@ class Generator:
             image, notes = self._decode_picture(one, self._size(options), request, _seed(request), watch)
             checked = [] if self.model.safety_checker is None else [read_picture(image).colour]
             flagged, safety_notes = self.model.check_safety(checked)
-            notes = prompt_spec_from_options(options).notes + notes + safety_notes
+            image, mark_notes = watermark_picture(image, request.watermark, self.model.has_micro_conditioning)
+            notes = prompt_spec_from_options(options).notes + notes + safety_notes + mark_notes
             results.append(Result((image,), (_seed(request),), self.model.name, notes, latents=one, flagged=flagged))
         return results
 
@@ -266,7 +268,7 @@ class Generator:
         shared = {name: getattr(request, name) for name in SHARED_WITH_REFINING}
         steps = request.steps if request.upscale_steps is None else request.upscale_steps
         strength = DEFAULT_UPSCALE_STRENGTH if request.upscale_strength is None else request.upscale_strength
-        return RefineRequest(image, strength=strength, seed=seed, steps=steps, tile=True, **shared)
+        return RefineRequest(image, strength=strength, seed=seed, steps=steps, tile=True, watermark=False, **shared)
 
     def _upscale_request(self, request: GenerateRequest, image: Any, seed: int) -> UpscaleRequest:
         """What the upscaler is asked for: the same prompts where it can read them."""

@@ -35,6 +35,7 @@ LIGHT = {
     "encode",
     "frames",
     "generation",
+    "watermark",
     "colour",
     "damage",
     "deep",
