@@ -11,6 +11,7 @@ from PIL import Image, ImageCms
 from enlarger.errors import InputError
 from enlarger.image.deep import DeepImage, Samples
 
+Grey = np.ndarray[Any, np.dtype[np.float64]]  # (H, W)
 GAMUT_TOLERANCE = 650  # 16-bit steps that a way to sRGB and back may move a colour: one hundredth
 CURVE_TOLERANCE = 24 * 257  # 16-bit steps that greys may lie from those of sRGB for the networks to take them so
 D50 = (0.3457, 0.3585)
@@ -90,6 +91,23 @@ def deep_to_srgb(image: DeepImage, notes: list[str]) -> tuple[Samples, bytes | N
     return np.concatenate([converted, samples[..., colour.shape[2] :]], axis=2), None if is_grey else target
 
 
+def grey_to_srgb(grey: Grey, data: bytes, notes: list[str]) -> Grey:
+    """Grey (H, W) in 0..1 of a profile as sRGB's, by 16 bits."""
+    try:
+        if _profile_mode(data) != "L":
+            raise ValueError("a colour profile in a grey picture")
+        use, text = _use_of_profile(data)
+        if use is ProfileUse.KEEP:
+            return grey
+        samples = (grey * 65535).round().astype(np.uint16)[..., None]
+        converted = transform_samples(samples, data, srgb_profile())[..., 0] / 65535
+    except Exception:  # noqa: BLE001 - damaged profiles raise anything
+        notes.append("the colour profile is not applied to 16-bit grey: taken as sRGB")
+        return grey
+    notes.append(text)
+    return converted
+
+
 class ProfileUse(Enum):
     """What is done with a picture's profile: its numbers are kept, with it; or brought to sRGB, or to a wide space."""
 
@@ -157,7 +175,7 @@ def transform_samples(samples: Samples, source: bytes, target: bytes) -> Samples
     return converted.reshape(*samples.shape[:2], -1)
 
 
-def to_unit_grey(image: Image.Image, name: str, notes: list[str]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def to_unit_grey(image: Image.Image, name: str, notes: list[str]) -> Grey:
     """Grey (H, W) of a mode of more than 8 bits in 0..1; values beyond what it may hold are scaled, with a note.
 
     Mode F is expected in 0..1, the modes I in 0..65535. Raises InputError for a picture without a single number.

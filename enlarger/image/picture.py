@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.errors import InputError, NonFinite
-from enlarger.image.colour import deep_to_srgb, to_srgb, to_unit_grey
+from enlarger.image.colour import deep_to_srgb, grey_to_srgb, to_srgb, to_unit_grey
 from enlarger.image.decode import (
     PIXEL_LIMIT,
     FileSource,
@@ -124,11 +124,12 @@ def _from_pil(image: Image.Image, name: str, limit: int, notes: list[str]) -> Pi
 
 def _read_grey16(image: Image.Image, name: str, notes: list[str]) -> Tensor:
     """(H, W, 1) in 0..1 of the modes that hold more than 8 bits of grey."""
-    if image.info.get("icc_profile"):
-        notes.append("the colour profile is not applied to 16-bit grey: taken as sRGB")
+    profile: bytes | None = image.info.get("icc_profile")
     if image.info.get("transparency") is not None:
         notes.append("the transparent level of 16-bit grey is left out")
-    return torch.from_numpy(to_unit_grey(image, name, notes))[..., None].float()
+    grey = to_unit_grey(image, name, notes)
+    grey = grey_to_srgb(grey, profile, notes) if profile else grey
+    return torch.from_numpy(grey)[..., None].float()
 
 
 def _check_range(values: Tensor, name: str, expected: str, scale: float = 1, low: float = 0) -> Tensor:
