@@ -14,14 +14,14 @@ from enlarger.nn.unet import UNetConfig
 
 
 @dataclass(frozen=True)
-class KindVerb:
+class TaskSpec:
     """How a kind of model does one of the verbs of `enlarger`.
 
-    `task`, "module:name", makes the task of the loaded model; without one the model itself is the task.
+    `factory`, "module:name", makes the task of the loaded model; without one the model itself is the task.
     """
 
     defaults: str  # what None stands for in its request: a name of `requests.DEFAULTS`
-    task: str | None = None
+    factory: str | None = None
     is_batched: bool = False  # requests that are alike may share a batch
 
 
@@ -30,7 +30,7 @@ class ModelKind:
     """What one kind of model is.
 
     `loader`, "module:function", is imported when such a model is loaded: (PipelineComponents, Runtime, name) -> model.
-    The first of `verbs` is the one it was trained for.
+    The first of `tasks` is the one it was trained for.
     """
 
     label: str
@@ -38,7 +38,7 @@ class ModelKind:
     trained_for: str  # the same in one word
     service_kind: str  # what the service calls it; several kinds may share the name
     loader: str
-    verbs: Mapping[str, KindVerb]
+    tasks: Mapping[str, TaskSpec]
     layout: str = ""  # of its original single file, a name of `LAYOUTS`; "": it comes as a folder only
     prediction_type: str | None = None  # what its UNet predicts; None where two kinds of weights look alike
     latent_space: Literal["sd", "sdxl", "x4"] | None = None  # whose latents it denoises; None: its own
@@ -50,9 +50,9 @@ class ModelKind:
     one_answer: str = ""  # the note of a `count` above 1, where seeds change nothing; "": they do
 
     @property
-    def verb(self) -> str:
-        """The verb that it was trained for."""
-        return next(iter(self.verbs))
+    def primary_task(self) -> str:
+        """The one that it was trained for."""
+        return next(iter(self.tasks))
 
     @property
     def description(self) -> str:
@@ -76,10 +76,10 @@ def _text_to_image(
         trained_for="text-to-image",
         service_kind="sdxl" if xl else "sd",
         loader=SD_LOADER,
-        verbs={
-            "generate": KindVerb(generate, "enlarger.tasks.text_to_image:Generator", is_batched=True),
-            "refine": KindVerb(refine, REFINE),
-            "inpaint": KindVerb("inpaint", INPAINT),
+        tasks={
+            "generate": TaskSpec(generate, "enlarger.tasks.text_to_image:Generator", is_batched=True),
+            "refine": TaskSpec(refine, REFINE),
+            "inpaint": TaskSpec("inpaint", INPAINT),
         },
         layout=layout,
         prediction_type=prediction_type,
@@ -96,7 +96,7 @@ def _inpainting(label: str, layout: str, modelspec: str, *, xl: bool = False) ->
         trained_for="inpaint",
         service_kind="sdxl-inpaint" if xl else "sd-inpaint",
         loader=SD_LOADER,
-        verbs={"inpaint": KindVerb("inpaint", INPAINT)},
+        tasks={"inpaint": TaskSpec("inpaint", INPAINT)},
         layout=layout,
         prediction_type="epsilon",
         latent_space="sdxl" if xl else "sd",
@@ -115,7 +115,7 @@ KINDS: dict[str, ModelKind] = {
         trained_for="depth",
         service_kind="depth",
         loader=SD_LOADER,
-        verbs={"depth": KindVerb("depth", "enlarger.tasks.depth:with_estimator")},
+        tasks={"depth": TaskSpec("depth", "enlarger.tasks.depth:with_estimator")},
         layout="sd2",
         prediction_type="epsilon",
         latent_space="sd",
@@ -128,7 +128,7 @@ KINDS: dict[str, ModelKind] = {
         trained_for="x2 upscaling",
         service_kind="x2",
         loader="enlarger.tasks.upscale.latent_x2:load",
-        verbs={"upscale": KindVerb("upscale/diffusers", is_batched=True)},
+        tasks={"upscale": TaskSpec("upscale/diffusers", is_batched=True)},
         layout="x2",
         prediction_type="original_sample",
         latent_space="sd",
@@ -142,7 +142,7 @@ KINDS: dict[str, ModelKind] = {
         trained_for="x4 upscaling",
         service_kind="x4",
         loader="enlarger.tasks.upscale.pixel_x4:load",
-        verbs={"upscale": KindVerb("upscale/x4")},
+        tasks={"upscale": TaskSpec("upscale/x4")},
         layout="sd2",
         prediction_type="v_prediction",
         latent_space="x4",
@@ -158,7 +158,7 @@ KINDS: dict[str, ModelKind] = {
         trained_for="refiner",
         service_kind="sdxl-refiner",
         loader=SD_LOADER,
-        verbs={"refine": KindVerb("refine/xl", REFINE)},
+        tasks={"refine": TaskSpec("refine/xl", REFINE)},
         layout="sdxl_refiner",
         prediction_type="epsilon",
         latent_space="sdxl",
@@ -170,7 +170,7 @@ KINDS: dict[str, ModelKind] = {
         trained_for="upscaling",
         service_kind="pixel",
         loader="enlarger.tasks.upscale.pixel_network:load",
-        verbs={"upscale": KindVerb("upscale/pixel")},
+        tasks={"upscale": TaskSpec("upscale/pixel")},
         pipeline_class="PixelNetwork",
         unused_options=(
             "prompt",
@@ -195,7 +195,7 @@ KINDS: dict[str, ModelKind] = {
         trained_for="x2 upscaling",
         service_kind="bundled",
         loader="enlarger.tasks.upscale.bundled:load",
-        verbs={"upscale": KindVerb("upscale/bundled", is_batched=True)},
+        tasks={"upscale": TaskSpec("upscale/bundled", is_batched=True)},
         pipeline_class="CompactUpscale",
         unused_options=(
             "prompt",

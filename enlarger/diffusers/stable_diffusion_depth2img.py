@@ -35,7 +35,7 @@ from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
 from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
-from enlarger.tasks.latent_diffusion import repeat_each as copies
+from enlarger.tasks.latent_diffusion import expand_to_batch as copies
 from enlarger.text.tokenize import Tokenizer
 
 

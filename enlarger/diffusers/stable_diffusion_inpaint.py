@@ -33,6 +33,7 @@ from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE, condition_on_embeds
 from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
 from enlarger.tasks.inpaint import InpaintJob, prepare_inpaint
+from enlarger.tasks.sampling import sample_latents
 
 
 class StableDiffusionInpaintPipeline(MaskedMethods, ImagePipeline):
@@ -129,10 +130,13 @@ class StableDiffusionInpaintPipeline(MaskedMethods, ImagePipeline):
         calls = listeners(self, callback_on_step_end, names, tensors, kwargs)
         places = channels_replaced(["mask", "masked_image_latents"], self._vae.config.latent_channels)
         networks = self._latent_diffusion(run, calls, places)
+        experts = [networks.expert(ready.conditioning)]
         made = self._run_task(
             run,
             calls,
-            lambda on_step: networks.sample(ready.conditioning, ready.latents, method, on_step, ready.known_region),
+            lambda on_step: sample_latents(
+                experts, ready.latents, method, networks.runtime, on_step, ready.known_region
+            ),
         )
         result = self._make_output(made, str(output_type), True)
         images = result.images if crop is None else crop.overlay(result.images)

@@ -24,7 +24,7 @@ from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizeP
 from enlarger.diffusion.noise import PerSampleGenerators
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
 from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.latent_diffusion import repeat_each as copies
+from enlarger.tasks.latent_diffusion import expand_to_batch as copies
 from enlarger.tasks.sampling import SamplingPlan
 
 

@@ -25,6 +25,7 @@ from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
 from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLImagePipeline, handoff_scale
 from enlarger.tasks.inpaint import InpaintJob, PreparedInpaint, prepare_inpaint
 from enlarger.tasks.latent_diffusion import LatentDiffusion
+from enlarger.tasks.sampling import sample_latents
 
 
 class StableDiffusionXLInpaintPipeline(MaskedMethods, XLImagePipeline):
@@ -135,10 +136,13 @@ class StableDiffusionXLInpaintPipeline(MaskedMethods, XLImagePipeline):
         both = {n: torch.cat([v, v]) if v is not None and guidance.scale != 1 else v for n, v in seen.items()}
         calls = listeners(self, callback_on_step_end, names, tensors | both, kwargs)
         networks = self._latent_diffusion(run, calls, self._replaced())
+        experts = [networks.expert(ready.conditioning)]
         made = self._run_task(
             run,
             calls,
-            lambda on_step: networks.sample(ready.conditioning, ready.latents, method, on_step, ready.known_region),
+            lambda on_step: sample_latents(
+                experts, ready.latents, method, networks.runtime, on_step, ready.known_region
+            ),
         )
         images = self._postprocess(made, str(output_type))
         images = images if crop is None else crop.overlay(images)

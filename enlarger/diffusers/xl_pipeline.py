@@ -357,9 +357,9 @@ class XLImagePipeline(XLPipeline):
         return made[0].time_ids().to(dtype), made[1].time_ids().to(dtype)
 
 
-def handoff_scale(course: SigmaSchedule) -> float:
+def handoff_scale(sigma_schedule: SigmaSchedule) -> float:
     """What turns latents that another pipeline left with noise in them into the first ones of a run."""
-    return (float(course.sigmas[0]) ** 2 + 1) ** 0.5 if course.variance_preserving else 1.0
+    return (float(sigma_schedule.sigmas[0]) ** 2 + 1) ** 0.5 if sigma_schedule.variance_preserving else 1.0
 
 
 def _warn_ignored(text: str) -> None:

@@ -140,7 +140,7 @@ class Sampler:
 
     def make_solver(self) -> Solver:
         """The solver with its options."""
-        options = {"midpoint": self.schedule.time_midpoint} if self.solver == "pndm" else self.solver_options
+        options = {"midpoint": self.schedule.midpoint_sigma} if self.solver == "pndm" else self.solver_options
         return partial(SOLVERS[self.solver], **options) if options else SOLVERS[self.solver]
 
     def with_solver(self, solver: str | None, spacing: str | None = None) -> "Sampler":

@@ -51,7 +51,7 @@ class NoiseSchedule:
             sigma.float().double().log(), knots, torch.arange(self.num_train_timesteps, dtype=torch.float64)
         )
 
-    def time_midpoint(self, sigma: Tensor, lower: Tensor) -> Tensor:
+    def midpoint_sigma(self, sigma: Tensor, lower: Tensor) -> Tensor:
         """The noise level halfway in time, rounded to a whole time; halfway over log(sigma) where none is between."""
         midpoint = self.sigma(((self.time(sigma) + self.time(lower)) / 2).round())
         return midpoint if lower < midpoint < sigma else (sigma * lower).sqrt()

@@ -32,11 +32,11 @@ def without_broken_chunks(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO,
     profile: bytes | None = None
     text_bytes = 0
     for start, kind, body, checksum in _ancillary_chunks(stream):
-        reason = _fault(kind, body, checksum)
+        reason = _chunk_error(kind, body, checksum)
         if reason is None and kind in TEXT_CHUNKS:
             size = 0 if text_bytes > MAX_TEXTS_BYTES else _unpacked_size(kind, body)
             text_bytes += size
-            reason = _text_fault(size, text_bytes)
+            reason = _text_error(size, text_bytes)
         if reason is None and kind == b"iCCP":
             unpacked = _inflate(body.partition(b"\0")[2][1:], MAX_PROFILE_BYTES + 1)
             profile = unpacked if MAX_TEXT_BYTES < len(unpacked) <= MAX_PROFILE_BYTES else None
@@ -60,7 +60,7 @@ def _without(stream: BinaryIO, spans: Sequence[tuple[int, int]]) -> BinaryIO:
     return io.BytesIO(b"".join([*kept, data[position:]]))
 
 
-def _text_fault(size: int, total: int) -> str | None:
+def _text_error(size: int, total: int) -> str | None:
     """Why a text is left out that is `size` bytes, and `total` with all before it."""
     if size > MAX_TEXT_BYTES:
         return f"text of over {MAX_TEXT_BYTES >> 20} MiB"
@@ -85,7 +85,7 @@ def _ancillary_chunks(stream: BinaryIO) -> Iterator[tuple[int, bytes, bytes, byt
         yield start, kind, body[:-4], body[-4:]
 
 
-def _fault(kind: bytes, body: bytes, checksum: bytes) -> str | None:
+def _chunk_error(kind: bytes, body: bytes, checksum: bytes) -> str | None:
     if zlib.crc32(kind + body).to_bytes(4) != checksum:
         return "its checksum is wrong"
     return "it is too short" if len(body) < LEAST_BYTES.get(kind, 0) else None

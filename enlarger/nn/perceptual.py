@@ -108,9 +108,9 @@ def read_judges(path: Path) -> Judges:
         ) from error
 
 
-def first_stages(judge: Lpips, count: int) -> Lpips:
+def first_stages(network: Lpips, count: int) -> Lpips:
     """VGG16's LPIPS cut to its finest stages, which cost a fraction and see small pictures."""
-    return Lpips(judge.convolutions[: sum(VGG16[:count])], judge.heads[:count])
+    return Lpips(network.convolutions[: sum(VGG16[:count])], network.heads[:count])
 
 
 def _convolutions(weights: Mapping[str, Tensor], name: str, count: int) -> tuple[tuple[Tensor, Tensor], ...]:

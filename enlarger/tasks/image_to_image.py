@@ -20,11 +20,11 @@ from enlarger.tasks.adapters import adapt
 from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
 from enlarger.tasks.generation import with_generation
 from enlarger.tasks.inputs import ImageSource, Latents, PreparedImage, prepare_picture, split_request
-from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
+from enlarger.tasks.latent_diffusion import LatentDiffusion, expand_to_batch
 from enlarger.tasks.loading import Location
 from enlarger.tasks.progress_bar import progress_bar
 from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
-from enlarger.tasks.sampling import SamplingPlan
+from enlarger.tasks.sampling import SamplingPlan, sample_latents
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
 from enlarger.tasks.tiled_diffusion import choose_windows, note_windows, report_plan
 from enlarger.tasks.upscale.bundled import load_bundled
@@ -52,11 +52,12 @@ def image_to_image(latent_diffusion: LatentDiffusion, job: ImageToImageJob, on_s
     """
     tokens, noise = job.conditioning.positive.tokens, job.plan.noise
     assert tokens is not None, "Stable Diffusion always takes tokens"
-    image = repeat_each(job.image, len(tokens)) if isinstance(noise, PerSampleGenerators) else job.image
-    latents = repeat_each(latent_diffusion.encode(image, noise), len(tokens))
+    image = expand_to_batch(job.image, len(tokens)) if isinstance(noise, PerSampleGenerators) else job.image
+    latents = expand_to_batch(latent_diffusion.encode(image, noise), len(tokens))
     if not job.is_noisy:
         latents = latents + job.plan.sigma_schedule.sigmas[0] * latent_diffusion.draw_noise(latents.shape, noise)
-    return latent_diffusion.sample(job.conditioning, latents, job.plan, on_step)
+    experts = [latent_diffusion.expert(job.conditioning)]
+    return sample_latents(experts, latents, job.plan, latent_diffusion.runtime, on_step)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,11 +21,11 @@ from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_opt
 from enlarger.tasks.generation import describe_pictures
 from enlarger.tasks.image_to_image import truncate_by_strength
 from enlarger.tasks.inputs import ImageSource, split_images, split_request
-from enlarger.tasks.latent_diffusion import LatentDiffusion, pad_to_multiple, repeat_each
+from enlarger.tasks.latent_diffusion import LatentDiffusion, expand_to_batch, pad_to_multiple
 from enlarger.tasks.loading import Location
 from enlarger.tasks.progress_bar import progress_bar
 from enlarger.tasks.result import ProgressCallback, join_flags, no_progress, report_steps
-from enlarger.tasks.sampling import KnownRegion, SamplingPlan
+from enlarger.tasks.sampling import KnownRegion, SamplingPlan, sample_latents
 from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
 from enlarger.verb_options import InpainterOptions, InpaintOptions
 
@@ -82,35 +82,37 @@ def prepare_inpaint(latent_diffusion: LatentDiffusion, job: InpaintJob) -> Prepa
     assert tokens is not None, "Stable Diffusion always takes tokens"
     count, noise, sigma_schedule = len(tokens), job.plan.noise, job.plan.sigma_schedule
     if isinstance(noise, PerSampleGenerators):
-        job = replace(job, image=repeat_each(job.image, count), mask=repeat_each(job.mask, count))
+        job = replace(job, image=expand_to_batch(job.image, count), mask=expand_to_batch(job.mask, count))
     image_latents = (
-        None if takes_mask and job.from_pure_noise else repeat_each(latent_diffusion.encode(job.image, noise), count)
+        None
+        if takes_mask and job.from_pure_noise
+        else expand_to_batch(latent_diffusion.encode(job.image, noise), count)
     )
     size = _latent_size(job, latent_diffusion)
     unit_noise = latent_diffusion.draw_noise(latent_diffusion.latent_shape(count, size), noise, job.initial_noise)
     latents = unit_noise * sigma_schedule.init_noise_sigma
     if image_latents is not None and not job.from_pure_noise:
         latents = image_latents if job.is_noisy else image_latents + sigma_schedule.sigmas[0] * unit_noise
-    mask = repeat_each(latent_mask(job.mask, size, soft_mask=job.soft_mask).to(unit_noise), count)
+    mask = expand_to_batch(latent_mask(job.mask, size, soft_mask=job.soft_mask).to(unit_noise), count)
     masked_latents = _masked_latents(latent_diffusion, job, noise, encode=takes_mask or job.encode_masked_image)
     if takes_mask:
         assert masked_latents is not None
-        conditioning = job.conditioning.with_fields(concat=torch.cat([mask, repeat_each(masked_latents, count)], 1))
-        return PreparedInpaint(conditioning, latents, mask, repeat_each(masked_latents, count))
+        conditioning = job.conditioning.with_fields(concat=torch.cat([mask, expand_to_batch(masked_latents, count)], 1))
+        return PreparedInpaint(conditioning, latents, mask, expand_to_batch(masked_latents, count))
     assert image_latents is not None
     known_region = KnownRegion(image_latents, unit_noise, mask)
     return PreparedInpaint(
         job.conditioning,
         latents,
         mask,
-        None if masked_latents is None else repeat_each(masked_latents, count),
+        None if masked_latents is None else expand_to_batch(masked_latents, count),
         known_region,
     )
 
 
-def latent_mask(mask: Tensor, size: tuple[int, int], *, soft_mask: bool = False) -> Tensor:
+def latent_mask(mask: Tensor, latent_size: tuple[int, int], *, soft_mask: bool = False) -> Tensor:
     """A mask (N, 1, H, W) at the latents' size."""
-    return F.interpolate(mask, size, mode="area" if soft_mask else "nearest")
+    return F.interpolate(mask, latent_size, mode="area" if soft_mask else "nearest")
 
 
 def _takes_mask(latent_diffusion: LatentDiffusion) -> bool:
@@ -267,7 +269,8 @@ class Inpainter:
         )
         latent_diffusion = self.model.bind_schedule(sigma_schedule)
         start, on_step = prepare_inpaint(latent_diffusion, job), report_steps(watch, sigma_schedule.steps)
-        latents = latent_diffusion.sample(start.conditioning, start.latents, job.plan, on_step, start.known_region)
+        experts, runtime = [latent_diffusion.expert(start.conditioning)], latent_diffusion.runtime
+        latents = sample_latents(experts, start.latents, job.plan, runtime, on_step, start.known_region)
         repainted = latent_diffusion.decode(latents)
         return repainted[..., :height, :width].cpu()
 
@@ -290,7 +293,7 @@ class Inpainter:
         side = self.model.sample_size * self.model.latent_diffusion.vae.downsample_factor
         if request.crop is None and (right - left) * (bottom - top) > LARGE_PIXEL_RATIO * side**2:
             notes.append(f"the picture is much larger than the {side} x {side} pixels of the model; crop helps")
-        if request.fill is not None and request.strength == 1 and self.model.kind.verb == "inpaint":
+        if request.fill is not None and request.strength == 1 and self.model.kind.primary_task == "inpaint":
             notes.append("fill has no effect: at strength 1 this model sees nothing of what lies under the mask")
         if request.preserve == "exact" and float(canvas.weights.max()) < float(canvas.mask.weights.max()):
             notes.append(f"feather {request.feather} reaches over the whole mask: old colours remain everywhere in it")

@@ -1,4 +1,4 @@
-"""The two networks that every task uses, with what all of them do: encode, draw, denoise, decode."""
+"""The two networks that every task uses, with what all of them do: encode, draw, decode."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.precondition import Precondition
-from enlarger.diffusion.sample import OnStep, sample, unchanged
 from enlarger.errors import InputError, NonFinite
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.unet import UNetConfig
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.conditioning import GuidedConditioning
-from enlarger.tasks.float32_retry import attempts, in_float32, is_finite, warn_of_overflow
-from enlarger.tasks.sampling import Expert, KnownRegion, SamplingPlan, hold_denoiser, with_bad_weight
+from enlarger.tasks.float32_retry import in_float32, is_finite, warn_of_overflow
+from enlarger.tasks.sampling import Expert, with_bad_weight
 from enlarger.tasks.tiled_autoencoder import decode_image, encode_image
 
 
@@ -45,9 +44,9 @@ class LatentDiffusion:
         """The precision of the diffusion network, in which noise is drawn."""
         return next(self.unet.parameters()).dtype
 
-    def latent_shape(self, count: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Of `count` latents of `size` (h, w)."""
-        return (count, self.vae.config.latent_channels, *size)
+    def latent_shape(self, count: int, latent_size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Of `count` latents of `latent_size` (h, w)."""
+        return (count, self.vae.config.latent_channels, *latent_size)
 
     def draw_noise(self, shape: tuple[int, ...], noise: Noise, initial_noise: Tensor | None = None) -> Tensor:
         """Unit noise in float32, drawn in the network's precision; `initial_noise` replaces the draw."""
@@ -75,34 +74,20 @@ class LatentDiffusion:
             like = posterior.mean.to(self.dtype)  # what a draw is shaped and typed like
             return posterior.sample(noise(like).to(posterior.mean)).float()
 
-    def sample(
-        self,
-        conditioning: GuidedConditioning,
-        initial_latents: Tensor,
-        plan: SamplingPlan,
-        on_step: OnStep = unchanged,
-        known_region: KnownRegion | None = None,
-    ) -> Tensor:
-        """Latents at the end of the sigma schedule, as `sample_latents` gives them."""
-        experts, x = [Expert(self.unet, self.precondition, conditioning)], initial_latents.float()
-        sigma_schedule = plan.sigma_schedule
-        for attempt in attempts([self.unet], plan):
-            with attempt, hold_denoiser(experts, plan, self.runtime, on_step, known_region) as (denoise, watched):
-                return sigma_schedule.final_scale * sample(
-                    plan.solver, denoise, x, sigma_schedule.sigmas, plan.noise, watched
-                )
-        raise AssertionError("the last attempt returns or raises")
+    def expert(self, conditioning: GuidedConditioning, handoff_sigma: float = 0.0) -> Expert:
+        """The diffusion network, conditioned, as one that samples."""
+        return Expert(self.unet, self.precondition, conditioning, handoff_sigma)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to pictures about -1..1 in float32, see `decode_latents`."""
         return decode_latents(self.vae, latents, self.runtime, self.upcast_vae, tiled=self.tile_vae)
 
 
-def repeat_each(x: Tensor, count: int) -> Tensor:
-    """`count` rows of a batch that divides them: a, b become a, a, b, b."""
-    if count % len(x):
-        raise InputError(f"{len(x)} pictures for {count} results; give one, or one per prompt")
-    return x.repeat_interleave(count // len(x), 0)
+def expand_to_batch(x: Tensor, batch_size: int) -> Tensor:
+    """`batch_size` rows, which the rows of `x` must divide: a, b become a, a, b, b."""
+    if batch_size % len(x):
+        raise InputError(f"{len(x)} pictures for {batch_size} results; give one, or one per prompt")
+    return x.repeat_interleave(batch_size // len(x), 0)
 
 
 def pad_to_multiple(x: Tensor, multiple: int, min_size: int = 1) -> Tensor:

@@ -195,12 +195,13 @@ def load_model(
     torch_device, name = resolve_device(device), str(model)
     components = as_checkpoint(model).open(resolve_dtype(precision, torch_device))
     kind = kind_of(components, name)
-    if verb is not None and verb not in kind.verbs:
-        wanted = (one for one in KINDS.values() if verb in one.verbs and one.pipeline_class is not None)
+    if verb is not None and verb not in kind.tasks:
+        wanted = (one for one in KINDS.values() if verb in one.tasks and one.pipeline_class is not None)
         expected = " or ".join(f"{one.pipeline_class}, {one.label}" for one in wanted)
         raise Unsupported(f"{name}: holds a {components.index.get('_class_name')}, expected {expected}")
     loaded = _entry_point(kind.loader)(components, Runtime.here(torch_device, offload), name)
-    tasks = {verb: loaded if how.task is None else _entry_point(how.task)(loaded) for verb, how in kind.verbs.items()}
+    factories = {verb: spec.factory for verb, spec in kind.tasks.items()}
+    tasks = {verb: loaded if path is None else _entry_point(path)(loaded) for verb, path in factories.items()}
     return LoadedModel(kind, loaded, tasks)
 
 
@@ -211,7 +212,7 @@ def load(model: Location, device: str = "auto", precision: str = "auto", offload
     `Checkpoint`. Raises CheckpointError naming the file for what is missing, damaged or unknown.
     """
     loaded = load_model(model, device, precision, offload)
-    return loaded.tasks[loaded.kind.verb]
+    return loaded.tasks[loaded.kind.primary_task]
 
 
 def kind_of(components: PipelineComponents, name: str) -> ModelKind:

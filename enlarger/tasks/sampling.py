@@ -86,9 +86,9 @@ def sample_latents(
     """
     sigma_schedule, x = plan.sigma_schedule, initial_latents.float()
     for attempt in attempts([expert.network for expert in experts], plan):
-        with attempt, hold_denoiser(experts, plan, runtime, on_step, known_region) as (denoise, watched):
+        with attempt, hold_denoiser(experts, plan, runtime, on_step, known_region) as (denoise, after_step):
             return sigma_schedule.final_scale * sample(
-                plan.solver, denoise, x, sigma_schedule.sigmas, plan.noise, watched
+                plan.solver, denoise, x, sigma_schedule.sigmas, plan.noise, after_step
             )
     raise AssertionError("the last attempt returns or raises")
 
@@ -100,7 +100,7 @@ def hold_denoiser(
     """What a solver sees of the experts for the length of the block, and what follows each of its steps."""
     before_call = None
     if known_region is not None:
-        before_call, on_step = _blend_known_region(known_region, plan.sigma_schedule, on_step)
+        before_call, on_step = _known_region_hooks(known_region, plan.sigma_schedule, on_step)
     denoisers = [_in_windows(expert.denoiser(before_call), plan.windows) for expert in experts]
     with ExitStack() as held_networks:
         if len(experts) == 1:
@@ -144,7 +144,7 @@ def expert_index_at(handoff_sigmas: Sequence[float], sigma: float) -> int:
     )
 
 
-def _blend_known_region(
+def _known_region_hooks(
     known_region: KnownRegion, sigma_schedule: SigmaSchedule, on_step: OnStep
 ) -> tuple[Callable[[Tensor, Tensor], Tensor], OnStep]:
     """What puts the known latents into what the network sees in the midst of a step, and back after each, before
@@ -181,36 +181,36 @@ def with_bad_weight(error: NonFinite, *networks: nn.Module) -> NonFinite:
 
 
 @dataclass(frozen=True)
-class NetworkCall:
+class NetworkCalls:
     """The calls of one network within one step of a run, from the noise level `start` to `stop`."""
 
     step: int  # counted from 1; 0: the solver chooses its steps
     who: str
     start: float
     stop: float
-    calls: int | None  # both branches of a guidance are one call; None: as many as the solver finds it needs
+    count: int | None  # both branches of a guidance are one call; None: as many as the solver finds it needs
 
 
 @dataclass(frozen=True)
 class SamplingReport:
     """Which network runs which steps; `str` makes it a table. Calls of text encoders and autoencoders do not count."""
 
-    turns: tuple[NetworkCall, ...]
+    network_calls: tuple[NetworkCalls, ...]
     pictures: int = 1
 
     @property
     def calls(self) -> int | None:
         """Calls of the diffusion networks for all pictures together; None if a solver chooses them by the picture."""
-        counts = [call.calls for call in self.turns if call.calls is not None]
-        return sum(counts) * self.pictures if len(counts) == len(self.turns) else None
+        counts = [call.count for call in self.network_calls if call.count is not None]
+        return sum(counts) * self.pictures if len(counts) == len(self.network_calls) else None
 
     def __str__(self) -> str:
-        width = max([7, *(len(call.who) for call in self.turns)])
+        width = max([7, *(len(call.who) for call in self.network_calls)])
         lines = [f"{'step':>8}  {'network':<{width}}  {'noise level':<18}  calls"]
-        for call in self.turns:
+        for call in self.network_calls:
             step = call.step or "adaptive"
             levels = f"{call.start:.4f} -> {call.stop:.4f}"
-            lines.append(f"{step:>8}  {call.who:<{width}}  {levels:<18}  {'-' if call.calls is None else call.calls}")
+            lines.append(f"{step:>8}  {call.who:<{width}}  {levels:<18}  {'-' if call.count is None else call.count}")
         total = "the solver decides" if self.calls is None else str(self.calls)
         lines.append(f"calls of the networks for {self.pictures} picture{'s' * (self.pictures > 1)}: {total}")
         return "\n".join(lines)
@@ -227,28 +227,28 @@ def check_handoff_sigmas(handoffs: Sequence[float]) -> tuple[float, ...]:
 
 def trace_network_calls(
     names: Sequence[str], handoff_sigmas: Sequence[float], solver: Solver, sigmas: Tensor
-) -> tuple[NetworkCall, ...]:
+) -> tuple[NetworkCalls, ...]:
     """Who makes which calls as `solver` goes down `sigmas`; expert i works down to `handoff_sigmas[i]`."""
     steps = trace_steps(solver, sigmas)
     if steps is None:
         return _adaptive_calls(names, handoff_sigmas, float(sigmas[0]), float(sigmas[-1]))
-    network_calls: list[NetworkCall] = []
+    network_calls: list[NetworkCalls] = []
     start = float(sigmas[0])
     for step, (stop, called_sigmas) in enumerate(steps, 1):
         experts = (expert_index_at(handoff_sigmas, sigma) for sigma in called_sigmas)
-        network_calls += [NetworkCall(step, names[i], start, stop, len(list(made))) for i, made in groupby(experts)]
+        network_calls += [NetworkCalls(step, names[i], start, stop, len(list(made))) for i, made in groupby(experts)]
         start = stop
     return tuple(network_calls)
 
 
 def _adaptive_calls(
     names: Sequence[str], handoff_sigmas: Sequence[float], first: float, last: float
-) -> tuple[NetworkCall, ...]:
+) -> tuple[NetworkCalls, ...]:
     """The noise levels of each expert, where the solver chooses its steps."""
     starts = [first, *(min(first, handoff_sigma) for handoff_sigma in handoff_sigmas[:-1])]
     stops = [*(max(last, handoff_sigma) for handoff_sigma in handoff_sigmas[:-1]), last]
     return tuple(
-        NetworkCall(0, name, start, stop, None)
+        NetworkCalls(0, name, start, stop, None)
         for name, start, stop in zip(names, starts, stops, strict=True)
         if start > stop
     )

@@ -111,10 +111,10 @@ class StableDiffusion:
 
     def require_task(self, *verbs: str) -> "StableDiffusion":
         """The model itself, if it was trained for one of `verbs`; Unsupported, naming the right one, if not."""
-        if self.kind.verb not in verbs:
+        if self.kind.primary_task not in verbs:
             raise Unsupported(
                 f"{self.name}: holds a {self.pipeline_class}, a checkpoint for {self.kind.trained_for}; "
-                f"use enlarger.{self.kind.verb}"
+                f"use enlarger.{self.kind.primary_task}"
             )
         return self
 

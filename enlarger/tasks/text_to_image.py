@@ -36,7 +36,7 @@ from enlarger.tasks.progress_bar import progress_bar
 from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress, report_steps
 from enlarger.tasks.sampling import (
     Expert,
-    NetworkCall,
+    NetworkCalls,
     SamplingPlan,
     SamplingReport,
     check_handoff_sigmas,
@@ -79,7 +79,7 @@ def text_to_image(latent_diffusion: LatentDiffusion, job: TextToImageJob, on_ste
     shape = latent_diffusion.latent_shape(len(tokens), job.size)
     unit_noise = latent_diffusion.draw_noise(shape, job.plan.noise, job.initial_noise)
     latents = unit_noise * job.plan.sigma_schedule.init_noise_sigma
-    base = Expert(latent_diffusion.unet, latent_diffusion.precondition, job.conditioning, job.handoff_sigma)
+    base = latent_diffusion.expert(job.conditioning, job.handoff_sigma)
     return sample_latents([base, *job.refiners], latents, job.plan, latent_diffusion.runtime, on_step)
 
 
@@ -99,7 +99,7 @@ class Generator:
         """Raises InputError for checkpoints whose latents do not fit together."""
         for refiner in self.refiners:
             check_space(self.model.latent_space, refiner.latent_diffusion.vae.config, f"the refiner {refiner.name}")
-        if self.upscaler is not None and self.upscaler.latent_space is not None and self.upscaler.vae is not None:
+        if self.upscaler is not None and self.upscaler.input_latent_space is not None and self.upscaler.vae is not None:
             check_space(self.model.latent_space, self.upscaler.vae.config, f"the upscaler {self.upscaler.name}")
 
     def __call__(
@@ -142,7 +142,7 @@ class Generator:
             network_calls += self._remaking_calls(request, options) if request.tile else ()
         return SamplingReport(network_calls, len(_prompt_pairs(request)[0]))
 
-    def _remaking_calls(self, request: GenerateRequest, options: dict[str, Any]) -> tuple[NetworkCall, ...]:
+    def _remaking_calls(self, request: GenerateRequest, options: dict[str, Any]) -> tuple[NetworkCalls, ...]:
         """The calls, in each window, that remake the enlarged picture."""
         refine = self._refine_request(request, None, 0)
         steps = options["steps"] if refine.steps is None else refine.steps
@@ -242,7 +242,7 @@ class Generator:
     ) -> tuple[Image.Image, tuple[str, ...]]:
         """The latents as a picture of `size` (height, width), times `upscale`."""
         upscaler = self._effective_upscaler if request.upscale > 1 else None
-        scale = None if upscaler is None or upscaler.latent_space is None else upscaler.scale
+        scale = None if upscaler is None or upscaler.input_latent_space is None else upscaler.scale
         upscales_latents = scale == request.upscale  # by another factor it enlarges the picture
         pixels = (
             None if upscales_latents else self.model.latent_diffusion.decode(latents.values)[0, :, : size[0], : size[1]]

@@ -155,10 +155,10 @@ def test_bad_files_are_reported_in_a_line_each_and_the_others_go_on(call: Any) -
     lines = err.splitlines()
     assert (status, out) == (1, "good-x2.png\n")
     for case in cases:
-        told = [
+        reported = [
             line for line in lines if line.startswith(f"error: {one_line(case.path)}: ") and (case.error or "") in line
         ]
-        assert len(told) == 1, (case, err)
+        assert len(reported) == 1, (case, err)
     assert "error: missing.png: no such file or folder" in lines
     end = lines.index(f"{len(cases) + 1} of {len(cases) + 2} files failed:")
     assert lines[end + 1 :] == ["- " + line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -353,8 +353,8 @@ def test_evaluate_passes_on_what_it_is_given(call: Any, monkeypatch: pytest.Monk
     assert given == [(Evaluation(Path("f"), None, [1, 4], Path("s.png")),)]
     more = ("--judges", "j", "--degraded", "blur", "--beside", "b", "--keep", "k", "--seed", "3", "--device", "cpu")
     assert call("evaluate", "upscale", "f", "--json", *more)[0] == 0
-    told = (Path("j"), ["blur"], Path("b"), Path("k"), 3, "cpu")
-    assert given[1] == (Evaluation(Path("f"), None, (), None, *told),)
+    reported = (Path("j"), ["blur"], Path("b"), Path("k"), 3, "cpu")
+    assert given[1] == (Evaluation(Path("f"), None, (), None, *reported),)
 
 
 # What only a process of its own shows.

@@ -17,7 +17,7 @@ from enlarger.cli.main import run
 from enlarger.image.picture import read_picture, to_pil
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.tasks.result import Progress, ProgressCallback, Result
-from enlarger.tasks.sampling import NetworkCall, SamplingReport
+from enlarger.tasks.sampling import NetworkCalls, SamplingReport
 from tests.support import tiny, tiny_depth, tiny_xl
 from tests.support.pictures import texture
 
@@ -40,7 +40,7 @@ class Fake:
         return self
 
     def explain(self, request: GenerateRequest) -> SamplingReport:
-        return SamplingReport((NetworkCall(1, "base", 3.0, 0.0, 1),), len(request.prompt))
+        return SamplingReport((NetworkCalls(1, "base", 3.0, 0.0, 1),), len(request.prompt))
 
     def __call__(self, request: Any, watch: ProgressCallback) -> Result:
         self.requests.append(request)
@@ -284,8 +284,8 @@ def test_explaining_computes_nothing(call: Any, fake: Fake) -> None:
     assert (status, fake.requests, files()) == (0, [], [])
     assert out.splitlines()[-1] == "calls of the networks for 2 pictures: 2"
     _, out, _ = call("generate", "a", "--model", "m", "--explain", "--json")
-    turn = {"step": 1, "who": "base", "start": 3.0, "stop": 0.0, "calls": 1}
-    assert json.loads(out) == {"turns": [turn], "pictures": 1, "calls": 1}
+    network_call = {"step": 1, "who": "base", "start": 3.0, "stop": 0.0, "calls": 1}
+    assert json.loads(out) == {"turns": [network_call], "pictures": 1, "calls": 1}
 
 
 def test_what_is_known_before_the_work_is_said_before_it(call: Any) -> None:

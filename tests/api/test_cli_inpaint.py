@@ -62,8 +62,8 @@ def test_a_picture_is_repainted(call: Any, loaded: list[Any]) -> None:
     status, out, err = call(*GO, "--prompt", "a cat", "--feather", "0")
     assert (status, out) == (0, "a-inpaint.png\n")
     assert f"a.png: {AUTO}\n" in err and "loading the model\n" in err and "a.png: denoise\n" in err
-    told = r"a.png: 20 x 14 in \d+\.\d s; the mask covers 15 %, 42 pixels changed within 5,3,12,9\n"
-    assert re.search(told, err), err
+    reported = r"a.png: 20 x 14 in \d+\.\d s; the mask covers 15 %, 42 pixels changed within 5,3,12,9\n"
+    assert re.search(reported, err), err
     assert loaded == [("folder", "auto", "auto", "none")]
     differs = (pixels("a.png") != pixels("a-inpaint.png")).any(2)
     assert differs.sum() == 42 and differs[3:9, 5:12].all()
@@ -71,10 +71,19 @@ def test_a_picture_is_repainted(call: Any, loaded: list[Any]) -> None:
 
 def test_json_and_several_results(call: Any) -> None:
     status, out, _ = call(*GO, "--json", "--count", "2", "--seed", "7", "--feather", "0", "-o", "out")
-    told = json.loads(out)
-    assert status == 0 and told["outputs"] == ["out/a-inpaint-1.png", "out/a-inpaint-2.png"]
-    assert (told["seed"], told["box"], told["coverage"], told["model"]) == (7, [5, 3, 12, 9], 15.0, "tiny9")
-    assert told["notes"] == [AUTO.removeprefix("note: ")] and told["size"] == [20, 14] and "consistency" not in told
+    reported = json.loads(out)
+    assert status == 0 and reported["outputs"] == ["out/a-inpaint-1.png", "out/a-inpaint-2.png"]
+    assert (reported["seed"], reported["box"], reported["coverage"], reported["model"]) == (
+        7,
+        [5, 3, 12, 9],
+        15.0,
+        "tiny9",
+    )
+    assert (
+        reported["notes"] == [AUTO.removeprefix("note: ")]
+        and reported["size"] == [20, 14]
+        and "consistency" not in reported
+    )
 
 
 def test_a_border_needs_no_mask(call: Any) -> None:

@@ -271,12 +271,12 @@ def test_a_client_outlives_the_service(tmp_path: Path) -> None:
     working = threading.Event()
     results: list[Result] = []
 
-    def ask() -> None:
+    def request() -> None:
         with enlarger.Client(f"http://127.0.0.1:{port}") as client:
             results.append(client.upscale(image, detail=1.0, watch=lambda progress: working.set()))
 
     first = start(tmp_path, tmp_path / "data", (), {"port": port})
-    asking = threading.Thread(target=ask)
+    asking = threading.Thread(target=request)
     try:
         first.wait_ready()
         asking.start()

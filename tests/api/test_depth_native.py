@@ -95,10 +95,10 @@ def _opened(task: DepthToImage, width: int, height: int) -> Any:
 def test_one_of_several_is_the_same_alone(task: DepthToImage) -> None:
     sources, maps = [tiny.picture(32, 32), tiny.picture(40, 24, seed=1)], normal(2, 1, 9, 9)
     request = DepthRequest(sources, "a cat", maps, steps=3, count=2, seed=[1, 9, 4, 4])
-    together = task(request)
+    batch = task(request)
     for depth in (maps[1], maps[1:]):
         alone = task(DepthRequest(sources[1], "a cat", depth, steps=3, count=2, seed=[4, 4]))
-        for found, expected in zip(together.images[2:], alone.images, strict=True):
+        for found, expected in zip(batch.images[2:], alone.images, strict=True):
             assert (pixels(found) == pixels(expected)).all()
 
 

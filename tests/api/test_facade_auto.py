@@ -107,9 +107,9 @@ def test_an_unknown_pipeline_is_named(tmp_path: Path) -> None:
 
 def test_all_names_are_there() -> None:
     assert [name for name in face.__all__ if not hasattr(face, name)] == []
-    elsewhere = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer")  # in transformers
+    other_folder = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer")  # in transformers
     others = [name for name in face.__all__ if not hasattr(diffusers, name) and not name.endswith("Output")]
-    assert sorted(others) == sorted(elsewhere)
+    assert sorted(others) == sorted(other_folder)
 
 
 def test_pictures_are_read(tmp_path: Path) -> None:

@@ -252,8 +252,8 @@ def test_a_loop_by_hand_is_the_pipeline(pipe: Upscaler) -> None:
     for i, t in enumerate(pipe.scheduler.timesteps):
         sigma = pipe.scheduler.sigmas[i]
         scaled = torch.cat([pipe.scheduler.scale_model_input(latents, t), concat], 1)
-        told = {"encoder_hidden_states": text.hidden_states[-1], "timestep_cond": times}
-        out = pipe.unet(scaled, sigma.log() / 4, **told).sample[:, :-1]
+        conditioning = {"encoder_hidden_states": text.hidden_states[-1], "timestep_cond": times}
+        out = pipe.unet(scaled, sigma.log() / 4, **conditioning).sample[:, :-1]
         denoised = latents / (sigma**2 + 1) + out * sigma / (sigma**2 + 1) ** 0.5
         latents = pipe.scheduler.step(denoised, t, latents).prev_sample
     picture = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample

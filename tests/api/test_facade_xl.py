@@ -29,19 +29,19 @@ PICTURE = tiny.picture(64, 64)
 one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 
 
-def quiet(pipe: Any) -> Any:
+def without_progress(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture
 def base() -> Any:
-    return quiet(StableDiffusionXLPipeline.from_pretrained(tiny_xl.base_folder()))
+    return without_progress(StableDiffusionXLPipeline.from_pretrained(tiny_xl.base_folder()))
 
 
 @pytest.fixture
 def refiner() -> Any:
-    return quiet(StableDiffusionXLImg2ImgPipeline.from_pretrained(tiny_xl.refiner_folder()))
+    return without_progress(StableDiffusionXLImg2ImgPipeline.from_pretrained(tiny_xl.refiner_folder()))
 
 
 def run(pipe: Any, **call: Any) -> Tensor:
@@ -84,18 +84,18 @@ def test_the_refiner_card(base: Any, refiner: Any, tmp_path: Path) -> None:
     [made] = refiner("a cat", image=image, num_inference_steps=5, denoising_start=0.8).images
     assert made.size == (64, 64)
     refiner.save_pretrained(tmp_path / "refiner")
-    again = quiet(StableDiffusionXLImg2ImgPipeline.from_pretrained(tmp_path / "refiner"))
+    again = without_progress(StableDiffusionXLImg2ImgPipeline.from_pretrained(tmp_path / "refiner"))
     assert_close(run(again, strength=0.5, num_inference_steps=4), expected, 0)
 
 
 def test_folders_go_both_ways(base: Any, refiner: Any, tmp_path: Path) -> None:
     for pipe, name in ((base, "StableDiffusionXLPipeline"), (refiner, "StableDiffusionXLImg2ImgPipeline")):
         pipe.save_pretrained(tmp_path / name)
-        theirs = quiet(getattr(diffusers, name).from_pretrained(tmp_path / name, add_watermarker=False))
+        theirs = without_progress(getattr(diffusers, name).from_pretrained(tmp_path / name, add_watermarker=False))
         assert_close(run(pipe), run(theirs), 1e-4)
         for setting, value in pipe.config.items():
             assert theirs.config[setting] == value
-        assert_close(run(quiet(type(pipe).from_pretrained(tmp_path / name))), run(pipe), 0)
+        assert_close(run(without_progress(type(pipe).from_pretrained(tmp_path / name))), run(pipe), 0)
     assert dict(refiner.config) == {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
     index = json.loads((tmp_path / "StableDiffusionXLImg2ImgPipeline" / "model_index.json").read_text())
     assert index["text_encoder"] == [None, None] and index["requires_aesthetics_score"] is True
@@ -105,14 +105,14 @@ def test_settings_may_be_given(base: Any) -> None:
     changed = StableDiffusionXLPipeline.from_pretrained(
         tiny_xl.base_folder(), force_zeros_for_empty_prompt=False, add_watermarker=False
     )
-    assert_close(run(quiet(changed)), run(base, negative_prompt=""), 0)
+    assert_close(run(without_progress(changed)), run(base, negative_prompt=""), 0)
     with pytest.raises(Unsupported, match="the config has no sample_size; it has force_zeros_for_empty_prompt"):
         base.register_to_config(sample_size=3)
 
 
 def test_parts_make_other_pipelines(base: Any) -> None:
     for kind in KINDS[1:]:
-        made = quiet(kind(**base.components))
+        made = without_progress(kind(**base.components))
         assert made.unet is base.unet and made.config["requires_aesthetics_score"] is False
     masks = {"mask_image": PICTURE.convert("L"), "height": 64, "width": 64}
     assert run(made, **masks).shape == (1, 3, 64, 64)
@@ -120,7 +120,7 @@ def test_parts_make_other_pipelines(base: Any) -> None:
 
 def test_without_text_encoders(base: Any) -> None:
     parts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-    bare: Pipeline = quiet(StableDiffusionXLPipeline(**base.components | parts))
+    bare: Pipeline = without_progress(StableDiffusionXLPipeline(**base.components | parts))
     given = {"prompt": None, "prompt_embeds": normal(1, 77, sum(tiny_xl.WIDTHS)), "height": 64, "width": 64}
     given["pooled_prompt_embeds"] = normal(1, tiny_xl.POOLED)
     assert_close(run(bare, **given), run(base, **given), 0)
@@ -141,14 +141,14 @@ def test_wrong_scores(base: Any, refiner: Any) -> None:
     said = r"vector of length 56, but a vector of 64 was created; .*`pipe.register_to_config\(.*score=True\)`"
     with pytest.raises(ValueError, match=said):
         run(refiner)
-    wrong = quiet(StableDiffusionXLImg2ImgPipeline(**base.components, requires_aesthetics_score=True))
+    wrong = without_progress(StableDiffusionXLImg2ImgPipeline(**base.components, requires_aesthetics_score=True))
     said = r"vector of length 64, but a vector of 56 was created; .*`pipe.register_to_config\(.*score=False\)`"
     with pytest.raises(ValueError, match=said):
         run(wrong)
     wrong.register_to_config(requires_aesthetics_score=False)
     run(wrong)
     with pytest.raises(ValueError, match="this is a refiner's UNet, read it with StableDiffusionXLImg2ImgPipeline"):
-        run(quiet(StableDiffusionXLPipeline(**refiner.components)), height=64, width=64)
+        run(without_progress(StableDiffusionXLPipeline(**refiner.components)), height=64, width=64)
 
 
 def test_other_checkpoints() -> None:
@@ -175,7 +175,7 @@ def test_what_is_not_used_is_said(base: Any, call: dict[str, Any], said: str) ->
 
 
 def test_what_is_not_used_from_pictures(base: Any, refiner: Any) -> None:
-    plain = quiet(StableDiffusionXLImg2ImgPipeline(**base.components))
+    plain = without_progress(StableDiffusionXLImg2ImgPipeline(**base.components))
     with pytest.warns(UserWarning, match="aesthetic scores are not used: the pipeline's requires_aesthetics_score is"):
         run(plain, aesthetic_score=3.0)
     with pytest.warns(UserWarning, match="negative_crops_coords_top_left is not used by a pipeline without aesthetic"):
@@ -231,7 +231,7 @@ def test_wrong_starts(refiner: Any, call: dict[str, Any], said: str) -> None:
 
 
 def test_wrong_masks(base: Any) -> None:
-    pipe = quiet(StableDiffusionXLInpaintPipeline(**base.components))
+    pipe = without_progress(StableDiffusionXLInpaintPipeline(**base.components))
     size = {"height": 64, "width": 64}
     with pytest.raises(ValueError, match="`mask_image` is missing; give a mask, white where the picture is repainted"):
         run(pipe, **size)

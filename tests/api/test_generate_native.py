@@ -72,15 +72,15 @@ def test_the_models_own_size_is_the_default(sd: Generator, xl: Generator) -> Non
 @pytest.mark.parametrize("solver", ["plms", "euler_ancestral"])
 def test_one_of_several_is_the_same_alone(sd: Generator, solver: str) -> None:
     request = GenerateRequest(["a cat", "two dogs"], negative=["", "ugly"], steps=3, count=2, seed=5, solver=solver)
-    together = sd(request)
-    assert together.seeds == (5, 6, 7, 8) and together.latents is not None and len(together.latents) == 4
-    for k, seed in enumerate(together.seeds):
+    batch = sd(request)
+    assert batch.seeds == (5, 6, 7, 8) and batch.latents is not None and len(batch.latents) == 4
+    for k, seed in enumerate(batch.seeds):
         prompt, negative = ("a cat", "") if k < 2 else ("two dogs", "ugly")
         alone = sd(replace(request, prompt=prompt, negative=negative, count=1, seed=seed))
-        assert (pixels(alone.image) == pixels(together.images[k])).all()
+        assert (pixels(alone.image) == pixels(batch.images[k])).all()
         assert alone.latents is not None
-        assert_close(together.latents[k].values, alone.latents.values, 0)
-    assert (pixels(together.images[0]) != pixels(together.images[1])).any()
+        assert_close(batch.latents[k].values, alone.latents.values, 0)
+    assert (pixels(batch.images[0]) != pixels(batch.images[1])).any()
 
 
 def test_prompts_carry_weights(sd: Generator) -> None:
@@ -123,8 +123,10 @@ def test_the_plan_is_what_happens(xl: Generator, monkeypatch: pytest.MonkeyPatch
         plan = xl.explain(request)
         assert seen == []
         xl(request)
-        turns = [turn.who for turn in plan.turns for _ in range(turn.calls or 0)] + ["decode"]
-        assert seen == turns * 2 and plan.calls == len(seen) - 2
+        network_calls = [
+            network_call.who for network_call in plan.network_calls for _ in range(network_call.count or 0)
+        ] + ["decode"]
+        assert seen == network_calls * 2 and plan.calls == len(seen) - 2
     assert "refiner" in str(xl.explain(GenerateRequest("a", steps=6)))
     assert xl.explain(GenerateRequest("a", steps=6, solver="dpm_adaptive")).calls is None
 
@@ -133,7 +135,11 @@ def test_any_number_of_refiners() -> None:
     folders = [tiny_xl.refiner_folder(), tiny_xl.base_folder()]
     three = load_generator(tiny_xl.base_folder(), "cpu", refiner=folders)
     plan = three.explain(GenerateRequest("a", steps=8, handoff=[2.0, 0.5]))
-    assert list(dict.fromkeys(turn.who for turn in plan.turns)) == ["base", "refiner", "refiner 2"]
+    assert list(dict.fromkeys(network_call.who for network_call in plan.network_calls)) == [
+        "base",
+        "refiner",
+        "refiner 2",
+    ]
     assert three(GenerateRequest("a", steps=3, handoff=[2.0, 0.5])).image.size == (64, 64)
     with pytest.raises(InputError, match="found 0 hand-offs for 2 refiners; give one for each"):
         three(GenerateRequest("a", steps=3))
@@ -148,7 +154,9 @@ def test_latents_go_straight_into_the_x2_upscaler(monkeypatch: pytest.MonkeyPatc
     plan = generator.explain(request)
     found = generator(request)
     assert found.image.size == (140, 100)
-    assert seen == [turn.who for turn in plan.turns for _ in range(turn.calls or 0)] + ["decode"]
+    assert seen == [network_call.who for network_call in plan.network_calls for _ in range(network_call.count or 0)] + [
+        "decode"
+    ]
     assert seen.count("decode") == 1 and plan.calls == 4 + 2  # plms calls once more than it steps
     before = generator(replace(request, upscale=1, upscale_steps=None))
     assert before.latents is not None and found.latents is not None

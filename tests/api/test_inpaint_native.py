@@ -82,14 +82,12 @@ def test_folders_are_loaded_and_files_repainted(tmp_path: Path, channels: int) -
 def test_a_picture_is_the_same_alone_and_among_others(channels: int, options: dict[str, Any]) -> None:
     images, masks = [picture(), picture(40, 44, seed=1)], [mask(), mask(40, 44, 0.8)]
     prompts = ["a cat", "two dogs"]
-    together = repaint(images, masks, channels, prompt=prompts, negative="ugly", count=2, seed=[1, 9, 4, 7], **options)
-    assert (
-        together.seeds == (1, 9, 4, 7) and len(together.coverage) == len(together.masks) == len(together.changed) == 4
-    )
+    batch = repaint(images, masks, channels, prompt=prompts, negative="ugly", count=2, seed=[1, 9, 4, 7], **options)
+    assert batch.seeds == (1, 9, 4, 7) and len(batch.coverage) == len(batch.masks) == len(batch.changed) == 4
     alone = repaint(images[1], masks[1], channels, prompt="two dogs", negative="ugly", seed=7, **options)
-    assert (pixels(together.images[3]) == pixels(alone.image)).all()
-    assert (pixels(together.images[2]) != pixels(alone.image)).any()
-    assert together.changed[3] == alone.changed[0]
+    assert (pixels(batch.images[3]) == pixels(alone.image)).all()
+    assert (pixels(batch.images[2]) != pixels(alone.image)).any()
+    assert batch.changed[3] == alone.changed[0]
 
 
 def test_what_the_networks_get(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,8 +148,8 @@ def test_expanding_adds_a_border_and_keeps_the_inside() -> None:
     border[:21, 8:38] = False
     assert (pixels(found.image)[border][:, 3] == 255).all() and (pixels(found.mask) == border * 255).all()
     assert found.changed[0] == ChangedPixels(int(border.sum()), (0, 0, 41, 26))
-    several = repaint(np.array(picture(30, 21)), mask(30, 21), expand=(0, 4, 0, 0), crop=2)
-    assert several.image.shape == (25, 30, 3) and several.coverage[0] > 16
+    batch_of = repaint(np.array(picture(30, 21)), mask(30, 21), expand=(0, 4, 0, 0), crop=2)
+    assert batch_of.image.shape == (25, 30, 3) and batch_of.coverage[0] > 16
 
 
 def test_a_border_continues_the_picture_at_first(monkeypatch: pytest.MonkeyPatch) -> None:

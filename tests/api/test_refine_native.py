@@ -128,11 +128,11 @@ def test_hidden_colour_does_not_bleed_in(sd: Refiner) -> None:
 def test_one_of_several_is_the_same_alone(sd: Refiner, solver: str) -> None:
     sources = [tiny.picture(32, 32), tiny.picture(40, 24, seed=1)]
     request = RefineRequest(sources, ["a cat", "two dogs"], steps=4, strength=0.6, count=2, seed=[1, 9, 4, 4])
-    together = sd(replace(request, solver=solver))
-    assert [image.size for image in together.images] == [(32, 32)] * 2 + [(40, 24)] * 2
-    assert together.latents is None  # of two sizes
+    batch = sd(replace(request, solver=solver))
+    assert [image.size for image in batch.images] == [(32, 32)] * 2 + [(40, 24)] * 2
+    assert batch.latents is None  # of two sizes
     alone = sd(replace(request, solver=solver, image=sources[1], prompt="two dogs", seed=[4, 4]))
-    for found, expected in zip(together.images[2:], alone.images, strict=True):
+    for found, expected in zip(batch.images[2:], alone.images, strict=True):
         assert (pixels(found) == pixels(expected)).all()
     assert alone.latents is not None and len(alone.latents) == 2
 

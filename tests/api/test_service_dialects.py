@@ -82,18 +82,18 @@ def upscaled(fake: FakeService, url: str, **data: str) -> tuple[dict[str, Any], 
 
 
 def test_the_documented_dialect_answers_pictures(fake: FakeService, running: tuple[FakeService, str]) -> None:
-    body, ask = upscaled(fake, running[1], prompt="a man", n="1", guidance_scale="8", model="tiny-x2")
+    body, job_spec = upscaled(fake, running[1], prompt="a man", n="1", guidance_scale="8", model="tiny-x2")
     assert size_of(body["data"][0]["b64_json"]) == (48, 32)
-    assert ask.options["guidance"] == 8.0
-    assert ask.options["steps"] == 25
+    assert job_spec.options["guidance"] == 8.0
+    assert job_spec.options["steps"] == 25
 
 
 def test_the_dialect_of_localai_answers_addresses(fake: FakeService, running: tuple[FakeService, str]) -> None:
-    body, ask = upscaled(fake, running[1], model="bundled", scale="4")
+    body, job_spec = upscaled(fake, running[1], model="bundled", scale="4")
     assert "b64_json" not in body["data"][0]
     answer = httpx2.get(body["data"][0]["url"])
     assert Image.open(io.BytesIO(answer.content)).size == (96, 64)
-    assert ask.options["by"] == 4.0
+    assert job_spec.options["by"] == 4.0
 
 
 CASES: list[tuple[dict[str, Any], str, dict[str, Any], bool]] = [
@@ -111,11 +111,11 @@ CASES: list[tuple[dict[str, Any], str, dict[str, Any], bool]] = [
 
 @pytest.mark.parametrize(("fields", "kind", "options", "url"), CASES)
 def test_which_dialect_it_is(fields: dict[str, Any], kind: str, options: dict[str, Any], url: bool) -> None:
-    wish = parse_upscale(UpscaleForm(**fields, seed=0), BOUNDS, KINDS[kind].unused_options)
-    assert options.items() <= wish.options.items()
-    assert wish.url == url
-    assert ("steps" in wish.options) == ("steps" in options)
-    assert (wish.options["seed"], wish.options["count"], wish.options["long_prompt"]) == (0, 1, True)
+    parsed = parse_upscale(UpscaleForm(**fields, seed=0), BOUNDS, KINDS[kind].unused_options)
+    assert options.items() <= parsed.options.items()
+    assert parsed.url == url
+    assert ("steps" in parsed.options) == ("steps" in options)
+    assert (parsed.options["seed"], parsed.options["count"], parsed.options["long_prompt"]) == (0, 1, True)
 
 
 # Asks
@@ -123,9 +123,9 @@ def test_which_dialect_it_is(fields: dict[str, Any], kind: str, options: dict[st
 
 def test_generations_as_asks() -> None:
     body = Generation(prompt="a", size="65x33", n=2, seed=0, upscale=True, output_format="jpeg", output_compression=0)
-    ask = build_job_spec(parse_generation(body, BOUNDS, "finisher"), "sd", BOUNDS)
-    assert ask.size == (130, 66)
-    assert ask.options == {
+    job_spec = build_job_spec(parse_generation(body, BOUNDS, "finisher"), "sd", BOUNDS)
+    assert job_spec.size == (130, 66)
+    assert job_spec.options == {
         "prompt": "a",
         "seed": 0,
         "count": 2,
@@ -135,9 +135,9 @@ def test_generations_as_asks() -> None:
         "refiner": "finisher",
         "upscale": 2.0,
     }
-    assert (ask.output.format, ask.output.quality) == ("jpeg", 1)
-    assert ask.notes == ("output_compression 0 is written as 1, the least there is",)
-    assert TypeAdapter(JobSpec).validate_json(json.dumps(asdict(ask))) == ask
+    assert (job_spec.output.format, job_spec.output.quality) == ("jpeg", 1)
+    assert job_spec.notes == ("output_compression 0 is written as 1, the least there is",)
+    assert TypeAdapter(JobSpec).validate_json(json.dumps(asdict(job_spec))) == job_spec
     plain = parse_generation(Generation(prompt="", upscale=1.0, negative_prompt="", guidance_scale=0.0), BOUNDS, None)
     assert plain.options.keys() == {"prompt", "negative", "guidance", "seed", "count", "long_prompt"}
     assert build_job_spec(plain, "sd", BOUNDS).size is None
@@ -148,19 +148,24 @@ def test_edits_and_variations_as_asks() -> None:
     assert (masked.task, "strength" in masked.options) == ("inpaint", False)
     assert (whole.task, whole.options["strength"]) == ("refine", 0.75)
     assert parse_edit(Edit(prompt="a", strength=0.0), BOUNDS, False).options["strength"] == 0.0
-    ask = build_job_spec(masked, "sd", BOUNDS, (10, 20), ("a note",))
-    assert (ask.image, ask.mask, ask.size, ask.notes) == ("image.png", "mask.png", (10, 20), ("a note",))
+    job_spec = build_job_spec(masked, "sd", BOUNDS, (10, 20), ("a note",))
+    assert (job_spec.image, job_spec.mask, job_spec.size, job_spec.notes) == (
+        "image.png",
+        "mask.png",
+        (10, 20),
+        ("a note",),
+    )
     varied = parse_variation(Variation(), BOUNDS)
     assert (varied.task, varied.options["prompt"], varied.options["strength"]) == ("refine", "", 0.6)
 
 
 def test_what_an_ask_may_not_say() -> None:
-    wish = parse_generation(Generation(prompt="a", size="64x64"), Bounds(output_pixels=4096), None)
+    parsed = parse_generation(Generation(prompt="a", size="64x64"), Bounds(output_pixels=4096), None)
     with pytest.raises(ProblemError, match="64x64 pixels, expected at most 4,095"):
-        build_job_spec(wish, "sd", Bounds(output_pixels=4095))
-    several = parse_generation(Generation(prompt="a", size="64x64", n=10), Bounds(), None)
+        build_job_spec(parsed, "sd", Bounds(output_pixels=4095))
+    many = parse_generation(Generation(prompt="a", size="64x64", n=10), Bounds(), None)
     with pytest.raises(ProblemError, match="the result would have 10 times 64x64 pixels, expected at most 40,959"):
-        build_job_spec(several, "sd", Bounds(output_pixels=40959))
+        build_job_spec(many, "sd", Bounds(output_pixels=40959))
     with pytest.raises(ProblemError, match="n is 3, expected 1 to 2"):
         parse_generation(Generation(prompt="a", n=3), Bounds(count=2), None)
 
@@ -198,8 +203,13 @@ def test_edit_with_a_mask(client: openai.OpenAI, fake: FakeService) -> None:
     )
     assert made.data is not None
     assert size_of(made.data[0].b64_json) == (24, 16)
-    ask = asked(fake)
-    assert (ask.task, ask.image, ask.mask, ask.size) == ("inpaint", "image.png", "mask.png", (24, 16))
+    job_spec = asked(fake)
+    assert (job_spec.task, job_spec.image, job_spec.mask, job_spec.size) == (
+        "inpaint",
+        "image.png",
+        "mask.png",
+        (24, 16),
+    )
     (job,) = fake.queue.known
     assert {"image.png", "mask.png"} <= {file.name for file in job_folder(fake.settings.data, job).iterdir()}
     assert not list((fake.settings.data / "spool").iterdir())

@@ -65,7 +65,7 @@ def picture_of(item: Any) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(item["b64_json"])))
 
 
-def fault_in(answer: httpx2.Response, status: int, code: str, param: str | None, text: str) -> None:
+def problem_in(answer: httpx2.Response, status: int, code: str, param: str | None, text: str) -> None:
     body = answer.json()
     assert set(body) == {"error"}
     assert set(body["error"]) == {"message", "type", "param", "code"}
@@ -124,16 +124,16 @@ def test_an_address_gives_the_picture_and_the_download_a_name(client: TestClient
     assert client.get(first, headers={"If-None-Match": shown.headers["etag"]}).status_code == 304
     identity = body["enlarger"]["id"]
     missing = client.get(f"/v1/images/{identity}/content?variant=7")
-    fault_in(missing, 404, "job_not_found", "variant", "variant is 7, but job")
-    fault_in(client.get(f"/v1/images/{new_job_id()}/content"), 404, "job_not_found", "id", "it has expired")
-    fault_in(client.get("/v1/images/..%2f..%2fx/content"), 404, "not_found", None, "there is nothing")
+    problem_in(missing, 404, "job_not_found", "variant", "variant is 7, but job")
+    problem_in(client.get(f"/v1/images/{new_job_id()}/content"), 404, "job_not_found", "id", "it has expired")
+    problem_in(client.get("/v1/images/..%2f..%2fx/content"), 404, "not_found", None, "there is nothing")
 
 
 def test_a_result_that_was_swept_has_expired(client: TestClient, fake: FakeService) -> None:
     url = upscale(client, prompt="x", response_format="url").json()["data"][0]["url"]
     for file in job_folder(fake.settings.data, only(fake).id).glob("result*"):
         file.unlink()
-    fault_in(client.get(url), 404, "job_not_found", None, "have expired")
+    problem_in(client.get(url), 404, "job_not_found", None, "have expired")
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
@@ -193,14 +193,14 @@ def test_a_value_that_is_wrong_is_named(
     client, _ = still
     body = json.dumps({"prompt": "a cat"} | fields)
     answer = client.post("/v1/images/generations", content=body, headers={"Content-Type": "application/json"})
-    fault_in(answer, 404 if code == "model_not_found" else 400, code, param, text)
+    problem_in(answer, 404 if code == "model_not_found" else 400, code, param, text)
 
 
 @pytest.mark.parametrize("text", ["NaN", "1e309", "nan", "inf", "", "1_000", "2 ", "0x2", "½"])
 def test_numbers_of_forms_are_numbers(still: tuple[TestClient, FakeService], text: str) -> None:
     client, _ = still
-    fault_in(upscale(client, prompt="x", guidance_scale=text), 400, "invalid_value", "guidance_scale", "expected a")
-    fault_in(upscale(client, scale=text), 400, "invalid_value", "scale", "scale is ")
+    problem_in(upscale(client, prompt="x", guidance_scale=text), 400, "invalid_value", "guidance_scale", "expected a")
+    problem_in(upscale(client, scale=text), 400, "invalid_value", "scale", "scale is ")
 
 
 BODIES = [
@@ -220,38 +220,38 @@ def test_a_body_that_is_no_json_object_is_refused(
     still: tuple[TestClient, FakeService], body: bytes, code: str, text: str
 ) -> None:
     headers = {"Content-Type": "application/json"}
-    fault_in(still[0].post("/v1/images/generations", content=body, headers=headers), 400, code, None, text)
+    problem_in(still[0].post("/v1/images/generations", content=body, headers=headers), 400, code, None, text)
 
 
 def test_other_content_types_are_refused(still: tuple[TestClient, FakeService]) -> None:
     client, _ = still
     for headers in ({"Content-Type": "text/plain"}, {}):
         answer = client.post("/v1/images/generations", content=b'{"prompt": "x"}', headers=headers)
-        fault_in(answer, 415, "unsupported_media_type", None, "expected application/json")
+        problem_in(answer, 415, "unsupported_media_type", None, "expected application/json")
     answer = client.post("/v1/images/upscale", json={"prompt": "x"})
-    fault_in(answer, 415, "unsupported_media_type", None, "expected multipart/form-data")
+    problem_in(answer, 415, "unsupported_media_type", None, "expected multipart/form-data")
 
 
 def test_a_missing_prompt_is_missing(still: tuple[TestClient, FakeService]) -> None:
     client, _ = still
     answer = client.post("/v1/images/generations", json={})
-    fault_in(answer, 400, "missing_parameter", "prompt", "prompt is missing")
+    problem_in(answer, 400, "missing_parameter", "prompt", "prompt is missing")
 
 
 def test_forms_that_cannot_be_used(still: tuple[TestClient, FakeService]) -> None:
     client, fake = still
     path = "/v1/images/upscale"
     missing = client.post(path, data={"prompt": "x"})
-    fault_in(missing, 400, "missing_parameter", "image", "image is missing")
+    problem_in(missing, 400, "missing_parameter", "image", "image is missing")
     text = client.post(path, files={"other": b"x"}, data={"image": "photo.png"})
-    fault_in(text, 400, "unsupported", "other", "the file 'other' has no use here; expected image")
+    problem_in(text, 400, "unsupported", "other", "the file 'other' has no use here; expected image")
     text = client.post(path, data={"image": "photo.png"})
-    fault_in(text, 400, "invalid_value", "image", "curl sends one with image=@file")
-    several = client.post(path, files=[("image[]", png()), ("image[]", png())], data={"prompt": "x"})
-    fault_in(several, 400, "unsupported", "image", "found 2 pictures in image, expected 1")
+    problem_in(text, 400, "invalid_value", "image", "curl sends one with image=@file")
+    count = client.post(path, files=[("image[]", png()), ("image[]", png())], data={"prompt": "x"})
+    problem_in(count, 400, "unsupported", "image", "found 2 pictures in image, expected 1")
     twice = b'--b\r\nContent-Disposition: form-data; name="n"\r\n\r\n1\r\n' * 2 + b"--b--\r\n"
     answer = client.post(path, content=twice, headers={"Content-Type": "multipart/form-data; boundary=b"})
-    fault_in(answer, 400, "invalid_value", "n", "'n' is there twice")
+    problem_in(answer, 400, "invalid_value", "n", "'n' is there twice")
     for kind in (
         "multipart/form-data",
         "multipart/form-data; boundary=b; charset=nonsense",
@@ -260,20 +260,20 @@ def test_forms_that_cannot_be_used(still: tuple[TestClient, FakeService]) -> Non
         answer = client.post(path, content=twice, headers={"Content-Type": kind})
         assert answer.status_code == 400, kind
     many = client.post(path, files={"image": png()}, data={f"f{i}": "1" for i in range(40)})
-    fault_in(many, 400, "invalid_form", None, "Too many fields")
+    problem_in(many, 400, "invalid_form", None, "Too many fields")
     assert not fake.leftover_files
 
 
 def test_pictures_that_cannot_be_used_leave_nothing(tmp_path: Path) -> None:
     fake = fake_service(tmp_path, bounds=Bounds(image=5000, bundled_pixels=1000))
     with TestClient(fake.app) as client:
-        fault_in(upscale(client, b"", prompt="x"), 400, "empty_image_file", "image", "the file is empty")
-        fault_in(
+        problem_in(upscale(client, b"", prompt="x"), 400, "empty_image_file", "image", "the file is empty")
+        problem_in(
             upscale(client, b"x" * 5001, prompt="x"), 400, "image_file_too_large", "image", "more than 5,000 bytes"
         )
-        fault_in(upscale(client, b"nothing", prompt="x"), 400, "image_parse_error", "image", "cannot be decoded")
-        fault_in(upscale(client, png(50, 50), prompt="x"), 400, "image_too_large", "image", "too many pixels")
-        fault_in(upscale(client, prompt="x", size="50x50"), 400, "image_too_large", "size", "size is 50x50")
+        problem_in(upscale(client, b"nothing", prompt="x"), 400, "image_parse_error", "image", "cannot be decoded")
+        problem_in(upscale(client, png(50, 50), prompt="x"), 400, "image_too_large", "image", "too many pixels")
+        problem_in(upscale(client, prompt="x", size="50x50"), 400, "image_too_large", "size", "size is 50x50")
     assert not fake.leftover_files
 
 
@@ -282,7 +282,7 @@ def test_a_result_over_the_limit_is_refused(tmp_path: Path) -> None:
     with TestClient(fake.app) as client:
         for model, most in (("bundled", "2,000"), ("tiny-x2", "1,000")):
             words = f"320x160 pixels, expected at most {most}"
-            fault_in(upscale(client, scale=16, model=model), 400, "image_too_large", "scale", words)
+            problem_in(upscale(client, scale=16, model=model), 400, "image_too_large", "scale", words)
         shown = {one["id"]: one["enlarger"]["output_pixels"] for one in client.get("/v1/models").json()["data"]}
     assert (shown["bundled"], shown["tiny-x2"]) == (2000, 1000)
     assert not fake.leftover_files
@@ -290,12 +290,12 @@ def test_a_result_over_the_limit_is_refused(tmp_path: Path) -> None:
 
 def test_what_the_framework_refuses_has_the_same_form(still: tuple[TestClient, FakeService]) -> None:
     client, _ = still
-    fault_in(client.get("/no/such"), 404, "not_found", None, 'there is nothing at "/no/such"')
+    problem_in(client.get("/no/such"), 404, "not_found", None, 'there is nothing at "/no/such"')
     answer = client.put("/v1/jobs/x")
-    fault_in(answer, 405, "method_not_allowed", None, "expected DELETE, GET")
+    problem_in(answer, 405, "method_not_allowed", None, "expected DELETE, GET")
     assert answer.headers["allow"] == "DELETE, GET"
-    fault_in(client.get("/v1/jobs?limit=0"), 400, "invalid_value", "limit", "limit is '0', expected greater")
-    fault_in(client.get("/v1/jobs?status=odd"), 400, "invalid_value", "status", "status is 'odd', expected")
+    problem_in(client.get("/v1/jobs?limit=0"), 400, "invalid_value", "limit", "limit is '0', expected greater")
+    problem_in(client.get("/v1/jobs?status=odd"), 400, "invalid_value", "status", "status is 'odd', expected")
 
 
 # Jobs
@@ -311,8 +311,8 @@ def test_a_job_for_later(client: TestClient, fake: FakeService) -> None:
     assert (job["object"], job["status"], job["position"], job["result"]) == ("job", "queued", 1, None)
     assert not only(fake).attached
     assert only(fake).spec.live
-    fault_in(client.get(f"/v1/jobs/{job['id']}/preview"), 404, "preview_not_found", None, "has no preview")
-    fault_in(client.get(f"/v1/images/{job['id']}/content"), 404, "job_not_found", None, "no pictures yet")
+    problem_in(client.get(f"/v1/jobs/{job['id']}/preview"), 404, "preview_not_found", None, "has no preview")
+    problem_in(client.get(f"/v1/images/{job['id']}/content"), 404, "job_not_found", None, "no pictures yet")
     fake.queue.held = False
     done = until_over(client, job["id"])
     assert (done["status"], done["progress"], done["position"]) == ("succeeded", 1.0, None)
@@ -321,7 +321,7 @@ def test_a_job_for_later(client: TestClient, fake: FakeService) -> None:
     assert [one["id"] for one in client.get("/v1/jobs?status=succeeded").json()["data"]] == [job["id"]]
     assert client.get("/v1/queue").json()["counts"] == {"succeeded": 1}
     assert client.delete(f"/v1/jobs/{job['id']}").json() == {"id": job["id"], "object": "job", "deleted": True}
-    fault_in(client.get(f"/v1/jobs/{job['id']}"), 404, "job_not_found", "id", "there is no job")
+    problem_in(client.get(f"/v1/jobs/{job['id']}"), 404, "job_not_found", "id", "there is no job")
     assert not fake.leftover_files
 
 
@@ -361,7 +361,7 @@ def test_events_are_replayed_from_where_they_were_left(client: TestClient) -> No
     assert [event["id"] for event in events_of(later)] == ["4", "5"]
     assert events_of(client.get(f"/v1/jobs/{id}/events?after=4").text)[0]["id"] == "5"
     odd = client.get(f"/v1/jobs/{id}/events", headers={"Last-Event-ID": "x"})
-    fault_in(odd, 400, "invalid_value", "Last-Event-ID", "Last-Event-ID is 'x'")
+    problem_in(odd, 400, "invalid_value", "Last-Event-ID", "Last-Event-ID is 'x'")
 
 
 def test_a_job_is_canceled_once(client: TestClient, fake: FakeService) -> None:
@@ -378,16 +378,16 @@ def test_one_stream_tells_of_all_jobs_of_its_owner_alone(fake: FakeService) -> N
     for owner, id in ids.items():
         fake.queue.known[id] = Job(id, JobSpec("upscale", "bundled"), "queued", time.time(), owner)
 
-    async def told() -> list[str]:
+    async def event_names() -> list[str]:
         stream = owner_events(fake.app.state.service, "a", "http://here")
         opened = await anext(stream)
         for id in reversed(ids.values()):
             fake.queue.event_logs.publish(id, "progress", {"status": "running", "progress": 0.5})
-        told = [opened, await anext(stream)]
+        event_names = [opened, await anext(stream)]
         await stream.aclose()
-        return told
+        return event_names
 
-    opened, event = asyncio.run(told())
+    opened, event = asyncio.run(event_names())
     assert opened == ": alive\n\n" and event.startswith("event: progress\ndata: ")
     assert json.loads(event.partition("data: ")[2]) == {"id": ids["a"], "status": "running", "progress": 0.5}
 
@@ -395,7 +395,7 @@ def test_one_stream_tells_of_all_jobs_of_its_owner_alone(fake: FakeService) -> N
 def test_a_job_that_fails_says_why(client: TestClient, fake: FakeService) -> None:
     fake.queue.problem = Problem(500, "non_finite_output", "the model gave numbers that are none")
     answer = generate(client)
-    fault_in(answer, 500, "non_finite_output", None, "numbers that are none")
+    problem_in(answer, 500, "non_finite_output", None, "numbers that are none")
     assert answer.headers["x-should-retry"] == "false"
     id = generate(client, headers={"Prefer": "respond-async"}).json()["id"]
     assert until_over(client, id)["error"]["code"] == "non_finite_output"
@@ -414,9 +414,9 @@ def test_jobs_are_their_owners_alone(tmp_path: Path) -> None:
         mine, yours = {"x-owner": "a", "Prefer": "respond-async"}, {"x-owner": "b"}
         id = generate(client, headers=mine).json()["id"]
         for path in (f"/v1/jobs/{id}", f"/v1/jobs/{id}/events", f"/v1/jobs/{id}/preview"):
-            fault_in(client.get(path, headers=yours), 404, "job_not_found", "id", "there is no job")
-        fault_in(client.post(f"/v1/jobs/{id}/cancel", headers=yours), 404, "job_not_found", "id", "there is no job")
-        fault_in(client.delete(f"/v1/jobs/{id}", headers=yours), 404, "job_not_found", "id", "there is no job")
+            problem_in(client.get(path, headers=yours), 404, "job_not_found", "id", "there is no job")
+        problem_in(client.post(f"/v1/jobs/{id}/cancel", headers=yours), 404, "job_not_found", "id", "there is no job")
+        problem_in(client.delete(f"/v1/jobs/{id}", headers=yours), 404, "job_not_found", "id", "there is no job")
         assert client.get("/v1/jobs", headers=yours).json()["data"] == []
         assert [job["id"] for job in client.get("/v1/jobs", headers=mine).json()["data"]] == [id]
 
@@ -432,16 +432,16 @@ def test_operators_alone_drain_and_cancel(tmp_path: Path) -> None:
         await fake.app(scope, receive, send)
 
     with TestClient(authenticated) as client:
-        boss, guest = {"X-API-Key": "boss"}, {"X-API-Key": "guest"}
+        listener, guest = {"X-API-Key": "boss"}, {"X-API-Key": "guest"}
         fake.queue.held = True
         job = generate(client, headers=guest | {"Prefer": "respond-async"}).json()["id"]
         for verb in ("drain", "resume", "cancel"):
-            fault_in(client.post(f"/v1/operator/{verb}", headers=guest), 403, "operator_only", None, "for operators")
-        assert client.post("/v1/operator/drain", headers=boss).status_code == 200
+            problem_in(client.post(f"/v1/operator/{verb}", headers=guest), 403, "operator_only", None, "for operators")
+        assert client.post("/v1/operator/drain", headers=listener).status_code == 200
         assert client.get("/readyz").status_code == 503
-        assert client.post("/v1/operator/resume", headers=boss).status_code == 200
+        assert client.post("/v1/operator/resume", headers=listener).status_code == 200
         assert client.get("/readyz").status_code == 200
-        assert client.post("/v1/operator/cancel", params={"id": job}, headers=boss).status_code == 200
+        assert client.post("/v1/operator/cancel", params={"id": job}, headers=listener).status_code == 200
         assert client.get(f"/v1/jobs/{job}", headers=guest).json()["status"] == "canceled"
     with pytest.raises(InputError, match="operators holds a hash that keys does not"):
         load_settings(operators=(hashes["boss"],))
@@ -453,8 +453,8 @@ def test_a_key_gives_the_same_job_again(client: TestClient, fake: FakeService) -
     assert first["enlarger"]["id"] == second["enlarger"]["id"]
     assert not only(fake).attached
     other = generate(client, prompt="a dog", headers=headers)
-    fault_in(other, 400, "idempotency_key_reused", "Idempotency-Key", "use a new key for each")
-    fault_in(
+    problem_in(other, 400, "idempotency_key_reused", "Idempotency-Key", "use a new key for each")
+    problem_in(
         generate(client, headers={"Idempotency-Key": ""}), 400, "invalid_value", "Idempotency-Key", "expected 1 to"
     )
     assert fake.leftover_files == [first["enlarger"]["id"]]
@@ -468,7 +468,7 @@ def test_a_key_does_not_give_what_another_request_made(client: TestClient, other
     same = [upscale(client, headers=headers, response_format="b64_json").json()["enlarger"]["id"] for _ in range(2)]
     assert same[0] == same[1]
     answer = upscale(client, headers=headers, **{"response_format": "b64_json"} | other)
-    fault_in(answer, 400, "idempotency_key_reused", "Idempotency-Key", "use a new key for each")
+    problem_in(answer, 400, "idempotency_key_reused", "Idempotency-Key", "use a new key for each")
 
 
 def test_a_full_queue_is_said_and_leaves_nothing(tmp_path: Path) -> None:
@@ -477,7 +477,7 @@ def test_a_full_queue_is_said_and_leaves_nothing(tmp_path: Path) -> None:
         fake.queue.held = True
         first = upscale(client, prompt="x", headers={"Prefer": "respond-async"}).json()["id"]
         answer = upscale(client, prompt="x")
-        fault_in(answer, 429, "queue_full", None, "full")
+        problem_in(answer, 429, "queue_full", None, "full")
         assert answer.headers["retry-after"] == "2"
         assert fake.leftover_files == [first]
 
@@ -519,7 +519,7 @@ def test_health(client: TestClient, fake: FakeService) -> None:
     error = {"code": 503, "message": "Loading model", "type": "unavailable_error"}
     assert (answer.status_code, answer.json()) == (503, {"error": error})
     answer = generate(client)
-    fault_in(answer, 503, "model_loading", None, "being read")
+    problem_in(answer, 503, "model_loading", None, "being read")
     assert answer.headers["retry-after"] == "5"
 
 
@@ -527,7 +527,7 @@ def test_models_info_metrics(client: TestClient) -> None:
     names = [model["id"] for model in client.get("/v1/models").json()["data"]]
     assert names == ["tiny-sd", "tiny-refiner", "bundled", "tiny-x2"]
     assert client.get("/v1/models/dall-e-2").json()["id"] == "tiny-sd"
-    fault_in(client.get("/v1/models/no/such"), 404, "model_not_found", "model", "there is no model 'no/such'")
+    problem_in(client.get("/v1/models/no/such"), 404, "model_not_found", "model", "there is no model 'no/such'")
     assert client.post("/v1/models/tiny-sd/load").json()["enlarger"]["loaded_bytes"] == 1000
     assert client.post("/v1/models/tiny-sd/unload").json()["enlarger"]["loaded_bytes"] is None
     info = client.get("/info").json()
@@ -547,5 +547,5 @@ def test_the_page_comes_from_a_list(client: TestClient) -> None:
     assert client.head("/").status_code == 200
     for name in PAGE_FILES:
         assert client.get(f"/page/{name}").status_code == 200
-    fault_in(client.get("/page/page.py"), 404, "not_found", None, "the page has no file 'page.py'")
-    fault_in(client.get("/page/..%2Fsettings.py"), 404, "not_found", None, "there is nothing")
+    problem_in(client.get("/page/page.py"), 404, "not_found", None, "the page has no file 'page.py'")
+    problem_in(client.get("/page/..%2Fsettings.py"), 404, "not_found", None, "there is nothing")

@@ -81,8 +81,8 @@ def test_all_models_are_described_before_any_is_loaded(worker: Worker) -> None:
 
 def test_enlarging_with_the_bundled_model(worker: Worker) -> None:
     image = tiny.picture(64, 64)
-    ask = upscale(options={"prompt": "a boat", "guidance": 7.5, "steps": 20}, notes=("said before",), live=True)
-    job = worker.job(ask, image)
+    spec = upscale(options={"prompt": "a boat", "guidance": 7.5, "steps": 20}, notes=("said before",), live=True)
+    job = worker.job(spec, image)
     done = worker.run_to_result(job)
     expected = enlarger.upscale(image, 2, device="cpu")
     found = result(worker, job)
@@ -199,7 +199,7 @@ def test_formats(worker: Worker, output: OutputOptions, mode: str, notes: list[s
 
 def test_jobs_that_are_alike_share_a_batch(worker: Worker) -> None:
     asks = [JobSpec("generate", "sd", GENERATE | {"seed": seed}, size=SIZE, live=True) for seed in (7, 11, 12)]
-    jobs = [worker.job(ask) for ask in asks]
+    jobs = [worker.job(spec) for spec in asks]
     events = worker.run(*jobs)
     assert [e["size"] for e in events if e.get("name") == "batch"] == [3]
     assert {e["id"] for e in events if e["event"] == "done"} == {job["id"] for job in jobs}
@@ -210,14 +210,14 @@ def test_jobs_that_are_alike_share_a_batch(worker: Worker) -> None:
 
 def test_one_job_of_a_batch_is_canceled_and_one_cannot_be_done(worker: Worker) -> None:
     asks = [JobSpec("generate", "sd", GENERATE | {"steps": 60, "seed": seed}, size=SIZE) for seed in (1, 2)]
-    jobs = [*(worker.job(ask) for ask in asks), worker.job(JobSpec("refine", "sd", {"seed": 1}, "image.png"))]
+    jobs = [*(worker.job(spec) for spec in asks), worker.job(JobSpec("refine", "sd", {"seed": 1}, "image.png"))]
     worker.send(command="run", jobs=jobs)
     worker.until("progress", id=jobs[0]["id"])
     worker.send(command="cancel", id=jobs[0]["id"])
     worker.until("canceled", id=jobs[0]["id"])
     worker.until("done", id=jobs[1]["id"])
-    fault = worker.until("failed", id=jobs[2]["id"])["problem"]
-    assert fault["status"] == 400 and fault["message"].startswith("image.png of the job cannot be read")
+    problem = worker.until("failed", id=jobs[2]["id"])["problem"]
+    assert problem["status"] == 400 and problem["message"].startswith("image.png of the job cannot be read")
     worker.until("idle")
     assert not list(worker.folder(jobs[0]).iterdir())
 
@@ -236,16 +236,16 @@ def test_a_cancel_is_heard_within_a_step(worker: Worker) -> None:
 
 
 def test_a_broken_model_and_odd_options_fail_and_no_more(worker: Worker) -> None:
-    fault = worker.run_to_problem(worker.job(JobSpec("generate", "broken", GENERATE)))
-    assert (fault["status"], fault["code"]) == (500, "model_unusable") and "/nowhere/at all" in fault["message"]
-    fault = worker.run_to_problem(worker.job(JobSpec("generate", "nothing", GENERATE)))
-    assert (fault["status"], fault["code"]) == (404, "model_not_found")
-    fault = worker.run_to_problem(worker.job(JobSpec("generate", "paint", GENERATE)))
-    assert fault["code"] == "unsupported" and fault["message"] == "paint cannot generate; it can inpaint"
-    fault = worker.run_to_problem(worker.job(JobSpec("generate", "sd", GENERATE | {"steps": 0})))
-    assert fault["code"] == "invalid_value" and fault["message"] == "steps is 0, expected 1 to 1000"
-    fault = worker.run_to_problem(worker.job(JobSpec("generate", "sd", GENERATE | {"colour": "red"})))
-    assert "'colour'" in fault["message"]
+    problem = worker.run_to_problem(worker.job(JobSpec("generate", "broken", GENERATE)))
+    assert (problem["status"], problem["code"]) == (500, "model_unusable") and "/nowhere/at all" in problem["message"]
+    problem = worker.run_to_problem(worker.job(JobSpec("generate", "nothing", GENERATE)))
+    assert (problem["status"], problem["code"]) == (404, "model_not_found")
+    problem = worker.run_to_problem(worker.job(JobSpec("generate", "paint", GENERATE)))
+    assert problem["code"] == "unsupported" and problem["message"] == "paint cannot generate; it can inpaint"
+    problem = worker.run_to_problem(worker.job(JobSpec("generate", "sd", GENERATE | {"steps": 0})))
+    assert problem["code"] == "invalid_value" and problem["message"] == "steps is 0, expected 1 to 1000"
+    problem = worker.run_to_problem(worker.job(JobSpec("generate", "sd", GENERATE | {"colour": "red"})))
+    assert "'colour'" in problem["message"]
     worker.run_to_result(worker.job(upscale(), tiny.picture(16, 16)))
 
 

@@ -80,7 +80,7 @@ def test_hires_in_one_call() -> None:
     request = GenerateRequest("a boat", width=24, height=16, steps=2, upscale=4, tile=True, upscale_steps=4)
     made = generator(request)
     assert made.image.size == (96, 64) and made.notes[-1].startswith("denoised in ")
-    assert [call.who for call in generator.explain(request).turns] == ["base"] * 2 + ["remake"]
+    assert [call.who for call in generator.explain(request).network_calls] == ["base"] * 2 + ["remake"]
     x2 = load_generator(tiny.sd1_folder(), "cpu", upscaler=tiny.x2_folder())
     assert x2(replace(request, width=32, upscale=2)).image.size == (64, 32)
 
@@ -136,5 +136,5 @@ def test_no_seam_in_a_smooth_density(solver: str) -> None:
     )
     lines = [edge for start in windows.starts(104) for edge in (start, start + 32)]
     assert abs(seam_ratio(made, lines, lines) - seam_ratio(whole, lines, lines)) < 0.05
-    pasted = torch.cat([whole[..., :32], whole[..., 40:]], -1)
-    assert seam_ratio(pasted, [], [32]) > 1.5
+    composite = torch.cat([whole[..., :32], whole[..., 40:]], -1)
+    assert seam_ratio(composite, [], [32]) > 1.5

@@ -58,20 +58,20 @@ def test_other_factors_alpha_and_grey(upscaler: Upscaler) -> None:
 
 @pytest.mark.parametrize("solver", ["euler", "euler_ancestral"])
 def test_one_of_several_equals_itself_alone(upscaler: Upscaler, solver: str) -> None:
-    together = enlarge(upscaler, tiny.picture(64, 64), count=3, seed=5, solver=solver, prompt="a cat")
-    assert together.seeds == (5, 6, 7)
-    for k, seed in enumerate(together.seeds):
+    batch = enlarge(upscaler, tiny.picture(64, 64), count=3, seed=5, solver=solver, prompt="a cat")
+    assert batch.seeds == (5, 6, 7)
+    for k, seed in enumerate(batch.seeds):
         alone = enlarge(upscaler, tiny.picture(64, 64), seed=seed, solver=solver, prompt="a cat")
-        assert (pixels(alone.image) == pixels(together.images[k])).all()
-    assert (pixels(together.images[0]) != pixels(together.images[1])).any()
+        assert (pixels(alone.image) == pixels(batch.images[k])).all()
+    assert (pixels(batch.images[0]) != pixels(batch.images[1])).any()
 
 
 def test_inputs_keep_their_seeds_and_prompts(upscaler: Upscaler) -> None:
     sources = [tiny.picture(64, 64), tiny.picture(70, 64, seed=1)]
-    together = enlarge(upscaler, sources, count=2, seed=[1, 9, 4, 4], prompt=["a cat", "two dogs"], negative="ugly")
+    batch = enlarge(upscaler, sources, count=2, seed=[1, 9, 4, 4], prompt=["a cat", "two dogs"], negative="ugly")
     alone = enlarge(upscaler, sources[1], count=2, seed=[4, 4], prompt="two dogs", negative="ugly")
-    assert [i.size for i in together.images] == [(128, 128)] * 2 + [(140, 128)] * 2
-    for found, expected in zip(together.images[2:], alone.images, strict=True):
+    assert [i.size for i in batch.images] == [(128, 128)] * 2 + [(140, 128)] * 2
+    for found, expected in zip(batch.images[2:], alone.images, strict=True):
         assert (pixels(found) == pixels(expected)).all()
 
 
@@ -86,10 +86,10 @@ def job(task: LatentUpscaler, seeds: list[int], low: Tensor, **changes: Any) -> 
 def test_a_batch_of_tensors_equals_singles(upscaler: Upscaler) -> None:
     task, seeds, low = upscaler, [3, 8, 3], tiny.latents(3, 8, 12)
     assert isinstance(task, LatentUpscaler)
-    together = task.upscale_latents(job(task, seeds, low))
+    batch = task.upscale_latents(job(task, seeds, low))
     singles = [task.upscale_latents(job(task, [seed], low[i : i + 1])) for i, seed in enumerate(seeds)]
-    assert together.std() > 0.1
-    assert_close(together, torch.cat(singles), 1e-5)
+    assert batch.std() > 0.1
+    assert_close(batch, torch.cat(singles), 1e-5)
 
 
 def test_interleaved_samplings_equal_separate_ones(upscaler: Upscaler) -> None:
@@ -144,9 +144,9 @@ def test_watching(upscaler: Upscaler) -> None:
 
 def test_latents_in(upscaler: Upscaler) -> None:
     assert enlarge(upscaler, tiny.latents(1, 8, 11)[0]).image.size == (2 * 8 * 11, 2 * 8 * 8)
-    several = enlarge(upscaler, tiny.latents(2, 8, 8), seed=[1, 2])
+    batch_of = enlarge(upscaler, tiny.latents(2, 8, 8), seed=[1, 2])
     alone = enlarge(upscaler, tiny.latents(2, 8, 8)[1], seed=2)
-    assert len(several.images) == 2 and (pixels(several.images[1]) == pixels(alone.image)).all()
+    assert len(batch_of.images) == 2 and (pixels(batch_of.images[1]) == pixels(alone.image)).all()
     with pytest.raises(Unsupported, match="by is 3; latents are enlarged by 2, pictures by any factor"):
         enlarge(upscaler, tiny.latents(1, 8, 8)[0], by=3)
 
@@ -162,9 +162,13 @@ def test_refusals(upscaler: Upscaler) -> None:
     picture = tiny.picture(64, 64)
     with pytest.raises(Unsupported, match=r"noise_level is 0.5, but these weights lack low_res_noise_embed.weight"):
         enlarge(upscaler, picture, noise_level=0.5)
-    with pytest.raises(Unsupported, match="detail is for the bundled model; this one takes steps, guidance"):
+    with pytest.raises(
+        Unsupported, match="detail is set, but the x2 latent upscaler has no use for it; leave it, or load another"
+    ):
         enlarge(upscaler, picture, detail=0.5)
-    with pytest.raises(Unsupported, match="restore is for the bundled model; this one takes steps, guidance"):
+    with pytest.raises(
+        Unsupported, match="restore is set, but the x2 latent upscaler has no use for it; leave it, or load another"
+    ):
         enlarge(upscaler, picture, restore=0.5)
     with pytest.raises(InputError, match="no solver is called 'magic'; there are euler, "):
         enlarge(upscaler, picture, solver="magic")

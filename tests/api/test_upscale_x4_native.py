@@ -67,10 +67,10 @@ def test_alpha_grey_and_consistency(x4: Upscaler) -> None:
 @pytest.mark.parametrize("solver", [None, "euler_ancestral"])
 def test_one_of_several_is_the_same_alone(x4: Upscaler, solver: str | None) -> None:
     sources = [tiny.picture(16, 16), tiny.picture(17, 9, seed=1)]
-    together = enlarged(x4, sources, count=2, seed=[1, 9, 4, 4], prompt=["a cat", "two dogs"], solver=solver)
+    batch = enlarged(x4, sources, count=2, seed=[1, 9, 4, 4], prompt=["a cat", "two dogs"], solver=solver)
     alone = enlarged(x4, sources[1], count=2, seed=[4, 4], prompt="two dogs", solver=solver)
-    assert [image.size for image in together.images] == [(64, 64)] * 2 + [(68, 36)] * 2
-    for found, expected in zip(together.images[2:], alone.images, strict=True):
+    assert [image.size for image in batch.images] == [(64, 64)] * 2 + [(68, 36)] * 2
+    for found, expected in zip(batch.images[2:], alone.images, strict=True):
         assert (pixels(found) == pixels(expected)).all()
 
 
@@ -99,9 +99,9 @@ def test_refusals(x4: Upscaler) -> None:
     for level in (20.5, 351):
         with pytest.raises(InputError, match=f"noise_level is {level}, expected a whole number from 0 to 350 for the"):
             enlarged(x4, picture, noise_level=level)
-    with pytest.raises(Unsupported, match="detail is for the bundled model; this one takes steps, guidance"):
+    with pytest.raises(Unsupported, match="detail is set, but the x4 upscaler has no use for it"):
         enlarged(x4, picture, detail=0)
-    with pytest.raises(Unsupported, match="profile is 'original'; only the x2 latent upscaler has profiles"):
+    with pytest.raises(Unsupported, match="profile is set, but the x4 upscaler has no use for it; leave it"):
         enlarged(x4, picture, profile="original")
     for latents in (tiny.latents(1, 8, 8), Latents(tiny.latents(1, 8, 8), "x4")):
         with pytest.raises(

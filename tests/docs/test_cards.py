@@ -122,11 +122,11 @@ def halved(folder: Path, place: Path) -> Path:
 def served(folder: Path) -> Iterator[str]:
     """The address of a server on this machine that gives the files of a folder."""
 
-    class Quiet(SimpleHTTPRequestHandler):
+    class NoProgress(SimpleHTTPRequestHandler):
         def log_message(self, *args: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=os.fspath(folder))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(NoProgress, directory=os.fspath(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

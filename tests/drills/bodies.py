@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from tests.drills import jobs, wire
 from tests.drills.figures import Figure, mebibytes, seconds, share
-from tests.drills.processes import watched
+from tests.drills.processes import sampled
 from tests.drills.uploads import good_picture
 from tests.support.service import Served
 
@@ -21,16 +21,16 @@ def bodies(served: Served, mebibytes_sent: int) -> list[Figure]:
     assert good_picture(served)
     found: dict[str, wire.Answer] = {}
     host = jobs.host_of(served)
-    with watched(served.process.pid) as peak:
+    with sampled(served.process.pid) as peak:
         for name, make in WAYS.items():
             found[name] = wire.pour(served.url, make(host, mebibytes_sent), SECONDS)
     wrong = [f"{name}: {each.status}" for name, each in found.items() if not (each.status in REFUSALS and each.code)]
-    told = {name: found[name] for name in EARLY}
-    slow = max(told, key=lambda name: told[name].seconds)
+    reported = {name: found[name] for name in EARLY}
+    slow = max(reported, key=lambda name: reported[name].seconds)
     return [
         share("refused with 413, 400, 408 or 415" + (f" (not: {', '.join(wrong)})" if wrong else ""),
               len(found) - len(wrong), len(found)),
-        seconds(f"time to a refusal by the headers alone, longest ({slow})", told[slow].seconds, most=1),
+        seconds(f"time to a refusal by the headers alone, longest ({slow})", reported[slow].seconds, most=1),
         mebibytes("growth of the server's memory", peak.growth_server, most=16 * MIB),
         mebibytes("growth of all processes' memory", peak.growth, most=16 * MIB),
         share("good pictures afterwards", sum(good_picture(served) for _ in range(3)), 3),

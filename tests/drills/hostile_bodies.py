@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from tests.drills import jobs, wire
 from tests.drills.figures import Figure, mebibytes, middle, millis, quantile, seconds, share
 from tests.drills.probe import probing
-from tests.drills.processes import watched
+from tests.drills.processes import sampled
 from tests.support.service import Served
 
 MIB = 1 << 20
@@ -38,7 +38,7 @@ def hostile_bodies(served: Served, count: int) -> list[Figure]:
                 return
             answers.append(wire.pour(served.url, [raw], 60))
 
-    with watched(served.process.pid) as peak, probing(served.url) as health:
+    with sampled(served.process.pid) as peak, probing(served.url) as health:
         senders = [threading.Thread(target=send) for _ in range(SENDERS)]
         for sender in senders:
             sender.start()
@@ -62,7 +62,7 @@ def small_picture(served: Served) -> float:
     part = wire.Part("image", wire.png(8, 8))
     began = time.perf_counter()
     raw = wire.form(wire.UPSCALE, jobs.host_of(served), {"model": "bundled"}, [part], X_API_Key=KEYS[1])
-    answer = wire.ask(served.url, raw)
+    answer = wire.send_request(served.url, raw)
     assert answer.status == 200, (answer.status, answer.body)
     return time.perf_counter() - began
 

@@ -85,9 +85,9 @@ def expected_times(served: Served, count: int = 8) -> list[Figure]:
     ]
 
 
-def missed(asked: float, told: dict[str, Any], done: dict[str, Any]) -> float | None:
+def missed(asked: float, stated: dict[str, Any], done: dict[str, Any]) -> float | None:
     """The relative error of one stated time; None for a job that had begun."""
-    if told["status"] != "queued" or told["eta_seconds"] is None:
+    if stated["status"] != "queued" or stated["eta_seconds"] is None:
         return None
     real = jobs.clock_of(done, "finished") - asked
-    return abs(told["eta_seconds"] - real) / real
+    return abs(stated["eta_seconds"] - real) / real

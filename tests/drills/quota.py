@@ -12,7 +12,7 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-from enlarger.service.jobs.data_folder import claim
+from enlarger.service.jobs.data_folder import claim_folder
 from tests.drills import wire
 from tests.drills.figures import Figure, mebibytes, none, share
 from tests.support.service import START_SECONDS, start
@@ -54,7 +54,7 @@ def quota(requests: int) -> list[Figure]:
     chance, statuses = random.Random(0), list[int]()
     with TemporaryDirectory(prefix="enlarger-quota-") as place:
         data = Path(place) / "data"
-        claim(data)
+        claim_folder(data)
         foreign = [data / "jobs" / "notes.txt", data / "spool" / "mail.txt", data / "jobs" / "mine"]
         for path in foreign:
             path.write_text("years of work")
@@ -65,7 +65,7 @@ def quota(requests: int) -> list[Figure]:
             served.wait_ready(START_SECONDS)
             watch = Watch(data)
             with httpx2.Client(timeout=60) as client:
-                statuses = [ask(client, served.url, chance) for _ in range(requests)]
+                statuses = [request(client, served.url, chance) for _ in range(requests)]
             watch.goes_on = False
             watch.join()
         finally:
@@ -80,7 +80,7 @@ def quota(requests: int) -> list[Figure]:
     ]
 
 
-def ask(client: httpx2.Client, url: str, chance: random.Random) -> int:
+def request(client: httpx2.Client, url: str, chance: random.Random) -> int:
     """One request; its status."""
     side = chance.choice((8, 16, 32, 96))
     noise = np.random.default_rng(chance.randrange(1 << 30)).integers(0, 256, (side, side, 3), np.uint8)

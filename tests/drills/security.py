@@ -32,7 +32,7 @@ def strangers(served: Served, rounds: int = 1) -> list[Figure]:
     picture = [wire.Part("image", wire.png(8, 8))]
 
     def posted(name: str = host, **headers: str) -> wire.Answer:
-        return wire.ask(served.url, wire.form(wire.UPSCALE, name, {"model": "bundled"}, picture, **headers))
+        return wire.send_request(served.url, wire.form(wire.UPSCALE, name, {"model": "bundled"}, picture, **headers))
 
     refused = [
         posted(Origin=EVIL),
@@ -44,18 +44,20 @@ def strangers(served: Served, rounds: int = 1) -> list[Figure]:
         posted(Origin=f"http://{host}.evil.example"),
         posted(Origin=f"http://evil.example:{port}"),
         posted(Origin=f"https://{host}"),
-        wire.ask(
+        wire.send_request(
             served.url, wire.request("OPTIONS", wire.UPSCALE, host, Origin=EVIL, Access_Control_Request_Method="POST")
         ),
-        wire.ask(served.url, wire.request("GET", "/v1/jobs", host, Sec_Fetch_Site="cross-site", Origin=EVIL)),
-        wire.ask(served.url, wire.request("DELETE", f"/v1/jobs/{'a' * 22}", host, Origin=EVIL)),
+        wire.send_request(served.url, wire.request("GET", "/v1/jobs", host, Sec_Fetch_Site="cross-site", Origin=EVIL)),
+        wire.send_request(served.url, wire.request("DELETE", f"/v1/jobs/{'a' * 22}", host, Origin=EVIL)),
     ]
     names = (
         "evil.example", f"evil.example:{port}", f"localhost.evil.example:{port}", f"127.0.0.1.evil.example:{port}",
         f"evil.example@127.0.0.1:{port}", f"127.0.0.1:{port}@evil.example", "0.0.0.0", f"[::ffff:7f00:1]:{port}", "",
     )  # fmt: skip
     rebound = [posted(name) for name in names]
-    rebound += [wire.ask(served.url, wire.request("GET", path, "evil.example")) for path in ("/", "/v1/jobs", "/info")]
+    rebound += [
+        wire.send_request(served.url, wire.request("GET", path, "evil.example")) for path in ("/", "/v1/jobs", "/info")
+    ]
     allowed = [posted(f"localhost:{port}"), posted(Origin=f"http://{host}", Sec_Fetch_Site="same-origin"), posted()]
     return [
         share("requests of other pages: 403", sum(a.status == 403 for a in refused), len(refused)),
@@ -83,8 +85,10 @@ def keys(served: Served, rounds: int = 1) -> list[Figure]:
 
     def call(method: str, path: str, **headers: str) -> wire.Answer:
         if method != "POST":
-            return wire.ask(served.url, wire.request(method, path, host, **headers))
-        return wire.ask(served.url, wire.send_json(path, host, jobs.generation(num_inference_steps=1), **headers))
+            return wire.send_request(served.url, wire.request(method, path, host, **headers))
+        return wire.send_request(
+            served.url, wire.send_json(path, host, jobs.generation(num_inference_steps=1), **headers)
+        )
 
     without = [call(*each) for each in calls]
     bad = [call("POST", wire.GENERATE, Authorization=each) for each in wrong if each]
@@ -106,7 +110,9 @@ def addresses(served: Served, rounds: int = 1) -> list[Figure]:
     with canary() as (port, called):
         urls = [url.replace("PORT", str(port)) for url in FORBIDDEN]
         answers = [
-            wire.ask(served.url, wire.send_json(wire.EDIT, host, {"prompt": "a", "images": [{"image_url": url}]}))
+            wire.send_request(
+                served.url, wire.send_json(wire.EDIT, host, {"prompt": "a", "images": [{"image_url": url}]})
+            )
             for url in urls
         ]
         refused = [a.status == 400 and a.code is not None for a in answers]
@@ -143,7 +149,7 @@ def texts(served: Served, count: int) -> list[Figure]:
     """Payloads as prompt, file name, metadata, and wherever else a text may be given: what comes back is no page."""
     answers: list[httpx2.Response] = []
     for payload in SCRIPTS[:count]:
-        answers += told(served, payload)
+        answers += reported(served, payload)
     pages = [a for a in answers if not inert(a)]
     files = [a.content for a in answers if a.headers["content-type"].startswith("image/")]
     leaks = sum(payload.encode() in content for content in files for payload in NOT_ASKED)
@@ -163,7 +169,7 @@ def said(answers: list[httpx2.Response]) -> str:
     return f" (not: {', '.join(found[:5])})" if found else ""
 
 
-def told(served: Served, payload: str) -> list[httpx2.Response]:
+def reported(served: Served, payload: str) -> list[httpx2.Response]:
     """Everything that comes back for one payload."""
     found = [generated(served, payload), enlarged(served, payload)]
     for id in [answer.json()["id"] for answer in found]:
@@ -214,21 +220,21 @@ def logs(served: Served, rounds: int = 1) -> list[Figure]:
     host = jobs.host_of(served)
     for text in LINES:
         quoted = "".join(f"%{byte:02X}" for byte in text.encode())
-        wire.ask(
+        wire.send_request(
             served.url,
             wire.request("GET", f"/v1/jobs/{quoted}?{quoted}", host, User_Agent=clean(text), X_Request_Id=clean(text)),
         )
-        wire.ask(
+        wire.send_request(
             served.url,
             wire.request("GET", "/v1/models", host, Origin=clean(text), Authorization=f"Bearer {clean(text)}"),
         )
-        wire.ask(
+        wire.send_request(
             served.url,
             wire.send_json(wire.GENERATE, host, jobs.generation(prompt=text + SECRET, num_inference_steps=1)),
         )
-        wire.ask(served.url, wire.send_json(wire.GENERATE, host, jobs.generation(model=text, prompt=SECRET)))
+        wire.send_request(served.url, wire.send_json(wire.GENERATE, host, jobs.generation(model=text, prompt=SECRET)))
         part = wire.Part("image", wire.png(8, 8), f"{SECRET}{text}.png")
-        wire.ask(served.url, wire.form(wire.UPSCALE, host, {"model": "bundled", "prompt": SECRET}, [part]))
+        wire.send_request(served.url, wire.form(wire.UPSCALE, host, {"model": "bundled", "prompt": SECRET}, [part]))
     until(lambda: jobs.idle(served), 30)
     lines = list(jobs.log_lines(served))
     raw = served.log.read_text(errors="replace")

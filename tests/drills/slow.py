@@ -43,8 +43,8 @@ async def _slow(served: Served, senders: int, bounds: Bounds) -> list[Figure]:
     for name, deadline in deadlines.items():
         times = [end for (kind, _), end in zip(kinds, ends, strict=True) if kind == name]
         closed = sum(end <= deadline + 2 for end in times)
-        figures += [share(f"{TOLD[name]}: closed within {deadline + 2:g} s", closed, len(times))]
-        figures += [seconds(f"{TOLD[name]}: the last one closed after", max(times, default=0))]
+        figures += [share(f"{REPORTED[name]}: closed within {deadline + 2:g} s", closed, len(times))]
+        figures += [seconds(f"{REPORTED[name]}: the last one closed after", max(times, default=0))]
     return figures
 
 
@@ -52,11 +52,11 @@ async def good_client(served: Served, others: list[asyncio.Task[float]]) -> list
     """Ask for models and enlarge a small picture, in turn, for as long as there are others."""
     host = jobs.host_of(served)
     picture = wire.form(wire.UPSCALE, host, {"model": "bundled"}, [wire.Part("image", wire.png(16, 16))])
-    turns = (wire.request("GET", "/v1/models", host), picture)
+    rounds = (wire.request("GET", "/v1/models", host), picture)
     times: list[float] = []
     while not all(task.done() for task in others):
         started = time.perf_counter()
-        answer = await wire.exchange(served.url, turns[len(times) % 2])
+        answer = await wire.exchange(served.url, rounds[len(times) % 2])
         assert answer.status == 200, f"the good client got {answer.status}: {answer.body[:300]}"
         times.append(time.perf_counter() - started)
         await asyncio.sleep(0.05)
@@ -127,7 +127,7 @@ KINDS: dict[str, Callable[[str, str], Sending]] = {
     "stalled": _stalled,
     "trickle": _trickle,
 }
-TOLD = {
+REPORTED = {
     "silent": "nothing sent",
     "header": "headers at a byte a second",
     "stalled": "half a body, then nothing",

@@ -160,7 +160,7 @@ async def closed(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-def ask(url: str, raw: bytes) -> Answer:
+def send_request(url: str, raw: bytes) -> Answer:
     """`exchange` for those who do one thing at a time."""
     return asyncio.run(exchange(url, raw))
 

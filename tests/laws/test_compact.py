@@ -19,14 +19,14 @@ from tests.support.close import assert_close, max_difference
 from tests.support.pictures import texture
 from tests.support.random_weights import normal, randomise
 
-PLAIN, TOLD = UpscaleNetConfig(8, 2), UpscaleNetConfig(8, 2, extra_channels=1)
+PLAIN, CONDITIONED = UpscaleNetConfig(8, 2), UpscaleNetConfig(8, 2, extra_channels=1)
 
 
 def task(tile: int = 512, predictor: UpscaleNet | None = None) -> BundledUpscaler:
     return BundledUpscaler(
         randomise(UpscaleNet(PLAIN)) if predictor is None else predictor,
         randomise(UpscaleNet(PLAIN), seed=1),
-        randomise(UpscaleNet(TOLD), seed=2),
+        randomise(UpscaleNet(CONDITIONED), seed=2),
         randomise(UpscaleNet(PLAIN), seed=3),
         tile=tile,
     )

@@ -47,22 +47,27 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
         self.calls += 1
-        told = (time / 1000)[:, None, None, None] + tokens.mean((1, 2))[:, None, None, None]
-        return self.outside(torch.tanh(self.inside(x) + told))
+        calls_made = (time / 1000)[:, None, None, None] + tokens.mean((1, 2))[:, None, None, None]
+        return self.outside(torch.tanh(self.inside(x) + calls_made))
 
 
-def told(guided: bool = False) -> GuidedConditioning:
+def calls_made(guided: bool = False) -> GuidedConditioning:
     tokens = normal(1, 3, 2)
     negative = Conditioning(tokens * 0) if guided else None
     return GuidedConditioning(Conditioning(tokens), negative, Guidance(3.0 if guided else 1.0))
 
 
 def run(
-    networks: list[Small], untils: list[float], name: str, sigma_schedule: SigmaSchedule, sampler: Sampler, **more: Any
+    networks: list[Small],
+    handoff_sigmas: list[float],
+    name: str,
+    sigma_schedule: SigmaSchedule,
+    sampler: Sampler,
+    **more: Any,
 ) -> Tensor:
     experts = [
-        Expert(network, sampler.precondition(sigma_schedule), told(**more), until)
-        for network, until in zip(networks, untils, strict=True)
+        Expert(network, sampler.precondition(sigma_schedule), calls_made(**more), until)
+        for network, until in zip(networks, handoff_sigmas, strict=True)
     ]
     start = normal(1, 4, 4, 4) * sigma_schedule.init_noise_sigma
     return sample_latents(experts, start, SamplingPlan(sigma_schedule, SOLVERS[name], from_seeds([3])), Runtime())
@@ -76,18 +81,20 @@ def test_the_same_weights_in_both_stages_are_the_unsplit_run(name: str, spacing:
     alone = randomise(Small())
     whole = run([alone], [0.0], name, sigma_schedule, sampler)
     for handoff in (float(SCHEDULE.sigmas[200]), float(sigma_schedule.sigmas[3]), 5.0):
-        untils = [handoff, 0.0]
+        handoff_sigmas = [handoff, 0.0]
         base, refiner = randomise(Small()), randomise(Small())
-        split = run([base, refiner], untils, name, sigma_schedule, sampler)
+        split = run([base, refiner], handoff_sigmas, name, sigma_schedule, sampler)
         assert_close(split, whole, 0)
         assert base.calls and refiner.calls and base.calls + refiner.calls == alone.calls
-        plan = SamplingReport(trace_network_calls(["base", "refiner"], untils, SOLVERS[name], sigma_schedule.sigmas))
+        plan = SamplingReport(
+            trace_network_calls(["base", "refiner"], handoff_sigmas, SOLVERS[name], sigma_schedule.sigmas)
+        )
         if name == "dpm_adaptive":
-            assert plan.calls is None and [turn.who for turn in plan.turns] == ["base", "refiner"]
+            assert plan.calls is None and [call.who for call in plan.network_calls] == ["base", "refiner"]
             continue
         counted = Counter[str](dict.fromkeys(("base", "refiner"), 0))
-        for turn in plan.turns:
-            counted[turn.who] += turn.calls or 0
+        for call in plan.network_calls:
+            counted[call.who] += call.count or 0
         assert counted == {"base": base.calls, "refiner": refiner.calls}
         assert plan.calls == base.calls + refiner.calls
 
@@ -96,12 +103,14 @@ def test_the_same_weights_in_both_stages_are_the_unsplit_run(name: str, spacing:
 def test_five_experts_with_guidance_are_one(name: str) -> None:
     sampler = SAMPLERS["leading"]
     sigma_schedule = sampler.sigma_schedule(20)
-    alone, untils = randomise(Small()), [9.0, 4.0, 1.0, 0.3, 0.0]
+    alone, handoff_sigmas = randomise(Small()), [9.0, 4.0, 1.0, 0.3, 0.0]
     whole = run([alone], [0.0], name, sigma_schedule, sampler, guided=True)
-    networks = [randomise(Small()) for _ in untils]
-    assert_close(run(networks, untils, name, sigma_schedule, sampler, guided=True), whole, 0)
-    plan = SamplingReport(trace_network_calls(list("abcde"), untils, SOLVERS[name], sigma_schedule.sigmas))
-    assert [sum(t.calls or 0 for t in plan.turns if t.who == who) for who in "abcde"] == [n.calls for n in networks]
+    networks = [randomise(Small()) for _ in handoff_sigmas]
+    assert_close(run(networks, handoff_sigmas, name, sigma_schedule, sampler, guided=True), whole, 0)
+    plan = SamplingReport(trace_network_calls(list("abcde"), handoff_sigmas, SOLVERS[name], sigma_schedule.sigmas))
+    assert [sum(t.count or 0 for t in plan.network_calls if t.who == who) for who in "abcde"] == [
+        n.calls for n in networks
+    ]
 
 
 def test_other_weights_below_the_handoff_change_the_picture() -> None:
@@ -115,19 +124,19 @@ def test_other_weights_below_the_handoff_change_the_picture() -> None:
 @pytest.mark.parametrize("name", sorted(SOLVERS.keys() - {"dpm_adaptive"}))
 def test_the_plan_lists_all_calls_of_every_step(name: str) -> None:
     sigmas = SAMPLERS["linspace"].sigma_schedule(STEPS).sigmas
-    turns = trace_network_calls(["base"], [0.0], SOLVERS[name], sigmas)
+    network_calls = trace_network_calls(["base"], [0.0], SOLVERS[name], sigmas)
     levels = network_call_sigmas(SOLVERS[name], sigmas)
-    assert levels is not None and sum(turn.calls or 0 for turn in turns) == len(levels)
-    assert [turn.step for turn in turns] == list(range(1, len(turns) + 1))
-    assert turns[0].start == float(sigmas[0]) and turns[-1].stop == 0
-    assert all(before.stop == after.start for before, after in pairwise(turns))
+    assert levels is not None and sum(call.count or 0 for call in network_calls) == len(levels)
+    assert [call.step for call in network_calls] == list(range(1, len(network_calls) + 1))
+    assert network_calls[0].start == float(sigmas[0]) and network_calls[-1].stop == 0
+    assert all(before.stop == after.start for before, after in pairwise(network_calls))
 
 
 def test_a_call_belongs_to_the_expert_of_its_own_level() -> None:
     """Heun's second call looks from the lower end of its step."""
     sigmas = torch.tensor([4.0, 2.0, 1.0, 0.0], dtype=torch.float64)
-    turns = trace_network_calls(["base", "refiner"], [2.0, 0.0], SOLVERS["heun"], sigmas)
-    found = [(turn.step, turn.who, turn.start, turn.stop, turn.calls) for turn in turns]
+    network_calls = trace_network_calls(["base", "refiner"], [2.0, 0.0], SOLVERS["heun"], sigmas)
+    found = [(call.step, call.who, call.start, call.stop, call.count) for call in network_calls]
     assert found == [
         (1, "base", 4.0, 2.0, 2),
         (2, "base", 2.0, 1.0, 1),
@@ -156,8 +165,8 @@ def test_the_table() -> None:
 def test_an_expert_without_levels_has_no_turn() -> None:
     sigmas = torch.tensor([4.0, 2.0, 0.0], dtype=torch.float64)
     for solver in (SOLVERS["euler"], dpm_adaptive):
-        assert {turn.who for turn in trace_network_calls(["a", "b"], [9.0, 0.0], solver, sigmas)} == {"b"}
-        assert {turn.who for turn in trace_network_calls(["a", "b"], [0.0, 0.0], solver, sigmas)} == {"a"}
+        assert {call.who for call in trace_network_calls(["a", "b"], [9.0, 0.0], solver, sigmas)} == {"b"}
+        assert {call.who for call in trace_network_calls(["a", "b"], [0.0, 0.0], solver, sigmas)} == {"a"}
 
 
 def test_handoffs_fall() -> None:

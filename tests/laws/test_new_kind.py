@@ -25,7 +25,7 @@ ROW = """
         trained_for="x2 upscaling",
         service_kind="nearest",
         loader="enlarger.tasks.upscale.nearest:load",
-        verbs={"upscale": KindVerb("upscale/bundled")},
+        tasks={"upscale": TaskSpec("upscale/bundled")},
         pipeline_class="NearestUpscale",
         unused_options=("prompt", "steps", "guidance"),
     ),
@@ -111,7 +111,7 @@ def test_the_service(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def entry_points() -> list[str]:
-    tasks = [how.task for kind in KINDS.values() for how in kind.verbs.values() if how.task is not None]
+    tasks = [how.factory for kind in KINDS.values() for how in kind.tasks.values() if how.factory is not None]
     return sorted({*tasks, *(kind.loader for kind in KINDS.values())})
 
 
@@ -123,5 +123,5 @@ def test_every_entry_point_is_there(path: str) -> None:
 
 def test_every_row_is_whole() -> None:
     for name, kind in KINDS.items():
-        assert kind.verbs and all(how.defaults in DEFAULTS for how in kind.verbs.values()), name
+        assert kind.tasks and all(how.defaults in DEFAULTS for how in kind.tasks.values()), name
         assert bool(kind.layout) == bool(kind.modelspec) == (name in FAMILIES), name

@@ -84,23 +84,23 @@ def test_parts_are_asked_for_with_the_etag(hub: Hub) -> None:
     assert second["Range"] == "bytes=100000-" and second["If-Range"] == hub.etag(sha256(hub.models[NAME][UNET]))
 
 
-@pytest.mark.parametrize("fault", ["no ranges", "changed etag", "weak etag", "no etag"])
-def test_servers_that_cannot_promise_the_same_file_are_served_too(hub: Hub, fault: str) -> None:
+@pytest.mark.parametrize("error", ["no ranges", "changed etag", "weak etag", "no etag"])
+def test_servers_that_cannot_promise_the_same_file_are_served_too(hub: Hub, error: str) -> None:
     hub.cut_after = [100_000]
-    hub.ranges = fault != "no ranges"
+    hub.ranges = error != "no ranges"
     count = iter(range(1000))
     tags = {
         "changed etag": lambda digest: f'"{next(count)}"',
         "weak etag": 'W/"{}"'.format,
         "no etag": lambda digest: "",
     }
-    hub.etag = tags.get(fault, hub.etag)
+    hub.etag = tags.get(error, hub.etag)
     assert tree(pull_here(NAME, hub.url).folder) == needed(hub)
 
 
-@pytest.mark.parametrize("fault", ["416", "shifted", "longer", "unnamed", "etag"])
-def test_an_answer_that_is_not_the_part_asked_for_is_not_used(hub: Hub, fault: str) -> None:
-    hub.cut_after, hub.parts = [100_000], [fault]
+@pytest.mark.parametrize("error", ["416", "shifted", "longer", "unnamed", "etag"])
+def test_an_answer_that_is_not_the_part_asked_for_is_not_used(hub: Hub, error: str) -> None:
+    hub.cut_after, hub.parts = [100_000], [error]
     assert tree(pull_here(NAME, hub.url).folder) == needed(hub) and not hub.parts
 
 

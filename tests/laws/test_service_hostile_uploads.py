@@ -204,10 +204,10 @@ REFUSED = [*bombs(), *strangers(), *stuffed()]
 def test_hostile_files_are_refused_soon_and_with_their_code(pool: Pool, upload: Upload) -> None:
     found, seconds = min((pool.take(upload.data) for _ in range(3)), key=lambda each: each[1])
     assert isinstance(found, ProblemError), found
-    fault = found.problem
-    assert (fault.status, fault.code, fault.param) == (400, upload.code, "image")
-    assert fault.message.startswith("image: ") and fault.message.isprintable() and ";" in fault.message
-    assert str(pool.folder) not in fault.message
+    refusal = found.problem
+    assert (refusal.status, refusal.code, refusal.param) == (400, upload.code, "image")
+    assert refusal.message.startswith("image: ") and refusal.message.isprintable() and ";" in refusal.message
+    assert str(pool.folder) not in refusal.message
     assert seconds < SOON
 
 

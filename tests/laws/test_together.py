@@ -118,7 +118,7 @@ def test_enlargements_that_are_not_alike_run_by_themselves(change: dict[str, Any
     assert group_into_batches(upscaler, [array, array]) == [(0,), (1,)]
 
 
-def test_the_watcher_sees_one_course(generator: Generator) -> None:
+def test_the_callback_sees_one_schedule(generator: Generator) -> None:
     seen: list[Progress] = []
     requests = [replace(one, negative="x") for one in SD]
     run_in_batches(generator, requests, seen.append)

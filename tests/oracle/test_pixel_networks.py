@@ -82,7 +82,8 @@ def test_unused_options_are_refused(compact: Path) -> None:
     with pytest.raises(Unsupported) as error:
         load(compact)(enlarger.UpscaleRequest(Image.new("RGB", (4, 4)), steps=3))
     assert str(error.value) == (
-        "steps is set, but an upscaler network of one call has no use for it; leave it, or load a diffusion upscaler"
+        "steps is set, but an upscaler network of one call (ESRGAN, SwinIR, SPAN ...) has no use for it; "
+        "leave it, or load another upscaler"
     )
 
 

@@ -59,10 +59,10 @@ def their_run(scheduler: Any, steps: int) -> tuple[list[Tensor], list[float]]:
 
 def our_run(sampler: Sampler, steps: int) -> tuple[list[Step], list[float]]:
     """The steps, and the times told."""
-    told: list[float] = []
+    listed: list[float] = []
 
     def telling(x: Tensor, time: Tensor) -> Tensor:
-        told.append(float(time[0]))
+        listed.append(float(time[0]))
         return network(x, time)
 
     sigma_schedule = sampler.sigma_schedule(steps)
@@ -70,7 +70,7 @@ def our_run(sampler: Sampler, steps: int) -> tuple[list[Step], list[float]]:
     noise = SharedGenerator(torch.Generator().manual_seed(7))
     return list(
         walk(sampler.make_solver(), denoise, START * sigma_schedule.init_noise_sigma, sigma_schedule.sigmas, noise)
-    ), told
+    ), listed
 
 
 def whole_steps(sampler: Sampler, seen: list[Tensor]) -> list[Tensor]:
@@ -82,13 +82,15 @@ def whole_steps(sampler: Sampler, seen: list[Tensor]) -> list[Tensor]:
     return seen[1:] if sampler.solver == "plms" else seen
 
 
-def compare(name: str, settings: dict[str, Any], steps: int = 10, told_atol: float = 1e-3, atol: float = 1e-5) -> None:
+def compare(
+    name: str, settings: dict[str, Any], steps: int = 10, listed_atol: float = 1e-3, atol: float = 1e-5
+) -> None:
     config = STABLE | UNBOUNDED.get(name, {}) | settings
     known = {key: value for key, value in config.items() if key in SCHEDULER_CLASSES[name].DEFAULTS}
     sampler = SCHEDULER_CLASSES[name](**known).sampler()
     latents, times = their_run(getattr(diffusers, name)(**known), steps)
-    found, told = our_run(sampler, steps)
-    assert told == pytest.approx(times, abs=told_atol)
+    found, listed = our_run(sampler, steps)
+    assert listed == pytest.approx(times, abs=listed_atol)
     kept = whole_steps(sampler, latents)
     assert len(found) == len(kept)
     for step, wanted in zip(found, kept, strict=True):

@@ -20,11 +20,11 @@ from tests.support import k_diffusion
 from tests.support.close import assert_close
 from tests.support.random_weights import normal
 
-LADDER = torch.cat([karras_sigmas(0.03, 10.0, 10), torch.zeros(1, dtype=torch.float64)])
+SIGMAS = torch.cat([karras_sigmas(0.03, 10.0, 10), torch.zeros(1, dtype=torch.float64)])
 NONZERO = karras_sigmas(0.03, 10.0, 11)  # ends above 0
 TRAINED = scaled_linear(0.00085, 0.012)
 LADDERS = {
-    "karras": LADDER,
+    "karras": SIGMAS,
     "above 0": NONZERO,
     "linspace": TRAINED.sampling_sigmas(10),
     "leading": TRAINED.sampling_sigmas(10, "leading", 1),

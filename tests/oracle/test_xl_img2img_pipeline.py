@@ -113,14 +113,14 @@ def test_pictures_and_prompts_pair(refiners: tuple[Any, Any]) -> None:
     """a, a, b, b; diffusers repeats the prompts so and the pictures a, b, a, b."""
     images, prompts = [PICTURE, tiny.picture(64, 48, 1)], ["a cat", "two dogs"]
     call = {"num_inference_steps": 3, "strength": 1.0, "output_type": "pt"}
-    together = refiners[0](
+    batch = refiners[0](
         prompts, image=images, num_images_per_prompt=2, generator=tiny_xl.generators([1, 2, 3, 4]), **call
     )
     alone = [
         refiners[0](prompt, image=image, num_images_per_prompt=2, generator=tiny_xl.generators(seeds), **call).images
         for prompt, image, seeds in zip(prompts, images, ([1, 2], [3, 4]), strict=True)
     ]
-    assert_close(together.images, torch.cat(alone), 1e-5)
+    assert_close(batch.images, torch.cat(alone), 1e-5)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])

@@ -106,11 +106,11 @@ def test_sizes_of_a_batch_are_those_of_its_pictures(pipes: tuple[Any, Any]) -> N
     """Where diffusers mixes up the sizes of both branches."""
     call = {"negative_original_size": (512, 512), "negative_target_size": (100, 90), "num_inference_steps": 3}
     call |= {"height": 48, "width": 64, "output_type": "pt", "guidance_scale": 9}
-    together = pipes[0](["a cat", "two dogs"], generator=tiny_xl.generators([1, 2]), **call).images
+    batch = pipes[0](["a cat", "two dogs"], generator=tiny_xl.generators([1, 2]), **call).images
     alone = [
         pipes[0](text, generator=tiny_xl.generators(i), **call).images for i, text in ((1, "a cat"), (2, "two dogs"))
     ]
-    assert_close(together, torch.cat(alone), 1e-5)
+    assert_close(batch, torch.cat(alone), 1e-5)
 
 
 def test_features_given(pipes: tuple[Any, Any]) -> None:

@@ -66,15 +66,15 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def page(browser: Any, service: Served) -> Iterator[WatchedPage]:
     """The page, loaded; afterwards nothing was complained of and no other host was asked."""
-    with tab(browser, service.url) as watched:
+    with tab(browser, service.url) as observed:
         try:
-            watched.open()
-            yield watched
+            observed.open()
+            yield observed
         finally:
             for job in httpx2.get(f"{service.url}/v1/jobs").json()["data"]:
                 httpx2.delete(f"{service.url}/v1/jobs/{job['id']}")
-        assert watched.console_errors == []
-        assert watched.external_urls == []
+        assert observed.console_errors == []
+        assert observed.external_urls == []
 
 
 def enlarge(page: WatchedPage, name: str = "photo.png", data: bytes | None = None) -> bytes:
@@ -463,13 +463,13 @@ def test_without_streams_the_job_is_asked_for(page: WatchedPage) -> None:
 def test_a_key_is_asked_for_and_sent(page: WatchedPage) -> None:
     seen: list[str | None] = []
 
-    def guarded(route: Any) -> None:
+    def protected(route: Any) -> None:
         seen.append(route.request.headers.get("authorization"))
         if seen[-1] == "Bearer right":
             return route.continue_()
         return route.fulfill(status=401, json={"error": {"message": "no key", "code": "invalid_api_key"}})
 
-    page.route("**/v1/models", guarded)
+    page.route("**/v1/models", protected)
     page.goto(page.url)
     page.wait_for_selector("#ask-key:visible")
     assert page.violations() == []

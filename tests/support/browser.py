@@ -113,11 +113,11 @@ def chromium() -> Iterator[Any]:
 def tab(browser: Any, url: str, width: int = 1280, height: int = 800, **options: Any) -> Iterator[WatchedPage]:
     """A tab with storage of its own."""
     context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True, **options)
-    watched = WatchedPage(context.new_page(), url if url.endswith("/") else url + "/")
-    watched.page.set_default_timeout(10_000)
-    watched.watch()
+    observed = WatchedPage(context.new_page(), url if url.endswith("/") else url + "/")
+    observed.page.set_default_timeout(10_000)
+    observed.watch()
     try:
-        yield watched
+        yield observed
     finally:
         context.close()
 

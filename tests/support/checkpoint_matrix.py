@@ -43,13 +43,13 @@ def round_trip(cell: Cell, folder: Path) -> str | None:
     for part in made.components.values():
         if isinstance(part, nn.Module):
             part.to(cell.dtype)
-    elsewhere = {n: made.components[n] for n in ("vae", "text_encoder")} if cell.family == "x2" else {}
+    other_folder = {n: made.components[n] for n in ("vae", "text_encoder")} if cell.family == "x2" else {}
     prediction = "v_prediction" if cell.family == "sd2" else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        first = _read(cell, made, folder, elsewhere, prediction)
+        first = _read(cell, made, folder, other_folder, prediction)
         back = save_single_file(first, folder / "back.safetensors")
-        second = read_single_file(back, prediction=prediction, **elsewhere)
+        second = read_single_file(back, prediction=prediction, **other_folder)
     for found, step in ((first, "read"), (second, "written back")):
         if (difference := _difference(made, found)) is not None:
             return f"{step}: {difference}"
@@ -57,7 +57,7 @@ def round_trip(cell: Cell, folder: Path) -> str | None:
 
 
 def _read(
-    cell: Cell, made: PipelineComponents, folder: Path, elsewhere: dict[str, nn.Module], prediction: str | None
+    cell: Cell, made: PipelineComponents, folder: Path, other_folder: dict[str, nn.Module], prediction: str | None
 ) -> PipelineComponents:
     if cell.container == "folder":
         return read_folder(save_folder(made, folder / "model"))
@@ -71,7 +71,7 @@ def _read(
     else:
         whole = {"state_dict": tensors} if "state_dict" in cell.container else tensors
         torch.save(whole | ({"epoch": 3, "hparams": {"lr": {1e-4}}} if cell.extra == "words" else {}), path)
-    return read_single_file(path, allow_pickle=True, prediction=prediction, **elsewhere)
+    return read_single_file(path, allow_pickle=True, prediction=prediction, **other_folder)
 
 
 def _difference(made: PipelineComponents, found: PipelineComponents) -> str | None:

@@ -10,7 +10,7 @@ from enlarger.checkpoint.families import KINDS, ModelKind
 from enlarger.requests import UpscaleRequest
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
-from enlarger.tasks.sampling import NetworkCall
+from enlarger.tasks.sampling import NetworkCalls
 from enlarger.tasks.upscale.upscale import UpscaleBatch, single_batches, stack_requests
 
 
@@ -39,7 +39,7 @@ class NearestUpscaler:
     def batch_key(self, request: UpscaleRequest) -> Hashable | None:
         return None
 
-    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCall, ...]:
+    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCalls, ...]:
         return ()
 
     def _run(self, batch: UpscaleBatch, watch: ProgressCallback) -> list[Result]:

@@ -53,7 +53,7 @@ RESULT = {
     },
 }
 DONE = job("succeeded", progress=1.0, result=RESULT)
-FAULT = {"message": "it broke", "type": "server_error", "param": None, "code": "worker_died"}
+PROBLEM = {"message": "it broke", "type": "server_error", "param": None, "code": "worker_died"}
 
 
 def answer(found: Any, status: int = 200, **headers: str) -> HttpResponse:
@@ -145,7 +145,7 @@ def test_events_lead_to_the_pictures() -> None:
 def test_a_lost_stream_goes_on_after_the_last_event() -> None:
     first = event(41, "progress", {"status": "running"})
     running = answer(job("running"))
-    down = [NoResponse("gone"), answer({"error": FAULT}, 502), NoResponse("gone"), running]
+    down = [NoResponse("gone"), answer({"error": PROBLEM}, 502), NoResponse("gone"), running]
     result, done = played(
         [ACCEPTED, STREAM, first, NoResponse("cut"), *down, STREAM, event(42, "succeeded", DONE), CONTENT]
     )
@@ -180,13 +180,13 @@ def test_busy_services_are_waited_for() -> None:
 
 
 def test_broken_connections_are_tried_again() -> None:
-    _, done = played([NoResponse("no"), answer({"error": FAULT}, 500), answer(DONE, 202), CONTENT])
+    _, done = played([NoResponse("no"), answer({"error": PROBLEM}, 500), answer(DONE, 202), CONTENT])
     assert [one.seconds for one in done if isinstance(one, Sleep)] == [0.5, 1.0]
     assert len({one.request.headers["Idempotency-Key"] for one in done[:4] if isinstance(one, Send)}) == 1
     with pytest.raises(ServiceError, match="no; is the service running"):
         played([NoResponse("no")] * 3)
     with pytest.raises(ServiceError, match=r"^it broke \(request 5\)$"):
-        played([answer({"error": FAULT}, 500, x_should_retry="false", x_request_id="5")])
+        played([answer({"error": PROBLEM}, 500, x_should_retry="false", x_request_id="5")])
 
 
 def test_a_call_ends_with_its_time_and_cancels_the_job() -> None:
@@ -222,10 +222,10 @@ def test_a_watcher_may_cancel() -> None:
 @pytest.mark.parametrize(
     ("end", "kind", "text"),
     [
-        (job("failed", error=FAULT), ServiceError, "it broke"),
-        (job("failed", error=FAULT | {"type": "invalid_request_error"}), InputError, "it broke"),
-        (job("failed", error=FAULT | {"code": "non_finite_output"}), NonFinite, "it broke"),
-        (job("canceled", error=FAULT | {"code": "canceled"}), Cancelled, "it broke"),
+        (job("failed", error=PROBLEM), ServiceError, "it broke"),
+        (job("failed", error=PROBLEM | {"type": "invalid_request_error"}), InputError, "it broke"),
+        (job("failed", error=PROBLEM | {"code": "non_finite_output"}), NonFinite, "it broke"),
+        (job("canceled", error=PROBLEM | {"code": "canceled"}), Cancelled, "it broke"),
         (job("canceled"), Cancelled, f"job {ID} was canceled"),
         (job("succeeded"), ServiceError, f"job {ID} succeeded without a result"),
         ({"object": "job"}, ServiceError, "found object in the service's answer, expected a job with id and status"),
@@ -290,7 +290,7 @@ def test_options_go_by_their_names_in_http() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ask", "kind", "text"),
+    ("http_request", "kind", "text"),
     [
         (lambda: endpoints.upscale(PICTURE, 17, None, {}), InputError, "by is 17, expected 1 to 16"),
         (
@@ -320,10 +320,10 @@ def test_options_go_by_their_names_in_http() -> None:
     ],
 )
 def test_what_cannot_be_asked_is_said_before_anything_is_sent(
-    ask: Callable[[], Any], kind: type[Exception], text: str
+    http_request: Callable[[], Any], kind: type[Exception], text: str
 ) -> None:
     with pytest.raises(kind, match=text):
-        ask()
+        http_request()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK", "F"])

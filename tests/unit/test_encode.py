@@ -94,8 +94,8 @@ def test_features_can_be_used_in_training(tokenizer: Tokenizer, encoder: ClipTex
 
 def test_a_prompt_alone_equals_the_prompt_in_a_batch(tokenizer: Tokenizer, encoder: ClipText) -> None:
     texts = ["the cat", "a", LONG[:40]]
-    together = encode_prompts(tokenizer, encoder, texts).tokens
-    for text, row in zip(texts, together, strict=True):
+    batch = encode_prompts(tokenizer, encoder, texts).tokens
+    for text, row in zip(texts, batch, strict=True):
         assert_close(encode_prompts(tokenizer, encoder, [text]).tokens[0], row, 1e-5)
 
 

@@ -30,27 +30,27 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_aliases_are_configured_whole(home: Path) -> None:
-    book = read_alias_table(home)
-    assert [*book.aliases] == ALIASES and book.endpoint == "https://huggingface.co"
-    for alias in book.aliases.values():
+    table = read_alias_table(home)
+    assert [*table.aliases] == ALIASES and table.endpoint == "https://huggingface.co"
+    for alias in table.aliases.values():
         for repository in (alias.repository, *alias.mirrors):
-            assert aliases.REPOSITORY_NAME.fullmatch(repository) and book.alias_of(repository) is alias
-        assert alias.repository not in book.unavailable, "an alias points to what is there"
+            assert aliases.REPOSITORY_NAME.fullmatch(repository) and table.alias_of(repository) is alias
+        assert alias.repository not in table.unavailable, "an alias points to what is there"
         assert alias.revision == "main" or aliases.is_commit(alias.revision)
         assert alias.licence and alias.out_of_scope.startswith("README.md")
         for path, sha256 in alias.sha256.items():
             assert path.endswith(".safetensors") and re.fullmatch("[0-9a-f]{64}", sha256)
-    assert all(book.replacement(repository) is not None for repository in book.unavailable)
-    assert len(book.aliases["sdxl"].sha256) == 13
+    assert all(table.replacement(repository) is not None for repository in table.unavailable)
+    assert len(table.aliases["sdxl"].sha256) == 13
 
 
 def test_a_name_is_an_alias_or_a_repository(home: Path) -> None:
-    book = read_alias_table(home)
-    assert book.lookup("sdxl").repository == "stabilityai/stable-diffusion-xl-base-1.0"
-    assert book.lookup("sdxl").revision == "462165984030d82259a11f4367a4eed129e94a7b"
-    other = book.lookup("runwayml/stable-diffusion-v1-5")
-    assert other.revision == "main" and other.alias is book.aliases["sd15"] and other.repositories == (other.name,)
-    assert book.lookup("some.one/a_model-1.0").alias is None
+    table = read_alias_table(home)
+    assert table.lookup("sdxl").repository == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert table.lookup("sdxl").revision == "462165984030d82259a11f4367a4eed129e94a7b"
+    other = table.lookup("runwayml/stable-diffusion-v1-5")
+    assert other.revision == "main" and other.alias is table.aliases["sd15"] and other.repositories == (other.name,)
+    assert table.lookup("some.one/a_model-1.0").alias is None
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_an_unknown_name_gets_the_nearest(home: Path, name: str, near: str) -> N
 def test_a_file_in_the_cache_folder_adds_aliases_and_hosts(home: Path) -> None:
     home.mkdir()
     (home / "hub.json").write_text('{"aliases": {"mine": {"repository": "me/mine"}}, "hosts": ["cdn.me"]}')
-    book = read_alias_table(home)
-    assert book.lookup("mine").repository == "me/mine" and "sd15" in book.aliases and "cdn.me" in book.allowed_hosts
+    table = read_alias_table(home)
+    assert table.lookup("mine").repository == "me/mine" and "sd15" in table.aliases and "cdn.me" in table.allowed_hosts
     (home / "hub.json").write_text('{"aliases": {"mine": {"repo": "me/mine"}}}')
     with pytest.raises(CheckpointError, match=r"hub\.json: TypeError.*expected aliases, hosts, gone and endpoint"):
         read_alias_table(home)

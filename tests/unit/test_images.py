@@ -155,7 +155,7 @@ def test_sixteen_bit_colour_keeps_all_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
 def test_orientation_is_applied_once(orientation: int, suffix: str, tmp_path: Path) -> None:
     stored = texture(6, 4)
-    turn = {
+    rotate = {
         1: stored,
         2: stored[:, ::-1],
         3: stored[::-1, ::-1],
@@ -170,7 +170,7 @@ def test_orientation_is_applied_once(orientation: int, suffix: str, tmp_path: Pa
     path, copy = tmp_path / f"a.{suffix}", tmp_path / "b.png"
     Image.fromarray(stored).save(path, exif=exif, lossless=True)
     picture = read_picture(path)
-    assert np.array_equal(np.asarray(to_pil(picture)), turn[orientation])
+    assert np.array_equal(np.asarray(to_pil(picture)), rotate[orientation])
     save_image(to_pil(picture), copy)
     with Image.open(copy) as saved:
         assert dict(saved.getexif()) == {}

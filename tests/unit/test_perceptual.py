@@ -50,11 +50,11 @@ def pictures() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", ["alex", "vgg", "dists"])
 def test_equal_pictures_are_at_no_distance_and_worse_ones_further(judges: Judges, name: str) -> None:
     truth, worse = pictures()
-    judge = getattr(judges, name)
-    same, near, far = (judge(x, truth) for x in (truth, torch.lerp(truth, worse, 0.3), worse))
+    network = getattr(judges, name)
+    same, near, far = (network(x, truth) for x in (truth, torch.lerp(truth, worse, 0.3), worse))
     assert same.shape == (2,) and float(same.abs().max()) < 1e-4
     assert bool((near > 1e-4).all()) and bool((far > near).all())
-    assert torch.allclose(judge(worse[:1], truth[:1]), far[:1], atol=1e-4)
+    assert torch.allclose(network(worse[:1], truth[:1]), far[:1], atol=1e-4)
 
 
 def test_lpips_is_the_published_formula(judges: Judges) -> None:

@@ -50,9 +50,9 @@ def test_linear_preview_refuses_other_latents() -> None:
 def test_previewer_batch_equals_singles(dtype: torch.dtype) -> None:
     previewer = Previewer(randomise(DecoderTiny(TINY)).to(dtype))
     clean = normal(3, 4, 5, 2)
-    together = previewer(clean)
-    assert [picture.size for picture in together] == [(4, 10)] * 3
-    for picture, one in zip(together, clean, strict=True):
+    batch = previewer(clean)
+    assert [picture.size for picture in batch] == [(4, 10)] * 3
+    for picture, one in zip(batch, clean, strict=True):
         alone = np.array(previewer(one[None])[0]).astype(int)
         assert np.abs(np.array(picture) - alone).max() <= (1 if dtype == torch.float32 else 4)
 

@@ -57,11 +57,11 @@ def test_the_network_is_told_what_the_schedule_lists() -> None:
     sampler = sampler_from_config(EULER | {"use_karras_sigmas": True})
     sigma_schedule = sampler.sigma_schedule(6)
     for schedule_or_part in (sigma_schedule, sigma_schedule.subrange(2, 4)):
-        told = sampler.precondition(schedule_or_part)
+        listed = sampler.precondition(schedule_or_part)
         for sigma, time in zip(
             sigma_schedule.sigmas[:-1], sigma_schedule.timesteps, strict=True
         ):  # also at levels outside the part
-            assert told(sigma).time == time
+            assert listed(sigma).time == time
     free = sampler.precondition()
     assert [float(free(sigma).time) for sigma in sigma_schedule.sigmas[:-1]] == pytest.approx(
         sigma_schedule.timesteps.tolist()
@@ -104,15 +104,15 @@ def test_options_are_the_solvers_own() -> None:
     assert sampler.make_solver().keywords == sampler.solver_options  # pyright: ignore[reportFunctionMemberAccess]
     assert sampler.with_solver("dpmpp_2m").make_solver() is solvers.dpmpp_2m
     assert sampler.with_solver("unipc").solver_options == sampler.solver_options
-    assert sampler.with_solver("pndm").make_solver().keywords == {"midpoint": sampler.schedule.time_midpoint}  # pyright: ignore
+    assert sampler.with_solver("pndm").make_solver().keywords == {"midpoint": sampler.schedule.midpoint_sigma}  # pyright: ignore
 
 
 def test_halfway_in_time() -> None:
     sigma, lower = SCHEDULE.sigmas[801], SCHEDULE.sigmas[601]
-    assert SCHEDULE.time_midpoint(sigma, lower) == SCHEDULE.sigmas[701]
+    assert SCHEDULE.midpoint_sigma(sigma, lower) == SCHEDULE.sigmas[701]
     for most, least in ((30.0, 20.0), (0.02, 0.01), (0.031, 0.030)):  # no whole time between
         ends = torch.tensor([most, least], dtype=torch.float64)
-        assert float(SCHEDULE.time_midpoint(ends[0], ends[1])) == pytest.approx((most * least) ** 0.5)
+        assert float(SCHEDULE.midpoint_sigma(ends[0], ends[1])) == pytest.approx((most * least) ** 0.5)
 
 
 def test_the_grids() -> None:

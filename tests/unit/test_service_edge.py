@@ -67,7 +67,7 @@ def roomy(owner: str, patience: float | None) -> Reservation:
     return Reservations().reserve(owner)
 
 
-def ask(
+def send_request(
     settings: Settings,
     method: str = "GET",
     path: str = "/v1/models",
@@ -145,7 +145,7 @@ def made(tmp_path: Path, **values: Any) -> Settings:
 
 @pytest.mark.parametrize("host", ["localhost", "LocalHost:1", "127.0.0.1:8997", "[::1]:8997", "[::1]"])
 def test_names_of_this_machine_are_allowed_with_any_port(settings: Settings, host: str) -> None:
-    assert ask(settings, headers={"Host": host})[0].status == 200
+    assert send_request(settings, headers={"Host": host})[0].status == 200
 
 
 @pytest.mark.parametrize(
@@ -154,16 +154,16 @@ def test_names_of_this_machine_are_allowed_with_any_port(settings: Settings, hos
      "localhost:8997@evil.example", "[::2]", "10.0.0.1", "localhost.", "127.1", "2130706433"],
 )  # fmt: skip
 def test_other_names_are_refused(settings: Settings, host: str) -> None:
-    answer, seen = ask(settings, headers={"Host": host})
+    answer, seen = send_request(settings, headers={"Host": host})
     assert (answer.status, answer.code, seen.calls) == (403, "host_not_allowed", 0)
 
 
 def test_a_host_is_given_once(settings: Settings) -> None:
-    answer, _ = ask(settings, headers=[("Host", "localhost"), ("Host", "localhost")])
+    answer, _ = send_request(settings, headers=[("Host", "localhost"), ("Host", "localhost")])
     assert (answer.code, answer.message) == ("host_not_allowed", "expected one Host header, found 2")
     assert (
         "'evil.example' is no name of this service; add it to hosts"
-        in ask(settings, headers={"Host": "evil.example:1"})[0].message
+        in send_request(settings, headers={"Host": "evil.example:1"})[0].message
     )
 
 
@@ -171,18 +171,18 @@ def test_a_public_service_answers_to_its_names_its_address_and_this_machine(tmp_
     public = made(tmp_path, host="0.0.0.0", insecure_no_auth=True, hosts=("Pictures.example", "one.example:99"))
     good = ("pictures.example", "pictures.example:443", "one.example:99", "localhost", "192.0.2.7:8997")
     bad = ("one.example", "other.example", "192.0.2.8")
-    answers = {host: ask(public, headers={"Host": host}, server="192.0.2.7")[0].status for host in good + bad}
+    answers = {host: send_request(public, headers={"Host": host}, server="192.0.2.7")[0].status for host in good + bad}
     assert answers == dict.fromkeys(good, 200) | dict.fromkeys(bad, 403)
     exact = made(tmp_path, host="192.0.2.7", insecure_no_auth=True)
-    assert ask(exact, headers={"Host": "192.0.2.7:8997"}, server="192.0.2.7")[0].status == 200
+    assert send_request(exact, headers={"Host": "192.0.2.7:8997"}, server="192.0.2.7")[0].status == 200
 
 
 def test_any_host_needs_keys(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"hosts has '\*', and there is no key; name the hosts, or make a key"):
-        ask(made(tmp_path, hosts=("*",)))
+        send_request(made(tmp_path, hosts=("*",)))
     anyone = made(tmp_path, hosts=("*",), keys=(HASH,))
-    assert ask(anyone, headers={"Host": "any.example", "X-API-Key": KEY})[0].status == 200
-    assert ask(anyone, headers={"Host": "any.example"})[0].status == 401
+    assert send_request(anyone, headers={"Host": "any.example", "X-API-Key": KEY})[0].status == 200
+    assert send_request(anyone, headers={"Host": "any.example"})[0].status == 401
 
 
 # Origins
@@ -196,26 +196,26 @@ def test_any_host_needs_keys(tmp_path: Path) -> None:
      {"Origin": "http://localhost:8997.evil.example"}],
 )  # fmt: skip
 def test_a_foreign_page_changes_nothing(settings: Settings, path: str, headers: dict[str, str]) -> None:
-    answer, seen = ask(settings, "POST", path, headers | {"Content-Type": "multipart/form-data"}, b"x")
+    answer, seen = send_request(settings, "POST", path, headers | {"Content-Type": "multipart/form-data"}, b"x")
     assert (answer.status, answer.code, seen.calls) == (403, "origin_not_allowed", 0)
     assert "add it to origins to allow it" in answer.message
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "PUT", "PATCH", "TRACE"])
 def test_every_unsafe_method_is_checked(settings: Settings, method: str) -> None:
-    assert ask(settings, method, "/v1/jobs/x", {"Origin": "http://evil.example"})[0].status == 403
+    assert send_request(settings, method, "/v1/jobs/x", {"Origin": "http://evil.example"})[0].status == 403
 
 
 @pytest.mark.parametrize(
     "headers", [{}, {"Origin": "http://localhost:8997"}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}]
 )
 def test_the_own_page_and_programs_may(settings: Settings, headers: dict[str, str]) -> None:
-    assert ask(settings, "POST", POSTS[0], headers)[0].status == 200
+    assert send_request(settings, "POST", POSTS[0], headers)[0].status == 200
 
 
 def test_the_own_origin_behind_a_proxy_is_that_of_its_scheme(settings: Settings) -> None:
     headers = {"Host": "localhost", "Origin": "https://localhost"}
-    assert ask(settings, "POST", POSTS[0], headers, scheme="https")[0].status == 200
+    assert send_request(settings, "POST", POSTS[0], headers, scheme="https")[0].status == 200
     assert normalize_origin("HTTPS://A.example:443/") == normalize_origin("https://a.example")
     assert normalize_origin("http://a.example:443") == "http://a.example:443"
 
@@ -225,11 +225,11 @@ def test_a_foreign_page_reads_nothing_of_the_api(settings: Settings) -> None:
     opened = cross | {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
     result = f"/v1/images/{ID}/content"
     asked = {
-        ("/v1/models", "fetched"): ask(settings, path="/v1/models", headers=cross)[0].status,
-        ("/v1/models", "opened"): ask(settings, path="/v1/models", headers=opened)[0].status,
-        (result, "embedded"): ask(settings, path=result, headers=cross)[0].status,
-        (result, "opened"): ask(settings, path=result, headers=opened)[0].status,
-        ("/", "opened"): ask(settings, path="/", headers=opened)[0].status,
+        ("/v1/models", "fetched"): send_request(settings, path="/v1/models", headers=cross)[0].status,
+        ("/v1/models", "opened"): send_request(settings, path="/v1/models", headers=opened)[0].status,
+        (result, "embedded"): send_request(settings, path=result, headers=cross)[0].status,
+        (result, "opened"): send_request(settings, path=result, headers=opened)[0].status,
+        ("/", "opened"): send_request(settings, path="/", headers=opened)[0].status,
     }
     assert list(asked.values()) == [403, 403, 403, 200, 200]
 
@@ -237,17 +237,17 @@ def test_a_foreign_page_reads_nothing_of_the_api(settings: Settings) -> None:
 def test_a_listed_origin_may_and_is_told_so(tmp_path: Path) -> None:
     friendly = made(tmp_path, origins=("https://app.example/",), keys=(HASH,))
     headers = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
-    answer, _ = ask(friendly, "POST", POSTS[0], headers | {"Authorization": f"Bearer {KEY}"})
+    answer, _ = send_request(friendly, "POST", POSTS[0], headers | {"Authorization": f"Bearer {KEY}"})
     assert answer.status == 200
     assert answer.headers["access-control-allow-origin"] == "https://app.example"
     assert answer.headers["vary"] == "Origin"
     assert "Retry-After" in answer.headers["access-control-expose-headers"]
     assert "access-control-allow-credentials" not in answer.headers
-    refused, _ = ask(friendly, "POST", POSTS[0], headers)
+    refused, _ = send_request(friendly, "POST", POSTS[0], headers)
     assert refused.status == 401
     assert refused.headers["access-control-allow-origin"] == "https://app.example"
-    assert ask(friendly, "GET", "/v1/models", headers | {"X-API-Key": KEY})[0].status == 200
-    foreign, _ = ask(friendly, "POST", POSTS[0], {"Origin": "https://other.example", "X-API-Key": KEY})
+    assert send_request(friendly, "GET", "/v1/models", headers | {"X-API-Key": KEY})[0].status == 200
+    foreign, _ = send_request(friendly, "POST", POSTS[0], {"Origin": "https://other.example", "X-API-Key": KEY})
     assert (foreign.status, "access-control-allow-origin" in foreign.headers) == (403, False)
     assert foreign.headers["vary"] == "Origin"
 
@@ -255,14 +255,14 @@ def test_a_listed_origin_may_and_is_told_so(tmp_path: Path) -> None:
 def test_a_browser_may_ask_beforehand_for_a_listed_origin(tmp_path: Path) -> None:
     friendly = made(tmp_path, origins=("https://app.example",), keys=(HASH,))
     asks = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
-    answer, seen = ask(friendly, "OPTIONS", POSTS[0], asks)
+    answer, seen = send_request(friendly, "OPTIONS", POSTS[0], asks)
     assert (answer.status, answer.body, seen.calls) == (204, b"", 0)
     assert answer.headers["access-control-allow-origin"] == "https://app.example"
     allowed = answer.headers["access-control-allow-headers"]
     assert all(name in allowed for name in ("Authorization", "Content-Type", "Prefer", "Idempotency-Key", "X-API-Key"))
     assert "POST" in answer.headers["access-control-allow-methods"]
     assert int(answer.headers["access-control-max-age"]) > 0
-    other, _ = ask(friendly, "OPTIONS", POSTS[0], asks | {"Origin": "https://other.example"})
+    other, _ = send_request(friendly, "OPTIONS", POSTS[0], asks | {"Origin": "https://other.example"})
     assert (other.status, other.code) == (403, "origin_not_allowed")
     assert "access-control-allow-origin" not in other.headers
 
@@ -295,7 +295,7 @@ def test_a_new_key_is_long_and_kept_as_its_hash() -> None:
      [("Authorization", "Bearer wrong"), ("X-API-Key", KEY)]],
 )  # fmt: skip
 def test_a_key_comes_in_either_header(locked: Settings, headers: list[tuple[str, str]]) -> None:
-    answer, seen = ask(locked, headers=headers)
+    answer, seen = send_request(locked, headers=headers)
     assert answer.status == 200
     assert seen.state["owner"] == HASH.removeprefix("sha256:")[:16]
 
@@ -307,26 +307,28 @@ def test_a_key_comes_in_either_header(locked: Settings, headers: list[tuple[str,
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/info", "/openapi.json", "/v1/jobs", "/page", "//"])
 def test_other_keys_are_refused(locked: Settings, headers: dict[str, str], path: str) -> None:
-    answer, seen = ask(locked, path=path, headers=headers)
+    answer, seen = send_request(locked, path=path, headers=headers)
     assert (answer.status, answer.code, seen.calls) == (401, "invalid_api_key", 0)
     assert answer.headers["www-authenticate"] == 'Bearer realm="enlarger"'
 
 
 def test_the_error_says_whether_a_key_was_missing_or_wrong(locked: Settings) -> None:
-    assert "this needs a key and the request has none; send Authorization: Bearer KEY" in ask(locked)[0].message
-    assert "the key is none of this service's" in ask(locked, headers={"X-API-Key": "x"})[0].message
+    assert (
+        "this needs a key and the request has none; send Authorization: Bearer KEY" in send_request(locked)[0].message
+    )
+    assert "the key is none of this service's" in send_request(locked, headers={"X-API-Key": "x"})[0].message
 
 
 @pytest.mark.parametrize(
     "path", ["/", "/page/app.js", "/healthz", "/readyz", "/health", "/v1/", f"/v1/images/{ID}/content"]
 )
 def test_health_the_page_and_results_need_no_key(locked: Settings, path: str) -> None:
-    assert ask(locked, path=path)[0].status == 200
-    assert ask(locked, "POST", path)[0].status == 401
+    assert send_request(locked, path=path)[0].status == 200
+    assert send_request(locked, "POST", path)[0].status == 401
 
 
 def test_without_keys_any_key_will_do(settings: Settings) -> None:
-    answer, seen = ask(settings, headers={"Authorization": "Bearer none"})
+    answer, seen = send_request(settings, headers={"Authorization": "Bearer none"})
     assert (answer.status, seen.state["owner"]) == (200, "")
 
 
@@ -338,7 +340,7 @@ def test_a_body_reaches_the_application_whole(settings: Settings) -> None:
         body = bytes(range(256)) * (size // 256) + b"!" * (size % 256)
         for headers in ({}, {"Transfer-Encoding": "chunked"}):
             for kind in ("application/json", "multipart/form-data; boundary=x"):
-                _, seen = ask(
+                _, seen = send_request(
                     settings, "POST", "/v1/images/edits", headers | {"Content-Type": kind}, body, pieces=pieces
                 )
                 assert seen.body == body
@@ -359,21 +361,23 @@ def test_a_body_over_the_limit_is_refused_whatever_the_application_makes_of_it(t
     for app in (None, deaf):
         for path, size in (("/v1/images/edits", MIB), ("/v1/images/generations", 1000)):
             for headers in ({}, {"Transfer-Encoding": "chunked"}):
-                answer, _ = ask(small, "POST", path, headers, b"x" * (size + 1), app=app, pieces=7)
+                answer, _ = send_request(small, "POST", path, headers, b"x" * (size + 1), app=app, pieces=7)
                 assert (answer.status, answer.code) == (413, "payload_too_large")
                 assert answer.message == f"the body is larger than {size} bytes, the most that is taken here"
                 assert json.loads(answer.body)["error"]["type"] == "invalid_request_error"
-                assert ask(small, "POST", path, headers, b"x" * size, app=app, pieces=7)[0].status == 200
+                assert send_request(small, "POST", path, headers, b"x" * size, app=app, pieces=7)[0].status == 200
 
 
 def test_a_body_is_taken_only_where_the_route_takes_one(settings: Settings) -> None:
     form = {"Content-Type": "multipart/form-data; boundary=x"}
     for method, path in (("GET", "/healthz"), ("GET", "/v1/images/upscale"), ("POST", "/v1/jobs/x/cancel")):
-        answer, seen = ask(settings, method, path, form | {"Transfer-Encoding": "chunked"}, b"x" * MIB, pieces=9)
+        answer, seen = send_request(
+            settings, method, path, form | {"Transfer-Encoding": "chunked"}, b"x" * MIB, pieces=9
+        )
         assert (answer.status, answer.code, seen.calls) == (413, "payload_too_large", 0)
-        answer, seen = ask(settings, method, path, form, b"x" * MIB)
+        answer, seen = send_request(settings, method, path, form, b"x" * MIB)
         assert (answer.status, seen.calls) == (413, 0)
-        answer, seen = ask(settings, method, path, {}, b"{}")
+        answer, seen = send_request(settings, method, path, {}, b"{}")
         assert (answer.status, seen.body) == (200, b"")
 
 
@@ -384,16 +388,18 @@ def test_a_body_is_taken_only_where_the_route_takes_one(settings: Settings) -> N
 )  # fmt: skip
 @pytest.mark.parametrize("media_type", ["multipart/form-data", "application/json"])
 def test_text_is_utf_8_and_no_other_codec_is_looked_up(settings: Settings, kind: str, media_type: str) -> None:
-    answer, seen = ask(settings, "POST", POSTS[0], {"Content-Type": f"{media_type}; {kind}"}, b"x")
+    answer, seen = send_request(settings, "POST", POSTS[0], {"Content-Type": f"{media_type}; {kind}"}, b"x")
     assert (answer.status, answer.code, seen.calls) == (415, "unsupported_media_type", 0)
     assert "expected utf-8" in answer.message
     for good in ("charset=utf-8", 'Charset = "UTF-8"', "charset=utf8; boundary=x", "boundary=charset"):
-        assert ask(settings, "POST", POSTS[0], {"Content-Type": f"{media_type}; {good}"}, b"x")[0].status == 200
+        assert (
+            send_request(settings, "POST", POSTS[0], {"Content-Type": f"{media_type}; {good}"}, b"x")[0].status == 200
+        )
 
 
 def test_a_request_has_one_content_type(settings: Settings) -> None:
     two = [("Content-Type", "application/json"), ("Content-Type", "text/plain; charset=hex")]
-    answer, _ = ask(settings, "POST", POSTS[0], two, b"x")
+    answer, _ = send_request(settings, "POST", POSTS[0], two, b"x")
     assert (answer.status, answer.message) == (400, "found 2 Content-Type headers, expected one")
 
 
@@ -409,9 +415,9 @@ def test_a_key_has_only_so_many_requests_under_way() -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity, br", "GZIP"])
 def test_an_encoded_body_is_refused(settings: Settings, encoding: str) -> None:
-    answer, seen = ask(settings, "POST", POSTS[0], {"Content-Encoding": encoding}, b"x")
+    answer, seen = send_request(settings, "POST", POSTS[0], {"Content-Encoding": encoding}, b"x")
     assert (answer.status, answer.code, seen.calls) == (415, "unsupported_content_encoding", 0)
-    assert ask(settings, "POST", POSTS[0], {"Content-Encoding": "identity"}, b"x")[0].status == 200
+    assert send_request(settings, "POST", POSTS[0], {"Content-Encoding": "identity"}, b"x")[0].status == 200
 
 
 def test_work_is_refused_before_its_body_is_read(settings: Settings) -> None:
@@ -421,12 +427,12 @@ def test_work_is_refused_before_its_body_is_read(settings: Settings) -> None:
         asked.append((owner, patience))
         raise problem_error(429, "queue_full", "16 jobs wait", retry_after=7.2)
 
-    answer, seen = ask(settings, "POST", POSTS[0], {"x-stainless-read-timeout": "600"}, b"x" * MIB, room=full)
+    answer, seen = send_request(settings, "POST", POSTS[0], {"x-stainless-read-timeout": "600"}, b"x" * MIB, room=full)
     assert (answer.status, answer.code, seen.calls) == (429, "queue_full", 0)
     assert (answer.headers["retry-after"], answer.headers["connection"]) == ("7", "close")
     assert asked == [("", 600.0)]
     for method, path in (("GET", POSTS[0]), ("POST", "/v1/jobs/x/cancel"), ("POST", "/v1/images/upscale/")):
-        assert ask(settings, method, path, room=full)[0].status == 200
+        assert send_request(settings, method, path, room=full)[0].status == 200
 
 
 def places(count: int) -> tuple[Any, list[Reservation]]:
@@ -447,7 +453,7 @@ def test_a_place_is_held_from_the_head_of_a_request_to_its_end(
 ) -> None:
     monkeypatch.setattr(stack, "ARRIVAL_SECONDS", 60)
     reserve, given = places(1)
-    answer, seen = ask(settings, "POST", POSTS[2], body=b"x" * MIB, room=reserve, pieces=5)
+    answer, seen = send_request(settings, "POST", POSTS[2], body=b"x" * MIB, room=reserve, pieces=5)
     assert (answer.status, seen.state["reservation"]) == (200, given[0])
     assert not given[0].is_held
 
@@ -457,10 +463,10 @@ def test_a_body_that_takes_its_time_loses_its_place_and_must_find_another(
 ) -> None:
     monkeypatch.setattr(stack, "ARRIVAL_SECONDS", 0)
     reserve, given = places(2)
-    answer, seen = ask(settings, "POST", POSTS[2], body=b"x" * MIB, room=reserve, pieces=5)
+    answer, seen = send_request(settings, "POST", POSTS[2], body=b"x" * MIB, room=reserve, pieces=5)
     assert (answer.status, len(given), seen.state["reservation"]) == (200, 2, given[1])
     assert not any(place.is_held for place in given)
-    answer, _ = ask(settings, "POST", POSTS[2], body=b"x" * MIB, room=places(1)[0], pieces=5)
+    answer, _ = send_request(settings, "POST", POSTS[2], body=b"x" * MIB, room=places(1)[0], pieces=5)
     assert (answer.status, answer.code, answer.headers["retry-after"]) == (429, "queue_full", "1")
 
 
@@ -477,7 +483,7 @@ def test_the_patience_of_a_client_is_a_number_of_seconds(given: str, expected: f
 
 def test_every_answer_has_an_id_and_is_strict(settings: Settings) -> None:
     for path in ("/v1/models", "/"):
-        headers = ask(settings, path=path)[0].headers
+        headers = send_request(settings, path=path)[0].headers
         assert len(headers["x-request-id"]) == 32
         assert headers["content-security-policy"].startswith("default-src 'self'; img-src 'self' blob: data:;")
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
@@ -490,7 +496,7 @@ def test_every_answer_has_an_id_and_is_strict(settings: Settings) -> None:
 
 @pytest.mark.parametrize(("given", "kept"), [("abc-1.2_X", True), ("a\nb", False), ("x" * 65, False), ("", False)])
 def test_the_id_of_a_client_is_kept_if_it_is_one(settings: Settings, given: str, kept: bool) -> None:
-    answer, seen = ask(settings, headers={"X-Request-Id": given})
+    answer, seen = send_request(settings, headers={"X-Request-Id": given})
     assert (answer.headers["x-request-id"] == given) is kept
     assert seen.state["request_id"] == answer.headers["x-request-id"]
 
@@ -511,7 +517,7 @@ def test_what_nobody_foresaw_is_a_500_in_our_form(settings: Settings, caplog: py
 
     for app in (failing(KeyError("secret prompt")), api):
         caplog.clear()
-        answer, _ = ask(settings, app=app, headers={"X-Request-Id": "one"})
+        answer, _ = send_request(settings, app=app, headers={"X-Request-Id": "one"})
         assert (answer.status, answer.code) == (500, "internal")
         assert answer.message == "unexpected KeyError; the log of the service says where (request one)"
         assert answer.headers["x-should-retry"] == "false"
@@ -520,13 +526,13 @@ def test_what_nobody_foresaw_is_a_500_in_our_form(settings: Settings, caplog: py
 
 
 def test_a_full_disk_is_told(settings: Settings) -> None:
-    answer, _ = ask(settings, app=failing(OSError(errno.ENOSPC, "no space")))
+    answer, _ = send_request(settings, app=failing(OSError(errno.ENOSPC, "no space")))
     assert (answer.status, answer.code) == (500, "storage_full")
     assert answer.message == "the disk of the service is full; try again when there is room"
 
 
 def test_headers_that_came_in_one_piece_have_a_limit_too(settings: Settings) -> None:
-    answer, _ = ask(settings, headers={"X-Long": "x" * (33 << 10)})
+    answer, _ = send_request(settings, headers={"X-Long": "x" * (33 << 10)})
     assert (answer.status, answer.code) == (431, "headers_too_large")
 
 
@@ -559,8 +565,8 @@ def test_requests_are_counted_by_the_template_of_their_route(settings: Settings)
     api = FastAPI()
     api.include_router(outer)
     for path in ("/v1/jobs/one", "/v1/jobs/two", "/v1/secret", "/wp-admin"):
-        ask(settings, path=path, app=api, metrics=metrics)
-    ask(settings, "POST", POSTS[0], {"Origin": "http://evil.example"}, metrics=metrics)
+        send_request(settings, path=path, app=api, metrics=metrics)
+    send_request(settings, "POST", POSTS[0], {"Origin": "http://evil.example"}, metrics=metrics)
     text = metrics.render().decode()
     assert 'enlarger_requests_total{route="/v1/jobs/{id}",status="200"} 2.0' in text
     assert 'enlarger_requests_total{route="other",status="404"} 2.0' in text
@@ -577,7 +583,7 @@ def test_a_client_that_left_is_counted_as_such(settings: Settings) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    ask(settings, "POST", POSTS[0], body=b"x", app=patient, metrics=metrics)
+    send_request(settings, "POST", POSTS[0], body=b"x", app=patient, metrics=metrics)
     assert 'enlarger_request_failures_total{code="client_closed"} 1.0' in metrics.render().decode()
 
 
@@ -596,8 +602,8 @@ def lines() -> Iterator[io.StringIO]:
 
 def test_a_request_is_one_line_of_json_without_what_it_says(settings: Settings, lines: io.StringIO) -> None:
     headers = {"Authorization": f"Bearer {KEY}", "X-Request-Id": "one", "User-Agent": "a\n{}"}
-    ask(settings, path="/v1/secret\nname", headers=headers)
-    ask(settings, "POST", POSTS[0], headers | {"Origin": "http://evil.example"}, b"prompt")
+    send_request(settings, path="/v1/secret\nname", headers=headers)
+    send_request(settings, "POST", POSTS[0], headers | {"Origin": "http://evil.example"}, b"prompt")
     found = [json.loads(line) for line in lines.getvalue().splitlines()]
     assert [line.pop("seconds") < 5 and "time" in line for line in found] == [True, True]
     same = {"level": "info", "event": "request", "id": "one"}
@@ -617,7 +623,7 @@ def test_probes_are_not_worth_a_line_and_no_rejections(settings: Settings, lines
     def ready() -> None:
         raise HTTPException(503)
 
-    assert ask(settings, path="/readyz", app=api, metrics=metrics)[0].status == 503
+    assert send_request(settings, path="/readyz", app=api, metrics=metrics)[0].status == 503
     assert lines.getvalue() == ""
     text = metrics.render().decode()
     assert 'enlarger_requests_total{route="/readyz",status="503"} 1.0' in text
@@ -718,7 +724,7 @@ class Child:
     process: subprocess.Popen[str]
     port: int
 
-    def ask(self, method: str, path: str) -> tuple[int, Any]:
+    def send_request(self, method: str, path: str) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
             connection.request(method, path)
@@ -744,14 +750,14 @@ def test_a_signal_lets_work_end_while_everything_else_is_answered(
     child: Child, tmp_path: Path, number: signal.Signals
 ) -> None:
     (tmp_path / "busy").touch()
-    assert child.ask("GET", "/healthz") == (200, {"draining": False})
-    assert child.ask("POST", "/v1/images/upscale") == (200, {})
+    assert child.send_request("GET", "/healthz") == (200, {"draining": False})
+    assert child.send_request("POST", "/v1/images/upscale") == (200, {})
     idle = socket.create_connection(("127.0.0.1", child.port))
     child.process.send_signal(number)
     end = time.monotonic() + 5
-    while child.ask("GET", "/healthz") != (200, {"draining": True}):
+    while child.send_request("GET", "/healthz") != (200, {"draining": True}):
         assert time.monotonic() < end
-    status, body = child.ask("POST", "/v1/images/upscale")
+    status, body = child.send_request("POST", "/v1/images/upscale")
     assert (status, body["error"]["code"]) == (503, "draining")
     (tmp_path / "busy").unlink()
     out, errors = child.process.communicate(timeout=10)
@@ -765,7 +771,7 @@ def test_a_second_signal_ends_it_at_once(child: Child, tmp_path: Path) -> None:
     (tmp_path / "busy").touch()
     child.process.terminate()
     end = time.monotonic() + 5
-    while child.ask("GET", "/healthz") != (200, {"draining": True}):
+    while child.send_request("GET", "/healthz") != (200, {"draining": True}):
         assert time.monotonic() < end
     child.process.terminate()
     assert child.process.wait(2) == 128 + signal.SIGTERM
@@ -792,6 +798,6 @@ def test_head_is_answered_as_get_is_without_a_body_and_without_an_end_to_wait_fo
             was_stopped = True
             raise
 
-    answer, _ = ask(Settings(), "HEAD", app=endless)
+    answer, _ = send_request(Settings(), "HEAD", app=endless)
     assert (answer.status, answer.headers["x-a"], answer.body, was_stopped) == (200, "1", b"", True)
-    assert ask(Settings(), "HEAD")[0].status == 200
+    assert send_request(Settings(), "HEAD")[0].status == 200

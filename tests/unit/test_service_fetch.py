@@ -113,13 +113,13 @@ def fetched(fetcher: UrlFetcher, url: str, out: Path) -> None:
 def refused(fetcher: UrlFetcher, url: str, out: Path) -> tuple[str, str]:
     with pytest.raises(ProblemError) as caught:
         fetched(fetcher, url, out)
-    fault = caught.value.problem
-    assert (fault.status, fault.param) == (400, "image") and fault.message.startswith("image: ")
+    refusal = caught.value.problem
+    assert (refusal.status, refusal.param) == (400, "image") and refusal.message.startswith("image: ")
     until = time.monotonic() + 2
     while list(out.parent.iterdir()) and time.monotonic() < until:
         time.sleep(0.01)  # a fetch that was cut takes its piece away
     assert list(out.parent.iterdir()) == []
-    return fault.code, fault.message
+    return refusal.code, refusal.message
 
 
 def test_nothing_is_fetched_unless_it_is_switched_on(tmp_path: Path, server: Server) -> None:
@@ -355,9 +355,9 @@ def test_a_data_url_becomes_a_file(tmp_path: Path) -> None:
 def test_data_urls_that_are_no_good(url: str, code: str, text: str, tmp_path: Path) -> None:
     with pytest.raises(ProblemError) as caught:
         write_data_url(url, tmp_path / "a", 10, "image")
-    fault = caught.value.problem
-    assert (fault.status, fault.code, fault.param) == (400, code, "image")
-    assert text in fault.message and fault.message.startswith("image: ") and not (tmp_path / "a").exists()
+    refusal = caught.value.problem
+    assert (refusal.status, refusal.code, refusal.param) == (400, code, "image")
+    assert text in refusal.message and refusal.message.startswith("image: ") and not (tmp_path / "a").exists()
 
 
 def test_the_default_deadline_is_ten_seconds() -> None:

@@ -10,7 +10,7 @@ from enlarger.service.problems import ProblemError
 from enlarger.service.uploads.masks import Fit, apply_fit, mask_from_alpha, read_mask, resize_mask
 from tests.support.pictures import texture
 
-KEEP, PAINT = 0, 255
+OPAQUE, PAINT = 0, 255
 
 
 def halves(mode: str, left: object, right: object) -> Image.Image:
@@ -31,27 +31,27 @@ MASKS = {
     "clear": halves("RGBA", (0, 0, 0, 0), (255, 255, 255, 0)),
 }
 TABLE: list[tuple[str, str, tuple[int, int] | str]] = [  # mask, mode, left and right half or the code of the refusal
-    ("black and white", "auto", (KEEP, PAINT)),
-    ("black and white", "luminance", (KEEP, PAINT)),
-    ("black and white", "inverted", (PAINT, KEEP)),
+    ("black and white", "auto", (OPAQUE, PAINT)),
+    ("black and white", "luminance", (OPAQUE, PAINT)),
+    ("black and white", "inverted", (PAINT, OPAQUE)),
     ("black and white", "alpha", "invalid_image_mode"),
-    ("bits", "auto", (KEEP, PAINT)),
-    ("bits", "inverted", (PAINT, KEEP)),
+    ("bits", "auto", (OPAQUE, PAINT)),
+    ("bits", "inverted", (PAINT, OPAQUE)),
     ("black", "auto", "empty_mask"),
     ("black", "luminance", "empty_mask"),
     ("black", "inverted", (PAINT, PAINT)),
     ("white", "auto", "empty_mask"),
     ("white", "luminance", (PAINT, PAINT)),
     ("white", "inverted", "empty_mask"),
-    ("hole", "auto", (KEEP, PAINT)),
-    ("hole", "alpha", (KEEP, PAINT)),
-    ("hole", "luminance", (PAINT, KEEP)),
+    ("hole", "auto", (OPAQUE, PAINT)),
+    ("hole", "alpha", (OPAQUE, PAINT)),
+    ("hole", "luminance", (PAINT, OPAQUE)),
     ("hole", "inverted", "empty_mask"),
-    ("opaque", "auto", (KEEP, PAINT)),
+    ("opaque", "auto", (OPAQUE, PAINT)),
     ("opaque", "alpha", "empty_mask"),
-    ("opaque", "luminance", (KEEP, PAINT)),
-    ("opaque", "inverted", (PAINT, KEEP)),
-    ("soft", "auto", (KEEP, 100)),
+    ("opaque", "luminance", (OPAQUE, PAINT)),
+    ("opaque", "inverted", (PAINT, OPAQUE)),
+    ("soft", "auto", (OPAQUE, 100)),
     ("soft", "luminance", (200, 122)),
     ("clear", "auto", (PAINT, PAINT)),
     ("clear", "luminance", "empty_mask"),
@@ -63,8 +63,8 @@ def test_the_table_of_masks(name: str, mode: str, expected: tuple[int, int] | st
     if isinstance(expected, str):
         with pytest.raises(ProblemError) as caught:
             read_mask(MASKS[name], mode, [])
-        fault = caught.value.problem
-        assert (fault.status, fault.code, fault.param) == (400, expected, "mask")
+        refusal = caught.value.problem
+        assert (refusal.status, refusal.code, refusal.param) == (400, expected, "mask")
         return
     mask = read_mask(MASKS[name], mode, [])
     assert mask.mode == "L" and mask.size == (8, 4)

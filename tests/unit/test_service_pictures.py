@@ -79,9 +79,9 @@ def saved(path: Path, image: Image.Image, **options) -> Path:
 def refused(call, *arguments, **more) -> tuple[str, str]:
     with pytest.raises(ProblemError) as caught:
         call(*arguments, **more)
-    fault = caught.value.problem
-    assert fault.status == 400
-    return fault.code, fault.message
+    refusal = caught.value.problem
+    assert refusal.status == 400
+    return refusal.code, refusal.message
 
 
 def test_the_decoder_imports_no_torch() -> None:

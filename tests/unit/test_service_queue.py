@@ -15,7 +15,7 @@ import pytest
 from enlarger.errors import InputError
 from enlarger.service.jobs import disk_usage, lock, retention
 from enlarger.service.jobs import manager as queue_file
-from enlarger.service.jobs.data_folder import claim
+from enlarger.service.jobs.data_folder import claim_folder
 from enlarger.service.jobs.events import MAX_EVENTS, MAX_FINISHED_LOGS, EventLog, EventLogs
 from enlarger.service.jobs.job import Idempotency, Job, JobEvent, job_folder, new_job_id
 from enlarger.service.jobs.lifecycle import MAX_ATTEMPTS
@@ -122,17 +122,17 @@ async def test_a_waiting_job_is_told_its_position_and_when_it_ends(tmp_path: Pat
         assert [queue.progress(job).position for job in others] == [None, 1, 2]
         await queue.cancel(first.id)
         await queue.wait(others[2].id)
-        told = [event.data["position"] for event in await seen(queue, others[2].id) if event.kind == "queued"]
-        assert told == [3, 2, 1]
+        seen_events = [event.data["position"] for event in await seen(queue, others[2].id) if event.kind == "queued"]
+        assert seen_events == [3, 2, 1]
 
 
 @async_test
-async def test_a_fault_of_the_worker_is_the_jobs(tmp_path: Path) -> None:
-    fault = Problem(500, "non_finite_output", "NaN", None)
+async def test_an_error_of_the_worker_is_the_jobs(tmp_path: Path) -> None:
+    problem = Problem(500, "non_finite_output", "NaN", None)
     async with running(tmp_path) as queue:
-        job = await submit_job(queue, QUICK | {"fail": asdict(fault)})
+        job = await submit_job(queue, QUICK | {"fail": asdict(problem)})
         over = await queue.wait(job.id)
-        assert (over.status, over.problem) == ("failed", fault)
+        assert (over.status, over.problem) == ("failed", problem)
         other = await queue.wait((await submit_job(queue, QUICK | {"fail": {"code": 1}})).id)
         assert other.problem is not None and other.problem.code == "internal"
         assert (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded"
@@ -262,8 +262,8 @@ async def test_a_worker_that_cannot_start_is_given_up(tmp_path: Path, monkeypatc
     queue = queue_of(tmp_path / "data", "--die", str(tmp_path / "left"))
     await queue.start()
     assert queue.state == "STARTING" and not queue.is_ready
-    fault = refused(lambda: queue.check_capacity(""))
-    assert (fault.status, fault.code) == (503, "model_loading") and fault.retry_after is not None
+    problem = refused(lambda: queue.check_capacity(""))
+    assert (problem.status, problem.code) == (503, "model_loading") and problem.retry_after is not None
     await until(lambda: queue.state == "SETUP_FAILED")
     assert not queue.is_ready and int((tmp_path / "left").read_text()) == 99 - supervisor.MAX_START_FAILURES
     assert refused(lambda: queue.check_capacity("")).code == "no_worker"
@@ -438,15 +438,18 @@ async def test_a_thousand_jobs_leave_nothing_in_memory(tmp_path: Path) -> None:
 
         for _ in range(20):
             await asyncio.gather(*(one() for _ in range(50)))
-        book = queue._lifecycle
-        assert list(book.queue.active_jobs) == list(book.queue.running) == [blocker.id] and not book.queue.waiting
+        lifecycle = queue._lifecycle
         assert (
-            len(book.event_logs) == MAX_FINISHED_LOGS + 1
+            list(lifecycle.queue.active_jobs) == list(lifecycle.queue.running) == [blocker.id]
+            and not lifecycle.queue.waiting
+        )
+        assert (
+            len(lifecycle.event_logs) == MAX_FINISHED_LOGS + 1
             and not queue._admission.reservations.owners()
             and not queue._pool._pending_deletions
         )
         await queue.cancel(blocker.id)
-        await until(lambda: not book._tasks and queue.state == "READY")
+        await until(lambda: not lifecycle._tasks and queue.state == "READY")
         assert len(asyncio.all_tasks()) == 5, (
             "this test, the sweeper, the watch of the folder, the worker and its watchdog"
         )
@@ -460,9 +463,12 @@ async def test_a_thousand_jobs_leave_nothing_in_memory(tmp_path: Path) -> None:
 async def test_a_full_queue_refuses_and_says_when_to_come_back(tmp_path: Path) -> None:
     async with running(tmp_path, queue=2) as queue:
         jobs = [await submit_job(queue, SLOW) for _ in range(3)]
-        fault = refused(lambda: queue.check_capacity(""))
-        assert (fault.status, fault.code) == (429, "queue_full") and "2 jobs wait already" in fault.message
-        assert fault.retry_after == pytest.approx(queue.expected_wait, abs=1)
+        problem = refused(lambda: queue.check_capacity(""))
+        assert (problem.status, problem.code) == (
+            429,
+            "queue_full",
+        ) and "2 jobs wait already" in problem.message
+        assert problem.retry_after == pytest.approx(queue.expected_wait, abs=1)
         id = new_job_folder(queue)
         assert (await refused_later(queue.submit(make_job_spec(), id=id))).code == "queue_full"
         assert not job_folder(data_of(queue), id).exists()
@@ -485,7 +491,7 @@ async def test_simultaneous_jobs_never_exceed_the_queue(tmp_path: Path) -> None:
 
 
 @async_test
-async def test_a_claim_is_a_place_until_it_is_used(tmp_path: Path) -> None:
+async def test_a_reservation_is_a_place_until_it_is_used(tmp_path: Path) -> None:
     async with running(tmp_path, queue=2) as queue:
         first = await submit_job(queue, SLOW)
         kept, given_up = queue.reserve(""), queue.reserve("")
@@ -504,10 +510,10 @@ async def test_a_claim_is_a_place_until_it_is_used(tmp_path: Path) -> None:
 @async_test
 async def test_claims_of_a_key_count_among_its_jobs(tmp_path: Path) -> None:
     async with running(tmp_path, bounds=Bounds(per_key=1)) as queue:
-        claim = queue.reserve("a")
+        place = queue.reserve("a")
         assert refused(lambda: queue.reserve("a")).code == "rate_limit_exceeded"
         queue.reserve("b")
-        claim.release()
+        place.release()
         queue.reserve("a")
 
 
@@ -523,7 +529,7 @@ async def test_owners_take_turns(tmp_path: Path) -> None:
 
 
 @async_test
-async def test_the_last_wish_for_a_model_counts_and_jobs_go_first(tmp_path: Path) -> None:
+async def test_the_last_request_for_a_model_counts_and_jobs_go_first(tmp_path: Path) -> None:
     async with running(tmp_path, "--load", "0.05") as queue:
         first = await submit_job(queue, {"steps": 10, "seconds": 0.02})
         for _ in range(60):
@@ -541,8 +547,11 @@ async def test_the_last_wish_for_a_model_counts_and_jobs_go_first(tmp_path: Path
 async def test_a_key_has_only_so_many_jobs_at_a_time(tmp_path: Path) -> None:
     async with running(tmp_path, bounds=Bounds(per_key=2)) as queue:
         jobs = [await submit_job(queue, SLOW, owner="a") for _ in range(2)]
-        fault = refused(lambda: queue.check_capacity("a"))
-        assert (fault.status, fault.code) == (429, "rate_limit_exceeded") and fault.retry_after is not None
+        problem = refused(lambda: queue.check_capacity("a"))
+        assert (problem.status, problem.code) == (
+            429,
+            "rate_limit_exceeded",
+        ) and problem.retry_after is not None
         queue.check_capacity("b")
         queue.check_capacity("")
         for job in jobs:
@@ -557,8 +566,8 @@ async def test_nobody_is_admitted_to_wait_longer_than_wanted(tmp_path: Path) -> 
         queue.check_capacity("")
         assert refused(lambda: queue.check_capacity("", 3)).code == "queue_full"
         jobs.append(await submit_job(queue, SLOW))
-        fault = refused(lambda: queue.check_capacity("", 9999))
-        assert "may wait 8 s" in fault.message and 0 < (fault.retry_after or 0) < 2.1
+        problem = refused(lambda: queue.check_capacity("", 9999))
+        assert "may wait 8 s" in problem.message and 0 < (problem.retry_after or 0) < 2.1
         for job in jobs:
             await queue.cancel(job.id)
 
@@ -598,10 +607,10 @@ async def test_models_are_found_by_name_alias_and_task(tmp_path: Path) -> None:
     await until(lambda: queue.is_ready)
     assert queue.model_for("generate", None).name == queue.model_for("refine", "dall-e-2").name == "sd"
     assert queue.model_for("upscale", None).name == "bundled"
-    fault = refused(lambda: queue.model_for("generate", "x"))
-    assert (fault.status, fault.message) == (404, "there is no model 'x'; there are sd, broken, bundled")
-    fault = refused(lambda: queue.model_for("generate", "bundled"))
-    assert (fault.status, fault.code) == (400, "unsupported") and "those that can: sd" in fault.message
+    problem = refused(lambda: queue.model_for("generate", "x"))
+    assert (problem.status, problem.message) == (404, "there is no model 'x'; there are sd, broken, bundled")
+    problem = refused(lambda: queue.model_for("generate", "bundled"))
+    assert (problem.status, problem.code) == (400, "unsupported") and "those that can: sd" in problem.message
     assert refused(lambda: queue.model_for("generate", "broken")).code == "model_unusable"
     await queue.load_model("dall-e-2")
     await until(lambda: queue.model_for("generate", "sd").loaded == 1000)
@@ -669,7 +678,7 @@ async def test_a_job_that_ended_in_an_earlier_process_answers_with_its_last_even
 async def test_uploads_and_folders_of_nobody_are_deleted_at_the_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    claim(tmp_path)
+    claim_folder(tmp_path)
     ours = ("jobs/aaaaaaaaaaaaaaaaaaaaaa/image.png", "jobs/bbbbbbbbbbbbbbbbbbbbbb/image.png")
     for name in (
         "spool/aaaaaaaaaaaaaaaaaaaaaa-image",
@@ -805,8 +814,12 @@ async def test_a_service_that_stops_ends_what_runs_and_keeps_what_waits(tmp_path
     await stopping
     await queue.drain()
     assert (await waiting[0]).status == "succeeded"
-    told = (await waiting[1]).problem
-    assert told is not None and (told.status, told.code, told.retry_after is None) == (503, "draining", False)
+    seen_events = (await waiting[1]).problem
+    assert seen_events is not None and (seen_events.status, seen_events.code, seen_events.retry_after is None) == (
+        503,
+        "draining",
+        False,
+    )
     with pytest.raises(ProblemError, match="the service is stopping"):
         await waiting[2]
     assert not (await watching)[-1].is_last and metrics.total("cancelled") == {"draining": 1}
@@ -933,13 +946,13 @@ async def test_jobs_wait_while_the_disk_takes_no_start(tmp_path: Path, monkeypat
     async with running(tmp_path) as queue:
         begin, failures = JobDatabase.mark_running, [1, 1]
 
-        def claim(self: JobDatabase, *args):
+        def mark_running(self: JobDatabase, *args):
             if failures:
                 failures.pop()
                 raise sqlite3.OperationalError("disk I/O error")
             return begin(self, *args)
 
-        monkeypatch.setattr(JobDatabase, "mark_running", claim)
+        monkeypatch.setattr(JobDatabase, "mark_running", mark_running)
         assert (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded" and not failures
 
 
@@ -1030,11 +1043,11 @@ def test_several_pictures_of_a_job_are_several_passes() -> None:
     costs, what = DurationStats(), make_job_spec(task="upscale", options={"detail": 1.0, "count": 2})
     for run in range(2):
         pace, now, seen = ProgressEstimator(what, costs, 100.0), 100.0, []
-        for turn in range(2):
+        for network_call in range(2):
             for stage, steps, seconds in (("predict", 4, 0.5), ("denoise", 8, 1.0)):
                 for i in range(steps):
                     now += seconds
-                    pace.update(stage, turn * steps + i + 1, 2 * steps, now)
+                    pace.update(stage, network_call * steps + i + 1, 2 * steps, now)
                     seen.append(pace.progress)
         pace.finish(now)
         assert seen == sorted(seen) and len(pace.finished_pass_seconds) == 3
@@ -1076,8 +1089,8 @@ async def test_one_feed_tells_of_all_jobs_and_a_slow_reader_holds_the_newest_alo
         logs.publish("a", "succeeded", {})
         logs.publish("a", "progress", {"step": 0})
         logs.close()
-        told = [(id, event.kind, event.data.get("step")) async for id, event in feed.events()]
+        seen_events = [(id, event.kind, event.data.get("step")) async for id, event in feed.events()]
     last = MAX_EVENTS - 1
-    assert told == [("a", "progress", last), ("b", "progress", -last), ("a", "succeeded", None)]
+    assert seen_events == [("a", "progress", last), ("b", "progress", -last), ("a", "succeeded", None)]
     logs.publish("b", "progress", {})
     assert [item async for item in feed.events()] == []

@@ -139,7 +139,7 @@ def test_what_has_ended_is_found_by_its_time(database: JobDatabase) -> None:
     assert list(database.finished_before(99.0)) == [jobs[2].id, jobs[0].id]
 
 
-def test_a_claim_is_whole_or_nothing(database: JobDatabase) -> None:
+def test_taking_a_job_is_whole_or_nothing(database: JobDatabase) -> None:
     jobs = [database.add(job()) for _ in range(3)]
     with pytest.raises(sqlite3.Error):
         database.mark_running([jobs[0].id, object()], 5.0)  # pyright: ignore

@@ -49,7 +49,7 @@ X4 = ModelSettings(name="x4", path=str(tiny_x4.x4_folder()))
 GENERATE = {"prompt": "a boat", "width": 32, "height": 24, "steps": 2, "seed": 1, "long_prompt": True}
 
 
-class Told:
+class SentMessages:
     """All that was told."""
 
     def __init__(self) -> None:
@@ -65,32 +65,32 @@ class Told:
 @pytest.fixture(scope="module")
 def shared() -> ModelCache:
     """One shelf for those that need no other: loading takes long."""
-    return ModelCache([BUNDLED, SD, X2, X4], CPU, None, Told())
+    return ModelCache([BUNDLED, SD, X2, X4], CPU, None, SentMessages())
 
 
 @pytest.fixture
 def bench(shared: ModelCache) -> Executor:
     shared.unload("x2")
-    shared.send = Told()
+    shared.send = SentMessages()
     return Executor(shared, shared.send)
 
 
-def told_by(bench: Executor) -> Told:
-    assert isinstance(bench.send, Told)
+def sent_by(bench: Executor) -> SentMessages:
+    assert isinstance(bench.send, SentMessages)
     return bench.send
 
 
-def shelf_of(*settings: ModelSettings, memory: float | None = None) -> tuple[ModelCache, Told]:
-    told = Told()
-    return ModelCache(settings, CPU, memory, told), told
+def cache_of(*settings: ModelSettings, memory: float | None = None) -> tuple[ModelCache, SentMessages]:
+    sent = SentMessages()
+    return ModelCache(settings, CPU, memory, sent), sent
 
 
-def running(place: Path, ask: JobSpec, told: Told, image: Image.Image | None = None) -> RunningJob:
+def running(place: Path, job_spec: JobSpec, sent: SentMessages, image: Image.Image | None = None) -> RunningJob:
     folder = job_folder(place, new_job_id())
     folder.mkdir(parents=True)
     if image is not None:
         image.save(folder / "image.png")
-    return RunningJob(folder.name, ask, folder, told, threading.Event())
+    return RunningJob(folder.name, job_spec, folder, sent, threading.Event())
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_a_folder_is_described_and_its_size_foretold(path: Any, kind: str, tasks
     about = describe_model(settings, CPU)
     unused = next(one.unused_options for one in KINDS.values() if one.service_kind == kind)
     assert about.state == ModelState("one", kind, tuple(tasks), ("other",), unused_options=unused)
-    shelf, _ = shelf_of(settings)
-    (loaded,) = shelf.get("one")
+    cache, _ = cache_of(settings)
+    (loaded,) = cache.get("one")
     estimator = weight_bytes(getattr(loaded.task_for(tasks[0]), "estimator", None))
     assert about.num_bytes is not None and loaded.num_bytes - estimator == pytest.approx(about.num_bytes, rel=0.01)
 
@@ -152,7 +152,7 @@ def test_damaged_files_do_not_cost_the_other_models(tmp_path: Path) -> None:
     assert describe_model(ModelSettings(name="one", path=str(tmp_path / "file.safetensors")), CPU).error is not None
 
 
-def several(place: Path, *names: str) -> tuple[list[ModelSettings], float]:
+def batch_of(place: Path, *names: str) -> tuple[list[ModelSettings], float]:
     """Equal models, and the GiB that one takes."""
     path = str(tiny_models.x2_folder(place))
     settings = [ModelSettings(name=name, path=path) for name in names]
@@ -160,43 +160,43 @@ def several(place: Path, *names: str) -> tuple[list[ModelSettings], float]:
 
 
 def test_the_longest_unused_model_goes_first(tmp_path: Path) -> None:
-    models, each = several(tmp_path, "a", "b", "c")
-    shelf, told = shelf_of(*models, memory=2.1 * each)
-    shelf.get("a")
-    shelf.get("b")
-    (first,) = shelf.get("a")
-    shelf.get("c")
-    assert list(shelf.loaded_bytes) == ["a", "c"] and sum(shelf.loaded_bytes.values()) <= 2.1 * each * GIB
-    assert shelf.get("a") == (first,) and list(shelf.loaded_bytes) == ["c", "a"]
-    assert [one["model"] for one in told.of("loading")] == ["a", "b", "c"]
-    assert told.of("models")[-1]["loaded"] == dict(shelf.loaded_bytes)
-    assert told.of("measured", name="model_load", model="c")[0]["seconds"] > 0
+    models, each = batch_of(tmp_path, "a", "b", "c")
+    cache, sent = cache_of(*models, memory=2.1 * each)
+    cache.get("a")
+    cache.get("b")
+    (first,) = cache.get("a")
+    cache.get("c")
+    assert list(cache.loaded_bytes) == ["a", "c"] and sum(cache.loaded_bytes.values()) <= 2.1 * each * GIB
+    assert cache.get("a") == (first,) and list(cache.loaded_bytes) == ["c", "a"]
+    assert [one["model"] for one in sent.of("loading")] == ["a", "b", "c"]
+    assert sent.of("models")[-1]["loaded"] == dict(cache.loaded_bytes)
+    assert sent.of("measured", name="model_load", model="c")[0]["seconds"] > 0
 
 
 def test_models_that_are_kept_or_at_work_stay(tmp_path: Path) -> None:
-    (a, b, c), each = several(tmp_path, "a", "b", "c")
-    shelf, _ = shelf_of(a.model_copy(update={"keep": True}), b, c, memory=2.1 * each)
-    shelf.get("a", "b")
-    shelf.unload_others("b")
-    assert set(shelf.loaded_bytes) == {"a", "b"}
+    (a, b, c), each = batch_of(tmp_path, "a", "b", "c")
+    cache, _ = cache_of(a.model_copy(update={"keep": True}), b, c, memory=2.1 * each)
+    cache.get("a", "b")
+    cache.unload_others("b")
+    assert set(cache.loaded_bytes) == {"a", "b"}
     with pytest.raises(
         ProblemError, match=r"the weights of c take .* MiB beside .* MiB of a, b, and at most .* MiB are kept"
     ):
-        shelf.get("b", "c")
-    shelf.get("c")
-    assert set(shelf.loaded_bytes) == {"a", "c"}
-    shelf.unload("c", "nothing")
-    assert set(shelf.loaded_bytes) == {"a"}
+        cache.get("b", "c")
+    cache.get("c")
+    assert set(cache.loaded_bytes) == {"a", "c"}
+    cache.unload("c", "nothing")
+    assert set(cache.loaded_bytes) == {"a"}
 
 
 def test_a_model_larger_than_the_memory_is_refused_unread() -> None:
-    shelf, told = shelf_of(SD, BUNDLED, memory=1e-5)
+    cache, sent = cache_of(SD, BUNDLED, memory=1e-5)
     with pytest.raises(
         ProblemError, match=r"the weights of sd take [\d.]+ MiB, and at most 0.0 MiB are kept; raise"
     ) as found:
-        shelf.get("sd")
+        cache.get("sd")
     assert (found.value.problem.status, found.value.problem.code) == (500, "out_of_memory")
-    assert told.of("models") == [] and shelf.loaded_bytes == {}
+    assert sent.of("models") == [] and cache.loaded_bytes == {}
 
 
 def test_one_model_makes_three_tasks(shared: ModelCache) -> None:
@@ -209,18 +209,18 @@ def test_one_model_makes_three_tasks(shared: ModelCache) -> None:
 
 
 def test_what_a_model_has_no_use_for_is_said(tmp_path: Path, shared: ModelCache) -> None:
-    ask = JobSpec(
+    job_spec = JobSpec(
         "upscale", "bundled", {"by": 2, "guidance": 0.0, "negative": "", "steps": 3, "detail": 0.5}, "image.png"
     )
-    job = running(tmp_path, ask, Told(), tiny.picture(20, 10))
-    wanted = build_requests(ask, shared.get("bundled")[0], job.folder)
+    job = running(tmp_path, job_spec, SentMessages(), tiny.picture(20, 10))
+    wanted = build_requests(job_spec, shared.get("bundled")[0], job.folder)
     assert wanted.notes == tuple(f"{name} changes nothing: bundled has no use for it" for name in ("steps", "guidance"))
     assert wanted.options == {"by": 2, "count": 1, "detail": 0.5, "restore": 0.0}
-    several = replace(ask, options={"by": 2, "count": 3, "restore": 0.25})
-    wanted = build_requests(several, shared.get("bundled")[0], job.folder)
+    batch_of = replace(job_spec, options={"by": 2, "count": 3, "restore": 0.25})
+    wanted = build_requests(batch_of, shared.get("bundled")[0], job.folder)
     assert wanted.notes == ("count is 3, but the bundled model has one answer for a picture: one was made",)
     assert len(wanted.requests) == 1 and wanted.options == {"by": 2, "count": 1, "detail": 0.0, "restore": 0.25}
-    plain = replace(ask, options={"by": 2, "solver": "heun", "long_prompt": True})
+    plain = replace(job_spec, options={"by": 2, "solver": "heun", "long_prompt": True})
     wanted = build_requests(plain, shared.get("bundled")[0], job.folder)
     assert wanted.notes == ("the solver changes nothing: bundled has no use for it",) and wanted.num_prompt_tokens == 0
     assert wanted.is_batchable and wanted.input_info is not None and len(wanted.input_info["sha256"]) == 64
@@ -324,10 +324,10 @@ def test_a_result_of_another_size_is_resized_and_that_is_said(mode: str) -> None
 class Shown:
     """Previews that were shown, with their sizes; and what failed."""
 
-    def __init__(self, folder: Path, wish: PreviewSpec, painter: PreviewDecoder | None) -> None:
+    def __init__(self, folder: Path, model_command: PreviewSpec, painter: PreviewDecoder | None) -> None:
         self.seen, self.failed = list[tuple[int | None, tuple[int, int]]](), list[Exception]()
         self.folder = folder
-        self.previews = PreviewWriter(folder, wish, painter, self.show, self.failed.append)
+        self.previews = PreviewWriter(folder, model_command, painter, self.show, self.failed.append)
 
     def show(self, name: str, index: int | None) -> None:
         with Image.open(self.folder / name) as image:
@@ -382,8 +382,11 @@ def test_what_fills_latents_up_is_not_shown(tmp_path: Path) -> None:
         image.paste(0, (0, 0, 5, 3))
         return image
 
-    for wish in (PreviewSpec(1, False, (40, 24), (40, 24)), PreviewSpec(1, False, (40, 24), (20, 12), is_upscale=True)):
-        shown = Shown(tmp_path, wish, PreviewDecoder(paint, 8))
+    for model_command in (
+        PreviewSpec(1, False, (40, 24), (40, 24)),
+        PreviewSpec(1, False, (40, 24), (20, 12), is_upscale=True),
+    ):
+        shown = Shown(tmp_path, model_command, PreviewDecoder(paint, 8))
         shown.walk(2, 4, 8)
         with Image.open(tmp_path / "preview-0.png") as image:
             assert image.size == (40, 24) and np.array(image)[:16, :32].max() == 0
@@ -402,45 +405,45 @@ def test_painters(shared: ModelCache) -> None:
 
 
 def test_progress_counts_over_all_pictures_and_is_not_told_too_often(tmp_path: Path) -> None:
-    told = Told()
-    job = running(tmp_path, JobSpec("generate", "sd"), told)
+    sent = SentMessages()
+    job = running(tmp_path, JobSpec("generate", "sd"), sent)
     shown = PreviewWriter(job.folder, PreviewSpec(0, False), None, lambda name, index: None, lambda error: None)
-    for turn in range(2):
-        watcher = ProgressReporter(told, [job], [shown], turn, 2)
+    for call in range(2):
+        watcher = ProgressReporter(sent, [job], [shown], call, 2)
         clean = torch.zeros(1, 4, 1, 1)
         for done in range(1, 301):
             watcher(Progress("denoise", done, 300, Step(clean, clean, clean)))
         assert set(watcher.finish()) == {"denoise", "decode"}
-    found = [(one["done"], one["total"]) for one in told.of("progress")]
+    found = [(one["done"], one["total"]) for one in sent.of("progress")]
     assert found[0] == (1, 600) and (300, 600) in found and found[-1] == (600, 600) and 4 <= len(found) < 20
-    assert found == sorted(found) and told.of("measured", name="step", model="sd")
+    assert found == sorted(found) and sent.of("measured", name="step", model="sd")
 
 
 def test_the_last_cancel_of_a_batch_stops_it(tmp_path: Path) -> None:
-    told = Told()
-    jobs = [running(tmp_path, JobSpec("generate", "sd"), told) for _ in range(2)]
+    sent = SentMessages()
+    jobs = [running(tmp_path, JobSpec("generate", "sd"), sent) for _ in range(2)]
     shown = [
         PreviewWriter(job.folder, PreviewSpec(0, False), None, lambda name, index: None, lambda error: None)
         for job in jobs
     ]
-    watcher = ProgressReporter(told, jobs, shown)
+    watcher = ProgressReporter(sent, jobs, shown)
     jobs[0].cancel_event.set()
     watcher(Progress("denoise", 1, 3))
-    assert [one["id"] for one in told.of("canceled")] == [jobs[0].id]
-    assert [one["id"] for one in told.of("progress")] == [jobs[1].id]
+    assert [one["id"] for one in sent.of("canceled")] == [jobs[0].id]
+    assert [one["id"] for one in sent.of("progress")] == [jobs[1].id]
     jobs[1].cancel_event.set()
     with pytest.raises(Cancelled):
         watcher(Progress("denoise", 2, 3))
     jobs[0].finish("done")
-    assert len(told.of("canceled")) == 2 and told.of("done") == []
+    assert len(sent.of("canceled")) == 2 and sent.of("done") == []
 
 
 def test_a_prompt_of_too_many_tokens_is_refused_before_it_is_encoded(bench: Executor, tmp_path: Path) -> None:
     for field in ("prompt", "negative"):
         options = {"prompt": "a", "steps": 1, "long_prompt": True} | {field: "a " * 1501}
-        job = running(tmp_path, JobSpec("generate", "sd", options), told_by(bench))
+        job = running(tmp_path, JobSpec("generate", "sd", options), sent_by(bench))
         bench.run([job])
-        (failed,) = told_by(bench).of("failed", id=job.id)
+        (failed,) = sent_by(bench).of("failed", id=job.id)
         assert failed["problem"]["code"] == "invalid_prompt"
         assert "tokens, expected at most 1,500; say it in fewer words" in failed["problem"]["message"]
 
@@ -450,7 +453,7 @@ def test_encoding_a_long_prompt_hears_a_cancel(
 ) -> None:
     options = {"prompt": "lighthouse " * 300, "steps": 1, "long_prompt": True}
     job, calls, forward = (
-        running(tmp_path, JobSpec("generate", "sd", options), told_by(bench)),
+        running(tmp_path, JobSpec("generate", "sd", options), sent_by(bench)),
         list[int](),
         ClipText.forward,
     )
@@ -462,7 +465,7 @@ def test_encoding_a_long_prompt_hears_a_cancel(
 
     monkeypatch.setattr(ClipText, "forward", encode)
     bench.run([job])
-    assert len(calls) == 1 and len(told_by(bench).of("canceled", id=job.id)) == 1
+    assert len(calls) == 1 and len(sent_by(bench).of("canceled", id=job.id)) == 1
 
 
 def faulty(monkeypatch: pytest.MonkeyPatch, errors: Sequence[Exception | None]) -> list[int]:
@@ -490,69 +493,69 @@ NO_MEMORY = [
 def test_what_memory_does_not_suffice_for_is_tried_with_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Executor, error: Exception
 ) -> None:
-    told, shelf = told_by(bench), bench.model_cache
-    shelf.get("x2")
+    sent, cache = sent_by(bench), bench.model_cache
+    cache.get("x2")
     tried = faulty(monkeypatch, [error])
     jobs = [
-        running(tmp_path, JobSpec("generate", "sd", GENERATE | {"seed": seed}, size=(32, 24)), told)
+        running(tmp_path, JobSpec("generate", "sd", GENERATE | {"seed": seed}, size=(32, 24)), sent)
         for seed in range(3)
     ]
     bench.run(jobs)
-    assert tried == [3, 1, 1, 1] and len(told.of("done")) == 3 and list(shelf.loaded_bytes) == ["sd"]
-    assert [one["fallback"] for one in told.of("measured", name="oom")] == ["single"]
+    assert tried == [3, 1, 1, 1] and len(sent.of("done")) == 3 and list(cache.loaded_bytes) == ["sd"]
+    assert [one["fallback"] for one in sent.of("measured", name="oom")] == ["single"]
 
 
 def test_one_job_is_tried_twice_and_the_next_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Executor
 ) -> None:
-    told = told_by(bench)
+    sent = sent_by(bench)
     tried = faulty(monkeypatch, [NO_MEMORY[0], NO_MEMORY[0], NO_MEMORY[0]])
-    jobs = [running(tmp_path, JobSpec("generate", "sd", GENERATE), told) for _ in range(3)]
+    jobs = [running(tmp_path, JobSpec("generate", "sd", GENERATE), sent) for _ in range(3)]
     for job in jobs:
         bench.run([job])
     assert tried == [1, 1, 1, 1, 1]
-    assert [one["fallback"] for one in told.of("measured", name="oom")] == ["retry", "none", "retry"]
-    (failed,) = told.of("failed")
+    assert [one["fallback"] for one in sent.of("measured", name="oom")] == ["retry", "none", "retry"]
+    (failed,) = sent.of("failed")
     assert failed["id"] == jobs[0].id and failed["problem"]["code"] == "out_of_memory"
-    assert [one["id"] for one in told.of("done")] == [jobs[1].id, jobs[2].id]
+    assert [one["id"] for one in sent.of("done")] == [jobs[1].id, jobs[2].id]
 
 
-def test_a_fault_in_a_batch_costs_only_its_own_job(
+def test_an_error_in_a_batch_costs_only_its_own_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Executor
 ) -> None:
-    told = told_by(bench)
+    sent = sent_by(bench)
     tried = faulty(monkeypatch, [NonFinite("the picture"), None, NonFinite("the picture")])
     jobs = [
-        running(tmp_path, JobSpec("generate", "sd", GENERATE | {"seed": seed}, size=(32, 24)), told)
+        running(tmp_path, JobSpec("generate", "sd", GENERATE | {"seed": seed}, size=(32, 24)), sent)
         for seed in range(3)
     ]
     bench.run(jobs)
-    assert tried == [3, 1, 1, 1] and [one["id"] for one in told.of("done")] == [jobs[0].id, jobs[2].id]
-    assert told.of("failed")[0]["problem"]["code"] == "non_finite_output"
-    assert len(told.of("measured", name="nonfinite")) == 2
+    assert tried == [3, 1, 1, 1] and [one["id"] for one in sent.of("done")] == [jobs[0].id, jobs[2].id]
+    assert sent.of("failed")[0]["problem"]["code"] == "non_finite_output"
+    assert len(sent.of("measured", name="nonfinite")) == 2
     assert list(jobs[1].folder.iterdir()) == []
 
 
 def test_prompts_that_are_cut_are_said_to_their_own_user_alone(tmp_path: Path, bench: Executor) -> None:
-    told = told_by(bench)
+    sent = sent_by(bench)
     options = [GENERATE | {"long_prompt": False, "prompt": word * 100} for word in ("mine ", "yours ")]
-    jobs = [running(tmp_path, JobSpec("generate", "sd", each, size=(32, 24)), told) for each in options]
+    jobs = [running(tmp_path, JobSpec("generate", "sd", each, size=(32, 24)), sent) for each in options]
     bench.run(jobs)
     notes = [json.loads((job.folder / RESULT_FILE).read_text())["notes"] for job in jobs]
     assert all("the prompt is longer than 75 tokens" in one[0] and len(one) == 1 for one in notes)
     assert "yours" not in notes[0][0] and "mine" not in notes[1][0]
-    assert [one["size"] for one in told.of("measured", name="batch")] == [1, 1]
+    assert [one["size"] for one in sent.of("measured", name="batch")] == [1, 1]
 
 
-def test_faults_say_no_path_of_the_job_and_the_log_no_prompt(
+def test_errors_say_no_path_of_the_job_and_the_log_no_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Executor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = told_by(bench)
-    job = running(tmp_path, JobSpec("generate", "sd", GENERATE), told)
+    sent = sent_by(bench)
+    job = running(tmp_path, JobSpec("generate", "sd", GENERATE), sent)
     faulty(monkeypatch, [InputError(f"{job.folder}/image.png: odd {'x' * 2000}"), ValueError("a secret prompt")])
     bench.run([job])
-    bench.run([other := running(tmp_path, JobSpec("generate", "sd", GENERATE), told)])
-    first, second = (one["problem"]["message"] for one in told.of("failed"))
+    bench.run([other := running(tmp_path, JobSpec("generate", "sd", GENERATE), sent)])
+    first, second = (one["problem"]["message"] for one in sent.of("failed"))
     assert first.startswith("image.png: odd xxx") and len(first) < 1100
     assert second == "unexpected ValueError; the log of the service says where" and other.is_finished
     line = json.loads(capsys.readouterr().err)
@@ -565,7 +568,7 @@ def test_faults_say_no_path_of_the_job_and_the_log_no_prompt(
     assert "No space left" in json.loads(capsys.readouterr().err)["message"]
 
 
-def test_faults_of_memory_are_known_by_their_words() -> None:
+def test_errors_of_memory_are_known_by_their_words() -> None:
     assert {problem_for(error).code for error in (*NO_MEMORY, MemoryError())} == {"out_of_memory"}
     assert problem_for(RuntimeError("shapes differ")).code == "internal"
 

@@ -43,13 +43,13 @@ def test_every_layout_has_its_table() -> None:
 def test_every_row_from_the_original(table: str) -> None:
     rows, shapes = tables()[table], original_shapes_of(table)
     found = convert_from_original(LAYOUTS[table][1], InMemory(shapes))
-    told = Counter[tuple[str, ...]]()
+    reported = Counter[tuple[str, ...]]()
     for component, weights in found.components.items():
         for name in weights.keys():
             place = weights.key_sources[name]
             target = "x".join(map(str, weights.shape(name)))
-            told[component, place.key, steps(place, shapes[place.key]), name, target] += 1
-    told.update(("", name, "dropped", "", "") for name in found.ignored_keys)
+            reported[component, place.key, steps(place, shapes[place.key]), name, target] += 1
+    reported.update(("", name, "dropped", "", "") for name in found.ignored_keys)
     wanted = Counter[tuple[str, ...]]()
     for row in rows:
         key, target = row["original_key"], row["target_key"]
@@ -60,7 +60,7 @@ def test_every_row_from_the_original(table: str) -> None:
             wanted[row["component"], key, row["transform"], name, row["target_shape"]] += 1
         else:
             wanted["", key, "dropped", "", ""] += 1
-    assert told == wanted and set(told.values()) == {1}
+    assert reported == wanted and set(reported.values()) == {1}
     assert found.unexpected_keys == ()
 
 

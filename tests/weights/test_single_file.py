@@ -33,7 +33,7 @@ from tests.support.tiny_models import same_weights
 
 one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 
-NOT_TOLD = {"sd2": "v_prediction"}
+UNSAID = {"sd2": "v_prediction"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def bundles() -> dict[str, PipelineComponents]:
     return {family: tiny_single(family) for family in FAMILIES}
 
 
-def elsewhere(bundle: PipelineComponents, family: str) -> dict[str, Any]:
+def other_folder(bundle: PipelineComponents, family: str) -> dict[str, Any]:
     """What the x2 upscaler's file needs beside itself."""
     return {name: bundle.components[name] for name in ("vae", "text_encoder")} if family == "x2" else {}
 
@@ -90,9 +90,9 @@ def test_written_and_read_back_equal(
         strip(path)
     weights = open_checkpoint(path)
     found = detect({name: weights.shape(name) for name in weights.keys()})
-    told = {"prediction": NOT_TOLD[family]} if family in NOT_TOLD and not stated else {}
+    notes = {"prediction": UNSAID[family]} if family in UNSAID and not stated else {}
     assert (found.family, found.kind) == (family, "model")
-    again = read_single_file(path, **told, **elsewhere(bundle, family))
+    again = read_single_file(path, **notes, **other_folder(bundle, family))
     assert list(again.components) == list(bundle.components) and again.path == path
     wanted = outputs(bundle)
     for name, output in outputs(again).items():
@@ -240,7 +240,7 @@ def test_k_diffusions_own_file(
         torch.save({"model": other, "model_ema": weights, "epoch": 3, "step": 100}, path)
     else:
         save_file(weights if form == "safetensors" else surrounding.inner_model.state_dict(), path)
-    given = elsewhere(bundles["x2"], "x2")
+    given = other_folder(bundles["x2"], "x2")
     found = read_single_file(path, **given, **options)
     unet = found.components["unet"]
     assert isinstance(unet, KUNet) and found.index["_class_name"] == "StableDiffusionLatentUpscalePipeline"
@@ -460,7 +460,7 @@ def test_any_damage_is_an_error_of_ours(bundles: Mapping[str, PipelineComponents
         for kind in DAMAGE:
             save_file(damaged(dict(whole), kind, name), tmp_path / "bad.safetensors")
             try:
-                read_single_file(tmp_path / "bad.safetensors", **elsewhere(bundles[family], family))
+                read_single_file(tmp_path / "bad.safetensors", **other_folder(bundles[family], family))
                 silent.append(f"{kind} {sign}")
             except EnlargerError as error:
                 assert "bad.safetensors" in str(error)

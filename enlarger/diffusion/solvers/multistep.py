@@ -31,7 +31,7 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
 def pndm(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, midpoint: Midpoint = log_midpoint) -> Steps:
     """Liu et al. 2022, algorithm 2: three Runge-Kutta steps of four calls each, then Adams-Bashforth slopes.
 
-    `midpoint` says which level lies halfway; the paper's is halfway in training time (`NoiseSchedule.time_midpoint`).
+    `midpoint` says which level lies halfway; the paper's is halfway in training time (`NoiseSchedule.midpoint_sigma`).
     """
     slopes: list[Tensor] = []
     for sigma, lower in pairwise(sigmas):

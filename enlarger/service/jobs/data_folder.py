@@ -20,7 +20,7 @@ _SPOOL_NAME = re.compile(r"[A-Za-z0-9_-]{22}(-[a-z0-9]{1,16})?")
 log = logging.getLogger("enlarger.service.jobs")
 
 
-def claim(data: Path) -> None:
+def claim_folder(data: Path) -> None:
     """Make the folders of the service. Raises InputError where that cannot be, and for a folder of something else."""
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)

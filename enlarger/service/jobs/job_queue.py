@@ -41,17 +41,17 @@ class JobQueue:
     def add(self, active: ActiveJob) -> None:
         """A job comes into the queue, behind all that its owner has there."""
         self.active_jobs[active.job.id] = self.waiting[active.job.id] = active
-        self._take_turns()
+        self._round_robin()
 
-    def _take_turns(self) -> None:
+    def _round_robin(self) -> None:
         """Order what waits: first what ran before and came back; then each owner's first job, the first of those whose
         last one ran longest ago; then each owner's second, and so on."""
-        turns: Counter[str] = Counter()
+        rounds: Counter[str] = Counter()
 
         def order(active: ActiveJob) -> tuple[bool, int, int]:
             owner, is_new = active.job.owner, active.job.attempts == 0
-            turns[owner] += is_new
-            return is_new, turns[owner], self._last_batch.get(owner, 0)
+            rounds[owner] += is_new
+            return is_new, rounds[owner], self._last_batch.get(owner, 0)
 
         self.waiting = dict(sorted(self.waiting.items(), key=lambda item: order(item[1])))
 
@@ -79,7 +79,7 @@ class JobQueue:
             )
             live.preview = live.reported_position = None
             self._last_batch[live.job.owner] = self._num_batches
-        self._take_turns()
+        self._round_robin()
         return batch
 
     def dequeue(self, active: ActiveJob) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from enlarger.service.jobs import lock
 from enlarger.service.jobs.admission import Admission, Reservation
-from enlarger.service.jobs.data_folder import claim, empty_spool, remove_orphan_folders, write_marker
+from enlarger.service.jobs.data_folder import claim_folder, empty_spool, remove_orphan_folders, write_marker
 from enlarger.service.jobs.disk_usage import DiskUsage
 from enlarger.service.jobs.events import EventFeed
 from enlarger.service.jobs.files import remove_job_folder
@@ -63,7 +63,7 @@ class JobManager:
         Raises InputError for a folder or a database that cannot be used, or that another service uses.
         """
         data = self._settings.data
-        await asyncio.to_thread(claim, data)
+        await asyncio.to_thread(claim_folder, data)
         self._lock = await lock.acquire(data)
         try:
             await asyncio.to_thread(empty_spool, data)
@@ -126,7 +126,7 @@ class JobManager:
         return self._lifecycle.counts()
 
     def reserve(self, owner: str, max_wait: float | None = None) -> Reservation:
-        """A place for a request whose body has come. Raises ProblemError as `check_capacity`."""
+        """A place in the queue, from the head of a request on. Raises ProblemError as `check_capacity`."""
         self.check_capacity(owner, max_wait)
         return self._admission.reservations.reserve(owner)
 
@@ -310,13 +310,13 @@ class JobManager:
 
     async def load_model(self, name: str) -> None:
         """Let the workers load a model once nothing waits; `models()` shows when they have."""
-        self._wish(Load, name)
+        self._request_model(Load, name)
 
     async def unload_model(self, name: str) -> None:
         """Let the workers drop a model once nothing waits."""
-        self._wish(Unload, name)
+        self._request_model(Unload, name)
 
-    def _wish(self, command: type[Load | Unload], name: str) -> None:
+    def _request_model(self, command: type[Load | Unload], name: str) -> None:
         model = self._registry.get(name)
         if self._drain_task is not None:
             raise ProblemError(DRAINING)
@@ -324,7 +324,7 @@ class JobManager:
             raise problem_error(500, "model_unusable", f"the model {model.name} cannot be used: {model.error}", "model")
         if not any(worker.is_up for worker in self._pool.workers):
             raise problem_error(503, "model_loading", "no worker is ready; ask again in a moment", retry_after=2)
-        self._pool.wish(command(model=model.name))
+        self._pool.request_model(command(model=model.name))
 
     async def delete_expired(self) -> None:
         """Forget results that are old, and the oldest where all take too much of the disk."""

@@ -21,15 +21,15 @@ def head_as_get(app: ASGIApp) -> ASGIApp:
                 has_ended.set()
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        answering = asyncio.ensure_future(app({**scope, "method": "GET"}, receive, send_head))
+        handle_request = asyncio.ensure_future(app({**scope, "method": "GET"}, receive, send_head))
         waiting = asyncio.ensure_future(has_ended.wait())
         try:
-            await asyncio.wait({answering, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({handle_request, waiting}, return_when=asyncio.FIRST_COMPLETED)
             if not has_ended.is_set():
-                await answering
+                await handle_request
         finally:
             waiting.cancel()
-            answering.cancel()
-            await asyncio.wait({answering})
+            handle_request.cancel()
+            await asyncio.wait({handle_request})
 
     return middleware

@@ -39,7 +39,7 @@ class TimeoutProtocol(H11Protocol):
 
     def _make_room(self) -> None:
         """Close the connection that has been without a request for longest: this one, where all others have one."""
-        idle = next(one for one in self.open_connections if not one.is_answering)
+        idle = next(one for one in self.open_connections if not one.is_responding)
         self.open_connections.pop(idle)
         if idle is not self:
             idle.transport.abort()
@@ -48,7 +48,7 @@ class TimeoutProtocol(H11Protocol):
         self._send_problem(Problem(503, "unavailable", message, retry_after=1))
 
     @property
-    def is_answering(self) -> bool:
+    def is_responding(self) -> bool:
         """Whether a request is under way."""
         cycle = cast("RequestResponseCycle | None", self.cycle)  # there is none before the first request
         return cycle is not None and not cycle.response_complete
@@ -105,7 +105,7 @@ class TimeoutProtocol(H11Protocol):
         self._send_problem(Problem(400, "invalid_request", "this is no valid HTTP/1.1, or its headers are too large"))
 
     def _send_problem(self, problem: Problem) -> None:
-        if self.is_answering:  # its task must not write any more
+        if self.is_responding:  # its task must not write any more
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         body = problem.encode()

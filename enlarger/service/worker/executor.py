@@ -135,7 +135,7 @@ class Executor:
             refiners = () if refiner is None else (models_by_name[refiner].refiner,)
             upscaler = None if upscaler_name is None else models_by_name[upscaler_name].task_for("upscale")
             task = replace(task, refiners=refiners, upscaler=upscaler)
-        is_batched = model.loaded.kind.verbs[model.description.verbs[job.spec.task]].is_batched
+        is_batched = model.loaded.kind.tasks[model.description.verbs[job.spec.task]].is_batched
         return JobContext(model, task, is_batched, time.monotonic() - start)
 
     def _run_batch(self, context: JobContext, prepared_jobs: Sequence[PreparedJob], is_retry: bool = False) -> None:

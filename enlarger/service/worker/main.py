@@ -139,7 +139,7 @@ def _serve(reader: MessageReader, executor: Executor, data: Path) -> None:
             case messages.Load(model=name):
                 error = _error_message_of(partial(model_cache.get, name), "a model cannot be loaded")
                 if error is not None:
-                    writer.send(messages.ModelsLoaded(loaded=dict(model_cache.loaded_bytes), errors={name: error}))
+                    writer.send(messages.LoadedModels(loaded=dict(model_cache.loaded_bytes), errors={name: error}))
                 writer.send(messages.Idle())
             case messages.Unload(model=name):
                 model_cache.unload(name)

@@ -17,7 +17,7 @@ from enlarger.runtime.runtime import Runtime
 from enlarger.service.problems import problem_error
 from enlarger.service.settings import GIB, MIB, ModelSettings
 from enlarger.service.worker.model_description import ModelDescription, describe_model
-from enlarger.service.workers.messages import Event, MemoryUse, ModelLoading, ModelLoadTime, ModelsLoaded
+from enlarger.service.workers.messages import Event, LoadedModels, MemoryUse, ModelLoading, ModelLoadTime
 from enlarger.tasks.auxiliary.preview import Previewer, load_previewer
 from enlarger.tasks.loading import BUNDLED, Checkpoint, LoadedModel, load_model
 from enlarger.tasks.stable_diffusion import StableDiffusion
@@ -152,7 +152,7 @@ class ModelCache:
             self.unload(evictable.pop(0))
 
     def _report(self) -> None:
-        self.send(ModelsLoaded(loaded=dict(self.loaded_bytes)))
+        self.send(LoadedModels(loaded=dict(self.loaded_bytes)))
         self.send(MemoryUse(kind="models", bytes=sum(self.loaded_bytes.values())))
 
 

@@ -44,7 +44,7 @@ class ModelDescription:
     @property
     def verbs(self) -> dict[Task, str]:
         """The tasks of jobs that it can do, and the verb of its kind that does each."""
-        names = () if self.model_kind is None else self.model_kind.verbs
+        names = () if self.model_kind is None else self.model_kind.tasks
         return {DEPTH_TASK if name == "depth" else cast("Task", name): name for name in names}
 
     @property

@@ -147,7 +147,7 @@ def _metadata_options(request: Any, model: CachedModel, verb: str, refiner: str 
     """The request's options with what None stands for; pictures and seeds are said elsewhere."""
     kind = model.loaded.kind
     profile = getattr(request, "profile", None)
-    defaults = kind.verbs[verb].defaults if profile is None else f"{verb}/{profile}"
+    defaults = kind.tasks[verb].defaults if profile is None else f"{verb}/{profile}"
     options = with_defaults(request, defaults) | {"refiner": refiner}
     unused = kind.unused_options if refiner is None else ()
     for needed, names in kind.dependent_options.items():

@@ -107,7 +107,7 @@ class ModelLoading(Message):
     model: str
 
 
-class ModelsLoaded(Message):
+class LoadedModels(Message):
     """Which models are in memory now, in bytes, and why others could not be loaded."""
 
     event: Literal["models"] = "models"
@@ -231,7 +231,7 @@ Event = Annotated[
     | Alive
     | Idle
     | ModelLoading
-    | ModelsLoaded
+    | LoadedModels
     | JobStarted
     | JobProgressed
     | JobPreviewed

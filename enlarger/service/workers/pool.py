@@ -33,7 +33,7 @@ class WorkerPool:
         self.is_paused = False  # nothing new is begun
         self._settings = settings
         self._pending_deletions: set[str] = set()  # deleted while a worker still had their files
-        self._wishes: dict[WorkerSupervisor, dict[str, messages.ModelCommand]] = {}  # by model, the last one
+        self._model_requests: dict[WorkerSupervisor, dict[str, messages.ModelCommand]] = {}  # by model, the last one
 
     def start(self, command: WorkerCommand) -> None:
         self.workers = [WorkerSupervisor(device, command, self) for device in self._settings.devices]
@@ -57,17 +57,17 @@ class WorkerPool:
                 active_jobs = self.lifecycle.queue.take_batch(self._max_batch_size(worker))
                 if active_jobs:
                     self.lifecycle.spawn(self._run_batch(worker, worker.reserve(), active_jobs))
-                elif wishes := self._wishes.get(worker):
-                    worker.run_model_command(wishes.pop(next(iter(wishes))))
+                elif model_requests := self._model_requests.get(worker):
+                    worker.run_model_command(model_requests.pop(next(iter(model_requests))))
         self.lifecycle.num_workers = max(sum(worker.is_up for worker in self.workers), 1)
         self.lifecycle.on_queue_changed()
 
-    def wish(self, command: messages.ModelCommand) -> None:
+    def request_model(self, command: messages.ModelCommand) -> None:
         """Let each worker that can work load or drop a model once nothing waits. Of several wishes for a model the last
         one counts."""
         for worker in self.workers:
             if worker.is_up:
-                self._wishes.setdefault(worker, {})[command.model] = command
+                self._model_requests.setdefault(worker, {})[command.model] = command
         self.dispatch()
 
     def cancel(self, id: str) -> None:
@@ -121,8 +121,8 @@ class WorkerPool:
                 self.dispatch()
             case messages.ModelLoading():
                 self._on_model_loading(worker)
-            case messages.ModelsLoaded():
-                self._on_models_loaded(worker)
+            case messages.LoadedModels():
+                self._end_loading_stage(worker)
                 self._update_loaded_models(worker, event.loaded)
                 for model, text in event.errors.items():
                     log.error("the worker of %s cannot load %s: %s", worker.requested_device, model, text)
@@ -212,7 +212,7 @@ class WorkerPool:
                 active.estimator.stage = "loading"
                 self.lifecycle.publish(active, "progress")
 
-    def _on_models_loaded(self, worker: WorkerSupervisor) -> None:
+    def _end_loading_stage(self, worker: WorkerSupervisor) -> None:
         for active in unfinished(map(self.lifecycle.queue.active_jobs.get, worker.assigned)):
             if active.estimator is not None and active.estimator.stage == "loading":
                 active.estimator.start(time.monotonic())

@@ -1,7 +1,7 @@
 """The bundled model: one network call predicts the mean of the enlargements; others add detail or clean the picture."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
@@ -21,8 +21,14 @@ from enlarger.tasks.generation import with_generation
 from enlarger.tasks.inputs import ImageSource
 from enlarger.tasks.loading import BUNDLED, Checkpoint
 from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
-from enlarger.tasks.sampling import NetworkCall
-from enlarger.tasks.upscale.upscale import UpscaleBatch, single_batches, stack_requests, upscale_key
+from enlarger.tasks.sampling import NetworkCalls
+from enlarger.tasks.upscale.upscale import (
+    UpscaleBatch,
+    refuse_unused_options,
+    single_batches,
+    stack_requests,
+    upscale_key,
+)
 from enlarger.verb_options import UpscalerOptions
 
 TILE = 512  # input pixels: what bounds the memory
@@ -30,7 +36,6 @@ GRAPHICS_NOTE = (
     "taken for graphics: redrawn without detail, and not made consistent with the input, since no larger picture's "
     "half is like it"
 )
-REFUSED_OPTIONS = ("prompt", "negative", "guidance", "noise_level", "profile", "solver", "spacing", "tile", "memory")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +51,7 @@ class BundledUpscaler:
 
     name: str = BUNDLED
     scale: int = 2
-    latent_space: None = None
+    input_latent_space: None = None
     vae: None = None
     tokenizer: None = None
     sampler: None = None
@@ -73,7 +78,7 @@ class BundledUpscaler:
     def batch_key(self, request: UpscaleRequest) -> Hashable | None:
         return upscale_key(request)
 
-    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCall, ...]:
+    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCalls, ...]:
         """None: there is no diffusion network in it."""
         return ()
 
@@ -175,13 +180,9 @@ def load_bundled(runtime: Runtime) -> BundledUpscaler:
 def _options(requests: Sequence[UpscaleRequest]) -> dict[str, Any]:
     """Those of requests that differ in the picture alone. Raises Unsupported for what is not used."""
     request = requests[0]
-    for name in REFUSED_OPTIONS:
-        if getattr(request, name) not in (None, ""):
-            raise Unsupported(
-                f"{name} is set, but the bundled model has no use for it; load an x2 checkpoint, or leave it"
-            )
     if request.steps not in (None, 1):
         raise Unsupported(f"steps is {request.steps}, but the bundled model makes detail in one; leave it")
+    refuse_unused_options(KINDS["bundled"], replace(request, steps=None))
     return with_defaults(request, "upscale/bundled")
 
 

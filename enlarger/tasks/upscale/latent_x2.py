@@ -32,12 +32,12 @@ from enlarger.tasks.generation import with_generation
 from enlarger.tasks.inputs import ImageSource, LatentSpace, latent_space_of
 from enlarger.tasks.latent_diffusion import LatentDiffusion, decode_latents, pad_to_multiple
 from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress
-from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
+from enlarger.tasks.sampling import Expert, NetworkCalls, SamplingPlan, sample_latents, trace_network_calls
 from enlarger.tasks.tiled_diffusion import TRAINED_SIDE, NetworkShape, choose_windows, note_windows, report_plan
 from enlarger.tasks.upscale.upscale import (
     UpscaleBatch,
     plan_upscale,
-    refuse_bundled_options,
+    refuse_unused_options,
     single_batches,
     split_batch,
     stack_requests,
@@ -96,7 +96,7 @@ class LatentUpscaler:
         return KINDS["x2"]
 
     @property
-    def latent_space(self) -> LatentSpace:
+    def input_latent_space(self) -> LatentSpace:
         return latent_space_of(self.vae.config)
 
     def __call__(
@@ -118,7 +118,7 @@ class LatentUpscaler:
         solver = with_defaults(request, _defaults_of(request))["solver"]
         return upscale_key(request, [self.tokenizer]) if is_batch_invariant(self.sampler, solver) else None
 
-    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCall, ...]:
+    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCalls, ...]:
         solver, sigma_schedule = self._solver(request)
         passes = plan_upscale(request, size, self.scale).passes
         return trace_network_calls(["x2"], [0.0], solver, sigma_schedule.sigmas) * passes
@@ -126,7 +126,7 @@ class LatentUpscaler:
     def _prepare(self, requests: Sequence[UpscaleRequest]) -> MakeJob:
         """The options settled once, for requests that differ in picture, prompts and seed alone."""
         request = requests[0]
-        refuse_bundled_options(request)
+        refuse_unused_options(self.kind, request)
         options, is_original = with_defaults(request, _defaults_of(request)), request.profile == "original"
         scale, noise_level = options["guidance"], options["noise_level"]
         if noise_level > X2_MAX_NOISE_LEVEL:
@@ -171,12 +171,12 @@ class LatentUpscaler:
         while height < batch.size[0] or width < batch.size[1]:
             pixels = factor if image.shape[1] == 4 else 1  # per element along a side
             job = make_job(pad_to_multiple(image, SIZE_MULTIPLE // pixels, MIN_SIZE // pixels), noise)
-            conditioning, initial_latents, plan = self._start(job)
+            expert, initial_latents, plan = self._start(job)
             size = (initial_latents.shape[2], initial_latents.shape[3])
             windows = choose_windows(batch.requests[0], self._network_shape, size, len(initial_latents))
             plan, on_step = report_plan(watch, replace(plan, windows=windows), size)
             notes += note_windows(windows, size)
-            latents = self.latent_diffusion.sample(conditioning, initial_latents, plan, on_step)
+            latents = sample_latents([expert], initial_latents, plan, self.runtime, on_step)
             height, width = 2 * height, 2 * width
             image = latents[..., : -(-height // factor), : -(-width // factor)]  # the next pass begins with these
         if image.shape[1] == 4:
@@ -187,10 +187,11 @@ class LatentUpscaler:
 
     def upscale_latents(self, job: LatentUpscaleJob, on_step: OnStep = unchanged) -> Tensor:
         """Upscaled latents (B, 4, 2h, 2w) in float32. Noise is drawn for the encoding, the augmentation, the start."""
-        return self.latent_diffusion.sample(*self._start(job), on_step)
+        expert, initial_latents, plan = self._start(job)
+        return sample_latents([expert], initial_latents, plan, self.runtime, on_step)
 
-    def _start(self, job: LatentUpscaleJob) -> tuple[GuidedConditioning, Tensor, SamplingPlan]:
-        """What sampling begins with: the conditioning, the first latents, and how they are to be denoised."""
+    def _start(self, job: LatentUpscaleJob) -> tuple[Expert, Tensor, SamplingPlan]:
+        """What sampling begins with: the conditioned network, the first latents, and how they are to be denoised."""
         low_res = self.latent_diffusion.encode(job.low_res, job.noise)
         noisy_low_res = low_res + job.noise_level * job.noise(low_res) if job.noise_level else low_res
         text, (batch_size, channels, height, width) = job.text_features, low_res.shape
@@ -203,7 +204,7 @@ class LatentUpscaler:
             (batch_size, channels, 2 * height, 2 * width), job.noise, job.initial_noise
         )
         plan = SamplingPlan(job.sigma_schedule, job.solver, job.noise)
-        return conditioning, unit_noise * job.sigma_schedule.init_noise_sigma, plan
+        return self.latent_diffusion.expert(conditioning), unit_noise * job.sigma_schedule.init_noise_sigma, plan
 
     @property
     def _network_shape(self) -> NetworkShape:

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.families import KINDS, ModelKind
 from enlarger.checkpoint.single_file.pixel_network import ImageModel
-from enlarger.errors import Unsupported
 from enlarger.requests import UpscaleRequest, as_request
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
 from enlarger.tasks.generation import with_generation
 from enlarger.tasks.inputs import ImageSource
 from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
-from enlarger.tasks.sampling import NetworkCall
-from enlarger.tasks.upscale.upscale import UpscaleBatch, single_batches
+from enlarger.tasks.sampling import NetworkCalls
+from enlarger.tasks.upscale.upscale import UpscaleBatch, refuse_unused_options, single_batches
 from enlarger.verb_options import UpscalerOptions
 
 TILE = 256  # input pixels; a multiple of the windows of all transformers among them, so that tiles do not move these
@@ -39,7 +38,7 @@ class PixelNetworkUpscaler:
     tile: int = TILE
     margin: int = MARGIN
 
-    latent_space: None = None
+    input_latent_space: None = None
     vae: None = None
     tokenizer: None = None
     sampler: None = None
@@ -70,7 +69,7 @@ class PixelNetworkUpscaler:
     def batch_key(self, request: UpscaleRequest) -> None:
         """None: its memory allows for one picture."""
 
-    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCall, ...]:
+    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCalls, ...]:
         """None: there is no diffusion network in it."""
         return ()
 
@@ -114,10 +113,5 @@ def load(components: PipelineComponents, runtime: Runtime, name: str) -> PixelNe
 def _check_options(requests: Sequence[UpscaleRequest]) -> tuple[str, ...]:
     """What to know of the result. Raises Unsupported for options that the network has no use for."""
     request = requests[0]
-    for option in KINDS["pixel"].unused_options:
-        if getattr(request, option) not in (None, "", False):
-            raise Unsupported(
-                f"{option} is set, but an upscaler network of one call has no use for it; leave it, or load a "
-                "diffusion upscaler"
-            )
+    refuse_unused_options(KINDS["pixel"], request)
     return (KINDS["pixel"].one_answer.format(count=request.count),) if request.count > 1 else ()

@@ -13,19 +13,19 @@ from enlarger.diffusion.noise import PerSampleGenerators, from_seeds
 from enlarger.diffusion.sample import OnStep, Solver, unchanged
 from enlarger.diffusion.sampler import Sampler, SigmaSchedule
 from enlarger.diffusion.schedule import NoiseSchedule
-from enlarger.errors import CheckpointError, InputError, Unsupported
+from enlarger.errors import CheckpointError, InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.requests import UpscaleRequest, as_request, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
 from enlarger.tasks.generation import with_generation
 from enlarger.tasks.inputs import ImageSource
-from enlarger.tasks.latent_diffusion import LatentDiffusion, pad_to_multiple, repeat_each
+from enlarger.tasks.latent_diffusion import LatentDiffusion, expand_to_batch, pad_to_multiple
 from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress
-from enlarger.tasks.sampling import NetworkCall, SamplingPlan, trace_network_calls
+from enlarger.tasks.sampling import Expert, NetworkCalls, SamplingPlan, sample_latents, trace_network_calls
 from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffusion
 from enlarger.tasks.tiled_diffusion import choose_windows, note_windows, report_plan
-from enlarger.tasks.upscale.upscale import UpscaleBatch, plan_upscale, refuse_bundled_options, single_batches
+from enlarger.tasks.upscale.upscale import UpscaleBatch, plan_upscale, refuse_unused_options, single_batches
 from enlarger.text.tokenize import Tokenizer
 from enlarger.verb_options import UpscalerOptions
 
@@ -59,7 +59,7 @@ class PixelUpscaler:
 
     checkpoint: StableDiffusion
     name: str = "x4"
-    latent_space: None = None
+    input_latent_space: None = None
 
     @property
     def kind(self) -> ModelKind:
@@ -99,7 +99,7 @@ class PixelUpscaler:
     def batch_key(self, request: UpscaleRequest) -> None:
         """None: its memory allows for one picture."""
 
-    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCall, ...]:
+    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCalls, ...]:
         solver, sigma_schedule = self._solver(request)
         passes = plan_upscale(request, size, self.scale).passes
         return trace_network_calls(["x4"], [0.0], solver, sigma_schedule.sigmas) * passes
@@ -107,7 +107,7 @@ class PixelUpscaler:
     def _settings(self, requests: Sequence[UpscaleRequest]) -> _Settings:
         """Raises InputError for a noise level that is no step of the checkpoint's own schedule."""
         request = requests[0]
-        refuse_bundled_options(request)
+        refuse_unused_options(self.kind, request)
         options, max_noise_level = with_defaults(request, "upscale/x4"), self.checkpoint.max_noise_level
         noise_level = options["noise_level"]
         if noise_level != int(noise_level) or noise_level > max_noise_level:
@@ -115,8 +115,6 @@ class PixelUpscaler:
                 f"noise_level is {noise_level:g}, expected a whole number from 0 to {max_noise_level} for the x4 "
                 "upscaler"
             )
-        if request.profile is not None:
-            raise Unsupported(f"profile is {request.profile!r}; only the x2 latent upscaler has profiles, leave it")
         return _Settings(prompt_spec_from_options(options), *self._solver(request), int(noise_level))
 
     def _solver(self, request: UpscaleRequest) -> tuple[Solver, SigmaSchedule]:
@@ -141,7 +139,8 @@ class PixelUpscaler:
             job = PixelUpscaleJob(
                 conditioning, padded, windowed_plan, settings.noise_level, checkpoint.low_res_schedule
             )
-            latents = latent_diffusion.sample(*_start(latent_diffusion, job), on_step)
+            experts, initial_latents = _start(latent_diffusion, job)
+            latents = sample_latents(experts, initial_latents, windowed_plan, latent_diffusion.runtime, on_step)
             image = latent_diffusion.decode(latents)[..., :height, :width].float().cpu()
         count = len(batch.requests)
         return batch.finish(self.name, image, [bool(batch.requests[0].consistent)] * count, [notes] * count)
@@ -164,23 +163,24 @@ def upscale_pixel_x4(latent_diffusion: LatentDiffusion, job: PixelUpscaleJob, on
 
     Results of one picture share its noise, unless each has a generator of its own.
     """
-    return latent_diffusion.sample(*_start(latent_diffusion, job), on_step)
+    experts, initial_latents = _start(latent_diffusion, job)
+    return sample_latents(experts, initial_latents, job.plan, latent_diffusion.runtime, on_step)
 
 
-def _start(latent_diffusion: LatentDiffusion, job: PixelUpscaleJob) -> tuple[GuidedConditioning, Tensor, SamplingPlan]:
-    """What sampling begins with: the conditioning, the first latents, and how they are to be denoised."""
+def _start(latent_diffusion: LatentDiffusion, job: PixelUpscaleJob) -> tuple[list[Expert], Tensor]:
+    """The conditioned network, and the latents that it begins with."""
     num_steps = job.low_res_schedule.num_train_timesteps
     if not 0 <= job.noise_level < num_steps:
         raise InputError(f"the noise level is {job.noise_level}, expected 0 to {num_steps - 1}")
     tokens, noise = job.conditioning.positive.tokens, job.plan.noise
     assert tokens is not None, "Stable Diffusion is always conditioned on tokens"
     image = job.image.to(latent_diffusion.runtime.device, latent_diffusion.dtype)
-    image = repeat_each(image, len(tokens)) if isinstance(noise, PerSampleGenerators) else image
+    image = expand_to_batch(image, len(tokens)) if isinstance(noise, PerSampleGenerators) else image
     sigma = float(job.low_res_schedule.sigmas[job.noise_level])
     noisy = (image.float() + sigma * noise(image).float()) / (sigma**2 + 1) ** 0.5
     unit_noise = latent_diffusion.draw_noise(
         latent_diffusion.latent_shape(len(tokens), (image.shape[2], image.shape[3])), noise, job.initial_noise
     )
     noise_label = torch.full((len(tokens),), job.noise_level, device=image.device)
-    conditioning = job.conditioning.with_fields(concat=repeat_each(noisy, len(tokens)), label=noise_label)
-    return conditioning, unit_noise * job.plan.sigma_schedule.init_noise_sigma, job.plan
+    conditioning = job.conditioning.with_fields(concat=expand_to_batch(noisy, len(tokens)), label=noise_label)
+    return [latent_diffusion.expert(conditioning)], unit_noise * job.plan.sigma_schedule.init_noise_sigma

@@ -1,7 +1,7 @@
 """Pictures in, larger pictures out: the verb, and what every upscaler does before and after its network."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from enlarger.checkpoint.families import ModelKind
 from enlarger.errors import InputError, Unsupported
 from enlarger.image.consistency import downscale, make_consistent_in_range
 from enlarger.image.decode import open_upright
@@ -136,11 +137,13 @@ def plan_upscale(request: UpscaleRequest, size: tuple[int, int], scale: int) -> 
     return UpscalePlan(size, target, scale, passes)
 
 
-def refuse_bundled_options(request: UpscaleRequest) -> None:
-    """Raise Unsupported for options that other upscalers than the bundled one have no use for."""
-    for name in ("detail", "restore"):
-        if getattr(request, name) is not None:
-            raise Unsupported(f"{name} is for the bundled model; this one takes steps, guidance and noise_level")
+def refuse_unused_options(kind: ModelKind, request: UpscaleRequest) -> None:
+    """Raise Unsupported for options that are set and that a kind of upscaler has no use for."""
+    for option in fields(request):
+        if option.name in kind.unused_options and getattr(request, option.name) != option.default:
+            raise Unsupported(
+                f"{option.name} is set, but {kind.label} has no use for it; leave it, or load another upscaler"
+            )
 
 
 def upscale(
@@ -180,7 +183,7 @@ def _as_latents(source: Any) -> Latents | None:
 
 def _latents_for(upscaler: Upscaler, latents: Latents, request: UpscaleRequest) -> tuple[Tensor, int]:
     """(1, 4, h, w) that the upscaler takes, and how many pixels each stands for along a side."""
-    if upscaler.latent_space is None or upscaler.vae is None:
+    if upscaler.input_latent_space is None or upscaler.vae is None:
         raise Unsupported(
             f"found latents with {latents.values.shape[1]} channels; {upscaler.kind.label} takes pictures only: decode "
             "them, or use an x2 checkpoint"

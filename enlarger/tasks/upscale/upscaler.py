@@ -9,7 +9,7 @@ from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.requests import UpscaleRequest
 from enlarger.tasks.inputs import ImageSource, LatentSpace
 from enlarger.tasks.result import ProgressCallback, Result, no_progress
-from enlarger.tasks.sampling import NetworkCall
+from enlarger.tasks.sampling import NetworkCalls
 from enlarger.text.tokenize import Tokenizer
 from enlarger.verb_options import UpscalerOptions
 
@@ -31,7 +31,7 @@ class Upscaler(Protocol):
         ...
 
     @property
-    def latent_space(self) -> LatentSpace | None:
+    def input_latent_space(self) -> LatentSpace | None:
         """Whose latents it enlarges without a picture in between; None: it takes pictures only."""
         ...
 
@@ -72,6 +72,6 @@ class Upscaler(Protocol):
         """Equal for requests that can share a batch; None for one that is computed by itself."""
         ...
 
-    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCall, ...]:
+    def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCalls, ...]:
         """The calls of its diffusion network that enlarge a picture of `size` (height, width), or its latents."""
         ...
