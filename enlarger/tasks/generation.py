@@ -57,7 +57,7 @@ def describe_pictures(seeds: Sequence[int], model: Described, verb: str, request
 
 def _options(model: Described, verb: str, request: Any) -> dict[str, Any]:
     kind, profile = model.kind, getattr(request, "profile", None)
-    name = kind.verbs[verb].defaults if profile is None else f"{verb}/{profile}"
+    name = kind.tasks[verb].defaults if profile is None else f"{verb}/{profile}"
     options = with_defaults(request, name)
     if options.get("solver", "") is None and model.sampler is not None:
         options["solver"] = model.sampler.solver
