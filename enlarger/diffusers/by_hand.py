@@ -27,7 +27,7 @@ from enlarger.diffusion.estimates import outside_precondition, variance_preservi
 from enlarger.diffusion.listing import Array
 from enlarger.diffusion.noise import PerSampleGenerators
 from enlarger.tasks.conditioning import embed_guidance_scale
-from enlarger.tasks.latent_diffusion import LatentDiffusion, repeat_each
+from enlarger.tasks.latent_diffusion import LatentDiffusion, expand_to_batch
 
 PROMPTS = ("negative_prompt", "prompt_embeds", "negative_prompt_embeds")
 IP = ("ip_adapter_image", "ip_adapter_image_embeds")
@@ -106,8 +106,8 @@ class StepMethods:
         networks = LatentDiffusion(self._unet, self._vae, means_nothing, self._runtime, upcast, self._tile_vae)
         noise = noise_from_generator(generator, count)
         if isinstance(noise, PerSampleGenerators) and image.shape[1] == 3:
-            image = repeat_each(image, count)
-        return repeat_each(networks.encode(image, noise), count).to(dtype)
+            image = expand_to_batch(image, count)
+        return expand_to_batch(networks.encode(image, noise), count).to(dtype)
 
     def get_timesteps(
         self, num_inference_steps: int, strength: float, device: Device = None, denoising_start: float | None = None
@@ -211,7 +211,7 @@ class MaskedMethods(StepMethods):
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """A mask (N, 1, H, W) and a masked picture in -1..1 at the latents' size, twice for guidance."""
         size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
-        small = repeat_each(F.interpolate(mask, size), batch_size).to(device, dtype)
+        small = expand_to_batch(F.interpolate(mask, size), batch_size).to(device, dtype)
         both = 2 if do_classifier_free_guidance else 1
         if masked_image is None:
             return torch.cat([small] * both), None

@@ -1,4 +1,4 @@
-"""The worker's parts: what models are, the shelf, requests, recipes, files, previews, and what becomes of faults."""
+"""The worker's parts: what models are, the cache, requests, recipes, files, previews, and what becomes of faults."""
 
 import json
 import os
@@ -64,7 +64,7 @@ class SentMessages:
 
 @pytest.fixture(scope="module")
 def shared() -> ModelCache:
-    """One shelf for those that need no other: loading takes long."""
+    """One cache for those that need no other: loading takes long."""
     return ModelCache([BUNDLED, SD, X2, X4], CPU, None, SentMessages())
 
 
@@ -607,8 +607,8 @@ def test_a_scheduler_that_cannot_be_used_is_no_fault_of_the_caller(
     index = json.loads((folder / "model_index.json").read_text())
     index["scheduler"] = ["diffusers", settings.get("_class_name", index["scheduler"][1])]
     (folder / "model_index.json").write_text(json.dumps(index))
-    shelf, _ = shelf_of(ModelSettings(name="sd", path=str(folder)))
+    cache, _ = cache_of(ModelSettings(name="sd", path=str(folder)))
     with pytest.raises(Exception, match=message) as raised:
-        shelf.get("sd")
+        cache.get("sd")
     problem = problem_from_exception(raised.value)
     assert (problem.status, problem.code) == (500, "model_unusable")
