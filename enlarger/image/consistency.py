@@ -12,15 +12,25 @@ from enlarger.image.picture import resize
 from enlarger.image.resize import BLOCK, resize_band
 
 
-def make_consistent_in_range(large: Tensor, small: Tensor, iterations: int = 4) -> Tensor:
+def make_consistent_in_range(
+    large: Tensor, small: Tensor, iterations: int = 4, tolerance: float = 2 / 255, most: int = 64
+) -> Tensor:
     """As `make_consistent`, but also within -1..1, as pictures are: alternating projections, relaxed by 1.5.
 
-    Where the input is nearly black or white the two can exclude each other; there the range wins.
+    After `iterations` of them, more follow, `most` in all, while the reduction is off by more than `tolerance`. Where
+    the input is nearly black or white the two can exclude each other; there the range wins.
     """
-    for i in range(iterations):
-        step = 1.5 if i + 1 < iterations else 1.0
+    for i in range(most):
+        if i >= iterations and residual(large, small) <= tolerance:
+            break
+        step = 1.5 if (i + 1) % iterations else 1.0
         large = torch.lerp(large, make_consistent(large, small), step).clamp(-1, 1)
     return large
+
+
+def residual(large: Tensor, small: Tensor) -> float:
+    """The largest difference of an enlargement's reduction to the input."""
+    return float((downscale(large, small.shape[-2:]) - small).abs().max())
 
 
 def make_consistent(large: Tensor, small: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ class Result:
     model: str
     notes: tuple[str, ...] = ()
     consistency: float | None = None  # largest difference of the reduced copy to the input, in 8-bit steps
+    residual: tuple[float, float] | None = None  # the same without rounding, before and after it was made consistent
     latents: Latents | None = None  # of the pictures in order; None where they differ in size, or were never latents
     flagged: tuple[bool, ...] | None = None  # by the checkpoint's safety checker; None: it has none, see `notes`
     generation: tuple[Json, ...] = ()  # what made each picture; saved with it, see `image.generation`
@@ -99,10 +100,17 @@ def join_results(results: Sequence[Result]) -> Result:
         results[0].model,
         tuple(dict.fromkeys(note for result in results for note in result.notes)),
         max(consistencies, default=None),
+        join_residuals([result.residual for result in results]),
         join_latents([result.latents for result in results]),
         join_flags([result.flagged for result in results]),
         tuple(one for result in results for one in result.generation),
     )
+
+
+def join_residuals(found: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+    """The largest of each; None if none is known."""
+    known = [each for each in found if each is not None]
+    return (max(before for before, _ in known), max(after for _, after in known)) if known else None
 
 
 def join_flags(flags: Sequence[tuple[bool, ...] | None]) -> tuple[bool, ...] | None:

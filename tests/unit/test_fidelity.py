@@ -1,12 +1,14 @@
 """The nearest enlargement whose reduction is the input."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enlarger import upscale
 from enlarger.image import consistency
-from enlarger.image.consistency import downscale, make_consistent, make_consistent_in_range
+from enlarger.image.consistency import downscale, make_consistent, make_consistent_in_range, residual
 from enlarger.image.resize import resize_matrix
 from tests.support.close import assert_close, max_difference
 from tests.support.random_weights import normal
@@ -111,3 +113,13 @@ def test_it_stays_true_within_the_range_of_pictures() -> None:
     assert_close(
         downscale(make_consistent_in_range(0.1 * large, calm), (12, 15)), calm, 1e-5
     )  # away from the ends both hold
+
+
+def test_projections_go_on_until_the_tolerance_is_met_and_what_is_off_is_said() -> None:
+    small, large = 0.3 * torch.tanh(normal(1, 3, 12, 15)), 3 * normal(1, 3, 24, 30, seed=4)
+    coarse, fine = (make_consistent_in_range(large, small, tolerance=one) for one in (2.0, 1e-4))
+    assert residual(fine, small) <= 1e-4 < residual(coarse, small)
+    grey, checks = np.full((8, 9, 3), 40000, np.uint16), (np.indices((8, 9)).sum(0) % 2 * 65535).astype(np.uint16)
+    calm, hard = (upscale(one, consistent=True) for one in (grey, np.stack([checks] * 3, -1)))
+    assert calm.residual is not None and calm.residual[1] <= 1 / 257 and not any("off by" in one for one in calm.notes)
+    assert hard.residual is not None and hard.residual[1] > 1 / 257 and any("off by" in one for one in hard.notes)

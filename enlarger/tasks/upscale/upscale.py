@@ -11,7 +11,7 @@ from torch import Tensor
 
 from enlarger.checkpoint.families import ModelKind
 from enlarger.errors import InputError, Unsupported
-from enlarger.image.consistency import downscale, make_consistent_in_range
+from enlarger.image.consistency import make_consistent_in_range, residual
 from enlarger.image.decode import open_upright
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import Picture, read_picture, to_pil
@@ -57,9 +57,14 @@ class UpscaleBatch:
         results = list[Result]()
         for i, picture in enumerate(self.pictures):
             large, small = images[i : i + 1], self.low_res[i : i + 1]
-            large = make_consistent_in_range(large, small) if consistent[i] else large
-            image, error = to_pil(match_input(picture, large[0])), _consistency_error(large, small)
-            results.append(Result((image,), (self.seeds[i],), name, picture.notes + notes[i], error))
+            step, before = 2 / (2**picture.bit_depth - 1), residual(large, small)
+            large = make_consistent_in_range(large, small, tolerance=step) if consistent[i] else large
+            after = residual(large, small)
+            off = (OFF_NOTE.format(after * 127.5),) if consistent[i] and after > step else ()
+            image, error = to_pil(match_input(picture, large[0])), _consistency_error(large, small, step)
+            said = picture.notes + notes[i] + off
+            steps = (before * 127.5, after * 127.5)
+            results.append(Result((image,), (self.seeds[i],), name, said, error, residual=steps))
         return results
 
 
@@ -127,6 +132,7 @@ class UpscalePlan:
 
 
 RESAMPLING = "Lanczos"
+OFF_NOTE = "the input is so near black or white that no larger picture is reduced to it: off by up to {:.2g} of 255"
 
 
 def plan_upscale(request: UpscaleRequest, size: tuple[int, int], scale: int) -> UpscalePlan:
@@ -198,7 +204,7 @@ def _latents_for(upscaler: Upscaler, latents: Latents, request: UpscaleRequest) 
     return latents.values_for(upscaler.vae, upscaler.kind.label), upscaler.vae.downsample_factor
 
 
-def _consistency_error(large: Tensor, small: Tensor) -> float:
-    """The largest difference of the 8-bit result's reduction to the input, in 8-bit steps."""
-    rounded = ((large / 2 + 0.5).clamp(0, 1) * 255).round() / 127.5 - 1
-    return round(float((downscale(rounded, small.shape[-2:]) - small).abs().max()) * 127.5, 3)
+def _consistency_error(large: Tensor, small: Tensor, step: float) -> float:
+    """The largest difference of the reduction of what is saved, in whole `step`s, to the input, in 8-bit steps."""
+    rounded = ((large.clamp(-1, 1) + 1) / step).round() * step - 1
+    return round(residual(rounded, small) * 127.5, 3)
