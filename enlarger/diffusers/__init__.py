@@ -4,12 +4,15 @@ A class here is a signature, a translation into one job, and the packaging of th
 cannot be done raises `enlarger.errors.Unsupported` and names our way of doing it.
 """
 
+from typing import Never
+
 from enlarger.diffusers.auto import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
     AutoPipelineForText2Image,
 )
 from enlarger.diffusers.latent_upscale import StableDiffusionLatentUpscalePipeline
+from enlarger.diffusers.left_out import missing
 from enlarger.diffusers.models import (
     AutoencoderKL,
     AutoencoderTiny,
@@ -95,3 +98,8 @@ __all__ = [
     "UNet2DConditionModel",
     "UniPCMultistepScheduler",
 ]
+
+
+def __getattr__(name: str) -> Never:
+    """One sentence for the names of diffusers that are not here."""
+    raise missing(name)

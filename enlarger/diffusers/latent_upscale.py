@@ -23,7 +23,8 @@ from enlarger.diffusers.arguments import (
 from enlarger.diffusers.by_hand import FromNoiseMethods
 from enlarger.diffusers.callbacks import CallbackRunner, listeners
 from enlarger.diffusers.image_processor import LATENT_CHANNELS
-from enlarger.diffusers.pipeline import Pipeline, make_output
+from enlarger.diffusers.output import make_output
+from enlarger.diffusers.pipeline import Pipeline
 from enlarger.diffusers.running import listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import PooledEmbeds, text_features

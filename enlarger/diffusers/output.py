@@ -40,6 +40,10 @@ class PipelineOutput(Output):
     nsfw_content_detected: list[bool] | None = None
 
 
+def make_output(images: Any, return_dict: bool, as_tuple: tuple[Any, ...]) -> Any:
+    return PipelineOutput(images) if return_dict else as_tuple
+
+
 @dataclass(frozen=True, eq=False)
 class SchedulerOutput(Output):
     """The latents after a step, and the denoised estimate it came from where the scheduler gives it."""

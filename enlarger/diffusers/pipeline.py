@@ -28,10 +28,10 @@ from enlarger.diffusers.components import (
     wrong_component,
 )
 from enlarger.diffusers.foreign import OtherAutoencoder, is_other_autoencoder
+from enlarger.diffusers.left_out import LeftOutMethods
 from enlarger.diffusers.loading import Loading, read_options
 from enlarger.diffusers.memory import MemoryMethods
 from enlarger.diffusers.models import model_view
-from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.progress import ProgressBar, ProgressBarConfig, progress_bar_config
 from enlarger.diffusers.run_state import RunState
 from enlarger.diffusers.saving import Saved
@@ -49,7 +49,7 @@ from enlarger.text.tokenize import Tokenizer
 log = logging.getLogger(__name__)
 
 
-class DiffusionPipeline(RunState, MemoryMethods, StepMethods):
+class DiffusionPipeline(RunState, MemoryMethods, StepMethods, LeftOutMethods):
     """The base of the pipelines; reading with it gives the class that the folder names.
 
     A base class, unlike elsewhere in this package: the classes must offer the same thirty methods under diffusers'
@@ -72,6 +72,7 @@ class DiffusionPipeline(RunState, MemoryMethods, StepMethods):
 
     def __init__(self, parts: Mapping[str, object], settings: Mapping[str, object] | None = None) -> None:
         self._configs: dict[str, object] = {}  # of parts that were read, as they were stated
+        self._unused_settings: Json = {}  # of a pipeline for another task, which this one was made from
         self._foreign: dict[str, Any] = {}  # parts of diffusers and transformers that are kept as they are
         self._settings: Json = dict(settings or {})
         self._source: tuple[Path, Mapping[str, object]] | None = None  # the folder that was read, and its index
@@ -279,7 +280,8 @@ class DiffusionPipeline(RunState, MemoryMethods, StepMethods):
         """A pipeline of another one's parts, which both share; `parts` replaces some or adds what is missing."""
         dtype: torch.dtype | None = parts.pop("torch_dtype", None)
         shared = {name: part for name, part in pipeline.components.items() if name in cls.COMPONENT_TYPES}
-        settings = {name: value for name, value in pipeline.config.items() if name in cls.CONFIG_KEYS}
+        known = {**pipeline._unused_settings, **pipeline._settings}
+        settings = {name: value for name, value in known.items() if name in cls.CONFIG_KEYS}
         absent = {
             name: None
             for name, kind in cls.COMPONENT_TYPES.items()
@@ -288,6 +290,7 @@ class DiffusionPipeline(RunState, MemoryMethods, StepMethods):
         arguments: dict[str, Any] = {**absent, **shared, **settings, **parts}
         made = cls(**arguments)
         made._configs.update({name: config for name, config in pipeline._configs.items() if name not in parts})
+        made._unused_settings = {name: value for name, value in known.items() if name not in cls.CONFIG_KEYS}
         kept = {name: part for name, part in pipeline._foreign.items() if name in shared and name not in parts}
         made._foreign.update(kept)
         made._runtime, made._bar, made._source = pipeline._runtime, pipeline._bar, pipeline._source
@@ -379,10 +382,6 @@ class DiffusionPipeline(RunState, MemoryMethods, StepMethods):
             return latents.to(self.dtype)
         made = self._decode(latents)
         return image_processor.postprocess(made.to(self.dtype) if output_type == "pt" else made, output_type)
-
-
-def make_output(images: Any, return_dict: bool, as_tuple: tuple[Any, ...]) -> Any:
-    return PipelineOutput(images) if return_dict else as_tuple
 
 
 def accept_lora_scale(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -56,7 +56,8 @@ class Saved:
         if missing := [name for name in copied if name not in stated]:
             warnings.warn(f"{', '.join(missing)} cannot be saved: only what lies in a folder is copied", stacklevel=5)
         index: Json = {"_class_name": self.class_name, **{name: [None, None] for name in self.parts}, **self.settings}
-        index |= {"requires_safety_checker": False} if "safety_checker" in self.parts else {}
+        if "safety_checker" in self.parts:
+            index.setdefault("requires_safety_checker", False)
         index |= {name: stated[name] for name in copied if name in stated}
         configs = {name: part.__dict__.get(STATED, {}) for name, part in plain.items() if isinstance(part, ModelView)}
         return PipelineComponents(path, index, written, configs, tuple(copied))

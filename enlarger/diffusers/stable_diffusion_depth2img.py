@@ -57,6 +57,7 @@ class StableDiffusionDepth2ImgPipeline(FromPictureMethods, ImagePipeline):
     }
     OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset({"depth_estimator"})
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = (*ImagePipeline._callback_tensor_inputs, "depth_mask")
+    CONFIG_KEYS: ClassVar[tuple[str, ...]] = ()
     CHECKPOINT_KIND: ClassVar[str] = "a depth"
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (1,)
     depth_estimator: DepthEstimator | None

@@ -18,6 +18,7 @@ from enlarger.diffusers.arguments import (
 )
 from enlarger.diffusers.by_hand import FromNoiseMethods
 from enlarger.diffusers.callbacks import listeners
+from enlarger.diffusers.image_pipeline import per_sample_or_first
 from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.running import listed
 from enlarger.diffusers.schedulers import Scheduler
@@ -106,7 +107,7 @@ class StableDiffusionUpscalePipeline(FromNoiseMethods, TextPipeline):
             negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
         run = listed(self.scheduler, (num_inference_steps, None, None), eta)
-        method = run.method(noise_from_generator(generator, count), self.dtype)
+        method = run.method(per_sample_or_first(noise_from_generator(generator, count)), self.dtype)
         schedule = NoiseSchedule(level_of(self.low_res_scheduler.alphas_cumprod))
         job = PixelUpscaleJob(condition_on_embeds(embeds, guidance), low, method, noise_level, schedule, latents)
         calls = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})

@@ -19,7 +19,8 @@ from enlarger.diffusers.arguments import (
 from enlarger.diffusers.by_hand import MaskedMethods
 from enlarger.diffusers.callbacks import Listeners, listeners
 from enlarger.diffusers.image_pipeline import masked_crop, per_sample_or_first
-from enlarger.diffusers.pipeline import accept_lora_scale, make_output
+from enlarger.diffusers.output import make_output
+from enlarger.diffusers.pipeline import accept_lora_scale
 from enlarger.diffusers.text_pipeline import UNSUPPORTED_ADVICE
 from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
 from enlarger.diffusers.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLImagePipeline, handoff_scale

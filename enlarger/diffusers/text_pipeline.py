@@ -1,5 +1,6 @@
 """What the pipelines with one text encoder share: prompts to features, sizes, callbacks, and the run itself."""
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from enlarger.diffusers.output import PipelineOutput
 from enlarger.diffusers.pipeline import Pipeline
 from enlarger.diffusers.running import Run
 from enlarger.diffusers.schedulers import Scheduler
+from enlarger.diffusers.tokenizer import CLIPTokenizer
 from enlarger.diffusers.types import OnStepEnd
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.sample import OnStep
@@ -40,6 +42,7 @@ from enlarger.tasks.latent_diffusion import LatentDiffusion
 from enlarger.text.encode import PromptEmbeds, encode_prompts
 from enlarger.text.tokenize import Tokenizer
 
+log = logging.getLogger(__name__)
 Embeds = tuple[Tensor, Tensor | None]
 PooledEmbeds = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 
@@ -68,6 +71,7 @@ class TextPipeline(LoraMethods, Pipeline):
         "image_encoder": type(None),
     }
     OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset({"safety_checker"})
+    CONFIG_KEYS: ClassVar[tuple[str, ...]] = ("requires_safety_checker",)
     CHECKPOINT_KIND: ClassVar[str] = "a text-to-image"
     DISTILLABLE: ClassVar[bool] = True
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
@@ -79,11 +83,11 @@ class TextPipeline(LoraMethods, Pipeline):
         safety_checker: SafetyChecker | None = None, feature_extractor: None = None, image_encoder: None = None,
         requires_safety_checker: bool = False,
     ) -> None:  # fmt: skip
-        del requires_safety_checker  # only decides whether diffusers warns that there is none
         given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
         optional = {"safety_checker": safety_checker, "feature_extractor": feature_extractor}
         self._set_components(
-            given | optional | {"scheduler": correct_scheduler_config(scheduler), "image_encoder": image_encoder}
+            given | optional | {"scheduler": correct_scheduler_config(scheduler), "image_encoder": image_encoder},
+            {"requires_safety_checker": requires_safety_checker},  # kept for diffusers, and for nothing here
         )
 
     def _set_components(self, parts: Mapping[str, object], settings: Mapping[str, object] | None = None) -> None:
@@ -146,6 +150,7 @@ class TextPipeline(LoraMethods, Pipeline):
         return repeated(prompt_embeds), None if negative is None else repeated(negative)
 
     def _encode(self, texts: list[str], clip_skip: int | None) -> Tensor:
+        warn_of_cut(self.tokenizer, texts)
         skip = 0 if clip_skip is None else clip_skip
         with self._runtime.hold(self._text_encoder) as encoder:
             return encode_prompts(self._tokenizer, encoder, texts, layer="last_norm", clip_skip=skip).tokens
@@ -221,6 +226,15 @@ class TextPipeline(LoraMethods, Pipeline):
                 return task(CallbackRunner(run, self.dtype, bar, heard, lambda: self._interrupt).on_step())
             except Interrupted as stop:
                 return stop.latents
+
+
+def warn_of_cut(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> None:
+    """Say which end of a prompt the text encoder does not see."""
+    most = tokenizer.model_max_length - 2
+    for text in texts:
+        if cut := tokenizer.tokenize(text)[most:]:
+            end = "".join(token.replace("</w>", " ") for token in cut).strip()
+            log.warning("the prompt is cut at %s tokens, and the network is not told: %s", most, end)
 
 
 def sample_size(config: Mapping[str, object]) -> Any:

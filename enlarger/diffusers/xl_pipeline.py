@@ -24,7 +24,7 @@ from enlarger.diffusers.arguments import (
 )
 from enlarger.diffusers.image_pipeline import ImagePipeline, check_strength
 from enlarger.diffusers.live import NetworkInputs, Remake, tokens_replaced
-from enlarger.diffusers.pipeline import make_output
+from enlarger.diffusers.output import make_output
 from enlarger.diffusers.running import Listed, Run, between, listed
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.text_pipeline import PooledEmbeds, text_features

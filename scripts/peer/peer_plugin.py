@@ -97,6 +97,7 @@ if MODE == "theirs":
 else:
     import enlarger.diffusers as face
     import enlarger.diffusers.pipeline as face_pipeline
+    import enlarger.diffusers.text_pipeline as face_text
     from enlarger.diffusers.schedulers import SCHEDULER_CLASSES
 
     for each in PIPELINES:
@@ -104,4 +105,5 @@ else:
     for each in [*PIPELINES, *AUTO, *SCHEDULER_CLASSES]:
         setattr(diffusers, each, getattr(face, each))
     face_pipeline.log = diffusers.utils.logging.get_logger("diffusers.pipelines.pipeline_utils")
+    face_text.log = diffusers.utils.logging.get_logger("diffusers.pipelines.stable_diffusion")
     hub.install_ours([getattr(face, each) for each in [*AUTO, "CLIPTokenizer"]])

@@ -4,13 +4,18 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import enlarger.diffusers as face
 from enlarger.diffusers.auto import PIPELINE_CLASSES
+from enlarger.diffusers.left_out import INSTEAD
+from enlarger.diffusers.loading import REFUSED
 from enlarger.diffusers.models import MODELS
 from enlarger.diffusers.schedulers import SCHEDULER_CLASSES
+from enlarger.errors import Unsupported
 
 PAGE = Path(__file__).parents[2] / "docs" / "diffusers.md"
-BEGIN, END = "<!-- generated from the classes -->", "<!-- end -->"
+BEGIN, LEFT_OUT, END = "<!-- generated from the classes -->", "<!-- generated from what is refused -->", "<!-- end -->"
 ROOT = (object, dict)
 
 
@@ -35,11 +40,33 @@ def rows() -> str:
     return "\n".join(lines)
 
 
+def left_out() -> str:
+    """A row for each thing that raises one sentence."""
+    refused = {**INSTEAD, **{f"`{name}`": said for name, said in REFUSED.items()}}
+    return "\n".join(["| what | instead |", "|---|---|", *(f"| {what} | {said} |" for what, said in refused.items())])
+
+
+def test_names_that_are_not_here_say_what_to_do() -> None:
+    with pytest.raises(ImportError, match="StableDiffusionControlNetPipeline: there are no ControlNets; the depth"):
+        from enlarger.diffusers import StableDiffusionControlNetPipeline  # noqa: F401  # pyright: ignore
+    with pytest.raises(ImportError, match="has no FluxPipeline: import it from diffusers"):
+        _ = face.FluxPipeline
+    assert not hasattr(face, "nothing")
+    pipe = object.__new__(face.StableDiffusionPipeline)
+    with pytest.raises(Unsupported, match="load_ip_adapter is not available: there are no IP adapters; LoRA"):
+        pipe.load_ip_adapter("a")
+    with pytest.raises(Unsupported, match="push_to_hub is not available: save to a folder"):
+        pipe.push_to_hub("a")
+
+
 def test_the_table_is_that_of_the_classes() -> None:
     text = PAGE.read_text("utf-8")
     assert text.split(BEGIN)[1].split(END)[0].strip() == rows()
+    assert text.split(LEFT_OUT)[1].split(END)[0].strip() == left_out()
 
 
 if __name__ == "__main__":
     before, rest = PAGE.read_text("utf-8").split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{rows()}\n{END}{rest.split(END)[1]}", "utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n{rows()}\n{END}{rest.split(END, 1)[1]}", "utf-8")
+    before, rest = PAGE.read_text("utf-8").split(LEFT_OUT)
+    PAGE.write_text(f"{before}{LEFT_OUT}\n{left_out()}\n{END}{rest.split(END, 1)[1]}", "utf-8")
