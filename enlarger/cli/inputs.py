@@ -6,9 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from enlarger.image.decode import OPTIONAL_FORMATS
 from enlarger.image.encode import SUFFIXES
 
-IMAGE_SUFFIXES = frozenset({*SUFFIXES, ".gif", ".avifs"})  # taken from a folder; a file named by the user may be any
+IMAGE_SUFFIXES = frozenset(
+    {*SUFFIXES, *OPTIONAL_FORMATS, ".gif", ".avifs"}
+)  # taken from a folder; a file named by the user may be any
 OTHER_KIND = "of a kind that is not read"
 LINKED_FOLDER = "a linked folder in a folder, which is not searched; name it to have it searched"
 SUBFOLDER = "a folder in a folder, which --recursive searches"

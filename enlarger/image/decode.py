@@ -19,10 +19,21 @@ from enlarger.image.damage import (
     without_broken_chunks,
 )
 from enlarger.image.deep import DEEP_SUFFIX, DeepImage, deep_mode, read_deep, transpose_deep
+from enlarger.image.optional_formats import JXL_HEAD_BYTES, jxl_size, register_optional_formats
 from enlarger.image.other_kinds import HEAD_BYTES, OtherKind, other_kind
 
 AVIF_FORMATS = {".avif": "AVIF"} if features.check("avif") else {}  # a part of newer Pillows only
-READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", *AVIF_FORMATS.values())
+OPTIONAL_FORMATS = register_optional_formats()
+READABLE_FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "TIFF",
+    "BMP",
+    "GIF",
+    *AVIF_FORMATS.values(),
+    *sorted({*OPTIONAL_FORMATS.values()}),
+)
 PIXEL_LIMIT = 89_478_485  # Pillow's own warning level
 TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323  # the TIFF tags
 MAX_SMALL_TILE = 1 << 22  # pixels of a tile that any TIFF may have
@@ -159,6 +170,7 @@ def open_image(
         first_bytes = stream.read(16)
         if not first_bytes:
             raise UnreadableImage(f"{name}: the file is empty (0 bytes); copy or download it again", "empty")
+        _check_jxl_size(first_bytes + stream.read(JXL_HEAD_BYTES), name)
         stream.seek(0)
         is_png, profile, read_from = first_bytes.startswith(PNG_SIGNATURE), None, stream
         if is_png:
@@ -168,6 +180,13 @@ def open_image(
         if profile is not None:
             image.info["icc_profile"] = profile
         yield image, name
+
+
+def _check_jxl_size(head: bytes, name: str) -> None:
+    """Refuse a JPEG XL that is too large before it is opened, which decodes it."""
+    size, limit = jxl_size(head), 2 * (Image.MAX_IMAGE_PIXELS or PIXEL_LIMIT)
+    if size is not None and size[0] * size[1] > limit:
+        raise too_large_error(name, size[0] * size[1], limit)
 
 
 def is_file_source(source: object) -> bool:
@@ -230,6 +249,9 @@ def _read_header(stream: BinaryIO, first_bytes: bytes, name: str) -> Image.Image
             ) from None
         raise unknown_kind_error(stream, name) from None
     except Exception as error:  # decoders raise anything on damaged files
+        kind = other_kind(first_bytes)
+        if kind is not None and kind.format in READABLE_FORMATS:
+            raise unknown_kind_error(stream, name) from error
         raise decode_error(name, error) from error
 
 
@@ -238,7 +260,9 @@ def unknown_kind_error(stream: BinaryIO, name: str) -> UnreadableImage:
     stream.seek(0)
     head = stream.read(HEAD_BYTES)
     stream.seek(max(stream.seek(0, io.SEEK_END) - HEAD_BYTES, 0))
-    kind = other_kind(head, stream.read(), avif_is_read=bool(AVIF_FORMATS)) or OtherKind("not a picture")
+    kind = other_kind(head, stream.read()) or OtherKind("not a picture")
+    if kind.format in READABLE_FORMATS:
+        return UnreadableImage(f"{name}: the {kind.format} header is damaged or cut short; copy or download it again")
     text = f"{name}: is {kind.name}, expected one of {', '.join(READABLE_FORMATS)}; {kind.way_out}"
     return UnreadableImage(text, "unknown")
 

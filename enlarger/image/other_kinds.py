@@ -1,5 +1,6 @@
 """Kinds of files that are known and not read: what each is called, and how a picture is made of it. Without torch."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 HEAD_BYTES = 64  # bytes at a file's start that say what it is
@@ -12,14 +13,15 @@ class OtherKind:
 
     name: str
     way_out: str = "convert it first"
+    format: str | None = None  # Pillow's name, of one that is read where a library is installed
 
 
 def _by(program: str) -> str:
     return f"convert it to PNG first, as `{program}` does"
 
 
-_HEIC = OtherKind("a HEIC photo", _by("heif-convert in.heic out.png"))
-_JXL = OtherKind("a JPEG XL file", _by("djxl in.jxl out.png"))
+_HEIC = OtherKind("a HEIC photo", f"install enlarger[heif], or {_by('heif-convert in.heic out.png')}", "HEIF")
+_JXL = OtherKind("a JPEG XL file", f"install enlarger[jxl], or {_by('djxl in.jxl out.png')}", "JXL")
 _SVG = OtherKind("an SVG drawing", f"{_by('rsvg-convert -w 3000 in.svg -o out.png')}, in any size")
 _HTML = OtherKind("an HTML page", "download the picture itself")
 _VIDEO = OtherKind("a film", f"{_by('ffmpeg -i in.mp4 %04d.png')}, a file for each frame")
@@ -58,15 +60,22 @@ KINDS_BY_MAGIC: dict[bytes, OtherKind] = {
 }
 KINDS_BY_BRAND = {b"heic": _HEIC, b"heix": _HEIC, b"hevc": _HEIC, b"heim": _HEIC, b"mif1": _HEIC, b"msf1": _HEIC}
 AVIF = OtherKind(
-    "an AVIF picture", "install a newer Pillow, or convert it to PNG first, as `avifdec in.avif out.png` does"
+    "an AVIF picture",
+    "install a newer Pillow, or convert it to PNG first, as `avifdec in.avif out.png` does",
+    "AVIF",
 )
 
 
-def other_kind(head: bytes, end: bytes = b"", *, avif_is_read: bool = True) -> OtherKind | None:
-    """What a file is by its first `HEAD_BYTES` and its last bytes; None: nothing of these."""
+def other_kind(head: bytes, end: bytes = b"", *, read: Collection[str] = ()) -> OtherKind | None:
+    """What a file is by its first `HEAD_BYTES` and its last bytes; None: nothing of these, or of a format in `read`."""
+    kind = _kind_of(head, end)
+    return None if kind is not None and kind.format in read else kind
+
+
+def _kind_of(head: bytes, end: bytes) -> OtherKind | None:
     if head[4:8] == b"ftyp":
         if head[8:12] in (b"avif", b"avis"):
-            return None if avif_is_read else AVIF
+            return AVIF
         return KINDS_BY_BRAND.get(head[8:12], _VIDEO)
     if len(head) > 2 and head[:1] == b"P" and head[1:2] in b"1234567Ff" and head[2:3].isspace():
         return OtherKind("a PPM, PGM, PBM or PFM file", _magick("ppm"))

@@ -53,10 +53,10 @@ def test_what_a_folder_holds_is_taken_or_named(call: Any) -> None:
     for name, kind in (("a.JFIF", "JPEG"), ("b.jpe", "JPEG"), ("c.apng", "PNG"), ("d.gif", "GIF")):
         Image.new("RGB", (4, 3)).save(f"f/{name}", kind)
     photo("f/.e.png"), photo("f/sub/g.png"), photo("other/h.png")
-    Path("f/linked").symlink_to("../other"), Path("f/i.heic").write_bytes(b"?"), Path("f/notes.txt").write_text("?")
+    Path("f/linked").symlink_to("../other"), Path("f/i.psd").write_bytes(b"?"), Path("f/notes.txt").write_text("?")
     status, out, err = call("upscale", "f", "-o", "out")
     assert (status, out.split()) == (0, [f"out/{name}-x2.png" for name in "abcd"])
-    assert "passed over 2, of a kind that is not read: f/i.heic, f/notes.txt\n" in err
+    assert "passed over 2, of a kind that is not read: f/i.psd, f/notes.txt\n" in err
     assert "passed over 1, hidden: f/.e.png\n" in err
     assert "passed over 1, a folder in a folder, which --recursive searches: f/sub\n" in err
     assert (

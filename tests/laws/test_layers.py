@@ -41,6 +41,7 @@ LIGHT = {
     "deep",
     "mask_cleaning",
     "metadata",
+    "optional_formats",
     "other_kinds",
 }  # the modules of `image` that do without torch
 DOORS = {"enlarger", "enlarger.__main__"}  # they only pass on what others hold

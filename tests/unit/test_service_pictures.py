@@ -107,6 +107,18 @@ def test_reading_what_was_written_equals_reading_what_was_sent(pool: Pool, tmp_p
         assert found.sha256 == hashlib.sha256(case.path.read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize(("suffix", "module", "name"), [("heic", "pillow_heif", "HEIF"), ("jxl", "pillow_jxl", "JXL")])
+def test_the_confined_process_reads_optional_formats(
+    pool: Pool, tmp_path: Path, suffix: str, module: str, name: str
+) -> None:
+    pytest.importorskip(module, reason="the extra is not installed")
+    source = saved(tmp_path / f"a.{suffix}", Image.fromarray(texture(900, 700)), format=name)
+    found = pool.picture(source, tmp_path / "out.png")
+    assert (found.format, found.width, found.height) == (name, 900, 700)
+    assert np.array_equal(np.asarray(Image.open(source)), np.asarray(Image.open(tmp_path / "out.png")))
+    assert refused(pool.picture, source, tmp_path / "out.png", max_pixels=600_000)[0] == "image_too_large"
+
+
 def test_pixels_that_png_holds_are_not_converted(pool: Pool, tmp_path: Path) -> None:
     image, out, profile = Image.fromarray(texture(20, 14, 4)), tmp_path / "out.png", gamma_profile()
     source = saved(tmp_path / "a.png", image, icc_profile=profile, pnginfo=None)
@@ -214,7 +226,7 @@ def test_files_are_refused_with_the_code_of_their_fault(pool: Pool, tmp_path: Pa
         b"": ("empty_image_file", "photo: the file is empty (0 bytes); copy or download it again"),
         b"text" * 9: ("invalid_image_format", "photo: is not a picture, expected one of PNG, JPEG"),
         b"%PDF-1.7 ": ("unsupported_image_media_type", "photo: is a PDF, expected one of PNG, JPEG"),
-        b"\0\0\0\x18ftypheic" + bytes(20): ("unsupported_image_media_type", "photo: is a HEIC photo, expected one"),
+        b"\0\0\0\x18ftypmif2" + bytes(20): ("unsupported_image_media_type", "photo: is a film, expected one"),
         b"  <SVG width='9'>": ("unsupported_image_media_type", "photo: is an SVG drawing, expected one of"),
         whole.getvalue()[:300]: ("image_parse_error", "photo: the file is cut short; copy or download it again"),
         bytes((8 << 20) + 1): ("image_file_too_large", "photo: is 8,388,609 bytes, at most 8,388,608 are read"),

@@ -34,6 +34,7 @@ from enlarger.image.decode import (
 )
 from enlarger.image.deep import DeepImage, load_codecs, mode_of
 from enlarger.image.mask_cleaning import lossy_kind_of
+from enlarger.image.optional_formats import JXL_HEAD_BYTES, jxl_size
 from enlarger.image.other_kinds import HEAD_BYTES, other_kind
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.uploads import sandbox
@@ -108,9 +109,9 @@ class MemoryLimit:
         _set_limit(resource.RLIMIT_DATA, limit.base_bytes, is_soft=True)
         return limit
 
-    def allow(self, request: DecodeRequest, image: Image.Image) -> None:
+    def allow(self, request: DecodeRequest, size: tuple[int, int]) -> None:
         """Allow for the pixels of a header that was found good, and of what they are fitted to."""
-        pixels = image.width * image.height + (0 if request.fit is None else request.fit.width * request.fit.height)
+        pixels = size[0] * size[1] + (0 if request.fit is None else request.fit.width * request.fit.height)
         _set_limit(resource.RLIMIT_DATA, self.base_bytes + DATA_PER_PIXEL * pixels)
 
 
@@ -118,10 +119,14 @@ def decode(request: DecodeRequest, memory: MemoryLimit | None = None) -> Decoded
     """Do what one request asks. Raises ProblemError and InputError."""
     source, param, notes = Path(request.source), request.param, list[str]()
     _check_magic(source, param, request.max_pixels)
+    if (jxl := jxl_size(_head(source))) is not None:  # which is decoded as it is opened
+        check_size(param, *jxl, request.max_pixels)
+        if memory is not None:
+            memory.allow(request, jxl)
     with open_image(source, param, notes) as (image, _):
         check_size(param, *image.size, request.max_pixels)
         if memory is not None:
-            memory.allow(request, image)
+            memory.allow(request, image.size)
         if request.kind == "texts":
             return read_texts(image, source)
         file_format = "JPEG" if image.format == "MPO" else str(image.format)  # several JPEGs in a file, as phones make
@@ -230,13 +235,18 @@ def problem_from_writing(error: OSError) -> ProblemError:
     return problem_error(500, code, text)
 
 
+def _head(source: Path) -> bytes:
+    with source.open("rb") as stream:
+        return stream.read(JXL_HEAD_BYTES)
+
+
 def _check_magic(source: Path, name: str, max_pixels: int) -> None:
     """Refuse from a file's first bytes what Pillow would refuse later, or with less to say."""
     with source.open("rb") as stream:
         header = stream.read(HEAD_BYTES)
         if header.startswith(b"\x89PNG\r\n\x1a\n"):
             _check_chunks(stream, name)
-    kind = other_kind(header, avif_is_read="AVIF" in READABLE_FORMATS)
+    kind = other_kind(header, read=READABLE_FORMATS)
     if kind is not None:
         text = f"{name}: is {kind.name}, expected one of {', '.join(READABLE_FORMATS)}; {kind.way_out}"
         raise problem_error(400, "unsupported_image_media_type", text, name)
