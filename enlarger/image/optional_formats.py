@@ -18,7 +18,7 @@ def register_optional_formats() -> dict[str, str]:
         heif.register_heif_opener()
         found |= dict.fromkeys((".heic", ".heif", ".hif"), "HEIF")
     with suppress(ImportError):
-        import_module("pillow_jxl.JpegXLImagePlugin").DECODE_THREADS = 0
+        vars(import_module("pillow_jxl.JpegXLImagePlugin"))["DECODE_THREADS"] = 0
         found[".jxl"] = "JXL"
     return found
 
