@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 JXL_BARE, JXL_BOXED = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 JXL_HEAD_BYTES = 4096  # of a file, within which its codestream begins
@@ -39,6 +40,12 @@ def jxl_size(head: bytes) -> tuple[int, int] | None:
         return reader.size(is_small), height
     numerator, denominator = JXL_RATIOS[ratio - 1]
     return height * numerator // denominator, height
+
+
+def jxl_file_size(path: Path) -> tuple[int, int] | None:
+    """The same of a file."""
+    with path.open("rb") as stream:
+        return jxl_size(stream.read(JXL_HEAD_BYTES))
 
 
 class _Bits:

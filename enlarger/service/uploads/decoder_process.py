@@ -34,7 +34,7 @@ from enlarger.image.decode import (
 )
 from enlarger.image.deep import DeepImage, load_codecs, mode_of
 from enlarger.image.mask_cleaning import lossy_kind_of
-from enlarger.image.optional_formats import JXL_HEAD_BYTES, jxl_size
+from enlarger.image.optional_formats import jxl_file_size
 from enlarger.image.other_kinds import HEAD_BYTES, other_kind
 from enlarger.service.problems import Problem, ProblemError, problem_error
 from enlarger.service.uploads import sandbox
@@ -119,7 +119,7 @@ def decode(request: DecodeRequest, memory: MemoryLimit | None = None) -> Decoded
     """Do what one request asks. Raises ProblemError and InputError."""
     source, param, notes = Path(request.source), request.param, list[str]()
     _check_magic(source, param, request.max_pixels)
-    if (jxl := jxl_size(_head(source))) is not None:  # which is decoded as it is opened
+    if (jxl := jxl_file_size(source)) is not None:  # which is decoded as it is opened
         check_size(param, *jxl, request.max_pixels)
         if memory is not None:
             memory.allow(request, jxl)
@@ -233,11 +233,6 @@ def problem_from_writing(error: OSError) -> ProblemError:
     code = "storage_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "storage_failed"
     text = f"the service cannot write its files ({error.strerror}); its disk may be full"
     return problem_error(500, code, text)
-
-
-def _head(source: Path) -> bytes:
-    with source.open("rb") as stream:
-        return stream.read(JXL_HEAD_BYTES)
 
 
 def _check_magic(source: Path, name: str, max_pixels: int) -> None:
