@@ -113,7 +113,12 @@ def __getattr__(name: str) -> Any:
         name = RENAMED[name]
     if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'enlarger' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_LAZY_IMPORTS[name]), name)
+    try:
+        return getattr(import_module(_LAZY_IMPORTS[name]), name)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("enlarger."):
+            raise
+        raise ImportError(f"enlarger.{name} is not in enlarger-client, only the client is; install enlarger") from error
 
 
 def __dir__() -> list[str]:

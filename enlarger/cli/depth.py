@@ -9,6 +9,8 @@ import typer
 from enlarger.cli.image_jobs import FileOptions, Inputs, ModelFolder, Offload, make_request, process_images
 from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
+    Again,
+    Background,
     Device,
     JsonLines,
     Kind,
@@ -16,6 +18,7 @@ from enlarger.cli.options import (
     Overwrite,
     Precision,
     Quality,
+    Quiet,
     Recursive,
     Salvage,
     SkipExisting,
@@ -66,6 +69,9 @@ def depth(
     kind: Kind = None,
     quality: Quality = 95,
     skip_existing: SkipExisting = False,
+    background: Background = None,
+    again: Again = False,
+    quiet: Quiet = False,
     json_lines: JsonLines = False,
 ) -> None:
     """Remake pictures with their depth kept, with the depth model of Stable Diffusion 2.
@@ -95,6 +101,9 @@ def depth(
         kind=kind,
         quality=quality,
         skip_existing=skip_existing,
+        background=background,
+        again=again,
+        quiet=quiet,
         loading=Loading(model, device, precision, offload),
         run=(model, maps),
         beside=None if maps is None else lambda picture: (_map_for(picture, maps),),

@@ -45,7 +45,7 @@ def upscale(
     from enlarger.evaluate.upscale import Evaluation, evaluate_upscale
 
     wanted = Evaluation(folder, model, steps or (), sheet, judges, degraded or (), beside, keep, seed, device)
-    with Report(1) as report:
+    with Report(1, log_stages=True) as report:
         report.start_stage("loading the model")
         table = evaluate_upscale(wanted, report.start_file(str(folder)))
     print_lines([json.dumps(table.rows)] if json_lines else str(table).splitlines())

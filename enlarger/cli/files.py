@@ -7,13 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from enlarger.cli.earlier_results import without_earlier_results
 from enlarger.cli.inputs import InputFile, PassedOver, find_inputs, too_long
+from enlarger.cli.options import ALL_FRAMES
 from enlarger.cli.resume import Fingerprint, carries
 from enlarger.errors import InputError
 from enlarger.image.atomic_write import remove_stale_parts
 from enlarger.image.encode import FRAME_SUFFIXES, SUFFIXES, check_output
-
-ALL_FRAMES = "frames"  # the kind of files that hold every frame of their input: the input's own
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class ExistingFiles:
     overwrite: bool = False
     skip: bool = False
     fingerprint: Fingerprint | None = None
+    again: bool = False  # results of earlier runs that lie in a folder are pictures as all others
 
     def settle(self, job: Job) -> Job:
         """The job, to be done or not. Raises InputError for files that nobody said what to do with."""
@@ -130,6 +131,8 @@ def plan_jobs(
     Pictures that were only found in a folder are left out if they are where this run writes: results of an earlier one.
     """
     found, passed_over = find_inputs(inputs, recursive)
+    if not existing.again:
+        found, passed_over = without_earlier_results(found, passed_over)
     outputs = _outputs(found, naming)
     results = {out.resolve() for files in outputs.values() for out in files}
     input_files = [entry for entry in found if entry.is_named_by_user or entry.path.resolve() not in results]

@@ -12,7 +12,17 @@ import typer
 
 from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request, process_image, run_jobs
 from enlarger.cli.loading import Loading
-from enlarger.cli.options import Device, JsonLines, NewKind, Options, Overwrite, Precision, Quality, request_options
+from enlarger.cli.options import (
+    Device,
+    JsonLines,
+    NewKind,
+    Options,
+    Overwrite,
+    Precision,
+    Quality,
+    Quiet,
+    request_options,
+)
 from enlarger.cli.terminal import print_lines
 from enlarger.errors import InputError
 from enlarger.requests import RANDOM_SEED, GenerateRequest, seeds_for
@@ -62,6 +72,7 @@ def generate(
     kind: NewKind = None,
     quality: Quality = 95,
     json_lines: JsonLines = False,
+    quiet: Quiet = False,
     explain: Explain = False,
 ) -> None:
     """Make pictures from text.
@@ -89,7 +100,7 @@ def generate(
     loading = Loading(model, device, precision, offload, refiner, upscaler)
     files = FileOptions([], output, "", overwrite, kind=kind, quality=quality, loading=loading)
     jobs = _plan_jobs(requests, files)
-    with Report(len(jobs), json_lines=json_lines) as report:
+    with Report(len(jobs), json_lines=json_lines, quiet=quiet) as report:
         run_job = None
         if any(job.error is None for job in jobs):
             report.start_stage("loading the model")

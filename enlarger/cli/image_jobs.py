@@ -65,6 +65,9 @@ class FileOptions:
     kind: str | None = None  # of files to write: png, jpg, webp, or same as the input's
     quality: int = 95
     skip_existing: bool = False
+    background: str | None = None  # under transparent parts, in files that hold none
+    again: bool = False  # pictures of a folder that are results of earlier runs, too
+    quiet: bool = False
     run: tuple[object, ...] = ()  # what else makes results differ: the model, and how it is run
     beside: "FilesBeside | None" = None  # the files that a result is made of beside its input
     fingerprint: "Fingerprint | None" = None  # by which results of this run are known
@@ -74,12 +77,14 @@ class FileOptions:
     def plan(self, count: int) -> "Plan":
         """A job per input, with `count` files to write."""
         from enlarger.cli.files import ExistingFiles, output_naming, plan_jobs
+        from enlarger.image.encode import check_background
 
         try:
+            check_background(self.background)
             names = output_naming(self.inputs, self.output, self.label, count, self.kind)
         except InputError as error:
             raise typer.BadParameter(str(error)) from error
-        existing = ExistingFiles(self.overwrite, self.skip_existing, self.fingerprint)
+        existing = ExistingFiles(self.overwrite, self.skip_existing, self.fingerprint, self.again)
         return plan_jobs(self.inputs, names, existing, recursive=self.recursive)
 
 
@@ -106,12 +111,13 @@ def process_images(
     from enlarger.cli.report import Report
     from enlarger.cli.resume import fingerprint_of_run, nothing_beside
 
-    settings = (files.label, files.quality, files.salvage, files.strip, *files.run)
+    flat = () if files.background is None else (files.background,)
+    settings = (files.label, files.quality, files.salvage, files.strip, *flat, *files.run)
     beside = nothing_beside if files.beside is None else files.beside
     files = replace(files, fingerprint=fingerprint_of_run(request, *settings, beside=beside))
     plan = files.plan(request.count)
-    jobs = [_check_result(job, request) for job in plan.jobs]
-    with Report(len(jobs), json_lines=files.json_lines, passed_over=plan.passed_over) as report:
+    jobs = [_check_result(job, request, files.background) for job in plan.jobs]
+    with Report(len(jobs), json_lines=files.json_lines, passed_over=plan.passed_over, quiet=files.quiet) as report:
         run_job = None
         if any(job.error is None and job.skipped is None for job in jobs):
             report.start_stage(first_stage)
@@ -201,10 +207,10 @@ def process_frames(
     )
 
 
-def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions) -> "Job":
+def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions, background: str | None) -> "Job":
     """The job, with an error if its files cannot hold what will be made of its input."""
     from enlarger.image.decode import read_header
-    from enlarger.image.encode import FRAME_SUFFIXES, check_output
+    from enlarger.image.encode import FRAME_SUFFIXES, check_output, flattened_mode
 
     if job.error is not None or job.skipped is not None:
         return job
@@ -213,7 +219,8 @@ def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions) -> "Job
         width, height = size
         size = request.target_size(height, width) if isinstance(request, UpscaleRequest) else size
         for path in job.outputs:
-            check_output(path, mode, size, overwrite=True, suffixes=FRAME_SUFFIXES)
+            flat = flattened_mode(mode, job.input, path, background)
+            check_output(path, flat, size, overwrite=True, suffixes=FRAME_SUFFIXES)
     except InputError as error:
         return replace(job, error=str(error))
     return job
@@ -255,14 +262,19 @@ def run_jobs(jobs: Sequence["Job"], run_job: RunJob | None, report: "Report") ->
 
 def save_all(job: "Job", result: Pictures, report: "Report", files: FileOptions) -> tuple[Path, ...]:
     """Write a job's pictures, with what made them and the fingerprints by which the next run knows them."""
-    from enlarger.image.encode import save_image
+    from enlarger.image.encode import flatten, save_image
 
     report.start_stage(f"{job.input.name}: saving")
     made = result.generation if result.generation else [Json()] * len(result.images)
     for number, (image, path, one) in enumerate(zip(result.images, job.outputs, made, strict=True)):
         generation = _describe_file(one, job, number, files)
         save_image(
-            image, path, overwrite=job.overwrite, quality=files.quality, strip=files.strip, generation=generation
+            flatten(image, path, files.background),
+            path,
+            overwrite=job.overwrite,
+            quality=files.quality,
+            strip=files.strip,
+            generation=generation,
         )
     return job.outputs
 

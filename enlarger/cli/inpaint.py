@@ -10,7 +10,7 @@ import typer
 
 from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request, run_jobs, save_all
 from enlarger.cli.loading import Loading
-from enlarger.cli.options import Device, JsonLines, Kind, Options, Overwrite, Precision, Quality, request_options
+from enlarger.cli.options import Device, JsonLines, Kind, Options, Overwrite, Precision, Quality, Quiet, request_options
 from enlarger.errors import InputError
 from enlarger.requests import InpaintRequest
 
@@ -47,6 +47,7 @@ def inpaint(
     kind: Kind = None,
     quality: Quality = 95,
     json_lines: JsonLines = False,
+    quiet: Quiet = False,
 ) -> None:
     """Repaint what a mask covers, with a model made for it or any other of Stable Diffusion 1 or 2 or SDXL.
 
@@ -60,7 +61,7 @@ def inpaint(
     loading = Loading(model, device, precision, offload)
     files = FileOptions([image], output, "inpaint", overwrite, kind=kind, quality=quality, loading=loading)
     jobs = [_check_job(job, request) for job in files.plan(request.count).jobs]
-    with Report(len(jobs), json_lines=json_lines) as report:
+    with Report(len(jobs), json_lines=json_lines, quiet=quiet) as report:
         run_job = None
         if any(job.error is None for job in jobs):
             report.start_stage("loading the model")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enlarger.cli.inputs import IMAGE_SUFFIXES
 from enlarger.cli.options import AllowPickle, JsonLines
 from enlarger.cli.terminal import print_lines
 from enlarger.errors import CheckpointError, EnlargerError
@@ -33,6 +32,8 @@ def inspect(
 
     Of a picture: what made it, and what metadata is in it.
     """
+    from enlarger.cli.inputs import IMAGE_SUFFIXES
+
     if Path(path).suffix.lower() in IMAGE_SUFFIXES and Path(path).is_file():
         picture = {"path": path} | _picture(Path(path))
         print_lines([json.dumps(picture)] if json_lines else _format_lines(picture))

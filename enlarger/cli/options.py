@@ -40,6 +40,7 @@ Kind = Annotated[
     ),
 ]
 Quality = Annotated[int, typer.Option(min=1, max=100, help="of JPEG, WebP and AVIF files")]
+ALL_FRAMES = "frames"  # the kind of files that hold every frame of their input: the input's own
 AllFrames = Annotated[
     bool, typer.Option("--all-frames", help="every frame and page, into one file of the input's kind, with its timing")
 ]
@@ -48,6 +49,16 @@ NewKind = Annotated[
     typer.Option("--format", help="kind of file to write", show_default="png, or what --output says"),
 ]
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="leave alone what has a result, whatever it is")]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLOUR",
+        help="under transparent parts, in files that hold none",
+        show_default=False,
+    ),
+]
+Again = Annotated[bool, typer.Option("--again", help="also the results of earlier runs that lie in a folder")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="say nothing but errors")]
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="also the folders in a folder, as a tree in --output")
 ]

@@ -7,6 +7,8 @@ import typer
 from enlarger.cli.image_jobs import FileOptions, Inputs, ModelFolder, Offload, make_request, process_images
 from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
+    Again,
+    Background,
     Device,
     JsonLines,
     Kind,
@@ -14,6 +16,7 @@ from enlarger.cli.options import (
     Overwrite,
     Precision,
     Quality,
+    Quiet,
     Recursive,
     Salvage,
     SkipExisting,
@@ -53,6 +56,9 @@ def refine(
     kind: Kind = None,
     quality: Quality = 95,
     skip_existing: SkipExisting = False,
+    background: Background = None,
+    again: Again = False,
+    quiet: Quiet = False,
     json_lines: JsonLines = False,
 ) -> None:
     """Remake pictures from noisy copies of themselves, with Stable Diffusion 1 or 2 or SDXL, base or refiner.
@@ -79,6 +85,9 @@ def refine(
         kind=kind,
         quality=quality,
         skip_existing=skip_existing,
+        background=background,
+        again=again,
+        quiet=quiet,
         loading=Loading(model, device, precision, offload),
         run=(model,),
     )

@@ -55,10 +55,19 @@ class Outcome:
 
 
 class Report:
-    """Shows the progress of a run over `total` files: a bar with the time left, or plain lines without a terminal."""
+    """Shows the progress of a run over `total` files: a bar with the time left in a terminal, and a line for each."""
 
-    def __init__(self, total: int, *, json_lines: bool = False, passed_over: Sequence[PassedOver] = ()) -> None:
-        self.total = total
+    def __init__(
+        self,
+        total: int,
+        *,
+        json_lines: bool = False,
+        passed_over: Sequence[PassedOver] = (),
+        quiet: bool = False,
+        log_stages: bool = False,
+    ) -> None:
+        self.total, self.quiet = total, quiet
+        self.log_stages = log_stages  # a plain line for each stage where there is no terminal
         self.passed_over = passed_over
         self.num_started = 0
         self.json_lines = json_lines
@@ -71,7 +80,7 @@ class Report:
             console=self.console,
             transient=True,
             redirect_stdout=sys.stdout.isatty(),
-            disable=not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
         )
         self.files_task = self.bar.add_task("all files", total=total, visible=total > 1)
         self.stage_task = self.bar.add_task("", visible=False)
@@ -85,9 +94,10 @@ class Report:
     ) -> None:
         self.bar.stop()
 
-    def message(self, text: str) -> None:
-        """One line on standard error, above the bar."""
-        self.console.print(one_line(text))
+    def message(self, text: str, *, is_error: bool = False) -> None:
+        """One line on standard error, above the bar; where all is to be quiet, errors alone."""
+        if is_error or not self.quiet:
+            self.console.print(one_line(text))
 
     def start_file(self, name: str) -> Callable[[StageProgress], None]:
         """Start on a file; what is returned watches its progress."""
@@ -105,8 +115,9 @@ class Report:
         return watch
 
     def start_stage(self, stage: str, total: int = 1) -> None:
-        """A new stage: the bar starts again, or a plain line."""
-        if self.bar.disable:
+        """A new stage: the bar starts again. Without a terminal nothing is said unless stages are logged: there a
+        picture has one line."""
+        if self.log_stages and self.bar.disable:
             self.message(stage)
         self.bar.reset(self.stage_task, description=one_line(stage), total=total, visible=True)
 
@@ -115,13 +126,13 @@ class Report:
         for note in outcome.notes:
             self.message(f"{outcome.input}: note: {note}")
         if outcome.error is not None:
-            self.message(f"error: {_describe_error(outcome)}")
+            self.message(f"error: {_describe_error(outcome)}", is_error=True)
         elif outcome.skipped is not None:
             self.message(f"{outcome.input}: skipped: {outcome.skipped}")
         elif outcome.size is not None:
             width, height = outcome.size
             self.message(f"{outcome.input}: {width} x {height} in {outcome.seconds:.1f} s{_describe_changes(outcome)}")
-        written = () if outcome.skipped is not None else outcome.outputs
+        written = () if outcome.skipped is not None or self.quiet else outcome.outputs
         lines = [outcome.to_json_line()] if self.json_lines else [str(path) for path in written]
         print_lines(lines)
         self.bar.advance(self.files_task)
@@ -133,9 +144,9 @@ class Report:
             self.message(f"passed over {len(names)}, {reason}: {list_names(names)}")
         failed = [outcome for outcome in outcomes if outcome.error is not None]
         if failed and len(outcomes) > 1:
-            self.message(f"{len(failed)} of {len(outcomes)} files failed:")
+            self.message(f"{len(failed)} of {len(outcomes)} files failed:", is_error=True)
             for outcome in failed:
-                self.message(f"- {_describe_error(outcome)}")
+                self.message(f"- {_describe_error(outcome)}", is_error=True)
 
 
 def _describe_changes(outcome: Outcome) -> str:

@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enlarger.cli.files import ALL_FRAMES
 from enlarger.cli.image_jobs import FileOptions, Inputs, Offload, make_request, process_images
 from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
+    ALL_FRAMES,
+    Again,
     AllFrames,
+    Background,
     Device,
     JsonLines,
     Kind,
@@ -17,6 +19,7 @@ from enlarger.cli.options import (
     Overwrite,
     Precision,
     Quality,
+    Quiet,
     Recursive,
     Salvage,
     SkipExisting,
@@ -57,6 +60,9 @@ def upscale(
     kind: Kind = None,
     quality: Quality = 95,
     skip_existing: SkipExisting = False,
+    background: Background = None,
+    again: Again = False,
+    quiet: Quiet = False,
     all_frames: AllFrames = False,
     json_lines: JsonLines = False,
     server: Server = None,
@@ -90,6 +96,9 @@ def upscale(
         kind=ALL_FRAMES if all_frames else kind,
         quality=quality,
         skip_existing=skip_existing,
+        background=background,
+        again=again,
+        quiet=quiet,
         loading=Loading(model, device, precision, offload),
         all_frames=all_frames,
         run=(model, server, all_frames) if all_frames else (model, server),

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image
+from PIL import Image, ImageColor
 
 from enlarger.errors import InputError
 from enlarger.image.atomic_write import atomic_write
-from enlarger.image.decode import AVIF_FORMATS, one_line
+from enlarger.image.decode import AVIF_FORMATS, one_line, open_upright
 from enlarger.image.deep import DEEP_FORMATS, DEEP_SUFFIX, DeepImage, mode_of
 from enlarger.image.generation import Json, add_generation
 from enlarger.image.metadata import Strip, save_options, with_unique_id
@@ -77,7 +77,8 @@ def check_output(
     held = mode.removesuffix(DEEP_SUFFIX) if mode in DEEP_NAMES else mode  # what has too many bits is rounded
     if mode is not None and held not in FORMAT_MODES[format_name]:
         mode_name = (MODE_NAMES | DEEP_NAMES).get(mode, f"mode {mode}")
-        raise InputError(f"{name}: {format_name} cannot hold {mode_name}; save as .png, or convert the picture first")
+        way_out = "give a background such as white" if "alpha" in mode_name else "convert the picture first"
+        raise InputError(f"{name}: {format_name} cannot hold {mode_name}; save as .png, or {way_out}")
     if size is not None:
         check_side(format_name, size, name)
     if not os.path.isdir(path.parent):
@@ -87,6 +88,53 @@ def check_output(
     if os.path.lexists(path) and not overwrite:
         raise InputError(f"{name}: exists already; choose another name or allow overwriting")
     return format_name
+
+
+def check_background(background: str | None) -> None:
+    """Raise InputError for a background that is no colour."""
+    if background is not None:
+        _colour(background)
+
+
+def _colour(background: str) -> tuple[int, ...]:
+    try:
+        return ImageColor.getrgb(background)[:3]
+    except ValueError as error:
+        raise InputError(
+            f"background is {one_line(background)!r}, expected a colour such as white or #102030"
+        ) from error
+
+
+def is_opaque(image: Image.Image) -> bool:
+    """Whether no pixel shows what is under it."""
+    return image.getchannel("A").getextrema()[0] in (255, 65535)
+
+
+def flattened_mode(mode: str, source: str | Path, path: str | Path, background: str | None) -> str:
+    """The mode in which a picture of a file is written to `path`: without alpha where that is opaque, or a background
+    is there, and the format holds none."""
+    plain = mode.removesuffix(DEEP_SUFFIX)
+    if plain not in ("LA", "RGBA") or plain in FORMAT_MODES.get(SUFFIXES.get(Path(path).suffix.lower(), ""), (plain,)):
+        return mode
+    is_flat = background is not None or is_opaque(open_upright(source))
+    return plain.removesuffix("A") if is_flat else mode
+
+
+def flatten(image: Image.Image, path: str | Path, background: str | None = None) -> Image.Image:
+    """The image as the format of `path` holds it: opaque alpha is left out without a word, transparent parts have the
+    `background` under them. Without one, and where the format holds alpha, the image as it is."""
+    format_name = SUFFIXES.get(Path(path).suffix.lower(), "")
+    if image.mode not in ("LA", "RGBA") or image.mode in FORMAT_MODES.get(format_name, (image.mode,)):
+        return image
+    if is_opaque(image):
+        flat = image.convert(image.mode.removesuffix("A"))
+    elif background is None:
+        return image
+    else:
+        under = Image.new("RGBA", image.size, (*_colour(background), 255))
+        flat = Image.alpha_composite(under, image.convert("RGBA")).convert("RGB")
+    flat.info = dict(image.info)
+    return flat
 
 
 def save_image(

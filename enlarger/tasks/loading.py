@@ -193,6 +193,9 @@ def load_model(
 ) -> LoadedModel:
     """Read a checkpoint as its kind in `families.KINDS`. Raises Unsupported for a kind that does not do `verb`."""
     torch_device, name = resolve_device(device), str(model)
+    if name == BUNDLED and precision not in ("auto", "float32"):
+        resolve_dtype(precision, torch_device)  # raises for what is no number format
+        raise Unsupported(f"precision is {precision}, but the bundled model runs in float32; leave it out")
     components = as_checkpoint(model).open(resolve_dtype(precision, torch_device))
     kind = kind_of(components, name)
     if verb is not None and verb not in kind.tasks:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusion.sample import OnStep, Step
-from enlarger.image.encode import check_output, save_image
+from enlarger.image.encode import check_output, flatten, save_image
 from enlarger.image.generation import Json
 from enlarger.image.metadata import Strip
 from enlarger.tasks.inputs import Latents, join_latents
@@ -65,22 +65,29 @@ class Result:
         return self.images[0]
 
     def save(
-        self, path: str | Path, *, overwrite: bool = False, quality: int = 95, strip: Strip = "none"
+        self,
+        path: str | Path,
+        *,
+        overwrite: bool = False,
+        quality: int = 95,
+        strip: Strip = "none",
+        background: str | None = None,
     ) -> tuple[Path, ...]:
         """Write the pictures whole or not at all; the second and later ones as NAME-2, NAME-3 and so on.
 
-        The suffix chooses the format, `quality` is for JPEG, WebP and AVIF. What the input's file said (EXIF, XMP,
-        IPTC, resolution) is kept, and how it was made is said (`generation`), unless `strip` is "gps", which drops the
-        place, or "all". Raises InputError, before
-        any is written, for what `image.encode.save_image` refuses.
+        The suffix chooses the format, `quality` is for JPEG, WebP and AVIF. A `background`, as white, lies under what
+        is transparent where the format holds no alpha. What the input's file said (EXIF, XMP, IPTC, resolution) is
+        kept, and how it was made is said (`generation`), unless `strip` is "gps", which drops the place, or "all".
+        Raises InputError, before any is written, for what `image.encode.save_image` refuses.
         """
         first = Path(path)
         numbered = (first.with_name(f"{first.stem}-{i}{first.suffix}") for i in range(2, len(self.images) + 1))
         paths = (first, *numbered)
-        for image, place in zip(self.images, paths, strict=True):
+        images = [flatten(image, first, background) for image in self.images]
+        for image, place in zip(images, paths, strict=True):
             check_output(place, image.mode, image.size, overwrite=overwrite)
         made = self.generation if self.generation else (None,) * len(paths)
-        for image, place, generation in zip(self.images, paths, made, strict=True):
+        for image, place, generation in zip(images, paths, made, strict=True):
             save_image(image, place, overwrite=overwrite, quality=quality, strip=strip, generation=generation)
         return paths
 

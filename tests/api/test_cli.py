@@ -37,9 +37,7 @@ def test_one_photo_is_written_beside_it(call: Any) -> None:
     photo("a.jpg")
     status, out, err = call("upscale", "a.jpg")
     assert (status, out) == (0, "a-x2.png\n")
-    assert (
-        "loading the model\n" in err and "a.jpg: denoise\n" in err and re.search(r"a.jpg: 24 x 18 in \d+\.\d s\n", err)
-    )
+    assert re.search(r"a.jpg: 24 x 18 in \d+\.\d s\n", err)
     assert size("a-x2.png") == (24, 18)
 
 

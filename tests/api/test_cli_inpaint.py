@@ -61,7 +61,7 @@ def pixels(path: str) -> np.ndarray[Any, Any]:
 def test_a_picture_is_repainted(call: Any, loaded: list[Any]) -> None:
     status, out, err = call(*GO, "--prompt", "a cat", "--feather", "0")
     assert (status, out) == (0, "a-inpaint.png\n")
-    assert f"a.png: {AUTO}\n" in err and "loading the model\n" in err and "a.png: denoise\n" in err
+    assert f"a.png: {AUTO}\n" in err
     reported = r"a.png: 20 x 14 in \d+\.\d s; the mask covers 15 %, 42 pixels changed within 5,3,12,9\n"
     assert re.search(reported, err), err
     assert loaded == [("folder", "auto", "auto", "none")]

@@ -24,6 +24,10 @@ try:
         client.health()
 except ServiceError as error:
     said = str(error)
+try:
+    enlarger.upscale
+except ImportError as error:
+    assert "install enlarger" in str(error), error
 import PIL.Image
 from enlarger.client.images import encode_image_file
 assert encode_image_file(PIL.Image.new("RGB", (2, 2)))[:4] == b"\\x89PNG"
