@@ -284,8 +284,8 @@ def test_explaining_computes_nothing(call: Any, fake: Fake) -> None:
     assert (status, fake.requests, files()) == (0, [], [])
     assert out.splitlines()[-1] == "calls of the networks for 2 pictures: 2"
     _, out, _ = call("generate", "a", "--model", "m", "--explain", "--json")
-    network_call = {"step": 1, "who": "base", "start": 3.0, "stop": 0.0, "calls": 1}
-    assert json.loads(out) == {"turns": [network_call], "pictures": 1, "calls": 1}
+    network_call = {"step": 1, "who": "base", "start": 3.0, "stop": 0.0, "count": 1}
+    assert json.loads(out) == {"network_calls": [network_call], "pictures": 1, "calls": 1}
 
 
 def test_what_is_known_before_the_work_is_said_before_it(call: Any) -> None:

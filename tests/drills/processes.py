@@ -56,7 +56,7 @@ def threads(server: int) -> int:
 
 @dataclass
 class Peak:
-    """The most memory seen of all processes together, and of the server, while watched."""
+    """The most memory seen of all processes together, and of the server, while sampled."""
 
     before: int
     before_server: int
@@ -78,7 +78,7 @@ class Peak:
 
 
 @contextmanager
-def watched(server: int, every: float = 0.02) -> Iterator[Peak]:
+def sampled(server: int, every: float = 0.02) -> Iterator[Peak]:
     """Sample the memory of all processes in the background."""
     held = memory(server)
     peak = Peak(sum(held.values()), held["server"])
