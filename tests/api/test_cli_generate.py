@@ -193,11 +193,14 @@ def test_options_reach_the_requests(call: Any, fake: Fake) -> None:
                              ("depth", DepthRequest, "a.png")):  # fmt: skip
         asked = {item.name: given[item.name] for item in fields(kind) if item.name in given}
         options = [f"--{n.replace('_', '-')}={v}" for n, v in asked.items() if (verb, n) != ("generate", "prompt")]
+        has_watermark = any(item.name == "watermark" for item in fields(kind))
+        options += ["--no-watermark"] * has_watermark
         status, _, err = call(verb, word, "--model", "m", "--long-prompt", "-o", verb, *options)
         assert status == 0, err
         request = fake.requests[-1]
         assert {name: getattr(request, name) for name in asked} == asked and request.long_prompt
-        others = {"loras", "styles", "clip_skip"}  # which have options of their own
+        assert not has_watermark or request.watermark is False
+        others = {"loras", "styles", "clip_skip", "watermark"}  # which have options of their own
         assert {item.name for item in fields(kind)} - set(asked) <= {"image", "depth", "long_prompt", "tile"} | others
 
 

@@ -45,8 +45,10 @@ MADE = {  # 20 pictures: what is asked for, and the files that it makes
     "place": (("upscale", "a.jpg", "-o", "1.png", "--strip", "gps"), ("1.png",)),
     "x2": (("upscale", "a.jpg", "-o", "1.png", "--steps", "1", "--count", "2"), ("1-1.png", "1-2.png")),
     "x4": (("upscale", "a.jpg", "-o", "1.png", "--steps", "1", "--prompt", "a boat & <b>"), ("1.png",)),
-    "generate": (("generate", "a", "--steps", "2", "--count", "3", "-o", "1.png"), ("1-1.png", "1-2.png", "1-3.png")),
-    "prompts": (("generate", "a", "b", "--steps", "2", "-o", "out"), ("out/a-0.png", "out/b-1.png")),
+    "generate": (
+        ("generate", "a", "--steps", "2", "--count", "4", "-o", "1.png"), ("1-1.png", "1-2.png", "1-3.png", "1-4.png"),
+    ),
+    "prompts": (("generate", "a", "b", "--seed", "0", "--steps", "2", "-o", "out"), ("out/a-0.png", "out/b-1.png")),
     "refine": (("refine", "a.jpg", "--steps", "4", "-o", "1.png", "--count", "2"), ("1-1.png", "1-2.png")),
     "inpaint": (("inpaint", "a.jpg", "--mask", "mask.png", "--steps", "2", "-o", "1.png"), ("1.png",)),
     "depth": (("depth", "a.jpg", "--depth", "mask.png", "--steps", "4", "-o", "1.png"), ("1.png",)),

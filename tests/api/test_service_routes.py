@@ -173,7 +173,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"size": "8192x8192", "upscale": 2}, "image_too_large", "size", "16384x16384 pixels"),
     ({"num_inference_steps": 151}, "invalid_value", "num_inference_steps", "is 151, expected 1 to 150"),
     ({"guidance_scale": 1e200}, "invalid_value", "guidance_scale", "expected less than or equal to 100"),
-    ({"seed": -1}, "invalid_value", "seed", "seed is -1"),
+    ({"seed": -2}, "invalid_value", "seed", "seed is -2"),
     ({"seed": 2**64}, "invalid_value", "seed", "expected less than or equal to 18446744073709551615"),
     ({"seed": 10**400}, "invalid_value", "seed", "expected"),
     ({"scheduler": "no-such"}, "invalid_value", "scheduler", "expected the name of a solver, one of euler, "),

@@ -86,7 +86,7 @@ def test_right_options_are_accepted_and_misspelt_ones_rejected(tmp_path: Path) -
     assert sorted(set(found)) == list(range(first, first + len(WRONG)))
 
 
-SERVED = {*HTTP_NAMES, "width", "height", "mask_mode"}
+SERVED = {*HTTP_NAMES, "width", "height", "mask_mode", "mask_resize"}
 
 
 @pytest.mark.parametrize(
