@@ -215,7 +215,19 @@ def test_adapters_and_inversions_are_added_while_reading(tmp_path: Path) -> None
     named, cat = made(inversions=[(tmp_path / "cat.safetensors", "<cat>")]), tmp_path / "cat.safetensors"
     for argument in (f"{cat}", f"{cat}:<cat>"):
         out = tmp_path / "cat.png"
-        words = ("--inversion", argument, "--width", "64", "--height", "64", "--steps", "2", "--seed", "0", "--overwrite")
+        words = (
+            "--inversion",
+            argument,
+            "--width",
+            "64",
+            "--height",
+            "64",
+            "--steps",
+            "2",
+            "--seed",
+            "0",
+            "--overwrite",
+        )
         assert call("generate", "a <cat>", "--model", str(folder), *words, "-o", str(out))[0] == 0
         with Image.open(out) as picture:
             assert picture.tobytes() == named

@@ -1,5 +1,6 @@
 """SDXL's invisible watermark: the published decoder finds it, and little of the picture changes."""
 
+import imwatermark
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,7 +46,6 @@ def test_the_published_decoder_finds_all_48_bits(size: tuple[int, int]) -> None:
 
 
 def test_the_packages_decoder_finds_it() -> None:
-    imwatermark = pytest.importorskip("imwatermark", reason="invisible-watermark needs OpenCV, 61 MB")
     pixels = np.ascontiguousarray(np.asarray(add_watermark(Image.fromarray(texture(300, 271))))[..., ::-1])
     assert np.array_equal(imwatermark.WatermarkDecoder("bits", 48).decode(pixels, "dwtDct"), BITS == 1)
 
