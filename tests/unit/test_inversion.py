@@ -134,8 +134,9 @@ def test_embeddings_in_a_text_chunk(tmp_path: Path) -> None:
         ("not base64!", "the embedding in this picture is damaged"),
         (base64.b64encode(b"[1]").decode(), "the embedding in this picture is no table of vectors"),
         (base64.b64encode(b'{"a": {"TORCHTENSOR": "x"}}').decode(), "the embedding in this picture is damaged"),
+        (base64.b64encode(b"[%s1]" % (b"0," * 500_000)).decode(), "the embedding in this picture is damaged"),
     ],
-    ids=["none", "text", "list", "numbers"],
+    ids=["none", "text", "list", "numbers", "many"],
 )
 def test_pictures_without_an_embedding(tmp_path: Path, text: str | None, message: str) -> None:
     chunks = PngImagePlugin.PngInfo()

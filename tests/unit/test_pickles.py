@@ -22,6 +22,8 @@ from enlarger.checkpoint.tensors import pickle_guard, pickle_opcodes
 from enlarger.checkpoint.tensors.open import LazyTensors, open_checkpoint
 from enlarger.checkpoint.tensors.pickle_guard import open_pickle
 from enlarger.checkpoint.tensors.pickle_opcodes import MAX_DIMS, STORAGE_DTYPES
+from enlarger.checkpoint.tensors.pickle_protocol import as_protocol_2
+from enlarger.checkpoint.tensors.pickle_zip import PickleRejected
 from enlarger.errors import CheckpointError, Unsupported
 from tests.support.hostile import apply, benign, call, name, programs, value, with_program, zipped
 
@@ -220,6 +222,12 @@ def test_other_forms_are_read_as_the_usual_one(tmp_path: Path, form: str) -> Non
     usual, other = (open_pickle(tmp_path / name) for name in ("new.ckpt", "other.ckpt"))
     assert other.keys() == usual.keys() == ("turned", "part", "parameter", "model_ema.a") and other.notes == usual.notes
     assert all(other.get_tensor(name).equal(usual.get_tensor(name)) for name in usual.keys())
+
+
+def test_a_long_program_ends_while_it_is_translated() -> None:
+    with pytest.raises(PickleRejected, match=r"more than 500,000 steps"):
+        as_protocol_2(b"\x80\x04" + b"N0" * 300_000 + b"}.", 8 << 20)
+    assert as_protocol_2(b"\x80\x04\x95" + bytes(8) + b"}\x94.", 8 << 20) == b"\x80\x02}r" + bytes(4) + b"."
 
 
 @pytest.mark.parametrize("form", FORMS)

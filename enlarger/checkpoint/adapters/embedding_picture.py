@@ -5,7 +5,6 @@ at the right, a column of zeros beside each, and each XORed with the low bits of
 """
 
 import base64
-import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +15,14 @@ import torch
 from PIL import Image
 
 from enlarger.errors import CheckpointError
+from enlarger.strict_json import parse_json
 
 TEXT_KEY = "sd-ti"
 TENSOR_KEY = "TORCHTENSOR"
 LOSSLESS_FORMATS = ("PNG", "WEBP")
 MAGIC = (b"\x89PNG", b"RIFF")
-MAX_JSON_BYTES = 64 << 20  # 100 vectors for SDXL's wider encoder have 3 MB
+MAX_JSON_BYTES = 8 << 20  # 100 vectors for SDXL's wider encoder have 3 MB
+MAX_NUMBERS = 500_000  # and 200,000 numbers
 MAX_PIXELS = 1 << 24
 LOW_BITS = 0x0F
 LCG_FACTOR, LCG_STEP, LCG_MODULUS, LCG_RANGE = 1664525, 1013904223, 2**32, 255  # Numerical Recipes'
@@ -48,7 +49,9 @@ def read_embedding_picture(path: Path) -> Mapping[str, Any]:
                 raise CheckpointError(
                     f"{path}: found no embedding in this picture, neither in {TEXT_KEY} nor in pixels"
                 )
-        content = json.loads(data, object_hook=_as_tensor)
+        if len(data) > MAX_JSON_BYTES:
+            raise ValueError("too long")
+        content = parse_json(data, _as_tensor, max_values=MAX_NUMBERS)
     except (OSError, ValueError, TypeError, RecursionError, zlib.error, Image.DecompressionBombError) as error:
         raise CheckpointError(f"{path}: the embedding in this picture is damaged; fetch the original file") from error
     if not isinstance(content, dict):
@@ -56,7 +59,8 @@ def read_embedding_picture(path: Path) -> Mapping[str, Any]:
     return cast("dict[str, Any]", content)
 
 
-def _as_tensor(table: dict[str, Any]) -> Any:
+def _as_tensor(pairs: list[tuple[str, Any]]) -> Any:
+    table = dict(pairs)
     return torch.tensor(table[TENSOR_KEY], dtype=torch.float32) if table.keys() == {TENSOR_KEY} else table
 
 

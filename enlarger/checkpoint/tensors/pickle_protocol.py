@@ -7,11 +7,13 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pickletools import genops
 from shutil import copyfileobj
 from tempfile import TemporaryFile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from enlarger.checkpoint.tensors.pickle_opcodes import MAX_OPCODES
 from enlarger.checkpoint.tensors.pickle_zip import PickleRejected, ZipRecord
 
 PROTOCOLS = range(3, 6)
@@ -57,6 +59,21 @@ class _Translation:
         del self.steps[-2:]
         self.add(f"c{module}\n{member}\n".encode())
 
+    def take(self, name: str, argument: Any, step: bytes) -> None:
+        """One step of the program, by its name."""
+        if name in TEXTS:
+            self.add_text(str(argument))
+        elif name in BYTES:
+            self.add_text(bytes(argument or b"").decode("latin1"))
+        elif name in STORES:
+            self.store(len(self.memo) if name == "MEMOIZE" else int(argument or 0))
+        elif name in RECALLS and (text := self.memo.get(int(argument or 0))) is not None:
+            self.add_text(text)
+        elif name == "STACK_GLOBAL":
+            self.add_name(step)
+        else:
+            self.add(SAME_STEPS.get(name, step))
+
 
 def is_newer_protocol(program: bytes) -> bool:
     return program[:1] == b"\x80" and len(program) > 1 and program[1] in PROTOCOLS
@@ -64,24 +81,14 @@ def is_newer_protocol(program: bytes) -> bool:
 
 def as_protocol_2(program: bytes, max_bytes: int) -> bytes:
     """The same program in protocol 2. Raises ValueError for what is no program, `PickleRejected` for a large one."""
-    translation = _Translation(max_bytes)
-    opcodes = [(opcode.name, argument, position or 0) for opcode, argument, position in genops(program)]
-    stop = opcodes[-1][2] + 1
-    ends = [position for _, _, position in opcodes[1:]] + [stop]
-    for (name, argument, begin), end in zip(opcodes[1:], ends[1:], strict=True):
-        if name in TEXTS:
-            translation.add_text(str(argument))
-        elif name in BYTES:
-            translation.add_text(bytes(argument or b"").decode("latin1"))
-        elif name in STORES:
-            translation.store(len(translation.memo) if name == "MEMOIZE" else int(argument or 0))
-        elif name in RECALLS and (text := translation.memo.get(int(argument or 0))) is not None:
-            translation.add_text(text)
-        elif name == "STACK_GLOBAL":
-            translation.add_name(program[begin:end])
-        else:
-            translation.add(SAME_STEPS.get(name, program[begin:end]))
-    return b"\x80\x02" + b"".join(step for step, _ in translation.steps) + program[stop:]
+    translation, end = _Translation(max_bytes), 0
+    for count, ((opcode, argument, begin), (_, _, after)) in enumerate(pairwise(genops(program))):
+        if count > MAX_OPCODES:
+            raise PickleRejected(f"its program has more than {MAX_OPCODES:,} steps")
+        start, end = begin or 0, after or 0
+        if count > 0:
+            translation.take(opcode.name, argument, program[start:end])
+    return b"\x80\x02" + b"".join(step for step, _ in translation.steps) + program[end:]
 
 
 def rewritten(file: BinaryIO, records: Mapping[str, ZipRecord], program: bytes) -> BinaryIO:
