@@ -72,7 +72,7 @@ class StepMethods:
 
     def check_inputs(self, *values: object, **named: object) -> None:
         """Refuse the arguments that a call would refuse before its work; order and names are diffusers'."""
-        names = CHECKED[type(self).__name__]
+        names = next(CHECKED[each.__name__] for each in type(self).__mro__ if each.__name__ in CHECKED)
         if strange := [*values[len(names) :], *(set(named) - set(names))]:
             raise TypeError(f"check_inputs takes {', '.join(names)}; found {strange} besides")
         given = {**dict.fromkeys(names), **REQUIRED, **dict(zip(names, values, strict=False)), **named}
@@ -189,15 +189,21 @@ class MaskedMethods(StepMethods):
         if not is_strength_max and (image is None or timestep is None):
             raise ArgumentError("`image` or `timestep` is missing; a strength below 1 starts from a picture")
         known: Tensor | None = None
-        if image is not None and (return_image_latents or (latents is None and not is_strength_max)):
+        if not add_noise and image is None:
+            raise ArgumentError("`image` is missing; without noise the latents are the picture's")
+        needs_known = return_image_latents or not add_noise or (latents is None and not is_strength_max)
+        if image is not None and needs_known:
             known = self._image_latents(image, batch_size, generator, dtype).to(device)
         drawn_like = torch.empty(shape, dtype=dtype, device=device)
         noise = noise_from_generator(generator, batch_size)(drawn_like) if latents is None else latents.to(device)
-        if latents is not None or is_strength_max:
+        if not add_noise:
+            assert known is not None, "checked above"
+            first = known
+        elif latents is not None or is_strength_max:
             first = noise * self.scheduler.init_noise_sigma
         else:
             assert known is not None and timestep is not None, "checked above"
-            first = self.scheduler.add_noise(known, noise, timestep) if add_noise else known
+            first = self.scheduler.add_noise(known, noise, timestep)
         more = [noise] if return_noise else []
         return (first, *more, *([known] if return_image_latents and known is not None else []))
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from enlarger.checkpoint.model_folder import LORA, ModelFolder
 from enlarger.errors import InputError
-from enlarger.requests import SamplingOptions
+from enlarger.requests import SamplingOptions, one_per_image
 from enlarger.tasks.loading import LoraFile, with_adapters
 from enlarger.tasks.stable_diffusion import StableDiffusion
 from enlarger.text.lora_tags import MAX_LORAS, LoraUse, lora_use, split_lora_tags
@@ -32,7 +32,7 @@ def adapt(model: StableDiffusion, request: Request) -> tuple[StableDiffusion, Re
     """
     if not is_adapted(request):
         return model, request
-    request = _with_styles(model, request)
+    request = with_styles(model, request)
     prompt, tagged = _split_tags(getattr(request, "prompt", ""))
     if any(split_lora_tags(negative)[1] for negative in _texts(request.negative)):
         raise InputError("the negative prompt names a LoRA, which works on the whole picture; name it in the prompt")
@@ -54,17 +54,19 @@ def check_clip_skip(model: StableDiffusion, clip_skip: int) -> int:
     return clip_skip
 
 
-def _with_styles(model: StableDiffusion, request: Request) -> Request:
+def with_styles(model: StableDiffusion, request: Request) -> Request:
+    """The request with its styles in its prompts. Raises InputError as `apply_styles`, and for unequal lists."""
     if not request.styles:
         return request
     folder = ModelFolder(Path()) if model.model_folder is None else model.model_folder
     prompts, negatives = _texts(getattr(request, "prompt", "")), _texts(request.negative)
-    pairs = zip(prompts, negatives * len(prompts) if len(negatives) == 1 else negatives, strict=False)
+    count = max(len(prompts), len(negatives))
+    pairs = zip(one_per_image(prompts, count, "prompt"), one_per_image(negatives, count, "negative"), strict=True)
     styled = [apply_styles(*pair, request.styles, folder.styles) for pair in pairs]
     changes: dict[str, Any] = {"prompt": [one for one, _ in styled], "negative": [other for _, other in styled]}
     if len(styled) == 1:
         changes = {name: texts[0] for name, texts in changes.items()}
-    return replace(request, **changes)
+    return replace(request, styles=(), **changes)
 
 
 def _split_tags(prompt: str | Sequence[str]) -> tuple[str | list[str], tuple[LoraUse, ...]]:

@@ -11,6 +11,7 @@ from enlarger.errors import InputError
 STYLES_FILE = "styles.csv"
 PLACEHOLDER = "{prompt}"  # where the prompt goes in a style; without one the style comes behind it
 MAX_BYTES = 256 << 10  # of the file
+MAX_CHARACTERS = 32_000  # of a prompt with its styles
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,15 @@ def read_styles(path: Path) -> dict[str, Style]:
 
 
 def apply_styles(prompt: str, negative: str, names: Sequence[str], styles: Mapping[str, Style]) -> tuple[str, str]:
-    """A prompt and a negative prompt with styles, one after another. Raises InputError for a name that is none's."""
-    for name in names:
+    """A prompt and a negative prompt with styles, one after another.
+
+    Raises InputError for a name that is none's or given twice, and where the text becomes too long.
+    """
+    for place, name in enumerate(names):
         if name not in styles:
             raise InputError(unknown_name("style", name, list(styles)))
+        if name in names[:place]:
+            raise InputError(f"the style {name!r} is named twice, expected each once; leave one out")
         prompt = _merge(prompt, styles[name].prompt)
         negative = _merge(negative, styles[name].negative)
     return prompt, negative
@@ -61,6 +67,9 @@ def unknown_name(what: str, name: str, known: Sequence[str]) -> str:
 
 
 def _merge(text: str, style: str) -> str:
+    length = len(style) + max(style.count(PLACEHOLDER), 1) * len(text)
+    if length > MAX_CHARACTERS:
+        raise InputError(f"with its styles the prompt has {length:,} characters, expected at most {MAX_CHARACTERS:,}")
     if PLACEHOLDER in style:
         return style.replace(PLACEHOLDER, text)
     return ", ".join(part for part in (text.strip(), style.strip()) if part)

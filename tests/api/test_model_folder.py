@@ -3,7 +3,8 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from enlarger.service.routes.parsed_request import parse_generation
 from enlarger.service.routes.request_models import Generation
 from enlarger.service.settings import Bounds
 from enlarger.service.worker.folder_models import adapter_names, models_of_folder, open_model_folder
+from enlarger.service.worker.model_cache import CachedModel
+from enlarger.service.worker.model_requests import check_prompt_tokens
 from enlarger.tasks.adapters import adapt
 from enlarger.tasks.conditioning import PromptSpec
 from tests.support import command, tiny
@@ -121,6 +124,9 @@ def test_text_encoder_and_unet_have_scales_of_their_own(generator: enlarger.Gene
         ({"prompt": "a" + "<lora:bend:1>" * 17}, "found 17 LoRAs, expected at most 16"),
         ({"prompt": "a", "loras": [("/etc/passwd", 1.0)]}, "no lora is called '/etc/passwd'"),
         ({"prompt": "a", "styles": ["oily"]}, "no style is called 'oily'; there are 3, oil"),
+        ({"prompt": "a", "styles": ["oil", "warm", "oil"]}, "the style 'oil' is named twice, expected each once"),
+        ({"prompt": "a" * 31_990, "styles": ["oil"]}, "with its styles the prompt has 32,0.. characters, expected at"),
+        ({"prompt": ["a", "b", "c"], "negative": ["n", "m"], "styles": ["oil"]}, "2 values of negative for 3 images"),
         ({"prompt": "a", "clip_skip": 3}, "clip_skip is 3, expected 1 to 2 for Stable Diffusion 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -128,6 +134,14 @@ def test_text_encoder_and_unet_have_scales_of_their_own(generator: enlarger.Gene
 def test_what_cannot_be_added_is_refused(generator: enlarger.Generator, options: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         generator(GenerateRequest(**SIZE, **options))
+
+
+def test_a_style_counts_in_the_tokens_of_a_prompt(generator: enlarger.Generator) -> None:
+    cached = cast(CachedModel, SimpleNamespace(model=generator.model))
+    request = GenerateRequest("a", styles=["oil"])
+    check_prompt_tokens(GenerateRequest("a"), cached, 3)
+    with pytest.raises(ProblemError, match=r"prompt has \d+ tokens, expected at most 3"):
+        check_prompt_tokens(request, cached, 3)
 
 
 def test_without_a_folder_a_name_finds_nothing() -> None:

@@ -25,6 +25,8 @@ from enlarger.service.jobs.job import JobSpec
 from enlarger.service.problems import problem_error
 from enlarger.service.settings import ModelSettings
 from enlarger.service.worker.model_cache import CachedModel
+from enlarger.tasks.adapters import with_styles
+from enlarger.tasks.stable_diffusion import StableDiffusion
 from enlarger.text.encode import tokenize_prompts
 
 REQUEST_TYPES: Mapping[str, type[Any]] = {
@@ -162,7 +164,12 @@ def _metadata_options(request: Any, model: CachedModel, verb: str, refiner: str 
 
 
 def check_prompt_tokens(request: Any, model: CachedModel, max_tokens: int) -> None:
-    """Raise ProblemError, 400 `invalid_prompt`, for a prompt that would take an encoder long: 75 tokens are one run."""
+    """Raise ProblemError, 400 `invalid_prompt`, for a prompt that would take an encoder long: 75 tokens are one run.
+
+    The prompt counts with its styles. Raises InputError for styles that there are not.
+    """
+    if isinstance(model.model, StableDiffusion):
+        request = with_styles(model.model, request)
     for field, name in (("prompt", "prompt"), ("negative", "negative_prompt")):
         count = _count_tokens(getattr(request, field, None), model)
         if count > max_tokens:
