@@ -37,3 +37,20 @@ def test_words_of_other_programs_are_said(prompt: str, note: str) -> None:
 )  # fmt: skip
 def test_nothing_is_said_of_plain_words(prompt: str) -> None:
     assert unheard_words(prompt) == ()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "[" + ":" * 16_000 + "1" * 16_000,
+        "[a:" + "1" * 32_000 + "x]",
+        "{" + "|" * 32_000,
+        "[" * 32_000,
+        "__a-" * 8_000,
+        "__a" + "_" * 32_000 + "a",
+        "[a:" + " " * 32_000 + "]",
+    ],
+    ids=["colons", "digits", "choices", "brackets", "files", "underscores", "spaces"],
+)
+def test_a_long_prompt_is_read_at_once(prompt: str) -> None:
+    assert unheard_words(prompt) == ()
