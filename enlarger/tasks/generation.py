@@ -49,7 +49,7 @@ def describe_pictures(seeds: Sequence[int], model: Described, verb: str, request
     for index, seed in enumerate(seeds):
         source = min(index // per_source, len(sources) - 1)
         own = {name: _as_json(value) for name, value in options.items()}
-        own |= {name: _text_of(options[name], source, len(sources), index) for name in TEXTS if name in options}
+        own |= {name: _text_of(options[name], index, len(seeds)) for name in TEXTS if name in options}
         about = {"input": sources[source]} if sources else {}
         made.append(base | {"options": own, "seeds": [seed]} | about | {"torch": torch.__version__})
     return tuple(made)
@@ -72,11 +72,9 @@ def _as_json(value: Any) -> Any:
     return value if isinstance(value, str | int | float) else str(value)
 
 
-def _text_of(value: str | Sequence[str], source: int, count: int, index: int) -> str:
-    """The text for one picture: there is one for all, one for each input, or one for each picture."""
-    if isinstance(value, str):
-        return value
-    return value[source] if len(value) == count > 1 else value[index % len(value)]
+def _text_of(value: str | Sequence[str], index: int, count: int) -> str:
+    """The text for one of `count` pictures; a text for each input or prompt stands for that one's pictures in a row."""
+    return value if isinstance(value, str) else value[index * len(value) // count]
 
 
 def _sources(request: Any) -> list[Json]:
