@@ -57,27 +57,39 @@ def replay(
     Exit status: 0 the same bytes, 1 others, or it cannot be made again; then the reason is said.
     """
     from enlarger.image.decode import open_image
-    from enlarger.image.encode import check_output
+    from enlarger.image.encode import check_output, write_whole
     from enlarger.image.generation import read_metadata
 
     with open_image(file) as (image, name):
         metadata, file_format = read_metadata(image), str(image.format)
+    before = file.read_bytes()
     if metadata is None:
         raise InputError(f"{name}: says nothing of how it was made, expected a picture of enlarger's with its metadata")
     if metadata.get("frames"):
         raise InputError(f"{name}: holds several frames, which are not made again; enlarge its input again")
+    sources = _sources(metadata, file, source)
     if output is not None:
         check_output(output, overwrite=overwrite)
-    result = _run(metadata, _sources(metadata, file, source), device, model, allow_pickle)
+        _check_other_file(output, file, *sources.values())
+    result = _run(metadata, sources, device, model, allow_pickle)
     made = _encode(result.images[0], file_format, metadata, result)
     if output is not None:
-        output.write_bytes(made)
-    if made == file.read_bytes():
+        with write_whole(output, overwrite=overwrite) as stream:
+            stream.write(made)
+    if made == before:
         print_lines([f"{file}: the same {len(made):,} bytes"])
         return
-    reasons = _reasons(metadata, file, made)
+    reasons = _reasons(metadata, before, made)
     print_lines([f"{file}: other bytes: {'; '.join(reasons)}"])
     raise typer.Exit(1)
+
+
+def _check_other_file(output: Path, *read: Path) -> None:
+    """Raise InputError for a place where one of the files is that the picture is made of or compared with."""
+    for path in read:
+        if output.resolve() == path.resolve():
+            text = f"is {path} itself, which the picture is made of or compared with, expected another file"
+            raise InputError(f"{output}: {text}; choose another name")
 
 
 def _sources(metadata: Json, file: Path, given: Path | None) -> dict[str, Path]:
@@ -159,13 +171,13 @@ def _encode(image: "Image.Image", file_format: str, metadata: Json, result: "Res
     return stream.getvalue()
 
 
-def _reasons(metadata: Json, file: Path, made: bytes) -> list[str]:
+def _reasons(metadata: Json, old: bytes, made: bytes) -> list[str]:
     """What differs, and what may be why."""
     import numpy as np
     import torch
     from PIL import Image
 
-    with Image.open(file) as before, Image.open(io.BytesIO(made)) as after:
+    with Image.open(io.BytesIO(old)) as before, Image.open(io.BytesIO(made)) as after:
         if before.size != after.size or before.mode != after.mode:
             found = [f"it is {after.mode} of {after.size[0]} x {after.size[1]}, not {before.mode} of "
                      f"{before.size[0]} x {before.size[1]}"]  # fmt: skip

@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -166,16 +167,23 @@ def save_image(
     options |= {"quality": quality} if format_name in ("JPEG", "WEBP", "AVIF") else {}
     for note in notes:
         warnings.warn(note, stacklevel=2)
+    with write_whole(path, overwrite=overwrite) as stream:
+        write_image(image, stream, format_name, options)
+    return path
+
+
+@contextmanager
+def write_whole(path: Path, *, overwrite: bool) -> Generator[BinaryIO]:
+    """A stream as `atomic_write` gives it; what cannot be written to it, or take its name, is an InputError."""
     try:
         with atomic_write(path, overwrite=overwrite) as stream:
-            write_image(image, stream, format_name, options)
+            yield stream
     except FileExistsError:
         raise InputError(f"{one_line(path)}: exists already; choose another name or allow overwriting") from None
     except (OSError, ValueError) as error:
         raise InputError(
             f"{one_line(path)}: cannot be written ({one_line(error)}); check space, size and permissions"
         ) from error
-    return path
 
 
 def file_options(

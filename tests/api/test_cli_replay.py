@@ -94,6 +94,15 @@ def test_other_pixels_are_counted(call: Any, photo: Path) -> None:
     assert status == 1 and " pixels differ, by at most " in out and Path("d.png").exists()
 
 
+@pytest.mark.parametrize("output", ["a.jpg", "b.png"])
+def test_neither_the_picture_nor_its_input_is_written_over(call: Any, photo: Path, output: str) -> None:
+    call("upscale", "a.jpg", "-o", "b.png")
+    before = Path(output).read_bytes()
+    status, out, err = call("replay", "b.png", "-o", f"../{photo.parent.name}/{output}", "--overwrite")
+    assert (status, out, Path(output).read_bytes()) == (1, "", before)
+    assert f" is {output} itself, which the picture is made of or compared with" in err
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "avif"])
 def test_every_kind_of_file_says_what_made_it(call: Any, photo: Path, suffix: str) -> None:
     assert call("upscale", "a.jpg", "-o", f"b.{suffix}")[0] == 0
@@ -118,6 +127,10 @@ def test_nothing_is_said_where_all_is_stripped(call: Any, photo: Path) -> None:
 def test_the_library_says_what_made_a_picture(photo: Path, tmp_path: Path) -> None:
     result = enlarger.generate(["a", "b"], model=tiny.sd1_folder(), steps=2, seed=3)
     assert [(one["options"]["prompt"], one["seeds"]) for one in result.generation] == [("a", [3]), ("b", [4])]
+    twice = enlarger.generate(["a", "b"], model=tiny.sd1_folder(), steps=2, count=2, negative=["c", "d"]).generation
+    assert [(one["options"]["prompt"], one["options"]["negative"]) for one in twice] == [("a", "c")] * 2 + [
+        ("b", "d")
+    ] * 2
     paths = result.save(tmp_path / "c.png")
     for path, prompt in zip(paths, "ab", strict=True):
         with Image.open(path) as image:
