@@ -19,7 +19,7 @@ from enlarger.image.damage import (
     without_broken_chunks,
 )
 from enlarger.image.deep import DEEP_SUFFIX, DeepImage, deep_mode, read_deep, transpose_deep
-from enlarger.image.optional_formats import JXL_HEAD_BYTES, jxl_size, register_optional_formats
+from enlarger.image.optional_formats import is_jxl, jxl_size, register_optional_formats
 from enlarger.image.other_kinds import HEAD_BYTES, OtherKind, other_kind
 
 AVIF_FORMATS = {".avif": "AVIF"} if features.check("avif") else {}  # a part of newer Pillows only
@@ -170,7 +170,8 @@ def open_image(
         first_bytes = stream.read(16)
         if not first_bytes:
             raise UnreadableImage(f"{name}: the file is empty (0 bytes); copy or download it again", "empty")
-        _check_jxl_size(first_bytes + stream.read(JXL_HEAD_BYTES), name)
+        if is_jxl(first_bytes):
+            _check_jxl_size(stream, name)
         stream.seek(0)
         is_png, profile, read_from = first_bytes.startswith(PNG_SIGNATURE), None, stream
         if is_png:
@@ -182,10 +183,12 @@ def open_image(
         yield image, name
 
 
-def _check_jxl_size(head: bytes, name: str) -> None:
-    """Refuse a JPEG XL that is too large before it is opened, which decodes it."""
-    size, limit = jxl_size(head), 2 * (Image.MAX_IMAGE_PIXELS or PIXEL_LIMIT)
-    if size is not None and size[0] * size[1] > limit:
+def _check_jxl_size(stream: BinaryIO, name: str) -> None:
+    """Refuse a JPEG XL that is too large, or does not say how large, before it is opened, which decodes it."""
+    size, limit = jxl_size(stream), 2 * (Image.MAX_IMAGE_PIXELS or PIXEL_LIMIT)
+    if size is None:
+        raise unknown_kind_error(stream, name)
+    if size[0] * size[1] > limit:
         raise too_large_error(name, size[0] * size[1], limit)
 
 

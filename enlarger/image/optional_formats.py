@@ -2,10 +2,13 @@
 
 from contextlib import suppress
 from importlib import import_module
+from io import SEEK_END
 from pathlib import Path
+from typing import BinaryIO
 
 JXL_BARE, JXL_BOXED = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
-JXL_HEAD_BYTES = 4096  # of a file, within which its codestream begins
+JXL_SIZE_BYTES = 12  # of a codestream: its signature, and its size at the longest
+MAX_JXL_BOXES = 1000  # before the codestream's size
 JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # of width to height, by their number less one
 JXL_SIZE_BITS = (9, 13, 18, 30)
 
@@ -24,15 +27,23 @@ def register_optional_formats() -> dict[str, str]:
     return found
 
 
-def jxl_size(head: bytes) -> tuple[int, int] | None:
-    """Width and height by the first bytes of a JPEG XL file; None for another kind, or where they do not say.
+def is_jxl(head: bytes) -> bool:
+    """Whether the plugin would take a file that begins so."""
+    return head.startswith(JXL_BARE) or head[4:7] == JXL_BOXED[4:7]
+
+
+def jxl_size(stream: BinaryIO) -> tuple[int, int] | None:
+    """Width and height of a JPEG XL file by its header; None where it does not say.
 
     Source: ISO/IEC 18181-1, SizeHeader. The plugin decodes a file as it opens it, so this comes first.
     """
-    start = head.find(JXL_BARE) if head.startswith((JXL_BARE, JXL_BOXED)) else -1
-    if start < 0 or len(head) < start + 12:
+    stream.seek(0)
+    start = stream.read(JXL_SIZE_BYTES)
+    if not start.startswith(JXL_BARE):
+        start = _boxed_start(stream)
+    if not start.startswith(JXL_BARE) or len(start) < 4:
         return None
-    reader = _Bits(int.from_bytes(head[start + 2 : start + 12], "little"))
+    reader = _Bits(int.from_bytes(start[2:], "little"))
     is_small = bool(reader.take(1))
     height = reader.size(is_small)
     ratio = reader.take(3)
@@ -42,10 +53,35 @@ def jxl_size(head: bytes) -> tuple[int, int] | None:
     return height * numerator // denominator, height
 
 
+def _boxed_start(stream: BinaryIO) -> bytes:
+    """The codestream's first bytes, of one box or of several that continue each other; none where boxes are wrong.
+
+    Source: ISO/IEC 18181-2: a size of 1 is followed by one of 64 bits, one of 0 goes to the end; `jxlp` has a number.
+    """
+    found, offset, end = b"", 0, stream.seek(0, SEEK_END)
+    for _ in range(MAX_JXL_BOXES):
+        stream.seek(offset)
+        header = stream.read(16)
+        size, kind, begin = int.from_bytes(header[:4], "big"), header[4:8], 8
+        if size == 1:
+            size, begin = int.from_bytes(header[8:], "big"), 16
+        size = size or end - offset
+        if size < begin:
+            return found if offset == end else b""
+        if kind in (b"jxlc", b"jxlp"):
+            begin += 4 if kind == b"jxlp" else 0
+            stream.seek(offset + begin)
+            found += stream.read(max(min(size - begin, JXL_SIZE_BYTES - len(found)), 0))
+        offset += size
+        if len(found) == JXL_SIZE_BYTES or offset >= end:
+            return found
+    return b""
+
+
 def jxl_file_size(path: Path) -> tuple[int, int] | None:
-    """The same of a file."""
+    """The same of a file, which may be of another kind."""
     with path.open("rb") as stream:
-        return jxl_size(stream.read(JXL_HEAD_BYTES))
+        return jxl_size(stream) if is_jxl(stream.read(JXL_SIZE_BYTES)) else None
 
 
 class _Bits:

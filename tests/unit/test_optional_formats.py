@@ -1,6 +1,7 @@
 """HEIC and JPEG XL: read where their extras are installed, also by the decoder, and refused by their size before."""
 
 import io
+import struct
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from enlarger.errors import InputError
 from enlarger.image.decode import OPTIONAL_FORMATS, UnreadableImage, read_header
-from enlarger.image.optional_formats import JXL_BOXED, jxl_size
+from enlarger.image.optional_formats import JXL_BOXED, MAX_JXL_BOXES, jxl_size
 from enlarger.image.other_kinds import other_kind
 from enlarger.image.picture import read_picture
 
@@ -61,20 +62,52 @@ def test_a_damaged_one_is_one_line(tmp_path: Path, kind: str) -> None:
     ids=["square", "small", "wide", "the largest"],
 )
 def test_sizes_by_hand(bits: int, size: tuple[int, int]) -> None:
-    assert jxl_size(b"\xff\x0a" + bits.to_bytes(10, "little")) == size
-    assert jxl_size(b"\xff\x0a" + bytes(3)) is None and jxl_size(b"\x89PNG" + bytes(20)) is None
+    assert jxl_size(io.BytesIO(b"\xff\x0a" + bits.to_bytes(10, "little"))) == size
+    assert jxl_size(io.BytesIO(b"\xff\x0a\0")) is None and jxl_size(io.BytesIO(b"\x89PNG" + bytes(20))) is None
+
+
+WIDE = b"\xff\x0a" + (15 << 3 | 1 << 15 | 4999 << 17).to_bytes(10, "little")
+SMALL = b"\xff\x0a" + (1).to_bytes(10, "little")
+
+
+def box(kind: bytes, data: bytes, form: str = "32 bits") -> bytes:
+    size = {"32 bits": struct.pack(">I", 8 + len(data)), "64 bits": b"\0\0\0\1", "to the end": bytes(4)}[form]
+    return size + kind + (struct.pack(">Q", 16 + len(data)) if form == "64 bits" else b"") + data
+
+
+@pytest.mark.parametrize(
+    ("boxes", "size"),
+    [
+        (box(b"xml ", bytes(5000)) + box(b"jxlc", WIDE), (5000, 16)),
+        (box(b"xml ", SMALL) + box(b"jxlc", WIDE, "64 bits"), (5000, 16)),
+        (box(b"xml ", SMALL, "64 bits") + box(b"jxlc", WIDE, "to the end"), (5000, 16)),
+        (box(b"jxlp", bytes(4) + WIDE[:4]) + box(b"jxlp", b"\0\0\0\1" + WIDE[4:]), (5000, 16)),
+        (box(b"xml ", SMALL), None),
+        (box(b"xml ", SMALL, "to the end") + box(b"jxlc", SMALL), None),
+        (b"\0\0\0\2xml " + box(b"jxlc", SMALL), None),
+        (b"\0\0\0\1xml " + b"\xff" * 8 + box(b"jxlc", SMALL), None),
+        (box(b"jxlp", bytes(4) + WIDE[:4]) + box(b"free", b"") * MAX_JXL_BOXES + box(b"jxlp", bytes(12)), None),
+    ],
+    ids=["far", "64 bits", "to the end", "in two", "none", "hidden", "too small", "past the end", "too many"],
+)
+def test_sizes_in_boxes(boxes: bytes, size: tuple[int, int] | None) -> None:
+    assert jxl_size(io.BytesIO(JXL_BOXED + boxes)) == size
+    if size is None:
+        with pytest.raises(UnreadableImage, match=r"the bytes: (is a JPEG XL file|the JXL header is damaged)"):
+            read_picture(JXL_BOXED + boxes)
 
 
 @needs_jxl
 @pytest.mark.parametrize("size", [(8, 8), (256, 256), (40, 24), (1000, 3), (300, 200), (1280, 720), (513, 9000)])
 def test_sizes_of_files(size: tuple[int, int]) -> None:
-    assert jxl_size(written("jxl", Image.new("RGB", size))) == size
-    assert jxl_size(written("jxl", Image.new("RGB", size), exif=b"Exif\0\0II*\0")) == size  # in boxes
+    assert jxl_size(io.BytesIO(written("jxl", Image.new("RGB", size)))) == size
+    assert jxl_size(io.BytesIO(written("jxl", Image.new("RGB", size), exif=b"Exif\0\0II*\0"))) == size  # in boxes
 
 
 @needs_jxl
 def test_a_bomb_is_refused_before_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.jxl").write_bytes(written("jxl", Image.new("RGB", (3000, 2000))))
+    data = written("jxl", Image.new("RGB", (3000, 2000)), exif=b"Exif\0\0II*\0")
+    (tmp_path / "a.jxl").write_bytes(data[:32] + box(b"xml ", bytes(5000)) + data[32:])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
     with pytest.raises(UnreadableImage, match=r"a\.jxl: .*6,000,000 pixels"):
