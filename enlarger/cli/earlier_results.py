@@ -19,7 +19,8 @@ def without_earlier_results(
 ) -> tuple[list[InputFile], list[PassedOver]]:
     """The files without those found in folders that say that enlarger has made them, which are passed over."""
     results = [file for file in found if not file.is_named_by_user and is_earlier_result(file.path)]
-    kept = [file for file in found if file not in results]
+    places = {file.path for file in results}
+    kept = [file for file in found if file.path not in places]
     if not kept and results:
         text = f"all {len(results)} pictures here are {REASON}"
         kept = [replace(results[0], path=results[0].path.parent, is_named_by_user=True, error=text)]
