@@ -1,7 +1,8 @@
 """Animated pictures and files of several pages: every frame read, and written to the same kind of file. No torch."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,10 +11,9 @@ from typing import Any
 from PIL import Image, TiffImagePlugin
 
 from enlarger.errors import InputError
-from enlarger.image.atomic_write import atomic_write
-from enlarger.image.decode import PIXEL_LIMIT, decode_image, one_line, open_image
+from enlarger.image.decode import PIXEL_LIMIT, decode_error, decode_image, one_line, open_image
 from enlarger.image.deep import DeepImage, mode_of
-from enlarger.image.encode import FRAME_SUFFIXES, check_output, file_options, write_image
+from enlarger.image.encode import FRAME_SUFFIXES, check_output, file_options, write_image, write_whole
 from enlarger.image.generation import Json
 from enlarger.image.metadata import Strip, read_file_metadata
 
@@ -55,7 +55,7 @@ class FrameSettings:
 def read_timing(path: str | Path) -> Timing:
     """How many frames a file has, how long each is shown, and how they run. Raises as `read_picture` does."""
     durations, loop = list[float](), None
-    with open_image(path) as (image, _):
+    with open_image(path) as (image, name), _decoding(name):
         count: int = getattr(image, "n_frames", 1)
         for index in range(count):
             image.seek(index)
@@ -69,24 +69,41 @@ def read_timing(path: str | Path) -> Timing:
 
 
 def read_frames(path: str | Path, *, limit: int = PIXEL_LIMIT) -> Iterator[Image.Image]:
-    """Each frame whole, upright, with the metadata of its file. Raises InputError as `read_picture` does.
+    """Each frame whole, upright, with its own metadata in a TIFF, and those of its file in others. Raises InputError as
+    `read_picture` does.
 
     The file is closed between two frames, so that other pictures are read meanwhile.
     """
-    with open_image(path) as (image, _):
+    with open_image(path) as (image, name), _decoding(name):
         count: int = getattr(image, "n_frames", 1)
     return (_read_frame(path, index, limit) for index in range(count))
 
 
 def _read_frame(path: str | Path, index: int, limit: int) -> Image.Image:
     with open_image(path) as (image, name):
-        about: Json = read_file_metadata(image)
-        image.seek(index)
+        is_page, about = image.format == "TIFF", Json()
+        with _decoding(name):
+            if not is_page:
+                about = read_file_metadata(image)
+            elif index > 0:  # Pillow leaves what the first page says to those that say nothing
+                for key in ("icc_profile", "dpi"):
+                    image.info.pop(key, None)
+            image.seek(index)
         frame = decode_image(image, name, limit, []).copy()
+        about = read_file_metadata(image) if is_page else about
     for key in set(frame.info) - {"icc_profile", "transparency"}:
         del frame.info[key]
     frame.info.update(about)
     return frame
+
+
+@contextmanager
+def _decoding(name: str) -> Generator[None]:
+    """What a decoder raises on a damaged file is raised as an InputError that names it."""
+    try:
+        yield
+    except Exception as error:
+        raise decode_error(name, error) from error
 
 
 def save_frames(frames: Iterable[Image.Image], path: str | Path, timing: Timing, settings: FrameSettings) -> Path:
@@ -100,23 +117,34 @@ def save_frames(frames: Iterable[Image.Image], path: str | Path, timing: Timing,
     generation = settings.generation
     if generation:
         generation = generation | {"file": {"quality": settings.quality, "strip": settings.strip}}
-    options, notes = file_options(first, name, settings.strip, generation)
-    notes += ("GIF holds 256 colours in a frame: reduced to these",) if name == "GIF" else ()
-    if isinstance(first, DeepImage) and name != "TIFF":
-        notes += ("animations hold 8 bits: the 16-bit colour is rounded",)
-    for note in notes:
-        warnings.warn(note, stacklevel=2)
-    options |= {"quality": settings.quality} if name in ("JPEG", "WEBP", "AVIF") else {}
-    with atomic_write(path, overwrite=settings.overwrite) as stream:
+    options: Json = {"quality": settings.quality} if name in ("JPEG", "WEBP", "AVIF") else {}
+
+    def about(frame: Image.Image) -> Json:
+        own, lost = file_options(frame, name, settings.strip, generation)
+        notes.update(dict.fromkeys(lost))
+        return options | own
+
+    notes = dict.fromkeys(_losses(first, name))
+    with write_whole(path, overwrite=settings.overwrite) as stream:
         if name == "TIFF":
             with TiffImagePlugin.AppendingTiffWriter(stream) as pages:
                 for frame in chain([first], frames):
-                    write_image(frame, pages, name, options)  # pyright: ignore[reportArgumentType] - a stream but in name
+                    write_image(frame, pages, name, about(frame))  # pyright: ignore[reportArgumentType] - a stream but in name
                     pages.newFrame()
         else:
+            options = about(first) | timing.options()
             first = Image.Image.copy(first) if isinstance(first, DeepImage) else first
             first.info = {}
             more = (Image.Image.copy(frame) for frame in frames)
             more = list(more) if name == "PNG" else more  # Pillow goes over them twice
-            first.save(stream, name, save_all=True, append_images=more, **options, **timing.options())
+            first.save(stream, name, save_all=True, append_images=more, **options)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     return path
+
+
+def _losses(first: Image.Image, format_name: str) -> tuple[str, ...]:
+    """What frames like the first lose in a file of several."""
+    notes = ("GIF holds 256 colours in a frame: reduced to these",) if format_name == "GIF" else ()
+    is_rounded = isinstance(first, DeepImage) and format_name != "TIFF"
+    return notes + (("animations hold 8 bits: the 16-bit colour is rounded",) if is_rounded else ())

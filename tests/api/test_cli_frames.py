@@ -1,12 +1,14 @@
 """Every frame of animations and pages, with their timing; metadata stripped by a bare word; CMYK."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from enlarger.errors import InputError
 from enlarger.image.deep import DeepImage
 from enlarger.image.frames import FrameSettings, Timing, read_frames, read_timing, save_frames
 from enlarger.image.generation import read_metadata
@@ -57,6 +59,35 @@ def test_pages_of_a_tiff_keep_all_bits(call: Any, tmp_path: Path) -> None:
     with Image.open("a-x2.tif") as image:
         assert read_metadata(image)["frames"] is True  # type: ignore[index]
     assert "holds several frames" in call("replay", "a-x2.tif")[2]
+
+
+def test_pages_of_a_tiff_keep_their_own_profile_and_metadata(call: Any, tmp_path: Path) -> None:
+    pages = [Image.fromarray(texture(14, 10, seed=k)) for k in range(3)]
+    made: Any = ImageCms.createProfile("sRGB")
+    profile = ImageCms.ImageCmsProfile(made).tobytes()
+    profiles = [profile[:35] + bytes([second]) + profile[36:] for second in (1, 2)]  # of the time when it was made
+    for page, profile, dpi in zip(pages, profiles, (100, 200), strict=False):
+        page.info |= {"icc_profile": profile, "dpi": (dpi, dpi)}
+    save_frames(pages, tmp_path / "a.tif", Timing(), FrameSettings())
+    assert call("upscale", "a.tif", "--all-frames")[:2] == (0, "a-x2.tif\n")
+    for name in ("a.tif", "a-x2.tif"):
+        infos = [page.info for page in read_frames(tmp_path / name)]
+        assert [info.get("icc_profile") for info in infos] == [*profiles, None], name
+        assert [info["dpi"] for info in infos[:2]] == [(100, 100), (200, 200)], name
+
+
+def test_damaged_frames_and_files_in_the_way_are_said(call: Any, tmp_path: Path) -> None:
+    source = animation(tmp_path / "a.gif")
+    source.write_bytes(source.read_bytes()[:-120])
+    status, _, err = call("upscale", "a.gif", "--all-frames")
+    assert status == 1 and "unexpected" not in err and "a.gif: the file is cut short" in err, err
+
+    def frames() -> Iterator[Image.Image]:
+        yield Image.new("RGB", (8, 6))
+        (tmp_path / "b.tif").touch()
+
+    with pytest.raises(InputError, match=r"b\.tif: exists already; choose another name or allow overwriting"):
+        save_frames(frames(), tmp_path / "b.tif", Timing(), FrameSettings())
 
 
 def test_a_single_picture_is_one_frame_and_others_are_refused(call: Any, tmp_path: Path) -> None:
