@@ -262,19 +262,20 @@ def run_jobs(jobs: Sequence["Job"], run_job: RunJob | None, report: "Report") ->
 
 def save_all(job: "Job", result: Pictures, report: "Report", files: FileOptions) -> tuple[Path, ...]:
     """Write a job's pictures, with what made them and the fingerprints by which the next run knows them."""
-    from enlarger.image.encode import flatten, save_image
+    from enlarger.image.encode import save_image
 
     report.start_stage(f"{job.input.name}: saving")
     made = result.generation if result.generation else [Json()] * len(result.images)
     for number, (image, path, one) in enumerate(zip(result.images, job.outputs, made, strict=True)):
         generation = _describe_file(one, job, number, files)
         save_image(
-            flatten(image, path, files.background),
+            image,
             path,
             overwrite=job.overwrite,
             quality=files.quality,
             strip=files.strip,
             generation=generation,
+            background=files.background,
         )
     return job.outputs
 

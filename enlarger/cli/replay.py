@@ -37,6 +37,7 @@ REQUESTS: dict[str, type] = {
     "inpaint": InpaintRequest,
 }
 SERVICE_PNG_LEVEL = 1  # the service's files do not say how they were written: they are all written alike
+SERVICE_BACKGROUND = "white"  # nor what it lays transparent pictures on
 InputPath = Annotated[
     Path | None,
     typer.Option("--input", metavar="PATH", help="the picture that it was made of, or the folder it is in"),
@@ -153,12 +154,15 @@ def _run(metadata: Json, sources: dict[str, Path], device: str, model: str | Non
 
 def _encode(image: "Image.Image", file_format: str, metadata: Json, result: "Result") -> bytes:
     """The bytes of the file, written as the one that is repeated."""
-    from enlarger.image.encode import file_options, write_image
+    from enlarger.image.encode import file_options, flatten_for, write_image
     from enlarger.image.metadata import INFO_KEYS
 
     how: Json | None = metadata.get("file")
     said = metadata | {"enlarger": __version__, "torch": result.generation[0]["torch"]}
+    is_grey = image.mode == "LA"
+    image = flatten_for(file_format, image, SERVICE_BACKGROUND if how is None else how.get("background"))
     if how is None:  # the service's, which knows no metadata of its input
+        image = image.convert("L") if is_grey and image.mode == "RGB" else image
         image.info = {key: value for key, value in image.info.items() if key not in INFO_KEYS}
         said = metadata | {"enlarger": __version__}
     options, _ = file_options(image, file_format, "none" if how is None else how["strip"], said)

@@ -122,9 +122,13 @@ def flattened_mode(mode: str, source: str | Path, path: str | Path, background: 
 
 
 def flatten(image: Image.Image, path: str | Path, background: str | None = None) -> Image.Image:
-    """The image as the format of `path` holds it: opaque alpha is left out without a word, transparent parts have the
-    `background` under them. Without one, and where the format holds alpha, the image as it is."""
-    format_name = SUFFIXES.get(Path(path).suffix.lower(), "")
+    """The image as the format of `path` holds it, see `flatten_for`."""
+    return flatten_for(SUFFIXES.get(Path(path).suffix.lower(), ""), image, background)
+
+
+def flatten_for(format_name: str, image: Image.Image, background: str | None = None) -> Image.Image:
+    """The image as a format holds it: opaque alpha is left out without a word, transparent parts have the `background`
+    under them. Without one, and where the format holds alpha, the image as it is."""
     if image.mode not in ("LA", "RGBA") or image.mode in FORMAT_MODES.get(format_name, (image.mode,)):
         return image
     if is_opaque(image):
@@ -146,6 +150,7 @@ def save_image(
     quality: int = 95,
     strip: Strip = "none",
     generation: Json | None = None,
+    background: str | None = None,
 ) -> Path:
     """Write an image whole or not at all: to a new file in the same folder, which then takes the name.
 
@@ -153,16 +158,19 @@ def save_image(
     a colour image is kept (BMP holds none), and so are EXIF, XMP, IPTC and resolution that `read_picture` found, but
     for what `strip` names; what the format cannot hold is said in a warning. All other metadata are left out.
     `generation` says how the picture was made, see `image.generation`; its "fingerprint", 32 hexadecimal digits,
-    becomes the EXIF tag ImageUniqueID. Neither is in a BMP, nor where all is stripped.
+    becomes the EXIF tag ImageUniqueID. Neither is in a BMP, nor where all is stripped. It says the `background` too,
+    which lies under what is transparent where the format holds no alpha; alpha that is opaque is left out there.
     Raises InputError for alpha or 16 bits in a format without them, an unknown suffix, a missing folder, a full disk
     and, without `overwrite`, an existing file.
     """
-    format_name, path = check_output(path, mode_of(image), image.size, overwrite=overwrite), Path(path)
+    image, path = flatten(image, path, background), Path(path)
+    format_name = check_output(path, mode_of(image), image.size, overwrite=overwrite)
     if isinstance(image, DeepImage) and format_name not in DEEP_FORMATS:
         warnings.warn(f"{format_name} holds 8 bits: the {DEEP_NAMES[mode_of(image)]} is rounded", stacklevel=2)
         image = image.convert(image.mode)
     if generation:
-        generation = generation | {"file": {"quality": quality, "strip": strip}}
+        under = {} if background is None else {"background": background}
+        generation = generation | {"file": {"quality": quality, "strip": strip, **under}}
     options, notes = file_options(image, format_name, strip, generation)
     options |= {"quality": quality} if format_name in ("JPEG", "WEBP", "AVIF") else {}
     for note in notes:

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -83,12 +84,12 @@ class Result:
         first = Path(path)
         numbered = (first.with_name(f"{first.stem}-{i}{first.suffix}") for i in range(2, len(self.images) + 1))
         paths = (first, *numbered)
-        images = [flatten(image, first, background) for image in self.images]
-        for image, place in zip(images, paths, strict=True):
-            check_output(place, image.mode, image.size, overwrite=overwrite)
+        for image, place in zip(self.images, paths, strict=True):
+            check_output(place, flatten(image, place, background).mode, image.size, overwrite=overwrite)
         made = self.generation if self.generation else (None,) * len(paths)
-        for image, place, generation in zip(images, paths, made, strict=True):
-            save_image(image, place, overwrite=overwrite, quality=quality, strip=strip, generation=generation)
+        how: Any = {"overwrite": overwrite, "quality": quality, "strip": strip, "background": background}
+        for image, place, generation in zip(self.images, paths, made, strict=True):
+            save_image(image, place, generation=generation, **how)
         return paths
 
     def _repr_png_(self) -> bytes:

@@ -32,10 +32,12 @@ def photo(tmp_path: Path) -> Path:
     Image.fromarray(texture(32, 32)).save(tmp_path / "a.jpg", exif=exif, dpi=(300, 300))
     DeepImage.from_samples(texture(12, 10, 4).astype(np.uint16) * 250).save(tmp_path / "deep.png")
     Image.fromarray(texture(32, 32, 1)).save(tmp_path / "mask.png")
+    Image.fromarray(texture(12, 10, 4)).save(tmp_path / "clear.png")
+    Image.fromarray(texture(12, 10, 4)[..., :3]).convert("RGBA").save(tmp_path / "opaque.png")
     return tmp_path / "a.jpg"
 
 
-MADE = {  # 20 pictures: what is asked for, and the files that it makes
+MADE = {  # 22 pictures: what is asked for, and the files that it makes
     "plain": (("upscale", "a.jpg", "-o", "1.png"), ("1.png",)),
     "jpeg": (("upscale", "a.jpg", "-o", "1.jpg", "--quality", "80"), ("1.jpg",)),
     "webp": (("upscale", "a.jpg", "-o", "1.webp", "--detail", "1"), ("1.webp",)),
@@ -43,6 +45,8 @@ MADE = {  # 20 pictures: what is asked for, and the files that it makes
     "deep": (("upscale", "deep.png", "-o", "1.png", "--by", "1.5"), ("1.png",)),
     "deep tiff": (("upscale", "deep.png", "-o", "1.tif", "--restore", "0.5"), ("1.tif",)),
     "place": (("upscale", "a.jpg", "-o", "1.png", "--strip", "gps"), ("1.png",)),
+    "background": (("upscale", "clear.png", "-o", "1.jpg", "--background", "#102030"), ("1.jpg",)),
+    "opaque": (("upscale", "opaque.png", "-o", "1.jpg"), ("1.jpg",)),
     "x2": (("upscale", "a.jpg", "-o", "1.png", "--steps", "1", "--count", "2"), ("1-1.png", "1-2.png")),
     "x4": (("upscale", "a.jpg", "-o", "1.png", "--steps", "1", "--prompt", "a boat & <b>"), ("1.png",)),
     "generate": (
@@ -60,7 +64,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_twenty_pictures_are_made_again_byte_for_byte(call: Any, photo: Path, name: str) -> None:
+def test_pictures_are_made_again_byte_for_byte(call: Any, photo: Path, name: str) -> None:
     arguments, files = MADE[name]
     model = ("--model", MODELS[name]()) if name in MODELS else ()
     status, _, err = call(*arguments, *model)
