@@ -15,9 +15,10 @@ import pytest
 from enlarger.errors import InputError
 from enlarger.service.jobs import disk_usage, lock, retention
 from enlarger.service.jobs import manager as queue_file
+from enlarger.service.jobs.admission import price
 from enlarger.service.jobs.data_folder import claim_folder
 from enlarger.service.jobs.events import MAX_EVENTS, MAX_FINISHED_LOGS, EventLog, EventLogs
-from enlarger.service.jobs.job import Idempotency, Job, JobEvent, job_folder, new_job_id
+from enlarger.service.jobs.job import Idempotency, Job, JobEvent, JobSpec, job_folder, new_job_id
 from enlarger.service.jobs.lifecycle import MAX_ATTEMPTS
 from enlarger.service.jobs.manager import JobManager
 from enlarger.service.jobs.progress_estimator import DEFAULT_SECONDS, DurationStats, ProgressEstimator
@@ -347,6 +348,12 @@ async def test_an_operator_closes_the_door_and_cancels_anybodys_jobs(tmp_path: P
         queue.set_open(True)
         assert (await queue.wait((await submit_job(queue, QUICK)).id)).status == "succeeded"
     assert metrics.total("cancelled") == {"operator": 3}
+
+
+def test_the_steps_of_the_enlarging_have_a_price() -> None:
+    spec = JobSpec("generate", "m", {"steps": 10, "upscale_steps": 30}, None, None, (1000, 1000))
+    assert price(spec) == 40
+    assert price(replace(spec, options={"steps": 10})) == 10
 
 
 @async_test

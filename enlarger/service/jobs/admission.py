@@ -1,4 +1,4 @@
-"""Who is let into the queue, and the places in it that requests hold from when their bodies are whole."""
+"""Who is let into the queue, and the places in it that requests hold from their heads on; a slow body loses its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,9 +52,10 @@ class Reservations:
 
 
 def price(spec: JobSpec) -> float:
-    """What a job costs: the megapixels of all its pictures, times its steps."""
-    steps = spec.options.get("steps")
-    return megapixels(spec) * (steps if isinstance(steps, int) else DEFAULT_STEPS[spec.task])
+    """What a job costs: the megapixels of all its pictures, times its steps and those of its enlarging."""
+    steps, more = spec.options.get("steps"), spec.options.get("upscale_steps")
+    own = steps if isinstance(steps, int) else DEFAULT_STEPS[spec.task]
+    return megapixels(spec) * (own + (more if isinstance(more, int) else 0))
 
 
 class Admission:

@@ -1,6 +1,7 @@
 """The texts in a picture's file, which say what made it; read in the decoder's process."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from PIL import Image
@@ -8,6 +9,7 @@ from PIL import Image
 from enlarger.service.uploads.messages import DecodedImage
 
 MAX_CHARACTERS, MAX_TEXTS = 64 << 10, 8  # of a text that is answered, and how many
+MAX_ENCODED_BYTES = 6 * MAX_CHARACTERS + 2  # of a text in JSON: all of them are less than MAX_REPLY_BYTES
 EXIF_IFD, USER_COMMENT, UNICODE_COMMENT = 0x8769, 0x9286, b"UNICODE\0"
 
 
@@ -18,8 +20,14 @@ def read_texts(image: Image.Image, source: Path) -> DecodedImage:
     comment: object = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
     if isinstance(comment, bytes) and comment.startswith(UNICODE_COMMENT):
         texts["parameters"] = comment.removeprefix(UNICODE_COMMENT).decode("utf-16-be", "replace")
-    texts = {key[:100]: value[:MAX_CHARACTERS] for key, value in list(texts.items())[:MAX_TEXTS]}
+    texts = {key[:100]: _cut(value) for key, value in list(texts.items())[:MAX_TEXTS]}
     with source.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     size = (image.width, image.height)
     return DecodedImage(*size, str(image.format), image.mode, (), digest, False, size, texts)
+
+
+def _cut(text: str) -> str:
+    """A text that is not too long, in JSON neither; there a character has 12 bytes at most."""
+    text = text[:MAX_CHARACTERS]
+    return text if len(json.dumps(text)) <= MAX_ENCODED_BYTES else text[: MAX_ENCODED_BYTES // 12]
