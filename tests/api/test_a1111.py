@@ -2,30 +2,49 @@
 
 import base64
 import io
+import math
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.middleware.api_keys import keys_from_headers
 from enlarger.service.middleware.asgi import RequestHead
 from enlarger.service.problems import ProblemError
 from enlarger.service.routes.a1111.models import plain_name
-from enlarger.service.routes.a1111.payloads import ExtraSingle, ImageToImage, TextToImage, check_options, read_payload
+from enlarger.service.routes.a1111.payloads import (
+    ExtraBatch,
+    ExtraSingle,
+    ImageToImage,
+    PngInfo,
+    TextToImage,
+    check_options,
+    read_payload,
+)
 from enlarger.service.routes.a1111.samplers import sampler_options
-from enlarger.service.routes.a1111.translate import in_their_names, parse_image_to_image, parse_text_to_image
+from enlarger.service.routes.a1111.translate import (
+    in_their_names,
+    parse_extras,
+    parse_image_to_image,
+    parse_text_to_image,
+)
 from enlarger.service.routes.request_body import RequestBody
 from enlarger.service.settings import Bounds
+from enlarger.service.uploads.a1111_body import parse_a1111
+from enlarger.service.uploads.messages import ParseRequest
 from tests.support import tiny
 from tests.support.model_folders import web_ui_folder
 from tests.support.service import Served, running
 
 webuiapi = pytest.importorskip("webuiapi", reason="the client is in the test extra")
 SIZE: dict[str, Any] = {"width": 64, "height": 64, "seed": 7}
+HIRES: dict[str, Any] = {"enable_hr": True, "hr_upscaler": "enlarger"}
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +168,22 @@ def test_bare_base64_is_a_picture_and_an_address_is_not(served: Served) -> None:
         assert text in reply.json()["error"]["message"]
 
 
+def test_a_batch_is_not_repeated_by_a_key_and_waits_for_room(served: Served) -> None:
+    import requests
+
+    out = io.BytesIO()
+    tiny.picture(16, 16).save(out, "PNG")
+    picture = {"name": "a", "data": base64.b64encode(out.getvalue()).decode()}
+    url, asked = f"{served.url}/sdapi/v1/extra-batch-images", {"upscaler_1": "bundled", "imageList": [picture] * 3}
+    reply = requests.post(url, json=asked, headers={"Idempotency-Key": "k"}, timeout=60)
+    assert (reply.status_code, reply.json()["error"]["message"]) == (
+        400, "found Idempotency-Key with 3 pictures; send one picture, or no key",
+    )  # fmt: skip
+    with running(a1111=True, queue=1) as small:
+        reply = requests.post(f"{small.url}/sdapi/v1/extra-batch-images", json=asked, timeout=60)
+    assert (reply.status_code, len(reply.json()["images"])) == (200, 3)
+
+
 def payload(kind: Any, **values: Any) -> Any:
     return read_payload(kind, RequestBody(values, {}, False))
 
@@ -179,6 +214,47 @@ def test_what_is_not_supported_is_refused(kind: Any, values: dict[str, Any], tex
     assert "\n" not in caught.value.problem.message
 
 
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"eta": math.inf}, "eta holds inf, expected a finite number"),
+        ({"comments": {"a": [math.inf]}}, "comments holds inf, expected a finite number"),
+        ({"styles": ["\ud800"]}, "'styles' holds half a surrogate pair, U+D800, expected text"),
+        ({"alwayson_scripts": {"\ud800": {}}}, "'alwayson_scripts' holds half a surrogate pair"),
+        ({"override_settings": {"sd_vae": "\ud800"}}, "'override_settings' holds half a surrogate pair"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_no_answer_can_say_is_refused(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(ProblemError) as caught:
+        payload(TextToImage, **values)
+    assert (caught.value.problem.status, caught.value.problem.param) == (400, next(iter(values)))
+    assert text in caught.value.problem.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "text"),
+    [
+        (TextToImage, "init_images", "found a picture in init_images, which is not taken here; expected no picture"),
+        (ImageToImage, "imageList", "found a picture in imageList, which is not taken here; expected init_images and"),
+        (ExtraSingle, "imageList", "expected image"),
+        (ExtraBatch, "image", "expected imageList"),
+        (PngInfo, "mask", "expected image"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_pictures_without_effect_are_refused(kind: Any, field: str, text: str) -> None:
+    with pytest.raises(ProblemError, match=text):
+        read_payload(kind, RequestBody({}, {field: (Path("a"),)}, False))
+
+
+def test_pictures_are_files_of_their_fields(tmp_path: Path) -> None:
+    (tmp_path / "body").write_text('{"init_images": ["AAAA"], "mask": "AAAA", "imageList": [{"data": "AAAA"}]}')
+    source = str(tmp_path / "body")
+    found = parse_a1111(ParseRequest("json", source, source, "", 9, 999, 99, 99, 5))
+    assert [file.name for file in found.files] == ["init_images", "imageList", "mask"]
+
+
 def test_what_asks_for_nothing_is_taken() -> None:
     body = payload(
         TextToImage,
@@ -204,6 +280,12 @@ def test_what_asks_for_nothing_is_taken() -> None:
         ({"sampler_name": "Restart"}, "no solver is called 'Restart'"),
         ({"sampler_name": "DDIM", "eta": 0.5}, "eta is 0.5, expected 0 or 1 for DDIM"),
         ({"sampler_name": "Euler a", "eta": 0}, "eta is 0, expected 1 for Euler a"),
+        ({"sampler_name": "DPM++ 2M SDE", "eta": 0.5}, "eta is 0.5, expected 1 for DPM++ 2M SDE"),
+        ({"eta": 0.5}, "eta is 0.5 without sampler_name; name a sampler, or leave eta out"),
+        ({**HIRES, "hr_second_pass_steps": 9999}, "hr_second_pass_steps is 9999, expected 1 to"),
+        ({**HIRES, "hr_scale": 17}, "hr_scale is 17, expected more than 1, up to 16"),
+        ({**HIRES, "hr_scale": 1}, "hr_scale is 1, expected more than 1"),
+        ({"denoising_strength": 2}, "denoising_strength is 2, expected less than or equal to 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -211,6 +293,33 @@ def test_wrong_values_are_named_as_there(values: dict[str, Any], text: str) -> N
     with pytest.raises(ProblemError) as caught, in_their_names():
         parse_text_to_image(payload(TextToImage, prompt="a", **values), {}, Bounds())
     assert text in caught.value.problem.message
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"resize_mode": 2}, "resize_mode is 2, expected 0 or 1"),
+        ({"resize_mode": 1, "upscaling_resize_h": 0}, "upscaling_resize_h is 0, expected 1 to 65536"),
+        ({"resize_mode": 1}, "upscaling_resize_w x upscaling_resize_h is 512x512, but the picture of 64x48 has"),
+        ({"resize_mode": 1, "upscaling_resize_w": 9, "upscaling_resize_h": 9, "upscaling_crop": False}, "0.188 times"),
+        ({"upscaling_resize": 99}, "upscaling_resize is 99"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_sizes_of_extras_are_named_as_there(values: dict[str, Any], text: str) -> None:
+    model = ModelState("bundled", "bundled", ("upscale",), ())
+    with pytest.raises(ProblemError) as caught, in_their_names():
+        parse_extras(payload(ExtraSingle, **values), model, (64, 48), Bounds())
+    assert text in caught.value.problem.message
+
+
+def test_wrong_masks_and_layers_are_named_as_there() -> None:
+    for name, value in (("mask_blur", -1), ("inpaint_full_res_padding", -1), ("denoising_strength", 2)):
+        with pytest.raises(ProblemError, match=f"{name} is {value}, expected"):
+            payload(ImageToImage, **{name: value})
+    with pytest.raises(ProblemError, match="CLIP_stop_at_last_layers is 99, expected 1 to 12") as caught:
+        check_options({"CLIP_stop_at_last_layers": 99}, "override_settings")
+    assert caught.value.problem.param == "override_settings"
 
 
 def test_masks_are_translated() -> None:

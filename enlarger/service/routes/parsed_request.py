@@ -105,7 +105,7 @@ def parse_edit(body: Edit | Inpainting, bounds: Bounds, has_mask: bool) -> Parse
     )
     if isinstance(body, Inpainting):
         steps = min(INPAINTING_STEPS, bounds.steps) if body.steps is None else body.steps
-        options = {"steps": _resolve_steps(steps, "steps", bounds)} | options
+        options = {"steps": resolve_steps(steps, "steps", bounds)} | options
     extra = _stream_options(body) if isinstance(body, Edit) else {"url": body.response_format != "b64_json"}
     resize = {"size": _parse_size(body.size, bounds), "mode": body.resize_mode or "crop"}
     return _parse("inpaint" if has_mask else "refine", body, options, **resize, **extra)
@@ -202,7 +202,7 @@ def _sampling_options(body: SamplingBody, bounds: Bounds) -> dict[str, Any]:
     negative = None if body.negative_prompt is None else _check_prompt(body.negative_prompt, "negative_prompt", bounds)
     options = {
         "negative": negative,
-        "steps": _resolve_steps(body.num_inference_steps, "num_inference_steps", bounds),
+        "steps": resolve_steps(body.num_inference_steps, "num_inference_steps", bounds),
         "guidance": body.guidance_scale,
         "solver": body.scheduler,
         **(_adapter_options(body) if isinstance(body, AdaptedBody) else {}),
@@ -254,7 +254,7 @@ def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _resolve_steps(steps: int | None, name: str, bounds: Bounds) -> int | None:
+def resolve_steps(steps: int | None, name: str, bounds: Bounds) -> int | None:
     """Those that were asked for; None stands for the model's own, unless these may be more than is allowed."""
     if steps is None:
         return None if bounds.steps >= MAX_DEFAULT_STEPS else bounds.steps

@@ -108,9 +108,9 @@ def validate_body(model_type: type[Model], request_body: RequestBody) -> Model:
     """The values as a body. Raises ProblemError, naming the first field that is wrong."""
     values = coerce_form_values(model_type, request_body.values) if request_body.is_form else request_body.values
     for name, value in values.items():
-        _check_text(name, name)
+        check_text(name, name)
         if isinstance(value, str):
-            _check_text(value, name)
+            check_text(value, name)
     try:
         return model_type.model_validate(values)
     except ValidationError as error:
@@ -143,7 +143,7 @@ def _coerce(text: str, types: set[Any]) -> Any:
     return text
 
 
-def _check_text(text: str, name: str) -> None:
+def check_text(text: str, name: str) -> None:
     """Raises ProblemError for a text that is no text: half of a surrogate pair, or NUL."""
     match = _INVALID_TEXT.search(text)
     if match is not None:

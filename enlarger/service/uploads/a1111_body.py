@@ -19,7 +19,7 @@ class _Files:
     def __init__(self, request: ParseRequest) -> None:
         self.request, self.files, self.num_text_bytes = request, list[BodyFile](), 0
 
-    def write(self, text: object, field: str, name: str) -> None:
+    def write(self, text: object, field: str) -> None:
         """Write one. Raises ProblemError for what is no base64, and for one too many."""
         request = self.request
         if not isinstance(text, str):
@@ -32,23 +32,23 @@ class _Files:
         self.num_text_bytes += len(text)
         path = f"{request.out}-{len(self.files)}"
         url = text if is_data_url(text) else DATA_URL_PREFIX + text
-        write_data_url(url, Path(path), request.max_mask_bytes if name == MASK else request.max_image_bytes, field)
-        self.files.append(BodyFile(name, path))
+        write_data_url(url, Path(path), request.max_mask_bytes if field == MASK else request.max_image_bytes, field)
+        self.files.append(BodyFile(field, path))
 
 
 def parse_a1111(request: ParseRequest) -> ParsedBody:
-    """The values of a body without its pictures, and these as files called `image` and `mask`. Raises ProblemError."""
+    """The values of a body without its pictures, and these as files by their fields. Raises ProblemError."""
     body = Path(request.source).read_bytes()
     values, files = parse_json_object(body), _Files(request)
     for field in PICTURES:
         pictures = values.pop(field, None)
         for picture in _as_list(pictures):
-            files.write(picture, field, "image")
+            files.write(picture, field)
     for item in _as_list(values.pop(NAMED_PICTURES, None)):
         picture = cast("dict[str, Any]", item).get("data") if isinstance(item, dict) else item
-        files.write(picture, NAMED_PICTURES, "image")
+        files.write(picture, NAMED_PICTURES)
     if (mask := values.pop(MASK, None)) not in (None, ""):
-        files.write(mask, MASK, MASK)
+        files.write(mask, MASK)
     check_text_bytes(len(body) - files.num_text_bytes, request)
     return ParsedBody(values, tuple(files.files))
 

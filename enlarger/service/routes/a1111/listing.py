@@ -13,7 +13,6 @@ from enlarger.service.routes.a1111.payloads import check_options
 from enlarger.service.routes.a1111.samplers import SAMPLERS, SCHEDULERS
 from enlarger.service.routes.a1111.session import get_session
 from enlarger.service.routes.request_body import printable, read_body
-from enlarger.strict_json import short_repr
 
 router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
 EMPTY_LISTS = ("hypernetworks", "face-restorers", "realesrgan-models", "latent-upscale-modes", "sd-vae", "script-info")
@@ -99,13 +98,9 @@ async def set_options(request: Request) -> Response:
     """Choose a checkpoint or a layer of the text encoder for the requests of this key."""
     service = get_service(request)
     async with read_body(request, allow_form=False, allow_json=True, dialect="a1111") as request_body:
-        options = check_options(request_body.values)
+        options = check_options({**request_body.values, **request_body.files})
     if "sd_model_checkpoint" in options:
         options["sd_model_checkpoint"] = find_checkpoint(service, str(options["sd_model_checkpoint"])).name
-    skip = options.get("CLIP_stop_at_last_layers", 1)
-    if not isinstance(skip, int) or isinstance(skip, bool) or not 1 <= skip <= 12:
-        text = f"CLIP_stop_at_last_layers is {short_repr(skip)}, expected 1 to 12"
-        raise problem_error(400, "invalid_value", text, "CLIP_stop_at_last_layers")
     get_session(request).options.update(options)
     return JSONResponse({})
 

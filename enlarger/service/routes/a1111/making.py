@@ -9,9 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from enlarger.service.dependencies import get_service
+from enlarger.service.dependencies import Service, get_service
 from enlarger.service.jobs.job import Job
-from enlarger.service.problems import problem_error
+from enlarger.service.problems import ProblemError, problem_error
 from enlarger.service.routes import responses
 from enlarger.service.routes.a1111.info import generation_info
 from enlarger.service.routes.a1111.models import checkpoint_for, upscaler_for
@@ -42,7 +42,7 @@ from enlarger.service.routes.base64_stream import (
     new_nonce,
     placeholder,
 )
-from enlarger.service.routes.job_response import wait_for_job
+from enlarger.service.routes.job_response import run_in_background, wait_for_job
 from enlarger.service.routes.parsed_request import build_job_spec
 from enlarger.service.routes.request_body import read_body
 from enlarger.service.routes.request_headers import RequestHeaders, read_request_headers
@@ -77,7 +77,7 @@ async def img2img(request: Request) -> Response:
     bounds = service.settings.bounds
     async with read_body(request, allow_form=False, allow_json=True, dialect="a1111") as request_body:
         body = read_payload(ImageToImage, request_body)
-        images, masks = (request_body.files.get(name, ()) for name in ("image", "mask"))
+        images, masks = (request_body.files.get(name, ()) for name in ("init_images", "mask"))
         _check_count(len(images), 1, "init_images")
         request_headers = await read_request_headers(request, request_body)
         options = request_options(body, session.options)
@@ -99,25 +99,13 @@ async def img2img(request: Request) -> Response:
 @router.post("/extra-single-image")
 async def extra_single_image(request: Request) -> Response:
     """A picture enlarged."""
-    async with read_body(request, allow_form=False, allow_json=True, dialect="a1111") as request_body:
-        body = read_payload(ExtraSingle, request_body)
-        images = request_body.files.get("image", ())
-        _check_count(len(images), 1, "image")
-        request_headers = await read_request_headers(request, request_body)
-        files = await _enlarge(request, body, images, request_headers)
-    return await _stream({"html_info": ""}, "image", files)
+    return await _stream({"html_info": ""}, "image", await _enlarge(request, ExtraSingle, "image", 1))
 
 
 @router.post("/extra-batch-images")
 async def extra_batch_images(request: Request) -> Response:
-    """Several pictures enlarged, one after another."""
-    async with read_body(request, allow_form=False, allow_json=True, dialect="a1111") as request_body:
-        body = read_payload(ExtraBatch, request_body)
-        images = request_body.files.get("image", ())
-        _check_count(len(images), MAX_EXTRAS, "imageList")
-        request_headers = await read_request_headers(request, request_body)
-        files = await _enlarge(request, body, images, request_headers)
-    return await _stream({"html_info": ""}, "images", files)
+    """Several pictures enlarged."""
+    return await _stream({"html_info": ""}, "images", await _enlarge(request, ExtraBatch, "imageList", MAX_EXTRAS))
 
 
 @router.post("/png-info")
@@ -133,24 +121,64 @@ async def png_info(request: Request) -> Response:
     return JSONResponse({"info": texts.get("parameters", ""), "items": texts, "parameters": {}})
 
 
-async def _enlarge(
-    request: Request, body: Extras, images: Sequence[Path], request_headers: RequestHeaders
-) -> list[Path]:
-    """The results for each picture."""
-    service = get_service(request)
+async def _enlarge(request: Request, kind: type[Extras], field: str, most: int) -> list[Path]:
+    """The results for each picture of a field. The body is let go of before they are waited for, where there is room
+    for all of their jobs."""
+    service, unanswered = get_service(request), get_session(request).jobs
+    waiting, finished = list[Job](), list[Job]()
+    try:
+        async with read_body(request, allow_form=False, allow_json=True, dialect="a1111") as request_body:
+            body = read_payload(kind, request_body)
+            images = request_body.files.get(field, ())
+            _check_count(len(images), most, field)
+            request_headers = await read_request_headers(request, request_body)
+            if request_headers.idempotency is not None and len(images) > 1:
+                found = f"found Idempotency-Key with {len(images)} pictures"
+                raise problem_error(400, "unsupported", f"{found}; send one picture, or no key", "Idempotency-Key")
+            for image in images:
+                await _wait_for_room(request, waiting, finished)
+                waiting.append(await _submit_extra(service, body, image, request_headers))
+                unanswered.append(waiting[-1].id)
+        while waiting:
+            finished.append(await _finish_first(request, waiting))
+        return [file for job in finished for file in responses.result_files(job, service.settings.data)]
+    finally:
+        for job in waiting:  # another one was refused, or failed
+            unanswered.remove(job.id)
+            if job.attached:
+                run_in_background(service.jobs.cancel(job.id, "disconnect"))
+
+
+async def _submit_extra(service: Service, body: Extras, image: Path, request_headers: RequestHeaders) -> Job:
+    """The job of one picture."""
     model = upscaler_for(service, body.upscaler_1)
     bounds = service.settings.bounds.for_kind(model.kind)
-    files: list[Path] = []
-    for image in images:
-        async with open_workspace(service, request_headers.owner) as workspace:
-            decoded = await workspace.decode_image(image, min(bounds.pixels, bounds.upscale_pixels), None)
-            size = (decoded.width, decoded.height)
-            with in_their_names():
-                parsed = parse_extras(body, model, size, bounds)
-                spec = build_job_spec(parsed, model.name, bounds, size, decoded.notes)
-            job = await workspace.submit(spec, request_headers)
-        files += responses.result_files(await _finished(request, job), service.settings.data)
-    return files
+    async with open_workspace(service, request_headers.owner) as workspace:
+        decoded = await workspace.decode_image(image, min(bounds.pixels, bounds.upscale_pixels), None)
+        size = (decoded.width, decoded.height)
+        with in_their_names():
+            parsed = parse_extras(body, model, size, bounds)
+            spec = build_job_spec(parsed, model.name, bounds, size, decoded.notes)
+        return await workspace.submit(spec, request_headers)
+
+
+async def _wait_for_room(request: Request, waiting: list[Job], finished: list[Job]) -> None:
+    """Wait for jobs of this request until there is room for another, or all are over."""
+    while waiting:
+        try:
+            get_service(request).jobs.check_capacity(waiting[0].owner)
+        except ProblemError:
+            finished.append(await _finish_first(request, waiting))
+        else:
+            return
+
+
+async def _finish_first(request: Request, waiting: list[Job]) -> Job:
+    """The first of these jobs, which leaves them, once it has succeeded. Raises ProblemError where it has not."""
+    job = await wait_for_job(request, get_service(request).jobs, waiting[0])
+    get_session(request).jobs.remove(waiting.pop(0).id)
+    responses.result_of_job(job)
+    return job
 
 
 async def _finished(request: Request, job: Job) -> Job:

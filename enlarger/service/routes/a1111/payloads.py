@@ -1,12 +1,15 @@
 """The bodies of AUTOMATIC1111's API, with its names and defaults; what is not supported is refused by its name."""
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from enlarger.requests import GenerateRequest, InpaintRequest
 from enlarger.service.problems import ProblemError, problem_error
-from enlarger.service.routes.request_body import RequestBody, printable, validate_body
+from enlarger.service.routes.request_body import RequestBody, check_text, printable, validate_body
+from enlarger.service.routes.request_models import limited_field, limits_of
 from enlarger.strict_json import short_repr
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {  # fields that are not supported, and the values that ask for nothing
@@ -52,7 +55,9 @@ WITHOUT_EFFECT = frozenset(  # they say how files are kept, or weigh what the fi
         *("upscaler_2", "show_extras_results", "include_init_images", "sampler_index"),
     }
 )
-OPTIONS = ("sd_model_checkpoint", "CLIP_stop_at_last_layers")  # of /sdapi/v1/options that can be set
+LAYER = "CLIP_stop_at_last_layers"  # of the text encoder
+OPTIONS = ("sd_model_checkpoint", LAYER)  # of /sdapi/v1/options that can be set
+PICTURES = ("init_images", "mask", "image", "imageList")
 NEUTRAL_OPTIONS: Mapping[str, tuple[object, ...]] = {
     "sd_vae": ("Automatic", "None", ""),
     "samples_format": ("png",),
@@ -100,22 +105,22 @@ class Sampling(Payload):
 class TextToImage(Sampling):
     """The body of `/sdapi/v1/txt2img`."""
 
-    denoising_strength: float | None = None
+    denoising_strength: float | None = limited_field(GenerateRequest, "upscale_strength")
     enable_hr: bool = False
     hr_scale: float = Field(default=2.0, allow_inf_nan=False)
     hr_upscaler: str | None = None
-    hr_second_pass_steps: int = 0
+    hr_second_pass_steps: int = Field(default=0, ge=0)
 
 
 class ImageToImage(Sampling):
     """The body of `/sdapi/v1/img2img`; its pictures are files by the time it is read."""
 
-    denoising_strength: float = 0.75
+    denoising_strength: float = limited_field(InpaintRequest, "strength", 0.75)
     resize_mode: int = 0
-    mask_blur: int | None = None
+    mask_blur: int | None = limited_field(InpaintRequest, "feather")
     inpainting_fill: int = 0
     inpaint_full_res: bool = True
-    inpaint_full_res_padding: int = 0
+    inpaint_full_res_padding: int = limited_field(InpaintRequest, "crop", 0)
     inpainting_mask_invert: int = 0
     init_images: list[None] | None = None
     mask: None = None
@@ -141,7 +146,7 @@ class ExtraSingle(Extras):
 class ExtraBatch(Extras):
     """The body of `/sdapi/v1/extra-batch-images`."""
 
-    imageList: list[dict[str, str | None]] = []
+    imageList: list[None] = []
 
 
 class PngInfo(Payload):
@@ -152,7 +157,10 @@ class PngInfo(Payload):
 
 def read_payload(kind: type[Body], request_body: RequestBody) -> Body:
     """A body, checked. Raises ProblemError, one sentence, for the first field that is wrong or not supported."""
+    _check_pictures(kind, request_body.files)
     values = {name: value for name, value in request_body.values.items() if value is not None}
+    for name, value in values.items():
+        _check_value(name, value)
     for name, value in values.items():
         if name in kind.model_fields or name in WITHOUT_EFFECT:
             continue
@@ -173,11 +181,40 @@ def check_options(options: Mapping[str, Any], param: str | None = None) -> dict[
         if name not in OPTIONS and value not in NEUTRAL_OPTIONS.get(name, ()):
             settable = ", ".join(OPTIONS)
             raise unsupported(param or name, f"the option {short_repr(printable(name))} cannot be set, only {settable}")
+    skip, limits = options.get(LAYER), limits_of(GenerateRequest, "clip_skip")
+    is_layer = isinstance(skip, int) and not isinstance(skip, bool) and limits.least <= skip <= limits.most
+    if skip is not None and not is_layer:
+        text = f"{LAYER} is {short_repr(skip)}, expected {limits.least:g} to {limits.most:g}"
+        raise problem_error(400, "invalid_value", text, param or LAYER)
     return {name: options[name] for name in OPTIONS if options.get(name) is not None}
 
 
 def unsupported(param: str, message: str) -> ProblemError:
     return problem_error(400, "unsupported", message, printable(param))
+
+
+def _check_pictures(kind: type[Payload], found: Iterable[str]) -> None:
+    """Raises ProblemError for a picture in a field that a body does not have."""
+    expected = " and ".join(name for name in PICTURES if name in kind.model_fields) or "no picture"
+    for name in found:
+        if name not in kind.model_fields:
+            raise unsupported(name, f"found a picture in {name}, which is not taken here; expected {expected}")
+
+
+def _check_value(name: str, value: object) -> None:
+    """Raises ProblemError for a number that is not finite and a text that is none, wherever they are in a field; a
+    body is not deep."""
+    if isinstance(value, str):
+        check_text(value, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise problem_error(400, "invalid_value", f"{name} holds {value}, expected a finite number", printable(name))
+    elif isinstance(value, dict):
+        for key, one in cast("dict[str, object]", value).items():
+            check_text(key, name)
+            _check_value(name, one)
+    elif isinstance(value, list):
+        for one in cast("list[object]", value):
+            _check_value(name, one)
 
 
 def _is_off(script: object) -> bool:

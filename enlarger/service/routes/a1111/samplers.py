@@ -13,7 +13,12 @@ AUTOMATIC_SPACINGS: Mapping[str, str] = {  # what "Automatic" means there, where
     **dict.fromkeys(("dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2m", "dpmpp_sde"), "karras"),
     **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_3m_sde"), "exponential"),
 }
-ANCESTRAL = frozenset({"euler_ancestral", "dpm2_ancestral", "dpmpp_2s_ancestral"})
+STOCHASTIC = frozenset(  # they put back all the noise that there is to put back
+    {
+        *("euler_ancestral", "dpm2_ancestral", "dpmpp_2s_ancestral"),
+        *("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"),
+    }
+)
 SAMPLERS = tuple(names[0] for names in SOLVER_NAMES.values() if names)
 SCHEDULERS: Mapping[str, str] = {"automatic": "Automatic"} | {
     name: names[0] for name, names in SPACING_NAMES.items() if names
@@ -30,8 +35,10 @@ def sampler_options(body: Sampling) -> dict[str, Any]:
         raise problem_error(400, "invalid_value", str(error), "sampler_name") from error
     if spacing is None and solver is not None:
         spacing = AUTOMATIC_SPACINGS.get(solver)
+    if solver is None and body.eta is not None:
+        raise unsupported("eta", f"eta is {body.eta:g} without sampler_name; name a sampler, or leave eta out")
     if solver == "ddim" and body.eta == 1:  # as much noise as DDPM puts back
         solver = "ddpm"
-    elif (solver == "ddim" and body.eta not in (None, 0)) or (solver in ANCESTRAL and body.eta not in (None, 1)):
+    elif (solver == "ddim" and body.eta not in (None, 0)) or (solver in STOCHASTIC and body.eta not in (None, 1)):
         raise unsupported("eta", f"eta is {body.eta:g}, expected {'0 or 1' if solver == 'ddim' else '1'} for {name}")
     return {"solver": solver, "spacing": spacing}

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from enlarger.errors import InputError
 from enlarger.service.jobs.model_registry import ModelState
-from enlarger.service.problems import ProblemError
+from enlarger.service.problems import ProblemError, problem_error
 from enlarger.service.routes.a1111.payloads import (
     Extras,
     ImageToImage,
@@ -26,11 +27,13 @@ from enlarger.service.routes.parsed_request import (
     parse_edit,
     parse_generation,
     parse_upscale,
+    resolve_steps,
 )
 from enlarger.service.routes.request_body import RequestBody, validate_body
 from enlarger.service.routes.request_models import Edit, Generation, UpscaleForm
 from enlarger.service.settings import Bounds
 from enlarger.strict_json import short_repr
+from enlarger.target_size import MAX_FACTOR, MAX_SIDE, check_factor, fitting_size
 
 RESIZE_MODES: Mapping[int, ResizeMode] = {0: "stretch", 1: "crop", 2: "pad"}
 FILLS = {0: "blur", 1: "original", 2: "noise"}
@@ -42,6 +45,12 @@ THEIR_NAMES = {  # of our fields, for messages
     "strength": "denoising_strength",
     "scale": "upscaling_resize",
     "size": "width x height",
+    "upscale": "hr_scale",
+    "upscale_strength": "denoising_strength",
+    "target_size": "upscaling_resize_w x upscaling_resize_h",
+    "feather": "mask_blur",
+    "crop": "inpaint_full_res_padding",
+    "clip_skip": "CLIP_stop_at_last_layers",
 }
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -53,13 +62,7 @@ def request_options(body: Sampling, session_options: Mapping[str, Any]) -> dict[
 
 def parse_text_to_image(body: TextToImage, options: Mapping[str, Any], bounds: Bounds) -> ParsedRequest:
     """Of txt2img. With `enable_hr` the picture is enlarged by the bundled model and remade in windows."""
-    hires: dict[str, Any] = {}
-    if body.enable_hr:
-        if body.hr_upscaler not in HIRES_UPSCALERS:
-            found = f"hr_upscaler is {short_repr(body.hr_upscaler)}"
-            raise unsupported("hr_upscaler", f"{found}, expected {HIRES_UPSCALERS[0]}, the model that enlarges here")
-        hires = {"tile": True, "upscale_strength": body.denoising_strength}
-        hires |= {"upscale_steps": body.hr_second_pass_steps or None}
+    hires = _hires_options(body, bounds) if body.enable_hr else {}
     upscale = {"upscale": body.hr_scale} if body.enable_hr else {}
     ours = _make(Generation, **_shared(body, options), **upscale)
     return _with_options(parse_generation(ours, bounds, None), body, hires)
@@ -88,13 +91,48 @@ def parse_image_to_image(
 
 def parse_extras(body: Extras, model: ModelState, size: tuple[int, int], bounds: Bounds) -> ParsedRequest:
     """Of an extra, once its picture's size (width, height) is known."""
-    target: dict[str, Any] = {"scale": body.upscaling_resize}
-    wanted = (body.upscaling_resize_w, body.upscaling_resize_h)
-    if body.resize_mode == 1 and body.upscaling_crop:
-        target = {"target_size": f"{wanted[0]}x{wanted[1]}"}
-    elif body.resize_mode == 1:
-        target = {"scale": max(goal / side for goal, side in zip(wanted, size, strict=True))}
+    if body.resize_mode not in (0, 1):
+        raise unsupported("resize_mode", f"resize_mode is {body.resize_mode}, expected 0 or 1")
+    target = {"scale": body.upscaling_resize} if body.resize_mode == 0 else _extras_target(body, size)
     return parse_upscale(_make(UpscaleForm, **target), bounds, model.unused_options)
+
+
+def _extras_target(body: Extras, size: tuple[int, int]) -> dict[str, Any]:
+    """What upscaling_resize_w and upscaling_resize_h ask for. Raises ProblemError, in their names."""
+    wanted = (body.upscaling_resize_w, body.upscaling_resize_h)
+    for name, side in zip(("upscaling_resize_w", "upscaling_resize_h"), wanted, strict=True):
+        if not 1 <= side <= MAX_SIDE:
+            raise problem_error(400, "invalid_value", f"{name} is {side}, expected 1 to {MAX_SIDE}", name)
+    width, height = size
+    factor = max(wanted[0] / width, wanted[1] / height)
+    try:
+        if body.upscaling_crop:
+            fitting_size(wanted, height, width)
+        else:
+            check_factor(factor, height, width)
+    except InputError as error:
+        text = str(error).replace("size is", f"{THEIR_NAMES['target_size']} is", 1)
+        raise problem_error(400, "invalid_value", text, "upscaling_resize_w") from error
+    return {"target_size": f"{wanted[0]}x{wanted[1]}"} if body.upscaling_crop else {"scale": factor}
+
+
+def _hires_options(body: TextToImage, bounds: Bounds) -> dict[str, Any]:
+    """The options of the second pass. Raises ProblemError, in their names."""
+    if body.hr_upscaler not in HIRES_UPSCALERS:
+        found = f"hr_upscaler is {short_repr(body.hr_upscaler)}"
+        raise unsupported("hr_upscaler", f"{found}, expected {HIRES_UPSCALERS[0]}, the model that enlarges here")
+    if not 1 < body.hr_scale <= MAX_FACTOR:
+        found = f"hr_scale is {body.hr_scale:g}"
+        raise problem_error(
+            400,
+            "invalid_value",
+            f"{found}, expected more than 1, up to {MAX_FACTOR}; or leave enable_hr out",
+            "hr_scale",
+        )
+    steps = None if body.hr_second_pass_steps == 0 else body.hr_second_pass_steps
+    if steps is not None:
+        steps = resolve_steps(steps, "hr_second_pass_steps", bounds)
+    return {"tile": True, "upscale_strength": body.denoising_strength, "upscale_steps": steps}
 
 
 @contextmanager
