@@ -171,6 +171,10 @@ class GenerateRequest(SamplingOptions):
             raise InputError(f"upscale_steps is {self.upscale_steps}, but upscale is 1; give upscale, or leave both")
         if self.upscale == 1 and self.tile:
             raise InputError("tile is for the enlarged picture, but upscale is 1; give upscale, or leave both")
+        if self.upscale == 1 and self.memory is not None:
+            raise InputError(f"memory is {self.memory}, but upscale is 1; give upscale, or leave both")
+        if self.upscale_strength is not None and not self.tile:
+            raise InputError(f"upscale_strength is {self.upscale_strength}, but tile is not set; set it, or leave both")
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,11 @@ class ListedFile:
 class ModelFolder:
     """The models, LoRAs and styles of a folder, by name."""
 
-    path: Path
+    path: Path  # that of the styles where they are alone
     files: tuple[ListedFile, ...] = field(default=(), repr=False)
     styles: Mapping[str, Style] = field(default_factory=dict[str, Style], repr=False)
     allow_pickle: bool = False
+    styles_file: Path | None = None  # where one was named
 
     def find(self, name: str, role: str) -> Path:
         """The file of a role by its name, with or without its folder and ending. Raises InputError, naming others."""
@@ -78,8 +79,9 @@ def read_model_folder(path: str | Path, *, allow_pickle: bool = False, styles: s
         for file in listed
     )
     beside = (root / STYLES_FILE, root.parent / STYLES_FILE)
-    styles_file = next((each for each in beside if each.is_file()), None) if styles is None else Path(styles)
-    return ModelFolder(root, files, {} if styles_file is None else read_styles(styles_file), allow_pickle)
+    named = None if styles is None else Path(styles)
+    found = next((each for each in beside if each.is_file()), None) if named is None else named
+    return ModelFolder(root, files, {} if found is None else read_styles(found), allow_pickle, named)
 
 
 def _find(root: Path) -> Iterator[Path]:

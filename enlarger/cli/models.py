@@ -16,7 +16,7 @@ USES = {"model": "--model", "lora": "<lora:NAME:1>", "vae": "--vae"}  # how a ro
 
 
 def models(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", envvar="ENLARGER_MODELS", help="folder of models")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", envvar="ENLARGER_MODELS_FOLDER", help="folder of models")],
     allow_pickle: AllowPickle = False,
     json_lines: JsonLines = False,
 ) -> None:

@@ -8,15 +8,13 @@ from dataclasses import Field, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
+from enlarger.cli.loading import file_of, read_folder
 from enlarger.requests import DEFAULTS, RANDOM_SEED, RANDOM_SEED_RANGE, OptionLimits
 from enlarger.strict_json import Json
-
-if TYPE_CHECKING:  # torch comes with it
-    from enlarger.checkpoint.model_folder import ModelFolder
 
 Model = Annotated[
     str | None,
@@ -88,7 +86,7 @@ LOADING_OPTIONS: Json = {  # what a checkpoint's path cannot say, by the fields 
 
 MODELS = typer.Option(
     "--models",
-    envvar="ENLARGER_MODELS",
+    envvar="ENLARGER_MODELS_FOLDER",
     metavar="DIR",
     help="folder of models as web UIs lay it out, where --model, --lora and <lora:name:0.8> are looked up",
 )
@@ -131,7 +129,7 @@ def request_options(
         def with_options(**arguments: Any) -> None:
             options = {parameter.name: arguments.pop(parameter.name) for parameter in request_parameters}
             options |= {name: arguments.pop(name) or () for name in styles}
-            options["seed"] = _seed(options["seed"])
+            options["seed"] = _seed(options["seed"], quiet=arguments.get("quiet", False))
             _find_models(arguments)
             verb(**arguments, options=options)
 
@@ -166,7 +164,8 @@ def _find_models(arguments: Json) -> None:
     from enlarger.checkpoint.model_folder import checkpoint_path
     from enlarger.tasks.loading import Checkpoint  # torch comes with it
 
-    folder = _read_folder(models, styles, loading.get("allow_pickle") is True)
+    allow_pickle = loading.get("allow_pickle") is True
+    folder = read_folder(models, styles, allow_pickle=allow_pickle)
     if "loras" in loading:
         loading["loras"] = [_parse_lora(argument) for argument in loading["loras"]]
     if "inversions" in loading:
@@ -175,25 +174,22 @@ def _find_models(arguments: Json) -> None:
         loading["vae"] = folder.find(loading["vae"], "vae")
     for name in NAMES_OF_MODELS:
         if arguments.get(name) is not None:
-            arguments[name] = str(checkpoint_path(folder, arguments[name]))
+            arguments[name] = file_of(checkpoint_path(folder, arguments[name]), allow_pickle=allow_pickle)
+    if (
+        any(isinstance(arguments.get(name), Checkpoint) for name in NAMES_OF_MODELS)
+        and Path(arguments["model"]).is_dir()
+    ):
+        loading["allow_pickle"] = bool({"loras", "inversions"} & loading.keys())  # it is said of the others
     arguments["model"] = Checkpoint(arguments["model"], **loading, models=folder)
 
 
-def _read_folder(models: Path | None, styles: Path | None, allow_pickle: bool) -> "ModelFolder | None":
-    from enlarger.checkpoint.model_folder import ModelFolder, read_model_folder
-    from enlarger.text.styles import read_styles
-
-    if models is not None:
-        return read_model_folder(models, allow_pickle=allow_pickle, styles=styles)
-    return None if styles is None else ModelFolder(Path(), styles=read_styles(styles))
-
-
-def _seed(asked: int) -> int:
-    """The seed; one that is drawn is said."""
+def _seed(asked: int, *, quiet: bool) -> int:
+    """The seed; one that is drawn is said, unless all is to be quiet."""
     if asked != RANDOM_SEED:
         return asked
     seed = secrets.randbelow(RANDOM_SEED_RANGE)
-    typer.echo(f"seed {seed}, drawn at random; --seed {seed} makes the same again", err=True)
+    if not quiet:
+        typer.echo(f"seed {seed}, drawn at random; --seed {seed} makes the same again", err=True)
     return seed
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from enlarger import __version__
-from enlarger.cli.loading import checkpoint_of
+from enlarger.cli.loading import checkpoint_of, file_of
 from enlarger.cli.options import ALLOW_PICKLE, Device, Overwrite
 from enlarger.cli.terminal import print_lines
 from enlarger.errors import InputError
@@ -147,7 +147,7 @@ def _run(metadata: Json, sources: dict[str, Path], device: str, model: str | Non
     precision, offload = loading.get("precision", "auto"), loading.get("offload", "none")
     location = checkpoint_of(metadata["model"] if model is None else model, loading, allow_pickle=allow_pickle)
     if task == "generate":
-        others = loading.get("refiner"), loading.get("upscaler")
+        others = [file_of(loading.get(name), allow_pickle=allow_pickle) for name in ("refiner", "upscaler")]
         return load_generator(location, where, precision, offload, *others)(request)
     return load_model(location, where, precision, offload, task).tasks[task](request)
 

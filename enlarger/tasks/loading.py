@@ -113,7 +113,8 @@ class Checkpoint:
         names = ("prediction", "vae", "text_encoder", "text_encoder_2", "config")
         given = {name: getattr(self, name) for name in names}
         unused = [name for name, value in given.items() if value is not None]
-        if unused or (self.allow_pickle and not self.loras and not self.inversions):
+        may_hold_pickles = self.loras or self.inversions or self.models is not None
+        if unused or (self.allow_pickle and not may_hold_pickles):
             named = ", ".join(unused or ["allow_pickle"])
             raise InputError(f"{named}: for single files only, and {path} is a folder; leave it out")
         return read_folder(path, snapshot_variant(path) if self.variant is None else self.variant, dtype)

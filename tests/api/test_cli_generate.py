@@ -194,7 +194,7 @@ def test_options_reach_the_requests(call: Any, fake: Fake) -> None:
         asked = {item.name: given[item.name] for item in fields(kind) if item.name in given}
         options = [f"--{n.replace('_', '-')}={v}" for n, v in asked.items() if (verb, n) != ("generate", "prompt")]
         has_watermark = any(item.name == "watermark" for item in fields(kind))
-        options += ["--no-watermark"] * has_watermark
+        options += ["--no-watermark"] * has_watermark + ["--tile"] * (verb == "generate")
         status, _, err = call(verb, word, "--model", "m", "--long-prompt", "-o", verb, *options)
         assert status == 0, err
         request = fake.requests[-1]

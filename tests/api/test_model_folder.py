@@ -12,11 +12,13 @@ from PIL import Image
 
 import enlarger
 from enlarger import Checkpoint, GenerateRequest, InputError, RefineRequest, read_model_folder
+from enlarger.cli.loading import file_of
 from enlarger.diffusion.guidance import Guidance
+from enlarger.image.generation import read_metadata
 from enlarger.service.problems import ProblemError
 from enlarger.service.routes.parsed_request import parse_generation
 from enlarger.service.routes.request_models import Generation
-from enlarger.service.settings import Bounds
+from enlarger.service.settings import Bounds, load_settings
 from enlarger.service.worker.folder_models import adapter_names, models_of_folder, open_model_folder
 from enlarger.service.worker.model_cache import CachedModel
 from enlarger.service.worker.model_requests import check_prompt_tokens
@@ -223,3 +225,59 @@ def test_a_request_over_http_names_loras_styles_and_a_layer() -> None:
     )
     with pytest.raises(ProblemError, match="loras has 'sub:wave', expected name:"):
         parse_generation(body, Bounds(), None)
+
+
+def test_one_variable_names_the_folder_for_every_verb(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENLARGER_MODELS_FOLDER", str(web_ui_folder()))
+    assert "bend: a LoRA" in call("models")[1]
+    told = ("generate", f"{PROMPT} <lora:bend:1>", "--model", "tiny", "--width", 64, "--height", 64, "--steps", 2)
+    assert call(*told, "-o", "a.png")[:2] == (0, "a.png\n")
+    settings = load_settings()
+    assert (settings.models_folder, settings.models) == (web_ui_folder(), ())
+
+
+@pytest.mark.parametrize("models", [(), ("--models", web_ui_folder)], ids=["alone", "with a folder"])
+def test_a_file_of_styles_is_recorded_and_found_again(call: Any, models: tuple[Any, ...]) -> None:
+    Path("own.csv").write_text("name,prompt,negative_prompt\nmine,a red boat,\n")
+    folder = [each() if callable(each) else each for each in models]
+    told = ("--model", tiny.sd1_folder(), "--styles", "own.csv", "--style", "mine", "--steps", 2, "-o", "a.png")
+    status, _, err = call("generate", PROMPT, *told, *folder)
+    assert status == 0, err
+    found = read_metadata(Image.open("a.png"))
+    assert found is not None
+    expected = {"styles": "own.csv"} | ({"models": str(web_ui_folder())} if models else {})
+    assert found["loading"]["checkpoint"] == expected
+    assert call("replay", "a.png")[:2] == (0, f"a.png: the same {Path('a.png').stat().st_size:,} bytes\n")
+
+
+@pytest.mark.parametrize("with_folder", [True, False], ids=["with a folder", "alone"])
+def test_leave_to_open_pickles_is_for_the_models_beside_too(
+    call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_folder: bool
+) -> None:
+    loaded: list[Any] = []
+
+    def load(*arguments: Any) -> None:
+        loaded.extend(arguments)
+        raise InputError("enough")
+
+    monkeypatch.setattr("enlarger.tasks.text_to_image.load_generator", load)
+    (tmp_path / "4x.pth").write_bytes(b"weights")
+    models = ("--models", web_ui_folder()) if with_folder else ()
+    told = ("--model", tiny.sd1_folder(), "--upscaler", "4x.pth", "--refiner", tiny.sd1_folder(), "--upscale", 2)
+    call("generate", PROMPT, *told, *models, "--allow-pickle", "--seed", 1)
+    model, *_, refiner, upscaler = loaded
+    assert upscaler == Checkpoint("4x.pth", allow_pickle=True) and refiner == str(tiny.sd1_folder())
+    assert model.open().components and (model.models is not None) == with_folder
+    assert file_of("4x.pth", allow_pickle=False) == "4x.pth"
+
+
+def test_a_folder_of_models_may_hold_pickles() -> None:
+    folder = read_model_folder(web_ui_folder(), allow_pickle=True)
+    assert Checkpoint(tiny.sd1_folder(), models=folder, allow_pickle=True).open().model_folder is folder
+    with pytest.raises(InputError, match="allow_pickle: for single files only"):
+        Checkpoint(tiny.sd1_folder(), allow_pickle=True).open()
+
+
+def test_quiet_does_not_say_the_seed(call: Any) -> None:
+    told = ("generate", PROMPT, "--model", tiny.sd1_folder(), "--steps", 1, "--width", 64, "--height", 64)
+    assert call(*told, "--quiet", "-o", "a.png") == (0, "", "")
