@@ -57,6 +57,7 @@ LONG_PROMPT_HELP = "encode prompts over 75 tokens in chunks instead of cutting t
 
 
 DEFAULT_BY = 2.0
+OTHER_SIZES = ("size", "long_edge", "megapixels")  # any of them stands instead of `by`
 DEFAULT_MEMORY = 4.0  # GiB
 DEFAULT_UPSCALE_STRENGTH = 0.3
 
@@ -97,7 +98,7 @@ class UpscaleRequest:
         check_limits(self)
         object.__setattr__(self, "seed", draw_random_seeds(self.seed))
         parse_sampler(self.solver, self.spacing)  # raises for what is none
-        given = [name for name in ("size", "long_edge", "megapixels") if getattr(self, name) is not None]
+        given = [name for name in OTHER_SIZES if getattr(self, name) is not None]
         given += ["by"] if given and self.by != DEFAULT_BY else []
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} are given, expected one of them: each says how large to go")
@@ -295,6 +296,12 @@ def with_defaults(request: Any, name: str) -> dict[str, Any]:
     defaults = DEFAULTS[name]
     values = {item.name: getattr(request, item.name) for item in fields(request)}
     return {key: defaults.get(key) if value is None else value for key, value in values.items()}
+
+
+def without_idle_factor(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without `by` where another of them says how large to go: then it is a default that does nothing."""
+    has_size = any(options.get(name) is not None for name in OTHER_SIZES)
+    return {name: value for name, value in options.items() if name != "by" or not has_size}
 
 
 def one_per_image(value: Any, count: int, name: str) -> list[Any]:

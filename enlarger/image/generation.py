@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 
 from enlarger.image.metadata import EXIF_DIRECTORY, LABELS, PARAMETERS_KEY, XMP_PNG_KEY, read_file_metadata
 from enlarger.image.watermark import read_watermark
+from enlarger.requests import DEFAULT_UPSCALE_STRENGTH
 from enlarger.sampler_names import menu_name, parse_sampler
 
 Json = dict[str, Any]
@@ -55,20 +56,25 @@ def digital_source_type(metadata: Json) -> str:
 
 
 def a1111_parameters(metadata: Json, size: tuple[int, int]) -> str:
-    """The metadata as A1111 writes it: prompt, negative prompt, then names with values. `size` is (width, height)."""
+    """The metadata as A1111 writes it: prompt, negative prompt, then names with values. `size` is (width, height).
+
+    Of a picture that was enlarged after it was generated, its size before is said there, and how it was enlarged.
+    """
     options: Json = metadata["options"]
+    enlarged: float = options.get("upscale", 1) if metadata["task"] == "generate" else 1
+    width, height = (round(side / enlarged) for side in size)
+    remaking = options.get("upscale_strength", DEFAULT_UPSCALE_STRENGTH) if options.get("tile") else None
     solver, spacing = parse_sampler(options.get("solver"), options.get("spacing"))
-    hires_upscale = options.get("by", options.get("upscale"))
     fields = {
         "Steps": options.get("steps"),
         "Sampler": None if solver is None else menu_name(solver, spacing),
         "CFG scale": options.get("guidance"),
         "Seed": metadata["seeds"][0],
-        "Size": f"{size[0]}x{size[1]}",
+        "Size": f"{width}x{height}",
         "Model": metadata["model"],
-        "Denoising strength": options.get("strength"),
+        "Denoising strength": remaking if enlarged > 1 else options.get("strength"),
         "Clip skip": options.get("clip_skip"),
-        "Hires upscale": None if hires_upscale == 1 else hires_upscale,
+        "Hires upscale": enlarged if enlarged > 1 else None,
         "Version": f"enlarger {metadata['enlarger']}",
     }
     negative = options.get("negative")

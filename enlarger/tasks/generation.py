@@ -13,7 +13,7 @@ from enlarger import __version__
 from enlarger.checkpoint.families import ModelKind
 from enlarger.diffusion.sampler import Sampler
 from enlarger.image.generation import Json
-from enlarger.requests import with_defaults
+from enlarger.requests import with_defaults, without_idle_factor
 from enlarger.tasks.inputs import Latents, split_images
 from enlarger.tasks.result import Result
 
@@ -58,7 +58,7 @@ def describe_pictures(seeds: Sequence[int], model: Described, verb: str, request
 def _options(model: Described, verb: str, request: Any) -> dict[str, Any]:
     kind, profile = model.kind, getattr(request, "profile", None)
     name = kind.tasks[verb].defaults if profile is None else f"{verb}/{profile}"
-    options = with_defaults(request, name)
+    options = without_idle_factor(with_defaults(request, name))
     if options.get("solver", "") is None and model.sampler is not None:
         options["solver"] = model.sampler.solver
     hidden = {*PICTURES, "seed", *kind.unused_options}

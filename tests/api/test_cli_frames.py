@@ -63,8 +63,7 @@ def test_pages_of_a_tiff_keep_all_bits(call: Any, tmp_path: Path) -> None:
 
 def test_pages_of_a_tiff_keep_their_own_profile_and_metadata(call: Any, tmp_path: Path) -> None:
     pages = [Image.fromarray(texture(14, 10, seed=k)) for k in range(3)]
-    made: Any = ImageCms.createProfile("sRGB")
-    profile = ImageCms.ImageCmsProfile(made).tobytes()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     profiles = [profile[:35] + bytes([second]) + profile[36:] for second in (1, 2)]  # of the time when it was made
     for page, profile, dpi in zip(pages, profiles, (100, 200), strict=False):
         page.info |= {"icc_profile": profile, "dpi": (dpi, dpi)}

@@ -121,6 +121,14 @@ def test_every_kind_of_file_says_what_made_it(call: Any, photo: Path, suffix: st
     assert "task: upscale" in call("inspect", f"b.{suffix}")[1]
 
 
+@pytest.mark.parametrize(("option", "value"), [("size", "50x50"), ("long-edge", "50"), ("megapixels", "0.01")])
+def test_a_factor_is_said_only_where_it_counts(call: Any, photo: Path, option: str, value: str) -> None:
+    call("upscale", "a.jpg", "-o", "b.png", f"--{option}", value)
+    options = json.loads(call("inspect", "b.png", "--json")[1])["generation"]["options"]
+    assert option.replace("-", "_") in options and "by" not in options
+    assert call("replay", "b.png")[:2] == (0, f"b.png: the same {Path('b.png').stat().st_size:,} bytes\n")
+
+
 def test_nothing_is_said_where_all_is_stripped(call: Any, photo: Path) -> None:
     call("upscale", "a.jpg", "-o", "b.png", "--strip", "all")
     with Image.open("b.png") as image:

@@ -255,6 +255,19 @@ def test_other_programs_can_read_the_parameters() -> None:
     assert generation_metadata.metadata_of_image(recipe(count=2), 1)["options"]["count"] == 1
 
 
+def test_other_programs_read_how_a_picture_was_enlarged() -> None:
+    def text(task: str, **options: Any) -> str:
+        said = generation_metadata.generation_metadata("1.0", task, "sd", options, [7], None)
+        return generation.a1111_parameters(said, (96, 75)).splitlines()[-1]
+
+    remade = "Seed: 7, Size: 64x50, Model: sd, Denoising strength: {}, Hires upscale: 1.5, Version: enlarger 1.0"
+    assert text("generate", upscale=1.5, tile=True) == remade.format(0.3)
+    assert text("generate", upscale=1.5, tile=True, upscale_strength=0.0) == remade.format(0.0)
+    assert text("generate", upscale=1.5) == remade.replace("Denoising strength: {}, ", "")
+    for plain in (text("upscale", by=1.5), text("generate", upscale=1.0)):
+        assert plain == "Seed: 7, Size: 96x75, Model: sd, Version: enlarger 1.0"
+
+
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
 @pytest.mark.parametrize(
     "prompt", ["a boat", "a bøat, 船", "nul \0, half \ud800, line\nbreak", "x" * 32_000, "船" * 32_000]

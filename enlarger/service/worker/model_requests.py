@@ -20,6 +20,7 @@ from enlarger.requests import (
     make_request,
     seeds_for,
     with_defaults,
+    without_idle_factor,
 )
 from enlarger.service.jobs.job import JobSpec
 from enlarger.service.problems import problem_error
@@ -150,7 +151,7 @@ def _metadata_options(request: Any, model: CachedModel, verb: str, refiner: str 
     kind = model.loaded.kind
     profile = getattr(request, "profile", None)
     defaults = kind.tasks[verb].defaults if profile is None else f"{verb}/{profile}"
-    options = with_defaults(request, defaults) | {"refiner": refiner}
+    options = without_idle_factor(with_defaults(request, defaults)) | {"refiner": refiner}
     unused = kind.unused_options if refiner is None else ()
     for needed, names in kind.dependent_options.items():
         unused += names if options[needed] == 0 else ()
