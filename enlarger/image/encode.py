@@ -108,7 +108,8 @@ def _colour(background: str) -> tuple[int, ...]:
 
 def is_opaque(image: Image.Image) -> bool:
     """Whether no pixel shows what is under it."""
-    return image.getchannel("A").getextrema()[0] in (255, 65535)
+    shown = image.convert("RGBA") if "A" not in image.getbands() else image  # of a palette or a transparent colour
+    return shown.getchannel("A").getextrema()[0] in (255, 65535)
 
 
 def flattened_mode(mode: str, source: str | Path, path: str | Path, background: str | None) -> str:

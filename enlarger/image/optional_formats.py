@@ -20,7 +20,7 @@ def register_optional_formats() -> dict[str, str]:
         heif = import_module("pillow_heif")
         heif.options.DECODE_THREADS = 1
         heif.register_heif_opener()
-        found |= dict.fromkeys((".heic", ".heif", ".hif"), "HEIF")
+        found |= dict.fromkeys((".heic", ".heics", ".heif", ".heifs", ".hif"), "HEIF")
     with suppress(ImportError):
         vars(import_module("pillow_jxl.JpegXLImagePlugin"))["DECODE_THREADS"] = 0
         found[".jxl"] = "JXL"
