@@ -107,7 +107,8 @@ class StableDiffusionUpscalePipeline(FromNoiseMethods, TextPipeline):
             negative_prompt_embeds, clip_skip=clip_skip,
         )  # fmt: skip
         run = listed(self.scheduler, (num_inference_steps, None, None), eta)
-        method = run.method(per_sample_or_first(noise_from_generator(generator, count)), self.dtype)
+        noise = noise_from_generator(generator, count)
+        method = run.method(per_sample_or_first(noise) if len(low) == 1 else noise, self.dtype)
         schedule = NoiseSchedule(level_of(self.low_res_scheduler.alphas_cumprod))
         job = PixelUpscaleJob(condition_on_embeds(embeds, guidance), low, method, noise_level, schedule, latents)
         calls = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})

@@ -50,11 +50,11 @@ def send(served: Served, odd: Odd) -> wire.Answer:
     """One request to enlarge a file."""
     host = jobs.host_of(served)
     part = wire.Part("image", odd.content, odd.name, "image/png")
-    return wire.request(served.url, wire.form(wire.UPSCALE, host, {"model": "bundled"}, [part]))
+    return wire.send_request(served.url, wire.form(wire.UPSCALE, host, {"model": "bundled"}, [part]))
 
 
 def good_picture(served: Served) -> bool:
     """Whether the service is alive and enlarges."""
     host = jobs.host_of(served)
     raw = wire.form(wire.UPSCALE, host, {"model": "bundled"}, [wire.Part("image", wire.png(16, 16))])
-    return jobs.get(served, "/healthz").status_code == 200 and wire.request(served.url, raw).status == 200
+    return jobs.get(served, "/healthz").status_code == 200 and wire.send_request(served.url, raw).status == 200
