@@ -11,16 +11,18 @@ from torch import Tensor
 from enlarger.image.picture import resize
 from enlarger.image.resize import BLOCK, resize_band
 
+MAX_PIXELS_PROJECTED = 1 << 22  # of a picture, by all projections after the first
+
 
 def make_consistent_in_range(
     large: Tensor, small: Tensor, iterations: int = 4, tolerance: float = 2 / 255, most: int = 64
 ) -> Tensor:
     """As `make_consistent`, but also within -1..1, as pictures are: alternating projections, relaxed by 1.5.
 
-    After `iterations` of them, more follow, `most` in all, while the reduction is off by more than `tolerance`. Where
-    the input is nearly black or white the two can exclude each other; there the range wins.
+    After `iterations` of them, more follow, `most` in all and fewer for large pictures, while the reduction is off by
+    more than `tolerance`. Where the input is near black or white the two can exclude each other; there the range wins.
     """
-    for i in range(most):
+    for i in range(max(iterations, min(most, MAX_PIXELS_PROJECTED // large[0, 0].numel()))):
         if i >= iterations and residual(large, small) <= tolerance:
             break
         step = 1.5 if (i + 1) % iterations else 1.0

@@ -132,7 +132,7 @@ class UpscalePlan:
 
 
 RESAMPLING = "Lanczos"
-OFF_NOTE = "the input is so near black or white that no larger picture is reduced to it: off by up to {:.2g} of 255"
+OFF_NOTE = "where the input is near black or white the result, reduced again, is off by up to {:.2g} of 255"
 
 
 def plan_upscale(request: UpscaleRequest, size: tuple[int, int], scale: int) -> UpscalePlan:
