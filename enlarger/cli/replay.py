@@ -1,6 +1,5 @@
 """`enlarger replay`: a picture's file says what made it; make it again, and compare byte for byte."""
 
-import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import fields
@@ -14,6 +13,7 @@ from enlarger.cli.loading import checkpoint_of, file_of
 from enlarger.cli.options import ALLOW_PICKLE, Device, Overwrite
 from enlarger.cli.terminal import print_lines
 from enlarger.errors import InputError
+from enlarger.image.digest import file_sha256
 from enlarger.requests import (
     DepthRequest,
     GenerateRequest,
@@ -111,9 +111,8 @@ def _find(about: Json, file: Path, given: Path | None) -> Path:
         raise InputError(f"{file}: {text}")
     places = [path for path in _places(Path(name).name, file, given) if path.is_file()]
     for path in places:
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() == about.get("sha256"):
-                return path
+        if about.get("sha256", digest := file_sha256(path)) == digest:
+            return path
     if places:
         raise InputError(f"{file}: was made of another {name} than {places[0]} (its SHA-256 differs); give --input")
     raise InputError(f"{file}: was made of {name}, which is not beside it; give --input")

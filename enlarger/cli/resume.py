@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from enlarger import __version__
+from enlarger.image.digest import file_sha256
 from enlarger.image.metadata import EXIF_DIRECTORY, IMAGE_UNIQUE_ID
 
 Fingerprint = Callable[[Path, int], str]  # of an input, and the number of its result
@@ -28,15 +29,10 @@ def fingerprint_of_run(request: Any, *settings: object, beside: FilesBeside = no
     text = json.dumps([__version__, options, settings], default=repr, sort_keys=True)
 
     def fingerprint(source: Path, number: int) -> str:
-        digests = " ".join(_digest(path) for path in (source, *beside(source)))
+        digests = " ".join(file_sha256(path) for path in (source, *beside(source)))
         return hashlib.sha256(f"{digests} {number} {text}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
     return fingerprint
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def carries(path: Path, fingerprint: str) -> bool:

@@ -42,16 +42,16 @@ def make_consistent(large: Tensor, small: Tensor) -> Tensor:
     reduction exact, the limit of iterative back-projection (Irani and Peleg 1991). A is separable, so the axes are
     treated one after the other.
     """
-    residual = small - downscale(large, small.shape[-2:])
+    missing = small - downscale(large, small.shape[-2:])
     lifted_columns = torch.cat(
         [
-            residual[..., b.low : b.high] @ b.matrix.to(residual).mT
-            for b in _pseudo_inverse(residual.shape[-1], large.shape[-1])
+            missing[..., b.low : b.high] @ b.matrix.to(missing).mT
+            for b in _pseudo_inverse(missing.shape[-1], large.shape[-1])
         ],
         dim=-1,
     )
     result = large.clone()
-    for b in _pseudo_inverse(residual.shape[-2], large.shape[-2]):
+    for b in _pseudo_inverse(missing.shape[-2], large.shape[-2]):
         result[..., b.start : b.end, :] += b.matrix.to(lifted_columns) @ lifted_columns[..., b.low : b.high, :]
     return result
 

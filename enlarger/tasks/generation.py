@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -12,6 +13,7 @@ from torch import Tensor
 from enlarger import __version__
 from enlarger.checkpoint.families import ModelKind
 from enlarger.diffusion.sampler import Sampler
+from enlarger.image.digest import file_sha256
 from enlarger.image.generation import Json
 from enlarger.requests import with_defaults, without_idle_factor
 from enlarger.tasks.inputs import Latents, split_images
@@ -96,10 +98,17 @@ def _describe_beside(beside: Mapping[str, Any], index: int, count: int) -> Json:
     return found
 
 
+def _describe_file(path: Path) -> Json:
+    """Its name, and its SHA-256 unless it is gone by now: the picture that was made of it is there."""
+    found: Json = {"file": path.name}
+    with suppress(OSError):
+        found |= {"sha256": file_sha256(path)} if path.is_file() else {}
+    return found
+
+
 def _describe(source: Any) -> Json:
     if isinstance(source, str | Path):
-        with Path(source).open("rb") as stream:
-            return {"file": Path(source).name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+        return _describe_file(Path(source))
     if isinstance(source, bytes | bytearray):
         return {"sha256": hashlib.sha256(source).hexdigest()}
     if isinstance(source, Latents):

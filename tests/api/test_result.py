@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import enlarger
 from enlarger.errors import InputError
 from enlarger.tasks.result import Result
+from tests.support.pictures import texture
 
 PICTURES = tuple(Image.new("RGB", (3, 2), colour) for colour in ("red", "green", "blue"))
 RESULT = Result(PICTURES, (0, 1, 2), "bundled")
@@ -37,3 +39,10 @@ def test_a_format_that_cannot_hold_one_is_refused_before_any_is_written(tmp_path
 def test_notebooks_show_the_first_picture() -> None:
     with Image.open(io.BytesIO(RESULT._repr_png_())) as shown:
         assert shown.tobytes() == PICTURES[0].tobytes()
+
+
+def test_an_input_that_is_gone_by_the_end_costs_no_result(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(texture(16, 16)).save(path)
+    made = enlarger.upscale(path, watch=lambda progress: path.unlink(missing_ok=True))
+    assert made.image.size == (32, 32) and made.generation[0]["input"] == {"file": "a.png"}

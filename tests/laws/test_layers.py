@@ -39,6 +39,7 @@ LIGHT = {
     "colour",
     "damage",
     "deep",
+    "digest",
     "mask_cleaning",
     "metadata",
     "optional_formats",

@@ -5,7 +5,6 @@ forks a process for each picture, confined by `sandbox.py`, so that one that is 
 """
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -33,6 +32,7 @@ from enlarger.image.decode import (
     open_image,
 )
 from enlarger.image.deep import DeepImage, load_codecs, mode_of
+from enlarger.image.digest import file_sha256
 from enlarger.image.mask_cleaning import lossy_kind_of
 from enlarger.image.optional_formats import jxl_file_size
 from enlarger.image.other_kinds import HEAD_BYTES, other_kind
@@ -137,8 +137,7 @@ def decode(request: DecodeRequest, memory: MemoryLimit | None = None) -> Decoded
             notes += ["16-bit colour: fitted in 8 bits"] if isinstance(png.image, DeepImage) else []
             png = PngImage(apply_fit(png.image, request.fit), png.profile)
     _write_png(png, Path(request.out))
-    with source.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_sha256(source)
     lines, width, height = tuple(one_line(note) for note in notes), png.image.width, png.image.height
     transparent = png.has_transparency
     return DecodedImage(width, height, file_format, mode_of(png.image), lines, digest, transparent, original_size)

@@ -1,11 +1,11 @@
 """The texts in a picture's file, which say what made it; read in the decoder's process."""
 
-import hashlib
 import json
 from pathlib import Path
 
 from PIL import Image
 
+from enlarger.image.digest import file_sha256
 from enlarger.service.uploads.messages import DecodedImage
 
 MAX_CHARACTERS, MAX_TEXTS = 64 << 10, 8  # of a text that is answered, and how many
@@ -21,8 +21,7 @@ def read_texts(image: Image.Image, source: Path) -> DecodedImage:
     if isinstance(comment, bytes) and comment.startswith(UNICODE_COMMENT):
         texts["parameters"] = comment.removeprefix(UNICODE_COMMENT).decode("utf-16-be", "replace")
     texts = {key[:100]: _cut(value) for key, value in list(texts.items())[:MAX_TEXTS]}
-    with source.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_sha256(source)
     size = (image.width, image.height)
     return DecodedImage(*size, str(image.format), image.mode, (), digest, False, size, texts)
 

@@ -1,6 +1,5 @@
 """What a job asks for, as requests of its model: what that has no use for is left out, and said."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from PIL import Image
 from enlarger.checkpoint.families import ModelKind
 from enlarger.errors import InputError
 from enlarger.image.decode import load_pixels
+from enlarger.image.digest import file_sha256
 from enlarger.requests import (
     DepthRequest,
     GenerateRequest,
@@ -138,12 +138,7 @@ def _open_image(path: Path) -> Image.Image:
 
 
 def _input_info(path: Path, image: Image.Image) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        return {
-            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-            "width": image.width,
-            "height": image.height,
-        }
+    return {"sha256": file_sha256(path), "width": image.width, "height": image.height}
 
 
 def _metadata_options(request: Any, model: CachedModel, verb: str, refiner: str | None) -> dict[str, Any]:
