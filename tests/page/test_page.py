@@ -537,14 +537,11 @@ def test_twenty_pictures_share_one_stream_keep_their_order_and_come_as_one_file(
         assert packed.namelist() == [stored[0], "00-16x16 (2).png", *stored[1:]]
 
 
-def test_what_the_service_does_not_take_is_said_before_it_is_sent(page: WatchedPage) -> None:
-    def strict(route: Any) -> None:
-        found = route.fetch().json()
-        for model in found["data"]:
-            model["enlarger"]["output_pixels"] = 90 * 90
-        route.fulfill(json=found)
-
-    page.route("**/v1/models", strict)
+def test_what_the_service_does_not_take_is_said_before_it_is_sent(page: WatchedPage, service: Served) -> None:
+    found = httpx2.get(f"{service.url}/v1/models").json()
+    for model in found["data"]:
+        model["enlarger"]["output_pixels"] = 90 * 90
+    page.route("**/v1/models", lambda route: route.fulfill(json=found))
     page.open()
     page.drop({"photo.png": photo(48, 48)})
     page.wait_for_selector("#found:visible")
@@ -651,12 +648,10 @@ def test_every_state_is_accessible_and_fits(browser: Any, service: Served, width
         assert page.console_errors == [] and page.external_urls == []
 
 
-def test_a_task_without_a_model_says_how_to_add_one(page: WatchedPage) -> None:
-    def bundled(route: Any) -> None:
-        found = route.fetch().json()
-        route.fulfill(json=found | {"data": [one for one in found["data"] if one["id"] == "bundled"]})
-
-    page.route("**/v1/models", bundled)
+def test_a_task_without_a_model_says_how_to_add_one(page: WatchedPage, service: Served) -> None:
+    found = httpx2.get(f"{service.url}/v1/models").json()
+    bundled = found | {"data": [one for one in found["data"] if one["id"] == "bundled"]}
+    page.route("**/v1/models", lambda route: route.fulfill(json=bundled))
     page.open()
     page.click("#tab-inpaint")
     assert "Repair needs a Stable Diffusion model" in page.inner_text("#missing")

@@ -119,6 +119,7 @@ def tab(browser: Any, url: str, width: int = 1280, height: int = 800, **options:
     try:
         yield observed
     finally:
+        observed.page.unroute_all(behavior="ignoreErrors")  # the page asks on; its last answers are nobody's concern
         context.close()
 
 
