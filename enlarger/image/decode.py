@@ -133,7 +133,7 @@ def _rows_of_truncated(image: Image.Image) -> Image.Image | None:
     return None
 
 
-def upright_size(source: str | Path | Image.Image) -> tuple[int, int]:
+def upright_size(source: FileSource | Image.Image) -> tuple[int, int]:
     """Width and height of a picture as it is seen, from its header. Raises InputError as `read_picture` does."""
     with open_image(source) as (image, _):
         return _upright_size(image)
