@@ -110,8 +110,8 @@ class Dataset:
     def _shuffled(self, draw: np.random.Generator) -> Iterator[int]:
         """Runs in any order, and each window of a run in any order; a single run is shuffled as a whole."""
         whole = len(self.runs) == 1 and not self.entries_lie_in_shards
-        for run in draw.permutation(len(self.runs)).tolist():
-            members: range = self.runs[run]
+        for run in map(int, draw.permutation(len(self.runs))):
+            members = self.runs[run]
             step = len(members) if whole else WINDOW
             for first in range(0, len(members), max(1, step)):
                 window = members[first : first + step]
