@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from enlarger.errors import InputError
-from enlarger.sampler_names import SPACINGS, parse_sampler
+from enlarger.sampler_names import SOLVERS, SPACINGS, parse_sampler
 from enlarger.target_size import check_factor, fitting_size, parse_size
 
 Profile = Literal["diffusers", "original"]
@@ -43,7 +43,7 @@ RANDOM_SEED = -1  # stands for one that is drawn
 RANDOM_SEED_RANGE = 2**32
 SEED_HELP = f"seed of the first picture; the others count on; {RANDOM_SEED} draws one, and the result says which"
 COUNT_HELP = "pictures to make of each input or prompt"
-SOLVER_HELP = "name of the solver, ours or A1111's, such as 'DPM++ 2M Karras'"
+SOLVER_HELP = f"{', '.join(SOLVERS)}, or a name of A1111's, such as 'DPM++ 2M Karras'"
 SPACING_HELP = f"of the noise levels: {', '.join(SPACINGS)}; if not said, the model's own"
 SCORE_HELP = "aesthetic score that the SDXL refiner aims at"
 NEGATIVE_SCORE_HELP = "aesthetic score that it keeps away from"

@@ -76,8 +76,9 @@ def depth(
 ) -> None:
     """Remake pictures with their depth kept, with the depth model of Stable Diffusion 2.
 
-    Results have the size of their inputs. Writes PNG unless --output names another kind of file, and prints the names
-    of the files written. A file that fails is reported, the others go on, and the exit status is 1.
+    Results have the size of their inputs.
+    Writes PNG unless --output names another kind of file, and prints the names of the files written.
+    A file that fails is reported, the others go on, and the exit status is 1.
     """
 
     def load() -> "DepthToImage":

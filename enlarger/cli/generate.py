@@ -77,8 +77,8 @@ def generate(
 ) -> None:
     """Make pictures from text.
 
-    Writes PNG unless --output or --format names another kind of file, and prints the names of the files written. A
-    prompt that fails is reported, the others go on, and the exit status is 1.
+    Writes PNG unless --output or --format names another kind of file, and prints the names of the files written.
+    A prompt that fails is reported, the others go on, and the exit status is 1.
     """
     texts = _read_prompts(prompts or [], file)
     request = make_request(GenerateRequest, prompt=texts, **options)

@@ -158,6 +158,8 @@ def _find_models(arguments: Json) -> None:
     if arguments["model"] is None:
         if loading:
             raise typer.BadParameter(f"--model is missing; {', '.join(sorted(loading))} say how to read it")
+        if styles is not None:
+            raise typer.BadParameter("--styles is given, but not --model; the bundled model takes no prompt")
         return
     if not loading and models is None and styles is None:
         return

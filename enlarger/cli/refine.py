@@ -63,8 +63,9 @@ def refine(
 ) -> None:
     """Remake pictures from noisy copies of themselves, with Stable Diffusion 1 or 2 or SDXL, base or refiner.
 
-    Results have the size of their inputs. Writes PNG unless --output names another kind of file, and prints the names
-    of the files written. A file that fails is reported, the others go on, and the exit status is 1.
+    Results have the size of their inputs.
+    Writes PNG unless --output names another kind of file, and prints the names of the files written.
+    A file that fails is reported, the others go on, and the exit status is 1.
     """
 
     def load() -> "Refiner":

@@ -5,6 +5,7 @@ from typing import Any, get_args
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from enlarger.cli.help_panels import arrange
 from enlarger.cli.options import Strip
 from enlarger.cli.terminal import printable
 from enlarger.cli.typos import meant_options
@@ -15,6 +16,9 @@ TEXTS = frozenset({"prompt", "prompts", "negative", "expand"})  # arguments that
 
 class Verb(TyperCommand):
     """A command for which an empty text, such as an unset variable in quotes, names nothing: no file and no folder."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return arrange(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         args = _with_bare_strip(args)

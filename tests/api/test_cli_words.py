@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 
+from enlarger.cli.help_panels import PANELS
+from enlarger.cli.main import app
 from enlarger.cli.typos import meant_options
+from enlarger.sampler_names import SOLVERS
 from tests.support import command
 from tests.support.command import Fake, files, photo
 
@@ -131,3 +135,33 @@ def test_steps_without_effect_are_refused(real: Any) -> None:
     status, _, error = real("upscale", "a.png", "--steps", "20", "--detail", "0")
     assert (status, files()) == (1, ["a.png"])
     assert "steps is 20, but the bundled model makes detail in one; leave it" in error
+
+
+PICTURE_VERBS = ("upscale", "generate", "refine", "inpaint", "depth")
+
+
+@pytest.mark.parametrize("verb", PICTURE_VERBS)
+def test_help_stands_in_panels_the_most_used_first(verb: str) -> None:
+    command = typer.main.get_command(app).commands[verb]
+    panels: dict[str, list[str]] = {}
+    for parameter in command.get_params(command.make_context(verb, [], resilient_parsing=True)):
+        if parameter.param_type_name == "option":
+            panels.setdefault(parameter.rich_help_panel, []).append(parameter.opts[0])
+    assert None not in panels  # every option has its place
+    assert list(panels) == [name for name in PANELS if name in panels]
+    assert panels["Files"][0] == "--output" and panels["Model"][0] == "--model" and panels["Sampling"][0] == "--seed"
+    if verb == "upscale":
+        assert list(panels)[0] == "Result" and panels["Result"][:2] == ["--by", "--size"]
+
+
+def test_help_lists_the_solvers(call: Any) -> None:
+    status, out, _ = call("upscale", "--help")
+    assert status == 0
+    assert all(solver in out for solver in SOLVERS)
+
+
+def test_styles_without_a_model_are_refused(call: Any) -> None:
+    Path("styles.csv").write_text("name,prompt,negative_prompt\nfilm,film still,\n")
+    status, _, error = call("upscale", "a.png", "--styles", "styles.csv")
+    assert status == 2
+    assert "--styles is given, but not --model; the bundled model takes no prompt" in words(error)
