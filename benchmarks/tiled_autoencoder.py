@@ -53,7 +53,7 @@ def official() -> None:
     import torch
 
     from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
-    from enlarger.tasks.tiled_autoencoder import decode_tiled, encode_tiled
+    from enlarger.tasks.latent_diffusion.tiled_autoencoder import decode_tiled, encode_tiled
     from tests.support.random_weights import normal, randomise
 
     autoencoder = randomise(AutoencoderKL(AutoencoderConfig((128, 256, 512, 512), 2, 4, 0.18215)))
@@ -97,7 +97,7 @@ def decode(method: str, side: int) -> dict[str, Any]:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as Theirs
 
     from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
-    from enlarger.tasks.tiled_autoencoder import decode_tiled
+    from enlarger.tasks.latent_diffusion.tiled_autoencoder import decode_tiled
     from tests.support.random_weights import normal, randomise
 
     ours = randomise(AutoencoderKL(AutoencoderConfig((16,) * 4, 1, 4, 1.0, groups=8)))

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from enlarger.tasks.image_to_image import Refiner, load_refiner, refine
     from enlarger.tasks.inpaint import Inpainter, InpaintResult, inpaint, load_inpainter
     from enlarger.tasks.inputs import Latents
-    from enlarger.tasks.loading import Checkpoint, load
-    from enlarger.tasks.result import Progress, Result
-    from enlarger.tasks.sampling import SamplingReport
+    from enlarger.tasks.latent_diffusion.sampling import SamplingReport
+    from enlarger.tasks.loading.load import Checkpoint, load
+    from enlarger.tasks.results.result import Progress, Result
     from enlarger.tasks.text_to_image import Generator, generate, load_generator
     from enlarger.tasks.upscale.upscale import load_upscaler, upscale
     from enlarger.tasks.upscale.upscaler import Upscaler
@@ -75,7 +75,7 @@ __all__ = [
 
 _LAZY_IMPORTS = {
     "AsyncClient": "enlarger.client.client",
-    "Checkpoint": "enlarger.tasks.loading",
+    "Checkpoint": "enlarger.tasks.loading.load",
     "Client": "enlarger.client.client",
     "DepthToImage": "enlarger.tasks.depth",
     "Generator": "enlarger.tasks.text_to_image",
@@ -83,15 +83,15 @@ _LAZY_IMPORTS = {
     "Inpainter": "enlarger.tasks.inpaint",
     "Latents": "enlarger.tasks.inputs",
     "ModelFolder": "enlarger.checkpoint.model_folder",
-    "Progress": "enlarger.tasks.result",
+    "Progress": "enlarger.tasks.results.result",
     "Refiner": "enlarger.tasks.image_to_image",
-    "Result": "enlarger.tasks.result",
-    "SamplingReport": "enlarger.tasks.sampling",
+    "Result": "enlarger.tasks.results.result",
+    "SamplingReport": "enlarger.tasks.latent_diffusion.sampling",
     "Upscaler": "enlarger.tasks.upscale.upscaler",
     "depth": "enlarger.tasks.depth",
     "generate": "enlarger.tasks.text_to_image",
     "inpaint": "enlarger.tasks.inpaint",
-    "load": "enlarger.tasks.loading",
+    "load": "enlarger.tasks.loading.load",
     "load_depth": "enlarger.tasks.depth",
     "load_generator": "enlarger.tasks.text_to_image",
     "load_inpainter": "enlarger.tasks.inpaint",

@@ -60,7 +60,7 @@ class ModelKind:
         return f"{self.label} ({self.purpose})"
 
 
-SD_LOADER = "enlarger.tasks.stable_diffusion:build_stable_diffusion"
+SD_LOADER = "enlarger.tasks.loading.stable_diffusion:build_stable_diffusion"
 REFINE, INPAINT = "enlarger.tasks.image_to_image:Refiner", "enlarger.tasks.inpaint:Inpainter"
 SCORES = ("score", "negative_score")  # aesthetic scores, which only the SDXL refiner takes
 

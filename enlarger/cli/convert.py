@@ -10,7 +10,7 @@ from enlarger.cli.terminal import print_lines
 from enlarger.errors import InputError
 
 if TYPE_CHECKING:
-    from enlarger.tasks.loading import Checkpoint
+    from enlarger.tasks.loading.load import Checkpoint
 
 SUFFIX = ".safetensors"
 Format = Literal["float32", "float16", "bfloat16"]
@@ -37,7 +37,7 @@ def convert(
     A file that is no whole model (an autoencoder, a LoRA) is written as it is, in safetensors.
     """
     from enlarger.hub.cache import resolve  # torch comes with what follows
-    from enlarger.tasks.loading import Checkpoint
+    from enlarger.tasks.loading.load import Checkpoint
 
     path = resolve(source)
     single_file = target.suffix == SUFFIX

@@ -26,7 +26,10 @@ PANELS = {
     "Computing": ("device", "precision", "offload", "tile", "memory", "server", "key"),
     "Terminal": ("quiet", "json_lines", "explain", "help"),
 }
-ORDER = {name: (panel, place) for place, (panel, name) in enumerate((p, n) for p, names in PANELS.items() for n in names)}
+ORDER = {
+    name: (panel, place)
+    for place, (panel, name) in enumerate((panel, name) for panel, names in PANELS.items() for name in names)
+}
 
 
 def arrange(parameters: list[Any]) -> list[Any]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # torch comes with these
     from enlarger.cli.resume import FilesBeside, Fingerprint
     from enlarger.client.responses import Result as RemoteResult
     from enlarger.image.metadata import Strip
-    from enlarger.tasks.result import Result
+    from enlarger.tasks.results.result import Result
 
 ModelFolder = Annotated[str, typer.Option("--model", help="folder of a model in diffusers' layout", show_default=False)]
 Offload = Annotated[

@@ -8,7 +8,7 @@ from enlarger.strict_json import Json
 
 if TYPE_CHECKING:
     from enlarger.checkpoint.model_folder import ModelFolder
-    from enlarger.tasks.loading import Checkpoint, Location
+    from enlarger.tasks.loading.load import Checkpoint, Location
 
 DEFAULTS = {"device": "auto", "precision": "auto", "offload": "none"}
 
@@ -57,7 +57,7 @@ def _describe(checkpoint: "Checkpoint") -> Json:
 
 def checkpoint_of(name: str, loading: Json, *, allow_pickle: bool) -> "Location":
     """The checkpoint of that name, with what `Loading.describe` said of it."""
-    from enlarger.tasks.loading import Checkpoint  # torch comes with it
+    from enlarger.tasks.loading.load import Checkpoint  # torch comes with it
 
     said: Json = loading.get("checkpoint", {})
     if not said and (not allow_pickle or Path(name).is_dir()):
@@ -87,7 +87,7 @@ def read_folder(models: Path | None, styles: Path | None, *, allow_pickle: bool)
 
 def file_of(path: str | Path | None, *, allow_pickle: bool) -> "Location | None":
     """A model beside `--model`, whose file may be a pickle where the user allows it."""
-    from enlarger.tasks.loading import Checkpoint  # torch comes with it
+    from enlarger.tasks.loading.load import Checkpoint  # torch comes with it
 
     if path is None:
         return None

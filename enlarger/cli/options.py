@@ -164,7 +164,7 @@ def _find_models(arguments: Json) -> None:
     if not loading and models is None and styles is None:
         return
     from enlarger.checkpoint.model_folder import checkpoint_path
-    from enlarger.tasks.loading import Checkpoint  # torch comes with it
+    from enlarger.tasks.loading.load import Checkpoint  # torch comes with it
 
     allow_pickle = loading.get("allow_pickle") is True
     folder = read_folder(models, styles, allow_pickle=allow_pickle)

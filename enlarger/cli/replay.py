@@ -27,7 +27,7 @@ from enlarger.strict_json import Json
 if TYPE_CHECKING:  # torch comes with these
     from PIL import Image
 
-    from enlarger.tasks.result import Result
+    from enlarger.tasks.results.result import Result
 
 REQUESTS: dict[str, type] = {
     "upscale": UpscaleRequest,
@@ -131,7 +131,7 @@ def _places(name: str, file: Path, given: Path | None) -> Iterator[Path]:
 
 def _run(metadata: Json, sources: dict[str, Path], device: str, model: str | None, allow_pickle: bool) -> "Result":
     """The task done again. Raises InputError and CheckpointError for what it cannot be done with."""
-    from enlarger.tasks.loading import load_model
+    from enlarger.tasks.loading.load import load_model
     from enlarger.tasks.text_to_image import load_generator
 
     task: str = metadata["task"]

@@ -6,26 +6,34 @@ cannot be done raises `enlarger.errors.Unsupported` and names our way of doing i
 
 from typing import Never
 
-from enlarger.diffusers.auto import (
-    AutoPipelineForImage2Image,
-    AutoPipelineForInpainting,
-    AutoPipelineForText2Image,
-)
-from enlarger.diffusers.latent_upscale import StableDiffusionLatentUpscalePipeline
-from enlarger.diffusers.left_out import missing
-from enlarger.diffusers.models import (
+from enlarger.diffusers.models.modules import (
     AutoencoderKL,
     AutoencoderTiny,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     UNet2DConditionModel,
 )
-from enlarger.diffusers.output import (
+from enlarger.diffusers.models.tokenizer import CLIPTokenizer
+from enlarger.diffusers.pipelines.auto_pipeline import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+)
+from enlarger.diffusers.pipelines.latent_upscale import StableDiffusionLatentUpscalePipeline
+from enlarger.diffusers.pipelines.pipeline_output import (
     ImagePipelineOutput,
     StableDiffusionPipelineOutput,
     StableDiffusionXLPipelineOutput,
 )
-from enlarger.diffusers.pipeline import DiffusionPipeline
+from enlarger.diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from enlarger.diffusers.pipelines.stable_diffusion import StableDiffusionPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_depth2img import StableDiffusionDepth2ImgPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_upscale import StableDiffusionUpscalePipeline
+from enlarger.diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_xl_img2img import StableDiffusionXLImg2ImgPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_xl_inpaint import StableDiffusionXLInpaintPipeline
 from enlarger.diffusers.schedulers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -46,15 +54,7 @@ from enlarger.diffusers.schedulers import (
     TCDScheduler,
     UniPCMultistepScheduler,
 )
-from enlarger.diffusers.stable_diffusion import StableDiffusionPipeline
-from enlarger.diffusers.stable_diffusion_depth2img import StableDiffusionDepth2ImgPipeline
-from enlarger.diffusers.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
-from enlarger.diffusers.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
-from enlarger.diffusers.stable_diffusion_upscale import StableDiffusionUpscalePipeline
-from enlarger.diffusers.stable_diffusion_xl import StableDiffusionXLPipeline
-from enlarger.diffusers.stable_diffusion_xl_img2img import StableDiffusionXLImg2ImgPipeline
-from enlarger.diffusers.stable_diffusion_xl_inpaint import StableDiffusionXLInpaintPipeline
-from enlarger.diffusers.tokenizer import CLIPTokenizer
+from enlarger.diffusers.unsupported import missing
 
 __all__ = [
     "AutoPipelineForImage2Image",

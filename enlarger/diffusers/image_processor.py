@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from enlarger.diffusers.arguments import ArgumentError
+from enlarger.diffusers.call.arguments import ArgumentError
 from enlarger.diffusers.types import PipelineImageInput
 from enlarger.diffusion.listing import Array
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from enlarger.diffusers.arguments import ArgumentError
+from enlarger.diffusers.call.arguments import ArgumentError
 from enlarger.image.picture import read_picture, to_pil
 
 MAX_BYTES, TIMEOUT = 64 * 2**20, 30.0  # of a picture that is fetched

@@ -21,7 +21,7 @@ from enlarger.image.picture import read_picture, save_image
 from enlarger.image.resize import resize
 from enlarger.nn.perceptual import Judges, read_judges
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.result import Progress, ProgressCallback, no_progress
+from enlarger.tasks.results.result import Progress, ProgressCallback, no_progress
 from enlarger.tasks.upscale.upscale import load_upscaler
 from enlarger.tasks.upscale.upscaler import Upscaler
 

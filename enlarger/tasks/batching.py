@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 from enlarger.diffusion.sampler import Sampler
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.result import ProgressCallback, Result, no_progress
+from enlarger.tasks.results.result import ProgressCallback, Result, no_progress
 from enlarger.text.encode import tokenize_prompts
 from enlarger.text.tokenize import Tokenizer
 

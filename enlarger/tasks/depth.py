@@ -10,16 +10,16 @@ from torch import Tensor
 from enlarger.errors import InputError
 from enlarger.requests import DepthRequest, as_request, make_request, one_per_image, with_defaults
 from enlarger.runtime.runtime import Offload
-from enlarger.tasks.adapters import adapt
 from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
-from enlarger.tasks.generation import with_generation
 from enlarger.tasks.image_to_image import image_to_image, prepare_run
 from enlarger.tasks.inputs import ImageSource, Latents, PreparedImage, prepare_picture, split_images, split_request
-from enlarger.tasks.latent_diffusion import pad_to_multiple
-from enlarger.tasks.loading import Location
-from enlarger.tasks.progress_bar import progress_bar
-from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress, report_steps
-from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.tasks.latent_diffusion.latent_diffusion import pad_to_multiple
+from enlarger.tasks.loading.adapters import adapt
+from enlarger.tasks.loading.load import Location
+from enlarger.tasks.loading.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.tasks.results.generation import with_generation
+from enlarger.tasks.results.progress_bar import progress_bar
+from enlarger.tasks.results.result import ProgressCallback, Result, join_results, no_progress, report_steps
 from enlarger.verb_options import DepthOptions, DepthToImageOptions
 
 

@@ -16,19 +16,19 @@ from enlarger.errors import InputError, Unsupported
 from enlarger.image.picture import to_pil
 from enlarger.requests import RefineRequest, UpscaleRequest, as_request, make_request, with_defaults
 from enlarger.runtime.runtime import Offload
-from enlarger.tasks.adapters import adapt
-from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
-from enlarger.tasks.generation import with_generation
 from enlarger.tasks.inputs import ImageSource, Latents, PreparedImage, prepare_picture, split_request
-from enlarger.tasks.latent_diffusion import LatentDiffusion, expand_to_batch
-from enlarger.tasks.loading import Location
-from enlarger.tasks.progress_bar import progress_bar
-from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
-from enlarger.tasks.sampling import SamplingPlan, sample_latents
-from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
-from enlarger.tasks.tiled_diffusion import choose_windows, note_windows, report_plan
+from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
+from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion, expand_to_batch
+from enlarger.tasks.latent_diffusion.sampling import SamplingPlan, sample_latents
+from enlarger.tasks.latent_diffusion.tiled_diffusion import choose_windows, note_windows, report_plan
+from enlarger.tasks.loading.adapters import adapt
+from enlarger.tasks.loading.load import Location
+from enlarger.tasks.loading.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.tasks.results.generation import with_generation
+from enlarger.tasks.results.progress_bar import progress_bar
+from enlarger.tasks.results.result import Progress, ProgressCallback, Result, join_results, no_progress
+from enlarger.tasks.results.watermarking import watermark_result
 from enlarger.tasks.upscale.bundled import load_bundled
-from enlarger.tasks.watermarking import watermark_result
 from enlarger.verb_options import RefineOptions, RefinerOptions
 
 

@@ -16,17 +16,17 @@ from enlarger.image.inpaint_canvas import ChangedPixels, InpaintCanvas, prepare_
 from enlarger.image.resize import resize
 from enlarger.requests import InpaintRequest, as_request, make_request, with_defaults
 from enlarger.runtime.runtime import Offload
-from enlarger.tasks.adapters import adapt
-from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_options
-from enlarger.tasks.generation import describe_pictures
 from enlarger.tasks.image_to_image import truncate_by_strength
 from enlarger.tasks.inputs import ImageSource, split_images, split_request
-from enlarger.tasks.latent_diffusion import LatentDiffusion, expand_to_batch, pad_to_multiple
-from enlarger.tasks.loading import Location
-from enlarger.tasks.progress_bar import progress_bar
-from enlarger.tasks.result import ProgressCallback, join_flags, no_progress, report_steps
-from enlarger.tasks.sampling import KnownRegion, SamplingPlan, sample_latents
-from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning, prompt_spec_from_options
+from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion, expand_to_batch, pad_to_multiple
+from enlarger.tasks.latent_diffusion.sampling import KnownRegion, SamplingPlan, sample_latents
+from enlarger.tasks.loading.adapters import adapt
+from enlarger.tasks.loading.load import Location
+from enlarger.tasks.loading.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.tasks.results.generation import describe_pictures
+from enlarger.tasks.results.progress_bar import progress_bar
+from enlarger.tasks.results.result import ProgressCallback, join_flags, no_progress, report_steps
 from enlarger.verb_options import InpainterOptions, InpaintOptions
 
 LOW_COVERAGE, HIGH_COVERAGE = 0.1, 99.9  # percent of coverage beyond which the mask's sense is doubtful

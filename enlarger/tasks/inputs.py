@@ -14,7 +14,7 @@ from enlarger.image.picture import Picture, PictureSource, read_picture, to_pil
 from enlarger.image.resize import resize
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.requests import DepthRequest, InpaintRequest, RefineRequest, UpscaleRequest, one_per_image, seeds_for
-from enlarger.tasks.latent_diffusion import pad_to_multiple
+from enlarger.tasks.latent_diffusion.latent_diffusion import pad_to_multiple
 
 LatentSpace = Literal["sd", "sdxl", "x4"]  # Stable Diffusion 1 and 2 and the x2 upscaler share the first
 

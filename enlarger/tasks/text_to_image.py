@@ -24,17 +24,12 @@ from enlarger.requests import (
     with_defaults,
 )
 from enlarger.runtime.runtime import Offload
-from enlarger.tasks.adapters import adapt, is_adapted
 from enlarger.tasks.batching import is_batch_invariant, prompt_key
-from enlarger.tasks.conditioning import GuidedConditioning, prompt_spec_from_options
-from enlarger.tasks.generation import with_generation
 from enlarger.tasks.image_to_image import Refiner, truncate_by_strength
 from enlarger.tasks.inputs import Latents, check_space
-from enlarger.tasks.latent_diffusion import LatentDiffusion
-from enlarger.tasks.loading import Checkpoint, Location
-from enlarger.tasks.progress_bar import progress_bar
-from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress, report_steps
-from enlarger.tasks.sampling import (
+from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning, prompt_spec_from_options
+from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion
+from enlarger.tasks.latent_diffusion.sampling import (
     Expert,
     NetworkCalls,
     SamplingPlan,
@@ -43,11 +38,16 @@ from enlarger.tasks.sampling import (
     sample_latents,
     trace_network_calls,
 )
-from enlarger.tasks.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.tasks.loading.adapters import adapt, is_adapted
+from enlarger.tasks.loading.load import Checkpoint, Location
+from enlarger.tasks.loading.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.tasks.results.generation import with_generation
+from enlarger.tasks.results.progress_bar import progress_bar
+from enlarger.tasks.results.result import Progress, ProgressCallback, Result, join_results, no_progress, report_steps
+from enlarger.tasks.results.watermarking import watermark_picture
 from enlarger.tasks.upscale.bundled import load_bundled
 from enlarger.tasks.upscale.upscale import load_upscaler
 from enlarger.tasks.upscale.upscaler import Upscaler
-from enlarger.tasks.watermarking import watermark_picture
 from enlarger.verb_options import GenerateOptions
 
 SHARED_WITH_REFINING = (

@@ -96,8 +96,8 @@ if MODE == "theirs":
         recorded(REAL[each])
 else:
     import enlarger.diffusers as face
-    import enlarger.diffusers.pipeline as face_pipeline
-    import enlarger.diffusers.text_pipeline as face_text
+    import enlarger.diffusers.pipelines.pipeline_utils as face_pipeline
+    import enlarger.diffusers.pipelines.text_pipeline as face_text
     from enlarger.diffusers.schedulers import SCHEDULER_CLASSES
 
     for each in PIPELINES:

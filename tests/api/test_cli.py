@@ -20,7 +20,7 @@ from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.evaluate.upscale import Evaluation, EvaluationTable
 from enlarger.image.picture import one_line
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.result import Progress
+from enlarger.tasks.results.result import Progress
 from enlarger.train.upscaler import Plan
 from tests.support import command
 from tests.support.command import Fake, files, photo, size
@@ -388,7 +388,7 @@ FAKE = """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     import enlarger.tasks.upscale.upscale
     from enlarger.image.picture import read_picture, to_pil
-    from enlarger.tasks.result import Progress, Result
+    from enlarger.tasks.results.result import Progress, Result
 
     def load(*_):
         def upscaler(request, watch):

@@ -16,8 +16,8 @@ from enlarger.cli.generate import slug
 from enlarger.cli.main import run
 from enlarger.image.picture import read_picture, to_pil
 from enlarger.nn.autoencoder import AutoencoderKL
-from enlarger.tasks.result import Progress, ProgressCallback, Result
-from enlarger.tasks.sampling import NetworkCalls, SamplingReport
+from enlarger.tasks.latent_diffusion.sampling import NetworkCalls, SamplingReport
+from enlarger.tasks.results.result import Progress, ProgressCallback, Result
 from tests.support import tiny, tiny_depth, tiny_xl
 from tests.support.pictures import texture
 

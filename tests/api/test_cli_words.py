@@ -151,7 +151,7 @@ def test_help_stands_in_panels_the_most_used_first(verb: str) -> None:
     assert list(panels) == [name for name in PANELS if name in panels]
     assert panels["Files"][0] == "--output" and panels["Model"][0] == "--model" and panels["Sampling"][0] == "--seed"
     if verb == "upscale":
-        assert list(panels)[0] == "Result" and panels["Result"][:2] == ["--by", "--size"]
+        assert next(iter(panels)) == "Result" and panels["Result"][:2] == ["--by", "--size"]
 
 
 def test_help_lists_the_solvers(call: Any) -> None:

@@ -12,7 +12,7 @@ from enlarger.checkpoint.families import KINDS
 from enlarger.errors import InputError
 from enlarger.evaluate import upscale as evaluation
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.result import Result
+from enlarger.tasks.results.result import Result
 
 
 class Interpolation:

@@ -16,7 +16,7 @@ from enlarger.diffusers import (
     AutoPipelineForText2Image,
     DiffusionPipeline,
 )
-from enlarger.diffusers.auto import PIPELINE_CLASSES, PIPELINE_FAMILIES
+from enlarger.diffusers.pipelines.auto_pipeline import PIPELINE_CLASSES, PIPELINE_FAMILIES
 from enlarger.diffusers.utils import load_image, make_image_grid
 from enlarger.errors import CheckpointError, Unsupported
 from tests.support import tiny, tiny_models, tiny_xl

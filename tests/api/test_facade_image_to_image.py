@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from enlarger.diffusers.pipeline import Pipeline
+from enlarger.diffusers.pipelines.pipeline_utils import Pipeline
+from enlarger.diffusers.pipelines.stable_diffusion_depth2img import StableDiffusionDepth2ImgPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
 from enlarger.diffusers.schedulers import EulerDiscreteScheduler, PNDMScheduler
-from enlarger.diffusers.stable_diffusion_depth2img import StableDiffusionDepth2ImgPipeline
-from enlarger.diffusers.stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
-from enlarger.diffusers.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
 from enlarger.errors import InputError, Unsupported
 from tests.support import tiny
 from tests.support.close import assert_close

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from enlarger.checkpoint.adapters.lora import apply_lora
 from enlarger.diffusers import StableDiffusionPipeline
-from enlarger.diffusers.lora import LoraMethods
+from enlarger.diffusers.loaders.lora import LoraMethods
 from enlarger.errors import CheckpointError, InputError, Unsupported
 from tests.support import tiny
 from tests.support.close import assert_close

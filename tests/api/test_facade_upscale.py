@@ -22,7 +22,7 @@ from enlarger.diffusers import (
     StableDiffusionPipelineOutput,
 )
 from enlarger.errors import CheckpointError, InputError, Unsupported
-from enlarger.tasks import tiled_autoencoder
+from enlarger.tasks.latent_diffusion import tiled_autoencoder
 from tests.support import tiny
 from tests.support.close import assert_close
 from tests.support.random_weights import normal

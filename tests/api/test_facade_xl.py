@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from enlarger.diffusers.pipeline import Pipeline
-from enlarger.diffusers.stable_diffusion_xl import StableDiffusionXLPipeline
-from enlarger.diffusers.stable_diffusion_xl_img2img import StableDiffusionXLImg2ImgPipeline
-from enlarger.diffusers.stable_diffusion_xl_inpaint import StableDiffusionXLInpaintPipeline
+from enlarger.diffusers.pipelines.pipeline_utils import Pipeline
+from enlarger.diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_xl_img2img import StableDiffusionXLImg2ImgPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_xl_inpaint import StableDiffusionXLInpaintPipeline
 from enlarger.errors import InputError, Unsupported
 from tests.support import tiny, tiny_xl
 from tests.support.close import assert_close

@@ -15,7 +15,7 @@ from enlarger.image.inpaint_canvas import ChangedPixels
 from enlarger.requests import InpaintRequest
 from enlarger.tasks import inpaint
 from enlarger.tasks.inpaint import Inpainter, InpaintResult, load_inpainter
-from enlarger.tasks.result import Progress
+from enlarger.tasks.results.result import Progress
 from tests.support import tiny
 from tests.support.close import assert_close
 from tests.support.pictures import gamma_profile, texture

@@ -14,8 +14,8 @@ import enlarger
 from enlarger import GenerateRequest, InputError, UpscaleRequest
 from enlarger.runtime import runtime
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.progress_bar import progress_bar
-from enlarger.tasks.result import Progress, no_progress
+from enlarger.tasks.results.progress_bar import progress_bar
+from enlarger.tasks.results.result import Progress, no_progress
 from tests.support import tiny
 
 one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)

@@ -22,8 +22,8 @@ from enlarger.service.settings import Bounds, load_settings
 from enlarger.service.worker.folder_models import adapter_names, models_of_folder, open_model_folder
 from enlarger.service.worker.model_cache import CachedModel
 from enlarger.service.worker.model_requests import check_prompt_tokens
-from enlarger.tasks.adapters import adapt
-from enlarger.tasks.conditioning import PromptSpec
+from enlarger.tasks.latent_diffusion.conditioning import PromptSpec
+from enlarger.tasks.loading.adapters import adapt
 from tests.support import command, tiny
 from tests.support.close import assert_close
 from tests.support.model_folders import web_ui_folder

@@ -8,7 +8,7 @@ from PIL import Image
 
 import enlarger
 from enlarger.errors import InputError
-from enlarger.tasks.result import Result
+from enlarger.tasks.results.result import Result
 from tests.support.pictures import texture
 
 PICTURES = tuple(Image.new("RGB", (3, 2), colour) for colour in ("red", "green", "blue"))

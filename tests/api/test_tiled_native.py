@@ -30,7 +30,7 @@ from enlarger.diffusion.sample import sample
 from enlarger.diffusion.solvers import SOLVERS
 from enlarger.diffusion.windows import WindowedDenoiser, Windows
 from enlarger.evaluate.metrics import seam_ratio
-from enlarger.tasks import tiled_diffusion
+from enlarger.tasks.latent_diffusion import tiled_diffusion
 from tests.support import tiny, tiny_x4, tiny_xl
 
 one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)

@@ -16,9 +16,9 @@ from enlarger.errors import Cancelled, InputError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.conditioning import encode_guided_prompts
 from enlarger.tasks.inputs import Latents
-from enlarger.tasks.result import Progress, Result
+from enlarger.tasks.latent_diffusion.conditioning import encode_guided_prompts
+from enlarger.tasks.results.result import Progress, Result
 from enlarger.tasks.upscale.bundled import BundledUpscaler
 from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
 from enlarger.tasks.upscale.upscale import load_upscaler, plan_upscale

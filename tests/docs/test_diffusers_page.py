@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 import enlarger.diffusers as face
-from enlarger.diffusers.auto import PIPELINE_CLASSES
-from enlarger.diffusers.left_out import INSTEAD
-from enlarger.diffusers.loading import REFUSED
-from enlarger.diffusers.models import MODELS
+from enlarger.diffusers.loaders.loading import REFUSED
+from enlarger.diffusers.models.modules import MODELS
+from enlarger.diffusers.pipelines.auto_pipeline import PIPELINE_CLASSES
 from enlarger.diffusers.schedulers import SCHEDULER_CLASSES
+from enlarger.diffusers.unsupported import INSTEAD
 from enlarger.errors import Unsupported
 
 PAGE = Path(__file__).parents[2] / "docs" / "diffusers.md"

@@ -12,7 +12,7 @@ from enlarger.errors import Unsupported
 from enlarger.evaluate.metrics import consistency, fine_band, gmsd, psnr, ssim
 from enlarger.image.degrade import DEGRADATIONS
 from enlarger.image.picture import read_picture
-from enlarger.tasks.loading import BUNDLED_FOLDER
+from enlarger.tasks.loading.load import BUNDLED_FOLDER
 from enlarger.tasks.upscale.upscaler import Upscaler
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

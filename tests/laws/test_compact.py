@@ -13,7 +13,7 @@ from enlarger.errors import Cancelled, InputError, Unsupported
 from enlarger.image.consistency import downscale
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig, backproject
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.result import Progress
+from enlarger.tasks.results.result import Progress
 from enlarger.tasks.upscale.bundled import BundledUpscaler
 from tests.support.close import assert_close, max_difference
 from tests.support.pictures import texture

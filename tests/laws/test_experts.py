@@ -16,8 +16,8 @@ from enlarger.diffusion.schedule import scaled_linear
 from enlarger.diffusion.solvers import SOLVERS, dpm_adaptive
 from enlarger.errors import InputError
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.conditioning import GuidedConditioning
-from enlarger.tasks.sampling import (
+from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning
+from enlarger.tasks.latent_diffusion.sampling import (
     Expert,
     SamplingPlan,
     SamplingReport,

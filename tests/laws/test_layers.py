@@ -150,8 +150,8 @@ def test_every_room_has_its_place() -> None:
         ("enlarger.nn.unet", "def f():\n    from enlarger.diffusion import sample", ["enlarger.diffusion.sample"]),
         ("enlarger.nn.unet", "from ..tasks import depth", ["enlarger.tasks.depth"]),
         ("enlarger.errors", "import enlarger.text.encode", ["enlarger.text.encode"]),
-        ("enlarger.tasks.result", "import enlarger", ["enlarger"]),
-        ("enlarger.tasks.result", "from diffusers.models import UNet2DModel", ["diffusers.models.UNet2DModel"]),
+        ("enlarger.tasks.results.result", "import enlarger", ["enlarger"]),
+        ("enlarger.tasks.results.result", "from diffusers.models import UNet2DModel", ["diffusers.models.UNet2DModel"]),
         ("enlarger.evaluate.sheet", "from enlarger.train import photos", ["enlarger.train.photos"]),
         ("enlarger.cli.train", "from enlarger.train import photos", []),
         ("enlarger.tasks.auxiliary.safety_checker", "def f():\n    import transformers", []),
@@ -161,7 +161,7 @@ def test_every_room_has_its_place() -> None:
             ["transformers"],
         ),
         ("enlarger.tasks.auxiliary.safety_checker", "def f():\n    import diffusers", ["diffusers"]),
-        ("enlarger.tasks.result", "def f():\n    import transformers", ["transformers"]),
+        ("enlarger.tasks.results.result", "def f():\n    import transformers", ["transformers"]),
     ],
 )
 def test_an_upward_import_is_found(module: str, source: str, found: list[str]) -> None:

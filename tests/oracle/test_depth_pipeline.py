@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from enlarger.diffusers.stable_diffusion_depth2img import StableDiffusionDepth2ImgPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_depth2img import StableDiffusionDepth2ImgPipeline
 from tests.support import tiny
 from tests.support.close import assert_close
 from tests.support.pipeline_pairs import load_pipelines, run_both, scheduler_swapper

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
-from enlarger.diffusers.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_inpaint import StableDiffusionInpaintPipeline
 from tests.support import tiny
 from tests.support.close import assert_close, max_difference
 from tests.support.pipeline_pairs import load_pipelines, run_both, scheduler_swapper

@@ -18,7 +18,7 @@ from enlarger.diffusion.solvers import PIDStepSizeController, dpm_adaptive, eule
 from enlarger.errors import Unsupported
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.nn.k_unet import KStage, KUNet, KUNetConfig
-from enlarger.tasks.conditioning import GuidedText
+from enlarger.tasks.latent_diffusion.conditioning import GuidedText
 from enlarger.tasks.upscale.latent_x2 import ORIGINAL_ADAPTIVE, LatentUpscaleJob, LatentUpscaler
 from enlarger.text.encode import PromptEmbeds
 from tests.support import k_diffusion, tiny

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusers import schedulers
-from enlarger.diffusers.stable_diffusion_upscale import StableDiffusionUpscalePipeline
+from enlarger.diffusers.pipelines.stable_diffusion_upscale import StableDiffusionUpscalePipeline
 from tests.support import tiny
 from tests.support.close import assert_close
 from tests.support.tiny_x4 import x4_folder

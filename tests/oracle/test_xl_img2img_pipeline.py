@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from enlarger.diffusers.stable_diffusion_xl import StableDiffusionXLPipeline
-from enlarger.diffusers.stable_diffusion_xl_img2img import StableDiffusionXLImg2ImgPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_xl_img2img import StableDiffusionXLImg2ImgPipeline
 from tests.support import tiny, tiny_xl
 from tests.support.close import assert_close
 from tests.support.random_weights import normal

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from enlarger.diffusers.stable_diffusion_xl import StableDiffusionXLPipeline
+from enlarger.diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipeline
 from tests.support import tiny, tiny_xl
 from tests.support.close import assert_close
 from tests.support.random_weights import normal

@@ -11,7 +11,7 @@ from PIL import Image
 from enlarger.cli.main import run
 from enlarger.image.picture import read_picture, to_pil
 from enlarger.requests import UpscaleRequest
-from enlarger.tasks.result import Progress, ProgressCallback, Result
+from enlarger.tasks.results.result import Progress, ProgressCallback, Result
 from tests.support.pictures import texture
 
 

@@ -9,8 +9,8 @@ from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.families import KINDS, ModelKind
 from enlarger.requests import UpscaleRequest
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
-from enlarger.tasks.sampling import NetworkCalls
+from enlarger.tasks.latent_diffusion.sampling import NetworkCalls
+from enlarger.tasks.results.result import Progress, ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.upscale.upscale import UpscaleBatch, single_batches, stack_requests
 
 

@@ -9,7 +9,7 @@ from enlarger.checkpoint.folder.save import save_folder
 from enlarger.nn.unet import Stage, UNet, UNetConfig
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.inpaint import Inpainter
-from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffusion
+from enlarger.tasks.loading.stable_diffusion import StableDiffusion, build_stable_diffusion
 from tests.support.random_weights import randomise
 from tests.support.tiny_models import x2_bundle
 

@@ -8,8 +8,8 @@ import torch
 
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.latent_diffusion import decode_latents
-from enlarger.tasks.stable_diffusion import load_stable_diffusion
+from enlarger.tasks.latent_diffusion.latent_diffusion import decode_latents
+from enlarger.tasks.loading.stable_diffusion import load_stable_diffusion
 from enlarger.tasks.text_to_image import GenerateRequest, Generator
 from tests.support import tiny
 from tests.support.close import assert_close

@@ -3,7 +3,7 @@
 import pytest
 
 from enlarger.diffusion.guidance import Guidance
-from enlarger.tasks.conditioning import PromptSpec
+from enlarger.tasks.latent_diffusion.conditioning import PromptSpec
 from enlarger.text.prompt_words import unheard_words
 
 

@@ -35,7 +35,7 @@ from enlarger.service.worker.previews import PreviewDecoder, PreviewSpec, Previe
 from enlarger.service.worker.progress_reporter import ProgressReporter, RunningJob
 from enlarger.service.workers.messages import AssignedJob, Cancel, Event, Run
 from enlarger.tasks.auxiliary.preview import Previewer
-from enlarger.tasks.result import Progress
+from enlarger.tasks.results.result import Progress
 from tests.support import tiny, tiny_models, tiny_x4, tiny_xl
 from tests.support.random_weights import normal, randomise
 from tests.support.single import tiny_single

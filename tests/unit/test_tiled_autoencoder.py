@@ -8,8 +8,8 @@ import torch
 from enlarger.errors import EnlargerError
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.runtime import feature_map
-from enlarger.tasks import tiled_autoencoder
-from enlarger.tasks.tiled_autoencoder import decode_image, decode_tiled, encode_image, encode_tiled
+from enlarger.tasks.latent_diffusion import tiled_autoencoder
+from enlarger.tasks.latent_diffusion.tiled_autoencoder import decode_image, decode_tiled, encode_image, encode_tiled
 from tests.support.close import assert_close
 from tests.support.random_weights import normal, randomise
 

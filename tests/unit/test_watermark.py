@@ -8,7 +8,7 @@ from PIL import Image
 from enlarger import generate, refine
 from enlarger.image.deep import DeepImage
 from enlarger.image.watermark import BITS, MESSAGE, add_watermark, can_hold, read_watermark
-from enlarger.tasks.watermarking import NOTE, UNSUITED_NOTE, watermark_picture
+from enlarger.tasks.results.watermarking import NOTE, UNSUITED_NOTE, watermark_picture
 from tests.support import tiny, tiny_xl
 from tests.support.pictures import texture
 

@@ -11,7 +11,7 @@ from enlarger.diffusion.denoiser import Denoiser
 from enlarger.diffusion.precondition import Scalings
 from enlarger.diffusion.windows import WindowedDenoiser, Windows
 from enlarger.requests import RefineRequest, UpscaleRequest
-from enlarger.tasks.tiled_diffusion import NetworkShape, choose_windows
+from enlarger.tasks.latent_diffusion.tiled_diffusion import NetworkShape, choose_windows
 from tests.support.close import assert_close
 from tests.support.random_weights import normal
 

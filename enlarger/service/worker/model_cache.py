@@ -19,8 +19,8 @@ from enlarger.service.settings import GIB, MIB, ModelSettings
 from enlarger.service.worker.model_description import ModelDescription, describe_model
 from enlarger.service.workers.messages import Event, LoadedModels, MemoryUse, ModelLoading, ModelLoadTime
 from enlarger.tasks.auxiliary.preview import Previewer, load_previewer
-from enlarger.tasks.loading import BUNDLED, Checkpoint, LoadedModel, load_model
-from enlarger.tasks.stable_diffusion import StableDiffusion
+from enlarger.tasks.loading.load import BUNDLED, Checkpoint, LoadedModel, load_model
+from enlarger.tasks.loading.stable_diffusion import StableDiffusion
 
 NO_FOLDER = ModelFolder(Path())  # with nothing in it
 LIBC = ctypes.CDLL(None)  # this process, with the C library in it

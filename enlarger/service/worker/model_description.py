@@ -21,7 +21,7 @@ from enlarger.runtime.runtime import resolve_dtype
 from enlarger.service.jobs.job import Task
 from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.settings import ModelSettings
-from enlarger.tasks.loading import BUNDLED, BUNDLED_FOLDER
+from enlarger.tasks.loading.load import BUNDLED, BUNDLED_FOLDER
 
 DEPTH_TASK: Task = "refine"  # of jobs: what the service calls `enlarger.depth`
 EMA_PREFIX = "model_ema."  # a copy of the UNet in single files, which is not loaded

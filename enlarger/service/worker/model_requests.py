@@ -26,8 +26,8 @@ from enlarger.service.jobs.job import JobSpec
 from enlarger.service.problems import problem_error
 from enlarger.service.settings import ModelSettings
 from enlarger.service.worker.model_cache import CachedModel
-from enlarger.tasks.adapters import with_styles
-from enlarger.tasks.stable_diffusion import StableDiffusion
+from enlarger.tasks.loading.adapters import with_styles
+from enlarger.tasks.loading.stable_diffusion import StableDiffusion
 from enlarger.text.encode import tokenize_prompts
 
 REQUEST_TYPES: Mapping[str, type[Any]] = {

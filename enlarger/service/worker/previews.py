@@ -11,7 +11,7 @@ from torch import Tensor
 from enlarger.image.atomic_write import atomic_write
 from enlarger.service.worker.model_cache import CachedModel
 from enlarger.tasks.auxiliary.preview import LATENT_RGB_FACTORS, linear_preview
-from enlarger.tasks.result import Progress
+from enlarger.tasks.results.result import Progress
 
 Size = tuple[int, int]  # width, height
 OnPreview = Callable[[str, int | None], None]  # a file of the job's folder, and which of the wanted ones it is

@@ -16,7 +16,7 @@ from enlarger.service.jobs.job import JobSpec
 from enlarger.service.worker.model_cache import SendEvent
 from enlarger.service.worker.previews import PreviewWriter
 from enlarger.service.workers import messages
-from enlarger.tasks.result import Progress
+from enlarger.tasks.results.result import Progress
 
 REPORT_SECONDS = 0.1  # between two reports of progress, at least
 

@@ -17,7 +17,7 @@ from enlarger.image.picture import PictureSource, read_picture
 from enlarger.runtime.runtime import Runtime
 from enlarger.strict_json import read_json
 from enlarger.tasks.auxiliary.vision import ImagePreprocessor, read_preprocessor, require_transformers
-from enlarger.tasks.latent_diffusion import in_float32
+from enlarger.tasks.latent_diffusion.latent_diffusion import in_float32
 
 FOLDER = "depth_estimator"
 DEFAULT_PREPROCESSOR = ImagePreprocessor((384, 384), Image.Resampling.BICUBIC, None, (0.5,) * 3, (0.5,) * 3)

@@ -16,7 +16,7 @@ from enlarger.nn.safety_checker import SafetyCheckerNetwork
 from enlarger.runtime.runtime import Runtime
 from enlarger.strict_json import read_json
 from enlarger.tasks.auxiliary.vision import ImagePreprocessor, read_preprocessor, require_transformers
-from enlarger.tasks.latent_diffusion import in_float32
+from enlarger.tasks.latent_diffusion.latent_diffusion import in_float32
 
 FOLDER = "safety_checker"
 DEFAULT_PREPROCESSOR = ImagePreprocessor(

@@ -17,11 +17,11 @@ from enlarger.nn.upscale_net import UpscaleNet, backproject
 from enlarger.requests import UpscaleRequest, as_request, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
-from enlarger.tasks.generation import with_generation
 from enlarger.tasks.inputs import ImageSource
-from enlarger.tasks.loading import BUNDLED, Checkpoint
-from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
-from enlarger.tasks.sampling import NetworkCalls
+from enlarger.tasks.latent_diffusion.sampling import NetworkCalls
+from enlarger.tasks.loading.load import BUNDLED, Checkpoint
+from enlarger.tasks.results.generation import with_generation
+from enlarger.tasks.results.result import Progress, ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.upscale.upscale import (
     UpscaleBatch,
     refuse_unused_options,

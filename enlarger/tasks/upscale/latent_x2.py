@@ -27,13 +27,25 @@ from enlarger.nn.k_unet import KUNet
 from enlarger.requests import X2_MAX_NOISE_LEVEL, UpscaleRequest, as_request, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.batching import is_batch_invariant
-from enlarger.tasks.conditioning import GuidedConditioning, GuidedText, encode_guided_prompts
-from enlarger.tasks.generation import with_generation
 from enlarger.tasks.inputs import ImageSource, LatentSpace, latent_space_of
-from enlarger.tasks.latent_diffusion import LatentDiffusion, decode_latents, pad_to_multiple
-from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress
-from enlarger.tasks.sampling import Expert, NetworkCalls, SamplingPlan, sample_latents, trace_network_calls
-from enlarger.tasks.tiled_diffusion import TRAINED_SIDE, NetworkShape, choose_windows, note_windows, report_plan
+from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning, GuidedText, encode_guided_prompts
+from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion, decode_latents, pad_to_multiple
+from enlarger.tasks.latent_diffusion.sampling import (
+    Expert,
+    NetworkCalls,
+    SamplingPlan,
+    sample_latents,
+    trace_network_calls,
+)
+from enlarger.tasks.latent_diffusion.tiled_diffusion import (
+    TRAINED_SIDE,
+    NetworkShape,
+    choose_windows,
+    note_windows,
+    report_plan,
+)
+from enlarger.tasks.results.generation import with_generation
+from enlarger.tasks.results.result import ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.upscale.upscale import (
     UpscaleBatch,
     plan_upscale,

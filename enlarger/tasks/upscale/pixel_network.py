@@ -13,10 +13,10 @@ from enlarger.checkpoint.single_file.pixel_network import ImageModel
 from enlarger.requests import UpscaleRequest, as_request
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
-from enlarger.tasks.generation import with_generation
 from enlarger.tasks.inputs import ImageSource
-from enlarger.tasks.result import Progress, ProgressCallback, Result, join_results, no_progress
-from enlarger.tasks.sampling import NetworkCalls
+from enlarger.tasks.latent_diffusion.sampling import NetworkCalls
+from enlarger.tasks.results.generation import with_generation
+from enlarger.tasks.results.result import Progress, ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.upscale.upscale import UpscaleBatch, refuse_unused_options, single_batches
 from enlarger.verb_options import UpscalerOptions
 

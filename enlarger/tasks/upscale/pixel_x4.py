@@ -17,14 +17,20 @@ from enlarger.errors import CheckpointError, InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.requests import UpscaleRequest, as_request, with_defaults
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
-from enlarger.tasks.generation import with_generation
 from enlarger.tasks.inputs import ImageSource
-from enlarger.tasks.latent_diffusion import LatentDiffusion, expand_to_batch, pad_to_multiple
-from enlarger.tasks.result import ProgressCallback, Result, join_results, no_progress
-from enlarger.tasks.sampling import Expert, NetworkCalls, SamplingPlan, sample_latents, trace_network_calls
-from enlarger.tasks.stable_diffusion import StableDiffusion, build_stable_diffusion
-from enlarger.tasks.tiled_diffusion import choose_windows, note_windows, report_plan
+from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
+from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion, expand_to_batch, pad_to_multiple
+from enlarger.tasks.latent_diffusion.sampling import (
+    Expert,
+    NetworkCalls,
+    SamplingPlan,
+    sample_latents,
+    trace_network_calls,
+)
+from enlarger.tasks.latent_diffusion.tiled_diffusion import choose_windows, note_windows, report_plan
+from enlarger.tasks.loading.stable_diffusion import StableDiffusion, build_stable_diffusion
+from enlarger.tasks.results.generation import with_generation
+from enlarger.tasks.results.result import ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.upscale.upscale import UpscaleBatch, plan_upscale, refuse_unused_options, single_batches
 from enlarger.text.tokenize import Tokenizer
 from enlarger.verb_options import UpscalerOptions

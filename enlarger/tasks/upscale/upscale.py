@@ -20,9 +20,9 @@ from enlarger.requests import UpscaleRequest, make_request, seeds_for
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.batching import prompt_key
 from enlarger.tasks.inputs import Latents, match_input, split_request
-from enlarger.tasks.loading import BUNDLED, Location, load_model
-from enlarger.tasks.progress_bar import progress_bar
-from enlarger.tasks.result import ProgressCallback, Result, no_progress
+from enlarger.tasks.loading.load import BUNDLED, Location, load_model
+from enlarger.tasks.results.progress_bar import progress_bar
+from enlarger.tasks.results.result import ProgressCallback, Result, no_progress
 from enlarger.tasks.upscale.upscaler import Upscaler
 from enlarger.text.tokenize import Tokenizer
 from enlarger.verb_options import UpscaleOptions

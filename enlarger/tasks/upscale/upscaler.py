@@ -8,8 +8,8 @@ from enlarger.diffusion.sampler import Sampler
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.requests import UpscaleRequest
 from enlarger.tasks.inputs import ImageSource, LatentSpace
-from enlarger.tasks.result import ProgressCallback, Result, no_progress
-from enlarger.tasks.sampling import NetworkCalls
+from enlarger.tasks.latent_diffusion.sampling import NetworkCalls
+from enlarger.tasks.results.result import ProgressCallback, Result, no_progress
 from enlarger.text.tokenize import Tokenizer
 from enlarger.verb_options import UpscalerOptions
 

@@ -1,0 +1,1 @@
+"""Reading and writing pipelines' folders, LoRAs and textual inversions."""

@@ -1,0 +1,1 @@
+"""What a task gives back, and what it says of how that was made."""
