@@ -8,15 +8,17 @@ from enlarger.diffusers.schedulers.distilled import LCMScheduler, TCDScheduler
 from enlarger.diffusers.schedulers.dpm import DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler
 from enlarger.diffusers.schedulers.edm import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from enlarger.diffusers.schedulers.k_diffusion import (
-    DPMSolverSDEScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    KDPM2AncestralDiscreteScheduler,
-    KDPM2DiscreteScheduler,
     LMSDiscreteScheduler,
 )
 from enlarger.diffusers.schedulers.scheduling_utils import Scheduler
+from enlarger.diffusers.schedulers.second_order import (
+    DPMSolverSDEScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+)
 from enlarger.diffusers.schedulers.unipc import DEISMultistepScheduler, UniPCMultistepScheduler
 from enlarger.errors import Unsupported
 

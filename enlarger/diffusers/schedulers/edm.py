@@ -11,7 +11,7 @@ from torch.types import Device
 
 from enlarger.diffusers.call.arguments import ArgumentError
 from enlarger.diffusers.schedulers.dpm import second_place_or_last
-from enlarger.diffusers.schedulers.k_diffusion import WalkedScheduler
+from enlarger.diffusers.schedulers.k_diffusion import KDiffusionScheduler
 from enlarger.diffusers.schedulers.scheduling_utils import Defaults, Generators, StepOptions, StepResult, Timestep
 from enlarger.diffusion import precondition
 from enlarger.diffusion.listing import sigma_curve
@@ -31,7 +31,7 @@ EDM = {
 }
 
 
-class EDMEulerScheduler(WalkedScheduler):
+class EDMEulerScheduler(KDiffusionScheduler):
     """`euler` for a network preconditioned as in EDM, told log(sigma) / 4."""
 
     DEFAULTS: ClassVar[Defaults] = {**EDM, "final_sigmas_type": "zero"}

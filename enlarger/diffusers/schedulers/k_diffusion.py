@@ -20,22 +20,17 @@ from enlarger.diffusers.schedulers.scheduling_utils import (
     StepResult,
     Timestep,
 )
-from enlarger.diffusion.brownian import BrownianNoise
 from enlarger.diffusion.estimates import variance_exploding
 from enlarger.diffusion.listing import (
     Array,
     interpolated_levels,
-    midway_times,
     sigma_curve,
     time_of_level,
     timesteps_of,
 )
-from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.sample import Solver
-from enlarger.diffusion.solvers import ancestral_step, dpm2, dpm2_ancestral, dpmpp_sde, euler_ancestral, heun, lms
+from enlarger.diffusion.solvers import euler_ancestral, lms
 from enlarger.diffusion.solvers.churn import Churn, euler_churned
-from enlarger.diffusion.solvers.levels import log_midpoint
-from enlarger.diffusion.stepper import Advance, Estimate
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 STABLE = BETAS | {"beta_start": 0.00085, "beta_end": 0.012}
@@ -44,7 +39,7 @@ SPACING = {"timestep_spacing": "linspace", "steps_offset": 0}
 OWN = "`timesteps` cannot be set with Karras, exponential or beta sigmas; leave them out"
 
 
-class WalkedScheduler(Scheduler):
+class KDiffusionScheduler(Scheduler):
     """The base of those whose list is of noise levels."""
 
     MULTISTEP: ClassVar[bool] = False
@@ -103,7 +98,7 @@ class WalkedScheduler(Scheduler):
 
     def _entries(self, times: Array, levels: Array) -> tuple[Tensor, Tensor]:
         """The lists as diffusers shows them."""
-        return torch.from_numpy(times.astype(np.float32)), _ended(levels)
+        return torch.from_numpy(times.astype(np.float32)), ended(levels)
 
     def _step_checked(self, timestep: Timestep) -> None:
         if isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point()):
@@ -113,7 +108,7 @@ class WalkedScheduler(Scheduler):
             )
 
 
-class EulerDiscreteScheduler(WalkedScheduler):
+class EulerDiscreteScheduler(KDiffusionScheduler):
     """`euler`; the x2 upscaler's file names it."""
 
     DEFAULTS: ClassVar[Defaults] = {
@@ -166,7 +161,7 @@ class EulerDiscreteScheduler(WalkedScheduler):
         last = {"zero": 0.0, "sigma_min": float(self._trained[0])}.get(self.config.final_sigmas_type)
         if last is None:
             raise ArgumentError(f"final_sigmas_type is {self.config.final_sigmas_type!r}, expected zero or sigma_min")
-        listed = _ended(levels, last)
+        listed = ended(levels, last)
         return self._shown_times(times, listed[:-1].numpy()), listed
 
     def _shown_times(self, times: Array, levels: Array) -> Tensor:
@@ -189,7 +184,7 @@ class EulerDiscreteScheduler(WalkedScheduler):
         return self._velocity(sample, noise, [self.index_for_timestep(t) for t in timesteps])
 
 
-class EulerAncestralDiscreteScheduler(WalkedScheduler):
+class EulerAncestralDiscreteScheduler(KDiffusionScheduler):
     """`euler_ancestral`: fresh noise at each step."""
 
     DEFAULTS: ClassVar[Defaults] = {
@@ -218,7 +213,7 @@ class EulerAncestralDiscreteScheduler(WalkedScheduler):
         return self._step(model_output, timestep, sample, return_dict, generator)
 
 
-class LMSDiscreteScheduler(WalkedScheduler):
+class LMSDiscreteScheduler(KDiffusionScheduler):
     """`lms`, of order 4."""
 
     DEFAULTS: ClassVar[Defaults] = {
@@ -241,168 +236,5 @@ class LMSDiscreteScheduler(WalkedScheduler):
         return self._step(model_output, timestep, sample, return_dict, order=order)
 
 
-class TwoCallScheduler(WalkedScheduler):
-    """The base of those that call the network twice per step."""
-
-    order: ClassVar[int] = 2
-
-    def set_timesteps(
-        self, num_inference_steps: int, device: Device = None, num_train_timesteps: int | None = None
-    ) -> None:
-        """List the entries of a run of so many steps: two for each but the last."""
-        self._set(num_inference_steps, device, train=num_train_timesteps)
-
-    def _list_training(self) -> None:
-        self._set(self.config.num_train_timesteps, None)
-        self.num_inference_steps = None if "timestep_spacing" not in self.DEFAULTS else self.num_inference_steps
-
-    @property
-    def state_in_first_order(self) -> bool:
-        return self._awaited is None
-
-
-class HeunDiscreteScheduler(TwoCallScheduler):
-    """`heun`: two calls of the network per step."""
-
-    DEFAULTS: ClassVar[Defaults] = {
-        **STABLE,
-        "trained_betas": None,
-        "prediction_type": "epsilon",
-        **NO_CURVES,
-        "clip_sample": False,
-        "clip_sample_range": 1.0,
-        "timestep_spacing": "linspace",
-        "steps_offset": 0,
-    }
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Device = None,
-        num_train_timesteps: int | None = None,
-        timesteps: Sequence[float] | None = None,
-    ) -> None:
-        """List the entries of a run of so many steps, or of timesteps of one's own."""
-        self._set(num_inference_steps, device, timesteps, num_train_timesteps)
-
-    def _entries(self, times: Array, levels: Array) -> tuple[Tensor, Tensor]:
-        listed, shown_times = _ended(levels), torch.from_numpy(times.astype(np.float32))
-        doubled = torch.cat([listed[:1], listed[1:-1].repeat_interleave(2), listed[-1:]])
-        return torch.cat([shown_times[:1], shown_times[1:].repeat_interleave(2)]), doubled
-
-    def solver(self, index: int, options: StepOptions) -> Solver:
-        return heun
-
-    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> StepResult:
-        """The latents after half a step, from the network's output."""
-        return self._step(model_output, timestep, sample, return_dict)
-
-
-class KDPM2DiscreteScheduler(TwoCallScheduler):
-    """`dpm2`: two calls of the network per step."""
-
-    DEFAULTS: ClassVar[Defaults] = {
-        **STABLE,
-        "trained_betas": None,
-        **NO_CURVES,
-        "prediction_type": "epsilon",
-        **SPACING,
-    }
-    PREDICTIONS: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
-    ROUNDED: ClassVar[bool] = True
-
-    def _entries(self, times: Array, levels: Array) -> tuple[Tensor, Tensor]:
-        listed, shown_times = _ended(levels), torch.from_numpy(times)
-        between = torch.from_numpy(midway_times(listed[:-2], self._next(listed), self._trained)).to(shown_times.dtype)
-        interleaved = torch.stack([between, shown_times[1:]], -1).flatten()
-        return torch.cat([shown_times[:1], interleaved]), torch.cat(
-            [listed[:1], listed[1:].repeat_interleave(2), listed[-1:]]
-        )
-
-    def _next(self, listed: Tensor) -> Tensor:
-        """The level that each step but the last goes down to."""
-        return listed[1:-1]
-
-    def solver(self, index: int, options: StepOptions) -> Solver:
-        return dpm2
-
-    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> StepResult:
-        """The latents after half a step, from the network's output."""
-        return self._step(model_output, timestep, sample, return_dict)
-
-
-class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
-    """`dpm2_ancestral`: two calls of the network and fresh noise per step."""
-
-    def _next(self, listed: Tensor) -> Tensor:
-        return ancestral_step(listed[:-2], listed[1:-1], 1.0)[0]
-
-    def solver(self, index: int, options: StepOptions) -> Solver:
-        return dpm2_ancestral
-
-    def step(  # pyright: ignore[reportIncompatibleMethodOverride] - as in diffusers
-        self,
-        model_output: Tensor,
-        timestep: Timestep,
-        sample: Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> StepResult:
-        """The latents after half a step, from the network's output."""
-        return self._step(model_output, timestep, sample, return_dict, generator)
-
-
-class DPMSolverSDEScheduler(TwoCallScheduler):
-    """`dpmpp_sde`: two calls of the network per step, and fresh noise before each of them.
-
-    The noise is a Brownian tree's, from torchsde, seeded by `noise_sampler_seed` and not by generators.
-    """
-
-    DEFAULTS: ClassVar[Defaults] = {
-        **STABLE,
-        "trained_betas": None,
-        "prediction_type": "epsilon",
-        **NO_CURVES,
-        "noise_sampler_seed": None,
-        **SPACING,
-    }
-    PREDICTIONS: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction")
-    BY_SLOPE: ClassVar[bool] = False
-    _tree: BrownianNoise | None = None
-
-    def _kept(self, times: Array) -> Array:
-        return times
-
-    def _entries(self, times: Array, levels: Array) -> tuple[Tensor, Tensor]:
-        listed = _ended(levels)
-        middle = log_midpoint(torch.from_numpy(levels[:-1]).double(), torch.from_numpy(levels[1:]).double())
-        shown_times = np.concatenate([times[:1], times[1:].repeat(2)])
-        shown_times[1::2] = time_of_level(middle.numpy(), self._trained)
-        return torch.from_numpy(shown_times), torch.cat([listed[:1], listed[1:-1].repeat_interleave(2), listed[-1:]])
-
-    def _restart(self) -> None:
-        super()._restart()
-        self._tree = None
-
-    def solver(self, index: int, options: StepOptions) -> Solver:
-        return dpmpp_sde
-
-    def advance(self, timestep: Timestep, x: Tensor, estimate: Estimate, noise: Noise, options: StepOptions) -> Advance:
-        index = self._index(timestep)
-        if self._tree is None:
-            least, most = float(self.sigmas[self.sigmas > 0].min()), float(self.sigmas.max())
-            self._tree = BrownianNoise(x.float(), least, most, self.config.noise_sampler_seed)
-        if self._awaited is None:
-            sigma, lower = float(self.sigmas[index]), float(self.sigmas[index + 1])
-            self._drawn = self._tree.for_step(sigma, lower, options.get("s_noise", 1.0))
-        return super().advance(timestep, x, estimate, self._drawn, {})
-
-    def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True, s_noise: float = 1.0
-    ) -> StepResult:
-        """The latents after half a step, from the network's output."""
-        return self._step(model_output, timestep, sample, return_dict, s_noise=s_noise)
-
-
-def _ended(levels: Array, last: float = 0.0) -> Tensor:
+def ended(levels: Array, last: float = 0.0) -> Tensor:
     return torch.from_numpy(np.concatenate([levels, [last]]).astype(np.float32))
