@@ -1,5 +1,6 @@
 """Schedulers whose steps call the network twice: k-diffusion's Heun, DPM-Solver-2 and DPM-Solver++ SDE."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
