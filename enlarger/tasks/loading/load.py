@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     LoadedTask = Upscaler | Generator | Refiner | Inpainter | DepthToImage
 
 BUNDLED = "bundled"  # the name of the model that ships with the package
-BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
+BUNDLED_FOLDER = Path(__file__).parents[2] / "bundled"
 
 TOKENIZER_OF_ENCODER = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
