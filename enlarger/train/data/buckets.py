@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from enlarger.errors import InputError
-from enlarger.tasks.conditioning import Size
+from enlarger.tasks.latent_diffusion.conditioning import Size
 
 MAX_SIDE_RATIO = 2  # of a bucket's longer side to the resolution: aspect ratios of 1:4 to 4:1, as SDXL has them
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from enlarger.image.picture import Picture, read_picture, resize
-from enlarger.tasks.conditioning import Size
+from enlarger.tasks.latent_diffusion.conditioning import Size
 from enlarger.train.data.buckets import covering_size
 
 BACKGROUND = 1.0  # white, under what is transparent

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from enlarger.errors import InputError
-from enlarger.tasks.conditioning import Size
+from enlarger.tasks.latent_diffusion.conditioning import Size
 from enlarger.train.data.buckets import bucket_sizes, nearest_bucket
 from enlarger.train.data.crops import Crop, cut
 from enlarger.train.data.entries import Entries, Entry, describe_skipped

@@ -7,7 +7,7 @@ from pathlib import Path
 from enlarger.errors import InputError, list_names
 from enlarger.image.decode import one_line
 from enlarger.strict_json import is_object, parse_json
-from enlarger.tasks.conditioning import Size
+from enlarger.tasks.latent_diffusion.conditioning import Size
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 MAX_CAPTION_BYTES = 1 << 16
