@@ -120,7 +120,7 @@ def request_options(
         styles = STYLES if "styles" in hints else Json()
         loading_parameters = _keyword_parameters(LOADING_OPTIONS | FOLDER_OPTIONS | styles)
         request_parameters = [
-            _parameter(item, hints[item.name], task, defaults.get(item.name, item.default))
+            field_parameter(item, hints[item.name], task, defaults.get(item.name, item.default))
             for item in ordered_fields
             if "limits" in item.metadata
         ]
@@ -211,7 +211,8 @@ def _parse_inversion(argument: str) -> tuple[str, str | None]:
     return (file, token.strip()) if is_named else (argument, None)
 
 
-def _parameter(item: "Field[Any]", hint: Any, task: str, default: object) -> Parameter:
+def field_parameter(item: "Field[Any]", hint: Any, task: str, default: object) -> Parameter:
+    """The option of a dataclass field that knows its limits."""
     limits: OptionLimits = item.metadata["limits"]
     kind: Any = Literal[limits.choices] if limits.choices else _scalar_type(hint)
     number = int if kind is int else float

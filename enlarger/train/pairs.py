@@ -34,6 +34,9 @@ class Pair:
     small: Tensor
     strength: Tensor
 
+    def __str__(self) -> str:
+        return f"{len(self.large)} pairs"
+
 
 class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """The batch of each step as bytes, in worker processes."""

@@ -12,9 +12,10 @@ from enlarger.image.degrade import Severity
 from enlarger.nn.compact import upsample_bicubic
 from enlarger.nn.perceptual import Judges, first_stages
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig, backproject
-from enlarger.train.loop import Loss, Recipe, channels_last, learn
+from enlarger.train.loop import Loss, channels_last, learn
 from enlarger.train.pairs import Mixture, Pair, Pairs, batches, unpacked
 from enlarger.train.photos import Photos
+from enlarger.train.recipe import Recipe
 
 PROBES = 48  # pairs of held-out photographs to score with
 EYE_OF_RESTORER = 0.08  # of what the eye sees, beside the absolute error
@@ -94,7 +95,9 @@ def psnr(found: Tensor, expected: Tensor) -> float:
     return float((-10 * error.log10()).mean())
 
 
-def _train(shop: Workshop, net: UpscaleNet, recipe: Recipe, mixture: Mixture, loss: Loss, name: str) -> UpscaleNet:
+def _train(
+    shop: Workshop, net: UpscaleNet, recipe: Recipe, mixture: Mixture, loss: Loss[Pair], name: str
+) -> UpscaleNet:
     training, held_out = shop.photos.split()
     pairs = Pairs(training, mixture, recipe.seed)
     plain = replace(mixture, batch=PROBES, drawn=0.0, kernels=0.0)

@@ -13,10 +13,10 @@ from enlarger.checkpoint.folder.save import save_folder
 from enlarger.errors import InputError
 from enlarger.nn.perceptual import read_judges
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
-from enlarger.train.loop import Recipe
 from enlarger.train.pairs import Mixture
 from enlarger.train.photos import read_photos
 from enlarger.train.plot import plot_log
+from enlarger.train.recipe import Recipe
 from enlarger.train.stages import Workshop, train_detailer, train_graphics, train_predictor, train_restorer, widened
 
 CROP = 128  # pixels of the large picture on a side

@@ -156,7 +156,7 @@ def test_the_readme_is_there() -> None:
     [
         ("enlarger upscale photo.jpg --by 3 -o large.png", []),
         (".venv/bin/enlarger upscale photo.jpg --bigger", ["--bigger"]),
-        ("enlarger train upscaler --photos photos --steps=3", []),
+        ("enlarger train bundled --photos photos --steps=3", []),
         ("bash scripts/test", []),
         ("bash scripts/absent", ["scripts/absent"]),
     ],

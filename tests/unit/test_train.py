@@ -1,6 +1,8 @@
 """The workshop: the loop, resumption, the photos, the pairs, and each stage on tiny networks."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -17,13 +19,14 @@ from enlarger import UpscaleRequest, load_upscaler
 from enlarger.errors import CheckpointError, InputError
 from enlarger.nn.compact import upsample_bicubic
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
-from enlarger.train import loop
 from enlarger.train.drawn import drawn_pair
-from enlarger.train.loop import Recipe, learn
+from enlarger.train.loop import learn
 from enlarger.train.muon import orthogonal
 from enlarger.train.pairs import Mixture, Pair, Pairs, batches, halve
 from enlarger.train.photos import Photos, read_photos
+from enlarger.train.recipe import Recipe
 from enlarger.train.stages import psnr, widened
+from enlarger.train.state import State, TrainingStopped
 from enlarger.train.upscaler import Plan, Stage, train_upscaler
 from tests.support.close import assert_close, max_difference
 from tests.support.pictures import texture
@@ -84,11 +87,11 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 
 def test_the_rate_warms_up_is_held_and_falls() -> None:
     recipe = Recipe(100, 0.5, hold=0.4, warmup=10)
-    rates = [loop._rate(recipe, step) for step in range(100)]
+    rates = [recipe.rate_at(step) for step in range(100)]
     assert_close(torch.tensor(rates[:10]), 0.05 * torch.arange(1, 11), 1e-6)
     assert rates[10:41] == [0.5] * 31
     assert all(a > b for a, b in pairwise(rates[41:]))
-    assert loop._rate(recipe, 100) == pytest.approx(0.01)
+    assert recipe.rate_at(100) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("muon", [False, True])
@@ -132,21 +135,25 @@ def test_the_state_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
     learn(line(), fit, numbers, Recipe(2, 0.02), tmp_path, "toy")
     before = (tmp_path / "toy.safetensors").read_bytes()
 
-    def full_disk(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError("no space left on device")
+    def full_disk(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(TrainingStopped) as raised:
         learn(line(), fit, numbers, Recipe(4, 0.02), tmp_path, "toy")
+    assert str(raised.value) == (
+        f"{tmp_path}/toy.safetensors: the state of step 4 could not be written (No space left on device); that of step "
+        "2 is kept: make room and go on"
+    )
     assert (tmp_path / "toy.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".jsonl"] == ["toy.safetensors"]
 
 
 def test_the_average_follows_the_weights() -> None:
     mean, now = nn.Linear(1, 1), nn.Linear(1, 1)
     nn.init.constant_(mean.weight, 0.0)
     nn.init.constant_(now.weight, 1.0)
-    loop._average(mean, now, 0.75)
+    State(now, mean, ()).average(0.75)
     assert mean.weight.item() == pytest.approx(0.25)
 
 

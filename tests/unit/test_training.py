@@ -1,0 +1,312 @@
+"""Training from the options to the result: how it begins, goes on after it was stopped, refuses, and what it writes."""
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import enlarger
+from enlarger.checkpoint.adapters.lora import apply_lora, read_lora
+from enlarger.checkpoint.folder.load import read_folder
+from enlarger.checkpoint.tensors.open import open_checkpoint
+from enlarger.errors import EnlargerError, InputError, NonFinite, Unsupported
+from enlarger.nn.unet import UNet
+from enlarger.train import run
+from enlarger.train.data import TrainingBatch
+from enlarger.train.draws import draws_of_step
+from enlarger.train.lora import LoraLayer, lora_layers, with_lora
+from enlarger.train.options import LoraSettings, LossOptions, SampleOptions, TrainOptions
+from enlarger.train.run import train
+from enlarger.train.start import start, with_input_channels
+from enlarger.train.state import TrainingStopped
+from tests.support import tiny
+from tests.support.close import assert_close, max_difference
+from tests.support.random_weights import normal
+from tests.support.tiny_inpaint import inpaint_folder
+from tests.support.tiny_models import x2_folder
+from tests.support.training import asked, base_folder, pictures
+
+CPU = torch.device("cpu")
+ZERO_SNR = LossOptions(zero_terminal_snr=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    yield from tiny.one_thread()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return base_folder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pictures(tmp_path_factory.mktemp("data"))
+
+
+def unet_of(folder: Path) -> Any:
+    return read_folder(folder).components["unet"]
+
+
+def called(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return network(x, torch.tensor([500.0, 20.0]), tokens=normal(2, 7, 32, seed=4))
+
+
+@pytest.mark.parametrize("channels", [5, 9])
+def test_a_child_with_more_channels_begins_as_its_base(base: Path, channels: int) -> None:
+    unet = unet_of(base)
+    child = with_input_channels(unet, channels)
+    more = torch.cat([x := normal(2, 4, 16, 16), normal(2, channels - 4, 16, 16, seed=2)], 1)
+    assert max_difference(called(child, more), called(unet, x)) == 0
+    assert unet.config.in_channels == 4 and child.conv_in.weight.shape[1] == channels
+
+
+def test_a_lora_begins_without_effect(base: Path) -> None:
+    unet = unet_of(base)
+    learner = with_lora(unet, LoraSettings(rank=2), 0)
+    x = normal(2, 4, 16, 16)
+    assert max_difference(called(learner, x), called(unet, x)) == 0
+    learning = [name for name, parameter in learner.named_parameters() if parameter.requires_grad]
+    assert learning and all(name.endswith((".down.weight", ".up.weight")) for name in learning)
+    assert not any(isinstance(module, LoraLayer) for module in unet.modules())
+
+
+def test_a_training_writes_a_folder_with_its_card(base: Path, data: Path, tmp_path: Path) -> None:
+    seen: list[run.TrainingProgress] = []
+    samples = SampleOptions(sample_every=3, sample_prompts=("a red wall", "a blue wall", "x"), sample_steps=2)
+    out = train(asked(tmp_path, base, data, average=0.9, samples=samples), seen.append)
+    assert [progress.step for progress in seen] == [1, 2, 3, 4] and seen[0].memory > 0
+    assert [progress.rate for progress in seen] == [5e-4, 1e-3, 1e-3, 1e-3]
+    assert max_difference(unet_of(out).conv_in.weight, unet_of(base).conv_in.weight) > 1e-5
+    made = enlarger.load(out, device="cpu")
+    assert made(enlarger.GenerateRequest("a red wall", steps=2, width=32, height=32)).image.size == (32, 32)
+    card = (out / "README.md").read_text()
+    assert "8 pictures with captions from `pictures`" in card and "| averaged weights | decay 0.9 |" in card
+    assert "epsilon" in card and str(tmp_path) not in card
+    with Image.open(out.with_name("out.work") / "samples" / "step-000003.png") as sheet:
+        assert sheet.size == (96, 32)
+    logged = [json.loads(line) for line in (out.with_name("out.work") / "log.jsonl").read_text().splitlines()]
+    assert logged[-1]["step"] == 4 and math.isfinite(logged[-1]["loss"])
+
+
+class Killed(Exception):
+    """What a killed process leaves behind is what this leaves."""
+
+
+TASKS = {
+    "text-to-image": {"average": 0.9, "accumulate": 2},
+    "inpainting": {},
+    "lora": {"lora": LoraSettings(rank=2), "average": 0.9},
+}
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_a_training_that_was_killed_ends_with_the_same_bits(base: Path, data: Path, tmp_path: Path, task: str) -> None:
+    options = TASKS[task]
+
+    def killed_after(step: int) -> Any:
+        def watch(progress: run.TrainingProgress) -> None:
+            if progress.step == step:
+                raise Killed
+
+        return watch
+
+    places = [tmp_path / name for name in ("whole", "parts")]
+    whole, parts = (asked(place, base, data, task, steps=5, **options) for place in places)
+    train(whole)
+    for number, step in enumerate((1, 3, 4)):
+        with pytest.raises(Killed):
+            train(replace(parts, resume=number > 0), killed_after(step))
+    train(replace(parts, resume=True))
+    files = [place / "out.work" / "state.safetensors" for place in places]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    results = [sorted(path for path in (place / "out").rglob("*.safetensors")) for place in places]
+    assert [a.read_bytes() for a in results[0]] == [b.read_bytes() for b in results[1]] and results[0]
+
+
+def test_accumulated_batches_are_one_large_batch(base: Path, data: Path, tmp_path: Path) -> None:
+    small = train(asked(tmp_path / "small", base, data, batch=1, accumulate=4, rate=1e-4))
+    large = train(asked(tmp_path / "large", base, data, batch=4, rate=1e-4))
+    a, b = (unet_of(out).state_dict() for out in (small, large))
+    assert max(max_difference(a[name], b[name]) for name in a) < 1e-5
+
+
+def test_a_lora_is_a_file_in_both_layouts(base: Path, data: Path, tmp_path: Path) -> None:
+    settings = {"lora": LoraSettings(rank=2, alpha=1.0), "task": "lora", "rate": 1e-2}
+    folder = train(asked(tmp_path / "a", base, data, **settings))
+    file = tmp_path / "b" / "wall.safetensors"
+    train(asked(tmp_path / "b", base, data, lora_layout="kohya", out=file, **settings))
+    assert (folder / "README.md").is_file() and "tags" in file.with_suffix(".md").read_text()
+    names = [set(open_checkpoint(path).keys()) for path in (folder / run.LORA_NAME, file)]
+    assert any(name.startswith("unet.mid_block.") and name.endswith(".lora_A.weight") for name in names[0])
+    assert any(name.startswith("lora_unet_mid_block_") and name.endswith(".alpha") for name in names[1])
+    unet, x = unet_of(base), normal(2, 4, 16, 16)
+    found = [
+        called(apply_lora(unet, read_lora(path, {"unet": unet}).components["unet"]), x)
+        for path in (folder / run.LORA_NAME, file)
+    ]
+    assert_close(found[0], found[1], 1e-6)
+    assert max_difference(found[0], called(unet, x)) > 1e-4
+
+
+def test_the_trained_lora_is_what_its_file_says(base: Path, data: Path, tmp_path: Path) -> None:
+    options = asked(tmp_path, base, data, "lora", lora=LoraSettings(rank=2, alpha=4.0))
+    training = start(options, CPU)
+    with torch.no_grad():
+        for index, (_, layer) in enumerate(lora_layers(training.module)):
+            layer.factors()[1].copy_(normal(*layer.factors()[1].shape, seed=index) / 50)
+    run.write_result(options, training, training.module, "")
+    unet, x = unet_of(base), normal(2, 4, 16, 16)
+    changed = apply_lora(unet, read_lora(tmp_path / "out" / run.LORA_NAME, {"unet": unet}).components["unet"])
+    assert_close(called(changed, x), called(training.module, x), 1e-5)
+    assert max_difference(called(unet, x), called(training.module, x)) > 1e-3
+
+
+def test_a_loss_that_is_no_number_stops_with_its_place(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    forward = UNet.forward
+
+    def broken(self: UNet, *arguments: Any, **named: Any) -> Tensor:
+        broken.calls += 1  # type: ignore[attr-defined]
+        if broken.calls == 3:  # type: ignore[attr-defined]
+            with torch.no_grad():
+                self.mid_block.resnets[0].conv1.bias.fill_(math.nan)  # type: ignore[union-attr]
+        return forward(self, *arguments, **named)
+
+    broken.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(UNet, "forward", broken)
+    with pytest.raises(NonFinite) as raised:
+        train(asked(tmp_path, base, data))
+    text = str(raised.value)
+    assert (
+        text.startswith("step 3, 2 pictures of 'a ") and ": the loss is nan, first in mid_block.resnets.0.conv1" in text
+    )
+    assert "the state before it is kept" in text
+    assert open_checkpoint(tmp_path / "out.work" / "state.safetensors").metadata["step"] == "2"
+
+
+def test_a_full_disk_loses_no_earlier_state(base: Path, data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    state = tmp_path / "out.work" / "state.safetensors"
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill_the_disk(progress: run.TrainingProgress) -> None:
+        if progress.step == 3:
+            monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(TrainingStopped, match=r"state of step 3 could not be written \(No space left.*step 2 is kept"):
+        train(asked(tmp_path, base, data), fill_the_disk)
+    assert open_checkpoint(state).metadata["step"] == "2"
+    monkeypatch.undo()
+    assert train(asked(tmp_path, base, data, resume=True)).is_dir()
+
+
+INPAINTING_BASE = "holds Stable Diffusion 1 inpainting, which enlarger train text-to-image cannot start from; enlarger "
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "inpainting base": ("text-to-image", {}, INPAINTING_BASE + "train inpainting starts from it"),
+    "epsilon": ("inpainting", {"loss": ZERO_SNR}, "zero_terminal_snr needs another prediction than epsilon"),
+    "zero SNR of a LoRA": ("lora", {"loss": ZERO_SNR}, "zero_terminal_snr changes the schedule, which a LoRA cannot"),
+    "prediction of a LoRA": (
+        "lora",
+        {"loss": LossOptions("sample")},
+        "prediction has no meaning for lora",
+    ),
+    "SNR of x2": ("upscaler-x2", {"loss": LossOptions(snr_gamma=5)}, "snr_gamma has no meaning for upscaler-x2"),
+    "noise": ("inpainting", {"loss": LossOptions(max_noise_level=3)}, "max_noise_level has no meaning for inpainting"),
+    "estimator": ("lora", {"estimator": Path("x")}, "estimator has no meaning for lora"),
+    "no estimator": ("depth", {}, "has no depth_estimator; give --estimator, a folder of a depth model that has one"),
+    "targets": ("lora", {"lora": LoraSettings(targets=("to_x",))}, "no layer's name ends with to_x, expected one of "),
+    "resolution": ("text-to-image", {"resolution": 30}, "resolution is 30, expected a multiple of 4 for this model"),
+    "x2 base": ("upscaler-x2", {}, "holds Stable Diffusion 1, which enlarger train upscaler-x2 cannot start from"),
+    "a file": ("text-to-image", {"out": Path("a.safetensors")}, "the result is a folder, only a LoRA is a file"),
+    "a tracker": (
+        "lora",
+        {"tracker": "pencil"},
+        "tracker is 'pencil', which is none of accelerate's",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(REFUSED))
+def test_what_contradicts_the_base_is_refused_before_the_first_step(
+    base: Path, data: Path, tmp_path: Path, case: str, monkeypatch: Any
+) -> None:
+    task, options, message = REFUSED[case]
+    monkeypatch.setattr(run, "train_steps", None)
+    model = inpaint_folder(tmp_path, 9) if case == "inpainting base" else base
+    with pytest.raises((InputError, Unsupported)) as raised:
+        train(asked(tmp_path, model, data, task, **options))
+    assert message in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_places_that_are_taken(base: Path, data: Path, tmp_path: Path) -> None:
+    options = asked(tmp_path, base, data, steps=1)
+    train(options)
+    with pytest.raises(InputError, match="out: already exists; choose another place"):
+        train(options)
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"out.work: holds the state of a training; add --resume"):
+        train(options)
+    with pytest.raises(InputError, match=r"rate is 0.002, it began with 0.001. Give the same settings"):
+        train(replace(options, rate=0.002, resume=True))
+    with pytest.raises(InputError, match=r"pictures of a step is 4, it began with 2"):
+        train(replace(options, batch=4, resume=True))
+    assert train(replace(options, steps=2, resume=True)).is_dir()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rate": -1.0}, {"steps": 0}, {"batch": 0}, {"precision": "float8"}, {"seed": -1}],
+    ids=["rate", "steps", "batch", "precision", "seed"],
+)
+def test_values_outside_their_limits(options: dict[str, Any]) -> None:
+    with pytest.raises(EnlargerError, match=f"{next(iter(options))} is .*, expected"):
+        TrainOptions("lora", "m", "d", Path("o"), **options)
+
+
+def test_text_is_left_out_as_often_as_is_said(base: Path, data: Path, tmp_path: Path) -> None:
+    text = start(asked(tmp_path, base, data, loss=LossOptions(text_dropout=0.25)), CPU).objective.text
+    draws = draws_of_step(0, 0, range(400))
+    batch = TrainingBatch(
+        torch.zeros(400, 3, 4, 4), ("a red wall",) * 400, ((4, 4),) * 400, ((0, 0),) * 400, (4, 4), ("",) * 400
+    )
+    told = text(batch, draws).tokens
+    assert told is not None
+    empty = replace(text, dropout=1.0)(replace(batch, captions=("x",) * 400), draws_of_step(0, 0, range(400))).tokens
+    share = sum(bool(row.equal(none)) for row, none in zip(told, empty, strict=True)) / 400
+    assert abs(share - 0.25) < 0.07  # three standard deviations
+
+
+def test_noise_levels_are_drawn_evenly_and_told(tmp_path: Path) -> None:
+    folder = x2_folder(tmp_path)
+    objective = start(
+        asked(tmp_path, folder, tmp_path, "upscaler-x2", resolution=32, loss=LossOptions()), CPU
+    ).objective
+    sigmas = objective.noising(torch.zeros(2000, 4, 1, 1), draws_of_step(0, 0, range(2000))).time * 4
+    low, high = float(sigmas.min()), float(sigmas.max())
+    assert -3.6 < low < -3.4 and 2.6 < high < 2.7  # log sigma from 0.029 to 14.6
+    counts = torch.histc(sigmas, 10)
+    assert float(counts.min()) > 140 and float(counts.max()) < 260
+
+
+def test_the_x2_upscaler_trains_and_keeps_its_noise_embedding(tmp_path: Path) -> None:
+    data = pictures(tmp_path, 64)
+    out = train(asked(tmp_path, x2_folder(tmp_path), data, "upscaler-x2", resolution=64, steps=2))
+    assert read_folder(out).components["noise_frequencies"].shape == (64, 1)
+    upscaler = enlarger.load(out, device="cpu")
+    request = enlarger.UpscaleRequest(Image.new("RGB", (32, 32)), steps=2, noise_level=0.3, prompt="a wall")
+    assert upscaler(request).image.size == (64, 64)
