@@ -8,31 +8,36 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from enlarger.image.picture import resize
-from enlarger.image.resize import BLOCK, resize_band
+from enlarger.image.bounded_least_squares import solve_windows_
+from enlarger.image.resize import BLOCK, Pointwise, resize, resize_band
 
-MAX_PIXELS_PROJECTED = 1 << 22  # of a picture, by all projections after the first
+STRIP = 512  # rows of an enlargement that are changed at once, so that little beside it is in memory
 
 
-def make_consistent_in_range(
-    large: Tensor, small: Tensor, iterations: int = 4, tolerance: float = 2 / 255, most: int = 64
-) -> Tensor:
-    """As `make_consistent`, but also within -1..1, as pictures are: alternating projections, relaxed by 1.5.
+def make_consistent_in_range(large: Tensor, small: Tensor, iterations: int = 4, tolerance: float = 2 / 255) -> Tensor:
+    """As `make_consistent`, but also within -1..1, as pictures are: see `project_into_range_`."""
+    return project_into_range_(large.clone(), small, iterations, tolerance)
 
-    After `iterations` of them, more follow, `most` in all and fewer for large pictures, while the reduction is off by
-    more than `tolerance`. Where the input is near black or white the two can exclude each other; there the range wins.
+
+def project_into_range_(large: Tensor, small: Tensor, iterations: int = 4, tolerance: float = 2 / 255) -> Tensor:
+    """Alternating projections, relaxed by 1.5, onto the consistent pictures and the range -1..1, in place.
+
+    Where the reduction is off by more than `tolerance` after `iterations` of them, those places are solved one by
+    one (`bounded_least_squares`). Where the input is near black or white the two can exclude each other; there the
+    range wins.
     """
-    for i in range(max(iterations, min(most, MAX_PIXELS_PROJECTED // large[0, 0].numel()))):
-        if i >= iterations and residual(large, small) <= tolerance:
-            break
-        step = 1.5 if (i + 1) % iterations else 1.0
-        large = torch.lerp(large, make_consistent(large, small), step).clamp(-1, 1)
+    with torch.inference_mode():
+        for i in range(iterations):
+            _project_(large, small, relaxation=1.5 if (i + 1) % iterations else 1.0).clamp_(-1, 1)
+        missing = _missing(large, small)
+        for picture, wanted in zip(large, missing, strict=True):
+            solve_windows_(picture, wanted, tolerance)
     return large
 
 
-def residual(large: Tensor, small: Tensor) -> float:
-    """The largest difference of an enlargement's reduction to the input."""
-    return float((downscale(large, small.shape[-2:]) - small).abs().max())
+def residual(large: Tensor, small: Tensor, prepare: Pointwise | None = None) -> float:
+    """The largest difference of an enlargement's reduction to the input; `prepare` is applied to its pixels first."""
+    return float(_missing(large, small, prepare).abs_().max())
 
 
 def make_consistent(large: Tensor, small: Tensor) -> Tensor:
@@ -42,23 +47,31 @@ def make_consistent(large: Tensor, small: Tensor) -> Tensor:
     reduction exact, the limit of iterative back-projection (Irani and Peleg 1991). A is separable, so the axes are
     treated one after the other.
     """
-    missing = small - downscale(large, small.shape[-2:])
-    lifted_columns = torch.cat(
-        [
-            missing[..., b.low : b.high] @ b.matrix.to(missing).mT
-            for b in _pseudo_inverse(missing.shape[-1], large.shape[-1])
-        ],
-        dim=-1,
-    )
-    result = large.clone()
-    for b in _pseudo_inverse(missing.shape[-2], large.shape[-2]):
-        result[..., b.start : b.end, :] += b.matrix.to(lifted_columns) @ lifted_columns[..., b.low : b.high, :]
-    return result
+    return _project_(large.clone(), small)
 
 
-def downscale(large: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
+def _project_(large: Tensor, small: Tensor, relaxation: float = 1.0) -> Tensor:
+    """`relaxation` of the way to the projection, in place, a strip of rows after the other."""
+    missing = _missing(large, small).mul_(relaxation)
+    columns = [(b.low, b.high, b.matrix.to(missing).mT) for b in _pseudo_inverse(missing.shape[-1], large.shape[-1])]
+    rows = _pseudo_inverse(missing.shape[-2], large.shape[-2])
+    for strip in (rows[i : i + STRIP // BLOCK] for i in range(0, len(rows), STRIP // BLOCK)):
+        first, last = strip[0].low, strip[-1].high
+        needed = missing[..., first:last, :]
+        lifted = torch.cat([needed[..., low:high] @ matrix for low, high, matrix in columns], dim=-1)
+        for b in strip:
+            large[..., b.start : b.end, :] += b.matrix.to(lifted) @ lifted[..., b.low - first : b.high - first, :]
+    return large
+
+
+def _missing(large: Tensor, small: Tensor, prepare: Pointwise | None = None) -> Tensor:
+    """What an enlargement's reduction lacks of the input, (B, C, h, w)."""
+    return downscale(large, small.shape[-2:], prepare).neg_().add_(small)
+
+
+def downscale(large: Tensor, size: tuple[int, ...] | torch.Size, prepare: Pointwise | None = None) -> Tensor:
     """The antialiased-bicubic reduction of (..., H, W) to a size (h, w)."""
-    return resize(large, (size[0], size[1]), "bicubic")
+    return resize(large, (size[0], size[1]), "bicubic", prepare)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ NOISY = 4.5  # 8-bit steps of noise
 HARDLY_HALF, NO_HALF = 1.2, 4.0  # 8-bit steps (root mean square) that a mean's half is off; photographs have 0.2 to 2.4
 MIN_BORDERS = 3
 FLAT = 0.05  # share of pixels among others of their colour, at least, in graphics
+STRIP = 512  # rows that are looked at at once
 TRY = "try restore 0.5"
 
 
@@ -87,15 +88,20 @@ def cell_size(picture: Tensor) -> int:
 
 def half_error(large: Tensor, small: Tensor) -> float:
     """Root mean square difference of the half of an enlargement to the input where that is not flat, in 8-bit steps."""
-    wrong = (downscale(large.clamp(-1, 1), small.shape[-2:]) - small).square().mean(1, keepdim=True)
+    wrong = (downscale(large, small.shape[-2:], lambda x: x.clamp(-1, 1)) - small).square_().mean(1, keepdim=True)
     busy = ~is_flat(small)
     return float((wrong[busy].mean() if bool(busy.any()) else wrong.mean()).sqrt()) * 127.5
 
 
 def is_flat(picture: Tensor) -> Tensor:
     """Where the 3 x 3 pixels around each of (1, 3, H, W) are of one colour, (1, 1, H, W)."""
-    highest, lowest = F.max_pool2d(picture, 3, 1, 1), -F.max_pool2d(-picture, 3, 1, 1)
-    return (highest - lowest).amax(1, keepdim=True) < 1 / 255
+    flat = picture.new_empty(1, 1, *picture.shape[-2:], dtype=torch.bool)
+    for top in range(0, picture.shape[-2], STRIP):  # so that little beside the picture is in memory
+        above = min(top, 1)
+        strip = picture[..., top - above : top + STRIP + 1, :]
+        spread = F.max_pool2d(strip, 3, 1, 1).add_(F.max_pool2d(-strip, 3, 1, 1)).amax(1, keepdim=True)
+        flat[..., top : top + STRIP, :] = spread[..., above : above + STRIP, :] < 1 / 255
+    return flat
 
 
 def _luma(picture: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Pictures in and out: files, PIL images, arrays and tensors become a `Picture`; a `Picture` becomes a file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Picture:
         return self.colour.shape[-1]
 
 
+STRIP = 256  # rows that are converted at once
 Array = np.ndarray[Any, Any]  # of any shape and numbers
 PictureSource = FileSource | Image.Image | Array | Tensor
 
@@ -194,32 +195,39 @@ def to_pil(picture: Picture) -> Image.Image:
     Rounded half to even after clamping; grey is the mean of the three channels; the metadata is in its `info`.
     Raises NonFinite for NaN or infinity.
     """
-    if not bool(torch.isfinite(picture.colour).all()):
-        raise NonFinite("found NaN or infinity in a picture, expected numbers; run again in float32")
-    colour = picture.colour.mean(dim=0, keepdim=True) if picture.is_grey else picture.colour
-    planes = (colour.float().cpu() / 2 + 0.5).clamp(0, 1)
-    if picture.is_grey and picture.bit_depth == 16 and picture.alpha is None:
-        grey = Image.fromarray((planes[0] * 65535).round().numpy().astype(np.uint16))
-        grey.info.update(picture.metadata)
-        return grey
-    if picture.alpha is not None:
-        planes = torch.cat([planes, picture.alpha.float().cpu().clamp(0, 1)])
-    image = _deep_image(planes) if picture.bit_depth == 16 else _eight_bit_image(planes)
+    image = _deep_image(picture) if picture.bit_depth == 16 else _eight_bit_image(picture)
     image.info.update(picture.metadata)
     if picture.icc_profile and not picture.is_grey:
         image.info["icc_profile"] = picture.icc_profile
     return image
 
 
-def _deep_image(planes: Tensor) -> DeepImage:
-    """Of (2..4, H, W) in 0..1."""
-    return DeepImage.from_samples((planes * 65535).round().permute(1, 2, 0).numpy().astype(np.uint16))
+def _strips(picture: Picture, max_value: int) -> Iterator[tuple[int, Tensor]]:
+    """Band after band of rows, so that little beside the picture is in memory: the first row's number, and (rows, W, C)
+    in 0..`max_value`, rounded, C of 1 to 4."""
+    for top in range(0, picture.height, STRIP):
+        colour = picture.colour[:, top : top + STRIP].float().cpu()
+        if not bool(torch.isfinite(colour).all()):
+            raise NonFinite("found NaN or infinity in a picture, expected numbers; run again in float32")
+        colour = colour.mean(dim=0, keepdim=True) if picture.is_grey else colour
+        planes = (colour / 2 + 0.5).clamp(0, 1)
+        if picture.alpha is not None:
+            planes = torch.cat([planes, picture.alpha[:, top : top + STRIP].float().cpu().clamp(0, 1)])
+        yield top, (planes * max_value).round().permute(1, 2, 0)
 
 
-def _eight_bit_image(planes: Tensor) -> Image.Image:
-    """Of (1..4, H, W) in 0..1."""
-    array = (planes * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[len(planes)]
-    image = Image.fromarray(array[..., 0] if mode == "L" else array)
-    assert image.mode == mode
+def _deep_image(picture: Picture) -> Image.Image:
+    channels = (1 if picture.is_grey else 3) + (picture.alpha is not None)
+    samples = np.empty((picture.height, picture.width, channels), np.uint16)
+    for top, strip in _strips(picture, 65535):
+        samples[top : top + STRIP] = strip.numpy()
+    return Image.fromarray(samples[..., 0]) if channels == 1 else DeepImage.from_samples(samples)
+
+
+def _eight_bit_image(picture: Picture) -> Image.Image:
+    mode = ("L" if picture.is_grey else "RGB") + ("" if picture.alpha is None else "A")
+    image = Image.new(mode, (picture.width, picture.height))
+    for top, strip in _strips(picture, 255):
+        array = strip.to(torch.uint8).contiguous().numpy()
+        image.paste(Image.fromarray(array[..., 0] if mode == "L" else array), (0, top))
     return image

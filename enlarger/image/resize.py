@@ -8,6 +8,7 @@ from torch import Tensor
 
 from enlarger.errors import InputError
 
+Pointwise = Callable[[Tensor], Tensor]
 BLOCK = 128  # rows of a matrix that are applied at once; a block touches only the band it needs
 
 
@@ -58,23 +59,27 @@ def resize_matrix(n_in: int, n_out: int, kernel: str = "bicubic") -> Tensor:
     return torch.zeros(n_out, n_in, dtype=torch.float64).scatter_(1, columns, weights)
 
 
-def resize(x: Tensor, size: tuple[int, int], kernel: str = "bicubic") -> Tensor:
+def resize(x: Tensor, size: tuple[int, int], kernel: str = "bicubic", prepare: Pointwise | None = None) -> Tensor:
     """Resize (..., H, W) to (..., h, w), antialiased, as Pillow does in float; columns first, then rows.
 
     Differentiable; computed in float32 (float64 for float64 input), the result has the input's type. Values are not
-    clamped: both kernels overshoot at edges.
+    clamped: both kernels overshoot at edges. `prepare` is applied to each pixel first. A band of rows is resized after
+    the other, so that no more than the result is as large as a picture.
     """
     height, width = size
     dtype = torch.promote_types(x.dtype, torch.float32)
-    resized_columns = [
-        x.to(dtype)[..., low:high] @ block.to(x.device, dtype).mT
-        for low, high, block in _matrix_blocks(x.shape[-1], width, kernel)
+    columns = [
+        (low, high, block.to(x.device, dtype)) for low, high, block in _matrix_blocks(x.shape[-1], width, kernel)
     ]
-    y = torch.cat(resized_columns, dim=-1)
-    resized_rows = [
-        block.to(y) @ y[..., low:high, :] for low, high, block in _matrix_blocks(x.shape[-2], height, kernel)
-    ]
-    return torch.cat(resized_rows, dim=-2).to(x.dtype)
+    result, start = x.new_empty(*x.shape[:-2], height, width), 0
+    for top, bottom, rows in _matrix_blocks(x.shape[-2], height, kernel):
+        band = x[..., top:bottom, :].to(dtype)
+        band = band if prepare is None else prepare(band)
+        narrowed = torch.cat([band[..., low:high] @ block.mT for low, high, block in columns], dim=-1)
+        end = start + len(rows)
+        result[..., start:end, :] = rows.to(narrowed) @ narrowed
+        start = end
+    return result
 
 
 def _matrix_blocks(n_in: int, n_out: int, kernel: str) -> Iterator[tuple[int, int, Tensor]]:

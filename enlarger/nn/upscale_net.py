@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from enlarger.nn.compact import ResidualBlock, downsample_bicubic, upsample_bicubic, zero_module
 
 FLAT_WINDOW = 5  # input pixels on a side: bicubic enlargement looks no further
+BACKPROJECTION_RADIUS = 5  # input pixels: the cubics of both sizes reach two each
 LEVEL = 2 / 255  # one step of an 8-bit picture, in -1..1
 
 
@@ -69,3 +70,20 @@ def unevenness(picture: Tensor) -> Tensor:
 def backproject(large: Tensor, small: Tensor) -> Tensor:
     """One round of iterative back-projection (Irani and Peleg 1991): the half of the result is nearer to `small`."""
     return large + upsample_bicubic(small - downsample_bicubic(large))
+
+
+class Backprojected(nn.Module):
+    """A network whose enlargements are back-projected once, as `backproject` does."""
+
+    def __init__(self, network: UpscaleNet) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def receptive_radius(self) -> int:
+        """Input pixels on each side that an output can depend on, at most."""
+        return self.network.receptive_radius + BACKPROJECTION_RADIUS
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """(B, 3, H, W) in -1..1 to (B, 3, 2H, 2W)."""
+        return backproject(self.network(picture), picture)

@@ -1,10 +1,19 @@
 """Running a network with a bounded receptive field over a large picture in pieces, with the same result."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 TileProgress = Callable[[int, int], None]  # tiles done, tiles in all; it may raise to stop
+
+
+@dataclass(frozen=True, eq=False)
+class Blend:
+    """Where results go instead of a new tensor: a `share` of the way from what `onto`, of their shape, holds."""
+
+    onto: Tensor
+    share: float
 
 
 def _no_progress(done: int, total: int) -> None:
@@ -19,16 +28,18 @@ def apply_tiled(
     margin: int,
     scale: float = 1,
     progress: TileProgress = _no_progress,
+    blend: Blend | None = None,
 ) -> Tensor:
     """`function(x)` for x (B, C, H, W), in tiles with `margin` pixels of their surroundings on each side.
 
     Equal to the whole if no output pixel depends on inputs further than `margin` away and `tile_size` and `margin`
-    are multiples of the function's granularity. `scale` is output pixels per input pixel.
+    are multiples of the function's granularity. `scale` is output pixels per input pixel. With a
+    `blend` the results go there, and no tensor is made for them.
     """
     height, width = x.shape[-2:]
     is_single_tile = height <= tile_size + margin and width <= tile_size + margin
     rows, columns = (_tile_bounds(side, side if is_single_tile else tile_size, margin) for side in (height, width))
-    result: Tensor | None = None
+    result = None if blend is None else blend.onto
     for i, (top, bottom, above, below) in enumerate(rows):
         for j, (left, right, before, after) in enumerate(columns):
             output = function(x[..., above:below, before:after])
@@ -39,7 +50,8 @@ def apply_tiled(
                 _scaled_slice(top - above, bottom - above, scale),
                 _scaled_slice(left - before, right - before, scale),
             ]
-            result[..., _scaled_slice(top, bottom, scale), _scaled_slice(left, right, scale)] = cropped
+            place = result[..., _scaled_slice(top, bottom, scale), _scaled_slice(left, right, scale)]
+            place.copy_(cropped) if blend is None else place.lerp_(cropped, blend.share)
             progress(i * len(columns) + j + 1, len(rows) * len(columns))
     assert result is not None
     return result

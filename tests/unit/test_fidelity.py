@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enlarger import upscale
-from enlarger.image import consistency
+from enlarger.image import bounded_least_squares, consistency
 from enlarger.image.consistency import downscale, make_consistent, make_consistent_in_range, residual
 from enlarger.image.resize import resize_matrix
 from tests.support.close import assert_close, max_difference
@@ -123,3 +123,38 @@ def test_projections_go_on_until_the_tolerance_is_met_and_what_is_off_is_said() 
     calm, hard = (upscale(one, consistent=True) for one in (grey, np.stack([checks] * 3, -1)))
     assert calm.residual is not None and calm.residual[1] <= 1 / 257 and not any("off by" in one for one in calm.notes)
     assert hard.residual is not None and hard.residual[1] > 1 / 257 and any("off by" in one for one in hard.notes)
+
+
+def waves(height: int, width: int) -> torch.Tensor:
+    """(1, 3, height, width) that reach black and white in many places."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.sin(x / (3 + k) + k) * torch.cos(y / (4 + k)) for k in range(3)])[None]
+
+
+@pytest.mark.parametrize("tolerance", [2 / 255, 2 / 65535], ids=["8 bits", "16 bits"])
+@pytest.mark.parametrize(("size", "by"), [((12, 15), 2.0), ((40, 71), 2.0), ((33, 36), 1.5), ((9, 34), 4.0)])
+def test_black_and_white_are_met_within_the_tolerance(size: tuple[int, int], by: float, tolerance: float) -> None:
+    small = waves(*size)
+    large = torch.tanh(2 * normal(1, 3, int(by * size[0]), int(by * size[1])))
+    found = make_consistent_in_range(large, small, tolerance=tolerance)
+    assert residual(found, small) <= tolerance and float(found.abs().max()) <= 1
+
+
+def test_only_what_is_near_a_place_that_is_off_is_solved() -> None:
+    small = 0.2 * waves(40, 300)
+    small[..., 18:22, 18:22] = 1.0
+    large = 0.1 * normal(1, 3, 80, 600)
+    coarse, fine = (make_consistent_in_range(large, small, tolerance=one) for one in (2.0, 1e-3))
+    changed = (coarse != fine).any(1)[0].any(0).nonzero()
+    assert residual(fine, small) <= 1e-3 < residual(coarse, small) and int(changed.max()) < 2 * (32 + 2 * 8)
+
+
+def test_what_no_picture_is_reduced_to_is_found_to_be_so() -> None:
+    rows = columns = resize_matrix(16, 8).float()
+    checks = (torch.stack([torch.arange(8)] * 8) + torch.arange(8)[:, None]) % 2 * 2.0 - 1
+    wanted = torch.stack([checks, 0.1 * checks])
+    pixels = torch.zeros(2, 16, 16)
+    found = bounded_least_squares._solve(pixels, wanted, rows, columns, 1e-3)
+    lacks = wanted - rows @ found @ columns.mT
+    impossible = bounded_least_squares._is_impossible(pixels, wanted, lacks, rows, columns, 1e-3)
+    assert impossible.tolist() == [True, False] and float(lacks[1].abs().max()) <= 1e-3

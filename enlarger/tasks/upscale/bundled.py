@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from enlarger.checkpoint.components import PipelineComponents
@@ -13,10 +12,10 @@ from enlarger.checkpoint.families import KINDS, ModelKind
 from enlarger.errors import Unsupported
 from enlarger.image.input_quality import cell_size, input_hint, is_graphics
 from enlarger.nn.compact import downsample_bicubic
-from enlarger.nn.upscale_net import UpscaleNet, backproject
+from enlarger.nn.upscale_net import Backprojected, UpscaleNet, backproject
 from enlarger.requests import UpscaleRequest, as_request, with_defaults
 from enlarger.runtime.runtime import Runtime
-from enlarger.runtime.tiling import apply_tiled
+from enlarger.runtime.tiling import Blend, apply_tiled
 from enlarger.tasks.inputs import ImageSource
 from enlarger.tasks.latent_diffusion.sampling import NetworkCalls
 from enlarger.tasks.loading.load import BUNDLED, Checkpoint
@@ -118,18 +117,17 @@ class BundledUpscaler:
         with torch.inference_mode():
             small = small.to(self.runtime.device)
             rows = [slice(i, i + 1) for i in range(len(small))]
-            is_all_drawn = graphics is not None and all(graphics)  # then nobody asks for the mean
-            mean = small if is_all_drawn else self._apply(self.predictor, small, "predict", watch)
-            drawn = tuple(is_graphics(mean[row], small[row]) for row in rows) if graphics is None else graphics
-            made = list[Tensor]()
+            if graphics is not None and all(graphics):  # then nobody asks for the mean
+                made = small.new_empty(*small.shape[:2], *(2 * side for side in small.shape[-2:]))
+            else:
+                made = self._apply(self.predictor, small, "predict", watch)
+            drawn = tuple(is_graphics(made[row], small[row]) for row in rows) if graphics is None else graphics
             for row, is_drawn in zip(rows, drawn, strict=True):
                 if is_drawn:
-                    made.append(self._redraw(small[row], watch))
-                elif detail == 0:
-                    made.append(mean[row])
-                else:
-                    made.append(torch.lerp(mean[row], self._detail(small[row], watch), detail))
-            return torch.cat(made), drawn
+                    self._redraw(small[row], made[row], watch)
+                elif detail > 0:
+                    self._detail(small[row], watch, Blend(made[row], detail))
+            return made, drawn
 
     def restore(self, small: Tensor, strength: float, detail: float, watch: ProgressCallback) -> Tensor:
         """Damaged pictures (B, 3, H, W) in -1..1 to clean ones, (B, 3, 2H, 2W), with the detail of their own half."""
@@ -141,19 +139,27 @@ class BundledUpscaler:
                 return made
             clean = downsample_bicubic(made).clamp(-1, 1)
             mean = backproject(self._apply(self.predictor, clean, "predict", watch), clean)
-            return made + detail * (self._detail(clean, watch) - mean)
+            return made.add_(self._detail(clean, watch).sub_(mean), alpha=detail)
 
-    def _redraw(self, small: Tensor, watch: ProgressCallback) -> Tensor:
-        """Graphics, (1, 3, H, W); the cells of pixel art are doubled, which is exact."""
+    def _redraw(self, small: Tensor, made: Tensor, watch: ProgressCallback) -> None:
+        """Graphics (1, 3, H, W) into `made`, (1, 3, 2H, 2W); the cells of pixel art are doubled, which is exact."""
         if cell_size(small) > 1:
-            return F.interpolate(small, scale_factor=2, mode="nearest")
-        return self._apply(self.graphics, small, "redraw", watch)
+            made.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).copy_(small[..., :, None, :, None])
+        else:
+            self._apply(self.graphics, small, "redraw", watch, Blend(made, 1.0))
 
-    def _detail(self, small: Tensor, watch: ProgressCallback) -> Tensor:
+    def _detail(self, small: Tensor, watch: ProgressCallback, blend: Blend | None = None) -> Tensor:
         """As it was trained: made consistent with its input."""
-        return backproject(self._apply(self.detailer, small, "detail", watch), small)
+        return self._apply(Backprojected(self.detailer), small, "detail", watch, blend)
 
-    def _apply(self, net: UpscaleNet, inputs: Tensor, stage: str, watch: ProgressCallback) -> Tensor:
+    def _apply(
+        self,
+        net: UpscaleNet | Backprojected,
+        inputs: Tensor,
+        stage: str,
+        watch: ProgressCallback,
+        blend: Blend | None = None,
+    ) -> Tensor:
         """A network over a picture and the planes that join it, in tiles."""
 
         def report_tile(done: int, total: int) -> None:
@@ -161,7 +167,13 @@ class BundledUpscaler:
 
         with self.runtime.hold(net) as held:
             return apply_tiled(
-                held, inputs, tile_size=self.tile, margin=net.receptive_radius, scale=2, progress=report_tile
+                held,
+                inputs,
+                tile_size=self.tile,
+                margin=net.receptive_radius,
+                scale=2,
+                progress=report_tile,
+                blend=blend,
             )
 
 

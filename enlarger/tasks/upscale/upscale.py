@@ -11,7 +11,7 @@ from torch import Tensor
 
 from enlarger.checkpoint.families import ModelKind
 from enlarger.errors import InputError, Unsupported
-from enlarger.image.consistency import make_consistent_in_range, residual
+from enlarger.image.consistency import project_into_range_, residual
 from enlarger.image.decode import open_upright
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import Picture, read_picture, to_pil
@@ -53,12 +53,15 @@ class UpscaleBatch:
         """
         if not self.pictures:
             return [Result((to_pil(Picture(images[0])),), tuple(self.seeds), name)]
-        images = resize(images, self.size, RESAMPLING.lower()) if images.shape[-2:] != self.size else images
+        if images.shape[-2:] != self.size:
+            images = resize(images, self.size, RESAMPLING.lower())
+        elif images is self.low_res:  # it has its size already, and is changed below
+            images = images.clone()
         results = list[Result]()
         for i, picture in enumerate(self.pictures):
             large, small = images[i : i + 1], self.low_res[i : i + 1]
             step, before = 2 / (2**picture.bit_depth - 1), residual(large, small)
-            large = make_consistent_in_range(large, small, tolerance=step) if consistent[i] else large
+            large = project_into_range_(large, small, tolerance=step) if consistent[i] else large
             after = residual(large, small)
             off = (OFF_NOTE.format(after * 127.5),) if consistent[i] and after > step else ()
             image, error = to_pil(match_input(picture, large[0])), _consistency_error(large, small, step)
@@ -206,5 +209,4 @@ def _latents_for(upscaler: Upscaler, latents: Latents, request: UpscaleRequest) 
 
 def _consistency_error(large: Tensor, small: Tensor, step: float) -> float:
     """The largest difference of the reduction of what is saved, in whole `step`s, to the input, in 8-bit steps."""
-    rounded = ((large.clamp(-1, 1) + 1) / step).round() * step - 1
-    return round(residual(rounded, small) * 127.5, 3)
+    return round(residual(large, small, lambda x: ((x.clamp(-1, 1) + 1) / step).round() * step - 1) * 127.5, 3)
