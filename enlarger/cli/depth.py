@@ -11,6 +11,7 @@ from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
     Again,
     Background,
+    Cmyk,
     Device,
     JsonLines,
     Kind,
@@ -70,6 +71,7 @@ def depth(
     quality: Quality = 95,
     skip_existing: SkipExisting = False,
     background: Background = None,
+    cmyk: Cmyk = False,
     again: Again = False,
     quiet: Quiet = False,
     json_lines: JsonLines = False,
@@ -103,6 +105,7 @@ def depth(
         quality=quality,
         skip_existing=skip_existing,
         background=background,
+        cmyk=cmyk,
         again=again,
         quiet=quiet,
         loading=Loading(model, device, precision, offload),

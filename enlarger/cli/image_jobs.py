@@ -62,10 +62,11 @@ class FileOptions:
     json_lines: bool = False
     salvage: bool = False  # take the rows that are there of pictures cut short
     strip: "Strip" = "none"
-    kind: str | None = None  # of files to write: png, jpg, webp, or same as the input's
+    kind: str | None = None  # of files to write: png, jpg, webp, tif, or same as the input's
     quality: int = 95
     skip_existing: bool = False
     background: str | None = None  # under transparent parts, in files that hold none
+    cmyk: bool = False  # of pictures that are in CMYK
     again: bool = False  # pictures of a folder that are results of earlier runs, too
     quiet: bool = False
     run: tuple[object, ...] = ()  # what else makes results differ: the model, and how it is run
@@ -111,12 +112,12 @@ def process_images(
     from enlarger.cli.report import Report
     from enlarger.cli.resume import fingerprint_of_run, nothing_beside
 
-    flat = () if files.background is None else (files.background,)
+    flat = (*(() if files.background is None else (files.background,)), *(("cmyk",) if files.cmyk else ()))
     settings = (files.label, files.quality, files.salvage, files.strip, *flat, *files.run)
     beside = nothing_beside if files.beside is None else files.beside
     files = replace(files, fingerprint=fingerprint_of_run(request, *settings, beside=beside))
     plan = files.plan(request.count)
-    jobs = [_check_result(job, request, files.background) for job in plan.jobs]
+    jobs = [_check_result(job, request, files) for job in plan.jobs]
     with Report(len(jobs), json_lines=files.json_lines, passed_over=plan.passed_over, quiet=files.quiet) as report:
         run_job = None
         if any(job.error is None and job.skipped is None for job in jobs):
@@ -207,8 +208,9 @@ def process_frames(
     )
 
 
-def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions, background: str | None) -> "Job":
+def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions, files: FileOptions) -> "Job":
     """The job, with an error if its files cannot hold what will be made of its input."""
+    from enlarger.image.cmyk import is_cmyk
     from enlarger.image.decode import read_header
     from enlarger.image.encode import FRAME_SUFFIXES, check_output, flattened_mode
 
@@ -216,11 +218,11 @@ def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions, backgro
         return job
     try:
         mode, size = read_header(job.input)
-        width, height = size
+        is_ink, (width, height) = files.cmyk and is_cmyk(job.input), size
         size = request.target_size(height, width) if isinstance(request, UpscaleRequest) else size
         for path in job.outputs:
-            flat = flattened_mode(mode, job.input, path, background)
-            check_output(path, flat, size, overwrite=True, suffixes=FRAME_SUFFIXES)
+            made = "CMYK" if is_ink else flattened_mode(mode, job.input, path, files.background)
+            check_output(path, made, size, overwrite=True, suffixes=FRAME_SUFFIXES)
     except InputError as error:
         return replace(job, error=str(error))
     return job
@@ -262,6 +264,7 @@ def run_jobs(jobs: Sequence["Job"], run_job: RunJob | None, report: "Report") ->
 
 def save_all(job: "Job", result: Pictures, report: "Report", files: FileOptions) -> tuple[Path, ...]:
     """Write a job's pictures, with what made them and the fingerprints by which the next run knows them."""
+    from enlarger.image.cmyk import to_cmyk
     from enlarger.image.encode import save_image
 
     report.start_stage(f"{job.input.name}: saving")
@@ -269,7 +272,7 @@ def save_all(job: "Job", result: Pictures, report: "Report", files: FileOptions)
     for number, (image, path, one) in enumerate(zip(result.images, job.outputs, made, strict=True)):
         generation = _describe_file(one, job, number, files)
         save_image(
-            image,
+            to_cmyk(image) if files.cmyk else image,
             path,
             overwrite=job.overwrite,
             quality=files.quality,

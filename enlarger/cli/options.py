@@ -32,10 +32,13 @@ Strip = Annotated[
 ]
 Salvage = Annotated[bool, typer.Option("--salvage", help="of pictures cut short, take the rows that are there")]
 Kind = Annotated[
-    Literal["png", "jpg", "webp", "same"] | None,
+    Literal["png", "jpg", "webp", "tif", "same"] | None,
     typer.Option(
         "--format", help="kind of file to write; same: the input's", show_default="png, or what --output says"
     ),
+]
+Cmyk = Annotated[
+    bool, typer.Option("--cmyk", help="CMYK pictures in CMYK again, by their own profile; TIFF files only")
 ]
 Quality = Annotated[int, typer.Option(min=1, max=100, help="of JPEG, WebP and AVIF files")]
 ALL_FRAMES = "frames"  # the kind of files that hold every frame of their input: the input's own
@@ -43,7 +46,7 @@ AllFrames = Annotated[
     bool, typer.Option("--all-frames", help="every frame and page, into one file of the input's kind, with its timing")
 ]
 NewKind = Annotated[
-    Literal["png", "jpg", "webp"] | None,
+    Literal["png", "jpg", "webp", "tif"] | None,
     typer.Option("--format", help="kind of file to write", show_default="png, or what --output says"),
 ]
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="leave alone what has a result, whatever it is")]

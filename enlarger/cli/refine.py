@@ -9,6 +9,7 @@ from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
     Again,
     Background,
+    Cmyk,
     Device,
     JsonLines,
     Kind,
@@ -57,6 +58,7 @@ def refine(
     quality: Quality = 95,
     skip_existing: SkipExisting = False,
     background: Background = None,
+    cmyk: Cmyk = False,
     again: Again = False,
     quiet: Quiet = False,
     json_lines: JsonLines = False,
@@ -87,6 +89,7 @@ def refine(
         quality=quality,
         skip_existing=skip_existing,
         background=background,
+        cmyk=cmyk,
         again=again,
         quiet=quiet,
         loading=Loading(model, device, precision, offload),

@@ -153,6 +153,7 @@ def _run(metadata: Json, sources: dict[str, Path], device: str, model: str | Non
 
 def _encode(image: "Image.Image", file_format: str, metadata: Json, result: "Result") -> bytes:
     """The bytes of the file, written as the one that is repeated."""
+    from enlarger.image.cmyk import to_cmyk
     from enlarger.image.encode import file_options, flatten_for, write_image
     from enlarger.image.metadata import INFO_KEYS
 
@@ -164,6 +165,7 @@ def _encode(image: "Image.Image", file_format: str, metadata: Json, result: "Res
         image = image.convert("L") if is_grey and image.mode == "RGB" else image
         image.info = {key: value for key, value in image.info.items() if key not in INFO_KEYS}
         said = metadata | {"enlarger": __version__}
+    image = to_cmyk(image) if how is not None and how.get("cmyk") else image
     options, _ = file_options(image, file_format, "none" if how is None else how["strip"], said)
     if file_format in ("JPEG", "WEBP", "AVIF"):
         options["quality"] = 95 if how is None else how["quality"]

@@ -11,6 +11,7 @@ from enlarger.cli.options import (
     Again,
     AllFrames,
     Background,
+    Cmyk,
     Device,
     JsonLines,
     Kind,
@@ -61,6 +62,7 @@ def upscale(
     quality: Quality = 95,
     skip_existing: SkipExisting = False,
     background: Background = None,
+    cmyk: Cmyk = False,
     again: Again = False,
     quiet: Quiet = False,
     all_frames: AllFrames = False,
@@ -80,10 +82,12 @@ def upscale(
         return load_upscaler(model, device, precision, offload)
 
     request = make_request(UpscaleRequest, image=None, **options)
-    if all_frames and (kind is not None or request.count > 1 or salvage):
+    if all_frames and (kind is not None or request.count > 1 or salvage or cmyk):
         raise typer.BadParameter(
-            "--all-frames makes one file of the input's kind; leave --format, --count and --salvage"
+            "--all-frames makes one file of the input's kind; leave --format, --count, --salvage and --cmyk"
         )
+    if server is not None and cmyk:
+        raise typer.BadParameter("--cmyk cannot be given with --server: a service's pictures are in RGB")
     files = FileOptions(
         inputs=inputs,
         output=output,
@@ -97,6 +101,7 @@ def upscale(
         quality=quality,
         skip_existing=skip_existing,
         background=background,
+        cmyk=cmyk,
         again=again,
         quiet=quiet,
         loading=Loading(model, device, precision, offload),

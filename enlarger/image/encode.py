@@ -22,7 +22,7 @@ FORMAT_MODES: dict[str, frozenset[str]] = {  # what each format holds without lo
     "PNG": frozenset(MODE_NAMES),
     "JPEG": frozenset({"L", "RGB"}),
     "WEBP": frozenset({"L", "LA", "RGB", "RGBA"}),
-    "TIFF": frozenset(MODE_NAMES),
+    "TIFF": frozenset({*MODE_NAMES, "CMYK"}),
     "BMP": frozenset({"L", "RGB"}),
     "AVIF": frozenset({"L", "LA", "RGB", "RGBA"}),
     "GIF": frozenset({"L", "LA", "RGB", "RGBA"}),
@@ -78,8 +78,12 @@ def check_output(
     held = mode.removesuffix(DEEP_SUFFIX) if mode in DEEP_NAMES else mode  # what has too many bits is rounded
     if mode is not None and held not in FORMAT_MODES[format_name]:
         mode_name = (MODE_NAMES | DEEP_NAMES).get(mode, f"mode {mode}")
-        way_out = "give a background such as white" if "alpha" in mode_name else "convert the picture first"
-        raise InputError(f"{name}: {format_name} cannot hold {mode_name}; save as .png, or {way_out}")
+        way_out = "save as .png, or convert the picture first"
+        if mode == "CMYK":
+            mode_name, way_out = "CMYK here", "save as .tif, or leave it in RGB"
+        elif "alpha" in mode_name:
+            way_out = "save as .png, or give a background such as white"
+        raise InputError(f"{name}: {format_name} cannot hold {mode_name}; {way_out}")
     if size is not None:
         check_side(format_name, size, name)
     if not os.path.isdir(path.parent):
@@ -171,7 +175,8 @@ def save_image(
         image = image.convert(image.mode)
     if generation:
         under = {} if background is None else {"background": background}
-        generation = generation | {"file": {"quality": quality, "strip": strip, **under}}
+        ink = {"cmyk": True} if image.mode == "CMYK" else {}
+        generation = generation | {"file": {"quality": quality, "strip": strip, **under, **ink}}
     options, notes = file_options(image, format_name, strip, generation)
     options |= {"quality": quality} if format_name in ("JPEG", "WEBP", "AVIF") else {}
     for note in notes:
@@ -206,7 +211,7 @@ def file_options(
         if "fingerprint" in generation and format_name not in ("BMP", "GIF"):
             info["exif"] = with_unique_id(info.get("exif"), generation["fingerprint"])
     options, lost = save_options(info, format_name, image.size, strip)
-    if image.mode in ("RGB", "RGBA") and image.info.get("icc_profile"):
+    if image.mode in ("RGB", "RGBA", "CMYK") and image.info.get("icc_profile"):
         options["icc_profile"] = image.info["icc_profile"]
         lost += ("BMP holds no colour profile: left out",) if format_name == "BMP" else ()
     return options, notes + lost

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.errors import InputError, NonFinite
+from enlarger.image.cmyk import cmyk_metadata
 from enlarger.image.colour import deep_to_srgb, grey_to_srgb, to_srgb, to_unit_grey
 from enlarger.image.decode import (
     PIXEL_LIMIT,
@@ -57,7 +58,9 @@ class Picture:
     bit_depth: int = 8
     icc_profile: bytes | None = None  # that of `colour`, where the source was in colour and had one
     notes: tuple[str, ...] = ()  # what was converted, guessed or left out, one line each
-    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of its file: EXIF, XMP, IPTC, resolution
+    metadata: Mapping[str, Any] = field(
+        default_factory=dict[str, Any]
+    )  # of its file: EXIF, XMP, IPTC, resolution, the CMYK profile
 
     @property
     def height(self) -> int:
@@ -106,7 +109,7 @@ def list_pictures(folder: str | Path) -> list[Path]:
 
 def _from_pil(image: Image.Image, name: str, limit: int, notes: list[str]) -> Picture:
     source, image = image, decode_image(image, name, limit, notes)
-    metadata = read_file_metadata(source)
+    metadata = read_file_metadata(source) | cmyk_metadata(source)
     try:
         if image.mode == "F" or image.mode.startswith("I"):
             values, bit_depth, icc_profile = _read_grey16(image, name, notes), 16, None

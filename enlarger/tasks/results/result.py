@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusion.sample import OnStep, Step
+from enlarger.image.cmyk import to_cmyk
 from enlarger.image.encode import check_output, flatten, save_image
 from enlarger.image.generation import Json
 from enlarger.image.metadata import Strip
@@ -73,22 +74,25 @@ class Result:
         quality: int = 95,
         strip: Strip = "none",
         background: str | None = None,
+        cmyk: bool = False,
     ) -> tuple[Path, ...]:
         """Write the pictures whole or not at all; the second and later ones as NAME-2, NAME-3 and so on.
 
         The suffix chooses the format, `quality` is for JPEG, WebP and AVIF. A `background`, as white, lies under what
         is transparent where the format holds no alpha. What the input's file said (EXIF, XMP, IPTC, resolution) is
         kept, and how it was made is said (`generation`), unless `strip` is "gps", which drops the place, or "all".
+        `cmyk` makes TIFF files in CMYK of pictures that came in CMYK, by their own profile; see `image.cmyk.to_cmyk`.
         Raises InputError, before any is written, for what `image.encode.save_image` refuses.
         """
         first = Path(path)
         numbered = (first.with_name(f"{first.stem}-{i}{first.suffix}") for i in range(2, len(self.images) + 1))
         paths = (first, *numbered)
-        for image, place in zip(self.images, paths, strict=True):
+        images = tuple(map(to_cmyk, self.images)) if cmyk else self.images
+        for image, place in zip(images, paths, strict=True):
             check_output(place, flatten(image, place, background).mode, image.size, overwrite=overwrite)
         made = self.generation if self.generation else (None,) * len(paths)
         how: Any = {"overwrite": overwrite, "quality": quality, "strip": strip, "background": background}
-        for image, place, generation in zip(self.images, paths, made, strict=True):
+        for image, place, generation in zip(images, paths, made, strict=True):
             save_image(image, place, generation=generation, **how)
         return paths
 
