@@ -1,11 +1,11 @@
 """The autoencoder in exact tiles: equality with the whole, and memory beside diffusers' approximate tiles.
 
-    scripts/bench tiled_autoencoder [--cases 200] [--sides 1024 2048 4096 8192] [--official]
+    scripts/bench tiled_autoencoder [--cases 200] [--sides 1024 2048 4096 8192] [--widths narrow] [--official]
 
 First `--cases` random pictures, tiles and tiny architectures, encoded and decoded both ways. Then a table: random
-weights of four levels with 16 channels, decoded to squares of the given sides in a process of its own each, with the
-largest difference to the untiled result where that fits. `--official` decodes and encodes 512 pixels with the official
-widths instead.
+weights of four levels with 16 channels, or with `--widths official` those of Stable Diffusion, decoded to squares of
+the given sides in a process of its own each, with the largest difference to the untiled result where that fits.
+`--official` decodes and encodes 512 pixels with the official widths instead.
 """
 
 import argparse
@@ -14,12 +14,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.upscale_latent import peak
 
 METHODS = ("whole", "exact tiles", "diffusers' tiles")
-WHOLE_UP_TO = 4096  # pixels along a side
+WIDTHS = {"narrow": ((16,) * 4, 1, 8), "official": ((128, 256, 512, 512), 2, 32)}  # channels, layers, groups
+WHOLE_UP_TO = {"narrow": 4096, "official": 1024}  # pixels along a side
 
 
 def main() -> None:
@@ -27,17 +29,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--sides", type=int, nargs="*", default=[1024, 2048, 4096, 8192])
+    parser.add_argument("--widths", choices=tuple(WIDTHS), default="narrow")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS)
     parser.add_argument("--official", action="store_true")
-    parser.add_argument("--decode", nargs=2, metavar=("METHOD", "SIDE"))
+    parser.add_argument("--decode", nargs=3, metavar=("METHOD", "SIDE", "WIDTHS"))
     arguments = parser.parse_args()
     if arguments.decode:
-        print(json.dumps(decode(arguments.decode[0], int(arguments.decode[1]))))
+        print(json.dumps(decode(arguments.decode[0], int(arguments.decode[1]), arguments.decode[2])))
         return
     if arguments.official:
         official()
         return
     cases(arguments.cases)
-    table(arguments.sides)
+    table(arguments.sides, arguments.widths, arguments.methods)
 
 
 def cases(count: int) -> None:
@@ -66,14 +70,14 @@ def official() -> None:
         print(f"decode: {difference:.2g} of {whole.abs().max():.2g}, {time.perf_counter() - started:.0f} s in tiles")
 
 
-def table(sides: list[int]) -> None:
+def table(sides: list[int], widths: str, methods: Sequence[str]) -> None:
     """Peak memory and error by method and side."""
     print("| side | method | working memory, MiB | seconds | largest difference to the whole |")
     print("| --- | --- | --- | --- | --- |")
     for side in sides:
         sample: dict[str, Any] | None = None
-        for method in METHODS[side > WHOLE_UP_TO :]:
-            found = call(method, side)
+        for method in (method for method in methods if method != "whole" or side <= WHOLE_UP_TO[widths]):
+            found = call(method, side, widths)
             sample = found if method == "whole" else sample
             error = "not run" if sample is None else f"{difference(found, sample):.2g}"
             print(f"| {side} | {method} | {found['memory']:.0f} | {found['seconds']:.0f} | {error} |", flush=True)
@@ -84,14 +88,14 @@ def difference(found: dict[str, Any], expected: dict[str, Any]) -> float:
     return max(abs(a - b) for a, b in zip(found["pixels"], expected["pixels"], strict=True))
 
 
-def call(method: str, side: int) -> dict[str, Any]:
+def call(method: str, side: int, widths: str) -> dict[str, Any]:
     """One decoding in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.tiled_autoencoder", "--decode", method, str(side)]
+    command = [sys.executable, "-m", "benchmarks.tiled_autoencoder", "--decode", method, str(side), widths]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def decode(method: str, side: int) -> dict[str, Any]:
+def decode(method: str, side: int, widths: str) -> dict[str, Any]:
     """The memory beyond the decoded picture, the time, and a sample of the pixels."""
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as Theirs
@@ -100,10 +104,12 @@ def decode(method: str, side: int) -> dict[str, Any]:
     from enlarger.tasks.latent_diffusion.tiled_autoencoder import decode_tiled
     from tests.support.random_weights import normal, randomise
 
-    ours = randomise(AutoencoderKL(AutoencoderConfig((16,) * 4, 1, 4, 1.0, groups=8)))
+    channels, layers, groups = WIDTHS[widths]
+    ours = randomise(AutoencoderKL(AutoencoderConfig(channels, layers, 4, 1.0, groups=groups)))
     theirs = Theirs(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=8, scaling_factor=1.0,
+        block_out_channels=channels, layers_per_block=layers, latent_channels=4, norm_num_groups=groups,
+        scaling_factor=1.0,
     )  # fmt: skip
     theirs.load_state_dict(ours.state_dict())
     theirs.enable_tiling()

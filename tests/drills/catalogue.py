@@ -8,6 +8,7 @@ from tests.drills import fuzz, security
 from tests.drills.bodies import bodies
 from tests.drills.disconnects import disconnects
 from tests.drills.figures import Figure
+from tests.drills.folders import folders
 from tests.drills.hostile_bodies import FULL, HASHES, hostile_bodies
 from tests.drills.kills import kills
 from tests.drills.load import QUEUE, load
@@ -70,6 +71,7 @@ FAULTS: dict[str, Drill | Alone] = {
     "slow": Drill(slow, 50, 300, "slow senders", ROOM, HASTY),
     "stops": Alone(stops, 3, 50, "stops"),
     "kills": Alone(kills, 8, 200, "kills"),
+    "folders": Alone(folders, 1, 20, "kills"),
     "disconnects": Drill(disconnects, 30, 1000, "hang-ups", ROOM),
     "strangers": Drill(security.strangers, 1, 1, "round", ROOM),
     "keys": Drill(security.keys, 1, 1, "round", {"keys": [security.HASHED]}),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from enlarger.image.degrade import DEGRADATIONS, Pixels, Severity, blur, compress, degrade, rounded, sensor_noise
 from enlarger.image.input_quality import (
+    STRIP,
     blockiness,
     cell_size,
     half_error,
@@ -116,3 +117,10 @@ def test_where_a_picture_is_flat() -> None:
     picture = torch.zeros(1, 3, 8, 8)
     picture[..., 5, 5] = 1
     assert (~is_flat(picture)).nonzero()[:, 2:].tolist() == [[y, x] for y in (4, 5, 6) for x in (4, 5, 6)]
+
+
+def test_where_a_picture_is_flat_across_the_strips_it_is_looked_at_in() -> None:
+    picture = torch.zeros(1, 3, 2 * STRIP, 3)
+    picture[..., (STRIP - 1, 2 * STRIP - 1), 1] = 1
+    rows = (~is_flat(picture)).any(3).nonzero()[:, 2].tolist()
+    assert rows == [STRIP - 2, STRIP - 1, STRIP, 2 * STRIP - 2, 2 * STRIP - 1]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from enlarger import upscale
 from enlarger.image import bounded_least_squares, consistency
@@ -158,3 +159,31 @@ def test_what_no_picture_is_reduced_to_is_found_to_be_so() -> None:
     lacks = wanted - rows @ found @ columns.mT
     impossible = bounded_least_squares._is_impossible(pixels, wanted, lacks, rows, columns, 1e-3)
     assert impossible.tolist() == [True, False] and float(lacks[1].abs().max()) <= 1e-3
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_tolerance_is_met_wherever_a_linear_program_finds_that_it_can_be(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    (height, width), by = random.integers(4, 8, 2), (2, 1.5, 3)[seed % 3]
+    y, x = np.mgrid[:height, :width]
+    waves = random.uniform(0.8, 1.6) * np.sin(x / random.uniform(0.4, 2) + seed) * np.cos(y / random.uniform(0.4, 2))
+    small = torch.from_numpy(waves.clip(-1, 1)).float()[None, None]
+    large = torch.tanh(normal(1, 1, int(by * height), int(by * width)))
+    least = least_residual(small[0, 0], large.shape[-2:])
+    for tolerance in (2 / 255, 2 / 65535):
+        found = residual(make_consistent_in_range(large, small, tolerance=tolerance), small)
+        assert (found <= tolerance) == (least <= tolerance) or 0.85 < least / tolerance < 1, (least, found)
+
+
+def least_residual(small: torch.Tensor, size: torch.Size) -> float:
+    """The smallest possible difference of a picture within -1..1, reduced, to (h, w)."""
+    rows, columns = (resize_matrix(n_in, n_out) for n_in, n_out in zip(size, small.shape, strict=True))
+    reduction, wanted = torch.kron(rows, columns).numpy(), small.double().flatten().numpy()
+    slack = -np.ones((len(wanted), 1))
+    found = linprog(
+        np.append(np.zeros(size.numel()), 1.0),
+        A_ub=np.block([[reduction, slack], [-reduction, slack]]),
+        b_ub=np.append(wanted, -wanted),
+        bounds=[(-1, 1)] * size.numel() + [(0, None)],
+    )
+    return float(found.fun)

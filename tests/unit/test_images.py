@@ -15,8 +15,9 @@ import torch
 from PIL import Image, ImageCms
 
 from enlarger.errors import InputError, NonFinite
+from enlarger.image.deep import DeepImage
 from enlarger.image.encode import FORMAT_MODES
-from enlarger.image.picture import Picture, check_output, read_picture, resize, resize_matrix, save_image, to_pil
+from enlarger.image.picture import STRIP, Picture, check_output, read_picture, resize, resize_matrix, save_image, to_pil
 from tests.support.close import assert_close, max_difference
 from tests.support.pictures import gamma_profile, texture
 
@@ -108,7 +109,21 @@ def test_values_become_bytes_rounded_half_to_even_and_clamped() -> None:
     assert list(np.asarray(to_pil(halves))[0, :, 0]) == [0, 128, 255]  # 127.5 goes to the even 128
 
 
+@pytest.mark.parametrize("bit_depth", [8, 16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_picture_becomes_bytes_strip_by_strip(channels: int, bit_depth: int) -> None:
+    top, kind = 2**bit_depth - 1, np.uint8 if bit_depth == 8 else np.uint16
+    values = np.random.default_rng(channels).integers(0, top + 1, (2 * STRIP + 3, 5, channels)).astype(kind)
+    made = to_pil(read_picture(values))
+    found = made.samples if isinstance(made, DeepImage) else np.asarray(made)
+    assert np.array_equal(found.reshape(values.shape), values)
+
+
 def test_nan_never_becomes_a_picture() -> None:
+    colour = torch.zeros(3, STRIP + 9, 2)
+    colour[1, STRIP + 5, 1] = float("inf")
+    with pytest.raises(NonFinite, match="found NaN or infinity in a picture"):
+        to_pil(Picture(colour))
     with pytest.raises(NonFinite, match="found NaN or infinity in a picture"):
         to_pil(Picture(torch.full((3, 2, 2), float("nan"))))
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from enlarger.runtime.tiling import apply_tiled
+from enlarger.runtime.tiling import Blend, apply_tiled
 from tests.support.close import assert_close
 from tests.support.random_weights import normal
 
@@ -73,6 +73,14 @@ def test_pieces_are_bounded_and_small_pictures_run_whole() -> None:
     seen.clear()
     apply_tiled(function, torch.zeros(1, 1, 100, 9), tile_size=16, margin=4)
     assert max(h for h, _ in seen) == 24 and len(seen) == 7
+
+
+def test_results_are_blended_into_what_is_there() -> None:
+    x, function, onto = normal(1, 2, 20, 13), convolution(2, 2), normal(1, 2, 40, 26, seed=1)
+    expected = torch.lerp(onto, function(x), 0.3)
+    found = apply_tiled(function, x, tile_size=8, margin=3, scale=2, blend=Blend(onto, 0.3))
+    assert found is onto
+    assert_close(found, expected, 1e-5)
 
 
 def test_the_type_of_the_output_is_the_functions() -> None:
