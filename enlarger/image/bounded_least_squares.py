@@ -29,7 +29,8 @@ def solve_windows_(large: Tensor, missing: Tensor, tolerance: float) -> None:
     sizes = [(missing.shape[axis], large.shape[axis]) for axis in (1, 2)]
     for margin in MARGINS:
         worst = F.max_pool2d(missing.abs().amax(0, keepdim=True)[None], BLOCK, ceil_mode=True)[0, 0]
-        for i, j in (worst > tolerance).nonzero().tolist():
+        for place in (worst > tolerance).nonzero():
+            i, j = int(place[0]), int(place[1])
             rows, columns = (_axis(*size, k, margin) for size, k in zip(sizes, (i, j), strict=True))
             block = missing[:, i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK]
             if float(block.abs().max()) > tolerance:
@@ -67,7 +68,8 @@ def _axis(small: int, large: int, block: int, margin: int) -> _Axis:
 def _solve(pixels: Tensor, wanted: Tensor, rows: Tensor, columns: Tensor, tolerance: float) -> Tensor:
     """Pixels (C, H, W) within -1..1 near the given ones whose change, reduced, is `wanted` (C, h, w) but for
     `tolerance`, or as near to that as the steps came."""
-    step = float(torch.linalg.matrix_norm(rows, 2) * torch.linalg.matrix_norm(columns, 2)) ** -2
+    norms: list[Tensor] = [torch.linalg.matrix_norm(each, 2) for each in (rows, columns)]
+    step = float(norms[0] * norms[1]) ** -2
     found, ahead, weight = pixels, pixels, 1.0
     for number in range(MAX_STEPS):
         off = F.softshrink(wanted - rows @ (ahead - pixels) @ columns.mT, SLACK * tolerance)
