@@ -10,7 +10,7 @@ from PIL import Image
 from enlarger.errors import InputError
 from enlarger.image.cmyk import to_cmyk
 from enlarger.image.picture import read_picture, save_image, to_pil
-from enlarger.tasks.result import Result
+from enlarger.tasks.results.result import Result
 from tests.support import command, tiny
 from tests.support.cmyk import cmyk_profile
 from tests.support.pictures import texture
