@@ -115,7 +115,7 @@ class Dataset:
             step = len(members) if whole else WINDOW
             for first in range(0, len(members), max(1, step)):
                 window = members[first : first + step]
-                yield from (int(window[i]) for i in draw.permutation(len(window)))
+                yield from (window[int(i)] for i in draw.permutation(len(window)))
 
     @property
     def entries_lie_in_shards(self) -> bool:
