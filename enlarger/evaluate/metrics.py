@@ -30,27 +30,31 @@ def studio_luma(image: Tensor) -> Tensor:
     return (luma(image) * 219 + 16) / 255
 
 
-def psnr(output: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal to noise ratio in dB over all of R, G and B; infinite for equal pictures."""
-    _check_shapes(output, truth, 1, "PSNR")
-    return -10 * (output.double() - truth.double()).square().mean(dim=(-3, -2, -1)).log10()
+def psnr(output: Tensor, truth: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Peak signal to noise ratio in dB over all of R, G and B; infinite for equal pictures.
+
+    `weights` (H, W) say how much each pixel counts.
+    """
+    check_shapes(output, truth, 1, "PSNR")
+    error = (output.double() - truth.double()).square().mean(dim=-3)
+    return -10 * weighted_mean(error, weights).log10()
 
 
 def psnr_y(output: Tensor, truth: Tensor) -> Tensor:
     """Peak signal to noise ratio in dB of `studio_luma`."""
-    _check_shapes(output, truth, 1, "PSNR")
+    check_shapes(output, truth, 1, "PSNR")
     return -10 * (studio_luma(output) - studio_luma(truth)).square().mean(dim=(-2, -1)).log10()
 
 
-def ssim(output: Tensor, truth: Tensor) -> Tensor:
+def ssim(output: Tensor, truth: Tensor, weights: Tensor | None = None) -> Tensor:
     """Structural similarity (Wang et al. 2004, eq. 13) of `studio_luma`: at most 1, which means equal.
 
-    Gaussian window 11 x 11, sigma 1.5, where it fits wholly; K1 0.01, K2 0.03, range 1. Raises InputError under 11
-    pixels.
+    Gaussian window 11 x 11, sigma 1.5, where it fits wholly; K1 0.01, K2 0.03, range 1. `weights` (H, W) are those of
+    the windows' middles. Raises InputError under 11 pixels.
     """
-    _check_shapes(output, truth, 11, "SSIM")
+    check_shapes(output, truth, 11, "SSIM")
     luminance, structure = _ssim_maps(studio_luma(output), studio_luma(truth))
-    return (luminance * structure).mean(dim=(-2, -1))
+    return weighted_mean(luminance * structure, None if weights is None else weights[..., 5:-5, 5:-5])
 
 
 def ms_ssim(output: Tensor, truth: Tensor) -> Tensor:
@@ -59,7 +63,7 @@ def ms_ssim(output: Tensor, truth: Tensor) -> Tensor:
     Each scale is the 2 x 2 mean of the finer one, an odd last line dropped; a negative mean counts as 0. Raises
     InputError under 176 pixels.
     """
-    _check_shapes(output, truth, MS_SSIM_MIN_SIZE, "MS-SSIM")
+    check_shapes(output, truth, MS_SSIM_MIN_SIZE, "MS-SSIM")
     x, y = studio_luma(output), studio_luma(truth)
     product = torch.ones(x.shape[:-2], dtype=x.dtype, device=x.device)
     for k, weight in enumerate(MS_SSIM_WEIGHTS):
@@ -77,9 +81,9 @@ def gmsd(output: Tensor, truth: Tensor) -> Tensor:
     Prewitt gradients of the picture halved by 2 x 2 means, c = 170 / 255 ** 2, zeros outside the picture as in the
     authors' program. Raises InputError under 2 pixels.
     """
-    _check_shapes(output, truth, 2, "GMSD")
+    check_shapes(output, truth, 2, "GMSD")
     constant = 170 / 255**2
-    x, y = _gradient(_halve_padded(luma(output))), _gradient(_halve_padded(luma(truth)))
+    x, y = _gradient(halve_padded(luma(output))), _gradient(halve_padded(luma(truth)))
     similarity = (2 * x * y + constant) / (x.square() + y.square() + constant)
     return similarity.std(dim=(-2, -1), correction=0)
 
@@ -111,7 +115,7 @@ def fine_band(output: Tensor, truth: Tensor) -> Band:
 
     Faithful detail has a high correlation; texture that is made up raises the energy alone.
     """
-    _check_shapes(output, truth, 2, "the fine band")
+    check_shapes(output, truth, 2, "the fine band")
     height, width = output.shape[-2:]
     window = torch.hann_window(height, dtype=torch.float64)[:, None] * torch.hann_window(width, dtype=torch.float64)
     y, x = (cast(Tensor, torch.fft.fftfreq(size)).abs() for size in (height, width))
@@ -132,7 +136,15 @@ METRICS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _check_shapes(output: Tensor, truth: Tensor, min_size: int, name: str) -> None:
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean of (..., H, W) where `weights` (H, W) are large; NaN where all of them are 0."""
+    if weights is None:
+        return values.mean(dim=(-2, -1))
+    shares = weights.to(values)
+    return (values * shares).sum(dim=(-2, -1)) / shares.sum(dim=(-2, -1))
+
+
+def check_shapes(output: Tensor, truth: Tensor, min_size: int, name: str) -> None:
     """Both must be RGB of one size, with sides of at least `min_size` pixels."""
     if output.shape != truth.shape or output.ndim not in (3, 4) or output.shape[-3] != 3:
         found = f"{tuple(output.shape)} and {tuple(truth.shape)}"
@@ -174,7 +186,7 @@ def _halve(x: Tensor) -> Tensor:
     return F.avg_pool2d(x.reshape(-1, 1, *x.shape[-2:]), 2).reshape(*x.shape[:-2], x.shape[-2] // 2, x.shape[-1] // 2)
 
 
-def _halve_padded(x: Tensor) -> Tensor:
+def halve_padded(x: Tensor) -> Tensor:
     """2 x 2 means; an odd last line is met by zeros."""
     return _halve(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)))
 

@@ -1,7 +1,7 @@
 """CLIP's text encoder (ViT-L, ViT-H and bigG are configurations), under transformers' parameter names."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,21 @@ class ClipTextOutput:
     text_embeds: Tensor | None  # (B, projection): `pooler_output` through the text projection, where the file has one
 
 
+class TransformerConfig(Protocol):
+    """Widths of a transformer, of text or of pictures."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def activation(self) -> Literal["quick_gelu", "gelu"]: ...
+
+
 class Embeddings(nn.Module):
     """The sum of token and position embeddings."""
 
@@ -50,21 +65,21 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention."""
+    """Self-attention; a causal one hides later positions."""
 
-    def __init__(self, config: ClipTextConfig) -> None:
+    def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.causal = config.heads, causal
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(config.width, config.width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True))
+        return self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=self.causal))
 
 
 class FeedForward(nn.Module):
     """Two linear layers; quick_gelu is x * sigmoid(1.702 x)."""
 
-    def __init__(self, config: ClipTextConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.quick_gelu = config.activation == "quick_gelu"
         self.fc1 = nn.Linear(config.width, config.intermediate_size)
@@ -78,10 +93,10 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """One pre-norm transformer layer."""
 
-    def __init__(self, config: ClipTextConfig) -> None:
+    def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.width)
-        self.self_attn = SelfAttention(config)
+        self.self_attn = SelfAttention(config, causal=causal)
         self.layer_norm2 = nn.LayerNorm(config.width)
         self.mlp = FeedForward(config)
 
@@ -93,9 +108,9 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """The layers; the result is every state on the way, the input first."""
 
-    def __init__(self, config: ClipTextConfig) -> None:
+    def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(EncoderLayer(config, causal=causal) for _ in range(config.layers))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         hidden_states = [x]
@@ -111,7 +126,7 @@ class ClipText(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, causal=True)
         self.final_layer_norm = nn.LayerNorm(config.width)
         if config.projection_dim is not None:
             self.text_projection = nn.Linear(config.width, config.projection_dim, bias=False)

@@ -11,6 +11,7 @@ from enlarger.checkpoint.config.strict_config import StrictConfig
 from enlarger.errors import CheckpointError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderConfig
 from enlarger.nn.clip_text import ClipTextConfig
+from enlarger.nn.clip_vision import ClipVisionConfig
 from enlarger.nn.k_unet import KStage, KUNetConfig
 from enlarger.nn.unet import Stage, UNetConfig
 from enlarger.strict_json import Json
@@ -214,6 +215,22 @@ def _clip_text(config: Json, projection_dim: int | None) -> ClipTextConfig:
         max_positions=strict_config.get_int("max_position_embeddings", 77),
         projection_dim=projection_dim,
         eos_token_id=None if eos_token_id == 2 else eos_token_id,  # 2 stands for the old rule, the largest id
+    )
+
+
+def clip_vision_config(config: Json) -> ClipVisionConfig:
+    """A `CLIPVisionModelWithProjection`'s config; general settings of no effect pass, as in that of the text."""
+    strict_config = StrictConfig("CLIPVisionModel", config).require_equal({"layer_norm_eps": 1e-5, "num_channels": 3})
+    activation = strict_config.get_choice("hidden_act", "quick_gelu", "gelu")
+    return ClipVisionConfig(
+        width=strict_config.get_int("hidden_size"),
+        layers=strict_config.get_int("num_hidden_layers"),
+        heads=strict_config.get_int("num_attention_heads"),
+        intermediate_size=strict_config.get_int("intermediate_size"),
+        activation="gelu" if activation == "gelu" else "quick_gelu",
+        image_size=strict_config.get_int("image_size"),
+        patch_size=strict_config.get_int("patch_size"),
+        projection_dim=strict_config.get_int("projection_dim", 512),
     )
 
 

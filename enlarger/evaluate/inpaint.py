@@ -1,0 +1,163 @@
+"""Inpainting measured: parts of known pictures are hidden, repainted, and compared with what was there."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from zlib import crc32
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from enlarger.errors import InputError
+from enlarger.evaluate.feature_networks import read_inception
+from enlarger.evaluate.generate import CARD_SOLVER, CARD_STEPS, FeatureFiles, distances
+from enlarger.evaluate.haarpsi import haarpsi
+from enlarger.evaluate.metrics import psnr, ssim
+from enlarger.evaluate.results import EvaluationResults, Row, mean_rows, prepare_folder
+from enlarger.image.mask import read_mask
+from enlarger.image.picture import Picture, list_pictures, read_picture, save_image, to_pil
+from enlarger.image.random_mask import lama_mask
+from enlarger.requests import InpaintRequest
+from enlarger.runtime.runtime import Runtime, resolve_device
+from enlarger.strict_json import Json
+from enlarger.tasks.inpaint import load_inpainter
+from enlarger.tasks.loading import Location
+from enlarger.tasks.result import Progress, ProgressCallback, no_progress
+
+FIGURES = {"psnr": psnr, "ssim": ssim, "haarpsi": haarpsi}
+DEFAULT_GUIDANCE = (7.5,)
+
+
+@dataclass(frozen=True)
+class InpaintEvaluation:
+    """What is repainted and measured. Masks without a folder are LaMa's, drawn by `seed` and the picture's name."""
+
+    pictures: Path
+    model: Location
+    out: Path
+    masks: Path | None = None  # a folder with masks of the pictures' names, white is repainted
+    files: FeatureFiles = field(default_factory=FeatureFiles)
+    guidance: Sequence[float] = DEFAULT_GUIDANCE
+    steps: int = CARD_STEPS
+    solver: str = CARD_SOLVER
+    preserve: Literal["exact", "none"] = "exact"  # none: as the autoencoder gives what the mask does not cover
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class _Hidden:
+    """A picture with what is hidden of it, and its prompt."""
+
+    name: str
+    truth: Image.Image
+    mask: Tensor  # (H, W), 1 is repainted
+    prompt: str
+
+
+def evaluate_inpaint(wanted: InpaintEvaluation, watch: ProgressCallback = no_progress) -> EvaluationResults:
+    """Repaint, measure, and write figures to `out`; pictures that lie there already are not made again.
+
+    PSNR, SSIM and HaarPSI count the pixels under the mask (`masked`) and the others (`unmasked`); FID, where
+    Inception's weights are given, compares whole results with the pictures. A picture's prompt is the `.txt` file
+    beside it. Raises InputError for what cannot be measured, before anything is repainted.
+    """
+    paths = list_pictures(wanted.pictures)
+    if not paths:
+        raise InputError(f"{wanted.pictures}: no pictures found; give a folder of pictures")
+    if not wanted.guidance:
+        raise InputError("no guidance scales are given, expected one or more, such as 7.5")
+    hidden = [_hide(wanted, path) for path in paths]
+    for scale in wanted.guidance:
+        _request(wanted, hidden[0], scale)  # raises for what no model takes
+    inception = None
+    if wanted.files.inception is not None:
+        runtime = Runtime.here(resolve_device(wanted.device))
+        inception = read_inception(wanted.files.inception, runtime, allow_pickle=wanted.files.allow_pickle)
+    settings = _settings(wanted)
+    prepare_folder(wanted.out, settings)
+    made = {
+        scale: [wanted.out / f"guidance-{scale:g}" / f"{each.name}.png" for each in hidden] for scale in wanted.guidance
+    }
+    _repaint(wanted, hidden, made, watch)
+    rows = list[Row]()
+    real = None if inception is None else inception(each.truth for each in hidden)
+    for scale, results in made.items():
+        figures = mean_rows([_compare(one, path) for one, path in zip(hidden, results, strict=True)])
+        fid = None if inception is None or real is None else distances(inception(results), real)[0]
+        rows.append({"guidance": scale, "pictures": len(results), **dict(_known(figures)), "fid": fid})
+    found = EvaluationResults(settings, tuple(rows))
+    found.save(wanted.out)
+    return found
+
+
+def _settings(wanted: InpaintEvaluation) -> Json:
+    """What the results follow from, but for guidance, of which more may be added."""
+    names = ("model", "pictures", "masks", "steps", "solver", "preserve", "seed")
+    stated = {name: getattr(wanted, name) for name in names}
+    return {"task": "inpaint"} | {name: str(x) if isinstance(x, Path) else x for name, x in stated.items()}
+
+
+def _hide(wanted: InpaintEvaluation, path: Path) -> _Hidden:
+    """A picture with the mask of its name, or one that is drawn. Raises InputError where the mask is missing."""
+    truth = to_pil(Picture(read_picture(path).colour))
+    size = (truth.height, truth.width)
+    name = path.relative_to(wanted.pictures).with_suffix("").as_posix()
+    text = path.with_suffix(".txt")
+    if wanted.masks is None:
+        generator = torch.Generator().manual_seed(crc32(name.encode(), wanted.seed & 0xFFFFFFFF))
+        weights = lama_mask(size, generator)
+    else:
+        named = {
+            file.relative_to(wanted.masks).with_suffix("").as_posix(): file for file in list_pictures(wanted.masks)
+        }
+        if name not in named:
+            raise InputError(f"{wanted.masks}: no mask for {name}; name each mask as its picture")
+        weights = (read_mask(named[name], size, "white").weights > 0.5).float()
+    prompt = " ".join(text.read_text("utf-8-sig").split()) if text.is_file() else ""
+    return _Hidden(name.replace("/", "-"), truth, weights[0], prompt)
+
+
+def _repaint(
+    wanted: InpaintEvaluation, hidden: Sequence[_Hidden], made: Mapping[float, list[Path]], watch: ProgressCallback
+) -> None:
+    """Make the results that are missing; where none is, the model is not read."""
+    missing = [
+        (scale, one, path)
+        for scale, paths in made.items()
+        for one, path in zip(hidden, paths, strict=True)
+        if not path.exists()
+    ]
+    if not missing:
+        return
+    inpainter = load_inpainter(wanted.model, wanted.device, wanted.precision)
+    for done, (scale, one, path) in enumerate(missing):
+        watch(Progress("inpaint", done, len(missing)))
+        path.parent.mkdir(exist_ok=True)
+        save_image(inpainter(_request(wanted, one, scale)).image, path, overwrite=True)
+
+
+def _request(wanted: InpaintEvaluation, one: _Hidden, scale: float) -> InpaintRequest:
+    return InpaintRequest(
+        one.truth, one.mask, one.prompt, guidance=scale, steps=wanted.steps, solver=wanted.solver,
+        preserve=wanted.preserve, feather=0, seed=wanted.seed,
+    )  # fmt: skip
+
+
+def _compare(one: _Hidden, result: Path) -> dict[str, float]:
+    """The figures under the mask and beside it; NaN where there is nothing of either."""
+    found, truth = (read_picture(image).colour / 2 + 0.5 for image in (result, one.truth))
+    figures = {"coverage": float(one.mask.mean())}
+    for part, weights in (("masked", one.mask), ("unmasked", 1 - one.mask)):
+        for name, figure in FIGURES.items():
+            figures[f"{name}_{part}"] = float(figure(found, truth, weights)) if bool(weights.any()) else math.nan
+    return figures
+
+
+def _known(figures: Mapping[str, float]) -> Iterator[tuple[str, float | None]]:
+    for name, value in figures.items():
+        yield name, None if math.isnan(value) else value
