@@ -17,8 +17,8 @@ from enlarger.image.picture import Picture, list_pictures, read_picture, resize,
 from enlarger.requests import GenerateRequest
 from enlarger.runtime.runtime import Runtime, resolve_device
 from enlarger.strict_json import Json
-from enlarger.tasks.loading import Location
-from enlarger.tasks.result import Progress, ProgressCallback, no_progress
+from enlarger.tasks.loading.load import Location
+from enlarger.tasks.results.result import Progress, ProgressCallback, no_progress
 from enlarger.tasks.text_to_image import load_generator
 
 CARD_GUIDANCE = (1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)

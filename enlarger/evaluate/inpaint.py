@@ -24,8 +24,8 @@ from enlarger.requests import InpaintRequest
 from enlarger.runtime.runtime import Runtime, resolve_device
 from enlarger.strict_json import Json
 from enlarger.tasks.inpaint import load_inpainter
-from enlarger.tasks.loading import Location
-from enlarger.tasks.result import Progress, ProgressCallback, no_progress
+from enlarger.tasks.loading.load import Location
+from enlarger.tasks.results.result import Progress, ProgressCallback, no_progress
 
 FIGURES = {"psnr": psnr, "ssim": ssim, "haarpsi": haarpsi}
 DEFAULT_GUIDANCE = (7.5,)
