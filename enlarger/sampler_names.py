@@ -1,5 +1,6 @@
 """THE table of solvers and spacings: our names, and those of A1111's and ComfyUI's menus. Without torch."""
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -14,27 +15,54 @@ SOLVER_NAMES: Mapping[str, tuple[str, ...]] = {  # ours: A1111's, where that dif
     "plms": ("PLMS",),
     "pndm": (),
     "lms": ("LMS",),
-    "dpm2": ("DPM2", "dpm_2"),
-    "dpm2_ancestral": ("DPM2 a", "dpm_2_ancestral"),
+    "dpm2": ("DPM2", "kdpm_2"),
+    "dpm2_ancestral": ("DPM2 a", "kdpm_2_a"),
     "dpm_fast": ("DPM fast",),
     "dpm_adaptive": ("DPM adaptive",),
     "dpmpp_2s_ancestral": ("DPM++ 2S a",),
-    "dpmpp_singlestep": (),
+    "dpmpp_singlestep": ("DPM++ 2S",),
     "dpmpp_2m": ("DPM++ 2M",),
     "dpmpp_sde": ("DPM++ SDE",),
     "dpmpp_2m_sde": ("DPM++ 2M SDE",),
+    "dpmpp_2m_sde_heun": ("DPM++ 2M SDE Heun",),
     "dpmpp_3m_sde": ("DPM++ 3M SDE",),
-    "unipc": ("UniPC", "uni_pc"),
+    "unipc": ("UniPC", "uni_pc_bh2"),
     "lcm": ("LCM",),
 }
 SPACING_NAMES: Mapping[str, tuple[str, ...]] = {
-    "karras": ("Karras",),
+    "karras": ("Karras", "ka", "k"),
     "exponential": ("Exponential", "Polyexponential"),
     "beta": ("Beta",),
     "linspace": ("Uniform", "Normal"),
-    "leading": (),
-    "trailing": ("SGM Uniform",),
+    "leading": ("DDIM", "ddim_uniform"),
+    "trailing": ("SGM Uniform", "Simple"),
 }
+NEAREST: Mapping[str, str] = {  # what other programs have and we do not: the nearest that there is
+    "Restart": "Heun",
+    "DDIM CFG++": "DDIM",
+    "euler_cfg_pp": "Euler",
+    "euler_ancestral_cfg_pp": "Euler a",
+    "dpmpp_2s_ancestral_cfg_pp": "DPM++ 2S a",
+    "dpmpp_2m_cfg_pp": "DPM++ 2M",
+    "heunpp2": "Heun",
+    "ipndm": "PLMS",
+    "ipndm_v": "PLMS",
+    "deis": "UniPC",
+    "res_multistep": "DPM++ 2M",
+    "res_multistep_ancestral": "DPM++ 2S a",
+    "gradient_estimation": "Euler",
+    "er_sde": "DPM++ 3M SDE",
+    "seeds_2": "DPM++ SDE",
+    "seeds_3": "DPM++ SDE",
+    "sa_solver": "DPM++ 3M SDE",
+    "tcd": "LCM",
+    "KL Optimal": "Karras",
+    "Align Your Steps": "Karras",
+    "linear_quadratic": "SGM Uniform",
+    "Turbo": "SGM Uniform",
+}
+AUTOMATIC = "automatic"  # A1111's spacing of the model's own
+LIKENESS = 0.6  # of letters, above which a name is taken for a slip
 CURVES = ("Karras", "Exponential", "Beta")  # that A1111's menus put behind a solver's name
 SOLVERS, SPACINGS = tuple(SOLVER_NAMES), tuple(SPACING_NAMES)
 MENU_NAMES = tuple(
@@ -46,18 +74,20 @@ MENU_NAMES = tuple(
 
 
 def parse_sampler(solver: str | None, spacing: str | None = None) -> tuple[str | None, str | None]:
-    """Our names of a solver and a spacing by any of theirs; "DPM++ 2M Karras" says both. None stays None.
+    """Our names of a solver and a spacing by any of theirs; "DPM++ 2M Karras" says both. None stays None, and a spacing
+    that is called automatic becomes it.
 
     Raises InputError for a name that is none, and for two spacings.
     """
-    chosen = None if spacing is None else _spacing(spacing)
-    plain = None if solver is None else _SOLVER_BY_NAME.get(_normalised(solver))
-    if solver is None or plain is not None:
-        return plain, chosen
-    begin, _, last = _normalised(solver).rpartition(" ")
-    named, curve = _SOLVER_BY_NAME.get(begin), _SPACING_BY_NAME.get(last)
-    if named is None or curve is None:
-        raise InputError(f"no solver is called {solver!r}; there are {', '.join(SOLVERS)}, and A1111's names")
+    chosen = None if spacing is None or spacing.casefold() == AUTOMATIC else _spacing(spacing)
+    if solver is None:
+        return None, chosen
+    named, curve = _split(_words(solver), _SOLVER_BY_NAME)
+    if named is None:
+        known = f"there are {', '.join(SOLVERS)}, and A1111's names"
+        raise InputError(f"no solver is called {solver!r}{suggested_solver(solver)}; {known}")
+    if curve is None:
+        return named, chosen
     if chosen not in (None, curve):
         raise InputError(f"solver is {solver!r} and spacing {spacing!r}, expected one spacing; leave one out")
     return named, curve
@@ -71,19 +101,60 @@ def menu_name(solver: str, spacing: str | None = None) -> str:
 
 
 def _spacing(name: str) -> str:
-    if (found := _SPACING_BY_NAME.get(_normalised(name))) is None:
-        raise InputError(f"no spacing is called {name!r}; there are {', '.join(SPACINGS)}")
+    if (found := _SPACING_BY_NAME.get("".join(_words(name)))) is None:
+        raise InputError(f"no spacing is called {name!r}{suggested_spacing(name)}; there are {', '.join(SPACINGS)}")
     return found
 
 
-def _normalised(name: str) -> str:
-    """Small letters and digits in words: "DPM++ 2M" and "dpmpp_2m" are one; without what programs put around."""
-    words = re.sub(r"[^a-z0-9]+", " ", name.casefold().replace("++", "pp")).split()
-    return " ".join(words[words[:1] == ["k"] : -1 if words[-1:] == ["gpu"] else None])
+def suggested_spacing(name: str) -> str:
+    """The nearest of the spacings as a part of a sentence; nothing where none is near."""
+    return _suggestion(_nearest(_words(name), SPACING_NAMES))
+
+
+def suggested_solver(name: str) -> str:
+    """The nearest of the solvers, with the spacing that the name has behind it, as a part of a sentence."""
+    words = _words(name)
+    for count in range(len(words), 0, -1):
+        spacing = _SPACING_BY_NAME.get("".join(words[count:]))
+        near = _NEAREST_BY_NAME.get("".join(words[:count]))
+        if near is not None and (spacing is not None or count == len(words)):
+            return _suggestion(near if spacing is None else f"{near} {SPACING_NAMES[spacing][0]}")
+    return _suggestion(_nearest(words, {**{label: (label,) for label in MENU_NAMES}, **SOLVER_NAMES}))
+
+
+def _nearest(words: Sequence[str], table: Mapping[str, Sequence[str]]) -> str | None:
+    """What of a table a name is nearest to: as known, or by its letters; None where nothing is near."""
+    name, by_name = "".join(words), _by_name(table)
+    if name in _NEAREST_BY_NAME:
+        return _NEAREST_BY_NAME[name]
+    found = difflib.get_close_matches(name, by_name, 1, LIKENESS)
+    return by_name[found[0]] if found else None
+
+
+def _suggestion(name: str | None) -> str:
+    return "" if name is None else f", the nearest is {name!r}"
+
+
+def _split(words: Sequence[str], by_name: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The solver that words name, and the spacing that the last of them name, if they do."""
+    for count in range(len(words), 0, -1):
+        named, curve = by_name.get("".join(words[:count])), _SPACING_BY_NAME.get("".join(words[count:]))
+        if named is not None and (curve is not None or count == len(words)):
+            return named, curve
+    return None, None
+
+
+def _words(name: str) -> list[str]:
+    """Small letters and digits in words: "DPM++ 2M" and "dpmpp_2m" are alike; without what programs put around."""
+    words = re.sub(r"[^a-z0-9]+", " ", name.casefold().replace("++", "pp").removesuffix("scheduler")).split()
+    words = words[words[:1] == ["sampler"] :]
+    words = words[: -1 if words[-1:] == ["gpu"] else None]
+    return words[words[:1] == ["k"] and len(words) > 1 :]
 
 
 def _by_name(table: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    return {_normalised(name): ours for ours, names in table.items() for name in (ours, *names)}
+    return {"".join(_words(name)): ours for ours, names in table.items() for name in (ours, *names)}
 
 
 _SOLVER_BY_NAME, _SPACING_BY_NAME = _by_name(SOLVER_NAMES), _by_name(SPACING_NAMES)
+_NEAREST_BY_NAME = {"".join(_words(name)): nearest for name, nearest in NEAREST.items()}

@@ -33,6 +33,18 @@ SCHEDULE = scaled_linear(0.00085, 0.012)
         ("uni_pc", ("unipc", None)),
         ("UniPC Beta", ("unipc", "beta")),
         ("LCM", ("lcm", None)),
+        ("DPM++ 2M SDE Heun", ("dpmpp_2m_sde_heun", None)),
+        ("DPM++ 2M SDE Heun Karras", ("dpmpp_2m_sde_heun", "karras")),
+        ("DPM2 a Karras", ("dpm2_ancestral", "karras")),
+        ("DPM++ 2S", ("dpmpp_singlestep", None)),
+        ("Euler SGM Uniform", ("euler", "trailing")),
+        ("k_dpmpp_sde_ka", ("dpmpp_sde", "karras")),
+        ("SAMPLER_K_DPMPP_2M", ("dpmpp_2m", None)),
+        ("dpmpp_2m_k", ("dpmpp_2m", "karras")),
+        ("kdpm_2_a", ("dpm2_ancestral", None)),
+        ("dpm_2_a", ("dpm2_ancestral", None)),
+        ("uni_pc_bh2", ("unipc", None)),
+        ("DPM fast", ("dpm_fast", None)),
         *((name, (name, None)) for name in SOLVERS),
     ],
 )
@@ -44,16 +56,29 @@ def test_every_name_of_the_menu_leads_back_to_itself() -> None:
     for name in MENU_NAMES:
         solver, spacing = parse_sampler(name)
         assert solver is not None and menu_name(solver, spacing) == name
+    assert parse_sampler(None, "Automatic") == (None, None) and parse_sampler("Euler", "automatic") == ("euler", None)
     assert menu_name("ddpm") == "ddpm" and set(SOLVERS) == set(solvers.SOLVERS)
 
 
 @pytest.mark.parametrize(
     ("solver", "spacing", "message"),
     [
-        ("DPM++ 2M Keras", None, "no solver is called 'DPM.. 2M Keras'; there are euler, .*, and A1111's names"),
-        ("Restart", None, "no solver is called 'Restart'"),
-        ("", None, "no solver is called ''"),
-        (None, "keras", "no spacing is called 'keras'; there are karras, exponential, beta, "),
+        (
+            "DPM++ 2M Keras",
+            None,
+            "called 'DPM.. 2M Keras', the nearest is 'DPM.. 2M Karras'; there are euler, .*, and A",
+        ),
+        ("Restart", None, "no solver is called 'Restart', the nearest is 'Heun'; there are euler, "),
+        ("Restart Karras", None, "no solver is called 'Restart Karras', the nearest is 'Heun Karras'; there"),
+        ("DDIM CFG++", None, "called 'DDIM CFG..', the nearest is 'DDIM'; there"),
+        ("k_euler_cfg_pp", None, "called 'k_euler_cfg_pp', the nearest is 'Euler'; there"),
+        ("deis_k", None, "called 'deis_k', the nearest is 'UniPC Karras'; there"),
+        ("EulerAncestralDiscreteScheduler", None, "Scheduler', the nearest is 'euler_ancestral'; there"),
+        ("", None, "no solver is called ''; there"),
+        ("magic", None, "no solver is called 'magic'; there"),
+        (None, "keras", "no spacing is called 'keras', the nearest is 'karras'; there are karras, exponential, beta, "),
+        (None, "KL Optimal", "called 'KL Optimal', the nearest is 'Karras'; there are karras"),
+        (None, "align_your_steps", "called 'align_your_steps', the nearest is 'Karras'; there are karras"),
         ("DPM++ 2M Karras", "beta", "solver is 'DPM.. 2M Karras' and spacing 'beta', expected one spacing"),
     ],
 )

@@ -5,6 +5,7 @@ Each takes the denoiser, a latent x = clean + sigma * noise at the first of the 
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 from enlarger.diffusion.sample import Solver
 from enlarger.diffusion.solvers.consistency import lcm
@@ -40,6 +41,7 @@ SOLVERS: Mapping[str, Solver] = {
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_sde": dpmpp_sde,
     "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_2m_sde_heun": partial(dpmpp_2m_sde, heun=True),
     "dpmpp_3m_sde": dpmpp_3m_sde,
     "unipc": unipc,
     "lcm": lcm,

@@ -16,7 +16,7 @@ from enlarger.requests import (
     RefineRequest,
     UpscaleRequest,
 )
-from enlarger.sampler_names import SOLVERS, SPACINGS, parse_sampler
+from enlarger.sampler_names import SOLVERS, SPACINGS, parse_sampler, suggested_solver, suggested_spacing
 from enlarger.service.jobs.job import JobSpec, OutputOptions, Task
 from enlarger.service.problems import problem_error
 from enlarger.service.routes.request_body import printable
@@ -244,9 +244,13 @@ def _check_sampler(body: SamplingBody) -> None:
         try:
             parse_sampler(*names)
         except InputError as error:
-            value, known = short_repr(getattr(body, name)), SOLVERS if name == "scheduler" else SPACINGS
-            expected = f"expected the name of a {'solver' if name == 'scheduler' else name}, one of {', '.join(known)}"
-            raise problem_error(400, "invalid_value", f"{name} is {value}, {expected}", name) from error
+            value: str = getattr(body, name)
+            kind, known = ("solver", SOLVERS) if name == "scheduler" else (name, SPACINGS)
+            nearest = suggested_solver(value) if name == "scheduler" else suggested_spacing(value)
+            expected = f"expected the name of a {kind}, one of {', '.join(known)}"
+            raise problem_error(
+                400, "invalid_value", f"{name} is {short_repr(value)}{nearest}, {expected}", name
+            ) from error
 
 
 def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:

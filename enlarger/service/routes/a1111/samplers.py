@@ -11,12 +11,12 @@ from enlarger.service.routes.a1111.payloads import Sampling, unsupported
 AUTOMATIC = ("automatic", "Automatic", "")
 AUTOMATIC_SPACINGS: Mapping[str, str] = {  # what "Automatic" means there, where it is not the model's own
     **dict.fromkeys(("dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2m", "dpmpp_sde"), "karras"),
-    **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_3m_sde"), "exponential"),
+    **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"), "exponential"),
 }
 STOCHASTIC = frozenset(  # they put back all the noise that there is to put back
     {
         *("euler_ancestral", "dpm2_ancestral", "dpmpp_2s_ancestral"),
-        *("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"),
+        *("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"),
     }
 )
 SAMPLERS = tuple(names[0] for names in SOLVER_NAMES.values() if names)
@@ -29,10 +29,8 @@ def sampler_options(body: Sampling) -> dict[str, Any]:
     """The solver and the spacing of a request. Raises ProblemError for names that are none, and for another `eta`."""
     name = body.sampler_name or body.sampler_index
     scheduler = None if body.scheduler in (None, *AUTOMATIC) else body.scheduler
-    try:
-        solver, spacing = parse_sampler(name, scheduler)
-    except InputError as error:
-        raise problem_error(400, "invalid_value", str(error), "sampler_name") from error
+    _parse("scheduler", None, scheduler)
+    solver, spacing = _parse("sampler_name", name, scheduler)
     if spacing is None and solver is not None:
         spacing = AUTOMATIC_SPACINGS.get(solver)
     if solver is None and body.eta is not None:
@@ -42,3 +40,10 @@ def sampler_options(body: Sampling) -> dict[str, Any]:
     elif (solver == "ddim" and body.eta not in (None, 0)) or (solver in STOCHASTIC and body.eta not in (None, 1)):
         raise unsupported("eta", f"eta is {body.eta:g}, expected {'0 or 1' if solver == 'ddim' else '1'} for {name}")
     return {"solver": solver, "spacing": spacing}
+
+
+def _parse(param: str, solver: str | None, spacing: str | None) -> tuple[str | None, str | None]:
+    try:
+        return parse_sampler(solver, spacing)
+    except InputError as error:
+        raise problem_error(400, "invalid_value", str(error), param) from error
