@@ -1,6 +1,5 @@
 """Prompt weights: what `(word:1.2)` means, and what a weight does to the features."""
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enlarger.errors import InputError
+from enlarger.text.prompt_words import shortened
 
 BRACKET_FACTOR = 1.1  # what one pair of brackets multiplies or divides by
-MAX_WEIGHT = 10.0  # of a weight and of the product of nested ones, either sign
-NUMBER_PATTERN = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|[+-]?inf(?:inity)?|nan"
+MAX_WEIGHT = 100.0  # of a weight and of the product of nested ones, either sign
+USUAL_WEIGHT = 10.0  # beyond which a slip is likelier than a wish
+NUMBER_PATTERN = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?"
 # An escaped bracket or backslash; a number that closes a round bracket; a mark; text.
 PROMPT_PATTERN = re.compile(rf"\\[\\()\[\]]|:\s*({NUMBER_PATTERN})\s*\)|[()\[\]:\\]|[^()\[\]:\\]+", re.IGNORECASE)
 
@@ -31,7 +31,7 @@ def parse_prompt_attention(text: str) -> tuple[WeightedText, ...]:
     `(a)` is 1.1, `[a]` 1 / 1.1, `(a:1.2)` 1.2, and nesting multiplies. `\(`, `\)`, `\[`, `\]` and `\\` are the
     characters themselves. A bracket without its partner is text; so are both where a colon directly inside is not
     followed by a closing number, as in `(a:b)`. Everything else is text, the prompt schedules of other programs
-    included. Raises InputError for weights beyond -10 to 10.
+    included. Weights beyond -100 to 100 are these.
 
     Source: the syntax of AUTOMATIC1111's `parse_prompt_attention`, which gives a bracket without its partner and
     `(a:b)` a weight of 1.1.
@@ -41,14 +41,23 @@ def parse_prompt_attention(text: str) -> tuple[WeightedText, ...]:
     weights, parts = [1.0], list[WeightedText]()
     for i, match in enumerate(matches):
         if i in opening_factors:
-            weights.append(weights[-1] * opening_factors[i])
+            weights.append(min(max(weights[-1] * opening_factors[i], -MAX_WEIGHT), MAX_WEIGHT))
         elif i in closing_positions:
             weights.pop()
         else:
             part = match[0][1:] if len(match[0]) == 2 and match[0][0] == "\\" else match[0]
             before = parts.pop().text if parts and parts[-1].weight == weights[-1] else ""
-            parts.append(WeightedText(before + part, _check_weight(weights[-1], f"{weights[-1]:g}", text)))
+            parts.append(WeightedText(before + part, weights[-1]))
     return tuple(parts)
+
+
+def unusual_weights(prompt: str) -> tuple[str, ...]:
+    """A note where a prompt has a weight that is likelier a slip, such as (red:12), or more than is applied."""
+    part = max(parse_prompt_attention(prompt), key=lambda part: abs(part.weight), default=WeightedText("", 1.0))
+    if abs(part.weight) <= USUAL_WEIGHT:
+        return ()
+    most = ", the most that is applied" if abs(part.weight) == MAX_WEIGHT else ""
+    return (f"{shortened(part.text)!r} has a weight of {part.weight:g}{most}: pictures fall apart far beyond 2",)
 
 
 def apply_token_weights(features: Tensor, empty_features: Tensor, weights: Tensor) -> Tensor:
@@ -106,15 +115,5 @@ def _close_bracket(
 
 def _bracket_factor(match: re.Match[str], open_bracket: str) -> float:
     if match[1] is not None:
-        return _check_weight(float(match[1]), match[1], match.string)
+        return min(max(float(match[1]), -MAX_WEIGHT), MAX_WEIGHT)
     return BRACKET_FACTOR if open_bracket == "(" else 1 / BRACKET_FACTOR
-
-
-def _check_weight(weight: float, weight_text: str, text: str) -> float:
-    if math.isfinite(weight) and abs(weight) <= MAX_WEIGHT:
-        return weight
-    start = text if len(text) <= 60 else text[:57] + "..."
-    raise InputError(
-        f"the prompt {start!r} has a weight of {weight_text}, expected {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}; "
-        r"write \( and \) for brackets that are text."
-    )

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enlarger.errors import InputError
+from enlarger.diffusion.guidance import Guidance
 from enlarger.nn.clip_text import ClipText, ClipTextConfig
+from enlarger.tasks.latent_diffusion.conditioning import PromptSpec
 from enlarger.text.encode import encode_prompts
 from enlarger.text.tokenize import Tokenizer
-from enlarger.text.weights import apply_token_weights, parse_prompt_attention
+from enlarger.text.weights import WeightedText, apply_token_weights, parse_prompt_attention, unusual_weights
 from tests.support.clip_files import small_tokenizer_folder
 from tests.support.close import assert_close
 from tests.support.random_weights import normal, randomise
@@ -76,20 +77,33 @@ def test_the_syntax(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "weight"),
-    [("(a:nan)", "nan"), ("(a:1e9)", "1e9"), ("(a:-inf)", "-inf"), ("(a:10.5)", "10.5"), ("((a:9):9)", "81")],
+    ("text", "weight", "note"),
+    [
+        ("(a:12)", 12, "'a' has a weight of 12: pictures fall apart far beyond 2"),
+        ("((a:9):9) b", 81, "'a' has a weight of 81: pictures"),
+        ("(a:-10.5)", -10.5, "'a' has a weight of -10.5: pictures"),
+        ("(a:1e9)", 100, "'a' has a weight of 100, the most that is applied: pictures"),
+        ("(x (a:99):-99)", -100, "'a' has a weight of -100, the most that is applied: pictures"),
+        ("(a:10)", 10, ""),
+    ],
 )
-def test_absurd_weights_are_refused(text: str, weight: str) -> None:
-    with pytest.raises(InputError, match=rf"has a weight of {weight}, expected -10 to 10; write \\\( and \\\) for"):
-        parse_prompt_attention(text)
+def test_unusual_weights_are_applied_and_said(text: str, weight: float, note: str) -> None:
+    assert weight in [part.weight for part in parse_prompt_attention(text)]
+    found = unusual_weights(text)
+    assert len(found) == bool(note) and "".join(found).startswith(note)
+    assert PromptSpec(text, "", Guidance(7.5)).notes == PromptSpec("", text, Guidance(7.5)).notes == found
+
+
+@pytest.mark.parametrize("text", ["(a:nan)", "(a:inf)", "(a:-infinity)"])
+def test_words_that_python_takes_for_numbers_are_words(text: str) -> None:
+    assert parse_prompt_attention(text) == (WeightedText(text, 1),)
 
 
 def test_many_brackets_are_read_quickly() -> None:
     assert parse_prompt_attention("(" * 20000)[0].text == "(" * 20000
     assert parse_prompt_attention("[" * 20000 + ")" * 20000)[0].weight == 1
     assert parse_prompt_attention("([" * 5000 + "a" + "])" * 5000)[0].weight == pytest.approx(1)
-    with pytest.raises(InputError, match="expected -10 to 10"):
-        parse_prompt_attention("(" * 50 + "a" + ")" * 50)
+    assert parse_prompt_attention("(" * 50 + "a" + ")" * 50)[0].weight == 100
 
 
 @settings(max_examples=100, deadline=None)

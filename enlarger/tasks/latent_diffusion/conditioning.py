@@ -17,6 +17,7 @@ from enlarger.runtime.runtime import Runtime
 from enlarger.text.encode import OutputLayer, PromptEmbeds, encode_prompts, encode_prompts_xl
 from enlarger.text.prompt_words import unheard_words
 from enlarger.text.tokenize import Tokenizer
+from enlarger.text.weights import unusual_weights
 
 Size = tuple[int, int]  # height, width
 
@@ -47,10 +48,15 @@ class PromptSpec:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is not heard, one line each."""
-        words = tuple(dict.fromkeys((*unheard_words(self.prompt), *unheard_words(self.negative))))
+        """What is not heard, or likely not meant, one line each."""
+        words = prompt_notes(self.prompt, self.negative)
         is_ignored = self.guidance.scale == 1 and self.negative
         return (*words, "the negative prompt is not used: at guidance 1 only the prompt is") if is_ignored else words
+
+
+def prompt_notes(*texts: str) -> tuple[str, ...]:
+    """What is said of the words of prompts, one line each."""
+    return tuple(dict.fromkeys(note for text in texts for note in (*unheard_words(text), *unusual_weights(text))))
 
 
 def prompt_spec_from_options(options: Mapping[str, Any]) -> PromptSpec:

@@ -28,7 +28,12 @@ from enlarger.requests import X2_MAX_NOISE_LEVEL, UpscaleRequest, as_request, wi
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.batching import is_batch_invariant
 from enlarger.tasks.inputs import ImageSource, LatentSpace, latent_space_of
-from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning, GuidedText, encode_guided_prompts
+from enlarger.tasks.latent_diffusion.conditioning import (
+    GuidedConditioning,
+    GuidedText,
+    encode_guided_prompts,
+    prompt_notes,
+)
 from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion, decode_latents, pad_to_multiple
 from enlarger.tasks.latent_diffusion.sampling import (
     Expert,
@@ -56,7 +61,6 @@ from enlarger.tasks.upscale.upscale import (
     upscale_key,
 )
 from enlarger.text.encode import PromptEmbeds
-from enlarger.text.prompt_words import unheard_words
 from enlarger.text.tokenize import Tokenizer
 from enlarger.verb_options import UpscalerOptions
 
@@ -165,7 +169,7 @@ class LatentUpscaler:
             prompts = negatives if is_original else [""] * len(prompts)
         return encode_guided_prompts(
             self.tokenizer, self.text_encoder, self.runtime, prompts, negatives if is_guided else None, "last",
-            requests[0].long_prompt,
+            requests[0].long_prompt, weighted=True,
         )  # fmt: skip
 
     def _solver(self, request: UpscaleRequest) -> tuple[Solver, SigmaSchedule]:
@@ -177,7 +181,7 @@ class LatentUpscaler:
 
     def _run(self, batch: UpscaleBatch, make_job: MakeJob, watch: ProgressCallback) -> list[Result]:
         image, noise = batch.low_res, from_seeds(batch.seeds)
-        notes = unheard_words(str(batch.requests[0].prompt))
+        notes = prompt_notes(str(batch.requests[0].prompt), str(batch.requests[0].negative))
         factor = self.vae.downsample_factor
         height, width = (side * (factor if image.shape[1] == 4 else 1) for side in image.shape[-2:])
         while height < batch.size[0] or width < batch.size[1]:

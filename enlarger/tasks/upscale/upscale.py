@@ -108,7 +108,7 @@ def upscale_key(request: UpscaleRequest, tokenizers: Sequence[Tokenizer] = ()) -
     """Equal for requests for pictures of one size that differ in prompts and seed alone, see `prompt_key`."""
     if not isinstance(request.image, str | Path | Image.Image):
         return None
-    key = prompt_key(request, tokenizers)
+    key = prompt_key(request, tokenizers, weighted=True)
     return None if key is None else (key, open_upright(request.image).size)
 
 
