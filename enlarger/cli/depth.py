@@ -24,6 +24,7 @@ from enlarger.cli.options import (
     Salvage,
     SkipExisting,
     Strip,
+    ToneMap,
     request_options,
 )
 from enlarger.errors import InputError
@@ -66,6 +67,7 @@ def depth(
     overwrite: Overwrite = False,
     recursive: Recursive = False,
     salvage: Salvage = False,
+    tone_map: ToneMap = False,
     strip: Strip = "none",
     kind: Kind = None,
     quality: Quality = 95,
@@ -100,6 +102,7 @@ def depth(
         recursive=recursive,
         json_lines=json_lines,
         salvage=salvage,
+        tone_map=tone_map,
         strip=strip,
         kind=kind,
         quality=quality,

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
-
 from enlarger.cli.inputs import InputFile, PassedOver
+from enlarger.image.decode import open_image
 from enlarger.image.generation import read_metadata
 
 REASON = "results of an earlier run, which --again takes too"
@@ -32,7 +31,7 @@ def is_earlier_result(path: Path) -> bool:
     if RESULT_NAME.fullmatch(path.stem) is None:
         return False
     try:
-        with Image.open(path) as image:
+        with open_image(path) as (image, _):
             return "task" in (read_metadata(image) or {})
     except Exception:  # noqa: BLE001 - readers raise anything on files that are no picture of ours
         return False

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -153,14 +154,23 @@ def _with_format_note(job: Job, naming: OutputNaming) -> Job:
 
 
 def _outputs(input_files: Iterable[InputFile], naming: OutputNaming) -> dict[InputFile, tuple[Path, ...]]:
-    """The files for each input; where a.jpg and a.png would make the same, the suffixes stay in the names."""
+    """The files for each input; where a.jpg and a.png would make the same, the suffixes stay in the names.
+
+    Names that a disk may take for one, such as A and a, count as the same.
+    """
     outputs = {input_file: naming.outputs(input_file) for input_file in input_files}
-    names_by_output: dict[Path, set[str]] = {}
+    names_by_output: dict[str, set[str]] = {}
     for entry, files in outputs.items():
-        names_by_output.setdefault(files[0], set()).add(entry.path.name)
+        names_by_output.setdefault(_disk_name(files[0]), set()).add(entry.path.name)
     return {
-        entry: naming.outputs(entry, keep_suffix=len(names_by_output[files[0]]) > 1) for entry, files in outputs.items()
+        entry: naming.outputs(entry, keep_suffix=len(names_by_output[_disk_name(files[0])]) > 1)
+        for entry, files in outputs.items()
     }
+
+
+def _disk_name(path: Path) -> str:
+    """A path as disks see it that take capitals for small letters, and accents in any form."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def plan_job(

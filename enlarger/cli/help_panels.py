@@ -13,7 +13,7 @@ PANELS = {
     ),
     "Files": (
         *("output", "kind", "quality", "overwrite", "skip_existing", "recursive", "again"),
-        *("background", "strip", "all_frames", "salvage"),
+        *("background", "strip", "all_frames", "salvage", "tone_map", "cmyk"),
     ),
     "Model": (
         *("model", "models", "loras", "refiner", "upscaler", "vae", "inversions", "clip_skip"),

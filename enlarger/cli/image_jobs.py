@@ -61,6 +61,7 @@ class FileOptions:
     recursive: bool = False
     json_lines: bool = False
     salvage: bool = False  # take the rows that are there of pictures cut short
+    tone_map: bool = False  # of HDR pictures, instead of scaling
     strip: "Strip" = "none"
     kind: str | None = None  # of files to write: png, jpg, webp, tif, or same as the input's
     quality: int = 95
@@ -114,6 +115,7 @@ def process_images(
 
     flat = (*(() if files.background is None else (files.background,)), *(("cmyk",) if files.cmyk else ()))
     settings = (files.label, files.quality, files.salvage, files.strip, *flat, *files.run)
+    settings += ("tone map",) if files.tone_map else ()
     beside = nothing_beside if files.beside is None else files.beside
     files = replace(files, fingerprint=fingerprint_of_run(request, *settings, beside=beside))
     plan = files.plan(request.count)
@@ -148,8 +150,8 @@ def process_image(
     started = time.monotonic()
     watch = report.start_file(job.input.name)
     request, notes = request_for(request, job), ()
-    if files.salvage:
-        request, notes = _salvage(request, job)
+    if files.salvage or files.tone_map:
+        request, notes = _read_specially(request, job, files)
     result = task(request, watch=watch)
     return Outcome(
         job.input,
@@ -232,13 +234,14 @@ def _with_input_image(request: Request, job: "Job") -> Request:
     return replace(request, image=job.input)
 
 
-def _salvage(request: Request, job: "Job") -> tuple[Request, tuple[str, ...]]:
-    """The request for a job, of what is there of its picture, and what is to be said of that."""
-    from enlarger.image.decode import salvage
+def _read_specially(request: Request, job: "Job", files: FileOptions) -> tuple[Request, tuple[str, ...]]:
+    """The request for a job, of what is there of its picture or of its tone map, and what is to be said of that."""
+    from enlarger.image.decode import salvage, tone_map
 
     notes: list[str] = []
-    rows = salvage(job.input, notes)
-    return (request, ()) if rows is None else (replace(request, image=rows), tuple(notes))
+    image = tone_map(job.input, notes) if files.tone_map else None
+    image = salvage(job.input, notes) if image is None and files.salvage else image
+    return (request, ()) if image is None else (replace(request, image=image), tuple(notes))
 
 
 def run_jobs(jobs: Sequence["Job"], run_job: RunJob | None, report: "Report") -> list["Outcome"]:

@@ -31,6 +31,10 @@ Strip = Annotated[
     ),
 ]
 Salvage = Annotated[bool, typer.Option("--salvage", help="of pictures cut short, take the rows that are there")]
+ToneMap = Annotated[
+    bool,
+    typer.Option("--tone-map", help="of TIFFs of floats or 32-bit integers, press bright light together, not scale"),
+]
 Kind = Annotated[
     Literal["png", "jpg", "webp", "tif", "same"] | None,
     typer.Option(

@@ -22,6 +22,7 @@ from enlarger.cli.options import (
     Salvage,
     SkipExisting,
     Strip,
+    ToneMap,
     request_options,
 )
 from enlarger.requests import RefineRequest
@@ -53,6 +54,7 @@ def refine(
     overwrite: Overwrite = False,
     recursive: Recursive = False,
     salvage: Salvage = False,
+    tone_map: ToneMap = False,
     strip: Strip = "none",
     kind: Kind = None,
     quality: Quality = 95,
@@ -84,6 +86,7 @@ def refine(
         recursive=recursive,
         json_lines=json_lines,
         salvage=salvage,
+        tone_map=tone_map,
         strip=strip,
         kind=kind,
         quality=quality,

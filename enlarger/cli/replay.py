@@ -180,16 +180,17 @@ def _reasons(metadata: Json, old: bytes, made: bytes) -> list[str]:
     """What differs, and what may be why."""
     import numpy as np
     import torch
-    from PIL import Image
 
-    with Image.open(io.BytesIO(old)) as before, Image.open(io.BytesIO(made)) as after:
-        if before.size != after.size or before.mode != after.mode:
-            found = [f"it is {after.mode} of {after.size[0]} x {after.size[1]}, not {before.mode} of "
-                     f"{before.size[0]} x {before.size[1]}"]  # fmt: skip
-        else:
-            steps = np.abs(np.asarray(before, np.int64) - np.asarray(after, np.int64))
-            count = int((steps.reshape(*before.size[::-1], -1) > 0).any(-1).sum())
-            found = [f"{count} pixels differ, by at most {int(steps.max())}" if count else "the pixels are equal"]
+    from enlarger.image.decode import open_upright
+
+    before, after = (open_upright(data) for data in (old, made))
+    if before.size != after.size or before.mode != after.mode:
+        found = [f"it is {after.mode} of {after.size[0]} x {after.size[1]}, not {before.mode} of "
+                 f"{before.size[0]} x {before.size[1]}"]  # fmt: skip
+    else:
+        steps = np.abs(np.asarray(before, np.int64) - np.asarray(after, np.int64))
+        count = int((steps.reshape(*before.size[::-1], -1) > 0).any(-1).sum())
+        found = [f"{count} pixels differ, by at most {int(steps.max())}" if count else "the pixels are equal"]
     pairs = (("enlarger", __version__), ("torch", torch.__version__))
     changed = [f"it was made with {name} {metadata[name]}, this is {now}" for name, now in pairs
                if metadata.get(name, now) != now]  # fmt: skip

@@ -7,9 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from enlarger import __version__
+from enlarger.image.decode import open_image
 from enlarger.image.digest import file_sha256
 from enlarger.image.metadata import EXIF_DIRECTORY, IMAGE_UNIQUE_ID
 
@@ -38,7 +37,7 @@ def fingerprint_of_run(request: Any, *settings: object, beside: FilesBeside = no
 def carries(path: Path, fingerprint: str) -> bool:
     """Whether a file is a whole picture that says that it was made so."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as (image, _):
             return image.getexif().get_ifd(EXIF_DIRECTORY).get(IMAGE_UNIQUE_ID) == fingerprint
     except Exception:  # noqa: BLE001 - readers raise anything on files that are no picture of ours
         return False

@@ -25,6 +25,7 @@ from enlarger.cli.options import (
     Salvage,
     SkipExisting,
     Strip,
+    ToneMap,
     request_options,
 )
 from enlarger.cli.remote import Key, Server, check_no_local_options, remote_upscaler
@@ -57,6 +58,7 @@ def upscale(
     overwrite: Overwrite = False,
     recursive: Recursive = False,
     salvage: Salvage = False,
+    tone_map: ToneMap = False,
     strip: Strip = "none",
     kind: Kind = None,
     quality: Quality = 95,
@@ -82,9 +84,9 @@ def upscale(
         return load_upscaler(model, device, precision, offload)
 
     request = make_request(UpscaleRequest, image=None, **options)
-    if all_frames and (kind is not None or request.count > 1 or salvage or cmyk):
+    if all_frames and (kind is not None or request.count > 1 or salvage or tone_map or cmyk):
         raise typer.BadParameter(
-            "--all-frames makes one file of the input's kind; leave --format, --count, --salvage and --cmyk"
+            "--all-frames makes one file of the input's kind; leave --format, --count, --salvage, --tone-map and --cmyk"
         )
     if server is not None and cmyk:
         raise typer.BadParameter("--cmyk cannot be given with --server: a service's pictures are in RGB")
@@ -96,6 +98,7 @@ def upscale(
         recursive=recursive,
         json_lines=json_lines,
         salvage=salvage,
+        tone_map=tone_map,
         strip=strip,
         kind=ALL_FRAMES if all_frames else kind,
         quality=quality,

@@ -1,6 +1,5 @@
 """`load_image` and `make_image_grid`, as diffusers.utils has them."""
 
-import io
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +17,11 @@ def load_image(
 ) -> Image.Image:
     """A picture from a file, or from an address that begins with http:// or https://, upright and in RGB.
 
-    `convert_method` replaces the conversion to RGB. Files are brought to sRGB.
+    `convert_method` replaces the conversion to RGB. Files, and what is fetched, are those that
+    `read_picture` reads, and are brought to sRGB.
     """
     if isinstance(image, str) and image.startswith(("http://", "https://")):
-        image = Image.open(io.BytesIO(_fetch(image)))
+        image = to_pil(read_picture(_fetch(image), name=image))
     elif isinstance(image, str | Path):
         image = to_pil(read_picture(image))
     upright = ImageOps.exif_transpose(image)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from enlarger.errors import InputError
+from enlarger.image.decode import open_image
 from enlarger.image.degrade import DEGRADATIONS
 from enlarger.image.picture import SUFFIXES, Picture, list_pictures, read_picture, save_image, to_pil
 
@@ -63,7 +64,8 @@ def beside(folder: Path | None, group: str, sample: Sample) -> dict[str, Image.I
     for method in sorted(p for p in folder.iterdir() if p.is_dir()) if folder is not None else ():
         path = method / group.replace(" ", "-") / f"{sample.name}.png"
         if method.name != "input" and path.exists():
-            image = Image.open(path).convert("RGB")
+            with open_image(path) as (opened, _):
+                image = opened.convert("RGB")
             if image.size != sample.truth.size:
                 raise InputError(f"{path}: is {image.size}, expected {sample.truth.size}, twice its input")
             found[method.name] = image

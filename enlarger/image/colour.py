@@ -10,6 +10,7 @@ from PIL import Image, ImageCms
 
 from enlarger.errors import InputError
 from enlarger.image.deep import DeepImage, Samples
+from enlarger.image.hdr import unit_rows
 
 Grey = np.ndarray[Any, np.dtype[np.float64]]  # (H, W)
 GAMUT_TOLERANCE = 650  # 16-bit steps that a way to sRGB and back may move a colour: one hundredth
@@ -180,21 +181,11 @@ def to_unit_grey(image: Image.Image, name: str, notes: list[str]) -> Grey:
 
     Mode F is expected in 0..1, the modes I in 0..65535. Raises InputError for a picture without a single number.
     """
-    max_value = 1 if image.mode == "F" else 65535
-    values = np.array(image if image.mode == "F" else image.convert("I"), np.float64) / max_value
-    is_number = np.isfinite(values)
-    if not is_number.any():
-        raise InputError(f"{name}: found NaN or infinity in every pixel, expected numbers; save it anew")
-    low, high = float(values[is_number].min()), float(values[is_number].max())
-    if not is_number.all():
-        notes.append(f"{int((~is_number).sum())} pixels are no numbers: taken as the lowest level")
-        values = np.where(is_number, values, low)
-    if low < -1e-3 or high > 1 + 1e-3:
-        found = f"values from {low * max_value:g} to {high * max_value:g}"
-        notes.append(f"{found}, expected 0 to {max_value}: scaled to that")
-        low = min(low, 0)
-        values = (values - low) / max(high - low, 1e-3)
-    return values.clip(0, 1)
+    values = np.array(image if image.mode == "F" else image.convert("I"))
+    try:
+        return np.stack(list(unit_rows(values, 1 if image.mode == "F" else 65535, notes)))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
 
 
 def _create_profile(space: Literal["LAB", "sRGB"]) -> ImageCms.ImageCmsProfile:

@@ -13,13 +13,15 @@ from PIL import Image, ImageFile, PngImagePlugin
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND"
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
-PIXEL_CHUNKS = (b"tRNS", b"fdAT", b"fcTL")  # ancillary by name, but a part of what is seen
+PIXEL_CHUNKS = (b"fdAT", b"fcTL")  # ancillary by name, but a part of what is seen
 LEAST_BYTES = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"acTL": 8}
 MAX_TEXT_BYTES = PngImagePlugin.MAX_TEXT_CHUNK  # of one text, unpacked
 MAX_TEXTS_BYTES = 3 << 20  # of all that are kept
 MAX_PROFILE_BYTES = 16 << 20
+WEBP_PIXELS = (b"VP8 ", b"VP8L", b"ANMF", b"ALPH", b"ANIM", b"VP8X")
 JPEG_END = b"\xff\xd9"
 JPEG_SCAN = b"\xff\xda"  # where coded pixels begin
+JPEG = ("JPEG",)  # Pillow's name of what reads it, and several in a file
 JPEG_FILLS = (b"", b"\x55\xaa" * 64)  # what stands where the last bytes may be missing
 
 
@@ -109,6 +111,41 @@ def _inflate(data: bytes, most: int) -> bytes:
         return b""
 
 
+def is_webp(head: bytes) -> bool:
+    """Whether a file that begins so is one."""
+    return head.startswith(b"RIFF") and head[8:12] == b"WEBP"
+
+
+def whole_webp(stream: BinaryIO, notes: list[str]) -> BinaryIO | None:
+    """A WebP that says to be longer than it is, with its length and without what is cut short beside the pixels.
+
+    The stream itself where nothing is wrong; None where pixels are cut short.
+    """
+    file_size = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    stated = 8 + struct.unpack("<4xI4x", stream.read(12))[0]
+    if stated <= file_size:
+        stream.seek(0)
+        return stream
+    end, has_pixels = 12, False
+    while len(head := stream.read(8)) == 8:
+        kind, length = struct.unpack("<4sI", head)
+        if end + 8 + length > file_size:
+            if kind in WEBP_PIXELS:
+                return None
+            notes.append(f"{kind.decode('ascii', 'replace')}, data beside the pixels, left out: it is cut short")
+            break
+        has_pixels = has_pixels or kind in WEBP_PIXELS[:3]
+        end = stream.seek(end + 8 + length + length % 2)
+    else:
+        notes.append("the length in the WebP's header is wrong; all its pixels are there")
+    if not has_pixels:
+        return None
+    stream.seek(12)
+    content = stream.read(end - 12).ljust(end - 12, b"\0")
+    return io.BytesIO(b"RIFF" + struct.pack("<I", end - 8) + b"WEBP" + content)
+
+
 def complete_jpeg(image: Image.Image, data: bytes) -> Image.Image | None:
     """A JPEG that ends before its end marker, decoded, if all its pixels are there; else None.
 
@@ -125,11 +162,11 @@ def rows_of_truncated(image: Image.Image, data: bytes) -> Image.Image | None:
 
     It is decoded over two grounds: rows that do not show them were decoded. Nothing else may load pictures meanwhile.
     """
-    if image.format == "JPEG":
+    if image.format in ("JPEG", "MPO"):
         grounds = [_load(data + fill + JPEG_END) for fill in JPEG_FILLS]
     else:
         with _truncated_allowed():
-            grounds = [_load(data, ground) for ground in (0, 1)]
+            grounds = [_load(data, (str(image.format),), ground) for ground in (0, 1)]
     first, second = (np.asarray(ground) for ground in grounds)
     is_same = (first == second).reshape(first.shape[0], -1).all(axis=1)
     if bool(is_same[0]):
@@ -139,8 +176,8 @@ def rows_of_truncated(image: Image.Image, data: bytes) -> Image.Image | None:
     return grounds[0].crop((0, first_row, image.width, end)) if end > first_row else None
 
 
-def _load(data: bytes, ground: int | None = None) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
+def _load(data: bytes, formats: tuple[str, ...] = JPEG, ground: int | None = None) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=formats)
     if ground is not None:
         channels = len(image.getbands())
         image.im = Image.new(image.mode, image.size, ground if channels == 1 else (ground,) * channels).im

@@ -15,12 +15,16 @@ from enlarger.errors import InputError
 from enlarger.image.damage import (
     PNG_SIGNATURE,
     complete_jpeg,
+    is_webp,
     rows_of_truncated,
+    whole_webp,
     without_broken_chunks,
 )
-from enlarger.image.deep import DEEP_SUFFIX, DeepImage, deep_mode, read_deep, transpose_deep
+from enlarger.image.deep import DEEP_SUFFIX, DeepImage, deep_mode, read_deep, read_hdr, transpose_deep
+from enlarger.image.hdr import is_hdr, is_wide
 from enlarger.image.optional_formats import is_jxl, jxl_size, register_optional_formats
-from enlarger.image.other_kinds import HEAD_BYTES, OtherKind, other_kind
+from enlarger.image.other_kinds import HEAD_BYTES, RAW, OtherKind, other_kind
+from enlarger.image.tiff_tags import has_sensor_data, is_raw_photo, oversized_tiles, tiff_samples
 
 AVIF_FORMATS = {".avif": "AVIF"} if features.check("avif") else {}  # a part of newer Pillows only
 OPTIONAL_FORMATS = register_optional_formats()
@@ -35,11 +39,8 @@ READABLE_FORMATS = (
     *sorted({*OPTIONAL_FORMATS.values()}),
 )
 PIXEL_LIMIT = 89_478_485  # Pillow's own warning level
-TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323  # the TIFF tags
-MAX_SMALL_TILE = 1 << 22  # pixels of a tile that any TIFF may have
 MAX_LINE_CHARACTERS = 1000
 EXIF_ORIENTATION = 0x0112  # the EXIF tag
-BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # TIFF tags
 ORIENTATION_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,9 +54,10 @@ FIRST_SIDEWAYS = 5  # orientations from here on swap width and height
 MAGIC_BYTES = {
     b"\x89PNG": "PNG",
     b"\xff\xd8": "JPEG",
-    b"RIFF": "WEBP",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
     b"BM": "BMP",
     b"GIF8": "GIF",
 }
@@ -127,6 +129,16 @@ def salvage(path: str | Path, notes: list[str], *, limit: int = PIXEL_LIMIT) -> 
         return _apply_orientation(rows, rows, notes)
 
 
+def tone_map(path: str | Path, notes: list[str], *, limit: int = PIXEL_LIMIT) -> Image.Image | None:
+    """An HDR picture, a TIFF of floats or of 32-bit integers, as a display shows it, upright; None for any other file.
+
+    The numbers are taken for linear light, and become sRGB of 16 bits; see `hdr.tone_mapped`. Raises InputError as
+    `read_picture` does.
+    """
+    with open_image(path) as (image, name):
+        return decode_image(image, name, limit, notes, tone_map=True).copy() if is_hdr(image) else None
+
+
 def _rows_of_truncated(image: Image.Image) -> Image.Image | None:
     with suppress(Exception):  # decoders raise anything on damaged files
         return rows_of_truncated(image, _content(image))
@@ -177,7 +189,13 @@ def open_image(
         if is_png:
             read_from, profile = without_broken_chunks(stream, [] if notes is None else notes)
             read_from.seek(0)
+        elif is_webp(first_bytes):
+            read_from = whole_webp(stream, [] if notes is None else notes)
+            if read_from is None:
+                raise decode_error(name, OSError("truncated"))
         image = _read_header(read_from, first_bytes, name)
+        if is_raw_photo(image, first_bytes):
+            raise _kind_error(name, RAW)
         if profile is not None:
             image.info["icc_profile"] = profile
         yield image, name
@@ -237,13 +255,16 @@ def _open_stream(source: FileSource, name: str) -> BinaryIO:
 def _read_header(stream: BinaryIO, first_bytes: bytes, name: str) -> Image.Image:
     """Read a file's header only."""
     format_name = next((kind for magic, kind in MAGIC_BYTES.items() if first_bytes.startswith(magic)), None)
+    format_name = "WEBP" if is_webp(first_bytes) else format_name
     try:
         return Image.open(stream, formats=READABLE_FORMATS)
     except Image.DecompressionBombError as error:
         pixels, limit = (int(number) for number in re.findall(r"\d+", str(error))[:2])
         raise too_large_error(name, pixels, limit) from None
     except UnidentifiedImageError:
-        if format_name == "TIFF" and (samples := _tiff_samples(stream)) is not None:
+        if format_name == "TIFF" and has_sensor_data(stream):
+            raise _kind_error(name, RAW) from None
+        if format_name == "TIFF" and (samples := tiff_samples(stream)) is not None:
             text = f"{name}: is a TIFF of {samples}, which is not read; save it with 8 or 16 bits for each channel"
             raise UnreadableImage(text, "unknown") from None
         if format_name is not None:
@@ -266,21 +287,12 @@ def unknown_kind_error(stream: BinaryIO, name: str) -> UnreadableImage:
     kind = other_kind(head, stream.read()) or OtherKind("not a picture")
     if kind.format in READABLE_FORMATS:
         return UnreadableImage(f"{name}: the {kind.format} header is damaged or cut short; copy or download it again")
+    return _kind_error(name, kind)
+
+
+def _kind_error(name: str, kind: OtherKind) -> UnreadableImage:
     text = f"{name}: is {kind.name}, expected one of {', '.join(READABLE_FORMATS)}; {kind.way_out}"
     return UnreadableImage(text, "unknown")
-
-
-def _tiff_samples(stream: BinaryIO) -> str | None:
-    """What the pixels of a TIFF are made of; None where its tags cannot be read."""
-    with suppress(Exception):  # whatever a damaged file makes of them
-        stream.seek(0)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(stream.read(8))
-        stream.seek(tags.next)
-        tags.load(stream)
-        bits, sample_format = tags[BITS_PER_SAMPLE], tags.get(SAMPLE_FORMAT, (1,))[0]
-        kind = {1: "whole", 2: "signed", 3: "floating-point"}[sample_format]
-        return f"{len(bits)} {kind} numbers of {bits[0]} bits for each pixel"
-    return None
 
 
 def too_large_error(name: str, pixels: int, limit: int) -> UnreadableImage:
@@ -306,31 +318,29 @@ def check_size(name: str, width: int, height: int, limit: int) -> None:
         raise too_large_error(f"{name}: {width} x {height}", width * height, limit)
 
 
-def decode_image(image: Image.Image, name: str, limit: int, notes: list[str]) -> Image.Image:
+def decode_image(image: Image.Image, name: str, limit: int, notes: list[str], tone_map: bool = False) -> Image.Image:
     """The decoded pixels of an opened picture, upright, in its own mode. Raises Unreadable."""
     check_size(name, *image.size, limit)
-    _check_tiles(image, name)
+    if (found := oversized_tiles(image)) is not None:
+        raise UnreadableImage(f"{name}: {found}; save it anew with another program")
     try:
-        return _apply_orientation(image, load_pixels(image, notes), notes)
+        return _apply_orientation(image, load_pixels(image, notes, tone_map), notes)
+    except InputError as error:  # of a picture that was decoded
+        raise UnreadableImage(f"{name}: {error}") from None
     except Exception as error:  # decoders raise anything on damaged files
         raise decode_error(name, error) from error
 
 
-def _check_tiles(image: Image.Image, name: str) -> None:
-    """Raise Unreadable for a TIFF whose tiles are far larger than its picture: each is made whole, and then cut."""
-    tags = getattr(image, "tag_v2", {})
-    width, height = (tags.get(tag, 0) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_LENGTH))
-    is_tiled = isinstance(width, int) and isinstance(height, int)
-    if is_tiled and width * height > max(MAX_SMALL_TILE, 4 * image.width * image.height):
-        found = f"has tiles of {width} x {height} pixels for a picture of {image.width} x {image.height}"
-        raise UnreadableImage(f"{name}: {found}; save it anew with another program")
+def load_pixels(image: Image.Image, notes: list[str], tone_map: bool = False) -> Image.Image:
+    """The image with its pixels and all their bits, also of a JPEG that lacks nothing but the mark at its end.
 
-
-def load_pixels(image: Image.Image, notes: list[str]) -> Image.Image:
-    """The image with its pixels and all their bits, also of a JPEG that lacks nothing but the mark at its end."""
+    Of HDR pictures what a display shows, by `tone_map` or scaled.
+    """
     if isinstance(image, DeepImage):
         return image
     is_deep = not image.mode.startswith("I") and bool(re.search(";16[BLN]", str(getattr(image, "tile", ""))))
+    if is_wide(image) or (tone_map and is_hdr(image)):
+        return read_hdr(image, _content(image), notes, tone_map)
     data = _content(image) if deep_mode(image) is not None else b""
     if data and image.format == "TIFF" and (deep := read_deep(image, data)) is not None:
         return deep

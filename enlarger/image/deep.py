@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-Samples = np.ndarray[Any, np.dtype[np.uint16]]  # (H, W, 2..4): grey and alpha, RGB or RGBA
+from enlarger.image.hdr import Samples, is_wide, read_values, to_samples, tone_mapped
+
 DEEP_SUFFIX = ";16"  # of the names of their modes: LA;16, RGB;16, RGBA;16
 DEEP_FORMATS = ("PNG", "TIFF")
 PNG_LEVEL = 3  # of 9; higher takes far longer for a few percent
@@ -92,7 +93,29 @@ def deep_mode(image: Image.Image) -> str | None:
     is_colour = image.mode in _TIFF_SAMPLES and tags.get(_PHOTOMETRIC) in (_GREY, _RGB)
     is_deep = set(tags.get(_BITS, ())) == {16} and set(tags.get(_FORMAT, (1,))) == {1}
     mode = "RGB" if image.mode == "RGBX" else image.mode
+    if is_wide(image):
+        return mode if mode in _TIFF_SAMPLES else None
     return mode if is_colour and is_deep and len(tags[_BITS]) == _TIFF_SAMPLES[image.mode] else None
+
+
+def read_hdr(image: Image.Image, data: bytes, notes: list[str], tone_map: bool = False) -> Image.Image:
+    """The pixels of an opened file that `is_hdr` in 16 bits, grey in mode I;16.
+
+    Where they go beyond what a display shows, they are scaled with a note, or all are mapped by `tone_map`. Raises
+    whatever libtiff raises on damaged files, and InputError for a picture without a single number.
+    """
+    if is_wide(image):
+        values, most = read_values(image, data)
+    else:
+        values, most = np.array(image)[..., None], 1 if image.mode == "F" else 65535
+    samples = tone_mapped(values, most) if tone_map else to_samples(values, most, notes)
+    info = {key: value for key, value in image.info.items() if not (tone_map and key == "icc_profile")}
+    notes += ["tone-mapped"] if tone_map else []
+    if samples.shape[2] > 1:
+        return DeepImage.from_samples(samples, info)
+    grey = Image.fromarray(samples[..., 0])
+    grey.info |= info
+    return grey
 
 
 def read_deep(image: Image.Image, data: bytes) -> DeepImage | None:

@@ -41,7 +41,7 @@ def compress(pixels: Pixels, quality: int, subsampling: int = 2) -> Pixels:
     """Through a JPEG file and back; `subsampling` as Pillow has it: 0 none, 2 colour at half resolution."""
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "JPEG", quality=quality, subsampling=subsampling)
-    return np.asarray(Image.open(data))
+    return np.asarray(Image.open(data, formats=("JPEG",)))
 
 
 def rounded(values: Values) -> Pixels:

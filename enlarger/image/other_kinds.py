@@ -20,6 +20,11 @@ def _by(program: str) -> str:
     return f"convert it to PNG first, as `{program}` does"
 
 
+RAW = OtherKind(
+    "a camera's raw photo",
+    "develop it first: export it as TIFF or JPEG from the camera's program, or as `darktable-cli in.dng out.tif` does",
+)
+_SHORTCUT = OtherKind("a shortcut", "take the picture that it leads to")
 _HEIC = OtherKind("a HEIC photo", f"install enlarger[heif], or {_by('heif-convert in.heic out.png')}", "HEIF")
 _JXL = OtherKind("a JPEG XL file", f"install enlarger[jxl], or {_by('djxl in.jxl out.png')}", "JXL")
 _SVG = OtherKind("an SVG drawing", f"{_by('rsvg-convert -w 3000 in.svg -o out.png')}, in any size")
@@ -57,7 +62,33 @@ KINDS_BY_MAGIC: dict[bytes, OtherKind] = {
     b"\x76\x2f\x31\x01": OtherKind("an OpenEXR file", _magick("exr")),
     b"#?RADIANCE": OtherKind("a Radiance HDR file", _magick("hdr")),
     b"\x1a\x45\xdf\xa3": _VIDEO,
+    b"\x8aMNG": OtherKind("an MNG animation", _magick("mng")),
+    b"FUJIFILMCCD-RAW": RAW,
+    **dict.fromkeys((b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM"), RAW),
+    b"II\xbc\1": OtherKind("a JPEG XR file", _by("JxrDecApp -i in.jxr -o out.bmp")),
+    b"FLIF": OtherKind("a FLIF file", _by("flif -d in.flif out.png")),
+    b"BPG\xfb": OtherKind("a BPG file", _by("bpgdec -o out.png in.bpg")),
+    **dict.fromkeys(
+        (b"\x0a\2\1\1", b"\x0a\5\1\1", b"\x0a\5\1\4", b"\x0a\5\1\x08"), OtherKind("a PCX file", _magick("pcx"))
+    ),
+    b"\xabKTX": OtherKind("a KTX texture"),
+    b"\xd7\xcd\xc6\x9a": OtherKind("a WMF drawing", _by("soffice --convert-to png in.wmf")),
+    b"\1\0\0\0\x6c\0\0\0": OtherKind("an EMF drawing", _by("soffice --convert-to png in.emf")),
+    b"icns": OtherKind("an icon file of macOS", _by("icns2png -x in.icns")),
+    b"Rar!": OtherKind("a RAR archive", "unpack it first"),
+    b"7z\xbc\xaf": OtherKind("a 7z archive", "unpack it first"),
+    b"[internetshortcut]": _SHORTCUT,
+    b"L\0\0\0\1\x14\2\0": _SHORTCUT,
 }
+_DRAWING = OtherKind("a drawing of Krita or another program", "export it as PNG from there first")
+KINDS_BY_PLACE: tuple[tuple[int, bytes, OtherKind], ...] = (  # that are told by what lies further on
+    (6, b"HEAPCCDR", RAW),
+    (4, b"ftypcrx ", RAW),
+    (30, b"mimetypeapplication/x-krita", _DRAWING),
+    (30, b"mimetypeimage/openraster", _DRAWING),
+    (8, b"AVI LIST", _VIDEO),
+    (8, b"WAVEfmt ", OtherKind("a sound")),
+)
 KINDS_BY_BRAND = {b"heic": _HEIC, b"heix": _HEIC, b"hevc": _HEIC, b"heim": _HEIC, b"mif1": _HEIC, b"msf1": _HEIC}
 AVIF = OtherKind(
     "an AVIF picture",
@@ -73,6 +104,9 @@ def other_kind(head: bytes, end: bytes = b"", *, read: Collection[str] = ()) -> 
 
 
 def _kind_of(head: bytes, end: bytes) -> OtherKind | None:
+    for place, magic, kind in KINDS_BY_PLACE:
+        if head[place:].startswith(magic):
+            return kind
     if head[4:8] == b"ftyp":
         if head[8:12] in (b"avif", b"avis"):
             return AVIF

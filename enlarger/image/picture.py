@@ -78,15 +78,19 @@ Array = np.ndarray[Any, Any]  # of any shape and numbers
 PictureSource = FileSource | Image.Image | Array | Tensor
 
 
-def read_picture(source: PictureSource, *, limit: int = PIXEL_LIMIT) -> Picture:
+def read_picture(
+    source: PictureSource, *, limit: int = PIXEL_LIMIT, name: str | None = None, tone_map: bool = False
+) -> Picture:
     """Read one picture.
 
     `source` is a path, a file's bytes, or an open file; a PIL image; an array (H, W) or (H, W, 1..4) of uint8, uint16
     or floats in 0..1, its channels grey, grey and alpha, RGB or RGBA; or a float tensor (1 or 3, H, W) in -1..1. The
     EXIF orientation is applied, an ICC profile converted to sRGB unless its gamut is wider, the first frame of several
     taken; `notes` says so. PIL modes I and I;16 are 16-bit grey, mode F is grey in 0..1; of PNG and TIFF files 16-bit
-    colour, and grey with alpha, keep all bits. Raises InputError, one line with the file's name, for whatever cannot be
-    read or has more than `limit` pixels (for files, Pillow's own bound, twice `PIL.Image.MAX_IMAGE_PIXELS`, holds too).
+    colour, and grey with alpha, keep all bits. TIFF files of floats in 0..1 and of 32-bit integers in 0..65535 are
+    scaled with a note where they go beyond, or, with `tone_map`, taken for linear light and brought to what a display
+    shows. Raises InputError, one line with the file's name (`name` for what has no path), for whatever cannot be read
+    or has more than `limit` pixels (for files, Pillow's own bound, twice `PIL.Image.MAX_IMAGE_PIXELS`, holds too).
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, limit)
@@ -94,8 +98,8 @@ def read_picture(source: PictureSource, *, limit: int = PIXEL_LIMIT) -> Picture:
         return _from_tensor(source, limit)
     if isinstance(source, Image.Image) or is_file_source(source):
         notes: list[str] = []
-        with open_image(source, notes=notes) as (image, name):
-            return _from_pil(image, name, limit, notes)
+        with open_image(source, name, notes) as (image, shown_name):
+            return _from_pil(image, shown_name, limit, notes, tone_map)
     raise InputError(
         f"found a {type(source).__name__}, expected a path, bytes, an open file, a PIL image, numpy array or tensor; "
         "pass one of these"
@@ -107,8 +111,8 @@ def list_pictures(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
-def _from_pil(image: Image.Image, name: str, limit: int, notes: list[str]) -> Picture:
-    source, image = image, decode_image(image, name, limit, notes)
+def _from_pil(image: Image.Image, name: str, limit: int, notes: list[str], tone_map: bool) -> Picture:
+    source, image = image, decode_image(image, name, limit, notes, tone_map)
     metadata = read_file_metadata(source) | cmyk_metadata(source)
     try:
         if image.mode == "F" or image.mode.startswith("I"):

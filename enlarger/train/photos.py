@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from enlarger.errors import InputError
+from enlarger.image.decode import open_image
 from enlarger.image.degrade import Pixels
 from enlarger.image.picture import list_pictures
 
@@ -82,9 +83,9 @@ def _write(pictures: Iterable[Pixels], path: Path, crop: int) -> list[tuple[int,
 def _load(asked: tuple[Path, list[int], int]) -> Pixels:
     path, seed, least = asked
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as (opened, _):
             image = opened.convert("RGB")
-    except OSError as error:
+    except (OSError, InputError) as error:
         raise InputError(f"{path}: cannot be read as a picture; mend it or take it out of the folder") from error
     scale = max(np.random.default_rng(seed).uniform(*SCALES), min(1.0, least / min(image.size)))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

@@ -119,6 +119,18 @@ def test_what_is_there_of_a_picture_cut_short_is_enlarged_when_asked(call: Any) 
     assert f"a.png: note: the file is cut short: {rows} of 90 rows are there, the others are left out\n" in err
 
 
+def test_light_beyond_the_range_is_mapped_when_asked(call: Any) -> None:
+    Image.new("F", (4, 3), 7.0).save("a.tif"), photo("b.png")
+    status, out, err = call("upscale", "a.tif", "b.png")
+    assert (status, out) == (0, "a-x2.png\nb-x2.png\n") and "note: values from 7 to 7, expected 0 to 1: scaled" in err
+    status, out, err = call("upscale", "a.tif", "b.png", "--tone-map", "-o", "out")
+    assert (status, err.count("tone-mapped")) == (0, 1) and "a.tif: note: tone-mapped\n" in err
+    status, _, err = call("upscale", "a.tif", "--tone-map", "--all-frames")
+    assert status == 2 and "leave --format, --count, --salvage, --tone-map and" in " ".join(
+        err.replace("│", " ").split()
+    )
+
+
 @pytest.mark.parametrize(
     ("mode", "size", "output", "words"),
     [

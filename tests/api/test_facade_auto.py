@@ -1,6 +1,7 @@
 """The pipeline that a folder names is the one that is read, with diffusers' signatures; pictures are read."""
 
 import inspect
+import io
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from enlarger.diffusers import (
 )
 from enlarger.diffusers.pipelines.auto_pipeline import PIPELINE_CLASSES, PIPELINE_FAMILIES
 from enlarger.diffusers.utils import load_image, make_image_grid
-from enlarger.errors import CheckpointError, Unsupported
+from enlarger.errors import CheckpointError, InputError, Unsupported
 from tests.support import tiny, tiny_models, tiny_xl
 from tests.support.close import assert_close
 from tests.support.tiny_x4 import x4_folder
@@ -123,6 +124,26 @@ def test_pictures_are_read(tmp_path: Path) -> None:
     assert load_image(picture).mode == "RGB" and load_image(picture, lambda image: image.convert("L")).mode == "L"
     with pytest.raises(ValueError, match=r"^http://127.0.0.1:9/x.png: cannot be fetched .*; save the picture and give"):
         load_image("http://127.0.0.1:9/x.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"<html>", r"x\.png: is an HTML page, expected one of "),
+        (b"P6 1 1 255\n123", r"x\.png: is a PPM, PGM, PBM or PFM"),
+    ],
+    ids=["page", "kind that is not read"],
+)
+def test_what_is_fetched_is_read_as_files_are(monkeypatch: pytest.MonkeyPatch, content: bytes, text: str) -> None:
+    address = "http://127.0.0.1:9/x.png"
+    monkeypatch.setattr("enlarger.diffusers.utils._fetch", lambda _: content)
+    with pytest.raises(InputError, match=f"^http://127.0.0.1:9/{text}"):
+        load_image(address)
+    stream, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("LA", (16, 24), (7, 255)).save(stream, "PNG", exif=exif)
+    monkeypatch.setattr("enlarger.diffusers.utils._fetch", lambda _: stream.getvalue())
+    assert (load_image(address).mode, load_image(address).size) == ("RGB", (24, 16))
 
 
 def test_pictures_are_laid_out() -> None:

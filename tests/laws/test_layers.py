@@ -35,6 +35,7 @@ LIGHT = {
     "encode",
     "frames",
     "generation",
+    "hdr",
     "watermark",
     "colour",
     "damage",
@@ -44,6 +45,7 @@ LIGHT = {
     "metadata",
     "optional_formats",
     "other_kinds",
+    "tiff_tags",
 }  # the modules of `image` that do without torch
 DOORS = {"enlarger", "enlarger.__main__"}  # they only pass on what others hold
 FOREIGN = {
@@ -166,6 +168,24 @@ def test_every_room_has_its_place() -> None:
 )
 def test_an_upward_import_is_found(module: str, source: str, found: list[str]) -> None:
     assert upward(module, source, module.rpartition(".")[0]) == found
+
+
+def names_its_formats(call: ast.AST) -> bool:
+    """Whether a node is no call of `Image.open`, or one that says which of Pillow's readers may look at the file."""
+    if not isinstance(call, ast.Call) or not ast.unparse(call.func).endswith("Image.open"):
+        return True
+    return any(keyword.arg == "formats" for keyword in call.keywords)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_pictures_are_opened_by_the_readers_that_are_allowed(path: Path) -> None:
+    calls = ast.walk(ast.parse(path.read_text()))
+    assert [call for call in calls if not names_its_formats(call)] == [], "open with image.decode.open_image"
+
+
+def test_a_bare_open_is_found() -> None:
+    calls = ast.parse("with PIL.Image.open(path) as image: Image.open(path, formats=READABLE_FORMATS)")
+    assert [ast.unparse(call) for call in ast.walk(calls) if not names_its_formats(call)] == ["PIL.Image.open(path)"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

@@ -3,12 +3,13 @@
 import io
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import tifffile
+from PIL import Image, TiffImagePlugin
 
 from enlarger.errors import InputError
 from enlarger.image.damage import PNG_SIGNATURE
@@ -132,6 +133,20 @@ OTHERS = {
     "HTML": (b"\n<!DOCTYPE html><html>", "is an HTML page.*download the picture itself"),
     "LFS": (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer.*git lfs pull"),
     "MP4": (b"\0\0\0\x20ftypisom", "is a film"),
+    "raw photo of Canon": (b"II*\0\x10\0\0\0CR\2\0", "is a camera's raw photo.*develop it|the TIFF header is damaged"),
+    "raw photo of Canon's new kind": (b"\0\0\0\x18ftypcrx ", "is a camera's raw photo, .*darktable-cli"),
+    "raw photo of Fuji": (b"FUJIFILMCCD-RAW 0201", "is a camera's raw photo"),
+    "raw photo of Olympus": (b"IIRO\x08\0\0\0", "is a camera's raw photo"),
+    "Krita": (
+        b"PK\3\4" + bytes(26) + b"mimetypeapplication/x-krita",
+        "is a drawing of Krita or another program",
+    ),
+    "AVI": (b"RIFF\0\0\0\0AVI LIST", "is a film"),
+    "sound": (b"RIFF\0\0\0\0WAVEfmt ", "is a sound"),
+    "PCX": (b"\x0a\5\1\x08", "is a PCX file"),
+    "archive": (b"Rar!\x1a\7\0", "is a RAR archive, .*unpack it first"),
+    "shortcut": (b"[InternetShortcut]\r\nURL=http://x", "is a shortcut, .*take the picture that it leads to"),
+    "BigTIFF": (b"II+\0\x08\0\0\0", "the TIFF header is damaged"),
     "QOI": (b"qoif\0\0\0\1", "is a QOI file"),
 }
 
@@ -144,13 +159,64 @@ def test_a_kind_that_is_not_read_is_named_with_a_way_out(name: str, tmp_path: Pa
         read_picture(tmp_path / "a")
 
 
+@pytest.mark.parametrize("kind", ["DNG", "NEF", "sensor"])
+def test_a_raw_photo_is_not_its_preview(kind: str, tmp_path: Path) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[254] = 0 if kind == "sensor" else 1
+    tag = 50706 if kind == "DNG" else 330
+    tags[tag], tags.tagtype[tag] = (b"\1\4\0\0", 1) if kind == "DNG" else (8, 4)
+    PHOTO.save(tmp_path / "a.tif", tiffinfo=tags)
+    if kind == "sensor":
+        assert read_picture(tmp_path / "a.tif").width == PHOTO.width  # of full size, beside others
+        tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 6), np.uint16), photometric="cfa")
+    with pytest.raises(InputError, match=r"is a camera's raw photo, expected one of PNG, .*; develop it first"):
+        read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (
+            lambda data: data[:4] + b"\xff\xff\xff\x7f" + data[8:],
+            "the length in the WebP's header is wrong; all its pixels",
+        ),
+        (lambda data: data[:-20], "XMP , data beside the pixels, left out: it is cut short"),
+        (lambda data: data[:-58], "the length in the WebP's header is wrong; all its pixels are there"),
+    ],
+    ids=["length", "a part of the metadata", "all metadata"],
+)
+def test_a_webp_with_all_its_pixels_is_read(tmp_path: Path, change: Callable[[bytes], bytes], note: str) -> None:
+    data = encoded("WEBP", PHOTO, xmp=b"x" * 50)
+    (tmp_path / "a.webp").write_bytes(data), (tmp_path / "b.webp").write_bytes(change(data))
+    whole, found = read_picture(tmp_path / "a.webp"), read_picture(tmp_path / "b.webp")
+    assert found.colour.equal(whole.colour) and len(found.notes) == 1 and found.notes[0].startswith(note)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_webp_that_is_cut_short_says_so(tmp_path: Path, share: float) -> None:
+    data = encoded("WEBP", PHOTO)
+    (tmp_path / "a.webp").write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(InputError, match=r"a\.webp: the file is cut short; copy or download it again"):
+        read_picture(tmp_path / "a.webp")
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "L"])
+def test_transparency_that_is_damaged_is_left_out_with_a_note(tmp_path: Path, mode: str) -> None:
+    image = PHOTO.quantize(8) if mode == "P" else PHOTO.convert(mode)
+    data = bytearray(encoded("PNG", image, transparency=(1, 2, 3) if mode == "RGB" else 1))
+    data[data.index(b"tRNS") + 5] ^= 1
+    (tmp_path / "a.png").write_bytes(data)
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.alpha is None and picture.notes == ("tRNS, data beside the pixels, left out: its checksum is wrong",)
+
+
 def test_a_tiff_that_is_not_read_says_what_it_is_made_of(tmp_path: Path) -> None:
     entries = [(256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 3, 122), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 140)]
     entries += [(277, 3, 1, 3), (279, 4, 1, 96), (339, 3, 3, 128)]
     table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + bytes(4)
-    (tmp_path / "a.tif").write_bytes(head + struct.pack("<6H", 64, 64, 64, 3, 3, 3) + bytes(6 + 192))
+    (tmp_path / "a.tif").write_bytes(head + struct.pack("<6H", 24, 24, 24, 3, 3, 3) + bytes(6 + 192))
     with pytest.raises(
-        InputError, match=r"is a TIFF of 3 floating-point numbers of 64 bits .*save it with 8 or 16 bits"
+        InputError, match=r"is a TIFF of 3 floating-point numbers of 24 bits .*save it with 8 or 16 bits"
     ):
         read_picture(tmp_path / "a.tif")

@@ -181,6 +181,16 @@ def test_floats_keep_sixteen_bits_and_others_are_scaled(pool: Pool, tmp_path: Pa
     assert code == "invalid_image" and "found NaN or infinity in every pixel" in text
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_light_in_colour_is_scaled_within_the_bounds_of_memory(pool: Pool, tmp_path: Path, channels: int) -> None:
+    values = np.full((990, 1000, channels), 0.5)
+    values[0, 0, 0] = 3
+    extra = {"extrasamples": "assocalpha"} if channels == 4 else {}
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", compression="zlib", **extra)
+    found = pool.picture(tmp_path / "a.tif", tmp_path / "out.png")
+    assert found.mode == {3: "RGB;16", 4: "RGBA;16"}[channels] and "0 to 1: scaled to that" in found.notes[0]
+
+
 def test_a_profile_too_large_for_a_png_is_converted(pool: Pool, tmp_path: Path) -> None:
     out, large = tmp_path / "out.png", 5 << 20
     for profile, note in ((gamma_profile(), "converted to sRGB from"), (b"", "the colour profile cannot be used")):

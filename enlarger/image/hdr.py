@@ -1,0 +1,155 @@
+"""TIFF files of floating-point numbers, and of integers of over 16 bits: read, and brought to what a display shows.
+
+They are read by libtiff, through imagecodecs, since Pillow has layouts for a few greys of them alone. Without torch.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+from enlarger.errors import InputError
+
+Values = np.ndarray[Any, Any]  # (H, W, 1..4) of any numbers
+Samples = np.ndarray[Any, np.dtype[np.uint16]]  # (H, W, 1..4)
+Unit = np.ndarray[Any, np.dtype[np.float64]]  # in 0..1
+PHOTOMETRIC, BITS, EXTRA, FORMAT, PLANAR = 262, 258, 338, 339, 284  # TIFF tags
+GREY_FROM_WHITE, GREY, RGB, ASSOCIATED, UNASSOCIATED, SEPARATE = 0, 1, 2, 1, 2, 2  # values of these
+UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+WIDE = ((UNSIGNED, 32), (UNSIGNED, 64), (SIGNED, 16), (SIGNED, 32), (SIGNED, 64), (FLOAT, 16), (FLOAT, 32), (FLOAT, 64))
+PILLOWS_GREYS = ((SIGNED, 16), (SIGNED, 32), (FLOAT, 32))  # that Pillow reads itself
+NOT_PILLOWS = "wide"  # stands where Pillow's layouts of pixels stand, and fails if Pillow tries
+KEY = 0.18  # of a picture in the middle of the scale (Reinhard et al. 2002, section 3.1)
+LUMINANCE = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
+
+
+def _register_layouts() -> None:
+    """Let Pillow read the headers."""
+    layouts: dict[Any, tuple[str, str]] = TiffImagePlugin.OPEN_INFO
+    for order, (kind, bits) in product((b"II", b"MM"), WIDE):
+        for grey in (GREY, GREY_FROM_WHITE):
+            if (kind, bits) not in PILLOWS_GREYS or grey == GREY_FROM_WHITE:
+                layouts[(order, grey, (kind,), 1, (bits,), ())] = ("F", NOT_PILLOWS)
+        for extra in ((), (0,), (ASSOCIATED,), (UNASSOCIATED,)):
+            has_alpha = extra not in ((), (0,))
+            layout = (order, RGB, (kind,), 1, (bits,) * (3 + len(extra)), extra)
+            layouts[layout] = ("RGBA" if has_alpha else "RGB", NOT_PILLOWS)
+            if extra:
+                layout = (order, GREY, (kind,), 1, (bits, bits), extra)
+                layouts[layout] = ("LA" if has_alpha else "F", NOT_PILLOWS)
+
+
+_register_layouts()
+
+
+def is_wide(image: Image.Image) -> bool:
+    """Whether an opened file's pixels are such numbers, and not those that Pillow reads itself; from its header."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.mode not in ("F", "LA", "RGB", "RGBA"):
+        return False
+    tags = image.tag_v2
+    kinds, bits = set(tags.get(FORMAT, (UNSIGNED,))), set(tags.get(BITS, (1,)))
+    is_pillows = image.mode == "F" and len(tags.get(BITS, (1,))) == 1 and tags.get(PHOTOMETRIC) == GREY
+    layouts = [one for one in WIDE if not (is_pillows and one in PILLOWS_GREYS)]
+    return len(kinds) == len(bits) == 1 and (*kinds, *bits) in layouts
+
+
+def is_hdr(image: Image.Image) -> bool:
+    """Whether an opened file's numbers may go beyond what a display shows."""
+    return is_wide(image) or image.mode in ("F", "I")
+
+
+def read_values(image: Image.Image, data: bytes) -> tuple[Values, int]:
+    """The numbers (H, W, C) of an opened file as they are stored, with alpha last if it has that, and what is white.
+
+    Raises whatever libtiff raises on damaged files.
+    """
+    import imagecodecs
+
+    values: Values = imagecodecs.tiff_decode(data, index=image.tell())
+    tags: Any = getattr(image, "tag_v2", {})
+    values = values[..., None] if values.ndim == 2 else values
+    values = np.moveaxis(values, 0, 2) if tags.get(PLANAR) == SEPARATE and values.shape[2] == image.width else values
+    if sorted(values.shape[:2]) != sorted(image.size):  # Pillow has turned the size already
+        raise OSError("its tags name two sizes")
+    values = values[..., : {"F": 1, "LA": 2, "RGB": 3, "RGBA": 4}[image.mode]]
+    most = 1 if values.dtype.kind == "f" else 65535
+    if tags.get(PHOTOMETRIC) == GREY_FROM_WHITE:
+        values = most - values.astype(np.float64)
+    return _without_alpha_in_colour(values, most) if ASSOCIATED in tags.get(EXTRA, ()) else values, most
+
+
+def _without_alpha_in_colour(values: Values, most: int) -> Values:
+    """Colours that were multiplied by their alpha, divided by it."""
+    divided = values.astype(np.float64)
+    alpha = divided[..., -1:] / most
+    np.divide(divided[..., :-1], alpha, where=alpha > 0, out=divided[..., :-1])
+    return divided
+
+
+def to_samples(values: Values, most: int, notes: list[str]) -> Samples:
+    """Numbers (H, W, 1..4) of 0 to `most` in 16 bits; the colours are scaled with a note where they go beyond.
+
+    Raises InputError for a picture without a single number.
+    """
+    count = values.shape[2] - (values.shape[2] in (2, 4))
+    samples = np.empty(values.shape, np.uint16)
+    for part, said in ((slice(count), notes), (slice(count, None), list[str]())):
+        if values[..., part].size:
+            for i, row in enumerate(unit_rows(values[..., part], most, said)):
+                samples[i, :, part] = (row * 65535).round()
+    return samples
+
+
+def unit_rows(values: Values, most: int, notes: list[str]) -> Iterator[Unit]:
+    """Each row of numbers in 0..1, where `most` is 1; values beyond are scaled, with a note, and no numbers are lowest.
+
+    Raises InputError for a picture without a single number.
+    """
+    low, high, missing = _range(values)
+    if missing:
+        notes.append(f"{missing} pixels are no numbers: taken as the lowest level")
+    scale, offset = 1 / most, 0.0
+    if low < -1e-3 * most or high > (1 + 1e-3) * most:
+        notes.append(f"values from {low:g} to {high:g}, expected 0 to {most}: scaled to that")
+        offset = min(low, 0)
+        scale = 1 / max(high - offset, 1e-3 * most)
+    for row in values:
+        numbers = np.where(np.isfinite(row), row, low) if missing else row.astype(np.float64)
+        yield ((numbers - offset) * scale).clip(0, 1)
+
+
+def _range(values: Values) -> tuple[float, float, int]:
+    """The lowest and the highest number, and how many pixels have none."""
+    low, high, missing = np.inf, -np.inf, 0
+    for row in values:
+        is_number = np.isfinite(row)
+        numbers = row[is_number]
+        missing += int((~is_number.reshape(len(row), -1)).any(1).sum())
+        if numbers.size:
+            low, high = min(low, float(numbers.min())), max(high, float(numbers.max()))
+    if low > high:
+        raise InputError("found NaN or infinity in every pixel, expected numbers; save it anew")
+    return low, high, missing
+
+
+def tone_mapped(values: Values, most: int) -> Samples:
+    """Linear light (H, W, 1..4) as sRGB of 16 bits, bright parts pressed together and dark ones kept; alpha as it is.
+
+    Source: Reinhard et al. 2002, "Photographic Tone Reproduction for Digital Images", equations 1, 2 and 4, with the
+    brightest light as white; the curve is IEC 61966-2-1's.
+    """
+    count = values.shape[2] - (values.shape[2] in (2, 4))
+    light = values[..., :count].astype(np.float64) / most
+    _, brightest, _ = _range(light)
+    light = np.nan_to_num(light, posinf=brightest).clip(0)
+    luminance = light @ np.array(LUMINANCE if count == 3 else (1.0,))
+    scaled = luminance * KEY / np.exp(np.log(luminance + 1e-6).mean())
+    white = max(float(scaled.max()), 1e-6)
+    shown = scaled * (1 + scaled / white**2) / (1 + scaled)
+    ratio = np.divide(shown, luminance, where=luminance > 0, out=np.zeros_like(luminance))
+    mapped = (light * ratio[..., None]).clip(0, 1)
+    curved = np.where(mapped <= 0.0031308, mapped * 12.92, 1.055 * mapped ** (1 / 2.4) - 0.055)
+    alpha = [to_samples(values[..., count:], most, [])] if count < values.shape[2] else []
+    return np.concatenate([(curved * 65535).round().astype(np.uint16), *alpha], axis=2)
