@@ -618,6 +618,8 @@ async def test_models_are_found_by_name_alias_and_task(tmp_path: Path) -> None:
     assert (problem.status, problem.message) == (404, "there is no model 'x'; there are sd, broken, bundled")
     problem = refused(lambda: queue.model_for("generate", "bundled"))
     assert (problem.status, problem.code) == (400, "unsupported") and "those that can: sd" in problem.message
+    problem = refused(lambda: queue.model_for("depth", "bundled"))
+    assert problem.message.endswith(" cannot depth; nor can another here; serve --model NAME=PATH adds one")
     assert refused(lambda: queue.model_for("generate", "broken")).code == "model_unusable"
     await queue.load_model("dall-e-2")
     await until(lambda: queue.model_for("generate", "sd").loaded == 1000)

@@ -76,8 +76,11 @@ class ModelRegistry:
         if model.error is not None:
             raise problem_error(500, "model_unusable", f"the model {model.name} cannot be used: {model.error}", "model")
         if task not in model.tasks:
-            others = ", ".join(state.name for state in capable) or "no other can either"
-            text = f"the model {model.name} ({model.kind}) cannot {task}; those that can: {others}"
+            names = ", ".join(state.name for state in capable)
+            way_out = (
+                f"those that can: {names}" if capable else "nor can another here; serve --model NAME=PATH adds one"
+            )
+            text = f"the model {model.name} ({model.kind}) cannot {task}; {way_out}"
             raise problem_error(400, "unsupported", text, "model")
         return model
 
