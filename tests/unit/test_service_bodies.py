@@ -139,6 +139,14 @@ def test_a_form_is_fields_and_files(tmp_path: Path) -> None:
     found = parsed(tmp_path, body, MULTIPART)
     assert found.values == {"prompt": "ein Häuschen"}
     assert [(file.name, Path(file.path).read_bytes()) for file in found.files] == [("image", b"\0\xff")]
+    typed = PART % "%s" + "\r\nContent-Type: %s"
+    many = [
+        ("a", "application/json", b'"a \\u00e4"'),
+        ("b", "application/json; charset=utf-8", b"2"),
+        ("c", "text/x", b"1"),
+    ]
+    body = form(*[(typed % (name, kind), content) for name, kind, content in [*many, ("d", "application/json", b'"')]])
+    assert parsed(tmp_path, body, MULTIPART).values == {"a": "a ä", "b": "2", "c": "1", "d": '"'}
     assert parsed(tmp_path, b"prompt=a%C3%A4+b&n=1&e=", "urlencoded").values == {"prompt": "aä b", "n": "1", "e": ""}
 
 
@@ -148,7 +156,10 @@ def test_a_form_is_fields_and_files(tmp_path: Path) -> None:
         (MULTIPART, form(*[(PART % f"f{i}", b"") for i in range(5)]), "invalid_form", "Maximum number of fields is 4"),
         (MULTIPART, form(*[(PART % "i" + '; filename="a"', b"")] * 18), "invalid_form", "number of files is 17"),
         (MULTIPART, form((PART % "a", b"x" * 5001)), "payload_too_large", "larger than 5000 bytes"),
-        (MULTIPART, form((PART % "a", b"\xff")), "invalid_form", "its text is not UTF-8"),
+        (MULTIPART, form((PART % "a", b"\xff")), "invalid_form", "its text is not UTF-8, in 'a'; a picture needs a"),
+        (MULTIPART, form((PART % "a", b"b"))[:-6], "invalid_form", "it is cut short: the boundary at its end is"),
+        (MULTIPART, form((PART % "a" + '; filename="a"', b"b"))[:-9], "invalid_form", "it is cut short: the boundary"),
+        (MULTIPART, b"", "invalid_form", "it is cut short: the boundary at its end is missing"),
         (MULTIPART, form((PART % ("a" * 2000), b"")), "invalid_form", "a part has no name, or one too long"),
         (MULTIPART, form(("X: y", b"")), "invalid_form", "a part has no name"),
         (MULTIPART, form((PART % "a", b""), (PART % "a", b"")), "invalid_value", "'a' is there twice"),

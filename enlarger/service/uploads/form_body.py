@@ -1,5 +1,6 @@
 """A form within bounds: fields as text, files written out as they come."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -11,12 +12,14 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from enlarger.service.problems import ProblemError, problem_error
 from enlarger.service.uploads.data_url import image_too_large
 from enlarger.service.uploads.messages import BodyFile, ParseRequest
+from enlarger.strict_json import short_repr
 
 if TYPE_CHECKING:  # it is there for type checkers alone
     from python_multipart.multipart import MultipartCallbacks
 
 CHUNK_SIZE = 256 << 10
 MAX_NAME_BYTES = 1024
+TEXT_TYPES = (b"text/", b"application/json")  # of parts that are values
 
 
 @dataclass
@@ -38,7 +41,7 @@ class FormReader:
         self.request = request
         self.fields: list[tuple[str, str]] = []
         self.files: list[BodyFile] = []
-        self._part = FormPart()
+        self._part, self._has_end = FormPart(), False
         self._num_fields = self._text_bytes = self._file_bytes = 0
 
     def read(self) -> None:
@@ -51,6 +54,7 @@ class FormReader:
             "on_headers_finished": self._end_headers,
             "on_part_data": self._add_data,
             "on_part_end": self._end_part,
+            "on_end": self._end,
         }
         parser = MultipartParser(self.request.boundary.encode("latin-1"), callbacks)
         try:
@@ -60,6 +64,11 @@ class FormReader:
             parser.finalize()
         finally:
             self._close_file()
+        if not self._has_end:
+            raise invalid_form("it is cut short: the boundary at its end is missing")
+
+    def _end(self) -> None:
+        self._has_end = True
 
     def _begin_part(self) -> None:
         self._part, self._file_bytes = FormPart(), 0
@@ -84,7 +93,7 @@ class FormReader:
             )
         part.name = decode_text(options[b"name"])
         content_type = part.headers.get(b"content-type", b"text/plain").lower()
-        if b"filename" not in options and content_type.startswith(b"text/"):  # RFC 7578 lets files go without a name
+        if b"filename" not in options and content_type.startswith(TEXT_TYPES):  # RFC 7578 lets files go without a name
             self._num_fields += 1
             if self._num_fields > request.max_fields:
                 raise too_many_fields(request.max_fields)
@@ -109,8 +118,11 @@ class FormReader:
         part.text += data[start:end]
 
     def _end_part(self) -> None:
-        if self._part.file is None:
-            self.fields.append((self._part.name, decode_text(bytes(self._part.text))))
+        part = self._part
+        if part.file is None:
+            is_json = part.headers.get(b"content-type", b"").lower().startswith(b"application/json")
+            text = decode_text(bytes(part.text), part.name)
+            self.fields.append((part.name, _json_text(text) if is_json else text))
         self._close_file()
 
     def _close_file(self) -> None:
@@ -141,12 +153,22 @@ def parse_urlencoded(request: ParseRequest) -> list[tuple[str, str]]:
         raise invalid_form("its text is not UTF-8") from error
 
 
-def decode_text(text: bytes) -> str:
-    """Text of a form. Raises ProblemError for what is not UTF-8."""
+def decode_text(text: bytes, name: str | None = None) -> str:
+    """Text of a form, of the field `name`. Raises ProblemError for what is not UTF-8."""
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise invalid_form("its text is not UTF-8") from error
+        way_out = "" if name is None else f", in {short_repr(name)}; a picture needs a file name or its Content-Type"
+        raise invalid_form(f"its text is not UTF-8{way_out}") from error
+
+
+def _json_text(text: str) -> str:
+    """The text that a JSON string is; other values as they are written."""
+    try:
+        value: object = json.loads(text) if text.lstrip().startswith('"') else text
+    except ValueError:
+        return text
+    return value if isinstance(value, str) else text
 
 
 def check_text_bytes(num_bytes: int, request: ParseRequest) -> None:
