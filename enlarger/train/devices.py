@@ -70,6 +70,10 @@ class Devices(Protocol):
         """To the tracker that was asked for, if any."""
         ...
 
+    def close(self) -> None:
+        """Let go of the other processes and of the tracker."""
+        ...
+
 
 def half_precision() -> Context:
     """bfloat16 where the processor multiplies it; elsewhere it would only be slower."""
@@ -99,6 +103,9 @@ class OneDevice:
         return
 
     def log(self, values: Mapping[str, float], step: int) -> None:
+        return
+
+    def close(self) -> None:
         return
 
 
@@ -137,6 +144,9 @@ class Accelerated:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.accelerator.log(dict(values), step)
+
+    def close(self) -> None:
+        self.accelerator.end_training()
 
 
 def one_device(device: torch.device, precision: TrainingPrecision) -> OneDevice:

@@ -85,6 +85,7 @@ def train(options: TrainOptions, watch: TrainingWatch = no_watch) -> Path:
         figures = _figures(options, devices, training, data, losses)
         write_result(options, training, state.result, card(options, figures))
     devices.wait()
+    devices.close()
     return options.out
 
 

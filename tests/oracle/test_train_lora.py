@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import enlarger
+from enlarger.checkpoint.folder.load import read_folder
+from enlarger.checkpoint.single_file.save import save_single_file
 from enlarger.tasks.loading.load import Checkpoint
 from enlarger.train.options import LoraLayout, LoraSettings
 from enlarger.train.run import LORA_NAME, train
@@ -78,3 +80,10 @@ def test_a_trained_folder_loads_in_diffusers(tmp_path: Path, task: str) -> None:
     unet = unet.latent_diffusion.unet
     theirs = pipe.unet.state_dict()
     assert all(theirs[name].equal(value) for name, value in unet.state_dict().items())
+
+
+def test_a_single_file_is_a_base_too(tmp_path: Path) -> None:
+    file = save_single_file(read_folder(tiny.sd1_folder()), tmp_path / "base.safetensors")
+    out = train(asked(tmp_path, file, pictures(tmp_path, 64), "inpainting", resolution=64, steps=1))
+    pipe = diffusers.DiffusionPipeline.from_pretrained(out)
+    assert type(pipe) is diffusers.StableDiffusionInpaintPipeline and pipe.unet.config.in_channels == 9

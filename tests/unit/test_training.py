@@ -142,6 +142,14 @@ def test_accumulated_batches_are_one_large_batch(base: Path, data: Path, tmp_pat
     assert max(max_difference(a[name], b[name]) for name in a) < 1e-5
 
 
+def test_in_bfloat16_the_weights_stay_float32(base: Path, data: Path, tmp_path: Path) -> None:
+    out = train(asked(tmp_path, base, data, "inpainting", precision="bfloat16", steps=1))
+    unet = unet_of(out)
+    assert unet.conv_in.weight.shape[1] == 9 and unet.conv_in.weight.dtype == torch.float32
+    moved = (unet.conv_in.weight[:, :4] - unet_of(base).conv_in.weight).abs().max()
+    assert 1e-4 < float(moved) < 2e-3 and float(unet.conv_in.weight[:, 4:].abs().max()) > 1e-4
+
+
 def test_a_lora_is_a_file_in_both_layouts(base: Path, data: Path, tmp_path: Path) -> None:
     settings = {"lora": LoraSettings(rank=2, alpha=1.0), "task": "lora", "rate": 1e-2}
     folder = train(asked(tmp_path / "a", base, data, **settings))
