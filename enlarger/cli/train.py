@@ -29,12 +29,14 @@ Targets = Annotated[
         "--target", help="end of the names of layers to change; may be repeated", show_default=", ".join(ATTENTION)
     ),
 ]
+Cache = Annotated[Path | None, typer.Option(help="folder to keep latents and text features in; needs --center-crop")]
 Estimator = Annotated[Path | None, typer.Option(help="folder of a depth model, where the base has no estimator")]
 PLACES: dict[str, Any] = {"model": Base, "data": Data, "out": Out}
 OTHERS: dict[str, tuple[Any, Any]] = {
     "device": (Device, "auto"),
     "sample_prompts": (Prompts, None),
     "tracker": (Tracker, None),
+    "cache": (Cache, None),
     "quiet": (Quiet, False),
 }
 OF_TASK: dict[str, dict[str, tuple[Any, Any]]] = {

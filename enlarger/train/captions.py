@@ -15,6 +15,7 @@ from enlarger.tasks.latent_diffusion.conditioning import MicroConditioning, vect
 from enlarger.text.encode import PromptEmbeds, encode_prompts, encode_prompts_xl
 from enlarger.text.tokenize import Tokenizer
 from enlarger.train.data import TrainingBatch
+from enlarger.train.data.cache import TensorCache
 from enlarger.train.draws import Draws
 
 Features = Literal["normalised", "with_sizes", "with_pooled"]
@@ -33,6 +34,7 @@ class Captions:
     dropout: float = 0.0
     zero_dropped: bool = False  # text left out is zeros, not the empty text (SDXL base)
     time_id_channels: int = 0  # of each of SDXL's sizes
+    cache: TensorCache | None = None
 
     def __call__(self, batch: TrainingBatch, draws: Draws) -> Conditioning:
         dropped = draws.uniform() < self.dropout
@@ -49,6 +51,16 @@ class Captions:
         return Conditioning(embeds.tokens, vector=vector)
 
     def _encode(self, texts: Sequence[str]) -> PromptEmbeds:
+        """Features of captions; with a cache, each by itself, and only once."""
+        if self.cache is None:
+            return self._compute(texts)
+        found = [self.cache.get(text, lambda text=text: vars(self._compute([text]))) for text in texts]
+        tokens, pooled, mask = (
+            torch.cat([each[name] for each in found]).to(self.runtime.device) for name in ("tokens", "pooled", "mask")
+        )
+        return PromptEmbeds(tokens, pooled, mask)
+
+    def _compute(self, texts: Sequence[str]) -> PromptEmbeds:
         """Features of captions; of one that is too long, what fits, as everywhere in training."""
         for encoder in self.encoders:
             encoder.to(self.runtime.device)

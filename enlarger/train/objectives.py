@@ -1,6 +1,6 @@
 """What one step of each task asks of the network: what is noised, what is told, what is predicted, how it counts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,10 +11,12 @@ from torch import Tensor
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.schedule import NoiseSchedule
 from enlarger.image.resize import resize
+from enlarger.nn.autoencoder import Posterior
 from enlarger.tasks.auxiliary.depth_estimator import normalise_depth
 from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion
 from enlarger.train.captions import Captions
 from enlarger.train.data import TrainingBatch
+from enlarger.train.data.cache import TensorCache
 from enlarger.train.draws import Draws
 from enlarger.train.masks import lama_mask
 from enlarger.train.noising import Noised, Noising
@@ -36,6 +38,7 @@ class Objective:
     noising: Noising
     text: Captions
     extras: Extras
+    cache: TensorCache | None = None  # of the pictures' latents
 
     def __call__(self, network: Network, batch: TrainingBatch, draws: Draws) -> Tensor:
         clean, told = self.prepare(batch, draws)
@@ -44,10 +47,25 @@ class Objective:
     def prepare(self, batch: TrainingBatch, draws: Draws) -> tuple[Tensor, Conditioning]:
         """The clean latents (B, C, h, w), and what the network is told."""
         pixels = batch.pixels.to(self.latent_diffusion.runtime.device)
-        clean = encode(self.latent_diffusion, pixels, draws)
+        clean = self._encode(pixels, batch.keys, draws)
         text = self.text(batch, draws)
         told = replace(text, **self.extras(pixels, clean, text, draws))
         return clean, told.cast(clean.device, clean.dtype)
+
+    def _encode(self, pixels: Tensor, keys: Sequence[str], draws: Draws) -> Tensor:
+        """Sampled latents (B, C, h, w). With a cache, the distributions of pictures encoded before are read from it."""
+        if self.cache is None:
+            return encode(self.latent_diffusion, pixels, draws)
+        found = [self.cache.get(key, lambda row=row: self._moments(row)) for key, row in zip(keys, pixels, strict=True)]
+        mean, std = (torch.stack([each[name] for each in found]).to(pixels.device) for name in ("mean", "std"))
+        posterior = Posterior(mean, std, is_exact=not bool(std.any()))
+        return self.latent_diffusion.sample_posterior(posterior, draws.normal).clone()
+
+    def _moments(self, picture: Tensor) -> dict[str, Tensor]:
+        """Of one picture by itself, so that they depend on no other in its batch."""
+        posterior = self.latent_diffusion.posterior(picture[None])
+        std = torch.zeros_like(posterior.mean) if posterior.is_exact else posterior.std
+        return {"mean": posterior.mean[0], "std": std[0]}
 
 
 def squared_error(network: Network, noised: Noised, told: Conditioning) -> Tensor:

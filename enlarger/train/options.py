@@ -85,6 +85,7 @@ class TrainOptions:
 
     `batch` pictures per process make a step, or `accumulate` times as many. The rate warms up, then is constant.
     `estimator` is a folder of a depth model, where the base has no depth_estimator; `tracker` a name of accelerate's.
+    `cache` is a folder where the latents of pictures and the features of captions are kept.
     """
 
     task: Task
@@ -110,6 +111,7 @@ class TrainOptions:
     lora: LoraSettings = LoraSettings()
     lora_layout: LoraLayout = option("diffusers", "names in a LoRA's file", choices=("diffusers", "kohya"))
     estimator: Path | None = None
+    cache: Path | None = None
     tracker: str | None = None
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion
 from enlarger.tasks.loading.load import as_checkpoint, kind_of
 from enlarger.tasks.loading.stable_diffusion import StableDiffusion, build_stable_diffusion
 from enlarger.train.captions import Captions
+from enlarger.train.data.cache import TensorCache, weights_digest
 from enlarger.train.draws import draws_of_step
 from enlarger.train.lora import with_lora
 from enlarger.train.noising import KarrasNoise, ScheduledNoise
@@ -115,6 +116,12 @@ def check_options(options: TrainOptions) -> None:
         "max_noise_level": not is_upscaler and loss.max_noise_level is not None,
         "estimator": task != "depth" and options.estimator is not None,
     }
+    asked = options.data_settings
+    if options.cache is not None and not asked.center_crop:
+        raise InputError(
+            "the cache keeps pictures as they are cut, and cuts at random places never come again; add --center-crop, "
+            "or leave the cache out"
+        )
     for name, is_given in without_effect.items():
         if is_given:
             raise InputError(f"{name} has no meaning for {task}; leave it out")
@@ -190,12 +197,15 @@ def _latent(base: PipelineComponents, kind: ModelKind, options: TrainOptions, de
         options.loss.text_dropout,
         model.force_zeros_for_empty_prompt,
         model.latent_diffusion.unet_config.time_id_channels or 0,
+        _cache(options, *model.text_encoders),
     )
     noising = ScheduledNoise(
         model.sampler.schedule, model.sampler.prediction, options.loss.offset_noise, options.loss.snr_gamma
     )
     extras, result = _extras(model, base, options)
-    objective = Objective(replace(model.latent_diffusion, unet=child), noising, captions, extras)
+    objective = Objective(
+        replace(model.latent_diffusion, unet=child), noising, captions, extras, _cache(options, model.vae)
+    )
     index = dict(result.index)
     if (pipeline_class := spec.bases[kind.service_kind]) is not None:
         index["_class_name"] = pipeline_class
@@ -242,7 +252,12 @@ def _x2(base: PipelineComponents, kind: ModelKind, options: TrainOptions, device
     sampler = sampler_from_config(parts["scheduler"])
     latent_diffusion = LatentDiffusion(unet, parts["vae"], precondition.karras(), runtime)
     captions = Captions(
-        (parts["tokenizer"],), (parts["text_encoder"],), runtime, "with_pooled", options.loss.text_dropout
+        (parts["tokenizer"],),
+        (parts["text_encoder"],),
+        runtime,
+        "with_pooled",
+        options.loss.text_dropout,
+        cache=_cache(options, parts["text_encoder"]),
     )
     sigmas = sampler.schedule.sigmas
     level = X2_NOISE_LEVEL if options.loss.max_noise_level is None else options.loss.max_noise_level
@@ -251,9 +266,15 @@ def _x2(base: PipelineComponents, kind: ModelKind, options: TrainOptions, device
         KarrasNoise(float(sigmas[0]), float(sigmas[-1])),
         captions,
         NoisyLatents(latent_diffusion, frequencies, level),
+        _cache(options, parts["vae"]),
     )
     multiple = parts["vae"].downsample_factor * parts["unet"].size_multiple
     return Training(unet, objective, replace(base, components=parts), sampler, multiple, kind)
+
+
+def _cache(options: TrainOptions, *networks: nn.Module) -> TensorCache | None:
+    """Where what these networks make is kept, if anywhere."""
+    return None if options.cache is None else TensorCache(options.cache, weights_digest(*networks))
 
 
 def _noise_frequencies(base: PipelineComponents, seed: int) -> Tensor:

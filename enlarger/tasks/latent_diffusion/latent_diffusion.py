@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.precondition import Precondition
 from enlarger.errors import InputError, NonFinite
-from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.nn.autoencoder import AutoencoderKL, Posterior
 from enlarger.nn.unet import UNetConfig
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning
@@ -60,6 +60,10 @@ class LatentDiffusion:
             return image.to(self.runtime.device).float()
         if image.shape[1] != 3:
             raise InputError(f"found {image.shape[1]} channels, expected 3 of a picture or 4 of latents")
+        return self.sample_posterior(self.posterior(image), noise)
+
+    def posterior(self, image: Tensor) -> Posterior:
+        """The distribution of the latents of pictures (B, 3, H, W) in -1..1, in the autoencoder's precision."""
         with self.runtime.hold(self.vae), torch.inference_mode(), in_float32(self.vae, self.upcast_vae) as dtype:
             pixels = image.to(self.runtime.device, dtype)
             posterior = encode_image(self.vae, pixels, tiled=self.tile_vae)
@@ -69,8 +73,13 @@ class LatentDiffusion:
                 )
                 with in_float32(self.vae):
                     posterior = encode_image(self.vae, pixels.float(), tiled=self.tile_vae)
-            if posterior.is_exact:
-                return posterior.mean.float()
+            return posterior
+
+    def sample_posterior(self, posterior: Posterior, noise: Noise) -> Tensor:
+        """Latents of a distribution in float32; where it is exact, nothing is drawn."""
+        if posterior.is_exact:
+            return posterior.mean.float()
+        with torch.inference_mode():
             like = posterior.mean.to(self.dtype)  # what a draw is shaped and typed like
             return posterior.sample(noise(like).to(posterior.mean)).float()
 
