@@ -11,6 +11,7 @@ INSTEAD: Mapping[str, str] = {
     "T2I-Adapter": "there are no T2I adapters; the depth pipeline keeps a picture's layout",
     "push_to_hub": "save to a folder and use huggingface_hub's upload_folder",
     "caches of layers": "none is kept between steps; use fewer steps, LCM or TCD",
+    "layerwise casting": "weights are kept in the type they compute in; use torch_dtype=torch.float16, or an offload",
     "other pipelines": "import it from diffusers, or use one of enlarger.diffusers.__all__",
 }
 WORDS = (("ControlNet", "ControlNet"), ("IPAdapter", "IP-Adapter"), ("T2IAdapter", "T2I-Adapter"))

@@ -57,6 +57,10 @@ def test_names_that_are_not_here_say_what_to_do() -> None:
         pipe.load_ip_adapter("a")
     with pytest.raises(Unsupported, match="push_to_hub is not available: save to a folder"):
         pipe.push_to_hub("a")
+    with pytest.raises(
+        Unsupported, match="enable_layerwise_casting is not available: weights are kept in the type they"
+    ):
+        object.__new__(face.UNet2DConditionModel).enable_layerwise_casting()
 
 
 def test_the_table_is_that_of_the_classes() -> None:

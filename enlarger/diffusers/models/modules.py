@@ -5,7 +5,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from enlarger.diffusers.call.arguments import ArgumentError, MissingFile
 from enlarger.diffusers.loaders.loading import parse_dtype
 from enlarger.diffusers.pipelines.pipeline_output import ModelOutput, TextOutput
 from enlarger.diffusers.schedulers.config import SchedulerConfig
+from enlarger.diffusers.unsupported import refuse
 from enlarger.errors import Unsupported
 from enlarger.nn import freeu, fused_attention
 from enlarger.nn.autoencoder import AutoencoderKL as NativeAutoencoder
@@ -166,6 +167,10 @@ class ModelView(nn.Module):
 
     def disable_xformers_memory_efficient_attention(self) -> None:
         """xformers is never used."""
+
+    def enable_layerwise_casting(self, *args: object, **kwargs: object) -> NoReturn:
+        """Not here."""
+        refuse("enable_layerwise_casting", "layerwise casting")
 
     def set_attention_slice(self, slice_size: object = "auto") -> None:
         """Changes nothing: attention is computed memory-efficiently in any case."""
