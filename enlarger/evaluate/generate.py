@@ -13,6 +13,7 @@ from enlarger.evaluate.distribution import KernelDistance, frechet_distance, ker
 from enlarger.evaluate.feature_networks import ClipScorer, InceptionFeatures, read_clip, read_inception
 from enlarger.evaluate.plot import Point, draw_curves
 from enlarger.evaluate.results import EvaluationResults, Row, prepare_folder, read_results
+from enlarger.image.decode import upright_size
 from enlarger.image.picture import Picture, list_pictures, read_picture, resize, save_image, to_pil
 from enlarger.requests import GenerateRequest
 from enlarger.runtime.runtime import Runtime, resolve_device
@@ -74,6 +75,8 @@ def evaluate_generate(wanted: GenerateEvaluation, watch: ProgressCallback = no_p
         raise InputError("no guidance scales are given, expected one or more, such as 1.5 and 3")
     for scale in wanted.guidance:
         _request(wanted, prompts[0], scale, wanted.seed)  # raises for what no model takes
+    if wanted.files.inception is not None and len(prompts) < 2:
+        raise InputError(f"{wanted.prompts}: holds one prompt, expected 2 or more for FID; add prompts")
     judges = _read_judges(wanted)
     others = {path.name: read_results(path) for path in wanted.beside}
     settings = _settings(wanted, prompts)
@@ -116,6 +119,8 @@ def _read_judges(wanted: GenerateEvaluation) -> _Judges:
     reference = () if wanted.reference is None else tuple(list_pictures(wanted.reference))
     if wanted.reference is not None and len(reference) < 2:
         raise InputError(f"{wanted.reference}: found {len(reference)} pictures, expected 2 or more; add real pictures")
+    for path in reference:
+        upright_size(path)  # raises for what is no picture
     inception = None
     if files.inception is not None:
         inception = read_inception(files.inception, runtime, allow_pickle=files.allow_pickle)
@@ -136,7 +141,12 @@ def _settings(wanted: GenerateEvaluation, prompts: Sequence[str]) -> Json:
 
 
 def _paths(out: Path, scale: float, count: int) -> list[Path]:
-    return [out / f"guidance-{scale:g}" / f"{i:05d}.png" for i in range(count)]
+    return [guidance_folder(out, scale) / f"{i:05d}.png" for i in range(count)]
+
+
+def guidance_folder(out: Path, scale: float) -> Path:
+    """Where the pictures of a scale lie; different scales have different names."""
+    return out / f"guidance-{scale:.12g}"
 
 
 def _generate(
@@ -187,10 +197,8 @@ def _real_features(judges: _Judges, made: Mapping[float, list[Path]], watch: Pro
     return judges.inception(fitted, _seen(watch, "features of the real pictures", len(judges.reference)))
 
 
-def distances(found: Tensor, real: Tensor) -> tuple[float | None, KernelDistance | None]:
-    """FID and KID; None for a single picture, which has no spread."""
-    if min(len(found), len(real)) < 2:
-        return None, None
+def distances(found: Tensor, real: Tensor) -> tuple[float, KernelDistance]:
+    """FID and KID."""
     return frechet_distance(found, real), kernel_distance(found, real)
 
 

@@ -1,6 +1,7 @@
 """Inpainting measured: parts of known pictures are hidden, repainted, and compared with what was there."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from enlarger.errors import InputError
 from enlarger.evaluate.feature_networks import read_inception
-from enlarger.evaluate.generate import CARD_SOLVER, CARD_STEPS, FeatureFiles, distances
+from enlarger.evaluate.generate import CARD_SOLVER, CARD_STEPS, FeatureFiles, distances, guidance_folder
 from enlarger.evaluate.haarpsi import haarpsi
 from enlarger.evaluate.metrics import psnr, ssim
 from enlarger.evaluate.results import EvaluationResults, Row, mean_rows, prepare_folder
@@ -71,7 +72,12 @@ def evaluate_inpaint(wanted: InpaintEvaluation, watch: ProgressCallback = no_pro
         raise InputError(f"{wanted.pictures}: no pictures found; give a folder of pictures")
     if not wanted.guidance:
         raise InputError("no guidance scales are given, expected one or more, such as 7.5")
+    if wanted.files.inception is not None and len(paths) < 2:
+        raise InputError(f"{wanted.pictures}: holds one picture, expected 2 or more for FID; add pictures")
     hidden = [_hide(wanted, path) for path in paths]
+    names = Counter(one.name for one in hidden)
+    if (name := max(names, key=lambda each: names[each])) and names[name] > 1:
+        raise InputError(f"{wanted.pictures}: {names[name]} pictures would be {name}.png; rename all but one")
     for scale in wanted.guidance:
         _request(wanted, hidden[0], scale)  # raises for what no model takes
     inception = None
@@ -81,7 +87,7 @@ def evaluate_inpaint(wanted: InpaintEvaluation, watch: ProgressCallback = no_pro
     settings = _settings(wanted)
     prepare_folder(wanted.out, settings)
     made = {
-        scale: [wanted.out / f"guidance-{scale:g}" / f"{each.name}.png" for each in hidden] for scale in wanted.guidance
+        scale: [guidance_folder(wanted.out, scale) / f"{each.name}.png" for each in hidden] for scale in wanted.guidance
     }
     _repaint(wanted, hidden, made, watch)
     rows = list[Row]()

@@ -159,6 +159,33 @@ def test_masks_of_a_folder_are_those_of_the_pictures_names(data: Path) -> None:
         repainted(data, masks=data / "masks")
 
 
+def test_pictures_whose_results_would_have_one_name_are_refused(data: Path) -> None:
+    picture(70, 90, seed=9).save(data / "real" / "0.webp")
+    with pytest.raises(InputError, match=r"2 pictures would be 0\.png; rename all but one"):
+        repainted(data)
+
+
+def test_fid_of_one_picture_is_refused_before_the_work(data: Path) -> None:
+    (data / "prompts.txt").write_text("alone")
+    with pytest.raises(InputError, match="holds one prompt, expected 2 or more for FID"):
+        evaluate_generate(wanted(data))
+    for i in (1, 2):
+        (data / "real" / f"{i}.png").unlink()
+    with pytest.raises(InputError, match="holds one picture, expected 2 or more for FID"):
+        repainted(data, files=FeatureFiles(Path("inception")))
+
+
+def test_a_reference_that_is_no_picture_is_refused_before_the_work(data: Path) -> None:
+    (data / "real" / "9.png").write_bytes(b"text")
+    with pytest.raises(InputError, match=r"9\.png"):
+        evaluate_generate(wanted(data))
+    assert not (data / "out").exists()
+
+
+def test_scales_that_differ_in_the_seventh_digit_have_folders_of_their_own() -> None:
+    assert generating.guidance_folder(Path(), 2.0) != generating.guidance_folder(Path(), 2.0000001)
+
+
 def test_the_command_prints_a_table_and_json(data: Path) -> None:
     stated = ["--model", str(sd1_folder()), "--out", str(data / "out"), "--steps", "2", "--guidance", "2",
               "--guidance", "3", "--size", "64x64", "--reference", str(data / "real"), "--inception", "x",
