@@ -10,6 +10,7 @@ from torch import Tensor
 
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.schedule import NoiseSchedule
+from enlarger.image.random_mask import lama_mask
 from enlarger.image.resize import resize
 from enlarger.nn.autoencoder import Posterior
 from enlarger.tasks.auxiliary.depth_estimator import normalise_depth
@@ -18,7 +19,6 @@ from enlarger.train.captions import Captions
 from enlarger.train.data import TrainingBatch
 from enlarger.train.data.cache import TensorCache
 from enlarger.train.draws import Draws
-from enlarger.train.masks import lama_mask
 from enlarger.train.noising import Noised, Noising
 
 Network = Callable[..., Tensor]

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from enlarger.image.random_mask import lama_mask
 from enlarger.train.data import TrainingBatch
 from enlarger.train.draws import Draws, draws_of_step
-from enlarger.train.masks import lama_mask
 from enlarger.train.objectives import reduced
 from enlarger.train.options import DataSettings, LossOptions, TrainOptions
 from enlarger.train.start import Training, start
