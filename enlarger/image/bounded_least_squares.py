@@ -5,8 +5,10 @@ lacks is at most the tolerance. The accelerated projected gradient method (FISTA
 (O'Donoghue and Candes 2015) needs few steps, since a reduction by two is conditioned like 4.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +19,10 @@ from enlarger.image.resize import resize_band
 BLOCK = 16  # input pixels along a side of a window, without its margin
 MARGINS = (8, 24)  # input pixels around a block that may help it; the second where the first were too few
 MAX_STEPS = 400
+MAX_VALUES = 1 << 21  # of the pixels of windows that are solved together
 CHECK = 8  # steps between two looks at how far it is
 GAIN = 0.9  # of what is off, squared: where it is no less than this between two looks, no step will help
-SLACK = 0.9  # of the tolerance, at which the steps aim, so that they get within it
+SLACK = 0.8  # of the tolerance, at which the steps aim, so that they get within it
 
 
 def solve_windows_(large: Tensor, missing: Tensor, tolerance: float) -> None:
@@ -27,23 +30,58 @@ def solve_windows_(large: Tensor, missing: Tensor, tolerance: float) -> None:
 
     `missing` changes with it. Where no change within -1..1 does that, it becomes as small as the steps made it.
     """
-    sizes = [(missing.shape[axis], large.shape[axis]) for axis in (1, 2)]
     impossible = set[tuple[int, int]]()
     for margin in MARGINS:
-        worst = F.max_pool2d(missing.abs().amax(0, keepdim=True)[None], BLOCK, ceil_mode=True)[0, 0]
-        for place in (worst > tolerance).nonzero():
-            i, j = int(place[0]), int(place[1])
-            block = missing[:, i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK]
-            if (i, j) in impossible or float(block.abs().max()) <= tolerance:
-                continue  # the second: a neighbour's margin has helped it
-            rows, columns = (_axis(*size, k, margin) for size, k in zip(sizes, (i, j), strict=True))
-            pixels = large[:, rows.start : rows.end, columns.start : columns.end]
-            lacks = missing[:, rows.low : rows.high, columns.low : columns.high]
-            found, is_impossible = _solve(pixels, lacks, rows.matrix, columns.matrix, tolerance)
-            lacks -= rows.matrix @ (found - pixels) @ columns.matrix.mT
-            pixels.copy_(found)
-            if is_impossible:
-                impossible.add((i, j))
+        stride = 1 - (-2 * margin // BLOCK)  # windows of blocks so far apart have nothing in common
+        for i, j in product(range(stride), repeat=2):
+            off = torch.maximum(missing.amax(0, keepdim=True), -missing.amin(0, keepdim=True))
+            worst = F.max_pool2d(off[None], BLOCK, ceil_mode=True)[0, 0]
+            places = {
+                (i + stride * int(row), j + stride * int(column))
+                for row, column in (worst[i::stride, j::stride] > tolerance).nonzero()
+            }
+            for windows in _alike(large, missing, sorted(places - impossible), margin):
+                problem = _Problem.of(windows)
+                found = _solve(problem, tolerance)
+                for window, pixels in zip(windows, found, strict=True):
+                    window.write(pixels)
+                proved = problem.is_impossible(found, tolerance)
+                impossible |= {windows[int(k)].place for k in proved.nonzero()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """A block with its margin: its pixels, what their reduction lacks, and how they are reduced."""
+
+    place: tuple[int, int]
+    pixels: Tensor  # (C, H, W), a part of the picture
+    lacks: Tensor  # (C, h, w), a part of what is missing
+    rows: Tensor  # (h, H)
+    columns: Tensor  # (w, W)
+    step: float  # of the gradient method
+
+    def write(self, pixels: Tensor) -> None:
+        """Put other pixels in its place."""
+        self.lacks.sub_(self.rows @ (pixels - self.pixels) @ self.columns.mT)
+        self.pixels.copy_(pixels)
+
+
+def _alike(
+    large: Tensor, missing: Tensor, places: Sequence[tuple[int, int]], margin: int
+) -> Iterator[Sequence[_Window]]:
+    """The windows of blocks, those of one shape together, as many as fit into little memory."""
+    groups = dict[tuple[torch.Size, torch.Size], list[_Window]]()
+    for place in places:
+        down, across = (_axis(missing.shape[axis + 1], large.shape[axis + 1], place[axis], margin) for axis in (0, 1))
+        pixels = large[:, down.start : down.end, across.start : across.end]
+        lacks = missing[:, down.low : down.high, across.low : across.high]
+        window = _Window(
+            place, pixels, lacks, down.matrix.to(pixels), across.matrix.to(pixels), (down.norm * across.norm) ** -2
+        )
+        groups.setdefault((pixels.shape, lacks.shape), []).append(window)
+    for windows in groups.values():
+        count = max(1, MAX_VALUES // windows[0].pixels.numel())
+        yield from (windows[k : k + count] for k in range(0, len(windows), count))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +93,7 @@ class _Axis:
     start: int
     end: int
     matrix: Tensor  # (high - low, end - start) float32
+    norm: float  # its largest singular value
 
 
 @lru_cache(maxsize=1024)
@@ -67,40 +106,89 @@ def _axis(small: int, large: int, block: int, margin: int) -> _Axis:
     is_free = (columns >= 0) & (columns < end - start)
     matrix = weights.new_zeros(high - low, end - start)
     matrix.scatter_add_(1, columns.clamp(0, end - start - 1), weights[low:high] * is_free)
-    return _Axis(low, high, start, end, matrix.float())
+    return _Axis(low, high, start, end, matrix.float(), _largest_singular_value(matrix))
 
 
-def _solve(pixels: Tensor, wanted: Tensor, rows: Tensor, columns: Tensor, tolerance: float) -> tuple[Tensor, bool]:
-    """Pixels (C, H, W) within -1..1 near the given ones whose change, reduced, is `wanted` (C, h, w) but for
-    `tolerance`, or as near to that as the steps came; and whether there is a proof that no picture has such."""
-    rows, columns = rows.to(pixels), columns.to(pixels)
-    norms: list[Tensor] = [torch.linalg.matrix_norm(each, 2) for each in (rows, columns)]
-    step, left = float(norms[0] * norms[1]) ** -2, float("inf")
-    found, ahead, weight = pixels, pixels, 1.0
-    for number in range(MAX_STEPS):
-        off = F.softshrink(wanted - rows @ (ahead - pixels) @ columns.mT, SLACK * tolerance)
-        previous, found = found, (ahead + step * (rows.mT @ off @ columns)).clamp(-1, 1)
-        momentum = found - previous
-        previous_weight, weight = weight, (1 + (1 + 4 * weight**2) ** 0.5) / 2
-        if float(((ahead - found) * momentum).sum()) > 0:
-            previous_weight = weight = 1.0
-        ahead = found + (previous_weight - 1) / weight * momentum
-        if number % CHECK == CHECK - 1:
-            before, left = left, float(off.square().sum())
-            if left == 0 or left > GAIN * before:
+def _largest_singular_value(matrix: Tensor) -> float:
+    values: Tensor = torch.linalg.svdvals(matrix)
+    return float(values[0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """Windows of one shape, N of them: how to change `pixels` so that the change, reduced, is `wanted`."""
+
+    pixels: Tensor  # (N, C, H, W)
+    wanted: Tensor  # (N, C, h, w)
+    rows: Tensor  # (N, 1, h, H)
+    columns: Tensor  # (N, 1, w, W)
+    step: Tensor  # (N, 1, 1, 1)
+
+    @classmethod
+    def of(cls, windows: Sequence[_Window]) -> "_Problem":
+        """That of these windows."""
+        return cls(
+            torch.stack([window.pixels for window in windows]),
+            torch.stack([window.lacks for window in windows]),
+            torch.stack([window.rows for window in windows])[:, None],
+            torch.stack([window.columns for window in windows])[:, None],
+            torch.tensor([window.step for window in windows], device=windows[0].pixels.device)[:, None, None, None],
+        )
+
+    def __getitem__(self, which: Tensor) -> "_Problem":
+        return _Problem(*(each[which] for each in (self.pixels, self.wanted, self.rows, self.columns, self.step)))
+
+    def lacks(self, pixels: Tensor) -> Tensor:
+        """What is still wanted of other pixels."""
+        return self.wanted - self.rows @ (pixels - self.pixels) @ self.columns.mT
+
+    def is_impossible(self, found: Tensor, tolerance: float) -> Tensor:
+        """For which there is a proof that no picture has what is wanted, (N,).
+
+        Farkas' lemma: along the excess of what pixels lack, as far as that counts in the window's pixels alone, no
+        change within -1..1 reaches as far as is wanted.
+        """
+        down, across = (((each.sum(-1) - 1).abs() < 1e-4).float() for each in (self.rows, self.columns))
+        excess = F.softshrink(self.lacks(found), tolerance) * down[..., :, None] * across[..., None, :]
+        slope = self.rows.mT @ excess @ self.columns
+        reach = torch.where(slope > 0, slope * (1 - self.pixels), slope * (-1 - self.pixels)).sum((2, 3))
+        needed = (excess * self.wanted).sum((2, 3)) - tolerance * excess.abs().sum((2, 3))
+        return (reach < needed * (1 - 1e-4)).any(1)
+
+
+def _solve(problem: _Problem, tolerance: float) -> Tensor:
+    """Pixels (N, C, H, W) within -1..1 that lack no more than the tolerance, or as near to that as the steps came."""
+    result, active = problem.pixels.clone(), torch.arange(len(problem.pixels), device=problem.pixels.device)
+    run = _Run(problem.pixels, problem.pixels, torch.ones_like(problem.step))
+    before = torch.full_like(active, torch.inf, dtype=torch.float32)
+    for number in range(1, MAX_STEPS + 1):
+        off = F.softshrink(problem.lacks(run.ahead), SLACK * tolerance)
+        run = run.step((run.ahead + problem.step * (problem.rows.mT @ off @ problem.columns)).clamp(-1, 1))
+        if number % CHECK == 0:
+            left, worst = off.square().sum((1, 2, 3)), problem.lacks(run.found).abs().amax((1, 2, 3))
+            goes_on = (worst > tolerance) & (left <= GAIN * before)
+            result[active] = run.found
+            run, problem, active, before = run[goes_on], problem[goes_on], active[goes_on], left[goes_on]
+            if not len(active):
                 break
-    lacks = wanted - rows @ (found - pixels) @ columns.mT
-    return found, _is_impossible(pixels, wanted, lacks, rows, columns, tolerance)
+    return result
 
 
-def _is_impossible(
-    pixels: Tensor, wanted: Tensor, lacks: Tensor, rows: Tensor, columns: Tensor, tolerance: float
-) -> bool:
-    """Whether what a change `lacks` proves that none within -1..1 is enough (Farkas' lemma): along the excess of it, as
-    far as that counts in the window's pixels alone, no change reaches as far as is wanted."""
-    inner = [(matrix.sum(1) - 1).abs() < 1e-4 for matrix in (rows, columns)]  # reduced of the window's pixels alone
-    excess = F.softshrink(lacks, tolerance) * inner[0][:, None] * inner[1]
-    slope = rows.mT @ excess @ columns
-    reach = torch.where(slope > 0, slope * (1 - pixels), slope * (-1 - pixels)).sum((1, 2))
-    needed = (excess * wanted).sum((1, 2)) - tolerance * excess.abs().sum((1, 2))
-    return bool((reach < needed * (1 - 1e-4)).any())
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Where the steps are, and where they look, ahead by their momentum."""
+
+    found: Tensor  # (N, C, H, W)
+    ahead: Tensor
+    weight: Tensor  # (N, 1, 1, 1)
+
+    def step(self, found: Tensor) -> "_Run":
+        """The next; momentum that goes uphill is given up."""
+        momentum = found - self.found
+        is_uphill = ((self.ahead - found) * momentum).sum((1, 2, 3), keepdim=True) > 0
+        weight = (1 + (1 + 4 * self.weight**2) ** 0.5) / 2
+        share = torch.where(is_uphill, 0, (self.weight - 1) / weight)
+        return _Run(found, found + share * momentum, torch.where(is_uphill, 1, weight))
+
+    def __getitem__(self, which: Tensor) -> "_Run":
+        return _Run(self.found[which], self.ahead[which], self.weight[which])

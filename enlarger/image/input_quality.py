@@ -88,7 +88,7 @@ def cell_size(picture: Tensor) -> int:
 
 def half_error(large: Tensor, small: Tensor) -> float:
     """Root mean square difference of the half of an enlargement to the input where that is not flat, in 8-bit steps."""
-    wrong = (downscale(large, small.shape[-2:], lambda x: x.clamp(-1, 1)) - small).square_().mean(1, keepdim=True)
+    wrong = downscale(large, small.shape[-2:], lambda x: x.clamp(-1, 1)).sub_(small).square_().mean(1, keepdim=True)
     busy = ~is_flat(small)
     return float((wrong[busy].mean() if bool(busy.any()) else wrong.mean()).sqrt()) * 127.5
 

@@ -85,6 +85,7 @@ class BundledUpscaler:
         """Pass after pass; a picture is restored once, in the first, which is made whatever the size."""
         image, count, graphics = batch.low_res, len(batch.pictures), None
         detail, restore, asked = options["detail"], options["restore"], batch.requests[0].consistent
+        hints = [None if restore > 0 else input_hint(picture.colour) for picture in batch.pictures]
         if restore > 0:
             image, graphics = self.restore(image, restore, detail, watch).float().cpu(), (False,) * count
         while batch.needs_pass(image):
@@ -93,8 +94,8 @@ class BundledUpscaler:
         drawn = (False,) * count if graphics is None else graphics
         consistent = [(restore == 0 and not is_drawn) if asked is None else asked for is_drawn in drawn]
         notes = [
-            _notes(request, picture.colour, restore, is_drawn)
-            for request, picture, is_drawn in zip(batch.requests, batch.pictures, drawn, strict=True)
+            _notes(request, None if is_drawn else hint, is_drawn and restore == 0)
+            for request, hint, is_drawn in zip(batch.requests, hints, drawn, strict=True)
         ]
         return batch.finish(self.name, image, consistent, notes)
 
@@ -198,10 +199,7 @@ def _options(requests: Sequence[UpscaleRequest]) -> dict[str, Any]:
     return with_defaults(request, "upscale/bundled")
 
 
-def _notes(request: UpscaleRequest, colour: Tensor, restore: float, is_drawn: bool) -> tuple[str, ...]:
-    """What to know of a result, and what would help its input, (3, h, w)."""
+def _notes(request: UpscaleRequest, hint: str | None, is_drawn: bool) -> tuple[str, ...]:
+    """What to know of a result, and what would help its input."""
     notes = [KINDS["bundled"].one_answer.format(count=request.count)] if request.count > 1 else []
-    if restore > 0:
-        return tuple(notes)
-    hint = None if is_drawn else input_hint(colour)
     return (*notes, *([GRAPHICS_NOTE] if is_drawn and not request.consistent else []), *([hint] if hint else []))
