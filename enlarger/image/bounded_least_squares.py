@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -106,12 +107,7 @@ def _axis(small: int, large: int, block: int, margin: int) -> _Axis:
     is_free = (columns >= 0) & (columns < end - start)
     matrix = weights.new_zeros(high - low, end - start)
     matrix.scatter_add_(1, columns.clamp(0, end - start - 1), weights[low:high] * is_free)
-    return _Axis(low, high, start, end, matrix.float(), _largest_singular_value(matrix))
-
-
-def _largest_singular_value(matrix: Tensor) -> float:
-    values: Tensor = torch.linalg.svdvals(matrix)
-    return float(values[0])
+    return _Axis(low, high, start, end, matrix.float(), float(cast(Tensor, torch.linalg.svdvals(matrix))[0]))
 
 
 @dataclass(frozen=True, eq=False)
