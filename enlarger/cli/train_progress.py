@@ -1,12 +1,13 @@
 """How a training is shown: a bar in a terminal, a line now and then elsewhere."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from time import monotonic
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from enlarger.train.data.entries import describe_skipped
 from enlarger.train.run import TrainingProgress, TrainingWatch, no_watch
 
 LINE_EVERY = 60.0  # seconds, where there is no terminal
@@ -14,15 +15,25 @@ LINE_EVERY = 60.0  # seconds, where there is no terminal
 
 @contextmanager
 def training_progress(*, quiet: bool) -> Generator[TrainingWatch]:
-    """What is told of each step: loss, rate, memory and the time that is left, on standard error."""
+    """What is told of each step: loss, rate, memory and the time that is left, on standard error.
+
+    Pictures of the data that could not be read are named at the end.
+    """
     console = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
     if quiet:
         yield no_watch
-    elif console.is_terminal:
-        with _bar(console) as watch:
-            yield watch
-    else:
-        yield _lines(console)
+        return
+    skipped: Mapping[str, str] = {}
+    with _bar(console) if console.is_terminal else nullcontext(_lines(console)) as show:
+
+        def watch(progress: TrainingProgress) -> None:
+            nonlocal skipped
+            skipped = progress.skipped
+            show(progress)
+
+        yield watch
+    if skipped:
+        console.print(describe_skipped(skipped))
 
 
 @contextmanager
@@ -57,5 +68,5 @@ def _lines(console: Console) -> TrainingWatch:
 
 def describe(progress: TrainingProgress) -> str:
     """Loss, rate, memory, and pictures that could not be read."""
-    skipped = f", {progress.skipped} pictures left out" if progress.skipped else ""
+    skipped = f", {len(progress.skipped)} pictures left out" if progress.skipped else ""
     return f"loss {progress.loss:.4f}, rate {progress.rate:.2g}, {progress.memory / 2**30:.1f} GiB{skipped}"

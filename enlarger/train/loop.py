@@ -121,7 +121,7 @@ def channels_last(module: nn.Module) -> nn.Module:
     return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownVariableType] - torch's overloads lack it
 
 
-ADVICE = "; the state before it is kept: go on from it with a lower --rate, or look at these pictures"
+ADVICE = "; no weight has changed since the step before: go on with a lower rate, or look at these pictures"
 
 
 def _add_gradients(

@@ -4,7 +4,7 @@ import json
 import platform
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from enlarger.checkpoint.folder.save import save_folder
-from enlarger.errors import InputError
+from enlarger.errors import InputError, NonFinite
 from enlarger.image.atomic_write import atomic_write
 from enlarger.runtime.runtime import resolve_device
 from enlarger.train.card import Figures, card
 from enlarger.train.data import DataOptions, Dataset, TrainingBatch, open_dataset
 from enlarger.train.devices import Devices, choose_devices
 from enlarger.train.draws import draws_of_step
-from enlarger.train.loop import new_state, train_steps
+from enlarger.train.loop import TrainedStep, new_state, train_steps
 from enlarger.train.lora import save_lora
 from enlarger.train.options import TrainOptions
 from enlarger.train.samples import write_samples
@@ -41,7 +41,7 @@ class TrainingProgress:
     loss: float
     rate: float
     memory: int  # bytes, of the device or, on a CPU, of the process
-    skipped: int  # pictures of the data that could not be read
+    skipped: Mapping[str, str]  # pictures of the data that could not be read, and why
 
 
 TrainingWatch = Callable[[TrainingProgress], None]
@@ -125,27 +125,31 @@ class _Run:
 
     def steps(self, first: int, settings: Settings, path: Path, watch: TrainingWatch) -> deque[float]:
         """Run the steps that are left, with log, states and samples; the last losses."""
-        options, losses, saved = self.options, deque[float](maxlen=LAST_LOSSES), monotonic()
+        options, losses, saved, step = self.options, deque[float](maxlen=LAST_LOSSES), monotonic(), first
         options.work.mkdir(parents=True, exist_ok=True)
         rows = rows_of_steps(self.data, options, self.devices, first, options.steps)
-        for done in train_steps(self.state, self.loss, rows, options.recipe, first, self.devices):
-            losses.append(done.loss)
-            progress = TrainingProgress(
-                done.step,
-                options.steps,
-                sum(losses) / len(losses),
-                done.rate,
-                used_memory(self.devices.device),
-                len(self.data.skipped),
-            )
-            self.devices.log({"loss": done.loss, "rate": done.rate, "gradient": done.norm}, done.step)
-            if self.devices.rank == 0:
-                watch(progress)
-                self._note(progress)
-                if monotonic() - saved > options.save_every or done.step == options.steps:
-                    self.state.save(path, done.step, settings)
-                    saved = monotonic()
+        try:
+            for done in train_steps(self.state, self.loss, rows, options.recipe, first, self.devices):
+                step = done.step
+                losses.append(done.loss)
+                self.devices.log({"loss": done.loss, "rate": done.rate, "gradient": done.norm}, step)
+                if self.devices.rank == 0:
+                    progress = self._progress(done, losses)
+                    watch(progress)
+                    if monotonic() - saved > options.save_every or step == options.steps:
+                        self.state.save(path, step, settings)
+                        saved = monotonic()
+                    self._note(progress)
+        except NonFinite:
+            if self.devices.rank == 0 and step > first:
+                self.state.save(path, step, settings)  # its last step changed nothing
+            raise
         return losses
+
+    def _progress(self, done: TrainedStep, losses: deque[float]) -> TrainingProgress:
+        memory = used_memory(self.devices.device)
+        loss = sum(losses) / len(losses)
+        return TrainingProgress(done.step, self.options.steps, loss, done.rate, memory, self.data.skipped)
 
     def loss(self, network: nn.Module, rows: Rows, progress: float) -> Tensor:
         """That of some rows; what is drawn for them is the same each time it is asked for."""
@@ -156,6 +160,7 @@ class _Run:
         options, samples = self.options, self.options.samples
         if progress.step % LOG_EVERY == 0 or progress.step == progress.steps:
             line = {"step": progress.step, "loss": progress.loss, "rate": progress.rate, "memory": progress.memory}
+            line |= {"left out": len(progress.skipped)} if progress.skipped else {}
             with (options.work / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
         if samples.sample_every is not None and progress.step % samples.sample_every == 0:

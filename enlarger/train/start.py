@@ -186,6 +186,10 @@ def _latent(base: PipelineComponents, kind: ModelKind, options: TrainOptions, de
     model = build_stable_diffusion(base, Runtime.here(device), str(options.model))
     unet = model.latent_diffusion.unet
     assert isinstance(unet, UNet)
+    if unet.config.guidance_channels is not None:
+        raise Unsupported(
+            f"{model.name}: is distilled, its UNet takes the guidance scale; train the model that it was made of"
+        )
     latent_channels = model.vae.config.latent_channels
     child: nn.Module = unet if spec.channels is None else with_input_channels(unet, spec.channels(latent_channels))
     child = with_lora(child, options.lora, options.seed) if options.task == "lora" else child.requires_grad_(True)
@@ -229,6 +233,11 @@ def _extras(
     if options.task == "upscaler-x4":
         assert model.low_res_schedule is not None, "checked by its kind"
         level = model.max_noise_level if options.loss.max_noise_level is None else int(options.loss.max_noise_level)
+        if level >= model.low_res_schedule.num_train_timesteps:
+            last = model.low_res_schedule.num_train_timesteps - 1
+            raise InputError(
+                f"max_noise_level is {level}, expected at most {last}, the last step of the input's schedule"
+            )
         return NoisyPixels(model.low_res_schedule, level, model.vae.downsample_factor), base
     return nothing, base
 

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import enlarger
 from enlarger.checkpoint.adapters.lora import apply_lora, read_lora
 from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.tensors.open import open_checkpoint
+from enlarger.cli.train_progress import training_progress
 from enlarger.errors import EnlargerError, InputError, NonFinite, Unsupported
 from enlarger.nn.unet import UNet
 from enlarger.train import run
@@ -196,12 +198,12 @@ def test_a_loss_that_is_no_number_stops_with_its_place(
     broken.calls = 0  # type: ignore[attr-defined]
     monkeypatch.setattr(UNet, "forward", broken)
     with pytest.raises(NonFinite) as raised:
-        train(asked(tmp_path, base, data))
+        train(asked(tmp_path, base, data, save_every=1e6))
     text = str(raised.value)
     assert (
         text.startswith("step 3, 2 pictures of 'a ") and ": the loss is nan, first in mid_block.resnets.0.conv1" in text
     )
-    assert "the state before it is kept" in text
+    assert "; no weight has changed since the step before" in text
     assert open_checkpoint(tmp_path / "out.work" / "state.safetensors").metadata["step"] == "2"
 
 
@@ -269,11 +271,11 @@ def test_places_that_are_taken(base: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "out").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"out.work: holds the state of a training; add --resume"):
         train(options)
-    with pytest.raises(InputError, match=r"rate is 0.002, it began with 0.001. Give the same settings"):
-        train(replace(options, rate=0.002, resume=True))
+    with pytest.raises(InputError, match=r"seed is 2, it began with 0. Give the same settings"):
+        train(replace(options, seed=2, resume=True))
     with pytest.raises(InputError, match=r"pictures of a step is 4, it began with 2"):
         train(replace(options, batch=4, resume=True))
-    assert train(replace(options, steps=2, resume=True)).is_dir()
+    assert train(replace(options, steps=2, rate=1e-4, resume=True)).is_dir()
 
 
 @pytest.mark.parametrize(
@@ -284,6 +286,19 @@ def test_places_that_are_taken(base: Path, data: Path, tmp_path: Path) -> None:
 def test_values_outside_their_limits(options: dict[str, Any]) -> None:
     with pytest.raises(EnlargerError, match=f"{next(iter(options))} is .*, expected"):
         TrainOptions("lora", "m", "d", Path("o"), **options)
+
+
+def test_broken_pictures_are_left_out_and_named(base: Path, data: Path, tmp_path: Path, capfd: Any) -> None:
+    folder = tmp_path / "pictures"
+    shutil.copytree(data, folder)
+    (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:700])
+    (folder / "6.png").write_bytes(b"no picture")
+    with training_progress(quiet=False) as watch:
+        train(asked(tmp_path, base, folder, steps=8), watch)
+    said = capfd.readouterr().err.splitlines()
+    assert said[0].startswith("step 1 of 8: loss ") and "GiB" in said[0] and "2 pictures left out" in said[-2]
+    assert said[-1].startswith("2 of the data left out (6.png, 7.png); 6.png: ")
+    assert "; 2 could not be read and were left out" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_text_is_left_out_as_often_as_is_said(base: Path, data: Path, tmp_path: Path) -> None:
