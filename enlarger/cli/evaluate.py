@@ -5,12 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.box import MARKDOWN
-from rich.console import Console
-from rich.table import Table
 
 from enlarger.cli.options import AllowPickle, Device, JsonLines, Model, Precision
-from enlarger.cli.report import Report
 from enlarger.cli.terminal import print_lines
 from enlarger.cli.verbs import Verb
 from enlarger.target_size import parse_size
@@ -58,7 +54,8 @@ def upscale(
     Folders in FOLDER are sets of their own. Other programs are compared by enlarging what --keep writes under input,
     and giving their results with --beside. The table is Markdown; --json prints its rows as one line.
     """
-    from enlarger.evaluate.upscale import Evaluation, evaluate_upscale  # torch comes with it
+    from enlarger.cli.report import Report  # torch comes with these
+    from enlarger.evaluate.upscale import Evaluation, evaluate_upscale
 
     wanted = Evaluation(folder, model, steps or (), sheet, judges, degraded or (), beside, keep, seed, device)
     with Report(1, log_stages=True) as report:
@@ -99,6 +96,7 @@ def generate(
     Nothing is downloaded: give the weights of the networks that look at the pictures. OUT gets the pictures,
     results.csv, results.json and plot.png, FID against CLIP score.
     """
+    from enlarger.cli.report import Report
     from enlarger.evaluate.generate import CARD_GUIDANCE, FeatureFiles, GenerateEvaluation, evaluate_generate
 
     width, height = (None, None) if size is None else parse_size(size)
@@ -140,6 +138,7 @@ def inpaint(
 
     OUT gets the results, results.csv and results.json.
     """
+    from enlarger.cli.report import Report
     from enlarger.evaluate.generate import FeatureFiles
     from enlarger.evaluate.inpaint import DEFAULT_GUIDANCE, InpaintEvaluation, evaluate_inpaint
 
@@ -155,6 +154,10 @@ def inpaint(
 
 def _print_results(results: "EvaluationResults", json_lines: bool) -> None:
     """A table, in Markdown, or the rows as one line of JSON."""
+    from rich.box import MARKDOWN
+    from rich.console import Console
+    from rich.table import Table
+
     if json_lines:
         print_lines([json.dumps(results.json_rows())])
         return
