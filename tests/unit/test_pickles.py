@@ -5,12 +5,14 @@ import random
 import struct
 import sys
 from argparse import Namespace
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -135,6 +137,8 @@ def test_what_lightning_writes_besides_has_no_effect(tmp_path: Path, monkeypatch
     [
         {1, 2}, {"a", "b"}, np.array([1.0, 2.0]), np.zeros((2, 3), np.float16), torch.Size([1, 2]), torch.device("cpu"),
         torch.float16, Path("a/b.yaml"), Namespace(steps=3, name="x"), datetime(2023, 1, 2), [np.int64(3), {4}], set(),
+        SimpleNamespace(lr=1), Decimal("1.5"), UUID(int=7), range(3), 1 + 2j,
+        date(2023, 1, 2), datetime(2023, 1, 2, tzinfo=UTC),
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
@@ -143,6 +147,13 @@ def test_what_trainers_keep_beside_the_weights_has_no_effect(tmp_path: Path, bes
     weights = open_pickle(file)
     assert weights.keys() == ("a",) and weights.get_tensor("a").equal(torch.ones(2))
     assert weights.notes == ("left out 2 entries that are no named tensors: beside, inner.deep",)
+
+
+def test_a_counter_is_a_dictionary_of_no_tensors(tmp_path: Path) -> None:
+    weights = open_pickle(saved(tmp_path / "a.ckpt", {"state_dict": {"a": torch.ones(2)}, "beside": Counter("aab")}))
+    assert weights.keys() == ("a",) and weights.notes == (
+        "left out 2 entries that are no named tensors: beside.a, beside.b",
+    )
 
 
 @pytest.mark.parametrize(

@@ -83,11 +83,15 @@ SCHEDULE = {
 }
 
 
-@pytest.mark.parametrize("form", ["bare with its schedule", "state_dict twice", "names before CLIP's text_model"])
+@pytest.mark.parametrize(
+    "form", ["bare with its schedule", "state_dict twice", "model_state_dict", "names before CLIP's text_model"]
+)
 def test_old_forms_of_single_files(sd1: PipelineComponents, original: Weights, tmp_path: Path, form: str) -> None:
     weights: dict[str, Any] = dict(original)
     if form == "bare with its schedule":
         weights |= SCHEDULE
+    elif form == "model_state_dict":
+        weights = {"model_state_dict": weights, "epoch": 3}
     elif form == "state_dict twice":
         weights = {"state_dict": weights | {"state_dict": {}}}
     else:

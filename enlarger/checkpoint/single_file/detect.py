@@ -13,7 +13,9 @@ from enlarger.checkpoint.single_file.reference_shapes import component_shapes, o
 from enlarger.errors import CheckpointError, Unsupported, list_names
 
 Shapes = Mapping[str, Shape]
-KEY_PREFIXES = ("", "model_ema.", "model.", "module.", "state_dict.")  # prefixes of all names that programs leave
+KEY_PREFIXES = (  # of all names, that programs leave
+    *("", "model_ema.", "model.", "module.", "state_dict.", "model_state_dict."),
+)
 UNET_MARKER = "model.diffusion_model.input_blocks.0.0.weight"
 K_UNET_MARKER = "u_net.d_blocks.0.1.main.2.weight"
 VAE_MARKER = "encoder.down.0.block.0.norm1.weight"

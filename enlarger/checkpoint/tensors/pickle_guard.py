@@ -180,7 +180,9 @@ def _load_weights_only(file: Path | BinaryIO, global_names: Collection[str], mma
     """The second gate. With `mmap` the tensors are views of the mapped file."""
     safe_globals: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
     safe_globals = [
-        (InertStub, name.replace("__builtin__", "builtins")) for name in INERT_GLOBALS if name in global_names
+        (InertStub, name.replace("__builtin__.xrange", "builtins.range").replace("__builtin__", "builtins"))
+        for name in INERT_GLOBALS
+        if name in global_names
     ]
     safe_globals += [(ParameterTable, PARAMETER_DICT)] if PARAMETER_DICT in global_names else []
     try:
