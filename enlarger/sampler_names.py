@@ -37,7 +37,7 @@ SPACING_NAMES: Mapping[str, tuple[str, ...]] = {
     "leading": ("DDIM", "ddim_uniform"),
     "trailing": ("SGM Uniform", "Simple"),
 }
-NEAREST: Mapping[str, str] = {  # what other programs have and we do not: the nearest that there is
+NEAREST_SOLVERS: Mapping[str, str] = {  # what other programs have and we do not: the nearest that there is
     "Restart": "Heun",
     "DDIM CFG++": "DDIM",
     "euler_cfg_pp": "Euler",
@@ -56,12 +56,19 @@ NEAREST: Mapping[str, str] = {  # what other programs have and we do not: the ne
     "seeds_3": "DPM++ SDE",
     "sa_solver": "DPM++ 3M SDE",
     "tcd": "LCM",
+    "dpmpp_3m": "DPM++ 3M SDE",
+    "DPMSolverMultistep": "DPM++ 2M",
+    "DPMSolverSinglestep": "DPM++ 2S",
+}
+NEAREST_SPACINGS: Mapping[str, str] = {
     "KL Optimal": "Karras",
     "Align Your Steps": "Karras",
+    "AYS": "Karras",
     "linear_quadratic": "SGM Uniform",
     "Turbo": "SGM Uniform",
 }
 AUTOMATIC = "automatic"  # A1111's spacing of the model's own
+MAX_LETTERS = 64  # of a name that may be one
 LIKENESS = 0.6  # of letters, above which a name is taken for a slip
 CURVES = ("Karras", "Exponential", "Beta")  # that A1111's menus put behind a solver's name
 SOLVERS, SPACINGS = tuple(SOLVER_NAMES), tuple(SPACING_NAMES)
@@ -82,10 +89,10 @@ def parse_sampler(solver: str | None, spacing: str | None = None) -> tuple[str |
     chosen = None if spacing is None or spacing.casefold() == AUTOMATIC else _spacing(spacing)
     if solver is None:
         return None, chosen
-    named, curve = _split(_words(solver), _SOLVER_BY_NAME)
+    named, curve = _split(_words(solver), _SOLVER_BY_NAME) if len(solver) <= MAX_LETTERS else (None, None)
     if named is None:
         known = f"there are {', '.join(SOLVERS)}, and A1111's names"
-        raise InputError(f"no solver is called {solver!r}{suggested_solver(solver)}; {known}")
+        raise InputError(f"no solver is called {_shown(solver)}{suggested_solver(solver)}; {known}")
     if curve is None:
         return named, chosen
     if chosen not in (None, curve):
@@ -101,14 +108,16 @@ def menu_name(solver: str, spacing: str | None = None) -> str:
 
 
 def _spacing(name: str) -> str:
-    if (found := _SPACING_BY_NAME.get("".join(_words(name)))) is None:
-        raise InputError(f"no spacing is called {name!r}{suggested_spacing(name)}; there are {', '.join(SPACINGS)}")
+    if len(name) > MAX_LETTERS or (found := _SPACING_BY_NAME.get("".join(_words(name)))) is None:
+        raise InputError(
+            f"no spacing is called {_shown(name)}{suggested_spacing(name)}; there are {', '.join(SPACINGS)}"
+        )
     return found
 
 
 def suggested_spacing(name: str) -> str:
     """The nearest of the spacings as a part of a sentence; nothing where none is near."""
-    return _suggestion(_nearest(_words(name), SPACING_NAMES))
+    return _suggestion(_nearest(_words(name), SPACING_NAMES, _NEAREST_SPACINGS))
 
 
 def suggested_solver(name: str) -> str:
@@ -116,19 +125,24 @@ def suggested_solver(name: str) -> str:
     words = _words(name)
     for count in range(len(words), 0, -1):
         spacing = _SPACING_BY_NAME.get("".join(words[count:]))
-        near = _NEAREST_BY_NAME.get("".join(words[:count]))
+        near = _NEAREST_SOLVERS.get("".join(words[:count]))
         if near is not None and (spacing is not None or count == len(words)):
             return _suggestion(near if spacing is None else f"{near} {SPACING_NAMES[spacing][0]}")
-    return _suggestion(_nearest(words, {**{label: (label,) for label in MENU_NAMES}, **SOLVER_NAMES}))
+    table = {**{label: (label,) for label in MENU_NAMES}, **SOLVER_NAMES}
+    return _suggestion(_nearest(words, table, _NEAREST_SOLVERS))
 
 
-def _nearest(words: Sequence[str], table: Mapping[str, Sequence[str]]) -> str | None:
+def _nearest(words: Sequence[str], table: Mapping[str, Sequence[str]], nearest: Mapping[str, str]) -> str | None:
     """What of a table a name is nearest to: as known, or by its letters; None where nothing is near."""
     name, by_name = "".join(words), _by_name(table)
-    if name in _NEAREST_BY_NAME:
-        return _NEAREST_BY_NAME[name]
+    if name in nearest:
+        return nearest[name]
     found = difflib.get_close_matches(name, by_name, 1, LIKENESS)
     return by_name[found[0]] if found else None
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= MAX_LETTERS else f"{name[:MAX_LETTERS]}...")
 
 
 def _suggestion(name: str | None) -> str:
@@ -146,9 +160,9 @@ def _split(words: Sequence[str], by_name: Mapping[str, str]) -> tuple[str | None
 
 def _words(name: str) -> list[str]:
     """Small letters and digits in words: "DPM++ 2M" and "dpmpp_2m" are alike; without what programs put around."""
-    words = re.sub(r"[^a-z0-9]+", " ", name.casefold().replace("++", "pp").removesuffix("scheduler")).split()
+    lower = name[:MAX_LETTERS].casefold().replace("++", "pp").removesuffix("scheduler")
+    words = [word for word in re.sub(r"[^a-z0-9]+", " ", lower).split() if word != "gpu"]
     words = words[words[:1] == ["sampler"] :]
-    words = words[: -1 if words[-1:] == ["gpu"] else None]
     return words[words[:1] == ["k"] and len(words) > 1 :]
 
 
@@ -157,4 +171,6 @@ def _by_name(table: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 _SOLVER_BY_NAME, _SPACING_BY_NAME = _by_name(SOLVER_NAMES), _by_name(SPACING_NAMES)
-_NEAREST_BY_NAME = {"".join(_words(name)): nearest for name, nearest in NEAREST.items()}
+_NEAREST_SOLVERS, _NEAREST_SPACINGS = (
+    {"".join(_words(name)): nearest for name, nearest in table.items()} for table in (NEAREST_SOLVERS, NEAREST_SPACINGS)
+)

@@ -227,6 +227,8 @@ def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions, files: 
             check_output(path, made, size, overwrite=True, suffixes=FRAME_SUFFIXES)
     except InputError as error:
         return replace(job, error=str(error))
+    except Exception as error:  # noqa: BLE001 - one damaged file does not end the others
+        return replace(job, error=describe_unexpected(error))
     return job
 
 

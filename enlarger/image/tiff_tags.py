@@ -41,7 +41,8 @@ def is_raw_photo(image: Image.Image, head: bytes) -> bool:
     """Whether an opened TIFF is a camera's raw photo, of which Pillow would read the small preview that comes first."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
-    is_preview = bool(image.tag_v2.get(SUBFILE_TYPE, 0) & REDUCED)
+    kind = image.tag_v2.get(SUBFILE_TYPE, 0)  # of a damaged file it may be of any type
+    is_preview = isinstance(kind, int) and bool(kind & REDUCED)
     return head[8:10] == b"CR" or (is_preview and (SUB_IFDS in image.tag_v2 or DNG_VERSION in image.tag_v2))
 
 

@@ -51,7 +51,10 @@ def apply_tiled(
                 _scaled_slice(left - before, right - before, scale),
             ]
             place = result[..., _scaled_slice(top, bottom, scale), _scaled_slice(left, right, scale)]
-            place.copy_(cropped) if blend is None else place.lerp_(cropped, blend.share)
+            if blend is None or blend.share == 1:  # what lies there may be no number yet
+                place.copy_(cropped)
+            else:
+                place.lerp_(cropped, blend.share)
             progress(i * len(columns) + j + 1, len(rows) * len(columns))
     assert result is not None
     return result

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from enlarger.cli.inputs import IMAGE_SUFFIXES
 from enlarger.cli.terminal import printable
@@ -149,3 +149,15 @@ def test_what_a_file_cannot_hold_is_said_before_the_work(
     Image.new(mode, size).save("a.png", **options), photo("good.png")
     status, _, err = call("upscale", "a.png", "-o", output)
     assert (status, fake.loaded, files()) == (1, [], ["a.png", "good.png"]) and words in err
+
+
+def test_a_tag_of_a_wrong_type_ends_no_other_picture(call: Any, fake: Fake) -> None:
+    photo("a.png")
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[254] = "preview"  # the kind of page, which is a number
+    tags.tagtype[254] = 2
+    Image.new("RGB", (8, 8)).save("b.tif", tiffinfo=tags)
+    with Image.open("b.tif") as made:
+        assert made.tag_v2[254] == "preview"  # it is as meant
+    status, out, _ = call("upscale", "a.png", "b.tif")
+    assert status == 0 and out.splitlines() == ["a-x2.png", "b-x2.png"]

@@ -113,3 +113,19 @@ def test_times_are_spaced_as_said() -> None:
     assert sampler.with_solver(None, "trailing").sigma_schedule(4).timesteps.tolist() == [999, 749, 499, 249]
     assert sampler.with_solver("euler", "Uniform").sigma_schedule(4).timesteps.tolist() == [999, 666, 333, 0]
     assert sampler.with_solver(None, None) is sampler
+
+
+@pytest.mark.parametrize("option", ["solver", "spacing"])
+def test_a_name_without_end_is_refused_at_once_and_shown_in_part(option: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_sampler(**{"solver": None, option: "a " * 500_000})  # in words, its parts would be quadratic
+    assert str(caught.value).startswith(f"no {option} is called '{'a ' * 32}...'") and len(str(caught.value)) < 800
+
+
+def test_a_spacing_is_compared_with_spacings() -> None:
+    with pytest.raises(InputError, match="no spacing is called 'deis'") as caught:
+        parse_sampler(None, "deis")
+    assert "UniPC" not in str(caught.value)
+    with pytest.raises(InputError, match="the nearest is 'DPM\\+\\+ 3M SDE'"):
+        parse_sampler("dpmpp_3m")
+    assert parse_sampler("dpmpp_sde_gpu karras") == ("dpmpp_sde", "karras")

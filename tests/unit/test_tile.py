@@ -88,3 +88,10 @@ def test_the_type_of_the_output_is_the_functions() -> None:
         apply_tiled(lambda x: x.double()[:, :1], torch.zeros(1, 3, 30, 30), tile_size=8, margin=2).dtype
         == torch.float64
     )
+
+
+def test_a_whole_blend_replaces_what_is_no_number() -> None:
+    x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    onto = torch.full((1, 3, 8, 8), torch.nan)
+    apply_tiled(lambda tile: tile, x, tile_size=4, margin=0, blend=Blend(onto, 1.0))
+    assert torch.equal(onto, x)
