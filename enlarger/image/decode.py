@@ -21,7 +21,7 @@ from enlarger.image.damage import (
     without_broken_chunks,
 )
 from enlarger.image.deep import DEEP_SUFFIX, DeepImage, deep_mode, read_deep, read_hdr, transpose_deep
-from enlarger.image.hdr import is_hdr, is_wide
+from enlarger.image.hdr import is_hdr, is_wide, wide_headers
 from enlarger.image.optional_formats import is_jxl, jxl_size, register_optional_formats
 from enlarger.image.other_kinds import HEAD_BYTES, RAW, OtherKind, other_kind
 from enlarger.image.tiff_tags import has_sensor_data, is_raw_photo, oversized_tiles, tiff_samples
@@ -83,8 +83,8 @@ def one_line(text: object) -> str:
 
 @contextmanager
 def _without_pillow_warnings() -> Generator[None]:
-    """Keep Pillow's warnings from the user: what matters of them becomes an error or a note."""
-    with _lock, warnings.catch_warnings():
+    """Keep Pillow's warnings from the user: what matters of them becomes an error or a note. Wide TIFFs are known."""
+    with _lock, warnings.catch_warnings(), wide_headers():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from enlarger.image.hdr import Samples, is_wide, read_values, to_samples, tone_mapped
+from enlarger.image.hdr import PLANAR, Samples, channels_last, is_wide, read_values, to_samples, tone_mapped
 
 DEEP_SUFFIX = ";16"  # of the names of their modes: LA;16, RGB;16, RGBA;16
 DEEP_FORMATS = ("PNG", "TIFF")
@@ -127,11 +127,11 @@ def read_deep(image: Image.Image, data: bytes) -> DeepImage | None:
         if image.format == "PNG":
             return DeepImage.from_samples(imagecodecs.png_decode(data), info)
         samples = imagecodecs.tiff_decode(data, index=image.tell())
-        count = _TIFF_SAMPLES[image.mode]
-        samples = np.moveaxis(samples, 0, 2) if samples.shape[2] != count or samples.shape[0] == count else samples
+        tags: Any = getattr(image, "tag_v2", {})
+        samples = channels_last(samples, tags.get(PLANAR))
         if image.mode == "RGBX":
             samples = samples[..., :3]
-        elif isinstance(image, TiffImagePlugin.TiffImageFile) and _ASSOCIATED in image.tag_v2.get(_EXTRA, ()):
+        elif _ASSOCIATED in tags.get(_EXTRA, ()):
             samples = _without_alpha_in_colour(samples)
         return DeepImage.from_samples(np.ascontiguousarray(samples), info)
     return None

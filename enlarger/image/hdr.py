@@ -3,7 +3,8 @@
 They are read by libtiff, through imagecodecs, since Pillow has layouts for a few greys of them alone. Without torch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
@@ -19,19 +20,19 @@ PHOTOMETRIC, BITS, EXTRA, FORMAT, PLANAR = 262, 258, 338, 339, 284  # TIFF tags
 GREY_FROM_WHITE, GREY, RGB, ASSOCIATED, UNASSOCIATED, SEPARATE = 0, 1, 2, 1, 2, 2  # values of these
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 WIDE = ((UNSIGNED, 32), (UNSIGNED, 64), (SIGNED, 16), (SIGNED, 32), (SIGNED, 64), (FLOAT, 16), (FLOAT, 32), (FLOAT, 64))
-PILLOWS_GREYS = ((SIGNED, 16), (SIGNED, 32), (FLOAT, 32))  # that Pillow reads itself
+PILLOWS_GREYS = ((SIGNED, 32), (FLOAT, 32))  # that Pillow reads itself, and as they are meant
+CHANNELS = {"F": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4}  # of the modes that such files have
 NOT_PILLOWS = "wide"  # stands where Pillow's layouts of pixels stand, and fails if Pillow tries
 KEY = 0.18  # of a picture in the middle of the scale (Reinhard et al. 2002, section 3.1)
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
 
 
-def _register_layouts() -> None:
-    """Let Pillow read the headers."""
-    layouts: dict[Any, tuple[str, str]] = TiffImagePlugin.OPEN_INFO
+def _layouts() -> dict[Any, tuple[str, str]]:
+    """What Pillow needs to read the headers, by the keys of its own table."""
+    layouts = dict[Any, tuple[str, str]]()
     for order, (kind, bits) in product((b"II", b"MM"), WIDE):
         for grey in (GREY, GREY_FROM_WHITE):
-            if (kind, bits) not in PILLOWS_GREYS or grey == GREY_FROM_WHITE:
-                layouts[(order, grey, (kind,), 1, (bits,), ())] = ("F", NOT_PILLOWS)
+            layouts[(order, grey, (kind,), 1, (bits,), ())] = ("F", NOT_PILLOWS)
         for extra in ((), (0,), (ASSOCIATED,), (UNASSOCIATED,)):
             has_alpha = extra not in ((), (0,))
             layout = (order, RGB, (kind,), 1, (bits,) * (3 + len(extra)), extra)
@@ -39,18 +40,34 @@ def _register_layouts() -> None:
             if extra:
                 layout = (order, GREY, (kind,), 1, (bits, bits), extra)
                 layouts[layout] = ("LA" if has_alpha else "F", NOT_PILLOWS)
+    return {layout: modes for layout, modes in layouts.items() if layout not in TiffImagePlugin.OPEN_INFO}
 
 
-_register_layouts()
+LAYOUTS = _layouts()
+
+
+@contextmanager
+def wide_headers() -> Generator[None]:
+    """Let Pillow read the headers of such files within the block, and nobody else's Pillow after it.
+
+    Its table is one for the process: whoever enters holds a lock.
+    """
+    table: dict[Any, tuple[str, str]] = TiffImagePlugin.OPEN_INFO
+    table.update(LAYOUTS)
+    try:
+        yield
+    finally:
+        for layout in LAYOUTS:
+            table.pop(layout, None)
 
 
 def is_wide(image: Image.Image) -> bool:
     """Whether an opened file's pixels are such numbers, and not those that Pillow reads itself; from its header."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.mode not in ("F", "LA", "RGB", "RGBA"):
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.mode not in CHANNELS or image.fp is None:
         return False
     tags = image.tag_v2
     kinds, bits = set(tags.get(FORMAT, (UNSIGNED,))), set(tags.get(BITS, (1,)))
-    is_pillows = image.mode == "F" and len(tags.get(BITS, (1,))) == 1 and tags.get(PHOTOMETRIC) == GREY
+    is_pillows = image.mode in ("F", "I") and len(tags.get(BITS, (1,))) == 1 and tags.get(PHOTOMETRIC) == GREY
     layouts = [one for one in WIDE if not (is_pillows and one in PILLOWS_GREYS)]
     return len(kinds) == len(bits) == 1 and (*kinds, *bits) in layouts
 
@@ -69,22 +86,36 @@ def read_values(image: Image.Image, data: bytes) -> tuple[Values, int]:
 
     values: Values = imagecodecs.tiff_decode(data, index=image.tell())
     tags: Any = getattr(image, "tag_v2", {})
-    values = values[..., None] if values.ndim == 2 else values
-    values = np.moveaxis(values, 0, 2) if tags.get(PLANAR) == SEPARATE and values.shape[2] == image.width else values
+    values = channels_last(values, tags.get(PLANAR))
     if sorted(values.shape[:2]) != sorted(image.size):  # Pillow has turned the size already
         raise OSError("its tags name two sizes")
-    values = values[..., : {"F": 1, "LA": 2, "RGB": 3, "RGBA": 4}[image.mode]]
-    most = 1 if values.dtype.kind == "f" else 65535
+    values = values[..., : CHANNELS[image.mode]]
+    most = 1 if values.dtype.kind == "f" else 32767 if values.dtype == np.int16 else 65535
     if tags.get(PHOTOMETRIC) == GREY_FROM_WHITE:
         values = most - values.astype(np.float64)
     return _without_alpha_in_colour(values, most) if ASSOCIATED in tags.get(EXTRA, ()) else values, most
 
 
+def channels_last(values: Values, planar: int | None) -> Values:
+    """What libtiff reads, (H, W), (H, W, C) or by the tag `planar` (C, H, W), as (H, W, C)."""
+    if values.ndim == 2:
+        return values[..., None]
+    return np.moveaxis(values, 0, 2) if planar == SEPARATE else values
+
+
 def _without_alpha_in_colour(values: Values, most: int) -> Values:
-    """Colours that were multiplied by their alpha, divided by it."""
-    divided = values.astype(np.float64)
-    alpha = divided[..., -1:] / most
-    np.divide(divided[..., :-1], alpha, where=alpha > 0, out=divided[..., :-1])
+    """Colours that were multiplied by their alpha, divided by it.
+
+    What hardly covers anything, a glow, gets no brighter than the rest: one such pixel would set the picture's range.
+    """
+    divided, brightest = values.astype(np.float64), float(most)
+    for row in divided:
+        light = row[:, :-1] / np.maximum(row[:, -1:] / most, 0.5)
+        brightest = float(light.max(initial=brightest, where=np.isfinite(light)))
+    for row in divided:
+        colour, alpha = row[:, :-1], row[:, -1:] / most
+        np.divide(colour, alpha, where=alpha > 0, out=colour)
+        np.minimum(colour, brightest, where=alpha < 0.5, out=colour)
     return divided
 
 
@@ -103,20 +134,20 @@ def to_samples(values: Values, most: int, notes: list[str]) -> Samples:
 
 
 def unit_rows(values: Values, most: int, notes: list[str]) -> Iterator[Unit]:
-    """Each row of numbers in 0..1, where `most` is 1; values beyond are scaled, with a note, and no numbers are lowest.
+    """Each row of numbers in 0..1, where `most` is 1; values beyond are scaled, with a note; NaN is lowest.
 
     Raises InputError for a picture without a single number.
     """
     low, high, missing = _range(values)
     if missing:
-        notes.append(f"{missing} pixels are no numbers: taken as the lowest level")
+        notes.append(f"{missing} pixels are no numbers: taken as the lowest level, infinity as the highest")
     scale, offset = 1 / most, 0.0
     if low < -1e-3 * most or high > (1 + 1e-3) * most:
         notes.append(f"values from {low:g} to {high:g}, expected 0 to {most}: scaled to that")
         offset = min(low, 0)
-        scale = 1 / max(high - offset, 1e-3 * most)
+        scale = 1 / (max(high, most) - offset)
     for row in values:
-        numbers = np.where(np.isfinite(row), row, low) if missing else row.astype(np.float64)
+        numbers = np.nan_to_num(row.astype(np.float64), nan=low, posinf=high, neginf=low)
         yield ((numbers - offset) * scale).clip(0, 1)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from enlarger.errors import InputError
 from enlarger.image.decode import UnreadableImage, read_header, tone_map
@@ -65,7 +65,8 @@ def test_floats_in_range_are_read_as_they_are(tmp_path: Path, dtype: str, kind: 
 def test_integers_up_to_16_bits_are_read_as_they_are(tmp_path: Path, dtype: str, kind: str) -> None:
     values = RNG.integers(0, 32768, (9, 12, KINDS[kind][0])).astype(dtype)
     picture = read_picture(written(tmp_path / "a.tif", values))
-    assert picture.notes == () and np.abs(planes(picture) * 65535 - values.astype(np.float64)).max() < 0.02
+    white = 32767 if dtype == "int16" else 65535
+    assert picture.notes == () and np.abs(planes(picture) * white - values.astype(np.float64)).max() < 0.5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,11 +85,61 @@ def test_what_goes_beyond_is_scaled_with_a_note(
     assert picture.alpha is None or bool((picture.alpha == 1).all())
 
 
+def test_a_dark_picture_with_a_negative_pixel_stays_dark(tmp_path: Path) -> None:
+    values = RNG.uniform(0, 0.2, (5, 6, 3)).astype(np.float32)
+    values[0, 0] = -0.01
+    picture = read_picture(written(tmp_path / "a.tif", values))
+    assert picture.notes == (f"values from -0.01 to {values.max():g}, expected 0 to 1: scaled to that",)
+    assert np.abs(planes(picture) - (values + 0.01) / 1.01).max() < 1e-4
+
+
+def test_a_glow_does_not_blacken_what_is_opaque(tmp_path: Path) -> None:
+    values = np.full((3, 4, 4), 0.6, np.float32)
+    values[..., 3] = 1
+    values[0, 0], values[0, 1], values[0, 2] = (0.5, 0.5, 0.5, 1e-4), (0.3, 0.3, 0.3, 0.01), (0.2, 0.2, 0.2, 0.4)
+    picture = read_picture(written(tmp_path / "a.tif", values, extrasamples="assocalpha"))
+    found = planes(picture)[..., 0]
+    assert picture.notes == () and found[0, :3] == pytest.approx([1, 1, 0.5], abs=1e-4)
+    assert found[1:] == pytest.approx(np.full((2, 4), 0.6), abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 7, 3), (7, 3, 3), (3, 3, 3), (4, 1, 1), (5, 2, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_planes_of_any_size_and_turn(tmp_path: Path, dtype: str, shape: tuple[int, int, int]) -> None:
+    values = (RNG.random(shape) * 60000).astype(dtype)
+    values = values / np.float32(60000) if dtype == "float32" else values
+    path = written(tmp_path / "a.tif", values, planarconfig="separate", extratags=[(274, "H", 1, 6, True)])
+    scale = 1 if dtype == "float32" else 65535
+    assert np.abs(planes(read_picture(path)) - np.rot90(values, -1) / scale).max() < 1e-4
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_few_rows_of_16_bit_colour_are_not_taken_for_planes(tmp_path: Path, rows: int) -> None:
+    values = RNG.integers(0, 65536, (rows, 5, rows), dtype=np.uint16)
+    found = planes(read_picture(written(tmp_path / "a.tif", values)))
+    assert np.abs(found * 65535 - values).max() < 0.1
+
+
+def test_pillow_itself_reads_what_it_read(tmp_path: Path) -> None:
+    values = RNG.random((3, 4, 1)).astype(np.float32)
+    path = written(tmp_path / "a.tif", values, photometric="miniswhite")
+    colour = written(tmp_path / "b.tif", RNG.random((3, 4, 3)).astype(np.float32))
+    read_picture(path)
+    read_picture(colour)
+    with Image.open(path) as image:
+        assert np.array_equal(np.asarray(image), values[..., 0])
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(colour)
+
+
 def test_what_is_no_number_is_said(tmp_path: Path) -> None:
     values = RNG.random((4, 5, 3)).astype(np.float32)
     values[0, 0, 0], values[1, 1] = np.nan, np.inf
     picture = read_picture(written(tmp_path / "a.tif", values))
-    assert picture.notes == ("2 pixels are no numbers: taken as the lowest level",)
+    assert picture.notes == ("2 pixels are no numbers: taken as the lowest level, infinity as the highest",)
+    found = planes(picture)
+    assert found[0, 0, 0] == pytest.approx(values[np.isfinite(values)].min(), abs=1e-4)
+    assert np.abs(found[1, 1] - values[np.isfinite(values)].max()).max() < 1e-4
     with pytest.raises(
         UnreadableImage, match=r"a\.tif: found NaN or infinity in every pixel, expected numbers; save it"
     ):
