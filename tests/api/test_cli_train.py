@@ -53,7 +53,8 @@ def test_each_option_arrives(call: Any, given: list[TrainOptions]) -> None:
     expected = TrainOptions(
         "lora", "m", "d", Path("o"), 7, 2, 0.01, 64, 3, True, 4, 5, 0.9, 0.0, "cpu", "bfloat16", 1.0,
         LossOptions(offset_noise=0.1, snr_gamma=5.0, text_dropout=0.0), DataSettings(False, True, True, "c", "t"),
-        SampleOptions(2, ("a", "b"), 3, 1.0), LoraSettings(8, 4.0, ("to_q", "to_v")), "kohya", None, "tensorboard",
+        SampleOptions(2, ("a", "b"), 3, 1.0), LoraSettings(8, 4.0, ("to_q", "to_v")),
+        lora_layout="kohya", tracker="tensorboard",
     )  # fmt: skip
     assert given == [expected]
     assert (
