@@ -11,6 +11,7 @@ from torch import Tensor
 from enlarger.errors import InputError
 from enlarger.evaluate.distribution import KernelDistance, frechet_distance, kernel_distance
 from enlarger.evaluate.feature_networks import ClipScorer, InceptionFeatures, read_clip, read_inception
+from enlarger.evaluate.inputs import as_words, model_digest, stated_precision
 from enlarger.evaluate.plot import Point, draw_curves
 from enlarger.evaluate.results import EvaluationResults, Row, prepare_folder, read_results
 from enlarger.image.decode import upright_size
@@ -94,7 +95,7 @@ def evaluate_generate(wanted: GenerateEvaluation, watch: ProgressCallback = no_p
 def read_prompts(path: Path, limit: int | None = None, seed: int = 0) -> list[str]:
     """The lines of a text file that are not empty; `limit` of them in any order, by `seed`. Raises InputError."""
     try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: cannot be read as text in UTF-8 ({error}); give a file with one prompt a line"
@@ -132,6 +133,8 @@ def _settings(wanted: GenerateEvaluation, prompts: Sequence[str]) -> Json:
     return {
         "task": "generate",
         "model": str(wanted.model),
+        "model_digest": model_digest(wanted.model),
+        "precision": stated_precision(wanted.precision, wanted.device),
         "steps": wanted.steps,
         "solver": wanted.solver,
         "size": None if wanted.size is None else f"{wanted.size[1]}x{wanted.size[0]}",
@@ -167,7 +170,14 @@ def _generate(
 def _request(wanted: GenerateEvaluation, prompt: str, scale: float, seed: int) -> GenerateRequest:
     height, width = (None, None) if wanted.size is None else wanted.size
     return GenerateRequest(
-        prompt, width, height, guidance=scale, steps=wanted.steps, solver=wanted.solver, seed=seed, watermark=False
+        as_words(prompt),
+        width,
+        height,
+        guidance=scale,
+        steps=wanted.steps,
+        solver=wanted.solver,
+        seed=seed,
+        watermark=False,
     )
 
 

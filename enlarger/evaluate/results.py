@@ -58,10 +58,13 @@ def read_results(path: Path) -> EvaluationResults:
 
 
 def prepare_folder(folder: Path, settings: Json) -> None:
-    """Make the folder, or go on in one of the same settings. Raises InputError for one of others, naming them."""
+    """Make the folder, or go on in one of the same settings.
+
+    Raises InputError for one of others, naming them, and for one that holds anything else.
+    """
     file = folder / SETTINGS_FILE
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_empty(folder)
         write_text(file, _dumped(settings))
         return
     earlier = read_json(file)
@@ -72,6 +75,21 @@ def prepare_folder(folder: Path, settings: Json) -> None:
         raise InputError(
             f"{folder}: its pictures were made with {name} {found}, not {wanted}; give another folder, or the same "
             "settings to go on"
+        )
+
+
+def _make_empty(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = next(folder.iterdir(), None)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be a folder of results ({error.strerror or error}); give another place"
+        ) from error
+    if found is not None:
+        raise InputError(
+            f"{folder}: holds {found.name} and no {SETTINGS_FILE}, expected a new folder, an empty one, or one that "
+            "enlarger evaluate wrote; give another"
         )
 
 

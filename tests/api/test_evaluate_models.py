@@ -1,8 +1,12 @@
 """`enlarger evaluate generate` and `inpaint` on tiny models: the sweep, going on, refusals, figures and the plot."""
 
 import csv
+import dataclasses
 import json
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +21,7 @@ from enlarger.evaluate import inpaint as inpainting
 from enlarger.evaluate.generate import FeatureFiles, GenerateEvaluation, evaluate_generate, read_prompts
 from enlarger.evaluate.inpaint import InpaintEvaluation, evaluate_inpaint
 from enlarger.evaluate.plot import draw_curves
+from enlarger.text.weights import parse_prompt_attention
 from tests.support.tiny import inpaint_folder, one_thread, picture, sd1_folder
 
 threads = pytest.fixture(autouse=True, scope="module")(one_thread)
@@ -157,6 +162,91 @@ def test_masks_of_a_folder_are_those_of_the_pictures_names(data: Path) -> None:
     (data / "masks/1.png").unlink()
     with pytest.raises(InputError, match="no mask for 1; name each mask as its picture"):
         repainted(data, masks=data / "masks")
+
+
+def test_a_folder_that_holds_anything_else_is_left_as_it_is(data: Path) -> None:
+    for name in ("results.csv", "guidance-3"):
+        (data / "out").mkdir()
+        (data / "out" / name).write_text("mine")
+        with pytest.raises(InputError, match=rf"out: holds {name} and no settings\.json, expected a new folder"):
+            evaluate_generate(wanted(data))
+        assert (data / "out" / name).read_text() == "mine" and len(list((data / "out").iterdir())) == 1
+        (data / "out" / name).unlink()
+        (data / "out").rmdir()
+    (data / "out").write_text("a file")
+    with pytest.raises(InputError, match="out: cannot be a folder of results"):
+        evaluate_generate(wanted(data))
+
+
+@pytest.mark.parametrize("kind", ("weights", "config", "precision"))
+def test_pictures_of_another_model_in_the_same_place_are_not_measured(data: Path, kind: str) -> None:
+    model = data / "model"
+    shutil.copytree(sd1_folder(), model)
+    stated = GenerateEvaluation(
+        data / "prompts.txt", model, data / "out", FeatureFiles(clip=Path("clip")), guidance=(2.0,), steps=1,
+        size=(64, 64), device="cpu",
+    )  # fmt: skip
+    evaluate_generate(stated)
+    evaluate_generate(stated)
+    weights = next((model / "unet").glob("*.safetensors"))
+    if kind == "weights":
+        os.utime(weights, ns=(1, 1))
+    elif kind == "config":
+        config = model / "scheduler/scheduler_config.json"
+        config.write_text(config.read_text() + "\n")
+    else:
+        stated = dataclasses.replace(stated, precision="bfloat16")
+    name = "precision 'float32', not 'bfloat16'" if kind == "precision" else "model_digest"
+    with pytest.raises(InputError, match=name):
+        evaluate_generate(stated)
+
+
+@pytest.mark.parametrize("kind", ("picture", "prompt", "mask"))
+def test_results_of_other_pictures_prompts_or_masks_are_not_measured(data: Path, kind: str) -> None:
+    (data / "masks").mkdir()
+    for i in range(3):
+        Image.new("L", (70, 90), 255).save(data / "masks" / f"{i}.png")
+    repainted(data, masks=data / "masks", steps=1)
+    if kind == "picture":
+        picture(70, 90, seed=7).save(data / "real" / "1.png")
+    elif kind == "prompt":
+        (data / "real" / "1.txt").write_text("a dog")
+    else:
+        changed = Image.new("L", (70, 90))
+        changed.paste(255, (0, 0, 40, 40))
+        changed.save(data / "masks" / "1.png")
+    with pytest.raises(InputError, match=f"painted: its pictures were made with {kind}s"):
+        repainted(data, masks=data / "masks", steps=1)
+
+
+def test_each_picture_has_its_own_seed_and_captions_are_no_weights(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data / "real" / "0.txt").write_text("a (red:3) [cat] \\")
+    (data / "prompts.txt").write_text("a (red:3) [cat] \\\na dog")
+    seen = list[Any]()
+
+    def recorded(request: Any) -> Any:
+        seen.append(request)
+        return SimpleNamespace(image=picture(70, 90))
+
+    def load(*_: Any) -> Any:
+        return recorded
+
+    monkeypatch.setattr(inpainting, "load_inpainter", load)
+    monkeypatch.setattr(generating, "load_generator", load)
+    repainted(data, seed=5)
+    evaluate_generate(wanted(data, guidance=(2.0,), seed=5))
+    assert [request.seed for request in seen] == [5, 6, 7, 5, 6]
+    for request in (seen[0], seen[3]):
+        parts = parse_prompt_attention(request.prompt)
+        assert [(part.text, part.weight) for part in parts] == [("a (red:3) [cat] \\", 1.0)]
+
+
+def test_a_prompt_that_is_no_text_is_named(data: Path) -> None:
+    (data / "real" / "0.txt").write_bytes(b"\xff\xfe\x00caf\xe9")
+    with pytest.raises(InputError, match=r"0\.txt: cannot be read as text in UTF-8"):
+        repainted(data)
+    (data / "prompts.txt").write_text("one\u2028line\ntwo", "utf-8")
+    assert len(read_prompts(data / "prompts.txt")) == 2
 
 
 def test_pictures_whose_results_would_have_one_name_are_refused(data: Path) -> None:

@@ -117,6 +117,66 @@ def test_shards_hold_what_a_folder_holds(folder: Path, tmp_path: Path) -> None:
     assert first(tmp_path / "one.tar", 1)[0].captions == ("from json",) * 2
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    (
+        ("null", "none"), ('{"caption": ["one", "two"]}', "one"), ('["one", "two"]', "one"), ('{"text": []}', "none"),
+        ('{"tags": "x", "text": null, "prompt": "p"}', "p"), ('{"alt": "named", "text": "usual"}', "named"),
+        ('{"alt": null, "text": "usual"}', "usual"), ('" a  b "', "a b"),
+    ),
+)  # fmt: skip
+def test_captions_in_the_json_of_a_shard(tmp_path: Path, content: str, expected: str) -> None:
+    write_shard(tmp_path / "x.tar", {"a.png": png("a"), "a.json": content.encode()})
+    options = DataOptions(bucket_step=8, caption="none", caption_column="alt")
+    assert first(tmp_path / "x.tar", 1, batch=1, options=options)[0].captions == (expected,)
+
+
+def test_a_shard_without_any_caption_is_refused_and_a_caption_that_is_no_text_left_out(tmp_path: Path) -> None:
+    write_shard(tmp_path / "x.tar", {"a.png": png("a"), "a.json": b'{"width": 40}'})
+    with pytest.raises(InputError, match=r"none of 1 pictures has a caption; .* or a shard's \.json \(text\)"):
+        open_dataset(tmp_path / "x.tar", 32, SMALL)
+    files = {"a.png": png("a"), "a.json": b'{"text": 5}', "e.png": png("e"), "e.json": b'{"text": "e"}'}
+    write_shard(tmp_path / "x.tar", files)
+    data = open_dataset(tmp_path / "x.tar", 32, SMALL)
+    assert {text for batch in islice(data.batches(1, 0), 4) for text in batch.captions} == {"e"}
+    ((_, reason),) = data.skipped.items()
+    assert "its caption is 5, expected a text or a list of texts" in reason
+
+
+def test_captions_in_metadata_are_texts_or_lists_of_them(tmp_path: Path) -> None:
+    for each in "abc":
+        picture(each).save(tmp_path / f"{each}.png")
+    lines = [
+        {"file_name": "a.png", "text": ["one", "two"]},
+        {"file_name": "b.png", "text": "a\u2028b\u0085c"},
+        {"file_name": "c.png", "text": None},
+    ]
+    text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / "metadata.jsonl").write_bytes(text.encode())
+    found = {text for batch in first(tmp_path, 6, batch=1) for text in batch.captions}
+    assert found == {"one", "a b c", ""}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    (
+        ("metadata.csv", 'file_name,text\na.png,"open\n', r"metadata\.csv, after line 1: no CSV"),
+        ("metadata.csv", f"file_name,text\na.png,{'x' * 140000}\n", "keep captions under 131,072 characters"),
+        ("metadata.csv", f"file_name,text\n{'x' * 300},b\n", "line 2: file_name .* is no name of a file"),
+        ("metadata.jsonl", json.dumps({"file_name": "é" * 200, "text": "b"}), "line 1: file_name .* is no name"),
+        ("metadata.jsonl", json.dumps({"file_name": "a\0.png", "text": "b"}), "line 1: file_name .* is no name"),
+        ("metadata.jsonl", json.dumps({"file_name": "a.png", "text": {"a": 1}}), "line 1: its caption is {'a': 1}"),
+        ("metadata.jsonl", json.dumps({"file_name": "a.png", "text": 5}), "line 1: its caption is 5"),
+    ),
+    ids=("quote", "field", "csv-name", "json-name", "nul", "object", "number"),
+)
+def test_metadata_that_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    picture("a").save(tmp_path / "a.png")
+    (tmp_path / name).write_text(text, "utf-8")
+    with pytest.raises(InputError, match=expected):
+        open_dataset(tmp_path, 32, SMALL)
+
+
 def test_braces_and_stars(tmp_path: Path) -> None:
     for name in ("a-08", "a-09", "a-10", "b"):
         (tmp_path / f"{name}.tar").touch()

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from enlarger.train.data.folder import read_folder_entries
 from enlarger.train.data.shards import TAR_SUFFIX, expand_shards, read_shard_entries
 
 WINDOW = 4096  # samples of a shard that are shuffled among themselves: reading stays near one place of the disk
+MOST_LOOKED_AT = 1000  # captions in a shard, before it is said that there are none
 
 
 @dataclass(frozen=True)
@@ -162,15 +163,26 @@ def open_dataset(path: str | Path, resolution: int, options: DataOptions = DataO
     if not found.entries:
         reason = f"; {describe_skipped(found.skipped)}" if found.skipped else ""
         raise InputError(f"{path}: no pictures{reason}; give a folder of pictures with captions, or WebDataset tars")
-    has_caption = options.caption is not None or any(entry.caption is not None for entry in found.entries)
-    if options.needs_captions and not has_caption:
+    if options.needs_captions and options.caption is None and not _has_caption(found.entries):
+        looked_at = min(len(found.entries), MOST_LOOKED_AT)
         raise InputError(
-            f"{path}: none of {len(found.entries)} pictures has a caption; write each into a .txt file beside its "
-            f"picture, or into metadata.jsonl ({options.caption_column}), or give one caption for all"
+            f"{path}: none of {looked_at} pictures has a caption; write each into a .txt file beside its picture, into "
+            f"metadata.jsonl or a shard's .json ({options.caption_column}), or give one caption for all"
         )
     sizes = sizes if options.buckets else ((resolution, resolution),)
     buckets = tuple(nearest_bucket(entry.size, sizes) for entry in found.entries)
     return Dataset(found.entries, found.runs, buckets, options, dict(found.skipped))
+
+
+def _has_caption(entries: Sequence[Entry]) -> bool:
+    """Whether any of the first pictures has one that can be read and says something."""
+    for entry in islice((each for each in entries if each.caption is not None), MOST_LOOKED_AT):
+        try:
+            if entry.read_caption():
+                return True
+        except (InputError, OSError):
+            continue
+    return False
 
 
 def _entries(path: Path, options: DataOptions) -> Entries:
@@ -181,8 +193,8 @@ def _entries(path: Path, options: DataOptions) -> Entries:
             raise InputError(
                 f"{path}: holds pictures and {len(shards)} tars; give one or the other, in a folder of its own"
             )
-        return read_shard_entries(shards) if shards else found
+        return read_shard_entries(shards, options.caption_column) if shards else found
     if path.suffix != TAR_SUFFIX:
         found = "no such folder" if not path.exists() else "is a file"
         raise InputError(f"{path}: {found}; give a folder of pictures with captions, or uncompressed WebDataset tars")
-    return read_shard_entries(expand_shards(str(path)))
+    return read_shard_entries(expand_shards(str(path)), options.caption_column)

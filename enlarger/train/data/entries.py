@@ -6,7 +6,7 @@ from pathlib import Path
 
 from enlarger.errors import InputError, list_names
 from enlarger.image.decode import one_line
-from enlarger.strict_json import is_object, parse_json
+from enlarger.strict_json import is_array, is_object, parse_json, short_repr
 from enlarger.tasks.latent_diffusion.conditioning import Size
 
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -42,6 +42,7 @@ class Entry:
     size: Size
     picture: Path | TarSlice
     caption: str | TarSlice | None = None
+    caption_column: str | None = None  # of the JSON beside it, before the usual ones
 
     def content(self) -> bytes:
         """The bytes of the picture's file."""
@@ -51,7 +52,7 @@ class Entry:
         """The caption in one line; empty where there is none. Raises InputError for one that is no text."""
         if not isinstance(self.caption, TarSlice):
             return self.caption or ""
-        return caption_text(self.caption.read(), self.caption.suffix, self.name)
+        return caption_text(self.caption.read(), self.caption.suffix, self.name, self.caption_column)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,11 @@ class Entries:
     skipped: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-def caption_text(content: bytes, suffix: str, name: str) -> str:
-    """A caption file's text in one line. Raises InputError for what is no text, or far too much of it."""
+def caption_text(content: bytes, suffix: str, name: str, column: str | None = None) -> str:
+    """A caption file's text in one line; of a JSON object that in `column`, or under a usual key.
+
+    Raises InputError for what is no text, or far too much of it.
+    """
     if len(content) > MAX_CAPTION_BYTES:
         raise InputError(f"{name}: its caption has {len(content):,} bytes, expected at most {MAX_CAPTION_BYTES:,}")
     try:
@@ -73,8 +77,26 @@ def caption_text(content: bytes, suffix: str, name: str) -> str:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: its caption is no {'JSON' if suffix == '.json' else 'text in UTF-8'}") from error
     if is_object(found):
-        found = next((found[key] for key in CAPTION_KEYS if isinstance(found.get(key), str)), "")
-    return " ".join(str(found).split())
+        keys = CAPTION_KEYS if column is None else (column, *CAPTION_KEYS)
+        found = next((found[key] for key in keys if found.get(key) is not None), None)
+    return stated_caption(found, name)
+
+
+def stated_caption(value: object, place: str) -> str:
+    """A caption out of JSON or CSV in one line: a text, the first of several, or empty for null.
+
+    Raises InputError for anything else.
+    """
+    if is_array(value):
+        value = value[0] if value and all(isinstance(each, str) for each in value) else value or None
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(
+            f"{place}: its caption is {short_repr(value)}, expected a text or a list of texts; write one, or leave it "
+            "out"
+        )
+    return " ".join(value.split())
 
 
 def describe_skipped(skipped: Mapping[str, str]) -> str:

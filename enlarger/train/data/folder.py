@@ -8,11 +8,12 @@ from pathlib import Path
 from enlarger.errors import InputError
 from enlarger.image.decode import upright_size
 from enlarger.image.picture import list_pictures
-from enlarger.strict_json import is_object, parse_json
-from enlarger.train.data.entries import CAPTION_SUFFIXES, Entries, Entry, caption_text
+from enlarger.strict_json import is_object, parse_json, short_repr
+from enlarger.train.data.entries import CAPTION_SUFFIXES, Entries, Entry, caption_text, stated_caption
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")  # as the image folder of `datasets` has them
 FILE_NAME = "file_name"
+MAX_NAME_BYTES = 255  # of a file, in every usual file system
 
 
 def read_folder_entries(folder: Path, caption_column: str) -> Entries:
@@ -49,14 +50,16 @@ def _stated_captions(folder: Path, column: str, skipped: dict[str, str]) -> Iter
                 picture = _picture_of(place, row, file)
                 if not picture.is_file():
                     skipped[picture.relative_to(folder).as_posix()] = f"{place} names it, but it is not there"
-                elif row.get(column):
-                    yield picture, " ".join(str(row[column]).split())
+                elif caption := stated_caption(row.get(column), place):
+                    yield picture, caption
 
 
 def _picture_of(place: str, row: dict[str, object], file: Path) -> Path:
     name = row.get(FILE_NAME)
     if not isinstance(name, str) or not name:
         raise InputError(f"{place}: no {FILE_NAME}; each line names a picture in it, and its caption in text")
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in name.split("/")) or "\0" in name:
+        raise InputError(f"{place}: {FILE_NAME} {short_repr(name)} is no name of a file; write the picture's")
     picture = file.parent / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise InputError(f"{place}: {FILE_NAME} {name!r} leads out of the folder; name a picture inside it")
@@ -70,12 +73,23 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, object]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as text in UTF-8 ({error}); write it anew") from error
     if file.suffix == ".csv":
-        for line, row in enumerate(csv.DictReader(io.StringIO(text)), 2):
-            yield f"{file}, line {line}", {key: value for key, value in row.items() if isinstance(key, str)}
+        yield from _csv_rows(file, text)
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield f"{file}, line {number}", _parsed(line, f"{file}, line {number}")
+
+
+def _csv_rows(file: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            yield f"{file}, line {reader.line_num}", {key: value for key, value in row.items() if isinstance(key, str)}
+    except csv.Error as error:
+        raise InputError(
+            f"{file}, after line {reader.line_num}: no CSV ({error}); close each quote, and keep captions under "
+            f"{csv.field_size_limit():,} characters"
+        ) from error
 
 
 def _parsed(line: str, place: str) -> dict[str, object]:

@@ -54,19 +54,22 @@ def _choices(braces: str) -> list[str]:
     return braces.split(",")
 
 
-def read_shard_entries(shards: Sequence[Path]) -> Entries:
-    """All samples that have a picture; they are read once, one shard after the other, and a sample at a time."""
+def read_shard_entries(shards: Sequence[Path], caption_column: str | None = None) -> Entries:
+    """All samples that have a picture; they are read once, one shard after the other, and a sample at a time.
+
+    `caption_column` names the caption in their JSON files, before the usual keys.
+    """
     skipped: dict[str, str] = {}
     found: list[Entry] = []
     runs: list[range] = []
     for shard in shards:
         first = len(found)
-        found += _samples(shard, skipped)
+        found += _samples(shard, skipped, caption_column)
         runs.append(range(first, len(found)))
     return Entries(tuple(found), tuple(runs), skipped)
 
 
-def _samples(shard: Path, skipped: dict[str, str]) -> Iterator[Entry]:
+def _samples(shard: Path, skipped: dict[str, str], caption_column: str | None) -> Iterator[Entry]:
     """The samples of a shard; what its end lacks, if it is cut short, is left out and said."""
     for key, files in groupby(_files(shard, skipped), lambda named: named[0]):
         parts = sorted((file for _, file in files), key=lambda file: len(file.extension))
@@ -77,7 +80,7 @@ def _samples(shard: Path, skipped: dict[str, str]) -> Iterator[Entry]:
         caption = next((file for suffix in CAPTIONS for file in parts if file.suffix == suffix), None)
         try:
             width, height = upright_size(picture.read())
-            yield Entry(name, (height, width), picture, caption)
+            yield Entry(name, (height, width), picture, caption, caption_column)
         except InputError as error:
             skipped[name] = str(error)
 
