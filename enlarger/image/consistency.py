@@ -23,8 +23,8 @@ def project_into_range_(large: Tensor, small: Tensor, iterations: int = 4, toler
     """Alternating projections, relaxed by 1.5, onto the consistent pictures and the range -1..1, in place.
 
     Where the reduction is off by more than `tolerance` after `iterations` of them, those places are solved one by
-    one (`bounded_least_squares`). Where the input is near black or white the two can exclude each other; there the
-    range wins.
+    one (`bounded_least_squares`), with a bound on the work. Where the input is near black or white, or alternates from
+    pixel to pixel, the two can exclude each other; there the range wins.
     """
     with torch.inference_mode():
         for i in range(iterations):

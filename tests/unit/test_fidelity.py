@@ -1,5 +1,7 @@
 """The nearest enlargement whose reduction is the input."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -150,6 +152,29 @@ def test_only_what_is_near_a_place_that_is_off_is_solved() -> None:
     assert residual(fine, small) <= 1e-3 < residual(coarse, small) and int(changed.max()) < 2 * (32 + 8)
 
 
+@pytest.mark.parametrize("tolerance", [2 / 255, 2 / 65535], ids=["8 bits", "16 bits"])
+def test_slow_is_not_impossible(tolerance: float) -> None:
+    noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).round() * 2 - 1
+    small = 0.52 * noise  # far from black and white, but it alternates
+    found = make_consistent_in_range(0 * small.repeat(1, 1, 2, 2), small, tolerance=tolerance)
+    assert residual(found, small) <= tolerance and float(found.abs().max()) <= 1
+
+
+def test_the_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, taken = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(0)).round() * 2 - 1, list[int]()
+    solve = bounded_least_squares._solve
+
+    def counted(*arguments: Any) -> tuple[torch.Tensor, int]:
+        found, steps = solve(*arguments)
+        taken.append(steps)
+        return found, steps
+
+    monkeypatch.setattr(bounded_least_squares, "_solve", counted)
+    monkeypatch.setattr(bounded_least_squares, "MAX_WINDOW_STEPS", 10)
+    make_consistent_in_range(0 * small.repeat(1, 1, 2, 2), small)
+    assert taken and sum(taken[:-1]) < 10  # after which no other window is begun
+
+
 def test_what_no_picture_is_reduced_to_is_found_to_be_so() -> None:
     rows = resize_matrix(16, 8).float()
     checks = (torch.stack([torch.arange(8)] * 8) + torch.arange(8)[:, None]) % 2 * 2.0 - 1
@@ -157,7 +182,7 @@ def test_what_no_picture_is_reduced_to_is_found_to_be_so() -> None:
     problem = bounded_least_squares._Problem(
         torch.zeros(2, 1, 16, 16), wanted, both, both, torch.full((2, 1, 1, 1), 3.0)
     )
-    found = bounded_least_squares._solve(problem, 1e-3)
+    found, _ = bounded_least_squares._solve(problem, 1e-3, 400, 10_000)
     left = (wanted - rows @ found @ rows.mT).abs().amax((1, 2, 3))
     assert problem.is_impossible(found, 1e-3).tolist() == [True, False] == (left > 1e-3).tolist()
 

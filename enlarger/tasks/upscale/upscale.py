@@ -135,7 +135,10 @@ class UpscalePlan:
 
 
 RESAMPLING = "Lanczos"
-OFF_NOTE = "where the input is near black or white the result, reduced again, is off by up to {:.2g} of 255"
+OFF_NOTE = (
+    "where the input is near black or white, or alternates from pixel to pixel, the result, reduced again, is off by "
+    "up to {:.2g} of 255"
+)
 
 
 def plan_upscale(request: UpscaleRequest, size: tuple[int, int], scale: int) -> UpscalePlan:
