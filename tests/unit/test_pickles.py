@@ -22,8 +22,9 @@ from torch import nn
 from enlarger.checkpoint.load_module import load_module
 from enlarger.checkpoint.tensors import pickle_guard, pickle_opcodes
 from enlarger.checkpoint.tensors.open import LazyTensors, open_checkpoint
+from enlarger.checkpoint.tensors.pickle_globals import STORAGE_DTYPES
 from enlarger.checkpoint.tensors.pickle_guard import open_pickle
-from enlarger.checkpoint.tensors.pickle_opcodes import MAX_DIMS, STORAGE_DTYPES
+from enlarger.checkpoint.tensors.pickle_opcodes import MAX_DIMS
 from enlarger.checkpoint.tensors.pickle_protocol import as_protocol_2
 from enlarger.checkpoint.tensors.pickle_zip import PickleRejected
 from enlarger.errors import CheckpointError, Unsupported

@@ -17,8 +17,9 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
+from enlarger.checkpoint.tensors.pickle_globals import INERT_GLOBALS, PARAMETER_DICT
 from enlarger.checkpoint.tensors.pickle_legacy import LEGACY_MAGIC, check_legacy
-from enlarger.checkpoint.tensors.pickle_opcodes import INERT_GLOBALS, PARAMETER_DICT, check_opcodes
+from enlarger.checkpoint.tensors.pickle_opcodes import check_opcodes
 from enlarger.checkpoint.tensors.pickle_protocol import PROGRAM_NAME, as_protocol_2, is_newer_protocol, rewritten
 from enlarger.checkpoint.tensors.pickle_zip import STORAGE_PREFIX, PickleRejected, read_record, read_records
 from enlarger.errors import CheckpointError, Unsupported, list_names
