@@ -79,14 +79,15 @@ def evaluate_generate(wanted: GenerateEvaluation, watch: ProgressCallback = no_p
     if wanted.files.inception is not None and len(prompts) < 2:
         raise InputError(f"{wanted.prompts}: holds one prompt, expected 2 or more for FID; add prompts")
     judges = _read_judges(wanted)
-    others = {path.name: read_results(path) for path in wanted.beside}
+    name, *names = curve_names([wanted.out, *wanted.beside])
+    others = {each: read_results(path) for each, path in zip(names, wanted.beside, strict=True)}
     settings = _settings(wanted, prompts)
     prepare_folder(wanted.out, settings)
     made = {scale: _paths(wanted.out, scale, len(prompts)) for scale in wanted.guidance}
     _generate(wanted, prompts, made, watch)
     results = EvaluationResults(settings, tuple(_measure(judges, prompts, made, watch)))
     results.save(wanted.out)
-    plot = plot_results({wanted.out.name: results} | others)
+    plot = plot_results({name: results} | others)
     if plot is not None:
         save_image(plot, wanted.out / PLOT_FILE, overwrite=True)
     return results
@@ -226,6 +227,20 @@ def fit_to(path: Path, size: tuple[int, int]) -> Image.Image:
     colour = resize(picture.colour, (height, width)).clamp(-1, 1)
     top, left = ((large - small) // 2 for large, small in zip((height, width), size, strict=True))
     return to_pil(Picture(colour[:, top : top + size[0], left : left + size[1]]))
+
+
+def curve_names(places: Sequence[Path]) -> list[str]:
+    """Each evaluation's folder, by as many of its last parts as tell all of them apart.
+
+    Raises InputError where one is given twice.
+    """
+    folders = [(place.parent if place.is_file() else place).resolve() for place in places]
+    for i, folder in enumerate(folders):
+        if folder in folders[:i]:
+            raise InputError(f"{places[i]}: is to be drawn twice, or is the result itself; give each evaluation once")
+    depths = range(1, max(len(folder.parts) for folder in folders) + 1)
+    named = (["/".join(folder.parts[-depth:]) for folder in folders] for depth in depths)
+    return next(names for names in named if len(set(names)) == len(names))
 
 
 def plot_results(results: Mapping[str, EvaluationResults]) -> Image.Image | None:

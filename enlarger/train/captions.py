@@ -54,11 +54,16 @@ class Captions:
         """Features of captions; with a cache, each by itself, and only once."""
         if self.cache is None:
             return self._compute(texts)
-        found = [self.cache.get(text, lambda text=text: vars(self._compute([text]))) for text in texts]
+        found = [self.cache.get(self._key(text), lambda text=text: vars(self._compute([text]))) for text in texts]
         tokens, pooled, mask = (
             torch.cat([each[name] for each in found]).to(self.runtime.device) for name in ("tokens", "pooled", "mask")
         )
         return PromptEmbeds(tokens, pooled, mask)
+
+    def _key(self, text: str) -> str:
+        """What the features of a text follow from, beside the encoders: which of them are read, and its tokens."""
+        rows = [tokenizer([text]) for tokenizer in self.tokenizers]
+        return repr((self.features, [(row.ids.tolist(), row.mask.tolist()) for row in rows]))
 
     def _compute(self, texts: Sequence[str]) -> PromptEmbeds:
         """Features of captions; of one that is too long, what fits, as everywhere in training."""

@@ -18,7 +18,7 @@ from enlarger.cli.main import app
 from enlarger.errors import InputError
 from enlarger.evaluate import generate as generating
 from enlarger.evaluate import inpaint as inpainting
-from enlarger.evaluate.generate import FeatureFiles, GenerateEvaluation, evaluate_generate, read_prompts
+from enlarger.evaluate.generate import FeatureFiles, GenerateEvaluation, curve_names, evaluate_generate, read_prompts
 from enlarger.evaluate.inpaint import InpaintEvaluation, evaluate_inpaint
 from enlarger.evaluate.plot import draw_curves
 from enlarger.text.weights import parse_prompt_attention
@@ -98,6 +98,14 @@ def test_an_earlier_evaluation_is_drawn_beside(data: Path) -> None:
     (data / "out").rename(data / "earlier")
     evaluate_generate(wanted(data, beside=(data / "earlier",), seed=3))
     assert Image.open(data / "out/plot.png").convert("RGB").tobytes() != alone.tobytes()
+
+
+def test_curves_of_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    places = [tmp_path / "a" / "sweep", tmp_path / "b" / "sweep", tmp_path / "c"]
+    assert curve_names([tmp_path / "sweep", places[2]]) == ["sweep", "c"]
+    assert curve_names(places[:2]) == ["a/sweep", "b/sweep"]
+    with pytest.raises(InputError, match="is to be drawn twice, or is the result itself"):
+        curve_names([places[0], places[1] / ".." / ".." / "a" / "sweep"])
 
 
 @pytest.mark.parametrize(

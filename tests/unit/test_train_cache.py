@@ -1,6 +1,7 @@
 """Latents and text on disk: computed once for each content and model, written whole, equal in training."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from torch import nn
 from enlarger.checkpoint.tensors.open import open_weights
 from enlarger.errors import InputError
 from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion
+from enlarger.train.captions import Captions
+from enlarger.train.data import TrainingBatch
 from enlarger.train.data import cache as caching
 from enlarger.train.data.cache import TensorCache, weights_digest
+from enlarger.train.draws import draws_of_step
 from enlarger.train.options import DataSettings
 from enlarger.train.run import train
+from enlarger.train.start import start
 from tests.support import tiny
 from tests.support.close import assert_close
 from tests.support.training import asked, base_folder, pictures
@@ -66,6 +71,34 @@ def test_networks_are_told_apart_by_their_weights() -> None:
     assert weights_digest(one) == weights_digest(one) != weights_digest(other)
     other.load_state_dict(one.state_dict())
     assert weights_digest(one) == weights_digest(other) != weights_digest(other.double())
+
+
+def test_another_precision_has_a_place_of_its_own(tmp_path: Path) -> None:
+    cache, calls = TensorCache(tmp_path, "model"), list[str]()
+
+    def compute() -> dict[str, torch.Tensor]:
+        calls.append("x")
+        return {"x": torch.zeros(1)}
+
+    for _ in range(2):
+        cache.get("a", compute)
+        with torch.autocast("cpu", torch.bfloat16):
+            cache.get("a", compute)
+    assert len(calls) == 2
+
+
+def test_other_layers_and_other_tokenizers_have_places_of_their_own(tmp_path: Path) -> None:
+    plain = start(asked(tmp_path, base_folder(tmp_path), tmp_path), torch.device("cpu")).objective.text
+    assert isinstance(plain, Captions)
+    batch = TrainingBatch(torch.zeros(1, 3, 4, 4), ("a red wall",), ((4, 4),), ((0, 0),), (4, 4), ("",))
+    other = replace(plain.tokenizers[0], pad_token_id=5)
+    for captions in (plain, replace(plain, features="with_pooled"), replace(plain, tokenizers=(other,))):
+        kept = replace(captions, cache=TensorCache(tmp_path / "cache", "model"))
+        for _ in range(2):
+            expected, found = (each(batch, draws_of_step(0, 0, [0])).tokens for each in (captions, kept))
+            assert expected is not None and found is not None
+            assert_close(found, expected, 0)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
 
 
 def test_training_with_a_cache_is_training_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
