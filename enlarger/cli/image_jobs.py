@@ -46,6 +46,7 @@ class Pictures(Protocol):
 
 
 Task = Callable[..., "Result | RemoteResult"]  # of a request, and `watch`
+SpecialRead = Literal["tone_map", "salvage"]  # how an input is read that an option asks for
 RunJob = Callable[["Job"], "Outcome"]
 Request = TypeVar("Request", bound=UpscaleRequest | SamplingOptions)
 
@@ -149,10 +150,11 @@ def process_image(
 
     started = time.monotonic()
     watch = report.start_file(job.input.name)
-    request, notes = request_for(request, job), ()
+    request, notes, read = request_for(request, job), (), None
     if files.salvage or files.tone_map:
-        request, notes = _read_specially(request, job, files)
+        request, notes, read = _read_specially(request, job, files)
     result = task(request, watch=watch)
+    result = result if read is None else _with_input_read(result, job, read)
     return Outcome(
         job.input,
         save_all(job, result, report, files),
@@ -236,14 +238,30 @@ def _with_input_image(request: Request, job: "Job") -> Request:
     return replace(request, image=job.input)
 
 
-def _read_specially(request: Request, job: "Job", files: FileOptions) -> tuple[Request, tuple[str, ...]]:
-    """The request for a job, of what is there of its picture or of its tone map, and what is to be said of that."""
+def _read_specially(
+    request: Request, job: "Job", files: FileOptions
+) -> tuple[Request, tuple[str, ...], SpecialRead | None]:
+    """The request for a job, of what is there of its picture or of its tone map; what is to be said; which it is."""
     from enlarger.image.decode import salvage, tone_map
 
-    notes: list[str] = []
+    notes, read = list[str](), None
     image = tone_map(job.input, notes) if files.tone_map else None
-    image = salvage(job.input, notes) if image is None and files.salvage else image
-    return (request, ()) if image is None else (replace(request, image=image), tuple(notes))
+    if image is not None:
+        read = "tone_map"
+    elif files.tone_map:
+        notes.append("its numbers do not go beyond a display's: read without --tone-map")
+    if image is None and files.salvage and (image := salvage(job.input, notes)) is not None:
+        read = "salvage"
+    return request if image is None else replace(request, image=image), tuple(notes), read
+
+
+def _with_input_read(result: "Result | RemoteResult", job: "Job", read: SpecialRead) -> "Result | RemoteResult":
+    """The result, which was made of a picture in memory, with the file that this was read from, and how."""
+    from enlarger.image.digest import file_sha256
+
+    about = {"file": job.input.name, "sha256": file_sha256(job.input), "read": read}
+    made = tuple(one | {"input": one.get("input", {}) | about} if one else one for one in result.generation)
+    return replace(result, generation=made)
 
 
 def run_jobs(jobs: Sequence["Job"], run_job: RunJob | None, report: "Report") -> list["Outcome"]:

@@ -54,7 +54,7 @@ def _picture(path: Path) -> Json:
     from enlarger.image.decode import decode_error, open_image
     from enlarger.image.generation import describe_file
 
-    with open_image(path) as (image, name):
+    with open_image(path, any_size=True) as (image, name):
         try:
             return describe_file(image)
         except Exception as error:  # decoders raise anything on damaged files

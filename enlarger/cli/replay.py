@@ -1,6 +1,7 @@
 """`enlarger replay`: a picture's file says what made it; make it again, and compare byte for byte."""
 
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -61,8 +62,8 @@ def replay(
     from enlarger.image.encode import check_output, write_whole
     from enlarger.image.generation import read_metadata
 
-    with open_image(file) as (image, name):
-        metadata, file_format = read_metadata(image), str(image.format)
+    with open_image(file, any_size=True) as (image, name):
+        metadata, file_format, pixels = read_metadata(image), str(image.format), image.width * image.height
     before = file.read_bytes()
     if metadata is None:
         raise InputError(f"{name}: says nothing of how it was made, expected a picture of enlarger's with its metadata")
@@ -72,7 +73,7 @@ def replay(
     if output is not None:
         check_output(output, overwrite=overwrite)
         _check_other_file(output, file, *sources.values())
-    result = _run(metadata, sources, device, model, allow_pickle)
+    result = _run(metadata, _read_as_before(sources, metadata, file), device, model, allow_pickle)
     made = _encode(result.images[0], file_format, metadata, result)
     if output is not None:
         with write_whole(output, overwrite=overwrite) as stream:
@@ -80,7 +81,7 @@ def replay(
     if made == before:
         print_lines([f"{file}: the same {len(made):,} bytes"])
         return
-    reasons = _reasons(metadata, before, made)
+    reasons = _reasons(metadata, before, made, max(pixels, math.prod(result.images[0].size)))
     print_lines([f"{file}: other bytes: {'; '.join(reasons)}"])
     raise typer.Exit(1)
 
@@ -100,6 +101,21 @@ def _sources(metadata: Json, file: Path, given: Path | None) -> dict[str, Path]:
         return {}
     found = {"image": _find(about, file, given)}
     return found | {name: _find(about[name], file, given) for name in ("mask", "depth") if name in about}
+
+
+def _read_as_before(sources: dict[str, Path], metadata: Json, file: Path) -> dict[str, "Path | Image.Image"]:
+    """The files, the input as `--tone-map` or `--salvage` had read it. Raises InputError for another way to read it."""
+    from enlarger.image.decode import salvage, tone_map
+
+    about: Json = metadata.get("input") or {}
+    if "image" not in sources or (read := about.get("read")) is None:
+        return {**sources}
+    readers = {"tone_map": tone_map, "salvage": salvage}
+    if read not in readers:
+        text = f"its input was read by {read!r}, expected one of {', '.join(readers)}; a newer enlarger may know it"
+        raise InputError(f"{file}: {text}")
+    image = readers[read](sources["image"], [])
+    return {**sources} if image is None else {**sources, "image": image}
 
 
 def _find(about: Json, file: Path, given: Path | None) -> Path:
@@ -129,7 +145,9 @@ def _places(name: str, file: Path, given: Path | None) -> Iterator[Path]:
         yield folder / name
 
 
-def _run(metadata: Json, sources: dict[str, Path], device: str, model: str | None, allow_pickle: bool) -> "Result":
+def _run(
+    metadata: Json, sources: dict[str, "Path | Image.Image"], device: str, model: str | None, allow_pickle: bool
+) -> "Result":
     """The task done again. Raises InputError and CheckpointError for what it cannot be done with."""
     from enlarger.tasks.loading.load import load_model
     from enlarger.tasks.text_to_image import load_generator
@@ -176,22 +194,35 @@ def _encode(image: "Image.Image", file_format: str, metadata: Json, result: "Res
     return stream.getvalue()
 
 
-def _reasons(metadata: Json, old: bytes, made: bytes) -> list[str]:
-    """What differs, and what may be why."""
-    import numpy as np
+def _reasons(metadata: Json, old: bytes, made: bytes, pixels: int) -> list[str]:
+    """What differs from what was made now, none of more than `pixels` pixels, and what may be why."""
     import torch
 
-    from enlarger.image.decode import open_upright
+    from enlarger.image.decode import PIXEL_LIMIT, open_upright
+    from enlarger.image.deep import mode_of
 
-    before, after = (open_upright(data) for data in (old, made))
-    if before.size != after.size or before.mode != after.mode:
-        found = [f"it is {after.mode} of {after.size[0]} x {after.size[1]}, not {before.mode} of "
+    before, after = (open_upright(data, limit=max(pixels, PIXEL_LIMIT)) for data in (old, made))
+    if before.size != after.size or mode_of(before) != mode_of(after):
+        found = [f"it is {mode_of(after)} of {after.size[0]} x {after.size[1]}, not {mode_of(before)} of "
                  f"{before.size[0]} x {before.size[1]}"]  # fmt: skip
     else:
-        steps = np.abs(np.asarray(before, np.int64) - np.asarray(after, np.int64))
-        count = int((steps.reshape(*before.size[::-1], -1) > 0).any(-1).sum())
-        found = [f"{count} pixels differ, by at most {int(steps.max())}" if count else "the pixels are equal"]
+        found = [_difference(before, after)]
     pairs = (("enlarger", __version__), ("torch", torch.__version__))
     changed = [f"it was made with {name} {metadata[name]}, this is {now}" for name, now in pairs
                if metadata.get(name, now) != now]  # fmt: skip
     return found + (changed or ["another device, number of threads or model gives other rounding"])
+
+
+def _difference(before: "Image.Image", after: "Image.Image") -> str:
+    """In how many pixels two pictures of one size and mode differ, by how many steps of their depth; row after row."""
+    import numpy as np
+
+    from enlarger.image.deep import DeepImage
+
+    first, second = (image.samples if isinstance(image, DeepImage) else np.asarray(image) for image in (before, after))
+    count = most = 0
+    for row, other in zip(first, second, strict=True):
+        steps = np.abs(row.astype(np.int64) - other.astype(np.int64)).reshape(len(row), -1)
+        count += int((steps > 0).any(1).sum())
+        most = max(most, int(steps.max()))
+    return f"{count} pixels differ, by at most {most}" if count else "the pixels are equal"

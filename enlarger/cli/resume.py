@@ -37,7 +37,7 @@ def fingerprint_of_run(request: Any, *settings: object, beside: FilesBeside = no
 def carries(path: Path, fingerprint: str) -> bool:
     """Whether a file is a whole picture that says that it was made so."""
     try:
-        with open_image(path) as (image, _):
+        with open_image(path, any_size=True) as (image, _):
             return image.getexif().get_ifd(EXIF_DIRECTORY).get(IMAGE_UNIQUE_ID) == fingerprint
     except Exception:  # noqa: BLE001 - readers raise anything on files that are no picture of ours
         return False

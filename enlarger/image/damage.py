@@ -186,6 +186,17 @@ def _load(data: bytes, formats: tuple[str, ...] = JPEG, ground: int | None = Non
 
 
 @contextmanager
+def pixel_bound(any_size: bool) -> Generator[None]:
+    """Pillow's bound on pixels, or none, within the block. Nothing else may open pictures meanwhile."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None if any_size else before
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+@contextmanager
 def _truncated_allowed() -> Generator[None]:
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
     try:

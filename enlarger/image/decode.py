@@ -16,12 +16,14 @@ from enlarger.image.damage import (
     PNG_SIGNATURE,
     complete_jpeg,
     is_webp,
+    pixel_bound,
     rows_of_truncated,
     whole_webp,
     without_broken_chunks,
 )
 from enlarger.image.deep import DEEP_SUFFIX, DeepImage, deep_mode, read_deep, read_hdr, transpose_deep
 from enlarger.image.hdr import is_hdr, is_wide, wide_headers
+from enlarger.image.metadata import upright_info
 from enlarger.image.optional_formats import is_jxl, jxl_size, register_optional_formats
 from enlarger.image.other_kinds import HEAD_BYTES, RAW, OtherKind, other_kind
 from enlarger.image.tiff_tags import has_sensor_data, is_raw_photo, oversized_tiles, tiff_samples
@@ -92,9 +94,9 @@ def _without_pillow_warnings() -> Generator[None]:
 def open_upright(source: FileSource | Image.Image, *, limit: int = PIXEL_LIMIT) -> Image.Image:
     """The pixels of a file or PIL image in their own mode: loaded, turned upright, the first frame of several.
 
-    Raises InputError as `read_picture` does.
+    A larger `limit` than usual holds instead of Pillow's. Raises InputError as `read_picture` does.
     """
-    with open_image(source) as (image, name):
+    with open_image(source, any_size=limit > PIXEL_LIMIT) as (image, name):
         return decode_image(image, name, limit, []).copy()
 
 
@@ -125,8 +127,9 @@ def salvage(path: str | Path, notes: list[str], *, limit: int = PIXEL_LIMIT) -> 
         else:
             return None
         notes.append(f"the file is cut short: {rows.height} of {image.height} rows are there, the others are left out")
-        rows.info |= image.info
-        return _apply_orientation(rows, rows, notes)
+        upright = _apply_orientation(rows, rows, notes)
+        upright.info = upright_info(image)
+        return upright
 
 
 def tone_map(path: str | Path, notes: list[str], *, limit: int = PIXEL_LIMIT) -> Image.Image | None:
@@ -136,7 +139,11 @@ def tone_map(path: str | Path, notes: list[str], *, limit: int = PIXEL_LIMIT) ->
     `read_picture` does.
     """
     with open_image(path) as (image, name):
-        return decode_image(image, name, limit, notes, tone_map=True).copy() if is_hdr(image) else None
+        if not is_hdr(image):
+            return None
+        mapped = decode_image(image, name, limit, notes, tone_map=True).copy()
+        mapped.info = {key: value for key, value in upright_info(image).items() if key != "icc_profile"}
+        return mapped
 
 
 def _rows_of_truncated(image: Image.Image) -> Image.Image | None:
@@ -167,18 +174,23 @@ def transpose(image: Image.Image, method: Image.Transpose) -> Image.Image:
 
 @contextmanager
 def open_image(
-    source: FileSource | Image.Image, name: str | None = None, notes: list[str] | None = None
+    source: FileSource | Image.Image,
+    name: str | None = None,
+    notes: list[str] | None = None,
+    *,
+    any_size: bool = False,
 ) -> Generator[tuple[Image.Image, str]]:
     """A picture with its header read, and its name, for the length of the block.
 
-    Errors call the picture `name`, by default its path; `notes` gets what was left out. Raises Unreadable.
+    Errors call the picture `name`, by default its path; `notes` gets what was left out. With `any_size` Pillow's bound
+    on pixels does not hold, for headers and for what was made here. Raises Unreadable.
     """
     if isinstance(source, Image.Image):
         with _without_pillow_warnings():
             yield source, name or one_line(getattr(source, "filename", "")) or "PIL image"
         return
     name = name or _source_name(source)
-    with _open_stream(source, name) as stream, _without_pillow_warnings():
+    with _open_stream(source, name) as stream, _without_pillow_warnings(), pixel_bound(any_size):
         first_bytes = stream.read(16)
         if not first_bytes:
             raise UnreadableImage(f"{name}: the file is empty (0 bytes); copy or download it again", "empty")

@@ -12,7 +12,16 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from enlarger.image.hdr import PLANAR, Samples, channels_last, is_wide, read_values, to_samples, tone_mapped
+from enlarger.image.hdr import (
+    PLANAR,
+    Samples,
+    channels_last,
+    in_srgb_primaries,
+    is_wide,
+    read_values,
+    to_samples,
+    tone_mapped,
+)
 
 DEEP_SUFFIX = ";16"  # of the names of their modes: LA;16, RGB;16, RGBA;16
 DEEP_FORMATS = ("PNG", "TIFF")
@@ -108,6 +117,8 @@ def read_hdr(image: Image.Image, data: bytes, notes: list[str], tone_map: bool =
         values, most = read_values(image, data)
     else:
         values, most = np.array(image)[..., None], 1 if image.mode == "F" else 65535
+    if tone_map:
+        values = in_srgb_primaries(values, image.info.get("icc_profile"), notes)
     samples = tone_mapped(values, most) if tone_map else to_samples(values, most, notes)
     info = {key: value for key, value in image.info.items() if not (tone_map and key == "icc_profile")}
     notes += ["tone-mapped"] if tone_map else []

@@ -22,6 +22,7 @@ Json = dict[str, Any]
 METADATA_KEY = "enlarger"  # of the JSON in PNG files, and of its version in that
 IMAGE_DESCRIPTION, USER_COMMENT, UNICODE_PREFIX = 0x010E, 0x9286, b"UNICODE\0"  # EXIF
 MAX_XMP_BYTES = 65_533 - 29  # bytes that a JPEG file holds
+LOADED_PIXELS = 178_956_970  # of a file that is asked what made it; Pillow opens no larger ones by itself
 SURE_SHARE = 44 / 48  # of a watermark's bits: by chance one picture in a billion has so many
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _PACKET = (
@@ -142,7 +143,8 @@ def _decoded(comment: bytes) -> str:
 
 def read_metadata(image: Image.Image) -> Json | None:
     """The metadata in a picture's file; None where there is none of ours."""
-    image.load()  # texts can come after the pixels
+    if image.width * image.height <= LOADED_PIXELS:
+        image.load()  # texts can come after the pixels; ours come before
     for text in (image.info.get(METADATA_KEY), _generation_in_xmp(image), image.getexif().get(IMAGE_DESCRIPTION)):
         try:
             metadata: Any = json.loads(str(text))
@@ -181,7 +183,7 @@ def describe_file(image: Image.Image) -> Json:
 
 
 def _watermark(image: Image.Image) -> str | None:
-    share = read_watermark(image)
+    share = read_watermark(image) if image.width * image.height <= LOADED_PIXELS else None
     return "SDXL's, invisible" if share is not None and share >= SURE_SHARE else None
 
 

@@ -3,13 +3,14 @@
 They are read by libtiff, through imagecodecs, since Pillow has layouts for a few greys of them alone. Without torch.
 """
 
+import io
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from enlarger.errors import InputError
 
@@ -23,6 +24,7 @@ WIDE = ((UNSIGNED, 32), (UNSIGNED, 64), (SIGNED, 16), (SIGNED, 32), (SIGNED, 64)
 PILLOWS_GREYS = ((SIGNED, 32), (FLOAT, 32))  # that Pillow reads itself, and as they are meant
 CHANNELS = {"F": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4}  # of the modes that such files have
 NOT_PILLOWS = "wide"  # stands where Pillow's layouts of pixels stand, and fails if Pillow tries
+GROUND = 1e-4  # of the brightest light: what is darker has no say in how bright a picture is
 KEY = 0.18  # of a picture in the middle of the scale (Reinhard et al. 2002, section 3.1)
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
 
@@ -165,22 +167,54 @@ def _range(values: Values) -> tuple[float, float, int]:
     return low, high, missing
 
 
+def in_srgb_primaries(values: Values, profile: bytes | None, notes: list[str]) -> Values:
+    """Linear light (H, W, 1..4) of a profile's primaries as that of sRGB's; its tone curve has no say in light.
+
+    A profile without primaries, of grey or of tables, is left out with a note.
+    """
+    if not profile:
+        return values
+    try:
+        read = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        name = ImageCms.getProfileDescription(read).strip()
+        matrix = np.linalg.solve(_primaries(ImageCms.createProfile("sRGB")), _primaries(read.profile))  # pyright: ignore[reportUnknownArgumentType] - untyped C
+        if values.shape[2] < 3:
+            raise ValueError("grey has no primaries")
+    except Exception:  # noqa: BLE001 - damaged profiles raise anything
+        notes.append("tone mapping leaves out the colour profile, which tells no primaries: taken as sRGB's")
+        return values
+    if np.abs(matrix - np.eye(3)).max() < 1e-3:
+        return values
+    notes.append(f"converted from the primaries of the profile {name!r} to those of sRGB")
+    with np.errstate(invalid="ignore"):  # of infinite light
+        return np.concatenate([values[..., :3] @ matrix.T, values[..., 3:]], axis=2)
+
+
+def _primaries(profile: Any) -> Unit:
+    """CIE XYZ of a profile's red, green and blue, one in each column."""
+    return np.array([profile.red_colorant[0], profile.green_colorant[0], profile.blue_colorant[0]], np.float64).T
+
+
 def tone_mapped(values: Values, most: int) -> Samples:
     """Linear light (H, W, 1..4) as sRGB of 16 bits, bright parts pressed together and dark ones kept; alpha as it is.
 
     Source: Reinhard et al. 2002, "Photographic Tone Reproduction for Digital Images", equations 1, 2 and 4, with the
-    brightest light as white; the curve is IEC 61966-2-1's.
+    brightest light as white; the curve is IEC 61966-2-1's. The mean is that of what is seen: neither of transparent nor
+    of black ground, which would make the rest white.
     """
     count = values.shape[2] - (values.shape[2] in (2, 4))
     light = values[..., :count].astype(np.float64) / most
     _, brightest, _ = _range(light)
     light = np.nan_to_num(light, posinf=brightest).clip(0)
     luminance = light @ np.array(LUMINANCE if count == 3 else (1.0,))
-    scaled = luminance * KEY / np.exp(np.log(luminance + 1e-6).mean())
-    white = max(float(scaled.max()), 1e-6)
+    alpha = [to_samples(values[..., count:], most, [])] if count < values.shape[2] else []
+    is_shown = alpha[0][..., 0] > 0 if alpha else np.ones(luminance.shape, bool)
+    is_seen = is_shown & (luminance > GROUND * luminance.max(initial=0, where=is_shown))
+    seen = luminance[is_seen] if is_seen.any() else luminance
+    scaled = luminance * KEY / np.exp(np.log(seen + 1e-6).mean())
+    white = max(float(scaled.max(initial=0, where=is_shown)), 1e-6)
     shown = scaled * (1 + scaled / white**2) / (1 + scaled)
     ratio = np.divide(shown, luminance, where=luminance > 0, out=np.zeros_like(luminance))
     mapped = (light * ratio[..., None]).clip(0, 1)
     curved = np.where(mapped <= 0.0031308, mapped * 12.92, 1.055 * mapped ** (1 / 2.4) - 0.055)
-    alpha = [to_samples(values[..., count:], most, [])] if count < values.shape[2] else []
     return np.concatenate([(curved * 65535).round().astype(np.uint16), *alpha], axis=2)

@@ -19,6 +19,7 @@ XMP_TIFF_TAG, IPTC_TIFF_TAG, IPTC_RESOURCE = 700, 33723, 0x0404
 XMP_PNG_KEY = "XML:com.adobe.xmp"
 PLACES_OF_IPTC = (26, 27, 90, 92, 95, 100, 101)  # location, city, province, country
 MAX_EXIF = 65_533 - 6  # bytes that a JPEG file holds
+KEYS_WITH_ORIENTATION = ("exif", "Raw profile type exif", "xmp", XMP_PNG_KEY)
 CANNOT_HOLD = {
     "PNG": ("iptc",),
     "WEBP": ("iptc", "dpi"),
@@ -40,6 +41,17 @@ def read_file_metadata(image: Image.Image) -> dict[str, Any]:
         if value:
             found[key] = value
     return found
+
+
+def upright_info(image: Image.Image) -> dict[Any, Any]:
+    """The `info` of an opened picture for what was turned upright already, so that it is not turned again.
+
+    A picture with it says of itself what the file does.
+    """
+    found = read_file_metadata(image)
+    kept = {key: value for key, value in image.info.items() if key not in KEYS_WITH_ORIENTATION}
+    iptc = {"photoshop": {IPTC_RESOURCE: found["iptc"]}} if "iptc" in found else {}
+    return kept | found | iptc
 
 
 def _read_exif(image: Image.Image) -> bytes | None:

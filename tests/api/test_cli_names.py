@@ -125,6 +125,7 @@ def test_light_beyond_the_range_is_mapped_when_asked(call: Any) -> None:
     assert (status, out) == (0, "a-x2.png\nb-x2.png\n") and "note: values from 7 to 7, expected 0 to 1: scaled" in err
     status, out, err = call("upscale", "a.tif", "b.png", "--tone-map", "-o", "out")
     assert (status, err.count("tone-mapped")) == (0, 1) and "a.tif: note: tone-mapped\n" in err
+    assert "b.png: note: its numbers do not go beyond a display's: read without --tone-map\n" in err
     status, _, err = call("upscale", "a.tif", "--tone-map", "--all-frames")
     assert status == 2 and "leave --format, --count, --salvage, --tone-map and" in " ".join(
         err.replace("│", " ").split()

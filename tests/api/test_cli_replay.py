@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import enlarger
+from enlarger.cli.replay import _difference  # pyright: ignore[reportPrivateUsage]
 from enlarger.image.deep import DeepImage
 from enlarger.image.generation import SOURCE_TYPES, read_metadata
 from enlarger.image.metadata import read_file_metadata
@@ -96,6 +97,29 @@ def test_other_pixels_are_counted(call: Any, photo: Path) -> None:
     enlarger.image.encode.save_image(enlarger.upscale("a.jpg").image, "c.png", generation=metadata)
     status, out, _ = call("replay", "c.png", "-o", "d.png")
     assert status == 1 and " pixels differ, by at most " in out and Path("d.png").exists()
+
+
+@pytest.mark.parametrize("option", ["--tone-map", "--salvage"])
+def test_what_was_read_specially_is_read_so_again(call: Any, tmp_path: Path, option: str) -> None:
+    if option == "--tone-map":
+        Image.fromarray(texture(9, 8, 1).astype(np.float32) / 20).save("a.tif")
+    else:
+        Image.fromarray(texture(32, 40)).save("whole.png")
+        data = Path("whole.png").read_bytes()
+        Path("a.tif").write_bytes(data[: len(data) * 3 // 4])
+    status, _, err = call("upscale", "a.tif", option, "-o", "b.png")
+    assert status == 0, err
+    status, out, err = call("replay", "b.png")
+    assert status == 0 and out.startswith("b.png: the same "), (out, err)
+
+
+def test_differences_below_an_8_bit_step_are_counted() -> None:
+    samples = np.full((3, 4, 3), 25700, np.uint16)
+    other = samples.copy()
+    other[1, 2, 0] += 5
+    first, second = DeepImage.from_samples(samples), DeepImage.from_samples(other)
+    assert _difference(first, second) == "1 pixels differ, by at most 5"
+    assert _difference(first, first) == "the pixels are equal"
 
 
 @pytest.mark.parametrize("output", ["a.jpg", "b.png"])

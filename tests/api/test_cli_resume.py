@@ -33,6 +33,18 @@ def test_what_the_same_command_made_is_done(call: Any, fake: Fake, kind: str) ->
     assert (status, len(fake.loaded)) == (0, 2) and all(json.loads(line)["skipped"] for line in out.splitlines())
 
 
+def test_a_result_larger_than_pillow_opens_is_known_as_done(
+    call: Any, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo("a.png")
+    assert call("upscale", "a.png", "-o", "out")[0] == 0
+    width, height = size("out/a-x2.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", width * height // 2 - 1)
+    status, _, err = call("upscale", "a.png", "-o", "out")
+    assert (status, len(fake.requests)) == (0, 1) and "skipped: was made by the same command before\n" in err
+    assert call("inspect", "out/a-x2.png")[0] == 0 and width * height // 2 - 1 == Image.MAX_IMAGE_PIXELS
+
+
 @pytest.mark.parametrize("change", [["--by", "2.0", "--seed", "1"], ["--quality", "80"], ["--model", "other"], "input"])
 def test_what_another_input_or_command_made_is_an_error(call: Any, fake: Fake, change: Any) -> None:
     photo("a.jpg")

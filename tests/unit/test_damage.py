@@ -111,6 +111,20 @@ def test_rows_that_are_there_are_taken_only_when_asked(kind: str, share: float, 
     assert notes == [f"the file is cut short: {rows.height} of 200 rows are there, the others are left out"]
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_what_is_salvaged_is_turned_once_and_keeps_what_the_file_says(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x8298] = orientation, "somebody"
+    data = encoded("JPEG", Image.fromarray(texture(64, 200)), quality=95, exif=exif)
+    (tmp_path / "a.jpg").write_bytes(data[: len(data) * 3 // 4])
+    rows = salvage(tmp_path / "a.jpg", [])
+    assert rows is not None and max(rows.size) < 200
+    picture = read_picture(rows)
+    assert (picture.width, picture.height) == rows.size and (rows.height == 64) == (orientation == 6)
+    assert np.array_equal(((picture.colour / 2 + 0.5) * 255).round().numpy().transpose(1, 2, 0), np.asarray(rows))
+    assert b"somebody" in picture.metadata["exif"]
+
+
 def test_nothing_is_salvaged_of_what_is_whole_or_nothing(tmp_path: Path) -> None:
     PHOTO.save(tmp_path / "whole.png"), (tmp_path / "none.webp").write_bytes(encoded("WEBP")[:90])
     assert salvage(tmp_path / "whole.png", []) is None

@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from enlarger.errors import InputError
+from enlarger.image.colour import srgb_profile
 from enlarger.image.decode import UnreadableImage, read_header, tone_map
 from enlarger.image.deep import DeepImage
 from enlarger.image.frames import read_frames
-from enlarger.image.hdr import tone_mapped
+from enlarger.image.hdr import in_srgb_primaries, tone_mapped
 from enlarger.image.picture import Picture, read_picture
 
 KINDS = {"grey": (1, "I;16"), "grey and alpha": (2, "LA;16"), "RGB": (3, "RGB;16"), "RGBA": (4, "RGBA;16")}
@@ -170,6 +172,42 @@ def test_a_tone_map_is_the_papers(tmp_path: Path) -> None:
     assert np.abs(image.samples / 65535 - expected).max() < 1e-5
     mapped = read_picture(tmp_path / "a.tif", tone_map=True)
     assert mapped.notes == ("tone-mapped",) and np.abs(planes(mapped) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("ground", ["black", "transparent"])
+def test_ground_has_no_say_in_how_bright_a_tone_map_is(ground: str) -> None:
+    light = np.exp(RNG.normal(0, 1, (4, 8, 4)))
+    light[..., 3] = 1
+    framed = np.concatenate([light, np.full_like(light, 0 if ground == "black" else 9)])
+    framed[4:, :, 3] = 1 if ground == "black" else 0
+    assert np.abs(tone_mapped(framed, 1)[:4].astype(int) - tone_mapped(light, 1)).max() <= 1
+    assert not tone_mapped(np.zeros((1, 2, 4)), 1).any()
+
+
+def test_a_tone_map_is_of_srgbs_primaries(tmp_path: Path) -> None:
+    light = np.array([[[0.0, 1.0, 0.0], [0.2, 0.2, 0.2]]], np.float32)
+    rgb = np.array(light[..., [0, 1, 2]])
+    wide = imagecodecs.cms_profile("adobergb")
+    notes: list[str] = []
+    found = in_srgb_primaries(rgb, wide, notes)
+    assert found[0, 0] == pytest.approx([-0.398, 1.0, -0.043], abs=3e-3)  # Adobe RGB's green, in sRGB's
+    assert found[0, 1] == pytest.approx([0.2] * 3, abs=1e-3) and "converted from the primaries" in notes[0]
+    path, notes = written(tmp_path / "a.tif", light, iccprofile=wide), []
+    assert tone_map(path, notes) is not None and notes[1:] == ["tone-mapped"] and "Adobe" in notes[0]
+    assert in_srgb_primaries(rgb, srgb_profile(), []) is rgb
+    notes = []
+    assert in_srgb_primaries(rgb, b"damaged", notes) is rgb and "leaves out the colour profile" in notes[0]
+
+
+def test_a_tone_map_keeps_what_the_file_says_and_is_turned_once(tmp_path: Path) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    tags = [(274, "H", 1, 6, True), (700, "B", len(xmp), xmp, True), (315, "s", 0, "somebody", True)]
+    path = written(tmp_path / "a.tif", RNG.random((4, 7, 3)).astype(np.float32), extratags=tags)
+    image = tone_map(path, [])
+    assert image is not None and image.size == (4, 7)
+    direct, again = read_picture(path, tone_map=True), read_picture(image)
+    assert np.array_equal(planes(again), planes(direct)) and again.metadata == direct.metadata
+    assert b'tiff:Orientation="1"' in again.metadata["xmp"] and b"somebody" in again.metadata["exif"]
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
