@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from enlarger.train.options import TrainOptions
+from enlarger.train.options import DataSettings, TrainOptions
 
 USES = {
     "text-to-image": 'enlarger generate "a prompt" --model {out}',
@@ -35,11 +35,7 @@ class Figures:
     loss: float | None  # None: no step was left to do
     prediction: str
     hardware: str
-
-
-def write_card(path: Path, options: TrainOptions, figures: Figures) -> None:
-    """Write README.md beside the weights."""
-    path.write_text(card(options, figures), "utf-8")
+    max_noise_level: float | None = None  # of an upscaler's input
 
 
 def card(options: TrainOptions, figures: Figures) -> str:
@@ -52,10 +48,11 @@ def card(options: TrainOptions, figures: Figures) -> str:
     batch = options.batch * options.accumulate * figures.processes
     table = "\n".join(f"| {name} | {value} |" for name, value in _settings(options, figures).items())
     loss = "" if figures.loss is None else f"\n\nThe mean loss over the last steps was {figures.loss:.4g}."
+    told = "" if options.task.startswith("upscaler") else " with captions"  # an upscaler's may have none
     return (
         f"---\n{front}\n---\n\n# {TITLES[options.task]} from {base}\n\n"
         f"Trained with enlarger for {options.steps:,} steps of {batch} pictures, from {base}.\n\n"
-        f"## Data\n\n{figures.pictures:,} pictures with captions from `{data}`{left_out}.\n\n"
+        f"## Data\n\n{figures.pictures:,} pictures{told} from `{data}`{left_out}.\n\n"
         f"## Training\n\n| setting | value |\n|---|---|\n{table}{loss}\n\n"
         f"## Use\n\n```bash\n{USES[options.task].format(out=options.out.name)}\n```\n"
     )
@@ -69,6 +66,7 @@ def _settings(options: TrainOptions, figures: Figures) -> Mapping[str, object]:
         "rate": f"warm-up over {options.warmup} steps to {options.rate:g}, then constant",
         "batch": f"{options.batch} x {options.accumulate} accumulated x {figures.processes} processes",
         "resolution": options.resolution,
+        "pictures": _cuts(options.data_settings),
         "precision": options.precision,
         "averaged weights": "none" if options.average is None else f"decay {options.average:g}",
         "captions left out": f"{loss.text_dropout:.0%}",
@@ -79,6 +77,16 @@ def _settings(options: TrainOptions, figures: Figures) -> Mapping[str, object]:
         "offset noise": loss.offset_noise or None,
         "min-SNR gamma": loss.snr_gamma,
         "zero-terminal SNR": "yes" if loss.zero_terminal_snr else None,
-        "LoRA": f"rank {lora.rank}, {', '.join(lora.targets)}" if options.task == "lora" else None,
+        "most noise on the input": figures.max_noise_level,
+        "LoRA": f"rank {lora.rank}, alpha {lora.scale * lora.rank:g}, {', '.join(lora.targets)}"
+        if options.task == "lora"
+        else None,
     }
     return stated | {name: value for name, value in optional.items() if value is not None}
+
+
+def _cuts(data: DataSettings) -> str:
+    """How pictures are cut."""
+    shapes = "sizes near to their shapes" if data.buckets else "squares"
+    place, mirrored = "the middle" if data.center_crop else "anywhere", ", half of them mirrored"
+    return f"cut to {shapes}, from {place}{mirrored if data.random_flip else ''}"

@@ -16,6 +16,7 @@ from enlarger.runtime.runtime import CPU
 from enlarger.train.options import TrainingPrecision
 
 LAUNCHED = ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")  # variables that say so
+MIXED: Mapping[TrainingPrecision, str] = {"float32": "no", "bfloat16": "bf16"}  # as accelerate calls them
 Context = AbstractContextManager[object]
 
 
@@ -164,6 +165,7 @@ def choose_devices(device: torch.device, precision: TrainingPrecision, tracker: 
     is_launched = any(name in os.environ for name in LAUNCHED)
     if not is_launched and tracker is None:
         return one_device(device, precision)
+    _check_launch(device, precision, is_launched=is_launched)
     try:
         accelerate: Any = import_module("accelerate")
         tracking: Any = import_module("accelerate.tracking")
@@ -176,7 +178,7 @@ def choose_devices(device: torch.device, precision: TrainingPrecision, tracker: 
             f"tracker is {tracker!r}, which is none of accelerate's that is installed; install its package"
         )
     accelerator: Accelerator = accelerate.Accelerator(
-        mixed_precision={"float32": "no", "bfloat16": "bf16"}[precision],
+        mixed_precision=MIXED[precision],
         cpu=device.type == "cpu",
         log_with=tracker,
         project_dir=str(work),
@@ -184,6 +186,21 @@ def choose_devices(device: torch.device, precision: TrainingPrecision, tracker: 
     if tracker is not None:
         accelerator.init_trackers("enlarger")
     return Accelerated(accelerator)
+
+
+def _check_launch(device: torch.device, precision: TrainingPrecision, *, is_launched: bool) -> None:
+    """Raises InputError for a device that accelerate would not take, or a precision other than it was launched with."""
+    if device.index:
+        advice = "--gpu_ids of accelerate launch" if is_launched else "CUDA_VISIBLE_DEVICES"
+        raise InputError(
+            f"device is {device}, but with accelerate or a tracker the first one is taken; choose by {advice}"
+        )
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if launched not in (None, "no", MIXED[precision]):
+        raise InputError(
+            f"accelerate was launched with --mixed_precision {launched}, and precision is {precision}; give "
+            "--precision bfloat16 and --mixed_precision bf16, or neither"
+        )
 
 
 def _is_there(tracking: Any, tracker: str, work: Path) -> bool:

@@ -31,8 +31,9 @@ class Draws:
 
 def draws_of_step(seed: int, step: int, rows: Iterable[int]) -> Draws:
     """Those of some rows of a step's batch; they follow from seed, step and row alone."""
-    return Draws(tuple(torch.Generator().manual_seed(_seed_of(seed, step, row)) for row in rows))
+    return Draws(tuple(torch.Generator().manual_seed(seed_of(seed, step, row)) for row in rows))
 
 
-def _seed_of(*numbers: int) -> int:
+def seed_of(*numbers: int) -> int:
+    """A seed that follows from numbers of any size."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from enlarger.diffusion.overflow import first_overflow
 from enlarger.errors import NonFinite
 from enlarger.train.devices import Devices, OneDevice
+from enlarger.train.draws import seed_of
 from enlarger.train.muon import Muon
 from enlarger.train.recipe import Recipe
 from enlarger.train.state import State, copy_trainable, trainable
@@ -59,7 +60,7 @@ def train_steps(
         portions = list(islice(batches, recipe.accumulate))
         if not portions:
             return
-        torch.manual_seed(recipe.seed * 1_000_003 + step)
+        torch.manual_seed(seed_of(recipe.seed, step))
         state.module.zero_grad(set_to_none=True)
         value = sum(
             _add_gradients(
@@ -67,11 +68,14 @@ def train_steps(
             )
             for portion in portions
         )
-        norm = float(nn.utils.clip_grad_norm_(trainable(state.module), recipe.max_norm))
+        weights = trainable(state.module)
+        total = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        norm = float(total)
         if not math.isfinite(norm):
             raise NonFinite(
                 f"{_where(step, portions[-1])}: the gradient of {_bad_gradient(state.module)} is not finite{ADVICE}"
             )
+        nn.utils.clip_grads_with_norm_(weights, recipe.max_norm, total)
         rate = recipe.rate_at(step)
         state.step(rate)
         if recipe.average is not None:
@@ -121,7 +125,7 @@ def channels_last(module: nn.Module) -> nn.Module:
     return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownVariableType] - torch's overloads lack it
 
 
-ADVICE = "; no weight has changed since the step before: go on with a lower rate, or look at these pictures"
+ADVICE = "; no weight has changed since the step before"
 
 
 def _add_gradients(

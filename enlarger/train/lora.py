@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from enlarger.checkpoint.adapters.lora import ADAPTER_METADATA_KEY
+from enlarger.checkpoint.adapters.lora_key_mapping import sdxl_layer_names
 from enlarger.checkpoint.tensors.save_safetensors import save_safetensors
 from enlarger.errors import InputError
 from enlarger.train.draws import draws_of_step
@@ -55,7 +56,7 @@ def with_lora(network: nn.Module, settings: LoraSettings, seed: int) -> nn.Modul
     for end in settings.targets:
         if not any(name == end or name.endswith(f".{end}") for name in chosen):
             known = ", ".join(sorted({name.rpartition(".")[2] for name in names if not name[-1].isdigit()}))
-            raise InputError(f"no layer's name ends with {end}, expected one of {known}; see --targets")
+            raise InputError(f"no layer's name ends with {end}, expected one of {known}; see --target")
     for name in chosen:
         owner, _, leaf = name.rpartition(".")
         base = changed.get_submodule(name)
@@ -84,15 +85,19 @@ def _named_modules(network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _diffusers_tensors(network: nn.Module, settings: LoraSettings) -> Iterator[tuple[str, Tensor]]:
+    """With alpha / rank in the factors themselves, since older readers know alpha from nowhere."""
     for name, layer in lora_layers(network):
         down, up = layer.factors()
         yield f"unet.{name}.lora_A.weight", down
-        yield f"unet.{name}.lora_B.weight", up
+        yield f"unet.{name}.lora_B.weight", up * settings.scale
 
 
 def _kohya_tensors(network: nn.Module, settings: LoraSettings) -> Iterator[tuple[str, Tensor]]:
+    """With the names of the original code for SDXL, since kohya's tools know no others of it."""
+    layers = [name for name, _ in _named_modules(network)]
+    called = sdxl_layer_names(layers) if "add_embedding.linear_1" in layers else {}
     for name, layer in lora_layers(network):
-        prefix = f"lora_unet_{name.replace('.', '_')}"
+        prefix = f"lora_unet_{called.get(name, name).replace('.', '_')}"
         down, up = layer.factors()
         yield f"{prefix}.lora_down.weight", down
         yield f"{prefix}.lora_up.weight", up
@@ -100,11 +105,11 @@ def _kohya_tensors(network: nn.Module, settings: LoraSettings) -> Iterator[tuple
 
 
 def _diffusers_metadata(network: nn.Module, settings: LoraSettings) -> dict[str, str]:
-    """PEFT's config, as diffusers writes it: the place of alpha."""
+    """PEFT's config, as diffusers writes it: alpha is the rank."""
     names: Sequence[str] = sorted(name for name, _ in lora_layers(network))
     config = {
         "unet.r": settings.rank,
-        "unet.lora_alpha": settings.scale * settings.rank,
+        "unet.lora_alpha": settings.rank,
         "unet.target_modules": names,
         "unet.lora_bias": False,
         "unet.use_dora": False,

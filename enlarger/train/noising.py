@@ -12,7 +12,7 @@ from enlarger.diffusion.sampler import Prediction
 from enlarger.diffusion.schedule import NoiseSchedule
 from enlarger.train.draws import Draws
 
-PURE_NOISE = 1.01 * 2.0**-24  # cumulative products below are the 0 of a zero-terminal schedule, see `from_betas`
+ZERO_TERMINAL = 2.0**-24  # the last cumulative product of a schedule where it is to be 0, see `from_betas`
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +71,17 @@ class ScheduledNoise:
 
     def _alphas_cumprod(self) -> Tensor:
         product = 1 / (1 + self.schedule.sigmas**2)
-        return torch.where(product < PURE_NOISE, 0.0, product)
+        is_zero_terminal = 0.99 * ZERO_TERMINAL < float(product[-1]) < 1.01 * ZERO_TERMINAL
+        return torch.cat([product[:-1], torch.zeros(1, dtype=product.dtype)]) if is_zero_terminal else product
 
     def _weight(self, product: Tensor) -> Tensor:
         if self.snr_gamma is None:
             return torch.ones_like(product)
         snr = product / (1 - product)
+        if self.prediction == "epsilon":
+            return (self.snr_gamma / snr).clamp(max=1)  # 1, where there is nothing but noise
         of_clean = snr.clamp(max=self.snr_gamma)
-        return of_clean / {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[self.prediction]
+        return of_clean if self.prediction == "sample" else of_clean / (snr + 1)
 
 
 @dataclass(frozen=True, eq=False)

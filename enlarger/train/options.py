@@ -145,7 +145,7 @@ class TrainOptions:
 
 
 FREE = {
-    "model", "data", "out", "steps", "rate", "batch", "accumulate", "resume", "device", "save_every", "samples",
-    "tracker", "estimator", "lora_layout",
+    "model", "data", "out", "steps", "rate", "warmup", "batch", "accumulate", "resume", "device", "save_every",
+    "samples", "tracker", "estimator", "lora_layout",
 }  # fmt: skip
 """Options that may differ where a training goes on."""

@@ -1,10 +1,15 @@
 """A training from its options to its result: everything is checked, then the loop runs, then a folder appears."""
 
 import json
+import math
 import platform
+import signal
 import sys
+import threading
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -12,24 +17,23 @@ from time import monotonic
 import torch
 from torch import Tensor, nn
 
-from enlarger.checkpoint.folder.save import save_folder
 from enlarger.errors import InputError, NonFinite
 from enlarger.image.atomic_write import atomic_write
 from enlarger.runtime.runtime import resolve_device
+from enlarger.strict_json import is_object, parse_json
 from enlarger.train.card import Figures, card
 from enlarger.train.data import DataOptions, Dataset, TrainingBatch, open_dataset
 from enlarger.train.devices import Devices, choose_devices
 from enlarger.train.draws import draws_of_step
 from enlarger.train.loop import TrainedStep, new_state, train_steps
-from enlarger.train.lora import save_lora
 from enlarger.train.options import TrainOptions
+from enlarger.train.result import check_place, write_result
 from enlarger.train.samples import write_samples
-from enlarger.train.start import Training, start, trained_components
+from enlarger.train.start import Training, start
 from enlarger.train.state import Settings, State
 
 LAST_LOSSES = 100  # whose mean is shown
 LOG_EVERY = 10  # steps
-LORA_NAME = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -72,33 +76,35 @@ def train(options: TrainOptions, watch: TrainingWatch = no_watch) -> Path:
     State, log and samples lie in `options.work`. Raises InputError and Unsupported, before the first step, for what
     cannot be: a base of another kind, data without pictures, a place that is taken.
     """
-    _check_place(options)
+    check_place(options)
     devices = choose_devices(resolve_device(options.device), options.precision, options.tracker, options.work)
+    try:
+        return _train_on(devices, options, watch)
+    finally:
+        devices.close()
+
+
+def _train_on(devices: Devices, options: TrainOptions, watch: TrainingWatch) -> Path:
     training = start(options, devices.device)
     data = open_dataset(options.data, options.resolution, _data_options(options, training))
+    if options.warmup >= options.steps and devices.rank == 0:
+        warnings.warn(
+            f"warmup is {options.warmup} steps of {options.steps}: the rate never reaches {options.rate:g}; give a "
+            "lower --warmup, or more --steps",
+            stacklevel=3,
+        )
     state = new_state(training.module.to(devices.device), options.recipe)
     settings, path = options.fixed_settings(devices.processes), options.work / "state.safetensors"
     first = state.resume(path, settings) if options.resume else 0
+    if devices.rank == 0:
+        _begin_work(options, first)
     devices.wait()  # until all have read it
     losses = _Run(options, devices, training, data, state).steps(first, settings, path, watch)
     if devices.rank == 0:
         figures = _figures(options, devices, training, data, losses)
         write_result(options, training, state.result, card(options, figures))
     devices.wait()
-    devices.close()
     return options.out
-
-
-def write_result(options: TrainOptions, training: Training, module: nn.Module, readme: str) -> None:
-    """The folder that diffusers loads, with its card; of a LoRA one file, and its card where it is a folder."""
-    out = options.out
-    if options.task == "lora":
-        path = out if out.suffix == ".safetensors" else out / LORA_NAME
-        save_lora(module, path, options.lora, options.lora_layout)
-    else:
-        save_folder(trained_components(training, module), out)
-    with atomic_write(out.with_suffix(".md") if out.is_file() else out / "README.md") as stream:
-        stream.write(readme.encode())
 
 
 def rows_of_steps(data: Dataset, options: TrainOptions, devices: Devices, first: int, end: int) -> Iterator[Rows]:
@@ -126,24 +132,29 @@ class _Run:
     def steps(self, first: int, settings: Settings, path: Path, watch: TrainingWatch) -> deque[float]:
         """Run the steps that are left, with log, states and samples; the last losses."""
         options, losses, saved, step = self.options, deque[float](maxlen=LAST_LOSSES), monotonic(), first
-        options.work.mkdir(parents=True, exist_ok=True)
         rows = rows_of_steps(self.data, options, self.devices, first, options.steps)
         try:
-            for done in train_steps(self.state, self.loss, rows, options.recipe, first, self.devices):
-                step = done.step
-                losses.append(done.loss)
-                self.devices.log({"loss": done.loss, "rate": done.rate, "gradient": done.norm}, step)
-                if self.devices.rank == 0:
-                    progress = self._progress(done, losses)
-                    watch(progress)
-                    if monotonic() - saved > options.save_every or step == options.steps:
-                        self.state.save(path, step, settings)
-                        saved = monotonic()
-                    self._note(progress)
-        except NonFinite:
+            with interrupts_wait(alone=self.devices.processes == 1) as interrupted:
+                for done in train_steps(self.state, self.loss, rows, options.recipe, first, self.devices):
+                    step = done.step
+                    losses.append(done.loss)
+                    self.devices.log({"loss": done.loss, "rate": done.rate, "gradient": done.norm}, step)
+                    if self.devices.rank == 0:
+                        progress = self._progress(done, losses)
+                        watch(progress)
+                        if monotonic() - saved > options.save_every or step == options.steps or interrupted():
+                            self.state.save(path, step, settings)
+                            saved = monotonic()
+                        self._note(progress)
+                    if interrupted():
+                        raise KeyboardInterrupt
+        except NonFinite as error:
             if self.devices.rank == 0 and step > first:
                 self.state.save(path, step, settings)  # its last step changed nothing
-            raise
+            kept = (
+                "begin anew with" if step == 0 else f"the state of step {step} is kept: go on from it with --resume and"
+            )
+            raise NonFinite(f"{error}; {kept} a lower --rate, or look at these pictures") from error
         return losses
 
     def _progress(self, done: TrainedStep, losses: deque[float]) -> TrainingProgress:
@@ -156,7 +167,17 @@ class _Run:
         return self.training.objective(network, rows.batch, draws_of_step(rows.seed, rows.step, rows.rows))
 
     def _note(self, progress: TrainingProgress) -> None:
-        """A line of the log, and samples, where they are due."""
+        """A line of the log, and samples, where they are due; the training goes on without those that fail."""
+        try:
+            self._write_notes(progress)
+        except OSError as error:
+            warnings.warn(
+                f"{self.options.work}: log and samples of step {progress.step} could not be written "
+                f"({error.strerror or error}); the training goes on without them",
+                stacklevel=2,
+            )
+
+    def _write_notes(self, progress: TrainingProgress) -> None:
         options, samples = self.options, self.options.samples
         if progress.step % LOG_EVERY == 0 or progress.step == progress.steps:
             line = {"step": progress.step, "loss": progress.loss, "rate": progress.rate, "memory": progress.memory}
@@ -169,6 +190,61 @@ class _Run:
             write_samples(self.training, self.state.result, batch, samples, path, options.seed)
 
 
+def _begin_work(options: TrainOptions, first: int) -> None:
+    """The folder for state, log and samples, without what a killed training left half written there.
+
+    The log says where it goes on, and forgets the steps after that, which are learnt once more. Raises InputError where
+    the folder cannot be made.
+    """
+    try:
+        options.work.mkdir(parents=True, exist_ok=True)
+        for part in options.work.glob(".state.safetensors.*"):
+            part.unlink(missing_ok=True)
+        log = options.work / "log.jsonl"
+        lines = log.read_text("utf-8").splitlines() if log.is_file() else []
+        kept = [line for line in lines if _step_of_line(line) <= first]
+        if first:
+            kept.append(json.dumps({"resumed_at": first, "rate": options.rate, "warmup": options.warmup}))
+        with atomic_write(log) as stream:
+            stream.write("".join(f"{line}\n" for line in kept).encode())
+    except OSError as error:
+        raise InputError(
+            f"{options.work}: cannot be written to ({error.strerror or error}); choose another --out"
+        ) from error
+
+
+def _step_of_line(line: str) -> float:
+    """The step that a line of the log is about; of half a line, which a killed training left, infinity."""
+    try:
+        found = parse_json(line)
+    except ValueError:
+        return math.inf
+    step = found.get("step", found.get("resumed_at")) if is_object(found) else None
+    return step if isinstance(step, int) else math.inf
+
+
+@contextmanager
+def interrupts_wait(*, alone: bool) -> Generator[Callable[[], bool]]:
+    """Ctrl-C waits until the step is done, so that its state can be kept; a second one does not.
+
+    Yields whether it came. Only in the main thread, and only of a process that is `alone`: others would wait for it for ever.
+    """
+    asked: list[int] = []
+    if not alone or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, frame: object) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def used_memory(device: torch.device) -> int:
     """Bytes at most so far: of the device, or of this process."""
     if device.type == "cuda":
@@ -179,17 +255,6 @@ def used_memory(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _check_place(options: TrainOptions) -> None:
-    """Raises InputError where the result would lie on something, or an earlier training's state would be lost."""
-    out, state = options.out, options.work / "state.safetensors"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: already exists; choose another place for the result")
-    if options.task != "lora" and out.suffix == ".safetensors":
-        raise InputError(f"{out}: the result is a folder, only a LoRA is a file; leave the ending out")
-    if state.exists() and not options.resume:
-        raise InputError(f"{options.work}: holds the state of a training; add --resume to go on, or give another --out")
 
 
 def _data_options(options: TrainOptions, training: Training) -> DataOptions:
@@ -228,4 +293,5 @@ def _figures(
         loss=sum(losses) / len(losses) if losses else None,
         prediction="Karras et al. 2022" if options.task == "upscaler-x2" else training.sampler.prediction,
         hardware=f"{devices.processes} x {name}",
+        max_noise_level=training.max_noise_level,
     )

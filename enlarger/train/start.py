@@ -14,6 +14,7 @@ from enlarger.diffusion import precondition
 from enlarger.diffusion.sampler import Sampler
 from enlarger.errors import InputError, Unsupported
 from enlarger.nn.unet import UNet
+from enlarger.requests import X2_MAX_NOISE_LEVEL
 from enlarger.runtime.runtime import Runtime
 from enlarger.strict_json import Json
 from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator
@@ -26,10 +27,13 @@ from enlarger.train.draws import draws_of_step
 from enlarger.train.lora import with_lora
 from enlarger.train.noising import KarrasNoise, ScheduledNoise
 from enlarger.train.objectives import DepthMap, Extras, MaskedPicture, NoisyLatents, NoisyPixels, Objective, nothing
-from enlarger.train.options import Task, TrainOptions
+from enlarger.train.options import SampleOptions, Task, TrainOptions
 
 X2_FREQUENCIES, X2_FREQUENCY_STD = 64, 2.0  # of the noise level's embedding, as the original's
 X2_NOISE_LEVEL = 0.6  # the most that the original offers
+PREDICTING_SAMPLES = ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+"""Schedulers that have the prediction `sample` in diffusers; PNDM's and Euler's raise."""
+KEPT_OF_SCHEDULER = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type")
 DEPTH_PARTS = ("depth_estimator", "feature_extractor")
 
 
@@ -46,6 +50,12 @@ class Training:
     sampler: Sampler
     size_multiple: int
     kind: ModelKind
+
+    @property
+    def max_noise_level(self) -> float | None:
+        """The most noise on an upscaler's input, as its task counts it."""
+        extras = self.objective.extras
+        return extras.max_noise_level if isinstance(extras, NoisyPixels | NoisyLatents) else None
 
 
 @dataclass(frozen=True)
@@ -125,10 +135,25 @@ def check_options(options: TrainOptions) -> None:
     for name, is_given in without_effect.items():
         if is_given:
             raise InputError(f"{name} has no meaning for {task}; leave it out")
+    _check_samples(options.samples)
+    if is_x2 and loss.max_noise_level is not None and loss.max_noise_level > X2_MAX_NOISE_LEVEL:
+        raise InputError(
+            f"max_noise_level is {loss.max_noise_level:g}, expected a level from 0 to {X2_MAX_NOISE_LEVEL:g} for "
+            f"{task}, where {X2_NOISE_LEVEL:g} is usual"
+        )
     if loss.zero_terminal_snr and task == "lora":
         raise InputError(
             "zero_terminal_snr changes the schedule, which a LoRA cannot; train text-to-image, or leave it out"
         )
+
+
+def _check_samples(samples: SampleOptions) -> None:
+    """Raises InputError where it is said how samples are made, but not that they are."""
+    usual = SampleOptions()
+    names = ("sample_prompts", "sample_steps", "sample_guidance")
+    given = next((name for name in names if getattr(samples, name) != getattr(usual, name)), None)
+    if samples.sample_every is None and given is not None:
+        raise InputError(f"{given} has no effect without samples; add --sample-every, or leave it out")
 
 
 def check_base(task: Task, kind: ModelKind, name: str) -> None:
@@ -166,18 +191,24 @@ def _with_objective(components: PipelineComponents, options: TrainOptions) -> Pi
     loss, config = options.loss, dict(components.components["scheduler"])
     if loss.prediction is not None:
         config["prediction_type"] = loss.prediction
+    predicts_noise = config.get("prediction_type", "epsilon") == "epsilon"
+    if predicts_noise and (loss.zero_terminal_snr or config.get("rescale_betas_zero_snr")):
+        whose = "zero_terminal_snr" if loss.zero_terminal_snr else "the base's schedule, which ends in pure noise,"
+        raise InputError(
+            f"{whose} needs another prediction than epsilon, since at its last time the input is the noise itself; "
+            "add --prediction v_prediction"
+        )
     if loss.zero_terminal_snr:
-        if config.get("prediction_type", "epsilon") == "epsilon":
-            raise InputError(
-                "zero_terminal_snr needs another prediction than epsilon, since at its last time the input is the "
-                "noise itself; add --prediction v_prediction"
-            )
-        kept = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type")
-        config = {name: config[name] for name in kept if name in config} | {
-            "_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing",
-            "clip_sample": False, "set_alpha_to_one": False,
-        }  # fmt: skip
+        config = _ddim(config) | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    elif loss.prediction == "sample" and config.get("_class_name") not in PREDICTING_SAMPLES:
+        config = _ddim(config) | {"steps_offset": 1}
     return replace(components, components={**components.components, "scheduler": config})
+
+
+def _ddim(config: Mapping[str, object]) -> dict[str, object]:
+    """A scheduler's file with the same betas and prediction, for DDIM, which has them all in diffusers too."""
+    kept = {name: config[name] for name in KEPT_OF_SCHEDULER if name in config}
+    return kept | {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False}
 
 
 def _latent(base: PipelineComponents, kind: ModelKind, options: TrainOptions, device: torch.device) -> Training:
@@ -232,14 +263,23 @@ def _extras(
         return DepthMap(estimator), _with_depth_parts(base, folder)
     if options.task == "upscaler-x4":
         assert model.low_res_schedule is not None, "checked by its kind"
-        level = model.max_noise_level if options.loss.max_noise_level is None else int(options.loss.max_noise_level)
-        if level >= model.low_res_schedule.num_train_timesteps:
-            last = model.low_res_schedule.num_train_timesteps - 1
-            raise InputError(
-                f"max_noise_level is {level}, expected at most {last}, the last step of the input's schedule"
-            )
-        return NoisyPixels(model.low_res_schedule, level, model.vae.downsample_factor), base
+        level = _x4_noise_level(options, model)
+        index = {**base.index, "max_noise_level": level}  # what enlarging with the result offers
+        return NoisyPixels(model.low_res_schedule, level, model.vae.downsample_factor), replace(base, index=index)
     return nothing, base
+
+
+def _x4_noise_level(options: TrainOptions, model: StableDiffusion) -> int:
+    """The highest step of the input's noise. Raises InputError for one that its schedule lacks."""
+    assert model.low_res_schedule is not None, "checked by its kind"
+    asked = options.loss.max_noise_level
+    level, last = model.max_noise_level if asked is None else asked, model.low_res_schedule.num_train_timesteps - 1
+    if level != int(level) or level > last:
+        raise InputError(
+            f"max_noise_level is {level:g}, expected a whole number from 0 to {last}, the last step of the input's "
+            "schedule"
+        )
+    return int(level)
 
 
 def _with_depth_parts(base: PipelineComponents, folder: Path) -> PipelineComponents:

@@ -14,7 +14,8 @@ from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.single_file.save import save_single_file
 from enlarger.tasks.loading.load import Checkpoint
 from enlarger.train.options import LoraLayout, LoraSettings
-from enlarger.train.run import LORA_NAME, train
+from enlarger.train.result import LORA_NAME
+from enlarger.train.run import train
 from tests.support import tiny, tiny_depth, tiny_x4
 from tests.support.close import assert_close, max_difference
 from tests.support.training import asked, pictures

@@ -44,7 +44,7 @@ def pictures(place: Path, side: int = 32) -> Path:
 def asked(place: Path, model: Path, data: Path, task: Any = "text-to-image", **options: Any) -> TrainOptions:
     """A short training on the CPU, written to `place/out`."""
     usual = {
-        "steps": 4, "batch": 2, "rate": 1e-3, "resolution": 32, "warmup": 2, "device": "cpu", "save_every": 0.0,
-        "loss": LossOptions(text_dropout=0.25),
+        "steps": 4, "batch": 2, "rate": 1e-3, "resolution": 32, "warmup": min(2, options.get("steps", 4) - 1),
+        "device": "cpu", "save_every": 0.0, "loss": LossOptions(text_dropout=0.25),
     }  # fmt: skip
     return TrainOptions(task, model, data, **{"out": place / "out", **usual, **options})

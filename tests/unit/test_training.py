@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,24 +18,33 @@ from torch import Tensor, nn
 
 import enlarger
 from enlarger.checkpoint.adapters.lora import apply_lora, read_lora
+from enlarger.checkpoint.adapters.lora_key_mapping import sdxl_layer_names
 from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.cli.train_progress import training_progress
+from enlarger.diffusion.schedule import cosine, linear
 from enlarger.errors import EnlargerError, InputError, NonFinite, Unsupported
 from enlarger.nn.unet import UNet
-from enlarger.train import run
+from enlarger.requests import MAX_SEED
+from enlarger.train import result, run
 from enlarger.train.data import TrainingBatch
+from enlarger.train.devices import choose_devices
 from enlarger.train.draws import draws_of_step
-from enlarger.train.lora import LoraLayer, lora_layers, with_lora
+from enlarger.train.loop import new_state, train_steps
+from enlarger.train.lora import LoraLayer, lora_layers, save_lora, with_lora
+from enlarger.train.noising import ScheduledNoise
 from enlarger.train.options import LoraSettings, LossOptions, SampleOptions, TrainOptions
+from enlarger.train.recipe import Recipe
+from enlarger.train.result import LORA_NAME, check_place, write_result
 from enlarger.train.run import train
-from enlarger.train.start import start, with_input_channels
+from enlarger.train.start import check_options, start, with_input_channels
 from enlarger.train.state import TrainingStopped
 from tests.support import tiny
 from tests.support.close import assert_close, max_difference
 from tests.support.random_weights import normal
 from tests.support.tiny_inpaint import inpaint_folder
 from tests.support.tiny_models import x2_folder
+from tests.support.tiny_x4 import x4_folder
 from tests.support.training import asked, base_folder, pictures
 
 CPU = torch.device("cpu")
@@ -158,13 +168,13 @@ def test_a_lora_is_a_file_in_both_layouts(base: Path, data: Path, tmp_path: Path
     file = tmp_path / "b" / "wall.safetensors"
     train(asked(tmp_path / "b", base, data, lora_layout="kohya", out=file, **settings))
     assert (folder / "README.md").is_file() and "tags" in file.with_suffix(".md").read_text()
-    names = [set(open_checkpoint(path).keys()) for path in (folder / run.LORA_NAME, file)]
+    names = [set(open_checkpoint(path).keys()) for path in (folder / LORA_NAME, file)]
     assert any(name.startswith("unet.mid_block.") and name.endswith(".lora_A.weight") for name in names[0])
     assert any(name.startswith("lora_unet_mid_block_") and name.endswith(".alpha") for name in names[1])
     unet, x = unet_of(base), normal(2, 4, 16, 16)
     found = [
         called(apply_lora(unet, read_lora(path, {"unet": unet}).components["unet"]), x)
-        for path in (folder / run.LORA_NAME, file)
+        for path in (folder / LORA_NAME, file)
     ]
     assert_close(found[0], found[1], 1e-6)
     assert max_difference(found[0], called(unet, x)) > 1e-4
@@ -176,9 +186,9 @@ def test_the_trained_lora_is_what_its_file_says(base: Path, data: Path, tmp_path
     with torch.no_grad():
         for index, (_, layer) in enumerate(lora_layers(training.module)):
             layer.factors()[1].copy_(normal(*layer.factors()[1].shape, seed=index) / 50)
-    run.write_result(options, training, training.module, "")
+    write_result(options, training, training.module, "")
     unet, x = unet_of(base), normal(2, 4, 16, 16)
-    changed = apply_lora(unet, read_lora(tmp_path / "out" / run.LORA_NAME, {"unet": unet}).components["unet"])
+    changed = apply_lora(unet, read_lora(tmp_path / "out" / LORA_NAME, {"unet": unet}).components["unet"])
     assert_close(called(changed, x), called(training.module, x), 1e-5)
     assert max_difference(called(unet, x), called(training.module, x)) > 1e-3
 
@@ -203,7 +213,7 @@ def test_a_loss_that_is_no_number_stops_with_its_place(
     assert (
         text.startswith("step 3, 2 pictures of 'a ") and ": the loss is nan, first in mid_block.resnets.0.conv1" in text
     )
-    assert "; no weight has changed since the step before" in text
+    assert "; no weight has changed since the step before; the state of step 2 is kept" in text
     assert open_checkpoint(tmp_path / "out.work" / "state.safetensors").metadata["step"] == "2"
 
 
@@ -333,3 +343,175 @@ def test_the_x2_upscaler_trains_and_keeps_its_noise_embedding(tmp_path: Path) ->
     upscaler = enlarger.load(out, device="cpu")
     request = enlarger.UpscaleRequest(Image.new("RGB", (32, 32)), steps=2, noise_level=0.3, prompt="a wall")
     assert upscaler(request).image.size == (64, 64)
+
+
+def test_a_loras_card_lies_on_nothing(base: Path, data: Path, tmp_path: Path) -> None:
+    options = asked(tmp_path, base, data, "lora", out=tmp_path / "a.safetensors")
+    (tmp_path / "a.md").write_text("my notes")
+    with pytest.raises(InputError, match=r"a.md: already exists; choose another place"):
+        check_place(options)
+    assert (tmp_path / "a.md").read_text() == "my notes"
+
+
+def test_a_result_in_its_own_data_is_refused(base: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(data)
+    for out in (data / "out", data / "deeper" / "out", tmp_path / "link" / "out", data):
+        with pytest.raises(InputError, match="lies in the data, which would grow by its own samples"):
+            check_place(replace(asked(tmp_path, base, data), out=out))
+    check_place(asked(data.parent, base, data))
+
+
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+def test_a_finished_training_goes_on_and_replaces_only_its_own(
+    base: Path, data: Path, tmp_path: Path, name: str
+) -> None:
+    options = asked(tmp_path, base, data, "lora", out=tmp_path / name, lora=LoraSettings(rank=1), steps=1)
+    out = train(options)
+    weights = out if out.is_file() else out / LORA_NAME
+    before = weights.read_bytes()
+    (options.work / ".state.safetensors.killed").write_bytes(b"half")
+    train(replace(options, steps=2, rate=5e-4, resume=True))
+    assert weights.read_bytes() != before and not list(options.work.glob(".state*"))
+    log = [json.loads(line) for line in (options.work / "log.jsonl").read_text().splitlines()]
+    assert [line.get("step", line.get("resumed_at")) for line in log] == [1, 1, 2] and log[1]["rate"] == 5e-4
+    card = out.with_suffix(".md") if out.is_file() else out / "README.md"
+    card.write_text("my own words")
+    with pytest.raises(InputError, match="already exists; choose another place for the result, or move it away"):
+        train(replace(options, steps=3, resume=True))
+    assert card.read_text() == "my own words"
+
+
+def test_a_result_without_room_is_a_sentence(base: Path, data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(result, "save_lora", full)
+    options = asked(tmp_path, base, data, "lora", lora=LoraSettings(rank=1))
+    training = start(options, CPU)
+    with pytest.raises(TrainingStopped, match=r"out: the result could not be written \(No space left.*--resume"):
+        write_result(options, training, training.module, "")
+    assert not options.out.exists()
+
+
+def test_log_and_samples_without_room_stop_nothing(base: Path, data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run, "write_samples", full)
+    options = asked(tmp_path, base, data, "lora", steps=1, samples=SampleOptions(sample_every=1))
+    with pytest.warns(UserWarning, match="log and samples of step 1 could not be written .* goes on without them"):
+        assert train(options).is_dir()
+
+
+def test_ctrl_c_keeps_the_state_of_its_step(base: Path, data: Path, tmp_path: Path) -> None:
+    def watch(progress: run.TrainingProgress) -> None:
+        if progress.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(asked(tmp_path, base, data, save_every=1e6), watch)
+    assert open_checkpoint(tmp_path / "out.work" / "state.safetensors").metadata["step"] == "2"
+
+
+def test_the_weight_whose_gradient_is_no_number_is_named_and_any_seed_does() -> None:
+    module = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+
+    def loss(network: nn.Module, batch: Tensor, progress: float) -> Tensor:
+        module[1].weight.register_hook(lambda grad: grad * math.nan)
+        return network(batch).sum()
+
+    recipe = Recipe(1, 0.1, seed=MAX_SEED)
+    with pytest.raises(NonFinite, match=r"the gradient of 1.weight is not finite"):
+        list(train_steps(new_state(module, recipe), loss, iter([torch.ones(1, 1)]), recipe, 0))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_weights_are_numbers_where_there_is_almost_no_signal(prediction: Any) -> None:
+    for schedule in (cosine(), cosine(zero_terminal_snr=True), linear(1e-4, 2e-2, zero_terminal_snr=True)):
+        times = torch.tensor([0, 500, 998, 999])
+        clean = torch.ones(4, 1, 2, 2)
+        noised = ScheduledNoise(schedule, prediction, snr_gamma=5.0).at(clean, torch.zeros_like(clean), times)
+        assert bool(noised.weight.isfinite().all()) and float(noised.weight.max()) <= 5
+        if prediction == "epsilon":
+            assert float(noised.weight[3]) == 1
+    cut = ScheduledNoise(cosine(), "epsilon").at(clean, torch.zeros_like(clean), times)
+    assert float(cut.x[3].max()) > 0  # a cosine's last product is small, not zero
+
+
+def test_no_scheduler_is_written_that_cannot_run_the_prediction(base: Path, data: Path, tmp_path: Path) -> None:
+    for prediction, expected in (("sample", "DDIMScheduler"), ("v_prediction", None)):
+        training = start(asked(tmp_path, base, data, loss=LossOptions(prediction)), CPU)
+        found = training.components.components["scheduler"]
+        usual = read_folder(base).components["scheduler"]["_class_name"]
+        assert found["prediction_type"] == prediction and found["_class_name"] == (expected or usual)
+        assert training.sampler.prediction == prediction
+
+
+def test_epsilon_on_a_schedule_that_ends_in_noise_is_refused(base: Path, data: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(base, tmp_path / "base")
+    path = place / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rescale_betas_zero_snr": True}))
+    with pytest.raises(InputError, match="which ends in pure noise, needs another prediction than epsilon"):
+        start(asked(tmp_path, place, data), CPU)
+
+
+def test_noise_levels_of_upscalers_have_bounds_and_are_written(tmp_path: Path) -> None:
+    options = asked(tmp_path, x4_folder(), tmp_path, "upscaler-x4", resolution=64)
+    training = start(replace(options, loss=LossOptions(max_noise_level=100)), CPU)
+    assert training.components.index["max_noise_level"] == 100 and training.max_noise_level == 100
+    with pytest.raises(InputError, match=r"max_noise_level is 20.5, expected a whole number from 0 to \d+"):
+        start(replace(options, loss=LossOptions(max_noise_level=20.5)), CPU)
+    with pytest.raises(InputError, match="max_noise_level is 350, expected a level from 0 to"):
+        check_options(replace(options, task="upscaler-x2", loss=LossOptions(max_noise_level=350)))
+
+
+@pytest.mark.parametrize("name", ["sample_prompts", "sample_steps", "sample_guidance"])
+def test_how_samples_are_made_says_nothing_without_any(base: Path, data: Path, tmp_path: Path, name: str) -> None:
+    value = {"sample_prompts": ("x",), "sample_steps": 3, "sample_guidance": 2.0}[name]
+    samples = replace(SampleOptions(), **{name: value})
+    with pytest.raises(InputError, match=f"{name} has no effect without samples; add --sample-every"):
+        check_options(asked(tmp_path, base, data, samples=samples))
+    check_options(asked(tmp_path, base, data, samples=replace(samples, sample_every=5)))
+
+
+def test_alpha_is_in_the_factors_themselves(base: Path, tmp_path: Path) -> None:
+    settings = LoraSettings(rank=2, alpha=8.0)
+    learner = with_lora(unet_of(base), settings, 0)
+    for _, layer in lora_layers(learner):
+        nn.init.ones_(layer.factors()[1])
+    save_lora(learner, tmp_path / "a.safetensors", settings, "diffusers")
+    found = open_checkpoint(tmp_path / "a.safetensors")
+    name = next(name for name in found.keys() if name.endswith(".lora_B.weight"))
+    assert float(found.get_tensor(name).max()) == 4
+    assert json.loads(found.metadata["lora_adapter_metadata"])["unet.lora_alpha"] == 2
+
+
+def test_kohyas_names_of_sdxl() -> None:
+    layers = [
+        "down_blocks.0.resnets.0.conv1", "down_blocks.0.resnets.1.conv1", "add_embedding.linear_1",
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", "up_blocks.1.attentions.0.proj_in",
+        "mid_block.attentions.0.proj_in", "up_blocks.1.upsamplers.0.conv", "down_blocks.0.downsamplers.0.conv",
+        "up_blocks.2.upsamplers.0.conv",
+    ]  # fmt: skip
+    assert list(sdxl_layer_names(layers).values()) == [
+        "input_blocks.1.0.in_layers.2", "input_blocks.2.0.in_layers.2", "label_emb.0.0",
+        "input_blocks.4.1.transformer_blocks.0.attn1.to_q", "output_blocks.3.1.proj_in", "middle_block.1.proj_in",
+        "output_blocks.5.2.conv", "input_blocks.3.0.op", "output_blocks.8.1.conv",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("launched", [None, "fp16", "bf16"], ids=str)
+def test_a_device_or_precision_that_accelerate_would_change_is_refused(
+    tmp_path: Path, monkeypatch: Any, launched: str | None
+) -> None:
+    if launched is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+        with pytest.raises(InputError, match=f"launched with --mixed_precision {launched}, and precision is float32"):
+            choose_devices(CPU, "float32", None, tmp_path)
+    with pytest.raises(InputError, match="device is cuda:1, but with accelerate or a tracker the first one is taken"):
+        choose_devices(torch.device("cuda:1"), "float32", "tensorboard", tmp_path)
+
+
+def test_a_warm_up_without_end_is_said(base: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="warmup is 2 steps of 1: the rate never reaches 0.001"):
+        train(asked(tmp_path, base, data, "lora", lora=LoraSettings(rank=1), steps=1, warmup=2))

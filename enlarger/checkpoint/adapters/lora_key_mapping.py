@@ -37,7 +37,7 @@ def layer_aliases(component: str, layers: Iterable[str]) -> dict[str, str]:
     kohya writes underscores for dots, which cannot be undone without knowing the layers; hence the table.
     """
     layers = list(layers)
-    resnets_per_stage = sum(re.fullmatch(r"down_blocks\.0\.resnets\.\d+\.conv1", layer) is not None for layer in layers)
+    resnets_per_stage = _resnets_per_stage(layers)
     aliases: dict[str, str] = {}
     for layer in layers:
         layer_names = (
@@ -46,6 +46,22 @@ def layer_aliases(component: str, layers: Iterable[str]) -> dict[str, str]:
         for name in layer_names:
             assert aliases.setdefault(name, layer) == layer, f"{name} is both {layer} and {aliases[name]}"
     return aliases
+
+
+def sdxl_layer_names(layers: Iterable[str]) -> dict[str, str]:
+    """The original code's name of each layer of SDXL's UNet that has one, by ours."""
+    layers = list(layers)
+    resnets_per_stage, names = _resnets_per_stage(layers), dict[str, str]()
+    for layer in layers:
+        found = _original_names(layer, resnets_per_stage)
+        stage = layer.partition(".upsamplers.")[0]
+        if found:
+            names[layer] = found[-1] if any(each.startswith(f"{stage}.attentions.") for each in layers) else found[0]
+    return names
+
+
+def _resnets_per_stage(layers: Iterable[str]) -> int:
+    return sum(re.fullmatch(r"down_blocks\.0\.resnets\.\d+\.conv1", layer) is not None for layer in layers)
 
 
 def _unet_aliases(layer: str, resnets_per_stage: int) -> Iterator[str]:
