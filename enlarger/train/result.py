@@ -29,11 +29,11 @@ def check_place(options: TrainOptions) -> None:
         raise InputError(f"{out}: the result is a folder, only a LoRA is a file; leave the ending out")
     if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
         raise InputError(f"{out}: lies in the data, which would grow by its own samples; choose a place outside {data}")
+    taken = next((path for path in _places(options) if path.exists() and not _is_empty_folder(path)), None)
+    if taken is not None and not (options.resume and state.exists() and _is_own(options)):
+        raise InputError(f"{taken}: already exists; choose another place for the result, or move it away")
     if state.exists() and not options.resume:
         raise InputError(f"{options.work}: holds the state of a training; add --resume to go on, or give another --out")
-    taken = next((path for path in _places(options) if path.exists() and not _is_empty_folder(path)), None)
-    if taken is not None and not (state.exists() and _is_own(options)):
-        raise InputError(f"{taken}: already exists; choose another place for the result, or move it away")
 
 
 def write_result(options: TrainOptions, training: Training, module: nn.Module, readme: str) -> None:

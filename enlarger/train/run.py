@@ -227,7 +227,7 @@ def _step_of_line(line: str) -> float:
 def interrupts_wait(*, alone: bool) -> Generator[Callable[[], bool]]:
     """Ctrl-C waits until the step is done, so that its state can be kept; a second one does not.
 
-    Yields whether it came. Only in the main thread, and only of a process that is `alone`: others would wait for it for ever.
+    Yields whether it came. Only in the main thread, and only of a process that is `alone`: others would wait for ever.
     """
     asked: list[int] = []
     if not alone or threading.current_thread() is not threading.main_thread():
