@@ -118,6 +118,6 @@ def test_training_with_a_cache_is_training_without(tmp_path: Path, monkeypatch: 
 
 
 def test_a_cache_of_cuts_at_random_places_is_refused(tmp_path: Path) -> None:
-    options = asked(tmp_path, tmp_path, tmp_path, cache=tmp_path / "cache")
+    options = asked(tmp_path, tmp_path, tmp_path / "data", cache=tmp_path / "cache")
     with pytest.raises(InputError, match="the cache keeps pictures as they are cut"):
         train(options)
