@@ -67,7 +67,7 @@ class Rows:
     def __str__(self) -> str:
         captions = [caption for caption in self.batch.captions if caption]
         described = f" of {', '.join(map(repr, captions[:3]))}{' ...' if len(captions) > 3 else ''}" if captions else ""
-        return f"{len(self.rows)} pictures{described}"
+        return f"{len(self.rows)} pictures{described}{self.batch.listed_names()}"
 
 
 def train(options: TrainOptions, watch: TrainingWatch = no_watch) -> Path:
@@ -279,6 +279,7 @@ def _part(batch: TrainingBatch, rows: slice) -> TrainingBatch:
         original_size=batch.original_size[rows],
         crop_top_left=batch.crop_top_left[rows],
         keys=batch.keys[rows],
+        names=batch.names[rows],
     )
 
 

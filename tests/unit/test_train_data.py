@@ -16,6 +16,7 @@ from enlarger.errors import InputError
 from enlarger.train.data import DataOptions, TrainingBatch, open_dataset
 from enlarger.train.data.buckets import bucket_sizes, covering_size, nearest_bucket
 from enlarger.train.data.shards import expand_shards
+from enlarger.train.run import Rows
 from tests.support.close import assert_close
 from tests.support.pictures import texture
 
@@ -211,6 +212,14 @@ def test_every_picture_is_in_every_epoch(folder: Path) -> None:
     for epoch in range(3):
         batches = islice(data.batches(2, 5, epoch * length), length)
         assert {text for batch in batches for text in batch.captions} == {f"picture {name}" for name in SIZES}
+
+
+def test_a_batch_says_which_pictures_it_holds(folder: Path) -> None:
+    batches = first(folder, 12)
+    for batch in batches:
+        assert tuple(f"picture {Path(name).stem}" for name in batch.names) == batch.captions
+    said = {str(Rows(batch, 0, 0, range(2))) for batch in batches}
+    assert "2 pictures of 'picture b', 'picture b' (b.png, b.png)" in said
 
 
 def test_half_of_the_pictures_are_flipped(folder: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from enlarger.errors import InputError
+from enlarger.errors import InputError, list_names
+from enlarger.image.decode import one_line
 from enlarger.tasks.latent_diffusion.conditioning import Size
 from enlarger.train.data.buckets import bucket_sizes, nearest_bucket
 from enlarger.train.data.crops import Crop, cut
@@ -42,7 +43,7 @@ class DataOptions:
 class TrainingBatch:
     """N pictures (N, 3, H, W) float32 in -1..1 with their captions, and what SDXL is told of each; sizes (h, w).
 
-    `keys` tell the crops apart: equal ones have equal pixels.
+    `keys` tell the crops apart: equal ones have equal pixels. `names` say where each comes from.
     """
 
     pixels: Tensor
@@ -51,6 +52,11 @@ class TrainingBatch:
     crop_top_left: tuple[tuple[int, int], ...]  # in the resized picture
     target_size: Size
     keys: tuple[str, ...]
+    names: tuple[str, ...] = ()
+
+    def listed_names(self) -> str:
+        """In brackets, for a message; empty where they are not known."""
+        return f" ({list_names([one_line(name) for name in self.names])})" if self.names else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +129,9 @@ class Dataset:
         return not isinstance(self.entries[0].picture, Path)
 
     def _load(self, rows: Sequence[int], draws: np.ndarray) -> TrainingBatch:
-        crops, captions = zip(*(self._read(row, draw) for row, draw in zip(rows, draws, strict=True)), strict=True)
+        crops, captions, names = zip(
+            *(self._read(row, draw) for row, draw in zip(rows, draws, strict=True)), strict=True
+        )
         return TrainingBatch(
             torch.stack([crop.pixels for crop in crops]),
             captions,
@@ -131,17 +139,18 @@ class Dataset:
             tuple(crop.top_left for crop in crops),
             self.bucket_of[rows[0]],
             tuple(crop.key for crop in crops),
+            names,
         )
 
-    def _read(self, row: int, draw: np.ndarray) -> tuple[Crop, str]:
-        """A picture's crop and caption; where it is broken, those of the next whole one in its bucket."""
+    def _read(self, row: int, draw: np.ndarray) -> tuple[Crop, str, str]:
+        """A picture's crop, caption and name; where it is broken, those of the next whole one in its bucket."""
         bucket = self.bucket_of[row]
         for index in chain(range(row, len(self)), range(row)):
             entry = self.entries[index]
             if self.bucket_of[index] != bucket or entry.name in self.skipped:
                 continue
             try:
-                return self._cut(entry, bucket, draw), entry.read_caption() or self.options.caption or ""
+                return self._cut(entry, bucket, draw), entry.read_caption() or self.options.caption or "", entry.name
             except (InputError, OSError) as error:
                 self.skipped[entry.name] = str(error)
         raise InputError(
