@@ -208,6 +208,8 @@ def open_image(
         image = _read_header(read_from, first_bytes, name)
         if is_raw_photo(image, first_bytes):
             raise _kind_error(name, RAW)
+        if any_size and image.format == "PNG" and "exif" not in image.info:  # Pillow would look behind the pixels
+            check_size(name, *image.size, 2 * PIXEL_LIMIT)
         if profile is not None:
             image.info["icc_profile"] = profile
         yield image, name

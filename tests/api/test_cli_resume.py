@@ -2,13 +2,14 @@
 
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from enlarger.cli.resume import fingerprint_of_run
+from enlarger.cli.resume import carries, fingerprint_of_run
 from enlarger.image.atomic_write import atomic_write
 from enlarger.requests import UpscaleRequest
 from tests.support import command
@@ -43,6 +44,17 @@ def test_a_result_larger_than_pillow_opens_is_known_as_done(
     status, _, err = call("upscale", "a.png", "-o", "out")
     assert (status, len(fake.requests)) == (0, 1) and "skipped: was made by the same command before\n" in err
     assert call("inspect", "out/a-x2.png")[0] == 0 and width * height // 2 - 1 == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_large_file_that_is_none_of_ours_is_not_decoded(call: Any, tmp_path: Path) -> None:
+    header = b"IHDR" + (60000).to_bytes(4) * 2 + bytes((8, 2, 0, 0, 0))
+    chunks = [header, b"IDAT" + zlib.compress(bytes(1000)), b"IEND"]
+    parts = [(len(one) - 4).to_bytes(4) + one + zlib.crc32(one).to_bytes(4) for one in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    for verb in ("inspect", "replay"):
+        status, _, err = call(verb, "a.png")
+        assert status == 1 and "a.png: 60000 x 60000: has 3,600,000,000 pixels, at most 178,956,970 are read" in err
+    assert not carries(tmp_path / "a.png", "0" * 32)
 
 
 @pytest.mark.parametrize("change", [["--by", "2.0", "--seed", "1"], ["--quality", "80"], ["--model", "other"], "input"])
