@@ -1,5 +1,6 @@
 """A training from its options to its result: everything is checked, then the loop runs, then a folder appears."""
 
+import hashlib
 import json
 import math
 import platform
@@ -23,6 +24,8 @@ from enlarger.runtime.runtime import resolve_device
 from enlarger.strict_json import is_object, parse_json
 from enlarger.train.card import Figures, card
 from enlarger.train.data import DataOptions, Dataset, TrainingBatch, open_dataset
+from enlarger.train.data.cache import weights_digest
+from enlarger.train.data.entries import TarSlice
 from enlarger.train.devices import Devices, choose_devices
 from enlarger.train.draws import draws_of_step
 from enlarger.train.loop import TrainedStep, new_state, train_steps
@@ -94,7 +97,7 @@ def _train_on(devices: Devices, options: TrainOptions, watch: TrainingWatch) -> 
             stacklevel=3,
         )
     state = new_state(training.module.to(devices.device), options.recipe)
-    settings, path = options.fixed_settings(devices.processes), options.work / "state.safetensors"
+    settings, path = _fixed(options, devices, training, data), options.work / "state.safetensors"
     first = state.resume(path, settings) if options.resume else 0
     if devices.rank == 0:
         _begin_work(options, first)
@@ -188,6 +191,20 @@ class _Run:
             batch = next(self.data.batches(options.batch, options.seed))
             path = options.work / "samples" / f"step-{progress.step:06d}.png"
             write_samples(self.training, self.state.result, batch, samples, path, options.seed)
+
+
+def _fixed(options: TrainOptions, devices: Devices, training: Training, data: Dataset) -> Settings:
+    """What a training that goes on must share with the one that began; places may change, what lies there may not."""
+    networks = [part for part in training.components.components.values() if isinstance(part, nn.Module)]
+    captions = [
+        entry.caption.length if isinstance(entry.caption, TarSlice) else entry.caption for entry in data.entries
+    ]
+    told = [(entry.size, caption) for entry, caption in zip(data.entries, captions, strict=True)]
+    pictures = hashlib.sha256(repr(told).encode()).hexdigest()
+    return options.fixed_settings(devices.processes) | {
+        "digest of the base's weights": weights_digest(*networks)[:12],
+        "digest of the pictures' sizes and captions": pictures[:12],
+    }
 
 
 def _begin_work(options: TrainOptions, first: int) -> None:

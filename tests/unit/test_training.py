@@ -515,3 +515,17 @@ def test_a_device_or_precision_that_accelerate_would_change_is_refused(
 def test_a_warm_up_without_end_is_said(base: Path, data: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="warmup is 2 steps of 1: the rate never reaches 0.001"):
         train(asked(tmp_path, base, data, "lora", lora=LoraSettings(rank=1), steps=1, warmup=2))
+
+
+def test_a_training_goes_on_from_its_own_base_and_data_alone(base: Path, data: Path, tmp_path: Path) -> None:
+    options = asked(tmp_path, base, data, "lora", lora=LoraSettings(rank=1), steps=1)
+    train(options)
+    more, moved, other = replace(options, steps=2, resume=True), tmp_path / "moved", tmp_path / "other"
+    for place in (moved, other):
+        shutil.copytree(data, place)
+    (other / "3.txt").write_text("another caption")
+    with pytest.raises(InputError, match=r"digest of the pictures' sizes and captions is .*, it began with"):
+        train(replace(more, data=other))
+    with pytest.raises(InputError, match=r"digest of the base's weights is .*, it began with"):
+        train(replace(more, model=inpaint_folder(tmp_path, 4)))
+    train(replace(more, data=moved))
