@@ -46,7 +46,7 @@ class DataSettings:
     center_crop: bool = option(False, "cut from the middle; else anywhere")
     random_flip: bool = option(False, "mirror half of the pictures")
     caption: str | None = option(None, "caption of pictures that have none")
-    caption_column: str = option("text", "where metadata.jsonl has the captions")
+    caption_column: str = option("text", "where metadata, or the JSON of a shard, has the captions")
 
 
 @dataclass(frozen=True)
