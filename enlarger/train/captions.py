@@ -63,7 +63,7 @@ class Captions:
     def _key(self, text: str) -> str:
         """What the features of a text follow from, beside the encoders: which of them are read, and its tokens."""
         rows = [tokenizer([text]) for tokenizer in self.tokenizers]
-        return repr((self.features, [(row.ids.tolist(), row.mask.tolist()) for row in rows]))
+        return " ".join([self.features, *(f"{row.ids.tolist()} {row.mask.tolist()}" for row in rows)])
 
     def _compute(self, texts: Sequence[str]) -> PromptEmbeds:
         """Features of captions; of one that is too long, what fits, as everywhere in training."""
