@@ -17,7 +17,7 @@ import typer
 from enlarger.cli.loading import Loading
 from enlarger.errors import EnlargerError, InputError
 from enlarger.requests import SamplingOptions, UpscaleRequest
-from enlarger.strict_json import Json
+from enlarger.strict_json import Json, is_object
 
 if TYPE_CHECKING:  # torch comes with these
     from PIL import Image
@@ -257,11 +257,18 @@ def _read_specially(
 
 def _with_input_read(result: "Result | RemoteResult", job: "Job", read: SpecialRead) -> "Result | RemoteResult":
     """The result, which was made of a picture in memory, with the file that this was read from, and how."""
+    from enlarger.client.responses import Result as RemoteResult
     from enlarger.image.digest import file_sha256
 
     about = {"file": job.input.name, "sha256": file_sha256(job.input), "read": read}
-    made = tuple(one | {"input": one.get("input", {}) | about} if one else one for one in result.generation)
-    return replace(result, generation=made)
+    if isinstance(result, RemoteResult):
+        return result if result.recipe is None else replace(result, recipe=_with_input(result.recipe, about))
+    return replace(result, generation=tuple(_with_input(one, about) if one else one for one in result.generation))
+
+
+def _with_input(made: Json, about: Json) -> Json:
+    stated = made.get("input")
+    return made | {"input": (stated if is_object(stated) else {}) | about}
 
 
 def run_jobs(jobs: Sequence["Job"], run_job: RunJob | None, report: "Report") -> list["Outcome"]:

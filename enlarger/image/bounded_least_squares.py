@@ -19,7 +19,7 @@ from enlarger.image.resize import resize_band
 
 BLOCK = 16  # input pixels along a side of a window, without its margin
 MARGINS = ((8, 400), (24, 2000))  # input pixels around a block that may help it, and steps; more where they are too few
-MAX_WINDOW_STEPS = 30_000  # of all windows of a picture together, each about a millisecond
+MIN_WORK, WORK_PER_VALUE = 400_000_000, 10  # steps times values of windows: for a small picture, and for large ones
 MAX_VALUES = 1 << 21  # of the pixels of windows that are solved together
 CHECK = 8  # steps between two looks at how far it is
 GAIN = 0.9  # of what is off, squared: where it is no less than this between two looks, a proof is looked for
@@ -30,9 +30,9 @@ def solve_windows_(large: Tensor, missing: Tensor, tolerance: float) -> None:
     """Change a picture (C, H, W) in place until what its reduction lacks, `missing` (C, h, w), is at most `tolerance`.
 
     `missing` changes with it. Where no change within -1..1 does that, it becomes as small as the steps made it; the
-    windows that `MAX_WINDOW_STEPS` does not reach stay as they are.
+    windows that the bound on the work does not reach stay as they are.
     """
-    impossible, steps_left = set[tuple[int, int]](), MAX_WINDOW_STEPS
+    impossible, work_left = set[tuple[int, int]](), max(MIN_WORK, WORK_PER_VALUE * large.numel())
     for margin, max_steps in MARGINS:
         stride = 1 - (-2 * margin // BLOCK)  # windows of blocks so far apart have nothing in common
         for i, j in product(range(stride), repeat=2):
@@ -43,11 +43,11 @@ def solve_windows_(large: Tensor, missing: Tensor, tolerance: float) -> None:
                 for row, column in (worst[i::stride, j::stride] > tolerance).nonzero()
             }
             for windows in _alike(large, missing, sorted(places - impossible), margin):
-                if steps_left <= 0:
+                if work_left <= 0:
                     return
                 problem = _Problem.of(windows)
-                found, steps = _solve(problem, tolerance, max_steps, steps_left)
-                steps_left -= steps
+                found, work = _solve(problem, tolerance, max_steps, work_left)
+                work_left -= work
                 for window, pixels in zip(windows, found, strict=True):
                     window.write(pixels)
                 proved = problem.is_impossible(found, tolerance)
@@ -156,9 +156,9 @@ class _Problem:
         return (reach < needed * (1 - 1e-4)).any(1)
 
 
-def _solve(problem: _Problem, tolerance: float, max_steps: int, max_window_steps: int) -> tuple[Tensor, int]:
+def _solve(problem: _Problem, tolerance: float, max_steps: int, max_work: int) -> tuple[Tensor, int]:
     """Pixels (N, C, H, W) within -1..1 that lack no more than the tolerance, or as near to that as the steps came; and
-    how many steps all windows took together."""
+    the work: the values of all windows, each as often as it was stepped."""
     result, active = problem.pixels.clone(), torch.arange(len(problem.pixels), device=problem.pixels.device)
     run = _Run(problem.pixels, problem.pixels, torch.ones_like(problem.step))
     before, taken = torch.full_like(active, torch.inf, dtype=torch.float32), 0
@@ -169,9 +169,9 @@ def _solve(problem: _Problem, tolerance: float, max_steps: int, max_window_steps
             left, worst = off.square().sum((1, 2, 3)), problem.lacks(run.found).abs().amax((1, 2, 3))
             is_slow = left > GAIN * before
             goes_on = (worst > tolerance) & ~(is_slow & problem.is_impossible(run.found, tolerance))
-            result[active], taken = run.found, taken + CHECK * len(active)
+            result[active], taken = run.found, taken + CHECK * run.found.numel()
             run, problem, active, before = run[goes_on], problem[goes_on], active[goes_on], left[goes_on]
-            if not len(active) or taken >= max_window_steps:
+            if not len(active) or taken >= max_work:
                 break
     return result, taken
 

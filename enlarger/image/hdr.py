@@ -24,7 +24,7 @@ WIDE = ((UNSIGNED, 32), (UNSIGNED, 64), (SIGNED, 16), (SIGNED, 32), (SIGNED, 64)
 PILLOWS_GREYS = ((SIGNED, 32), (FLOAT, 32))  # that Pillow reads itself, and as they are meant
 CHANNELS = {"F": 1, "I": 1, "LA": 2, "RGB": 3, "RGBA": 4}  # of the modes that such files have
 NOT_PILLOWS = "wide"  # stands where Pillow's layouts of pixels stand, and fails if Pillow tries
-GROUND = 1e-4  # of the brightest light: what is darker has no say in how bright a picture is
+GROUND = 1e-4  # of the mean light: what is darker has no say in how bright a picture is
 KEY = 0.18  # of a picture in the middle of the scale (Reinhard et al. 2002, section 3.1)
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
 
@@ -186,8 +186,10 @@ def in_srgb_primaries(values: Values, profile: bytes | None, notes: list[str]) -
     if np.abs(matrix - np.eye(3)).max() < 1e-3:
         return values
     notes.append(f"converted from the primaries of the profile {name!r} to those of sRGB")
-    with np.errstate(invalid="ignore"):  # of infinite light
-        return np.concatenate([values[..., :3] @ matrix.T, values[..., 3:]], axis=2)
+    light = values[..., :3]
+    brightest = light.max(initial=0, where=np.isfinite(light))
+    light = np.nan_to_num(light, nan=0, posinf=brightest, neginf=0)
+    return np.concatenate([light @ matrix.T, values[..., 3:]], axis=2)
 
 
 def _primaries(profile: Any) -> Unit:
@@ -209,8 +211,8 @@ def tone_mapped(values: Values, most: int) -> Samples:
     luminance = light @ np.array(LUMINANCE if count == 3 else (1.0,))
     alpha = [to_samples(values[..., count:], most, [])] if count < values.shape[2] else []
     is_shown = alpha[0][..., 0] > 0 if alpha else np.ones(luminance.shape, bool)
-    is_seen = is_shown & (luminance > GROUND * luminance.max(initial=0, where=is_shown))
-    seen = luminance[is_seen] if is_seen.any() else luminance
+    lit = luminance[is_shown & (luminance > 0)]
+    seen = lit[lit > GROUND * np.exp(np.log(lit).mean())] if lit.size else luminance
     scaled = luminance * KEY / np.exp(np.log(seen + 1e-6).mean())
     white = max(float(scaled.max(initial=0, where=is_shown)), 1e-6)
     shown = scaled * (1 + scaled / white**2) / (1 + scaled)

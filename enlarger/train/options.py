@@ -146,6 +146,6 @@ class TrainOptions:
 
 FREE = {
     "model", "data", "out", "steps", "rate", "warmup", "batch", "accumulate", "resume", "device", "save_every",
-    "samples", "tracker", "estimator", "lora_layout",
+    "samples", "tracker", "estimator", "lora_layout", "cache",
 }  # fmt: skip
 """Options that may differ where a training goes on."""

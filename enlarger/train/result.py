@@ -39,8 +39,12 @@ def check_place(options: TrainOptions) -> None:
 def write_result(options: TrainOptions, training: Training, module: nn.Module, readme: str) -> None:
     """The folder that diffusers loads, with its card; of a LoRA one file, and its card where it is a folder.
 
-    Raises TrainingStopped where there is no room for it.
+    Raises TrainingStopped where there is no room for it, and where something else lies there since.
     """
+    if any(path.exists() and not _is_empty_folder(path) for path in _places(options)) and not _is_own(options):
+        raise TrainingStopped(
+            f"{options.out}: somebody wrote there while the training ran; move it away and go on with --resume"
+        )
     try:
         if _is_file(options):
             _write_file(options, module, readme)
@@ -58,9 +62,13 @@ def _write_file(options: TrainOptions, module: nn.Module, readme: str) -> None:
     weights.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(card, overwrite=_is_own(options)) as stream:
         stream.write(readme.encode())
-    _write_record(options, {card.name: _stamp(card)})  # so that one whose weights did not fit is known too
+    _record_files(options)  # so that one whose weights did not fit is known too
     save_lora(module, weights, options.lora, options.lora_layout)
-    _write_record(options, {path.name: _stamp(path) for path in (weights, card)})
+    _record_files(options)
+
+
+def _record_files(options: TrainOptions) -> None:
+    _write_record(options, {path.name: _stamp(path) for path in _places(options) if path.exists()})
 
 
 def _write_folder(options: TrainOptions, training: Training, module: nn.Module, readme: str) -> None:

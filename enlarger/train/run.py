@@ -99,6 +99,8 @@ def _train_on(devices: Devices, options: TrainOptions, watch: TrainingWatch) -> 
     state = new_state(training.module.to(devices.device), options.recipe)
     settings, path = _fixed(options, devices, training, data), options.work / "state.safetensors"
     first = state.resume(path, settings) if options.resume else 0
+    if first > options.steps:
+        raise InputError(f"{path}: has learnt {first} steps, --steps is {options.steps}; give at least as many")
     if devices.rank == 0:
         _begin_work(options, first)
     devices.wait()  # until all have read it
@@ -145,12 +147,13 @@ class _Run:
                     if self.devices.rank == 0:
                         progress = self._progress(done, losses)
                         watch(progress)
-                        if monotonic() - saved > options.save_every or step == options.steps or interrupted():
+                        stops = interrupted()  # what comes later waits for the next step
+                        if monotonic() - saved > options.save_every or step == options.steps or stops:
                             self.state.save(path, step, settings)
                             saved = monotonic()
                         self._note(progress)
-                    if interrupted():
-                        raise KeyboardInterrupt
+                        if stops:
+                            raise KeyboardInterrupt
         except NonFinite as error:
             if self.devices.rank == 0 and step > first:
                 self.state.save(path, step, settings)  # its last step changed nothing
@@ -247,7 +250,8 @@ def interrupts_wait(*, alone: bool) -> Generator[Callable[[], bool]]:
     Yields whether it came. Only in the main thread, and only of a process that is `alone`: others would wait for ever.
     """
     asked: list[int] = []
-    if not alone or threading.current_thread() is not threading.main_thread():
+    is_ours = signal.getsignal(signal.SIGINT) not in (None, signal.SIG_IGN)  # a script's background is not asked
+    if not (alone and is_ours) or threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
 

@@ -194,6 +194,14 @@ def test_a_file_is_enlarged_at_a_service_as_here(service: Served, place: Path) -
         assert one.tobytes() == other.tobytes()
 
 
+def test_the_rows_that_are_there_are_enlarged_at_a_service(service: Served, place: Path) -> None:
+    Image.new("RGB", (64, 64), (200, 30, 90)).save(place / "whole.jpg")
+    (place / "cut.jpg").write_bytes((place / "whole.jpg").read_bytes()[:-60])
+    words = ["upscale", "cut.jpg", "--salvage", "-o", "cut.png", "--server", service.url, "--key", KEY]
+    status, out, err = call(*words, place=place)
+    assert (status, out) == (0, "cut.png\n"), err
+
+
 def test_a_bad_file_is_reported_and_the_others_go_on(service: Served, place: Path) -> None:
     (place / "bad.png").write_bytes(b"no picture")
     words = ["upscale", "a.png", "bad.png", "--server", service.url, "--key", KEY]

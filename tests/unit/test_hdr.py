@@ -249,3 +249,16 @@ def test_damage_is_one_line(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UnreadableImage, match=r"a\.tif: [^\n]+$"):
         read_picture(path)
+
+
+def test_a_sun_does_not_blacken_what_it_shines_on() -> None:
+    light = np.full((8, 8, 3), 0.5, np.float32)
+    light[0, 0] = 1e6
+    assert tone_mapped(light, 1)[1:].min() > 20_000
+
+
+def test_infinite_light_is_the_brightest_in_wide_primaries_too() -> None:
+    light = np.full((2, 2, 3), 0.5, np.float32)
+    light[0, 0] = np.inf
+    found = in_srgb_primaries(light, imagecodecs.cms_profile("adobergb"), [])
+    assert np.isfinite(found).all() and found[0, 0].min() >= found[1, 1].max() - 1e-6

@@ -123,7 +123,7 @@ def test_shards_hold_what_a_folder_holds(folder: Path, tmp_path: Path) -> None:
     (
         ("null", "none"), ('{"caption": ["one", "two"]}', "one"), ('["one", "two"]', "one"), ('{"text": []}', "none"),
         ('{"tags": "x", "text": null, "prompt": "p"}', "p"), ('{"alt": "named", "text": "usual"}', "named"),
-        ('{"alt": null, "text": "usual"}', "usual"), ('" a  b "', "a b"),
+        ('{"alt": null, "text": "usual"}', "usual"), ('" a  b "', "a b"), ('{"text": 5, "caption": "a dog"}', "a dog"),
     ),
 )  # fmt: skip
 def test_captions_in_the_json_of_a_shard(tmp_path: Path, content: str, expected: str) -> None:

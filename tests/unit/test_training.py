@@ -381,6 +381,27 @@ def test_a_finished_training_goes_on_and_replaces_only_its_own(
     assert card.read_text() == "my own words"
 
 
+def test_what_came_to_its_place_meanwhile_is_left_alone(base: Path, data: Path, tmp_path: Path) -> None:
+    options = asked(tmp_path, base, data, "lora", out=tmp_path / "style", lora=LoraSettings(rank=1), steps=1)
+
+    def write(progress: Any) -> None:
+        options.out.mkdir()
+        (options.out / "notes.txt").write_text("mine")
+
+    with pytest.raises(TrainingStopped, match="somebody wrote there while the training ran; move it away"):
+        train(options, write)
+    assert [path.name for path in options.out.iterdir()] == ["notes.txt"]
+    options.out.rename(tmp_path / "away")
+    assert train(replace(options, resume=True)) == options.out
+
+
+def test_a_training_is_not_cut_back(base: Path, data: Path, tmp_path: Path) -> None:
+    options = asked(tmp_path, base, data, "lora", out=tmp_path / "style", lora=LoraSettings(rank=1), steps=2)
+    train(options)
+    with pytest.raises(InputError, match="has learnt 2 steps, --steps is 1; give at least as many"):
+        train(replace(options, steps=1, resume=True))
+
+
 def test_a_result_without_room_is_a_sentence(base: Path, data: Path, tmp_path: Path, monkeypatch: Any) -> None:
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

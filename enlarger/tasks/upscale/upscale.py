@@ -137,7 +137,7 @@ class UpscalePlan:
 RESAMPLING = "Lanczos"
 OFF_NOTE = (
     "where the input is near black or white, or alternates from pixel to pixel, the result, reduced again, is off by "
-    "up to {:.2g} of 255"
+    "up to {:.2g} of 255, as near as the range or the bound on the work allows"
 )
 
 

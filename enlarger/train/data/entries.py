@@ -78,7 +78,9 @@ def caption_text(content: bytes, suffix: str, name: str, column: str | None = No
         raise InputError(f"{name}: its caption is no {'JSON' if suffix == '.json' else 'text in UTF-8'}") from error
     if is_object(found):
         keys = CAPTION_KEYS if column is None else (column, *CAPTION_KEYS)
-        found = next((found[key] for key in keys if found.get(key) is not None), None)
+        stated = [found[key] for key in keys if found.get(key) is not None]
+        texts = [each for each in stated if isinstance(each, str) or is_array(each)]
+        found = next(iter(texts or stated), None)
     return stated_caption(found, name)
 
 

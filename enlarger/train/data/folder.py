@@ -58,7 +58,7 @@ def _picture_of(place: str, row: dict[str, object], file: Path) -> Path:
     name = row.get(FILE_NAME)
     if not isinstance(name, str) or not name:
         raise InputError(f"{place}: no {FILE_NAME}; each line names a picture in it, and its caption in text")
-    if any(len(part.encode()) > MAX_NAME_BYTES for part in name.split("/")) or "\0" in name:
+    if any(len(part.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES for part in name.split("/")) or "\0" in name:
         raise InputError(f"{place}: {FILE_NAME} {short_repr(name)} is no name of a file; write the picture's")
     picture = file.parent / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
