@@ -127,7 +127,8 @@ class BundledUpscaler:
                 if is_drawn:
                     self._redraw(small[row], made[row], watch)
                 elif detail > 0:
-                    self._detail(small[row], watch, Blend(made[row], detail))
+                    blend = Blend(made[row], detail)
+                    self._apply(Backprojected(self.detailer), small[row], "detail", watch, blend)
             return made, drawn
 
     def restore(self, small: Tensor, strength: float, detail: float, watch: ProgressCallback) -> Tensor:
@@ -140,7 +141,8 @@ class BundledUpscaler:
                 return made
             clean = downsample_bicubic(made).clamp(-1, 1)
             mean = backproject(self._apply(self.predictor, clean, "predict", watch), clean)
-            return made.add_(self._detail(clean, watch).sub_(mean), alpha=detail)
+            detailed = self._apply(Backprojected(self.detailer), clean, "detail", watch)
+            return made.add_(detailed.sub_(mean), alpha=detail)
 
     def _redraw(self, small: Tensor, made: Tensor, watch: ProgressCallback) -> None:
         """Graphics (1, 3, H, W) into `made`, (1, 3, 2H, 2W); the cells of pixel art are doubled, which is exact."""
@@ -148,10 +150,6 @@ class BundledUpscaler:
             made.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).copy_(small[..., :, None, :, None])
         else:
             self._apply(self.graphics, small, "redraw", watch, Blend(made, 1.0))
-
-    def _detail(self, small: Tensor, watch: ProgressCallback, blend: Blend | None = None) -> Tensor:
-        """As it was trained: made consistent with its input."""
-        return self._apply(Backprojected(self.detailer), small, "detail", watch, blend)
 
     def _apply(
         self,
