@@ -328,6 +328,8 @@ def test_a_request_that_goes_away_leaves_the_pool_whole(own_pool: Pool, tmp_path
 
 
 def test_children_are_replaced_after_some_pictures(own_pool: Pool, tmp_path: Path, monkeypatch) -> None:
+    ages = {decoder.num_decoded for decoder in own_pool.decoder._processes}
+    assert len(ages) == len(own_pool.pids())  # not all at once: one is left to answer
     monkeypatch.setattr(decoder_pool, "MAX_IMAGES_PER_PROCESS", 2)
     source, before = saved(tmp_path / "a.png", Image.new("L", (4, 4))), own_pool.pids()
     for _ in range(4):

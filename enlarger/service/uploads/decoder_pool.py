@@ -140,10 +140,11 @@ class DecoderPool:
         """Start the processes. Raises DecoderDied if they cannot be."""
         self._idle = asyncio.Queue()
         starting = (self._start_process() for _ in range(self._num_processes))
-        for started in await asyncio.gather(*starting, return_exceptions=True):
+        for number, started in enumerate(await asyncio.gather(*starting, return_exceptions=True)):
             if isinstance(started, BaseException):
                 await self.stop()
                 raise started
+            started.num_decoded = number * MAX_IMAGES_PER_PROCESS // self._num_processes  # not replaced all at once
             self.confinement = started.confinement
             self._idle.put_nowait(started)
         _report_confinement(self.confinement)
