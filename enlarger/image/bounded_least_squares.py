@@ -5,6 +5,7 @@ lacks is at most the tolerance. The accelerated projected gradient method (FISTA
 (O'Donoghue and Candes 2015) needs few steps, since a reduction by two is conditioned like 4.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,12 +19,31 @@ from torch import Tensor
 from enlarger.image.resize import resize_band
 
 BLOCK = 16  # input pixels along a side of a window, without its margin
-MARGINS = ((8, 400), (24, 2000))  # input pixels around a block that may help it, and steps; more where they are too few
-MIN_WORK, WORK_PER_VALUE = 400_000_000, 10  # steps times values of windows: for a small picture, and for large ones
 MAX_VALUES = 1 << 21  # of the pixels of windows that are solved together
 CHECK = 8  # steps between two looks at how far it is
 GAIN = 0.9  # of what is off, squared: where it is no less than this between two looks, a proof is looked for
 SLACK = 0.8  # of the tolerance, at which the steps aim, so that they get within it
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """How windows are solved. Work is steps times values of windows."""
+
+    margin: int  # input pixels around a block that may help it
+    max_steps: int
+    is_patient: bool  # goes on where steps help little, until there is a proof that none can
+    min_work: int  # for all windows of a small picture
+    work_per_value: int  # for those of a large one
+
+    def work(self, large: Tensor, tolerance: float) -> int:
+        """The bound on all windows of a picture: more where bits after the eighth count."""
+        return max(self.min_work, self.work_per_value * large.numel()) * max(1, round(math.log2(2 / 255 / tolerance)))
+
+
+PASSES = (
+    _Pass(8, 400, False, 400_000_000, 10),
+    _Pass(24, 2000, True, 10_000_000, 1),
+)  # the second where one is too few
 
 
 def solve_windows_(large: Tensor, missing: Tensor, tolerance: float) -> None:
@@ -32,8 +52,9 @@ def solve_windows_(large: Tensor, missing: Tensor, tolerance: float) -> None:
     `missing` changes with it. Where no change within -1..1 does that, it becomes as small as the steps made it; the
     windows that the bound on the work does not reach stay as they are.
     """
-    impossible, work_left = set[tuple[int, int]](), max(MIN_WORK, WORK_PER_VALUE * large.numel())
-    for margin, max_steps in MARGINS:
+    impossible = set[tuple[int, int]]()
+    for each in PASSES:
+        margin, work_left = each.margin, each.work(large, tolerance)
         stride = 1 - (-2 * margin // BLOCK)  # windows of blocks so far apart have nothing in common
         for i, j in product(range(stride), repeat=2):
             off = torch.maximum(missing.amax(0, keepdim=True), -missing.amin(0, keepdim=True))
@@ -44,9 +65,9 @@ def solve_windows_(large: Tensor, missing: Tensor, tolerance: float) -> None:
             }
             for windows in _alike(large, missing, sorted(places - impossible), margin):
                 if work_left <= 0:
-                    return
+                    break
                 problem = _Problem.of(windows)
-                found, work = _solve(problem, tolerance, max_steps, work_left)
+                found, work = _solve(problem, tolerance, each, work_left)
                 work_left -= work
                 for window, pixels in zip(windows, found, strict=True):
                     window.write(pixels)
@@ -156,19 +177,20 @@ class _Problem:
         return (reach < needed * (1 - 1e-4)).any(1)
 
 
-def _solve(problem: _Problem, tolerance: float, max_steps: int, max_work: int) -> tuple[Tensor, int]:
+def _solve(problem: _Problem, tolerance: float, how: _Pass, max_work: int) -> tuple[Tensor, int]:
     """Pixels (N, C, H, W) within -1..1 that lack no more than the tolerance, or as near to that as the steps came; and
     the work: the values of all windows, each as often as it was stepped."""
     result, active = problem.pixels.clone(), torch.arange(len(problem.pixels), device=problem.pixels.device)
     run = _Run(problem.pixels, problem.pixels, torch.ones_like(problem.step))
     before, taken = torch.full_like(active, torch.inf, dtype=torch.float32), 0
-    for number in range(1, max_steps + 1):
+    for number in range(1, how.max_steps + 1):
         off = F.softshrink(problem.lacks(run.ahead), SLACK * tolerance)
         run = run.step((run.ahead + problem.step * (problem.rows.mT @ off @ problem.columns)).clamp(-1, 1))
         if number % CHECK == 0:
             left, worst = off.square().sum((1, 2, 3)), problem.lacks(run.found).abs().amax((1, 2, 3))
             is_slow = left > GAIN * before
-            goes_on = (worst > tolerance) & ~(is_slow & problem.is_impossible(run.found, tolerance))
+            gives_up = is_slow & problem.is_impossible(run.found, tolerance) if how.is_patient else is_slow
+            goes_on = (worst > tolerance) & ~gives_up
             result[active], taken = run.found, taken + CHECK * run.found.numel()
             run, problem, active, before = run[goes_on], problem[goes_on], active[goes_on], left[goes_on]
             if not len(active) or taken >= max_work:
