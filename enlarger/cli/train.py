@@ -11,7 +11,16 @@ import typer
 from enlarger.cli.options import Device, Quiet, field_parameter
 from enlarger.cli.terminal import print_lines
 from enlarger.cli.verbs import Verb
-from enlarger.train.options import ATTENTION, DataSettings, LoraSettings, LossOptions, SampleOptions, Task, TrainOptions
+from enlarger.train.options import (
+    ATTENTION,
+    WITHOUT,
+    DataSettings,
+    LoraSettings,
+    LossOptions,
+    SampleOptions,
+    Task,
+    TrainOptions,
+)
 
 train = typer.Typer(no_args_is_help=True, help="Train models.")
 
@@ -52,14 +61,6 @@ HELP: dict[Task, str] = {
     "upscaler-x2": "Train the x2 latent upscaler further.",
 }
 GROUPS = {"loss": LossOptions, "data_settings": DataSettings, "samples": SampleOptions, "lora": LoraSettings}
-WITHOUT: dict[Task, set[str]] = {  # options that mean nothing to a task
-    "text-to-image": {"max_noise_level"},
-    "lora": {"prediction", "zero_terminal_snr", "max_noise_level"},
-    "inpainting": {"max_noise_level"},
-    "depth": {"max_noise_level"},
-    "upscaler-x4": set(),
-    "upscaler-x2": {"prediction", "offset_noise", "snr_gamma", "zero_terminal_snr"},
-}
 
 
 @train.callback()

@@ -15,7 +15,8 @@ from enlarger.evaluate.inputs import as_words, model_digest, stated_precision
 from enlarger.evaluate.plot import Point, draw_curves
 from enlarger.evaluate.results import EvaluationResults, Row, prepare_folder, read_results
 from enlarger.image.decode import upright_size
-from enlarger.image.picture import Picture, list_pictures, read_picture, resize, save_image, to_pil
+from enlarger.image.picture import Picture, list_pictures, read_picture, save_image, to_pil
+from enlarger.image.resize import covering_size, resize
 from enlarger.requests import GenerateRequest
 from enlarger.runtime.runtime import Runtime, resolve_device
 from enlarger.strict_json import Json
@@ -220,12 +221,9 @@ def _seen(watch: ProgressCallback, stage: str, total: int) -> Callable[[int], No
 def fit_to(path: Path, size: tuple[int, int]) -> Image.Image:
     """The middle of a picture at a size (h, w), as the generated ones have it."""
     picture = read_picture(path)
-    scale = max(size[0] / picture.height, size[1] / picture.width)
-    height, width = (
-        max(round(side * scale), least) for side, least in zip((picture.height, picture.width), size, strict=True)
-    )
-    colour = resize(picture.colour, (height, width)).clamp(-1, 1)
-    top, left = ((large - small) // 2 for large, small in zip((height, width), size, strict=True))
+    covering = covering_size((picture.height, picture.width), size)
+    colour = resize(picture.colour, covering).clamp(-1, 1)
+    top, left = ((large - small) // 2 for large, small in zip(covering, size, strict=True))
     return to_pil(Picture(colour[:, top : top + size[0], left : left + size[1]]))
 
 

@@ -99,8 +99,9 @@ def evaluate_inpaint(wanted: InpaintEvaluation, watch: ProgressCallback = no_pro
     names = Counter(case.name for case in cases)
     if (name := max(names, key=lambda each: names[each])) and names[name] > 1:
         raise InputError(f"{wanted.pictures}: {names[name]} pictures would be {name}.png; rename all but one")
+    first = cases[0].hide()
     for scale in wanted.guidance:
-        _request(wanted, cases[0], cases[0].hide(), scale)  # raises for what no model takes
+        _request(wanted, cases[0], first, scale)  # raises for what no model takes
     for case in cases:
         case.hide()  # raises for what is no picture, or no mask of it
     inception = None

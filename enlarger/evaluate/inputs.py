@@ -10,6 +10,7 @@ import torch
 from enlarger.checkpoint.model_folder import checkpoint_path
 from enlarger.errors import InputError
 from enlarger.hub.cache import resolve
+from enlarger.image.digest import file_sha256
 from enlarger.runtime.runtime import resolve_device, resolve_dtype
 from enlarger.tasks.loading.load import Location, as_checkpoint
 
@@ -55,10 +56,9 @@ def files_digest(named: Iterable[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
     for name, file in named:
         try:
-            content = file.read_bytes()
+            digest.update(f"{name}\0{file_sha256(file)}\0".encode())
         except OSError as error:
             raise InputError(f"{file}: cannot be read ({error.strerror or error}); mend it or take it away") from error
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 

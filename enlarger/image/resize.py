@@ -90,3 +90,10 @@ def _matrix_blocks(n_in: int, n_out: int, kernel: str) -> Iterator[tuple[int, in
         low, high = int(starts[0]), int(starts[-1]) + rows.shape[1]
         columns = starts[:, None] - low + torch.arange(rows.shape[1])
         yield low, high, rows.new_zeros(len(rows), high - low).scatter_(1, columns, rows)
+
+
+def covering_size(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
+    """What a picture (h, w) is resized to, its shape kept, so that `wanted` can be cut from it with nothing missing."""
+    scale = max(wanted[0] / size[0], wanted[1] / size[1])
+    height, width = (max(round(side * scale), least) for side, least in zip(size, wanted, strict=True))
+    return height, width

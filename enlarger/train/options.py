@@ -1,5 +1,6 @@
 """What a training is asked for: one frozen value for the library and the command line. Without torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -144,6 +145,14 @@ class TrainOptions:
         return shared | {"pictures of a step": str(self.batch * self.accumulate * processes)}
 
 
+WITHOUT: Mapping[Task, frozenset[str]] = {  # fields of LossOptions that mean nothing to a task
+    "text-to-image": frozenset({"max_noise_level"}),
+    "lora": frozenset({"prediction", "zero_terminal_snr", "max_noise_level"}),
+    "inpainting": frozenset({"max_noise_level"}),
+    "depth": frozenset({"max_noise_level"}),
+    "upscaler-x4": frozenset(),
+    "upscaler-x2": frozenset({"prediction", "offset_noise", "snr_gamma", "zero_terminal_snr"}),
+}
 FREE = {
     "model", "data", "out", "steps", "rate", "warmup", "batch", "accumulate", "resume", "device", "save_every",
     "samples", "tracker", "estimator", "lora_layout", "cache",

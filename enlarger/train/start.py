@@ -27,7 +27,7 @@ from enlarger.train.draws import draws_of_step
 from enlarger.train.lora import with_lora
 from enlarger.train.noising import KarrasNoise, ScheduledNoise
 from enlarger.train.objectives import DepthMap, Extras, MaskedPicture, NoisyLatents, NoisyPixels, Objective, nothing
-from enlarger.train.options import SampleOptions, Task, TrainOptions
+from enlarger.train.options import WITHOUT, LossOptions, SampleOptions, Task, TrainOptions
 
 X2_FREQUENCIES, X2_FREQUENCY_STD = 64, 2.0  # of the noise level's embedding, as the original's
 X2_NOISE_LEVEL = 0.6  # the most that the original offers
@@ -78,10 +78,6 @@ TASKS: Mapping[Task, TaskSpec] = {
     "upscaler-x4": TaskSpec({"x4": None}),
     "upscaler-x2": TaskSpec({"x2": None}),
 }
-TASK_OF_KIND: Mapping[str, Task] = {
-    "sd": "text-to-image", "sdxl": "text-to-image", "sd-inpaint": "inpainting", "sdxl-inpaint": "inpainting",
-    "depth": "depth", "x4": "upscaler-x4", "x2": "upscaler-x2",
-}  # fmt: skip
 
 
 def start(options: TrainOptions, device: torch.device) -> Training:
@@ -117,33 +113,26 @@ def _check_x2_sides(options: TrainOptions, multiple: int) -> None:
 def check_options(options: TrainOptions) -> None:
     """Raises InputError for options that exclude each other, whatever the base."""
     loss, task = options.loss, options.task
-    is_x2, is_upscaler = task == "upscaler-x2", task.startswith("upscaler")
-    without_effect = {
-        "snr_gamma": is_x2 and loss.snr_gamma is not None,
-        "zero_terminal_snr": is_x2 and loss.zero_terminal_snr,
-        "offset_noise": is_x2 and loss.offset_noise != 0,
-        "prediction": (is_x2 or task == "lora") and loss.prediction is not None,
-        "max_noise_level": not is_upscaler and loss.max_noise_level is not None,
-        "estimator": task != "depth" and options.estimator is not None,
-    }
+    if loss.zero_terminal_snr and task == "lora":
+        raise InputError(
+            "zero_terminal_snr changes the schedule, which a LoRA cannot; train text-to-image, or leave it out"
+        )
+    usual = LossOptions()
+    without_effect = sorted(name for name in WITHOUT[task] if getattr(loss, name) != getattr(usual, name))
+    without_effect += ["estimator"] if task != "depth" and options.estimator is not None else []
     asked = options.data_settings
     if options.cache is not None and not asked.center_crop:
         raise InputError(
             "the cache keeps pictures as they are cut, and cuts at random places never come again; add --center-crop, "
             "or leave the cache out"
         )
-    for name, is_given in without_effect.items():
-        if is_given:
-            raise InputError(f"{name} has no meaning for {task}; leave it out")
+    if without_effect:
+        raise InputError(f"{without_effect[0]} has no meaning for {task}; leave it out")
     _check_samples(options.samples)
-    if is_x2 and loss.max_noise_level is not None and loss.max_noise_level > X2_MAX_NOISE_LEVEL:
+    if task == "upscaler-x2" and loss.max_noise_level is not None and loss.max_noise_level > X2_MAX_NOISE_LEVEL:
         raise InputError(
             f"max_noise_level is {loss.max_noise_level:g}, expected a level from 0 to {X2_MAX_NOISE_LEVEL:g} for "
             f"{task}, where {X2_NOISE_LEVEL:g} is usual"
-        )
-    if loss.zero_terminal_snr and task == "lora":
-        raise InputError(
-            "zero_terminal_snr changes the schedule, which a LoRA cannot; train text-to-image, or leave it out"
         )
 
 
@@ -161,7 +150,7 @@ def check_base(task: Task, kind: ModelKind, name: str) -> None:
     bases = TASKS[task].bases
     if kind.service_kind in bases:
         return
-    fitting = TASK_OF_KIND.get(kind.service_kind)
+    fitting = next((name for name, spec in TASKS.items() if kind.service_kind in spec.bases), None)
     advice = "" if fitting is None else f"; enlarger train {fitting} starts from it"
     raise Unsupported(f"{name}: holds {kind.label}, which enlarger train {task} cannot start from{advice}")
 

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from enlarger.errors import InputError
+from enlarger.image.resize import covering_size
 from enlarger.train.data import DataOptions, TrainingBatch, open_dataset
-from enlarger.train.data.buckets import bucket_sizes, covering_size, nearest_bucket
+from enlarger.train.data.buckets import bucket_sizes, nearest_bucket
 from enlarger.train.data.shards import expand_shards
 from enlarger.train.run import Rows
 from tests.support.close import assert_close

@@ -32,10 +32,3 @@ def nearest_bucket(size: Size, sizes: Sequence[Size]) -> Size:
     """That with the aspect ratio nearest to a picture's, by the ratio of the ratios; of equal ones the larger."""
     ratio = math.log(size[1] / size[0])
     return min(sizes, key=lambda bucket: (abs(math.log(bucket[1] / bucket[0]) - ratio), -bucket[0] * bucket[1]))
-
-
-def covering_size(size: Size, bucket: Size) -> Size:
-    """What a picture is resized to, its shape kept, so that the bucket is cut from it with nothing missing."""
-    scale = max(bucket[0] / size[0], bucket[1] / size[1])
-    height, width = (max(round(side * scale), least) for side, least in zip(size, bucket, strict=True))
-    return height, width

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enlarger.image.picture import Picture, read_picture, resize
+from enlarger.image.picture import Picture, read_picture
+from enlarger.image.resize import covering_size, resize
 from enlarger.tasks.latent_diffusion.conditioning import Size
-from enlarger.train.data.buckets import covering_size
 
 BACKGROUND = 1.0  # white, under what is transparent
 
