@@ -13,7 +13,15 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from enlarger.image.hdr import (
+    ASSOCIATED,
+    BITS,
+    EXTRA,
+    FORMAT,
+    GREY,
+    PHOTOMETRIC,
     PLANAR,
+    RGB,
+    UNASSOCIATED,
     Samples,
     channels_last,
     in_srgb_primaries,
@@ -21,6 +29,7 @@ from enlarger.image.hdr import (
     read_values,
     to_samples,
     tone_mapped,
+    without_alpha_in_colour,
 )
 
 DEEP_SUFFIX = ";16"  # of the names of their modes: LA;16, RGB;16, RGBA;16
@@ -28,11 +37,9 @@ DEEP_FORMATS = ("PNG", "TIFF")
 PNG_LEVEL = 3  # of 9; higher takes far longer for a few percent
 _EIGHT_BIT_MODES = {2: "LA", 3: "RGB", 4: "RGBA"}
 _TIFF_SAMPLES = {"LA": 2, "RGB": 3, "RGBA": 4, "RGBX": 4}
-_PHOTOMETRIC, _BITS, _EXTRA, _FORMAT = 262, 258, 338, 339  # TIFF tags
-_GREY, _RGB, _ASSOCIATED, _UNASSOCIATED = 1, 2, 1, 2  # values of these
 for _order in (b"II", b"MM"):  # Pillow's table of layouts lacks grey with alpha of 16 bits
-    for _extra in (_ASSOCIATED, _UNASSOCIATED):
-        TiffImagePlugin.OPEN_INFO.setdefault((_order, _GREY, (1,), 1, (16, 16), (_extra,)), ("LA", "LA;16B"))
+    for _extra in (ASSOCIATED, UNASSOCIATED):
+        TiffImagePlugin.OPEN_INFO.setdefault((_order, GREY, (1,), 1, (16, 16), (_extra,)), ("LA", "LA;16B"))
 
 
 class DeepImage(Image.Image):
@@ -99,12 +106,12 @@ def deep_mode(image: Image.Image) -> str | None:
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return None
     tags = image.tag_v2
-    is_colour = image.mode in _TIFF_SAMPLES and tags.get(_PHOTOMETRIC) in (_GREY, _RGB)
-    is_deep = set(tags.get(_BITS, ())) == {16} and set(tags.get(_FORMAT, (1,))) == {1}
+    is_colour = image.mode in _TIFF_SAMPLES and tags.get(PHOTOMETRIC) in (GREY, RGB)
+    is_deep = set(tags.get(BITS, ())) == {16} and set(tags.get(FORMAT, (1,))) == {1}
     mode = "RGB" if image.mode == "RGBX" else image.mode
     if is_wide(image):
         return mode if mode in _TIFF_SAMPLES else None
-    return mode if is_colour and is_deep and len(tags[_BITS]) == _TIFF_SAMPLES[image.mode] else None
+    return mode if is_colour and is_deep and len(tags[BITS]) == _TIFF_SAMPLES[image.mode] else None
 
 
 def read_hdr(image: Image.Image, data: bytes, notes: list[str], tone_map: bool = False) -> Image.Image:
@@ -142,17 +149,11 @@ def read_deep(image: Image.Image, data: bytes) -> DeepImage | None:
         samples = channels_last(samples, tags.get(PLANAR))
         if image.mode == "RGBX":
             samples = samples[..., :3]
-        elif _ASSOCIATED in tags.get(_EXTRA, ()):
-            samples = _without_alpha_in_colour(samples)
+        elif ASSOCIATED in tags.get(EXTRA, ()):
+            divided = without_alpha_in_colour(samples, 65535)
+            samples = divided.round().clip(0, 65535).astype(np.uint16)
         return DeepImage.from_samples(np.ascontiguousarray(samples), info)
     return None
-
-
-def _without_alpha_in_colour(samples: Samples) -> Samples:
-    """Colours that were multiplied by their alpha, divided by it."""
-    alpha = samples[..., -1:].astype(np.float64) / 65535
-    colour = np.divide(samples[..., :-1], alpha, where=alpha > 0, out=np.zeros(samples[..., :-1].shape))
-    return np.concatenate([colour.round().clip(0, 65535).astype(np.uint16), samples[..., -1:]], axis=2)
 
 
 def transpose_deep(image: DeepImage, method: Image.Transpose) -> DeepImage:
@@ -210,11 +211,11 @@ def _write_tiff(image: DeepImage, stream: BinaryIO, options: Mapping[str, Any]) 
     height, width, count = image.samples.shape
     is_grey, has_alpha = count == 2, count in (2, 4)
     values = {
-        256: width, 257: height, _BITS: (16,) * count, 259: 1, _PHOTOMETRIC: _GREY if is_grey else _RGB,
-        273: 0, 277: count, 278: height, 279: image.samples.nbytes, 284: 1, _FORMAT: (1,) * count,
+        256: width, 257: height, BITS: (16,) * count, 259: 1, PHOTOMETRIC: GREY if is_grey else RGB,
+        273: 0, 277: count, 278: height, 279: image.samples.nbytes, 284: 1, FORMAT: (1,) * count,
     }  # fmt: skip
     if has_alpha:
-        values[_EXTRA] = _UNASSOCIATED
+        values[EXTRA] = UNASSOCIATED
     for tag, value in values.items():
         tags[tag] = value
     if (dpi := options.get("dpi")) is not None:

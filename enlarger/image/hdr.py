@@ -95,7 +95,7 @@ def read_values(image: Image.Image, data: bytes) -> tuple[Values, int]:
     most = 1 if values.dtype.kind == "f" else 32767 if values.dtype == np.int16 else 65535
     if tags.get(PHOTOMETRIC) == GREY_FROM_WHITE:
         values = most - values.astype(np.float64)
-    return _without_alpha_in_colour(values, most) if ASSOCIATED in tags.get(EXTRA, ()) else values, most
+    return without_alpha_in_colour(values, most) if ASSOCIATED in tags.get(EXTRA, ()) else values, most
 
 
 def channels_last(values: Values, planar: int | None) -> Values:
@@ -105,7 +105,7 @@ def channels_last(values: Values, planar: int | None) -> Values:
     return np.moveaxis(values, 0, 2) if planar == SEPARATE else values
 
 
-def _without_alpha_in_colour(values: Values, most: int) -> Values:
+def without_alpha_in_colour(values: Values, most: int) -> Values:
     """Colours that were multiplied by their alpha, divided by it.
 
     What hardly covers anything, a glow, gets no brighter than the rest: one such pixel would set the picture's range.
@@ -116,7 +116,7 @@ def _without_alpha_in_colour(values: Values, most: int) -> Values:
         brightest = float(light.max(initial=brightest, where=np.isfinite(light)))
     for row in divided:
         colour, alpha = row[:, :-1], row[:, -1:] / most
-        np.divide(colour, alpha, where=alpha > 0, out=colour)
+        colour[:] = np.divide(colour, alpha, where=alpha > 0, out=np.zeros_like(colour))
         np.minimum(colour, brightest, where=alpha < 0.5, out=colour)
     return divided
 
