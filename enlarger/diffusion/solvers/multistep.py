@@ -59,10 +59,8 @@ def lms(
     for sigma, lower in pairwise(sigmas):
         denoised = denoise(x, sigma)
         past_sigmas, slopes = [float(sigma), *past_sigmas][:order], [(x - denoised) / sigma, *slopes][:order]
-        for coefficient, slope in zip(
-            _lagrange_integrals(past_sigmas, float(sigma), float(lower)), slopes, strict=False
-        ):
-            x = x + coefficient * slope
+        coefficients = _lagrange_integrals(past_sigmas, float(sigma), float(lower))
+        x = x + sum(coefficient * slope for coefficient, slope in zip(coefficients, slopes, strict=False))
         x = yield Step(x, denoised, lower)
 
 
