@@ -13,6 +13,7 @@ from enlarger.cli.options import (
     Background,
     Cmyk,
     Device,
+    Engine,
     JsonLines,
     Kind,
     Options,
@@ -64,6 +65,7 @@ def depth(
     device: Device = "auto",
     precision: Precision = "auto",
     offload: Offload = "none",
+    engine: Engine = "torch",
     overwrite: Overwrite = False,
     recursive: Recursive = False,
     salvage: Salvage = False,
@@ -88,7 +90,7 @@ def depth(
     def load() -> "DepthToImage":
         from enlarger.tasks.depth import load_depth
 
-        return load_depth(model, device, precision, offload, estimator=maps is None)
+        return load_depth(model, device, precision, offload, maps is None, engine)
 
     def request_for(request: DepthRequest, job: "Job") -> DepthRequest:
         return replace(request, image=job.input, depth=None if maps is None else _map_for(job.input, maps))
@@ -111,7 +113,7 @@ def depth(
         cmyk=cmyk,
         again=again,
         quiet=quiet,
-        loading=Loading(model, device, precision, offload),
+        loading=Loading(model, device, precision, offload, engine=engine),
         run=(model, maps),
         beside=None if maps is None else lambda picture: (_map_for(picture, maps),),
     )

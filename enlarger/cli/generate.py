@@ -14,6 +14,7 @@ from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_requ
 from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
     Device,
+    Engine,
     JsonLines,
     NewKind,
     Options,
@@ -68,6 +69,7 @@ def generate(
     device: Device = "auto",
     precision: Precision = "auto",
     offload: Offload = "none",
+    engine: Engine = "torch",
     overwrite: Overwrite = False,
     kind: NewKind = None,
     quality: Quality = 95,
@@ -88,7 +90,7 @@ def generate(
     def load() -> "Generator":
         from enlarger.tasks.text_to_image import load_generator
 
-        return load_generator(model, device, precision, offload, refiner, upscaler)
+        return load_generator(model, device, precision, offload, refiner, upscaler, engine)
 
     if explain:
         plan = load().explain(request)
@@ -97,7 +99,7 @@ def generate(
     from enlarger.cli.report import Report
 
     requests = _requests_per_prompt(request, texts)
-    loading = Loading(model, device, precision, offload, refiner, upscaler)
+    loading = Loading(model, device, precision, offload, refiner, upscaler, engine)
     files = FileOptions([], output, "", overwrite, kind=kind, quality=quality, loading=loading)
     jobs = _plan_jobs(requests, files)
     with Report(len(jobs), json_lines=json_lines, quiet=quiet) as report:

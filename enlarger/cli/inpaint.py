@@ -10,7 +10,18 @@ import typer
 
 from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request, run_jobs, save_all
 from enlarger.cli.loading import Loading
-from enlarger.cli.options import Device, JsonLines, Kind, Options, Overwrite, Precision, Quality, Quiet, request_options
+from enlarger.cli.options import (
+    Device,
+    Engine,
+    JsonLines,
+    Kind,
+    Options,
+    Overwrite,
+    Precision,
+    Quality,
+    Quiet,
+    request_options,
+)
 from enlarger.errors import InputError
 from enlarger.requests import InpaintRequest
 
@@ -43,6 +54,7 @@ def inpaint(
     device: Device = "auto",
     precision: Precision = "auto",
     offload: Offload = "none",
+    engine: Engine = "torch",
     overwrite: Overwrite = False,
     kind: Kind = None,
     quality: Quality = 95,
@@ -58,14 +70,15 @@ def inpaint(
     from enlarger.cli.report import Report  # torch comes with these
     from enlarger.tasks.inpaint import load_inpainter
 
-    loading = Loading(model, device, precision, offload)
+    loading = Loading(model, device, precision, offload, engine=engine)
     files = FileOptions([image], output, "inpaint", overwrite, kind=kind, quality=quality, loading=loading)
     jobs = [_check_job(job, request) for job in files.plan(request.count).jobs]
     with Report(len(jobs), json_lines=json_lines, quiet=quiet) as report:
         run_job = None
         if any(job.error is None for job in jobs):
             report.start_stage("loading the model")
-            run_job = partial(_run_job, request, load_inpainter(model, device, precision, offload), report, files)
+            inpainter = load_inpainter(model, device, precision, offload, engine)
+            run_job = partial(_run_job, request, inpainter, report, files)
         run_jobs(jobs, run_job, report)
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from enlarger.checkpoint.model_folder import ModelFolder
     from enlarger.tasks.loading.load import Checkpoint, Location
 
-DEFAULTS = {"device": "auto", "precision": "auto", "offload": "none"}
+DEFAULTS = {"device": "auto", "precision": "auto", "offload": "none", "engine": "torch"}
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Loading:
     offload: str = "none"
     refiner: "Location | None" = None
     upscaler: "Location | None" = None
+    engine: str = "torch"
 
     def describe(self) -> Json:
         """What was asked for beside the model's name. Leave to open pickles is not told: only a user gives it."""
@@ -31,7 +32,7 @@ class Loading:
         return said | ({"checkpoint": checkpoint} if checkpoint else {})
 
     def _texts(self) -> dict[str, str | None]:
-        values = {"device": self.device, "precision": self.precision, "offload": self.offload}
+        values = {name: getattr(self, name) for name in DEFAULTS}
         return values | {
             name: None if path is None else str(path)
             for name, path in (("refiner", self.refiner), ("upscaler", self.upscaler))

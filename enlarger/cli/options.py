@@ -21,7 +21,13 @@ Model = Annotated[
     typer.Option(help="folder of a model in diffusers' layout, or a name", show_default="the bundled model"),
 ]
 Device = Annotated[str, typer.Option(help="where to compute: auto, cpu, cuda, cuda:1, mps")]
-Precision = Annotated[str, typer.Option(help="number format: auto, float32, bfloat16, float16")]
+Precision = Annotated[
+    str, typer.Option(help="number format: auto, float32, bfloat16, float16; int8 with --engine openvino")
+]
+Engine = Annotated[
+    Literal["torch", "compile", "openvino"],
+    typer.Option(help="what computes the networks: torch, torch.compile, or OpenVINO on a CPU"),
+]
 JsonLines = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace files that exist; never an input")]
 Strip = Annotated[

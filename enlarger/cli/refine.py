@@ -11,6 +11,7 @@ from enlarger.cli.options import (
     Background,
     Cmyk,
     Device,
+    Engine,
     JsonLines,
     Kind,
     Options,
@@ -51,6 +52,7 @@ def refine(
     device: Device = "auto",
     precision: Precision = "auto",
     offload: Offload = "none",
+    engine: Engine = "torch",
     overwrite: Overwrite = False,
     recursive: Recursive = False,
     salvage: Salvage = False,
@@ -75,7 +77,7 @@ def refine(
     def load() -> "Refiner":
         from enlarger.tasks.image_to_image import load_refiner
 
-        return load_refiner(model, device, precision, offload)
+        return load_refiner(model, device, precision, offload, engine)
 
     request = make_request(RefineRequest, image=None, **options)
     files = FileOptions(
@@ -95,7 +97,7 @@ def refine(
         cmyk=cmyk,
         again=again,
         quiet=quiet,
-        loading=Loading(model, device, precision, offload),
+        loading=Loading(model, device, precision, offload, engine=engine),
         run=(model,),
     )
     process_images(files, request, load)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enlarger.cli.loading import DEFAULTS
 from enlarger.requests import UpscaleRequest
 
 if TYPE_CHECKING:
@@ -21,12 +22,11 @@ Server = Annotated[
     ),
 ]
 Key = Annotated[str | None, typer.Option(help="key of the service", envvar="ENLARGER_KEY", show_default=False)]
-LOCAL_DEFAULTS = {"device": "auto", "precision": "auto", "offload": "none"}  # of options on where and how to compute
 
 
 def check_no_local_options(model: object, local_options: dict[str, str]) -> None:
     """Raise BadParameter for options that a service has its own of."""
-    conflicting = [f"--{name}" for name, value in local_options.items() if value != LOCAL_DEFAULTS[name]]
+    conflicting = [f"--{name}" for name, value in local_options.items() if value != DEFAULTS[name]]
     if not (model is None or isinstance(model, str)):
         conflicting.append("options on how to read a model")
     if conflicting:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from enlarger import __version__
-from enlarger.cli.loading import checkpoint_of, file_of
+from enlarger.cli.loading import DEFAULTS, checkpoint_of, file_of
 from enlarger.cli.options import ALLOW_PICKLE, Device, Overwrite
 from enlarger.cli.terminal import print_lines
 from enlarger.errors import InputError
@@ -161,12 +161,13 @@ def _run(
     request: Any = make_request(kind, **options | {"seed": metadata["seeds"][0]} | sources)
     loading: Json = metadata.get("loading", {})
     where = device if device != "auto" else loading.get("device", "auto")
-    precision, offload = loading.get("precision", "auto"), loading.get("offload", "none")
+    precision, offload, engine = (loading.get(name, DEFAULTS[name]) for name in ("precision", "offload", "engine"))
     location = checkpoint_of(metadata["model"] if model is None else model, loading, allow_pickle=allow_pickle)
     if task == "generate":
-        others = [file_of(loading.get(name), allow_pickle=allow_pickle) for name in ("refiner", "upscaler")]
-        return load_generator(location, where, precision, offload, *others)(request)
-    return load_model(location, where, precision, offload, task).tasks[task](request)
+        others = (file_of(loading.get(name), allow_pickle=allow_pickle) for name in ("refiner", "upscaler"))
+        refiner, upscaler = others
+        return load_generator(location, where, precision, offload, refiner, upscaler, engine)(request)
+    return load_model(location, where, precision, offload, task, engine).tasks[task](request)
 
 
 def _encode(image: "Image.Image", file_format: str, metadata: Json, result: "Result") -> bytes:

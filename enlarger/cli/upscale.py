@@ -13,6 +13,7 @@ from enlarger.cli.options import (
     Background,
     Cmyk,
     Device,
+    Engine,
     JsonLines,
     Kind,
     Model,
@@ -55,6 +56,7 @@ def upscale(
     device: Device = "auto",
     precision: Precision = "auto",
     offload: Offload = "none",
+    engine: Engine = "torch",
     overwrite: Overwrite = False,
     recursive: Recursive = False,
     salvage: Salvage = False,
@@ -81,7 +83,7 @@ def upscale(
     def load() -> "Upscaler":
         from enlarger.tasks.upscale.upscale import load_upscaler
 
-        return load_upscaler(model, device, precision, offload)
+        return load_upscaler(model, device, precision, offload, engine)
 
     request = make_request(UpscaleRequest, image=None, **options)
     if all_frames and (kind is not None or request.count > 1 or salvage or tone_map or cmyk):
@@ -107,14 +109,14 @@ def upscale(
         cmyk=cmyk,
         again=again,
         quiet=quiet,
-        loading=Loading(model, device, precision, offload),
+        loading=Loading(model, device, precision, offload, engine=engine),
         all_frames=all_frames,
         run=(model, server, all_frames) if all_frames else (model, server),
     )
     if server is None:
         process_images(files, request, load, describe=None if all_frames else _describe_plan)
         return
-    check_no_local_options(model, {"device": device, "precision": precision, "offload": offload})
+    check_no_local_options(model, {"device": device, "precision": precision, "offload": offload, "engine": engine})
     with remote_upscaler(server, key, model) as remote:
         process_images(files, request, lambda: remote, first_stage=f"asking {server}")
 

@@ -32,7 +32,7 @@ def to_tokens(x: Tensor) -> Tensor:
 
 def to_feature_map(x: Tensor, like: Tensor) -> Tensor:
     """View a sequence (B, H * W, C) as a feature map with the height and width of `like`."""
-    return x.transpose(1, 2).reshape(len(x), x.shape[2], *like.shape[2:])
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], *like.shape[2:])
 
 
 class TimestepEmbedding(nn.Module):

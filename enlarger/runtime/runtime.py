@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from enlarger.errors import InputError
+from enlarger.runtime.engines.engine import EAGER, Call, Engine
 
 CPU = torch.device("cpu")
 Offload = Literal["none", "model", "sequential"]
@@ -37,12 +38,19 @@ class Runtime:
 
     device: torch.device = CPU
     offload: Offload = "none"
+    engine: Engine = EAGER
     forks: int | None = field(default=None, compare=False, repr=False)  # before this process when the model was loaded
 
     @classmethod
-    def here(cls, device: torch.device = CPU, offload: Offload = "none") -> "Runtime":
+    def here(cls, device: torch.device = CPU, offload: Offload = "none", engine: Engine = EAGER) -> "Runtime":
         """One for a model that is loaded in this process, and refuses to work in a fork of it."""
-        return cls(device, offload, _num_forks)
+        return cls(device, offload, engine, _num_forks)
+
+    @contextmanager
+    def run(self, network: nn.Module, *, repeated: bool = False) -> Generator[Call]:
+        """The network's calls by the engine, see `Engine.prepare`, while the network is held."""
+        with self.hold(network), self.engine.prepare(network, repeated=repeated) as call:
+            yield call
 
     @contextmanager
     def hold(self, module: Module) -> Generator[Module]:

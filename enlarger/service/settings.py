@@ -30,9 +30,14 @@ class ModelSettings(StrictModel):
     name: str = Field(description="what requests call it")
     path: str = Field(description="a folder, a single file, a name in the cache, or 'bundled'")
     aliases: tuple[str, ...] = Field(default=(), description="other names, such as dall-e-2")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="number format")
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        default="auto", description="number format; int8 with the engine openvino alone"
+    )
     offload: Literal["none", "model", "sequential"] = Field(
         default="none", description="keep a network off the device while it is not at work"
+    )
+    engine: Literal["torch", "compile", "openvino"] = Field(
+        default="torch", description="what computes the networks: torch, torch.compile, or OpenVINO on a CPU"
     )
     variant: str | None = Field(default=None, description="which of a folder's weight files, such as fp16")
     prediction: Literal["epsilon", "v_prediction"] | None = Field(

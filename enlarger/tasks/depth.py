@@ -9,6 +9,7 @@ from torch import Tensor
 
 from enlarger.errors import InputError
 from enlarger.requests import DepthRequest, as_request, make_request, one_per_image, with_defaults
+from enlarger.runtime.engines.named import EngineName
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
 from enlarger.tasks.image_to_image import image_to_image, prepare_run
@@ -90,7 +91,8 @@ def _split_depth_maps(depth: Any) -> list[Any]:
 
 def depth(
     image: Any, prompt: str | Sequence[str] = "", *, model: Location, depth: Any = None, device: str = "auto",
-    precision: str = "auto", offload: Offload = "none", watch: ProgressCallback = no_progress,
+    precision: str = "auto", offload: Offload = "none", engine: EngineName = "torch",
+    watch: ProgressCallback = no_progress,
     progress: bool | None = None,
     **options: Unpack[DepthOptions],
 ) -> Result:  # fmt: skip
@@ -103,14 +105,19 @@ def depth(
     """
     request = make_request(DepthRequest, image=image, prompt=prompt, depth=depth, **options)
     with progress_bar(watch, progress) as watching:
-        return load_depth(model, device, precision, offload, estimator=depth is None)(request, watching)
+        return load_depth(model, device, precision, offload, estimator=depth is None, engine=engine)(request, watching)
 
 
 def load_depth(
-    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none", estimator: bool = True
+    model: Location,
+    device: str = "auto",
+    precision: str = "auto",
+    offload: Offload = "none",
+    estimator: bool = True,
+    engine: EngineName = "torch",
 ) -> DepthToImage:
     """Load a depth checkpoint once for many requests; `estimator` loads the network that estimates depth too."""
-    checkpoint_model = load_stable_diffusion(model, device, precision, offload).require_task("depth")
+    checkpoint_model = load_stable_diffusion(model, device, precision, offload, engine).require_task("depth")
     return DepthToImage(checkpoint_model, load_depth_estimator(checkpoint_model) if estimator else None)
 
 

@@ -15,6 +15,7 @@ from enlarger.diffusion.windows import Windows
 from enlarger.errors import InputError, Unsupported
 from enlarger.image.picture import to_pil
 from enlarger.requests import RefineRequest, UpscaleRequest, as_request, make_request, with_defaults
+from enlarger.runtime.engines.named import EngineName
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.inputs import ImageSource, Latents, PreparedImage, prepare_picture, split_request
 from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
@@ -198,7 +199,7 @@ def _input_as_result(model: StableDiffusion, prepared: PreparedImage, seeds: Seq
 
 def refine(
     image: Any, prompt: str | Sequence[str] = "", *, model: Location, device: str = "auto", precision: str = "auto",
-    offload: Offload = "none", watch: ProgressCallback = no_progress,
+    offload: Offload = "none", engine: EngineName = "torch", watch: ProgressCallback = no_progress,
     progress: bool | None = None, **options: Unpack[RefineOptions],
 ) -> Result:  # fmt: skip
     """Remake one or several pictures: paths, PIL images, arrays, tensors in -1..1, or `Latents` of the model's space.
@@ -208,9 +209,15 @@ def refine(
     """
     request = make_request(RefineRequest, image=image, prompt=prompt, **options)
     with progress_bar(watch, progress) as watching:
-        return load_refiner(model, device, precision, offload)(request, watching)
+        return load_refiner(model, device, precision, offload, engine)(request, watching)
 
 
-def load_refiner(model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none") -> Refiner:
+def load_refiner(
+    model: Location,
+    device: str = "auto",
+    precision: str = "auto",
+    offload: Offload = "none",
+    engine: EngineName = "torch",
+) -> Refiner:
     """Load a checkpoint once for many requests."""
-    return Refiner(load_stable_diffusion(model, device, precision, offload).require_task("generate", "refine"))
+    return Refiner(load_stable_diffusion(model, device, precision, offload, engine).require_task("generate", "refine"))

@@ -15,6 +15,7 @@ from enlarger.image.generation import Json
 from enlarger.image.inpaint_canvas import ChangedPixels, InpaintCanvas, prepare_canvas
 from enlarger.image.resize import resize
 from enlarger.requests import InpaintRequest, as_request, make_request, with_defaults
+from enlarger.runtime.engines.named import EngineName
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.image_to_image import truncate_by_strength
 from enlarger.tasks.inputs import ImageSource, split_images, split_request
@@ -319,7 +320,7 @@ def _join_results(model: str, results: Sequence[InpaintResult]) -> InpaintResult
 
 def inpaint(
     image: Any, mask: Any = None, *, model: Location, device: str = "auto", precision: str = "auto",
-    offload: Offload = "none", watch: ProgressCallback = no_progress,
+    offload: Offload = "none", engine: EngineName = "torch", watch: ProgressCallback = no_progress,
     progress: bool | None = None, **options: Unpack[InpaintOptions],
 ) -> InpaintResult:  # fmt: skip
     """Repaint what a mask covers of one or several pictures: paths, PIL images, arrays, or tensors in -1..1.
@@ -330,11 +331,17 @@ def inpaint(
     """
     request = make_request(InpaintRequest, image=image, mask=mask, **options)
     with progress_bar(watch, progress) as watching:
-        return load_inpainter(model, device, precision, offload)(request, watching)
+        return load_inpainter(model, device, precision, offload, engine)(request, watching)
 
 
 def load_inpainter(
-    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none"
+    model: Location,
+    device: str = "auto",
+    precision: str = "auto",
+    offload: Offload = "none",
+    engine: EngineName = "torch",
 ) -> Inpainter:
     """Load a checkpoint once for many requests."""
-    return Inpainter(load_stable_diffusion(model, device, precision, offload).require_task("inpaint", "generate"))
+    return Inpainter(
+        load_stable_diffusion(model, device, precision, offload, engine).require_task("inpaint", "generate")
+    )

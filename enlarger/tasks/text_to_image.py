@@ -23,6 +23,7 @@ from enlarger.requests import (
     seeds_for,
     with_defaults,
 )
+from enlarger.runtime.engines.named import EngineName
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.batching import is_batch_invariant, prompt_key
 from enlarger.tasks.image_to_image import Refiner, truncate_by_strength
@@ -317,6 +318,7 @@ def generate(
     device: str = "auto",
     precision: str = "auto",
     offload: Offload = "none",
+    engine: EngineName = "torch",
     watch: ProgressCallback = no_progress,
     progress: bool | None = None,
     **options: Unpack[GenerateOptions],
@@ -332,7 +334,7 @@ def generate(
     if upscaler is not None and request.upscale == 1:
         raise InputError(f"found the upscaler {upscaler}, but upscale is 1; give upscale, or leave both")
     with progress_bar(watch, progress) as watching:
-        return load_generator(model, device, precision, offload, refiner, upscaler)(request, watching)
+        return load_generator(model, device, precision, offload, refiner, upscaler, engine)(request, watching)
 
 
 def load_generator(
@@ -342,12 +344,13 @@ def load_generator(
     offload: Offload = "none",
     refiner: CheckpointLocations = None,
     upscaler: Location | None = None,
+    engine: EngineName = "torch",
 ) -> Generator:
     """Load a text-to-image checkpoint, and what works on its latents after it, once for many requests."""
     refiner_locations = (
         [] if refiner is None else [refiner] if isinstance(refiner, str | Path | Checkpoint) else list(refiner)
     )
-    load_options = (device, precision, offload)
+    load_options = (device, precision, offload, engine)
     return Generator(
         load_stable_diffusion(model, *load_options).require_task("generate"),
         tuple(

@@ -119,7 +119,8 @@ def test_results_in_a_folder_are_not_enlarged_again(real: Any) -> None:
 @pytest.mark.parametrize(
     ("precision", "text"),
     [
-        ("int8", "precision is 'int8', expected auto, float32, float16, bfloat16"),
+        ("int4", "precision is 'int4', expected auto, float32, float16, bfloat16"),
+        ("int8", "precision is int8, which the engine openvino alone computes in; give both, or neither"),
         ("float16", "precision is float16, but the bundled model runs in float32; leave it out"),
     ],
 )

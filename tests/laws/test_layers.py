@@ -56,11 +56,14 @@ FOREIGN = {
     "torchvision",
     "tests",
     "huggingface_hub",
+    "openvino",
+    "nncf",
 }  # what the tests compare with
 EXTRAS = {
     "enlarger.tasks.auxiliary.depth_estimator": {"transformers"},
     "enlarger.tasks.auxiliary.safety_checker": {"transformers"},
     "enlarger.hub.listing": {"huggingface_hub"},
+    "enlarger.runtime.engines.openvino_api": {"openvino", "nncf"},
     "enlarger.diffusion.listing": {"scipy"},  # of beta sigmas alone
 }
 

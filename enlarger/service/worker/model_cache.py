@@ -174,7 +174,7 @@ def _load(settings: ModelSettings, device: torch.device, folder: ModelFolder) ->
         models=folder,
     )
     try:
-        return load_model(checkpoint, str(device), settings.precision, settings.offload)
+        return load_model(checkpoint, str(device), settings.precision, settings.offload, engine=settings.engine)
     except (InputError, Unsupported) as error:  # what is served is not of the caller's choosing
         raise CheckpointError(str(error)) from error
 

@@ -17,11 +17,10 @@ from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
 from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
 from enlarger.errors import CheckpointError, EnlargerError, InputError
 from enlarger.hub.cache import resolve, snapshot_variant
-from enlarger.runtime.runtime import resolve_dtype
 from enlarger.service.jobs.job import Task
 from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.settings import ModelSettings
-from enlarger.tasks.loading.load import BUNDLED, BUNDLED_FOLDER
+from enlarger.tasks.loading.load import BUNDLED, BUNDLED_FOLDER, resolve_runtime
 
 DEPTH_TASK: Task = "refine"  # of jobs: what the service calls `enlarger.depth`
 EMA_PREFIX = "model_ema."  # a copy of the UNet in single files, which is not loaded
@@ -69,7 +68,7 @@ def describe_model(settings: ModelSettings, device: torch.device, allow_pickle: 
     """A model as far as its headers tell; its `error` says what is wrong with the files."""
     try:
         _check_settings(settings)
-        dtype = resolve_dtype(settings.precision, device)
+        _, dtype = resolve_runtime(str(device), settings.precision, settings.offload, settings.engine)
         if settings.path == BUNDLED:
             return ModelDescription(settings, KINDS[BUNDLED], _folder_bytes(BUNDLED_FOLDER, None, torch.float32))
         path = resolve(settings.path)

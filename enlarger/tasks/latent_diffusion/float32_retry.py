@@ -12,6 +12,7 @@ from enlarger.checkpoint.tensors.finite_check import find_first_non_finite
 from enlarger.diffusion.noise import generators_of
 from enlarger.diffusion.overflow import first_overflow
 from enlarger.errors import NonFinite
+from enlarger.runtime.engines.engine import Calibrated
 
 if TYPE_CHECKING:
     from enlarger.tasks.latent_diffusion.sampling import SamplingPlan
@@ -34,17 +35,30 @@ def in_float32(network: nn.Module, enabled: bool = True) -> Generator[torch.dtyp
 def attempts(networks: Sequence[nn.Module], plan: "SamplingPlan") -> Iterator[AbstractContextManager[None]]:
     """`for attempt in attempts(...)`, `with attempt:` a run, which is returned from there.
 
-    Where the first ends in NonFinite of a network in half precision whose weights are numbers, a second follows in
-    float32 with the same noise, after a warning that names module and step.
+    One whose calls only calibrate an engine is made again. Where one ends in NonFinite of a network in half precision
+    whose weights are numbers, a last follows in float32, after a warning that names module and step. Each has the same
+    noise.
     """
     generators = generators_of(plan.noise)
-    states, failed = [generator.get_state() for generator in generators], False
+    states, failed, again = [generator.get_state() for generator in generators], False, False
+
+    @contextmanager
+    def run() -> Generator[None]:
+        nonlocal again
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        try:
+            yield
+            again = False
+        except Calibrated:
+            again = True
 
     @contextmanager
     def first() -> Generator[None]:
         nonlocal failed
         try:
-            yield
+            with run():
+                yield
         except NonFinite as error:
             is_half = any(next(network.parameters()).dtype != torch.float32 for network in networks)
             if not is_half or any(find_first_non_finite(network) is not None for network in networks):
@@ -57,13 +71,16 @@ def attempts(networks: Sequence[nn.Module], plan: "SamplingPlan") -> Iterator[Ab
         with ExitStack() as stack:
             for network in networks:
                 stack.enter_context(in_float32(network))
-            yield
+            with run():
+                yield
 
     yield first()
+    while again and not failed:
+        yield first()
     if failed:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
         yield second()
+        while again:
+            yield second()
 
 
 def _step(error: NonFinite, plan: "SamplingPlan") -> str:

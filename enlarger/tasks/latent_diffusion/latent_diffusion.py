@@ -66,7 +66,8 @@ class LatentDiffusion:
         """The distribution of the latents of pictures (B, 3, H, W) in -1..1, in the autoencoder's precision."""
         with self.runtime.hold(self.vae), torch.inference_mode(), in_float32(self.vae, self.upcast_vae) as dtype:
             pixels = image.to(self.runtime.device, dtype)
-            posterior = encode_image(self.vae, pixels, tiled=self.tile_vae)
+            with self.runtime.engine.prepare(self.vae.encoder) as encoder:
+                posterior = encode_image(self.vae, pixels, tiled=self.tile_vae, encoder=encoder)
             if dtype != torch.float32 and not is_finite(posterior.mean, posterior.std):
                 warn_of_overflow(
                     self.vae, dtype, "encoded", lambda: encode_image(self.vae, pixels, tiled=self.tile_vae)
@@ -116,7 +117,8 @@ def decode_latents(
     with runtime.hold(autoencoder), torch.inference_mode():
         with in_float32(autoencoder, upcast) as dtype:
             x = latents.to(runtime.device, dtype)
-            picture = decode_image(autoencoder, x, tiled=tiled).float()
+            with runtime.engine.prepare(autoencoder.decoder) as decoder:
+                picture = decode_image(autoencoder, x, tiled=tiled, decoder=decoder).float()
         if dtype != torch.float32 and not is_finite(picture):
             warn_of_overflow(autoencoder, dtype, "decoded", lambda: decode_image(autoencoder, x, tiled=tiled))
             with in_float32(autoencoder):

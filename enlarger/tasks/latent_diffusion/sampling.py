@@ -17,6 +17,7 @@ from enlarger.diffusion.sample import OnStep, Solver, Step, sample, unchanged
 from enlarger.diffusion.sampler import SigmaSchedule, trace_steps
 from enlarger.diffusion.windows import WindowedDenoiser, Windows
 from enlarger.errors import InputError, NonFinite
+from enlarger.runtime.engines.engine import Call
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning
 from enlarger.tasks.latent_diffusion.float32_retry import attempts
@@ -31,14 +32,14 @@ class Expert:
     conditioning: GuidedConditioning
     handoff_sigma: float = 0.0
 
-    def denoiser(self, before_call: Callable[[Tensor, Tensor], Tensor] | None = None) -> Denoiser:
-        """The network as a solver sees it; `before_call` changes the latents that it sees."""
+    def denoiser(self, call: Call, before_call: Callable[[Tensor, Tensor], Tensor] | None = None) -> Denoiser:
+        """The network as a solver sees it, by a `call` of it; `before_call` changes the latents that it sees."""
         conditioning, dtype = self.conditioning, next(self.network.parameters()).dtype
         guided_conditioning = (
             None if conditioning.negative is None else stack_branches(conditioning.negative, conditioning.positive)
         )
         return Denoiser(
-            self.network,
+            call,
             dtype,
             self.precondition,
             conditioning.positive,
@@ -85,7 +86,8 @@ def sample_latents(
     sees each step after the known region is put back.
     """
     sigma_schedule, x = plan.sigma_schedule, initial_latents.float()
-    for attempt in attempts([expert.network for expert in experts], plan):
+    networks = [expert.network for expert in experts]
+    for attempt in attempts(networks, plan):
         with attempt, hold_denoiser(experts, plan, runtime, on_step, known_region) as (denoise, after_step):
             return sigma_schedule.final_scale * sample(
                 plan.solver, denoise, x, sigma_schedule.sigmas, plan.noise, after_step
@@ -101,13 +103,13 @@ def hold_denoiser(
     before_call = None
     if known_region is not None:
         before_call, on_step = _known_region_hooks(known_region, plan.sigma_schedule, on_step)
-    denoisers = [_in_windows(expert.denoiser(before_call), plan.windows) for expert in experts]
     with ExitStack() as held_networks:
-        if len(experts) == 1:
-            denoise = denoisers[0]
-            held_networks.enter_context(runtime.hold(experts[0].network))
-        else:
-            denoise = _switching_denoiser(experts, denoisers, runtime, held_networks)
+
+        def hold(expert: Expert) -> Denoise:
+            call = held_networks.enter_context(runtime.run(expert.network, repeated=True))
+            return _in_windows(expert.denoiser(call, before_call), plan.windows)
+
+        denoise = hold(experts[0]) if len(experts) == 1 else _switching_denoiser(experts, hold, held_networks)
         try:
             yield denoise, on_step
         except NonFinite as error:
@@ -119,20 +121,19 @@ def _in_windows(denoiser: Denoiser, windows: Windows | None) -> Denoise:
 
 
 def _switching_denoiser(
-    experts: Sequence[Expert], denoisers: Sequence[Denoise], runtime: Runtime, held_networks: ExitStack
+    experts: Sequence[Expert], hold: Callable[[Expert], Denoise], held_networks: ExitStack
 ) -> Denoise:
     """One denoiser of several; only the expert at work is held."""
     handoff_sigmas = [expert.handoff_sigma for expert in experts]
-    active: int | None = None
+    active: tuple[int, Denoise] | None = None
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         nonlocal active
         index = expert_index_at(handoff_sigmas, float(sigma))
-        if active != index:
+        if active is None or active[0] != index:
             held_networks.close()
-            held_networks.enter_context(runtime.hold(experts[index].network))
-            active = index
-        return denoisers[index](x, sigma)
+            active = index, hold(experts[index])
+        return active[1](x, sigma)
 
     return denoise
 

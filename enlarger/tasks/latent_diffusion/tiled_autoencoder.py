@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from enlarger.nn.attention import attend_streamed
 from enlarger.nn.autoencoder import AutoencoderKL, Decoder, Encoder, PixelAttention, Posterior
 from enlarger.nn.blocks import Downsample, ResnetBlock, Upsample, to_feature_map, to_tokens
+from enlarger.runtime.engines.engine import Call
 from enlarger.runtime.feature_map import FeatureMap, map_tiles, row_bands
 
 TILE = 128  # pixels along a side, at every resolution within the network
@@ -19,15 +20,29 @@ WHOLE_BYTES = 2**30  # of a network's widest features: above, it runs in tiles
 BAND = 16  # times the tile's side: pixels that attend to as many at once
 
 
-def encode_image(autoencoder: AutoencoderKL, image: Tensor, *, tiled: bool = False) -> Posterior:
-    """The latents' distribution of pictures (B, 3, H, W); of large ones in tiles in any case, which changes nothing."""
-    return encode_tiled(autoencoder, image) if tiled or is_large(autoencoder, image, 1) else autoencoder.encode(image)
+def encode_image(
+    autoencoder: AutoencoderKL, image: Tensor, *, tiled: bool = False, encoder: Call | None = None
+) -> Posterior:
+    """The latents' distribution of pictures (B, 3, H, W); of large ones in tiles in any case, which changes nothing.
+
+    `encoder` computes the encoder's calls where there are no tiles.
+    """
+    if tiled or is_large(autoencoder, image, 1):
+        return encode_tiled(autoencoder, image)
+    return autoencoder.posterior((autoencoder.encoder if encoder is None else encoder)(image))
 
 
-def decode_image(autoencoder: AutoencoderKL, latents: Tensor, *, tiled: bool = False) -> Tensor:
-    """The pictures (B, 3, H, W) of scaled latents; large ones in tiles in any case, and then on the host."""
-    tiled = tiled or is_large(autoencoder, latents, autoencoder.downsample_factor)
-    return decode_tiled(autoencoder, latents) if tiled else autoencoder.decode(latents)
+def decode_image(
+    autoencoder: AutoencoderKL, latents: Tensor, *, tiled: bool = False, decoder: Call | None = None
+) -> Tensor:
+    """The pictures (B, 3, H, W) of scaled latents; large ones in tiles in any case, and then on the host.
+
+    `decoder` computes the decoder's calls where there are no tiles.
+    """
+    if tiled or is_large(autoencoder, latents, autoencoder.downsample_factor):
+        return decode_tiled(autoencoder, latents)
+    unscaled = autoencoder.post_quant_conv(autoencoder.unscale(latents))
+    return (autoencoder.decoder if decoder is None else decoder)(unscaled)
 
 
 def is_large(autoencoder: AutoencoderKL, x: Tensor, factor: int) -> bool:

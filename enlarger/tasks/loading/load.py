@@ -22,10 +22,11 @@ from enlarger.checkpoint.model_folder import LORA, ModelFolder, checkpoint_path
 from enlarger.checkpoint.single_file.component_override import ComponentSource
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.errors import InputError, Unsupported
-from enlarger.hub.cache import resolve, snapshot_variant
+from enlarger.hub.cache import cache_dir, resolve, snapshot_variant
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
+from enlarger.runtime.engines.named import INT8, EngineName, EngineOptions, make_engine
 from enlarger.runtime.runtime import Offload, Runtime, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
@@ -189,33 +190,52 @@ class LoadedModel:
     tasks: Mapping[str, Any]
 
 
+def resolve_runtime(device: str, precision: str, offload: Offload, engine: str) -> tuple[Runtime, torch.dtype]:
+    """Where and how a model runs, and its weights' type. Raises InputError for what does not go together."""
+    torch_device = resolve_device(device)
+    chosen = make_engine(engine, EngineOptions(torch_device, precision, offload, cache_dir() / "engines"))
+    dtype = resolve_dtype("auto" if precision == INT8 else precision, torch_device)
+    return Runtime.here(torch_device, offload, chosen), dtype
+
+
 def load_model(
-    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none", verb: str | None = None
+    model: Location,
+    device: str = "auto",
+    precision: str = "auto",
+    offload: Offload = "none",
+    verb: str | None = None,
+    engine: EngineName = "torch",
 ) -> LoadedModel:
     """Read a checkpoint as its kind in `families.KINDS`. Raises Unsupported for a kind that does not do `verb`."""
-    torch_device, name = resolve_device(device), str(model)
+    (runtime, dtype), name = resolve_runtime(device, precision, offload, engine), str(model)
     if name == BUNDLED and precision not in ("auto", "float32"):
-        resolve_dtype(precision, torch_device)  # raises for what is no number format
         raise Unsupported(f"precision is {precision}, but the bundled model runs in float32; leave it out")
-    components = as_checkpoint(model).open(resolve_dtype(precision, torch_device))
+    components = as_checkpoint(model).open(dtype)
     kind = kind_of(components, name)
     if verb is not None and verb not in kind.tasks:
         wanted = (one for one in KINDS.values() if verb in one.tasks and one.pipeline_class is not None)
         expected = " or ".join(f"{one.pipeline_class}, {one.label}" for one in wanted)
         raise Unsupported(f"{name}: holds a {components.index.get('_class_name')}, expected {expected}")
-    loaded = _entry_point(kind.loader)(components, Runtime.here(torch_device, offload), name)
+    loaded = _entry_point(kind.loader)(components, runtime, name)
     factories = {verb: spec.factory for verb, spec in kind.tasks.items()}
     tasks = {verb: loaded if path is None else _entry_point(path)(loaded) for verb, path in factories.items()}
     return LoadedModel(kind, loaded, tasks)
 
 
-def load(model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none") -> "LoadedTask":
+def load(
+    model: Location,
+    device: str = "auto",
+    precision: str = "auto",
+    offload: Offload = "none",
+    engine: EngineName = "torch",
+) -> "LoadedTask":
     """A folder in diffusers' layout, a single file, or a name in the cache, as a task that takes its verb's request.
 
     What a path cannot say (the prediction of a Stable Diffusion 2 file, leave to open a pickle) goes into a
-    `Checkpoint`. Raises CheckpointError naming the file for what is missing, damaged or unknown.
+    `Checkpoint`. `engine` computes the networks: "torch", "compile", or "openvino" on a CPU. Raises CheckpointError
+    naming the file for what is missing, damaged or unknown.
     """
-    loaded = load_model(model, device, precision, offload)
+    loaded = load_model(model, device, precision, offload, engine=engine)
     return loaded.tasks[loaded.kind.primary_task]
 
 

@@ -19,7 +19,8 @@ from enlarger.errors import Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
-from enlarger.runtime.runtime import Offload, Runtime, resolve_device, resolve_dtype
+from enlarger.runtime.engines.named import EngineName
+from enlarger.runtime.runtime import Offload, Runtime
 from enlarger.tasks.auxiliary.safety_checker import SafetyChecker, missing_checker_note
 from enlarger.tasks.inputs import LatentSpace, latent_space_of
 from enlarger.tasks.latent_diffusion.conditioning import (
@@ -35,7 +36,7 @@ from enlarger.tasks.latent_diffusion.conditioning import (
 from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion
 from enlarger.tasks.latent_diffusion.sampling import SamplingPlan
 from enlarger.tasks.latent_diffusion.tiled_diffusion import NetworkShape
-from enlarger.tasks.loading.load import Location, as_checkpoint, kind_of
+from enlarger.tasks.loading.load import Location, as_checkpoint, kind_of, resolve_runtime
 from enlarger.text.encode import PromptEmbeds
 from enlarger.text.tokenize import Tokenizer
 
@@ -237,12 +238,15 @@ def zero_negative(text: GuidedText) -> GuidedText:
 
 
 def load_stable_diffusion(
-    model: Location, device: str = "auto", precision: str = "auto", offload: Offload = "none"
+    model: Location,
+    device: str = "auto",
+    precision: str = "auto",
+    offload: Offload = "none",
+    engine: EngineName = "torch",
 ) -> StableDiffusion:
     """Read a folder in diffusers' layout, a single file, or the copy of a name in the cache."""
-    torch_device = resolve_device(device)
-    bundle = as_checkpoint(model).open(resolve_dtype(precision, torch_device))
-    return build_stable_diffusion(bundle, Runtime.here(torch_device, offload), str(model))
+    runtime, dtype = resolve_runtime(device, precision, offload, engine)
+    return build_stable_diffusion(as_checkpoint(model).open(dtype), runtime, str(model))
 
 
 def build_stable_diffusion(bundle: PipelineComponents, runtime: Runtime, name: str) -> StableDiffusion:

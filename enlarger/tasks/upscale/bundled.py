@@ -164,9 +164,9 @@ class BundledUpscaler:
         def report_tile(done: int, total: int) -> None:
             watch(Progress(stage, done, total))
 
-        with self.runtime.hold(net) as held:
+        with self.runtime.run(net) as call:
             return apply_tiled(
-                held,
+                call,
                 inputs,
                 tile_size=self.tile,
                 margin=net.receptive_radius,

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.families import KINDS, ModelKind
 from enlarger.checkpoint.single_file.pixel_network import ImageModel
+from enlarger.errors import Unsupported
 from enlarger.requests import UpscaleRequest, as_request
+from enlarger.runtime.engines.engine import EAGER
 from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
 from enlarger.tasks.inputs import ImageSource
@@ -106,7 +108,9 @@ class PixelNetworkUpscaler:
 
 
 def load(components: PipelineComponents, runtime: Runtime, name: str) -> PixelNetworkUpscaler:
-    """The upscaler of a file's network."""
+    """The upscaler of a file's network. Raises Unsupported for an engine, which few of them fit."""
+    if runtime.engine.name != EAGER.name:
+        raise Unsupported(f"{name}: engine is {runtime.engine.name}, but a pixel network runs by torch; leave it out")
     return PixelNetworkUpscaler(components.components["network"], name, runtime)
 
 

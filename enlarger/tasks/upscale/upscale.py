@@ -17,6 +17,7 @@ from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import Picture, read_picture, to_pil
 from enlarger.image.resize import resize
 from enlarger.requests import UpscaleRequest, make_request, seeds_for
+from enlarger.runtime.engines.named import EngineName
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.batching import prompt_key
 from enlarger.tasks.inputs import Latents, match_input, split_request
@@ -160,7 +161,7 @@ def refuse_unused_options(kind: ModelKind, request: UpscaleRequest) -> None:
 
 def upscale(
     image: Any, by: float = 2.0, *, model: Location | None = None, device: str = "auto", precision: str = "auto",
-    offload: Offload = "none", watch: ProgressCallback = no_progress,
+    offload: Offload = "none", engine: EngineName = "torch", watch: ProgressCallback = no_progress,
     progress: bool | None = None, **options: Unpack[UpscaleOptions],
 ) -> Result:  # fmt: skip
     """Enlarge one or several pictures: paths, bytes, open files, PIL images, arrays, tensors in -1..1, or `Latents`.
@@ -171,17 +172,23 @@ def upscale(
     """
     request = make_request(UpscaleRequest, image=image, by=by, **options)
     with progress_bar(watch, progress) as watching:
-        return load_upscaler(model, device, precision, offload)(request, watching)
+        return load_upscaler(model, device, precision, offload, engine)(request, watching)
 
 
 def load_upscaler(
-    model: Location | None = None, device: str = "auto", precision: str = "auto", offload: Offload = "none"
+    model: Location | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    offload: Offload = "none",
+    engine: EngineName = "torch",
 ) -> Upscaler:
     """Load an upscaler once for many pictures; `model_index.json` says of which kind it is.
 
     None or "bundled" is the model that ships with the package. Raises Unsupported for a model of another kind.
     """
-    return load_model(BUNDLED if model is None else model, device, precision, offload, "upscale").tasks["upscale"]
+    return load_model(BUNDLED if model is None else model, device, precision, offload, "upscale", engine).tasks[
+        "upscale"
+    ]
 
 
 def _as_latents(source: Any) -> Latents | None:
