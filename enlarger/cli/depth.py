@@ -1,11 +1,11 @@
 """`enlarger depth`: pictures in, other pictures of the same depth out."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enlarger.cli.cluster_options import GpusPerWorker, Ray, Workers, read_cluster_options
 from enlarger.cli.image_jobs import FileOptions, Inputs, ModelFolder, Offload, make_request, process_images
 from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
@@ -28,11 +28,9 @@ from enlarger.cli.options import (
     ToneMap,
     request_options,
 )
-from enlarger.errors import InputError
 from enlarger.requests import DepthRequest
 
 if TYPE_CHECKING:
-    from enlarger.cli.files import Job
     from enlarger.tasks.depth import DepthToImage
 
 Output = Annotated[
@@ -46,7 +44,7 @@ Output = Annotated[
     ),
 ]
 Maps = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--depth",
         help="grey picture of the depth, near is bright, or a folder of them named like the inputs",
@@ -79,6 +77,9 @@ def depth(
     again: Again = False,
     quiet: Quiet = False,
     json_lines: JsonLines = False,
+    ray: Ray = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
     """Remake pictures with their depth kept, with the depth model of Stable Diffusion 2.
 
@@ -92,8 +93,7 @@ def depth(
 
         return load_depth(model, device, precision, offload, maps is None, engine)
 
-    def request_for(request: DepthRequest, job: "Job") -> DepthRequest:
-        return replace(request, image=job.input, depth=None if maps is None else _map_for(job.input, maps))
+    from enlarger.cli.companions import Companions
 
     request = make_request(DepthRequest, image=None, **options)
     files = FileOptions(
@@ -114,17 +114,8 @@ def depth(
         again=again,
         quiet=quiet,
         loading=Loading(model, device, precision, offload, engine=engine),
-        run=(model, maps),
-        beside=None if maps is None else lambda picture: (_map_for(picture, maps),),
+        run=(model, None if maps is None else Path(maps)),
+        companions=None if maps is None else Companions("depth", maps, "depth map"),
+        cluster=read_cluster_options(ray, workers, gpus_per_worker, device),
     )
-    process_images(files, request, load, request_for)
-
-
-def _map_for(picture: Path, maps: Path) -> Path:
-    """The map itself, or the file in a folder of maps that is named like the picture; InputError where none is."""
-    if not maps.is_dir():
-        return maps
-    matches = sorted(path for path in maps.iterdir() if path.stem == picture.stem and path.is_file())
-    if len(matches) != 1:
-        raise InputError(f"found {len(matches)} files named {picture.stem} in {maps}, expected one depth map")
-    return matches[0]
+    process_images(files, request, load)

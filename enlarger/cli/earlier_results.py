@@ -1,12 +1,12 @@
 """Pictures in a folder that an earlier run has made there, which the next one would make larger still."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from enlarger.cli.inputs import InputFile, PassedOver
-from enlarger.image.decode import open_image
+from enlarger.image.decode import FileSource, open_image
 from enlarger.image.generation import read_metadata
 
 REASON = "results of an earlier run, which --again takes too"
@@ -26,12 +26,12 @@ def without_earlier_results(
     return kept, [*passed_over, *(PassedOver(file.path, REASON) for file in results)]
 
 
-def is_earlier_result(path: Path) -> bool:
-    """Whether a file has the name of a result, and says what made it."""
+def is_earlier_result(path: Path, read: Callable[[Path], FileSource] = Path) -> bool:
+    """Whether a file has the name of a result, and says what made it; `read` gives what lies elsewhere."""
     if RESULT_NAME.fullmatch(path.stem) is None:
         return False
     try:
-        with open_image(path) as (image, _):
+        with open_image(read(path)) as (image, _):
             return "task" in (read_metadata(image) or {})
     except Exception:  # noqa: BLE001 - readers raise anything on files that are no picture of ours
         return False

@@ -134,7 +134,7 @@ def plan_jobs(
     found, passed_over = find_inputs(inputs, recursive)
     if not existing.again:
         found, passed_over = without_earlier_results(found, passed_over)
-    outputs = _outputs(found, naming)
+    outputs = outputs_of(found, naming)
     results = {out.resolve() for files in outputs.values() for out in files}
     input_files = [entry for entry in found if entry.is_named_by_user or entry.path.resolve() not in results]
     reserved = {entry.path.resolve(): f"is the input {entry.path}" for entry in input_files}
@@ -142,18 +142,18 @@ def plan_jobs(
     jobs = [plan_job(entry, outputs[entry], reserved, existing, suffixes) for entry in input_files]
     for folder in {out.parent for job in jobs for out in job.outputs}:
         remove_stale_parts(folder)
-    return Plan([_with_format_note(job, naming) for job in jobs], passed_over)
+    return Plan([with_format_note(job, naming.kind) for job in jobs], passed_over)
 
 
-def _with_format_note(job: Job, naming: OutputNaming) -> Job:
+def with_format_note(job: Job, kind: str | None) -> Job:
     """The job, with a note if its results are of another kind than was asked for."""
     suffix = job.input.suffix
-    if naming.kind != "same" or job.error is not None or suffix.lower() in SUFFIXES:
+    if kind != "same" or job.error is not None or suffix.lower() in SUFFIXES:
         return job
     return replace(job, note=f"{suffix or 'a file without a suffix'} is no kind that is written: PNG instead")
 
 
-def _outputs(input_files: Iterable[InputFile], naming: OutputNaming) -> dict[InputFile, tuple[Path, ...]]:
+def outputs_of(input_files: Iterable[InputFile], naming: OutputNaming) -> dict[InputFile, tuple[Path, ...]]:
     """The files for each input; where a.jpg and a.png would make the same, the suffixes stay in the names.
 
     Names that a disk may take for one, such as A and a, count as the same.
@@ -161,14 +161,14 @@ def _outputs(input_files: Iterable[InputFile], naming: OutputNaming) -> dict[Inp
     outputs = {input_file: naming.outputs(input_file) for input_file in input_files}
     names_by_output: dict[str, set[str]] = {}
     for entry, files in outputs.items():
-        names_by_output.setdefault(_disk_name(files[0]), set()).add(entry.path.name)
+        names_by_output.setdefault(disk_name(files[0]), set()).add(entry.path.name)
     return {
-        entry: naming.outputs(entry, keep_suffix=len(names_by_output[_disk_name(files[0])]) > 1)
+        entry: naming.outputs(entry, keep_suffix=len(names_by_output[disk_name(files[0])]) > 1)
         for entry, files in outputs.items()
     }
 
 
-def _disk_name(path: Path) -> str:
+def disk_name(path: Path) -> str:
     """A path as disks see it that take capitals for small letters, and accents in any form."""
     return unicodedata.normalize("NFC", str(path)).casefold()
 

@@ -2,14 +2,15 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from enlarger.cli.cluster_options import GpusPerWorker, Ray, Workers, read_cluster_options, refuse_uris
 from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request, process_image, run_jobs
 from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
@@ -76,6 +77,9 @@ def generate(
     json_lines: JsonLines = False,
     quiet: Quiet = False,
     explain: Explain = False,
+    ray: Ray = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
     """Make pictures from text.
 
@@ -92,6 +96,9 @@ def generate(
 
         return load_generator(model, device, precision, offload, refiner, upscaler, engine)
 
+    cluster = read_cluster_options(ray, workers, gpus_per_worker, device)
+    if explain and cluster is not None:
+        raise typer.BadParameter("--explain computes nothing, so that --ray has no meaning with it; leave one")
     if explain:
         plan = load().explain(request)
         print_lines([json.dumps(asdict(plan) | {"calls": plan.calls})] if json_lines else str(plan).splitlines())
@@ -101,6 +108,11 @@ def generate(
     requests = _requests_per_prompt(request, texts)
     loading = Loading(model, device, precision, offload, refiner, upscaler, engine)
     files = FileOptions([], output, "", overwrite, kind=kind, quality=quality, loading=loading)
+    if cluster is not None:
+        files = replace(files, cluster=cluster, json_lines=json_lines, quiet=quiet)
+        _generate_on_cluster(files, request, requests, load)
+        return
+    refuse_uris([output])
     jobs = _plan_jobs(requests, files)
     with Report(len(jobs), json_lines=json_lines, quiet=quiet) as report:
         run_job = None
@@ -109,6 +121,33 @@ def generate(
             requests_by_job = dict(zip(jobs, requests, strict=True))
             run_job = partial(_run_job, load(), requests_by_job, report, files)
         run_jobs(jobs, run_job, report)
+
+
+def _generate_on_cluster(
+    files: FileOptions, request: GenerateRequest, requests: Sequence[GenerateRequest], load: Callable[[], "Generator"]
+) -> None:
+    from enlarger.cli.cluster_jobs import destination, run_on_cluster
+    from enlarger.cli.cluster_listing import PromptListing
+    from enlarger.cli.cluster_worker import ClusterRun
+    from enlarger.cli.resume import run_name
+
+    assert files.cluster is not None
+    target = destination(files.output)
+    outputs = [_named_outputs(each, target.folder, f".{files.kind or 'png'}") for each in requests]
+    listing = PromptListing(
+        [(str(each.prompt), each.seed, slug(str(each.prompt))) for each in requests], outputs, target.storage
+    )
+    name = run_name(replace(request, prompt="", seed=0), files.quality, files.loading)
+
+    def check(job: "Job", request: GenerateRequest, files: FileOptions) -> "Job":
+        return _check_size(job, request)
+
+    def process(generator: "Generator", to_request: object, request: GenerateRequest, *rest: Any) -> "Outcome":
+        report, files, job = rest
+        return _run_job(generator, {job: request}, report, files, job)
+
+    run = ClusterRun(request, load, files, name, None, target.storage, process, check)
+    run_on_cluster(run, listing, target, files.cluster)
 
 
 def _run_job(
@@ -158,15 +197,18 @@ def _plan_jobs(requests: Sequence[GenerateRequest], files: FileOptions) -> "list
     reserved: dict[Path, str] = {}
     jobs: list[Job] = []
     for request in requests:
-        seeds = seeds_for(request.seed, request.count)
-        name = slug(str(request.prompt))
-        outputs = tuple(target / f"{name}-{seed}{suffix}" for seed in seeds)
+        name, outputs = slug(str(request.prompt)), _named_outputs(request, target, suffix)
         if is_file and len(requests) == 1:
             numbered = [target.with_name(f"{target.stem}-{k}{target.suffix}") for k in range(1, request.count + 1)]
             outputs = (target,) if request.count == 1 else tuple(numbered)
         job = plan_job(InputFile(Path(name), is_named_by_user=True), outputs, reserved, ExistingFiles(files.overwrite))
         jobs.append(_check_size(job, request))
     return jobs
+
+
+def _named_outputs(request: GenerateRequest, folder: Path, suffix: str) -> tuple[Path, ...]:
+    name = slug(str(request.prompt))
+    return tuple(folder / f"{name}-{seed}{suffix}" for seed in seeds_for(request.seed, request.count))
 
 
 def _check_size(job: "Job", request: GenerateRequest) -> "Job":

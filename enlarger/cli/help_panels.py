@@ -23,7 +23,10 @@ PANELS = {
         *("seed", "steps", "guidance", "solver", "spacing", "noise_level", "rescale", "handoff"),
         *("score", "negative_score", "upscale_steps", "upscale_strength", "profile"),
     ),
-    "Computing": ("device", "precision", "offload", "engine", "tile", "memory", "server", "key"),
+    "Computing": (
+        *("device", "precision", "offload", "engine", "tile", "memory"),
+        *("server", "key", "ray", "workers", "gpus_per_worker"),
+    ),
     "Terminal": ("quiet", "json_lines", "explain", "help"),
 }
 ORDER = {

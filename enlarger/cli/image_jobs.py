@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
 import typer
 
+from enlarger.cli.cluster_options import refuse_uris
 from enlarger.cli.loading import Loading
 from enlarger.errors import EnlargerError, InputError
 from enlarger.requests import SamplingOptions, UpscaleRequest
@@ -22,10 +23,12 @@ from enlarger.strict_json import Json, is_object
 if TYPE_CHECKING:  # torch comes with these
     from PIL import Image
 
+    from enlarger.cli.companions import Companions
     from enlarger.cli.files import Job, Plan
     from enlarger.cli.report import Outcome, Report
-    from enlarger.cli.resume import FilesBeside, Fingerprint
+    from enlarger.cli.resume import Fingerprint
     from enlarger.client.responses import Result as RemoteResult
+    from enlarger.cluster.connect import ClusterOptions
     from enlarger.image.metadata import Strip
     from enlarger.tasks.results.result import Result
 
@@ -33,7 +36,10 @@ ModelFolder = Annotated[str, typer.Option("--model", help="folder of a model in 
 Offload = Annotated[
     Literal["none", "model", "sequential"], typer.Option(help="keep a network off the device while it is not at work")
 ]
-Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", help="pictures, and folders of pictures")]
+Inputs = Annotated[
+    list[str],
+    typer.Argument(metavar="INPUT...", help="pictures, and folders of pictures; with --ray also URIs of them"),
+]
 
 
 class Pictures(Protocol):
@@ -55,7 +61,7 @@ Request = TypeVar("Request", bound=UpscaleRequest | SamplingOptions)
 class FileOptions:
     """Which files a verb reads and writes; results are named after `label`."""
 
-    inputs: Sequence[Path]
+    inputs: Sequence[str | Path]
     output: str | None
     label: str
     overwrite: bool = False
@@ -72,23 +78,26 @@ class FileOptions:
     again: bool = False  # pictures of a folder that are results of earlier runs, too
     quiet: bool = False
     run: tuple[object, ...] = ()  # what else makes results differ: the model, and how it is run
-    beside: "FilesBeside | None" = None  # the files that a result is made of beside its input
+    companions: "Companions | None" = None  # files that go with the inputs
     fingerprint: "Fingerprint | None" = None  # by which results of this run are known
     all_frames: bool = False  # of animations and files of several pages, each into one file of the input's kind
     loading: Loading = field(default_factory=Loading)  # of the models
+    cluster: "ClusterOptions | None" = None  # that computes instead of this process
 
     def plan(self, count: int) -> "Plan":
         """A job per input, with `count` files to write."""
         from enlarger.cli.files import ExistingFiles, output_naming, plan_jobs
         from enlarger.image.encode import check_background
 
+        refuse_uris([*map(str, self.inputs), self.output])
+        inputs = [Path(one) for one in self.inputs]
         try:
             check_background(self.background)
-            names = output_naming(self.inputs, self.output, self.label, count, self.kind)
+            names = output_naming(inputs, self.output, self.label, count, self.kind)
         except InputError as error:
             raise typer.BadParameter(str(error)) from error
         existing = ExistingFiles(self.overwrite, self.skip_existing, self.fingerprint, self.again)
-        return plan_jobs(self.inputs, names, existing, recursive=self.recursive)
+        return plan_jobs(inputs, names, existing, recursive=self.recursive)
 
 
 def make_request(kind: type[Request], **options: Any) -> Request:
@@ -103,11 +112,10 @@ def process_images(
     files: FileOptions,
     request: Request,
     load: Callable[[], Task],
-    request_for: Callable[[Request, "Job"], Request] | None = None,
     first_stage: str = "loading the model",
     describe: Callable[[Any, Request], str] | None = None,
 ) -> None:
-    """Load a model and run its task on each input; `request_for` makes the request for a job.
+    """Load a model and run its task on each input.
 
     What `describe` says of task and request is printed before the job runs.
     """
@@ -117,22 +125,27 @@ def process_images(
     flat = (*(() if files.background is None else (files.background,)), *(("cmyk",) if files.cmyk else ()))
     settings = (files.label, files.quality, files.salvage, files.strip, *flat, *files.run)
     settings += ("tone map",) if files.tone_map else ()
-    beside = nothing_beside if files.beside is None else files.beside
+    process = process_frames if files.all_frames else process_image
+    if files.cluster is not None:
+        from enlarger.cli.cluster_jobs import process_on_cluster
+
+        process_on_cluster(files, request, load, settings, process=process)
+        return
+    beside = nothing_beside if files.companions is None else partial(_beside, files.companions)
     files = replace(files, fingerprint=fingerprint_of_run(request, *settings, beside=beside))
     plan = files.plan(request.count)
-    jobs = [_check_result(job, request, files) for job in plan.jobs]
+    jobs = [check_result(job, request, files) for job in plan.jobs]
     with Report(len(jobs), json_lines=files.json_lines, passed_over=plan.passed_over, quiet=files.quiet) as report:
         run_job = None
         if any(job.error is None and job.skipped is None for job in jobs):
             report.start_stage(first_stage)
-            task, to_request = load(), request_for or _with_input_image
+            task, to_request = load(), partial(_with_input_image, files.companions)
 
             def run(request: Request, watch: Any) -> "Result | RemoteResult":
                 if describe is not None:
                     report.message(describe(task, request))
                 return task(request, watch=watch)
 
-            process = process_frames if files.all_frames else process_image
             run_job = partial(process, run, to_request, request, report, files)
         run_jobs(jobs, run_job, report)
 
@@ -212,7 +225,7 @@ def process_frames(
     )
 
 
-def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions, files: FileOptions) -> "Job":
+def check_result(job: "Job", request: UpscaleRequest | SamplingOptions, files: FileOptions) -> "Job":
     """The job, with an error if its files cannot hold what will be made of its input."""
     from enlarger.image.cmyk import is_cmyk
     from enlarger.image.decode import read_header
@@ -234,8 +247,14 @@ def _check_result(job: "Job", request: UpscaleRequest | SamplingOptions, files: 
     return job
 
 
-def _with_input_image(request: Request, job: "Job") -> Request:
-    return replace(request, image=job.input)
+def _with_input_image(companions: "Companions | None", request: Request, job: "Job") -> Request:
+    """The request for a job, with what goes with its picture."""
+    beside = {} if companions is None else {companions.field: companions.find(job.input)[1]}
+    return replace(request, image=job.input, **beside)
+
+
+def _beside(companions: "Companions", picture: Path) -> Sequence[Path]:
+    return (companions.find(picture)[1],)
 
 
 def _read_specially(
@@ -280,7 +299,7 @@ def run_jobs(jobs: Sequence["Job"], run_job: RunJob | None, report: "Report") ->
     outcomes: list[Outcome] = []
     try:
         for job in jobs:
-            outcome = _run_safely(job, run_job)
+            outcome = run_safely(job, run_job)
             report.finish_file(outcome)
             outcomes.append(outcome)
     except KeyboardInterrupt:
@@ -329,7 +348,7 @@ def describe_unexpected(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {error}; set ENLARGER_DEBUG=1 to see where it comes from"
 
 
-def _run_safely(job: "Job", run_job: RunJob | None) -> "Outcome":
+def run_safely(job: "Job", run_job: RunJob | None) -> "Outcome":
     """The outcome of a job, whatever happens: one bad picture must not end a run."""
     from enlarger.cli.report import Outcome
 

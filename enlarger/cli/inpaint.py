@@ -1,13 +1,15 @@
 """`enlarger inpaint`: a picture and a mask in, the picture repainted there out."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from enlarger.cli.cluster_options import GpusPerWorker, Ray, Workers, read_cluster_options, refuse_uris
 from enlarger.cli.image_jobs import FileOptions, ModelFolder, Offload, make_request, run_jobs, save_all
 from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
@@ -31,10 +33,16 @@ if TYPE_CHECKING:
     from enlarger.tasks.inpaint import Inpainter
 
 LOSSY_FORMATS = ("JPEG", "WEBP", "AVIF")  # kinds of files that change every pixel a little
-ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="the picture")]
+ImageFile = Annotated[
+    str, typer.Argument(metavar="IMAGE", help="the picture; with --ray a folder or URI of pictures, too")
+]
 MaskFile = Annotated[
-    Path | None,
-    typer.Option("--mask", help="a picture of the same size", show_default="only what --expand adds is painted"),
+    str | None,
+    typer.Option(
+        "--mask",
+        help="a picture of the same size; with --ray a folder of them, named like the pictures, too",
+        show_default="only what --expand adds is painted",
+    ),
 ]
 Output = Annotated[
     str | None,
@@ -60,18 +68,31 @@ def inpaint(
     quality: Quality = 95,
     json_lines: JsonLines = False,
     quiet: Quiet = False,
+    ray: Ray = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
     """Repaint what a mask covers, with a model made for it or any other of Stable Diffusion 1 or 2 or SDXL.
 
     Writes PNG unless --output names another kind of file, and prints the names of the files written.
     With --preserve exact not one pixel changes outside the mask.
     """
-    request = make_request(InpaintRequest, image=image, mask=mask, **options)
+    cluster = read_cluster_options(ray, workers, gpus_per_worker, device)
+    if cluster is None:
+        refuse_uris([image, mask])
+    mask_file = None if mask is None else Path(mask)
+    request = make_request(InpaintRequest, image=Path(image), mask=mask_file, **options)
+    from enlarger.cli.companions import Companions
     from enlarger.cli.report import Report  # torch comes with these
     from enlarger.tasks.inpaint import load_inpainter
 
     loading = Loading(model, device, precision, offload, engine=engine)
     files = FileOptions([image], output, "inpaint", overwrite, kind=kind, quality=quality, loading=loading)
+    if cluster is not None:
+        beside = None if mask is None else Companions("mask", mask, "mask")
+        files = replace(files, companions=beside, cluster=cluster, json_lines=json_lines, quiet=quiet)
+        _inpaint_on_cluster(files, request, partial(load_inpainter, model, device, precision, offload, engine))
+        return
     jobs = [_check_job(job, request) for job in files.plan(request.count).jobs]
     with Report(len(jobs), json_lines=json_lines, quiet=quiet) as report:
         run_job = None
@@ -80,6 +101,22 @@ def inpaint(
             inpainter = load_inpainter(model, device, precision, offload, engine)
             run_job = partial(_run_job, request, inpainter, report, files)
         run_jobs(jobs, run_job, report)
+
+
+def _inpaint_on_cluster(files: FileOptions, request: InpaintRequest, load: Callable[[], "Inpainter"]) -> None:
+    from enlarger.cli.cluster_jobs import process_on_cluster
+
+    def check(job: "Job", request: InpaintRequest, files: FileOptions) -> "Job":
+        return _check_job(job, request)
+
+    def process(
+        inpainter: "Inpainter", to_request: Callable[..., InpaintRequest], request: InpaintRequest, *rest: Any
+    ) -> "Outcome":
+        report, files, job = rest
+        return _run_job(to_request(request, job), inpainter, report, files, job)
+
+    described = (files.label, files.quality, files.kind, files.loading.model, files.companions)
+    process_on_cluster(files, request, load, described, settings=None, check=check, process=process)
 
 
 def _check_job(job: "Job", request: InpaintRequest) -> "Job":

@@ -2,9 +2,10 @@
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from enlarger.image.decode import OPTIONAL_FORMATS
 from enlarger.image.encode import SUFFIXES
@@ -36,12 +37,40 @@ class PassedOver:
     reason: str
 
 
+class Disk(Protocol):
+    """Where folders are searched."""
+
+    def is_folder(self, path: Path) -> bool: ...
+    def is_link(self, path: Path) -> bool: ...
+    def walk(self, folder: Path, on_error: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]: ...
+    def missing_reason(self, path: Path) -> str | None: ...
+
+
+class LocalDisk:
+    """The disks of this machine."""
+
+    def is_folder(self, path: Path) -> bool:
+        return os.path.isdir(path)  # unlike Path.is_dir it raises for no name
+
+    def is_link(self, path: Path) -> bool:
+        return os.path.islink(path)
+
+    def walk(self, folder: Path, on_error: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+        return os.walk(folder, onerror=on_error)
+
+    def missing_reason(self, path: Path) -> str | None:
+        return missing_reason(path)
+
+
+LOCAL_DISK = LocalDisk()
+
+
 def find_inputs(paths: Sequence[Path], recursive: bool) -> tuple[list[InputFile], list[PassedOver]]:
     """The files to read, each once, in the order given, and what was left out."""
     files: dict[str, InputFile] = {}
     passed_over: list[PassedOver] = []
     for path in paths:
-        for found in _search(path, recursive):
+        for found in search(path, recursive):
             if isinstance(found, InputFile):
                 files.setdefault(os.path.abspath(found.path), found)
             else:
@@ -69,17 +98,17 @@ def too_long(path: Path) -> str:
     return f"the name {longest[:20]}... is too long for the disk ({size} bytes; most take 255); choose a shorter one"
 
 
-def _search(path: Path, recursive: bool) -> Iterator[InputFile | PassedOver]:
-    if not os.path.isdir(path):  # unlike Path.is_dir it raises for no name
-        yield InputFile(path, is_named_by_user=True, error=missing_reason(path))
+def search(path: Path, recursive: bool, disk: Disk = LOCAL_DISK) -> Iterator[InputFile | PassedOver]:
+    """A file, or what lies in a folder, one folder after another and each in the order of its names."""
+    if not disk.is_folder(path):
+        yield InputFile(path, is_named_by_user=True, error=disk.missing_reason(path))
         return
     errors: list[OSError] = []
     has_pictures = False
-    for folder, folders, files in os.walk(path, onerror=errors.append):
-        yield from _passed_over_folders(Path(folder), folders, recursive)
-        folders[:] = [
-            name for name in sorted(folders) if recursive and _folder_reason(Path(folder, name), True) is None
-        ]
+    for folder, folders, files in disk.walk(path, errors.append):
+        reasons = {name: _folder_reason(Path(folder, name), recursive, disk) for name in sorted(folders)}
+        yield from (PassedOver(Path(folder, name), reason) for name, reason in reasons.items() if reason is not None)
+        folders[:] = [name for name, reason in reasons.items() if recursive and reason is None]
         for name in sorted(files):
             found = _take(Path(folder, name), Path(folder).relative_to(path))
             has_pictures = has_pictures or isinstance(found, InputFile)
@@ -97,17 +126,10 @@ def _take(path: Path, subfolder: Path) -> InputFile | PassedOver:
     return InputFile(path, subfolder) if path.suffix.lower() in IMAGE_SUFFIXES else PassedOver(path, OTHER_KIND)
 
 
-def _passed_over_folders(folder: Path, names: Iterable[str], recursive: bool) -> Iterator[PassedOver]:
-    for name in sorted(names):
-        reason = _folder_reason(folder / name, recursive)
-        if reason is not None:
-            yield PassedOver(folder / name, reason)
-
-
-def _folder_reason(path: Path, recursive: bool) -> str | None:
+def _folder_reason(path: Path, recursive: bool, disk: Disk) -> str | None:
     """Why a folder in a folder is not searched; None if it is."""
     if path.name.startswith("."):
         return HIDDEN
-    if os.path.islink(path):
+    if disk.is_link(path):
         return LINKED_FOLDER
     return None if recursive else SUBFOLDER

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enlarger.cli.cluster_options import GpusPerWorker, Ray, Workers, read_cluster_options
 from enlarger.cli.image_jobs import FileOptions, Inputs, ModelFolder, Offload, make_request, process_images
 from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
@@ -66,6 +67,9 @@ def refine(
     again: Again = False,
     quiet: Quiet = False,
     json_lines: JsonLines = False,
+    ray: Ray = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
     """Remake pictures from noisy copies of themselves, with Stable Diffusion 1 or 2 or SDXL, base or refiner.
 
@@ -99,5 +103,6 @@ def refine(
         quiet=quiet,
         loading=Loading(model, device, precision, offload, engine=engine),
         run=(model,),
+        cluster=read_cluster_options(ray, workers, gpus_per_worker, device),
     )
     process_images(files, request, load)

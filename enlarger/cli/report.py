@@ -33,8 +33,8 @@ class StageProgress(Protocol):
 class Outcome:
     """What became of one input."""
 
-    input: Path
-    outputs: tuple[Path, ...] = ()
+    input: Path | str  # a text where it lies behind a URI
+    outputs: tuple[Path | str, ...] = ()
     size: tuple[int, int] | None = None  # width, height
     seconds: float | None = None
     seed: int | None = None  # of the first picture; the others count on
@@ -93,6 +93,11 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
+
+    def expect(self, total: int | None, rate: float | None = None) -> None:
+        """How many files there will be, as far as it is known by now, and how many are done in a second."""
+        described = "all files" if rate is None else f"all files, {rate:.3g} a second"
+        self.bar.update(self.files_task, total=total, description=described, visible=True)
 
     def message(self, text: str, *, is_error: bool = False) -> None:
         """One line on standard error, above the bar; where all is to be quiet, errors alone."""

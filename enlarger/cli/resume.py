@@ -24,14 +24,28 @@ def nothing_beside(source: Path) -> Sequence[Path]:
 def fingerprint_of_run(request: Any, *settings: object, beside: FilesBeside = nothing_beside) -> Fingerprint:
     """What the results of a run carry: 32 hexadecimal digits of the bytes of the input and of what is used `beside` it,
     of all options, and of their number."""
-    options = {item.name: getattr(request, item.name) for item in fields(request) if item.name != "image"}
-    text = json.dumps([__version__, options, settings], default=repr, sort_keys=True)
+    text = _describe_run(request, *settings)
 
     def fingerprint(source: Path, number: int) -> str:
         digests = " ".join(file_sha256(path) for path in (source, *beside(source)))
-        return hashlib.sha256(f"{digests} {number} {text}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return _digest(f"{digests} {number} {text}")
 
     return fingerprint
+
+
+def run_name(request: Any, *settings: object) -> str:
+    """By what runs with the same options are known: 32 hexadecimal digits."""
+    return _digest(_describe_run(request, *settings))
+
+
+def _describe_run(request: Any, *settings: object) -> str:
+    """All options as text, and the version."""
+    options = {item.name: getattr(request, item.name) for item in fields(request) if item.name != "image"}
+    return json.dumps([__version__, options, settings], default=repr, sort_keys=True)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def carries(path: Path, fingerprint: str) -> bool:

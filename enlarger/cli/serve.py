@@ -2,16 +2,18 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from enlarger.cli.terminal import print_lines
-from enlarger.errors import CheckpointError, InputError
+from enlarger.errors import CheckpointError, EnlargerError, InputError
 
 if TYPE_CHECKING:
     from enlarger.service.settings import Settings
+    from enlarger.service.workers.supervisor import WorkerPlan
 
 SETTING_OF_FLAG = {
     "host_name": "hosts",
@@ -60,6 +62,9 @@ def serve(
     ] = None,
     models: Annotated[Path | None, typer.Option("--models", metavar="DIR", envvar="ENLARGER_MODELS_FOLDER")] = None,
     allow_pickle: Annotated[bool | None, typer.Option("--allow-pickle")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", metavar="CLUSTER")] = None,
+    workers: Annotated[str | None, typer.Option(metavar="NUMBER|MIN..MAX")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option()] = None,
     queue: Annotated[int | None, typer.Option()] = None,
     batch: Annotated[int | None, typer.Option()] = None,
     memory: Annotated[float | None, typer.Option()] = None,
@@ -93,6 +98,9 @@ def serve(
             models=None if model is None else [parse_model(argument) for argument in model],
             models_folder=models,
             allow_pickle=allow_pickle,
+            ray=ray,
+            workers=workers,
+            gpus_per_worker=gpus_per_worker,
             queue=queue,
             batch=batch,
             memory=memory,
@@ -161,12 +169,19 @@ def check_models(settings: "Settings") -> None:
 
 def _serve(**flags: object) -> int:
     """Serve until a signal to stop; the exit status."""
-    from enlarger.service.settings import is_loopback, load_settings
+    from enlarger.service.settings import load_settings
 
     settings = load_settings(**flags)
     check_models(settings)
+    with ExitStack() as stack:
+        return _serve_with(settings, stack)
+
+
+def _serve_with(settings: "Settings", stack: ExitStack) -> int:
+    """Serve with the workers that the settings ask for; `stack` ends what was started for them."""
     from enlarger.service.app import create_app
     from enlarger.service.server import serve as serve_app
+    from enlarger.service.settings import is_loopback
 
     names = ", ".join(model.name for model in settings.known_models)
 
@@ -179,7 +194,26 @@ def _serve(**flags: object) -> int:
         ]
         print_lines(lines, sys.stderr)
 
-    return serve_app(settings, create_app(settings), on_ready=print_address)
+    return serve_app(settings, create_app(settings, _workers(settings, stack)), on_ready=print_address)
+
+
+def _workers(settings: "Settings", stack: ExitStack) -> "WorkerPlan":
+    """Child processes for the devices, or actors of a cluster. Raises InputError for one that cannot be used."""
+    from enlarger.service.workers.supervisor import WorkerPlan
+
+    if settings.ray is None:
+        return WorkerPlan(settings.devices)
+    from enlarger.cluster.connect import cluster_options
+    from enlarger.service.workers.bridge import bridge_argv
+    from enlarger.service.workers.local_cluster import local_cluster
+
+    try:
+        options = cluster_options(settings.ray, settings.workers, settings.gpus_per_worker)
+        address = stack.enter_context(local_cluster()) if settings.ray == "local" else settings.ray
+    except EnlargerError as error:
+        raise InputError(str(error)) from error
+    most = options.least if options.most is None else options.most
+    return WorkerPlan(("auto",) * most, bridge_argv(address, options.gpus_per_worker), options.least)
 
 
 def key() -> None:

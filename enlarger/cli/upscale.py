@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enlarger.cli.cluster_options import GpusPerWorker, Ray, Workers, read_cluster_options
 from enlarger.cli.image_jobs import FileOptions, Inputs, Offload, make_request, process_images
 from enlarger.cli.loading import Loading
 from enlarger.cli.options import (
@@ -73,6 +74,9 @@ def upscale(
     json_lines: JsonLines = False,
     server: Server = None,
     key: Key = None,
+    ray: Ray = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = 0.0,
 ) -> None:
     """Enlarge pictures.
 
@@ -92,6 +96,8 @@ def upscale(
         )
     if server is not None and cmyk:
         raise typer.BadParameter("--cmyk cannot be given with --server: a service's pictures are in RGB")
+    if server is not None and ray is not None:
+        raise typer.BadParameter("--server and --ray name two that compute; give one of them")
     files = FileOptions(
         inputs=inputs,
         output=output,
@@ -112,6 +118,7 @@ def upscale(
         loading=Loading(model, device, precision, offload, engine=engine),
         all_frames=all_frames,
         run=(model, server, all_frames) if all_frames else (model, server),
+        cluster=read_cluster_options(ray, workers, gpus_per_worker, device),
     )
     if server is None:
         process_images(files, request, load, describe=None if all_frames else _describe_plan)

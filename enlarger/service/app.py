@@ -14,16 +14,20 @@ from enlarger.service.settings import Settings
 from enlarger.service.uploads.body_spool import BodySpool
 from enlarger.service.uploads.decoder_pool import DecoderPool
 from enlarger.service.uploads.fetch import UrlFetcher
+from enlarger.service.workers.supervisor import WorkerPlan
 
 DESCRIPTION = (
     "Enlarge, repair and refine pictures with latent diffusion. OpenAI's images API, and `/v1/images/upscale`."
 )
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The service of some settings, not yet running: its processes start with the application's lifespan."""
+def create_app(settings: Settings, workers: WorkerPlan | None = None) -> FastAPI:
+    """The service of some settings, not yet running: its processes start with the application's lifespan.
+
+    Without a plan there is a worker for each of the settings' devices.
+    """
     metrics = Metrics()
-    jobs, bodies, decoder = JobManager(settings, metrics), BodySpool(settings), DecoderPool(settings)
+    jobs, bodies, decoder = JobManager(settings, metrics, workers), BodySpool(settings), DecoderPool(settings)
     service = Service(settings, jobs, bodies, decoder, UrlFetcher(settings), metrics)
 
     @asynccontextmanager

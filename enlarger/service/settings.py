@@ -122,6 +122,11 @@ class Settings(BaseSettings):
         default=Path("~/.local/share/enlarger/service"), description="folder of the queue and of results"
     )
     devices: tuple[str, ...] = Field(default=("auto",), description="a worker process for each: auto, cpu, cuda:0 ...")
+    ray: str | None = Field(
+        default=None, description="workers on a Ray cluster instead: local, auto or ray://HOST:PORT"
+    )
+    workers: str = Field(default="1", description="with ray: how many, 4 or 1..4; idle ones above the first go")
+    gpus_per_worker: float = Field(default=0, ge=0, description="with ray: GPUs of each worker")
     models: tuple[ModelSettings, ...] = Field(default=(), description="models beside the bundled one, see below")
     models_folder: Path | None = Field(
         default=None, description="folder of models as web UIs lay it out; all in it can be asked for"
@@ -195,6 +200,11 @@ class Settings(BaseSettings):
                 )
         if not set(self.operators) <= set(self.keys):
             raise ValueError("operators holds a hash that keys does not; expected some of keys, put it into both")
+        given = self.model_fields_set
+        if self.ray is None and given & {"workers", "gpus_per_worker"}:
+            raise ValueError("workers and gpus_per_worker say how ray computes; give it too, or leave them")
+        if self.ray is not None and "devices" in given:
+            raise ValueError("devices has no meaning with ray, which gives each worker its own; leave one of them")
         if not is_loopback(self.host) and not self.keys and not self.insecure_no_auth:
             raise ValueError(
                 f"{self.host} can be reached from other machines, and there is no key; make one: `enlarger key`, and "

@@ -21,13 +21,14 @@ MAY_IMPORT = {  # each room, itself and the bottom aside
     "checkpoint": {"nn", "diffusion", "text"},
     "runtime": set(),
     "hub": {"image"},
+    "cluster": {"image"},
     "tasks": TASKS,
     "train": TASKS,
     "evaluate": TASKS,
     "diffusers": TASKS,
     "client": {"image"},
-    "service": TASKS,  # its worker alone, see `test_the_server_does_not_compute`
-    "cli": TASKS | {"train", "evaluate", "client", "service"},  # its verbs are the doors of the workshops
+    "service": TASKS | {"cluster"},  # its worker alone, see `test_the_server_does_not_compute`
+    "cli": TASKS | {"train", "evaluate", "client", "service", "cluster"},  # its verbs are the doors of the workshops
 }
 LIGHT = {
     "atomic_write",

@@ -13,6 +13,7 @@ from typing import Any
 from enlarger.service.jobs.job import Job, JobSpec, job_folder, new_job_id
 from enlarger.service.jobs.manager import JobManager
 from enlarger.service.settings import ModelSettings, Settings
+from enlarger.service.workers.supervisor import WorkerPlan
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 SD = ModelSettings(name="sd", path="tiny", aliases=("dall-e-2",))
@@ -58,7 +59,10 @@ def settings(data: Path, **values: Any) -> Settings:
 
 def queue_of(data: Path, *flags: str, metrics: Any = None, **values: Any) -> JobManager:
     """A queue that is not started; `flags` are those of the fake worker."""
-    return JobManager(settings(data, **values), RecordingMetrics() if metrics is None else metrics, (*FAKE, *flags))
+    chosen = settings(data, **values)
+    return JobManager(
+        chosen, RecordingMetrics() if metrics is None else metrics, WorkerPlan(chosen.devices, (*FAKE, *flags))
+    )
 
 
 @asynccontextmanager

@@ -1,16 +1,34 @@
 """The files of jobs: what a worker left, and what is old or too much."""
 
+import errno
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import TypeAdapter
 
+from enlarger.image.atomic_write import atomic_write
 from enlarger.service.jobs.job import RESULT_FILE, JobResult, is_job_id, job_folder
+from enlarger.service.problems import problem_error
 
 RESULT: TypeAdapter[JobResult] = TypeAdapter(JobResult)
 log = logging.getLogger("enlarger.service.jobs")
+
+
+@contextmanager
+def write_job_file(path: Path) -> Generator[BinaryIO]:
+    """A stream whose bytes are the file when all of them are on the disk. Raises ProblemError where it takes none."""
+    try:
+        with atomic_write(path, single_writer=True) as stream:
+            yield stream
+    except OSError as error:
+        reason, is_full = error.strerror or type(error).__name__, error.errno in (errno.ENOSPC, errno.EDQUOT)
+        code = "storage_full" if is_full else "storage_failed"
+        text = f"the result cannot be stored ({reason}); the service needs a place to write to"
+        raise problem_error(500, code, text) from error
 
 
 def remove_job_folder(data: Path, id: str) -> None:

@@ -33,7 +33,7 @@ from enlarger.service.problems import (
 from enlarger.service.settings import GIB, Settings
 from enlarger.service.workers.messages import Load, Unload
 from enlarger.service.workers.pool import WorkerPool
-from enlarger.service.workers.supervisor import WORKER_ARGV, WorkerCommand
+from enlarger.service.workers.supervisor import WorkerCommand, WorkerPlan
 from enlarger.service.workers.watchdog import WorkerLimits
 
 log = logging.getLogger("enlarger.service.jobs")
@@ -44,12 +44,13 @@ FOLDER_CHECK_SECONDS = 2.0
 class JobManager:
     """What waits and runs. All of it happens on the event loop that `start` was called on."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, worker_argv: Sequence[str] = WORKER_ARGV) -> None:
-        self._settings, self._metrics, self._worker_argv = settings, metrics, worker_argv
+    def __init__(self, settings: Settings, metrics: Metrics, plan: WorkerPlan | None = None) -> None:
+        self._settings, self._metrics = settings, metrics
+        self._plan = WorkerPlan(settings.devices) if plan is None else plan
         self._registry = ModelRegistry(settings.known_models)
         self._lifecycle = JobLifecycle(settings.data, metrics, DiskUsage(settings.disk * GIB))
         self._retention = Retention(settings, self._lifecycle)
-        self._pool = WorkerPool(settings, self._lifecycle, self._registry)
+        self._pool = WorkerPool(settings, self._lifecycle, self._registry, self._plan)
         self._lock: lock.DataFolderLock | None = None
         self._is_open = True  # jobs are taken, as far as operators say
         self._is_folder_lost = False  # somebody has deleted or replaced the data folder
@@ -81,7 +82,7 @@ class JobManager:
         tokens, lock_fd = self._settings.bounds.prompt_tokens, self._lock.workers_fd
         folder, allow_pickle = self._settings.models_folder, self._settings.allow_pickle
         self._pool.start(
-            WorkerCommand(self._worker_argv, models, memory, data, limits, tokens, lock_fd, folder, allow_pickle)
+            WorkerCommand(self._plan.argv, models, memory, data, limits, tokens, lock_fd, folder, allow_pickle)
         )
         self._background_tasks = [asyncio.create_task(self._retention.run()), asyncio.create_task(self._watch_folder())]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from enlarger.errors import EnlargerError
 from enlarger.runtime.runtime import resolve_device
@@ -23,6 +23,12 @@ from enlarger.service.workers import messages
 
 HEARTBEAT_SECONDS = 1.0  # between two signs of life
 NICENESS = 5  # of `nice`: the server goes first
+
+
+class EventSender(Protocol):
+    """Where events go, from any thread."""
+
+    def send(self, event: messages.Event) -> None: ...
 
 
 class MessageWriter:
@@ -44,7 +50,7 @@ class MessageWriter:
 class MessageReader:
     """What the server says. Cancels are heard at once; everything else waits for the main thread."""
 
-    def __init__(self, writer: MessageWriter) -> None:
+    def __init__(self, writer: EventSender) -> None:
         self.writer = writer
         self.commands: queue.SimpleQueue[messages.Start | messages.Run | messages.Load | messages.Unload] = (
             queue.SimpleQueue()
@@ -96,6 +102,12 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints goes to the log
     reader = MessageReader(writer)
     threading.Thread(target=reader.listen, args=(sys.stdin.buffer,), daemon=True).start()
+    work(reader)
+
+
+def work(reader: MessageReader) -> None:
+    """Do what the server says, for ever; here, or in an actor of a cluster. Ends the thread for what cannot begin."""
+    writer = reader.writer
     threading.Thread(target=_beat, args=(writer,), daemon=True).start()
     start = reader.commands.get()
     assert isinstance(start, messages.Start), "the first command says what to work with"
@@ -117,7 +129,7 @@ def main() -> None:
     _serve(reader, Executor(model_cache, writer.send, start.prompt_tokens), start.data)
 
 
-def _beat(writer: MessageWriter) -> None:
+def _beat(writer: EventSender) -> None:
     """Say again and again that the process lives."""
     while True:
         writer.send(messages.Alive())

@@ -1,25 +1,20 @@
 """Finished pictures as files of a job's folder, each whole or not there, and what is said of them all, last."""
 
-import errno
 import json
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 
-from enlarger.image.atomic_write import atomic_write
 from enlarger.image.deep import DeepImage
 from enlarger.image.encode import file_options, write_image
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.generation import Json
 from enlarger.image.picture import read_picture, to_pil
 from enlarger.image.resize import resize
+from enlarger.service.jobs.files import write_job_file
 from enlarger.service.jobs.job import RESULT_FILE, JobResult, OutputOptions, ResultImage
-from enlarger.service.problems import problem_error
 from enlarger.tasks.inputs import match_input
 
 PNG_COMPRESS_LEVEL = 1  # of PNG compression: the usual 6 takes four times as long for a sixth less
@@ -45,7 +40,7 @@ def save_image(
     converted, notes = _convert_for_format(image, output.format)
     options, file_notes = file_options(converted, output.format.upper(), generation=metadata)
     options |= {"compress_level": PNG_COMPRESS_LEVEL} if output.format == "png" else {"quality": output.quality}
-    with _writing(folder / name) as stream:
+    with write_job_file(folder / name) as stream:
         write_image(converted, stream, output.format.upper(), options)
         num_bytes = stream.seek(0, os.SEEK_END)
     seed = metadata["seeds"][0]
@@ -70,23 +65,10 @@ def _convert_for_format(image: Image.Image, format: str) -> tuple[Image.Image, t
     return image.copy(), notes
 
 
-@contextmanager
-def _writing(path: Path) -> Generator[BinaryIO]:
-    """A stream whose bytes are the file when all of them are on the disk. Raises ProblemError where it takes none."""
-    try:
-        with atomic_write(path, single_writer=True) as stream:
-            yield stream
-    except OSError as error:
-        reason, is_full = error.strerror or type(error).__name__, error.errno in (errno.ENOSPC, errno.EDQUOT)
-        code = "storage_full" if is_full else "storage_failed"
-        text = f"the result cannot be stored ({reason}); the service needs a place to write to"
-        raise problem_error(500, code, text) from error
-
-
 def write_result_file(folder: Path, result: JobResult) -> None:
     """Write the result file, with which the job is complete. One that is there already stays as it is."""
     if not (folder / RESULT_FILE).exists():  # only one worker at a time has a job
-        with _writing(folder / RESULT_FILE) as stream:
+        with write_job_file(folder / RESULT_FILE) as stream:
             stream.write(json.dumps(asdict(result), allow_nan=False).encode())
 
 

@@ -16,7 +16,8 @@ from enlarger.service.metrics import Metrics
 from enlarger.service.problems import CANCELED, NO_WORKER, Problem, ProblemError
 from enlarger.service.settings import Settings
 from enlarger.service.workers import messages
-from enlarger.service.workers.supervisor import WorkerCommand, WorkerSupervisor
+from enlarger.service.workers.scaling import Scaling
+from enlarger.service.workers.supervisor import WorkerCommand, WorkerPlan, WorkerSupervisor
 from enlarger.service.workers.watchdog import LossCause
 
 log = logging.getLogger("enlarger.service.jobs")
@@ -27,18 +28,21 @@ RETRY_SECONDS = 1.0  # seconds until jobs are given out again that could not be 
 class WorkerPool:
     """The workers of all devices, and what runs on them."""
 
-    def __init__(self, settings: Settings, lifecycle: JobLifecycle, registry: ModelRegistry) -> None:
+    def __init__(self, settings: Settings, lifecycle: JobLifecycle, registry: ModelRegistry, plan: WorkerPlan) -> None:
         self.lifecycle, self.registry = lifecycle, registry
         self.workers: list[WorkerSupervisor] = []
         self.is_paused = False  # nothing new is begun
-        self._settings = settings
+        self._settings, self._plan = settings, plan
+        self._scaling: Scaling | None = None
         self._pending_deletions: set[str] = set()  # deleted while a worker still had their files
         self._model_requests: dict[WorkerSupervisor, dict[str, messages.ModelCommand]] = {}  # by model, the last one
 
     def start(self, command: WorkerCommand) -> None:
-        self.workers = [WorkerSupervisor(device, command, self) for device in self._settings.devices]
-        for worker in self.workers:
+        self.workers = [WorkerSupervisor(device, command, self) for device in self._plan.devices]
+        least = self._plan.least
+        for worker in self.workers[:least]:
             worker.start()
+        self._scaling = None if least is None else Scaling(self.workers, least)
 
     async def stop(self) -> None:
         """End all workers."""
@@ -59,6 +63,8 @@ class WorkerPool:
                     self.lifecycle.spawn(self._run_batch(worker, worker.reserve(), active_jobs))
                 elif model_requests := self._model_requests.get(worker):
                     worker.run_model_command(model_requests.pop(next(iter(model_requests))))
+        if self._scaling is not None and not self.is_paused:
+            self._scaling.update(len(self.lifecycle.queue.waiting))
         self.lifecycle.num_workers = max(sum(worker.is_up for worker in self.workers), 1)
         self.lifecycle.on_queue_changed()
 
@@ -146,7 +152,7 @@ class WorkerPool:
     def on_worker_exit(self, worker: WorkerSupervisor) -> None:
         """A worker's process has ended."""
         self._update_loaded_models(worker, {})
-        if worker.state != "defunct" and not self.is_paused:
+        if worker.state not in ("defunct", "released") and not self.is_paused:
             self.lifecycle.metrics.worker_restarts.inc()
         self.fail_attached_if_defunct()
         self.dispatch()

@@ -57,6 +57,15 @@ class WorkerCommand:
         )
 
 
+@dataclass(frozen=True)
+class WorkerPlan:
+    """Which workers there are: a device for each, the command that is one, and how many are there at least."""
+
+    devices: Sequence[str]
+    argv: Sequence[str] = WORKER_ARGV
+    least: int | None = None  # the others are started when they are needed; None: all from the beginning
+
+
 class WorkerListener(Protocol):
     """Who hears of a worker."""
 
@@ -79,7 +88,7 @@ class WorkerSupervisor:
     def __init__(self, requested_device: str, command: WorkerCommand, listener: WorkerListener) -> None:
         self.requested_device = requested_device
         self.device = requested_device  # the worker's own word for it, once it is ready
-        self.state: Literal["starting", "idle", "busy", "down", "defunct"] = "starting"
+        self.state: Literal["released", "starting", "idle", "busy", "down", "defunct"] = "released"
         self.was_ever_ready = False
         self.assigned: dict[
             str, asyncio.TimerHandle | None
@@ -99,7 +108,13 @@ class WorkerSupervisor:
         self._start_failures: list[float] = []  # when its last processes ended that were never ready, in a row
         self._exits_without_result = 0  # processes in a row that ended no job
 
+    @property
+    def is_startable(self) -> bool:
+        """Whether it has no process, and waits to be started."""
+        return self.state == "released" and self._task is None
+
     def start(self) -> None:
+        self.state = "starting"
         self._task = asyncio.create_task(self._supervise(), name=f"worker {self.requested_device}")
 
     @property
@@ -161,6 +176,14 @@ class WorkerSupervisor:
         """Write a line to its process; nothing happens if there is none."""
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
             self._process.stdin.write(command.encode())
+
+    async def release(self) -> None:
+        """End the process of an idle worker, which may be started again."""
+        assert self.state == "idle"
+        self.state = "released"
+        await self.stop()
+        self._stopping.clear()
+        self._task = None
 
     async def stop(self) -> None:
         """End its process, in order or by force, and start no other."""
@@ -305,7 +328,7 @@ class WorkerSupervisor:
         for timer in assigned.values():
             if timer is not None:
                 timer.cancel()
-        if self.state != "defunct":
+        if self.state not in ("defunct", "released"):
             self.state = state
         if assigned:
             is_blamed = self._cause is not None or not (self._was_killed or self._stopping.is_set())
