@@ -23,7 +23,7 @@ from tests.support import ray_cluster
 from tests.support.ray_cluster import Call, kill, photos, small_cluster
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 call = pytest.fixture(ray_cluster.caller)
 
 
