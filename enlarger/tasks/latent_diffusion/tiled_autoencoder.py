@@ -29,7 +29,9 @@ def encode_image(
     """
     if tiled or is_large(autoencoder, image, 1):
         return encode_tiled(autoencoder, image)
-    return autoencoder.posterior((autoencoder.encoder if encoder is None else encoder)(image))
+    if encoder is None or encoder is autoencoder.encoder:
+        return autoencoder.encode(image)
+    return autoencoder.posterior(encoder(image))
 
 
 def decode_image(
@@ -41,8 +43,9 @@ def decode_image(
     """
     if tiled or is_large(autoencoder, latents, autoencoder.downsample_factor):
         return decode_tiled(autoencoder, latents)
-    unscaled = autoencoder.post_quant_conv(autoencoder.unscale(latents))
-    return (autoencoder.decoder if decoder is None else decoder)(unscaled)
+    if decoder is None or decoder is autoencoder.decoder:
+        return autoencoder.decode(latents)
+    return decoder(autoencoder.post_quant_conv(autoencoder.unscale(latents)))
 
 
 def is_large(autoencoder: AutoencoderKL, x: Tensor, factor: int) -> bool:
