@@ -47,7 +47,8 @@ def load_module(
     """The module that `factory` makes, in evaluation mode and without gradients, with the tensors of a file.
 
     `dtype` converts floating weights while they are read; None keeps the file's types. The weights are in memory
-    once. Raises `CheckpointError` naming missing, unexpected and misshapen weights.
+    once; those that need no conversion stay in a file that was opened to be mapped, which may be replaced or deleted
+    afterwards, but not written to. Raises `CheckpointError` naming missing, unexpected and misshapen weights.
     """
     try:
         with torch.device("meta"):

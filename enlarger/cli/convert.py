@@ -68,7 +68,7 @@ def _is_model(path: Path, allow_pickle: bool) -> bool:
 def _copy_weights(path: Path, target: Path, dtype: Format | None, allow_pickle: bool) -> None:
     from enlarger.checkpoint.tensors.open import open_checkpoint
     from enlarger.checkpoint.tensors.save_safetensors import save_safetensors
-    from enlarger.runtime.runtime import DTYPES
+    from enlarger.runtime.choices import DTYPES
 
     tensors = open_checkpoint(path, allow_pickle=allow_pickle)
     loaded = {name: tensors.get_tensor(name) for name in tensors.keys()}
@@ -78,7 +78,7 @@ def _copy_weights(path: Path, target: Path, dtype: Format | None, allow_pickle: 
 def _write(checkpoint: "Checkpoint", target: Path, dtype: Format | None, single_file: bool, overwrite: bool) -> None:
     from enlarger.checkpoint.folder.save import save_folder
     from enlarger.checkpoint.single_file.save import save_single_file
-    from enlarger.runtime.runtime import DTYPES
+    from enlarger.runtime.choices import DTYPES
 
     torch_dtype = None if dtype is None else DTYPES[dtype]
     bundle = checkpoint.open(torch_dtype)

@@ -29,13 +29,14 @@ def doctor(
     ] = False,
     json_lines: JsonLines = False,
 ) -> None:
-    """Show what is installed and which devices and number formats work, and check every pulled model.
+    """Show what is installed, which devices and number formats work, how networks run and why; check pulled models.
 
     Models in the cache of Hugging Face's libraries are listed too; they are used as they are, and never changed.
 
     A broken model is named with the command that repairs it. Exit status 1 if there is one.
     """
-    report: Json = {"system": _system(), "devices": _devices(), "extras": _extras(), "cache": _cache()}
+    report: Json = {"system": _system(), "devices": _devices(), "runtime": _runtime()}
+    report |= {"extras": _extras(), "cache": _cache()}
     report["models"] = list(_models(folders or (), verify))
     report["huggingface"] = list(_huggingface_models())
     print_lines([json.dumps(report)] if json_lines else _format_lines(report))
@@ -61,7 +62,7 @@ def _devices() -> dict[str, str]:
     """The devices, and the number formats in which a product of matrices works on each."""
     import torch
 
-    from enlarger.runtime.runtime import DTYPES
+    from enlarger.runtime.choices import DTYPES
 
     names = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
     names += ["mps"] if torch.backends.mps.is_available() else []
@@ -72,6 +73,13 @@ def _devices() -> dict[str, str]:
         device_name = f" ({torch.cuda.get_device_name(name)})" if name.startswith("cuda") else ""
         formats_by_device[name + device_name] = ", ".join(working_formats) or "does not compute"
     return formats_by_device
+
+
+def _runtime() -> dict[str, str]:
+    """How networks run if nothing is asked for, and why."""
+    from enlarger.runtime.choices import choose
+
+    return choose().describe()
 
 
 def _supports_matmul(device: str, dtype: "torch.dtype") -> bool:
@@ -169,6 +177,7 @@ def _format_lines(report: Json) -> Iterator[str]:
     cache = report["cache"]
     yield from (f"{name}: {about}" for name, about in report["system"].items())
     yield from (f"device {name}: {about}" for name, about in report["devices"].items())
+    yield from (f"auto {name}: {about}" for name, about in report["runtime"].items())
     yield from (f"extra {name}: {about}" for name, about in report["extras"].items())
     yield f"cache: {cache['folder']}, {cache['free']:,} bytes free"
     if cache["unfinished"]:

@@ -23,6 +23,8 @@ from enlarger.cli.options import (
     Precision,
     Quality,
     Quiet,
+    describe_runtime,
+    explain_runtime,
     request_options,
 )
 from enlarger.cli.terminal import print_lines
@@ -32,6 +34,7 @@ from enlarger.requests import RANDOM_SEED, GenerateRequest, seeds_for
 if TYPE_CHECKING:  # torch comes with these
     from enlarger.cli.files import Job
     from enlarger.cli.report import Outcome, Report
+    from enlarger.tasks.latent_diffusion.sampling import SamplingReport
     from enlarger.tasks.text_to_image import Generator
 
 Prompts = Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="what the pictures show")]
@@ -55,7 +58,7 @@ UpscalerFolder = Annotated[
     str | None,
     typer.Option("--upscaler", help="folder of the model for --upscale", show_default="the bundled model"),
 ]
-Explain = Annotated[bool, typer.Option("--explain", help="print which network would run which step, and end")]
+Explain = Annotated[bool, typer.Option("--explain", help="print how, and which network would run which step, and end")]
 
 
 @request_options(GenerateRequest, "generate", seed=RANDOM_SEED)
@@ -100,8 +103,7 @@ def generate(
     if explain and cluster is not None:
         raise typer.BadParameter("--explain computes nothing, so that --ray has no meaning with it; leave one")
     if explain:
-        plan = load().explain(request)
-        print_lines([json.dumps(asdict(plan) | {"calls": plan.calls})] if json_lines else str(plan).splitlines())
+        print_lines(_explain(load().explain(request), device, precision, json_lines=json_lines))
         return
     from enlarger.cli.report import Report
 
@@ -148,6 +150,13 @@ def _generate_on_cluster(
 
     run = ClusterRun(request, load, files, name, None, target.storage, process, check)
     run_on_cluster(run, listing, target, files.cluster)
+
+
+def _explain(plan: "SamplingReport", device: str, precision: str, *, json_lines: bool) -> list[str]:
+    """How the networks would run, and which would run which step."""
+    if json_lines:
+        return [json.dumps(asdict(plan) | {"calls": plan.calls} | describe_runtime(device, precision))]
+    return [*explain_runtime(device, precision, json_lines=False), *str(plan).splitlines()]
 
 
 def _run_job(

@@ -17,7 +17,7 @@ PANELS = {
     ),
     "Model": (
         *("model", "models", "loras", "refiner", "upscaler", "vae", "inversions", "clip_skip"),
-        *("variant", "prediction", "allow_pickle"),
+        *("variant", "prediction", "allow_pickle", "mmap"),
     ),
     "Sampling": (
         *("seed", "steps", "guidance", "solver", "spacing", "noise_level", "rescale", "handoff"),

@@ -27,6 +27,7 @@ from enlarger.cli.train import train
 from enlarger.cli.upscale import upscale
 from enlarger.cli.verbs import Verb, Verbs
 from enlarger.errors import EnlargerError
+from enlarger.runtime.cores import heed_quota
 
 app = typer.Typer(
     cls=Verbs,
@@ -62,6 +63,7 @@ def enlarger(
 def run() -> None:
     """The entry point. Every error is one message on standard error, never a traceback."""
     _prepare_streams()
+    heed_quota()
     try:
         app()
     except EnlargerError as error:

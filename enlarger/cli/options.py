@@ -1,5 +1,6 @@
 """Options of the verbs: one per field of a request, whose help, limits and default they take; and those verbs share."""
 
+import json
 import math
 import secrets
 import types
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from enlarger.cli.loading import file_of, read_folder
+from enlarger.cli.terminal import print_lines
 from enlarger.requests import DEFAULTS, RANDOM_SEED, RANDOM_SEED_RANGE, OptionLimits
 from enlarger.strict_json import Json
 
@@ -94,6 +96,14 @@ LOADING_OPTIONS: Json = {  # what a checkpoint's path cannot say, by the fields 
         list[str] | None,
         typer.Option("--inversion", help="file of a textual inversion, or FILE:TOKEN; may be repeated"),
     ],
+    "mmap": Annotated[
+        bool | None,
+        typer.Option(
+            "--mmap/--no-mmap",
+            help="leave weights in their files, or copy them so that the files may be written to",
+            show_default="--mmap",
+        ),
+    ],
 }
 
 
@@ -111,6 +121,11 @@ FOLDER_OPTIONS: Json = {
 STYLES: Json = {
     "styles": Annotated[
         list[str] | None, typer.Option("--style", help="name of a style; may be repeated", show_default=False)
+    ]
+}
+EXPLAIN: Json = {
+    "explain": Annotated[
+        bool | None, typer.Option("--explain", help="print how the networks would run here, and why, and end")
     ]
 }
 NAMES_OF_MODELS = ("refiner", "upscaler")  # arguments that may be names in --models, beside --model
@@ -131,7 +146,9 @@ def request_options(
         hints = get_type_hints(request)
         ordered_fields = sorted(fields(request), key=lambda item: item.name not in vars(request)["__annotations__"])
         styles = STYLES if "styles" in hints else Json()
-        loading_parameters = _keyword_parameters(LOADING_OPTIONS | FOLDER_OPTIONS | styles)
+        own = signature(verb).parameters
+        explain = EXPLAIN if "precision" in own and "explain" not in own else Json()  # a verb may say more itself
+        loading_parameters = _keyword_parameters(LOADING_OPTIONS | FOLDER_OPTIONS | styles | explain)
         request_parameters = [
             field_parameter(item, hints[item.name], task, defaults.get(item.name, item.default))
             for item in ordered_fields
@@ -140,6 +157,9 @@ def request_options(
 
         @wraps(verb)
         def with_options(**arguments: Any) -> None:
+            if any(arguments.pop(name) for name in explain):
+                print_lines(explain_runtime(arguments["device"], arguments["precision"], arguments["json_lines"]))
+                return
             options = {parameter.name: arguments.pop(parameter.name) for parameter in request_parameters}
             options |= {name: arguments.pop(name) or () for name in styles}
             options["seed"] = _seed(options["seed"], quiet=arguments.get("quiet", False))
@@ -158,6 +178,21 @@ def request_options(
         return with_options
 
     return decorate
+
+
+def describe_runtime(device: str, precision: str) -> Json:
+    """How networks would run, each choice with its reason, as JSON."""
+    from enlarger.runtime.choices import choose  # torch comes with it
+
+    return {"runtime": choose(device, precision).describe()}
+
+
+def explain_runtime(device: str, precision: str, json_lines: bool) -> list[str]:
+    """The same as lines."""
+    described = describe_runtime(device, precision)
+    return (
+        [json.dumps(described)] if json_lines else [f"{name} {about}" for name, about in described["runtime"].items()]
+    )
 
 
 def _keyword_parameters(options: Json) -> list[Parameter]:

@@ -16,13 +16,17 @@ class Noise(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PerSampleGenerators:
-    """One generator per image, so that a picture does not depend on its neighbours in the batch."""
+    """One generator per image, so that a picture does not depend on its neighbours in the batch.
+
+    `dtype` is the precision that is drawn and given; None: the batch's.
+    """
 
     generators: tuple[torch.Generator, ...]
+    dtype: torch.dtype | None = None
 
     def __call__(self, like: Tensor) -> Tensor:
         assert len(like) == len(self.generators), f"{len(like)} images for {len(self.generators)} generators"
-        return torch.cat([_draw(like[i : i + 1], g) for i, g in enumerate(self.generators)])
+        return torch.cat([_draw(like[i : i + 1], g, self.dtype) for i, g in enumerate(self.generators)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +40,13 @@ class SharedGenerator:
 
 
 def from_seeds(seeds: Sequence[int]) -> PerSampleGenerators:
-    """A CPU generator per seed: the same numbers whatever device the model runs on."""
-    return PerSampleGenerators(tuple(torch.Generator().manual_seed(seed) for seed in seeds))
+    """A CPU generator per seed: the same numbers whatever device and precision the model runs on."""
+    return PerSampleGenerators(tuple(torch.Generator().manual_seed(seed) for seed in seeds), torch.float32)
 
 
-def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = like.device if generator is None else generator.device
-    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+def _draw(like: Tensor, generator: torch.Generator | None, dtype: torch.dtype | None = None) -> Tensor:
+    device, dtype = like.device if generator is None else generator.device, like.dtype if dtype is None else dtype
+    return torch.randn(like.shape, generator=generator, device=device, dtype=dtype).to(like.device)
 
 
 def generators_of(noise: Noise) -> tuple[torch.Generator, ...]:

@@ -18,7 +18,8 @@ from enlarger.image.decode import upright_size
 from enlarger.image.picture import Picture, list_pictures, read_picture, save_image, to_pil
 from enlarger.image.resize import covering_size, resize
 from enlarger.requests import GenerateRequest
-from enlarger.runtime.runtime import Runtime, resolve_device
+from enlarger.runtime.choices import resolve_device
+from enlarger.runtime.runtime import Runtime
 from enlarger.strict_json import Json
 from enlarger.tasks.loading.load import Location
 from enlarger.tasks.results.result import Progress, ProgressCallback, no_progress

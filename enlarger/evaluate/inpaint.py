@@ -23,7 +23,8 @@ from enlarger.image.mask import read_mask
 from enlarger.image.picture import Picture, list_pictures, read_picture, save_image, to_pil
 from enlarger.image.random_mask import lama_mask
 from enlarger.requests import InpaintRequest
-from enlarger.runtime.runtime import Runtime, resolve_device
+from enlarger.runtime.choices import resolve_device
+from enlarger.runtime.runtime import Runtime
 from enlarger.strict_json import Json
 from enlarger.tasks.inpaint import load_inpainter
 from enlarger.tasks.loading.load import Location

@@ -11,7 +11,7 @@ from enlarger.checkpoint.model_folder import checkpoint_path
 from enlarger.errors import InputError
 from enlarger.hub.cache import resolve
 from enlarger.image.digest import file_sha256
-from enlarger.runtime.runtime import resolve_device, resolve_dtype
+from enlarger.runtime.choices import resolve_device, resolve_dtype
 from enlarger.tasks.loading.load import Location, as_checkpoint
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pth", ".pt")

@@ -1,4 +1,4 @@
-"""Where modules run: a device, a precision, and what to do with a module that is not at work."""
+"""Where modules run: a device, a layout of features, and what to do with a module that is not at work."""
 
 import os
 from collections.abc import Generator
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from enlarger.errors import InputError
 from enlarger.runtime.engines.engine import EAGER, Call, Engine
+from enlarger.runtime.layout import use_layout
+from enlarger.runtime.mapped_file import check_unchanged
 
 CPU = torch.device("cpu")
 Offload = Literal["none", "model", "sequential"]
 Module = TypeVar("Module", bound=nn.Module)
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 _num_forks = 0  # that led from the process which imported this to the one that runs
@@ -39,12 +39,19 @@ class Runtime:
     device: torch.device = CPU
     offload: Offload = "none"
     engine: Engine = EAGER
+    memory_format: torch.memory_format = torch.contiguous_format  # of feature maps
     forks: int | None = field(default=None, compare=False, repr=False)  # before this process when the model was loaded
 
     @classmethod
-    def here(cls, device: torch.device = CPU, offload: Offload = "none", engine: Engine = EAGER) -> "Runtime":
+    def here(
+        cls,
+        device: torch.device = CPU,
+        offload: Offload = "none",
+        engine: Engine = EAGER,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> "Runtime":
         """One for a model that is loaded in this process, and refuses to work in a fork of it."""
-        return cls(device, offload, engine, _num_forks)
+        return cls(device, offload, engine, memory_format, _num_forks)
 
     @contextmanager
     def run(self, network: nn.Module, *, repeated: bool = False) -> Generator[Call]:
@@ -54,13 +61,18 @@ class Runtime:
 
     @contextmanager
     def hold(self, module: Module) -> Generator[Module]:
-        """The module, ready to run on the device for the length of the block. Raises InputError in a forked process:
-        torch's threads are not there, and a network would wait for them for ever."""
+        """The module, ready to run on the device for the length of the block.
+
+        Raises InputError in a forked process: torch's threads are not there, and a network would wait for them for
+        ever. Raises CheckpointError if the file that the weights lie in was written to.
+        """
         if self.forks is not None and self.forks < _num_forks:
             raise InputError(
                 "the model was loaded before this process was forked, and torch does not work in a fork; load it here, "
                 "or start processes with multiprocessing's method 'spawn'"
             )
+        check_unchanged(module)
+        use_layout(module, self.memory_format)
         with ExitStack() as stack:
             if self.offload == "sequential":
                 for layer in module.modules():
@@ -102,29 +114,3 @@ def direct_tensors(layer: nn.Module) -> list[Tensor]:
 def _move(layer: nn.Module, device: torch.device) -> None:
     for tensor in direct_tensors(layer):
         tensor.data = tensor.data.to(device)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of a name; "auto" is the first accelerator there is, else the CPU. Raises InputError for others."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"no device is called {name!r}; expected auto, cpu, cuda, cuda:0, mps ...") from error
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # what torch raises depends on how it was built
-        raise InputError(f"device {name!r} cannot be used here; give another, or auto") from error
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of a name; "auto" is float16 on CUDA and float32 elsewhere."""
-    if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise InputError(f"precision is {name!r}, expected auto, {', '.join(DTYPES)}")
-    return DTYPES[name]

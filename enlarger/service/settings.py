@@ -44,6 +44,10 @@ class ModelSettings(StrictModel):
         default=None, description="what a single file of Stable Diffusion 2 predicts"
     )
     loras: tuple[tuple[str, float], ...] = Field(default=(), description="LoRA files, each with its scale")
+    mmap: bool = Field(
+        default=True,
+        description="leave weights in their files, which may be replaced but not written to; false copies them",
+    )
     keep: bool = Field(default=False, description="load at the start, and never unload")
     refiner: str | None = Field(
         default=None, description="the model that finishes what this one begins, where a request asks"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from enlarger.errors import InputError, NonFinite
 from enlarger.image.atomic_write import atomic_write
-from enlarger.runtime.runtime import resolve_device
+from enlarger.runtime.choices import resolve_device
 from enlarger.strict_json import is_object, parse_json
 from enlarger.train.card import Figures, card
 from enlarger.train.data import DataOptions, Dataset, TrainingBatch, open_dataset

@@ -86,7 +86,7 @@ def start(options: TrainOptions, device: torch.device) -> Training:
     Raises InputError and Unsupported, before any step, for options that contradict the base or each other.
     """
     check_options(options)
-    components = as_checkpoint(options.model).open(torch.float32)
+    components = replace(as_checkpoint(options.model), mmap=False).open(torch.float32)  # weights that will change
     kind = kind_of(components, str(options.model))
     check_base(options.task, kind, str(options.model))
     base = _with_objective(components, options)

@@ -20,6 +20,7 @@ from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.evaluate.upscale import Evaluation, EvaluationTable
 from enlarger.image.picture import one_line
 from enlarger.requests import UpscaleRequest
+from enlarger.runtime.choices import choose
 from enlarger.tasks.results.result import Progress
 from enlarger.train.upscaler import Plan
 from tests.support import command
@@ -39,6 +40,15 @@ def test_one_photo_is_written_beside_it(call: Any) -> None:
     assert (status, out) == (0, "a-x2.png\n")
     assert re.search(r"a.jpg: 24 x 18 in \d+\.\d s\n", err)
     assert size("a-x2.png") == (24, 18)
+
+
+def test_explaining_says_how_networks_run_and_computes_nothing(call: Any, fake: Fake) -> None:
+    photo("a.jpg")
+    expected = [f"{name} {about}" for name, about in choose("cpu", "bfloat16").describe().items()]
+    status, out, _ = call("upscale", "a.jpg", "--device", "cpu", "--precision", "bfloat16", "--explain")
+    assert (status, out.splitlines(), files()) == (0, expected, ["a.jpg"])
+    _, out, _ = call("upscale", "a.jpg", "--explain", "--json")
+    assert json.loads(out) == {"runtime": choose().describe()} and fake.loaded == []
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from enlarger.cli.generate import slug
 from enlarger.cli.main import run
 from enlarger.image.picture import read_picture, to_pil
 from enlarger.nn.autoencoder import AutoencoderKL
+from enlarger.runtime.choices import choose
 from enlarger.tasks.latent_diffusion.sampling import NetworkCalls, SamplingReport
 from enlarger.tasks.results.result import Progress, ProgressCallback, Result
 from tests.support import tiny, tiny_depth, tiny_xl
@@ -111,7 +112,9 @@ def test_base_and_refiner_and_their_plan(call: Any) -> None:
     models = ("--model", tiny_xl.base_folder(), "--refiner", tiny_xl.refiner_folder(), "--device", "cpu")
     status, out, err = call("generate", "a boat", *models, "--steps", "3", "--handoff", "0.5", "--explain")
     assert (status, files()) == (0, []), err
-    assert [line.split()[1] for line in out.splitlines()[1:-1]] == ["base", "base", "refiner"]
+    runtime = choose("cpu").describe()
+    assert out.splitlines()[: len(runtime)] == [f"{name} {about}" for name, about in runtime.items()]
+    assert [line.split()[1] for line in out.splitlines()[len(runtime) + 1 : -1]] == ["base", "base", "refiner"]
     assert out.splitlines()[-1] == "calls of the networks for 1 picture: 3"
     status, out, err = call("generate", "a boat", *models, "--steps", "3", "--handoff", "0.5")
     assert (status, out, size("a-boat-0.png")) == (0, "a-boat-0.png\n", (64, 64)), err
@@ -288,7 +291,8 @@ def test_explaining_computes_nothing(call: Any, fake: Fake) -> None:
     assert out.splitlines()[-1] == "calls of the networks for 2 pictures: 2"
     _, out, _ = call("generate", "a", "--model", "m", "--explain", "--json")
     network_call = {"step": 1, "who": "base", "start": 3.0, "stop": 0.0, "count": 1}
-    assert json.loads(out) == {"network_calls": [network_call], "pictures": 1, "calls": 1}
+    runtime = choose().describe()
+    assert json.loads(out) == {"network_calls": [network_call], "pictures": 1, "calls": 1, "runtime": runtime}
 
 
 def test_what_is_known_before_the_work_is_said_before_it(call: Any) -> None:

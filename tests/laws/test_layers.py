@@ -18,7 +18,7 @@ MAY_IMPORT = {  # each room, itself and the bottom aside
     "nn": set(),
     "diffusion": set(),
     "text": {"nn", "diffusion"},
-    "checkpoint": {"nn", "diffusion", "text"},
+    "checkpoint": {"nn", "diffusion", "text", "runtime"},
     "runtime": set(),
     "hub": {"image"},
     "cluster": {"image"},

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from enlarger.errors import InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
 from enlarger.nn.unet import UNet
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.runtime import runtime
-from enlarger.runtime.runtime import Offload, Runtime, direct_tensors, resolve_device, resolve_dtype
+from enlarger.runtime.layout import ENTRANCE_CHANNELS
+from enlarger.runtime.runtime import Offload, Runtime, direct_tensors
 from tests.support.random_weights import normal, randomise
 from tests.support.tiny_models import AUTOENCODER, K_UNET, TEXT, UNET
 
@@ -114,20 +114,29 @@ def test_offload_on_a_device(offload: Offload) -> None:
     assert all(parameter.device.type == "cpu" for parameter in module.parameters())
 
 
-def test_devices() -> None:
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(InputError, match=r"^no device is called 'gpu'; expected auto, cpu, cuda, cuda:0, mps ...$"):
-        resolve_device("gpu")
-    with pytest.raises(InputError, match=r"^device 'cuda:99' cannot be used here; give another, or auto$"):
-        resolve_device("cuda:99")
-    with pytest.raises(InputError, match=r"^device 'meta' cannot be used here; give another, or auto$"):
-        resolve_device("meta")
+@pytest.mark.parametrize("name", CASES)
+def test_the_layout_changes_rounding_alone(name: str) -> None:
+    module, call = CASES[name]
+    randomise(module)
+    expected, before = call(module), {n: v.clone() for n, v in module.state_dict().items()}
+    with Runtime(memory_format=torch.channels_last).hold(module) as held:
+        assert float((call(held) - expected).abs().max()) <= 1e-5 * max(1, float(expected.abs().max()))
+    assert all(value.equal(before[key]) for key, value in module.state_dict().items())
 
 
-def test_precisions() -> None:
-    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
-    assert resolve_dtype("auto", torch.device("cuda")) == torch.float16
-    assert resolve_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
-    with pytest.raises(InputError, match=r"^precision is 'half', expected auto, float32, float16, bfloat16$"):
-        resolve_dtype("half", torch.device("cpu"))
+@pytest.mark.parametrize("name", ["unet", "k_unet", "autoencoder", "upscale_net"])
+def test_the_layout_reaches_every_convolution(name: str) -> None:
+    module, call = CASES[name]
+    found: list[bool] = []
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].shape[1] > ENTRANCE_CHANNELS:
+            found.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    handles = [layer.register_forward_pre_hook(look) for layer in layers]
+    with Runtime(memory_format=torch.channels_last).hold(module) as held:
+        call(held)
+    for handle in handles:
+        handle.remove()
+    assert found and all(found)

@@ -26,12 +26,18 @@ def test_shared_noise_is_one_draw() -> None:
     assert SharedGenerator(None)(like).equal(expected)
 
 
-def test_noise_is_shaped_typed_and_normal() -> None:
+def test_noise_is_normal_and_the_same_in_every_precision() -> None:
     drawn = from_seeds([0])(torch.zeros(1, 4, 64, 64))
     assert abs(float(drawn.mean())) < 0.03 and abs(float(drawn.std()) - 1) < 0.03
-    half = from_seeds([0])(torch.zeros(1, 4, 64, 64, dtype=torch.bfloat16))
+    for dtype in (torch.bfloat16, torch.float16):
+        assert from_seeds([0])(torch.zeros(1, 4, 64, 64, dtype=dtype)).equal(drawn)
+
+
+def test_noise_of_other_programs_is_drawn_in_the_batch_precision() -> None:
+    like, generators = torch.zeros(1, 4, 64, 64, dtype=torch.bfloat16), (torch.Generator().manual_seed(0),)
+    half = PerSampleGenerators(generators)(like)
     assert half.dtype == torch.bfloat16
-    assert_close(half.float(), drawn, 0.02)  # the same numbers, rounded
+    assert_close(half.float(), from_seeds([0])(like), 0.02)  # the same numbers, rounded
 
 
 def test_seed_0_is_a_seed() -> None:

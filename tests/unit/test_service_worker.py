@@ -159,6 +159,23 @@ def batch_of(place: Path, *names: str) -> tuple[list[ModelSettings], float]:
     return settings, (describe_model(settings[0], CPU).num_bytes or 0) / GIB
 
 
+def test_a_model_whose_file_was_written_to_is_loaded_anew(tmp_path: Path) -> None:
+    models, _ = batch_of(tmp_path, "a")
+    cache, sent = cache_of(*models)
+    (first,) = cache.get("a")
+    assert cache.get("a") == (first,)
+    file = Path(models[0].path) / "vae" / "diffusion_pytorch_model.safetensors"
+    written = file.stat().st_mtime_ns
+    file.write_bytes(file.read_bytes())
+    os.utime(file, ns=(written + 10**9, written + 10**9))
+    (again,) = cache.get("a")
+    assert again != first and [one["model"] for one in sent.of("loading")] == ["a", "a"]
+    copied, _ = cache_of(models[0].model_copy(update={"mmap": False}))
+    (kept,) = copied.get("a")
+    file.write_bytes(b"")
+    assert copied.get("a") == (kept,)
+
+
 def test_the_longest_unused_model_goes_first(tmp_path: Path) -> None:
     models, each = batch_of(tmp_path, "a", "b", "c")
     cache, sent = cache_of(*models, memory=2.1 * each)

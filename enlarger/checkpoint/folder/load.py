@@ -32,11 +32,14 @@ def read_folder(
     variant: str | None = None,
     dtype: torch.dtype | None = None,
     only: Collection[str] | None = None,
+    *,
+    mmap: bool = True,
 ) -> PipelineComponents:
     """Read a folder with a `model_index.json` and one folder per component.
 
     `variant` chooses among weight files ("fp16"), `dtype` converts floating weights while reading, `only` names the
-    components to read. Raises `CheckpointError` naming the file for all that is missing, damaged or does not fit.
+    components to read. With `mmap` weights of that type stay in their files, see `load_module`. Raises
+    `CheckpointError` naming the file for all that is missing, damaged or does not fit.
     """
     path = Path(path)
     index = _read_index(path)
@@ -48,7 +51,8 @@ def read_folder(
     network_classes = {name: COMPONENT_CLASSES[kind] for name, kind in requested.items() if kind in COMPONENT_CLASSES}
     variants = _component_variants(path, network_classes, variant)
     loaded = {
-        name: read_network(path / name, component, variants[name], dtype) for name, component in network_classes.items()
+        name: read_network(path / name, component, variants[name], dtype, mmap=mmap)
+        for name, component in network_classes.items()
     }
     components: dict[str, Any] = {name: module for name, (module, _) in loaded.items()}
     for name, kind in requested.items():
@@ -66,7 +70,12 @@ def read_folder(
 
 
 def read_network(
-    folder: Path, component: ComponentClass, variant: str | None = None, dtype: torch.dtype | None = None
+    folder: Path,
+    component: ComponentClass,
+    variant: str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    mmap: bool = True,
 ) -> tuple[nn.Module, Json]:
     """One network and its config.json."""
     config = read_json(_require_folder(folder) / CONFIG_NAME)
@@ -74,7 +83,7 @@ def read_network(
         parsed_config = component.read_config(config)
     except EnlargerError as error:
         raise type(error)(f"{folder / CONFIG_NAME}: {error}") from error
-    weights: SafetensorsCheckpoint = open_weights(folder, component.weights_stem, variant)
+    weights: SafetensorsCheckpoint = open_weights(folder, component.weights_stem, variant, mmap=mmap)
     return load_module(lambda: component.create(parsed_config), weights, dtype=dtype), config
 
 

@@ -37,6 +37,8 @@ def read_component_override(
     base_config: Json,
     dtype: torch.dtype | None = None,
     allow_pickle: bool = False,
+    *,
+    mmap: bool = True,
 ) -> tuple[nn.Module, Json]:
     """The network `component` (one of `CLASS_NAMES`) of a model's folder, of its own folder, or of a single file.
 
@@ -47,10 +49,10 @@ def read_component_override(
     path, class_name = Path(source), CLASS_NAMES[component]
     if path.is_dir():
         if (path / MODEL_INDEX_NAME).is_file():
-            pipeline = read_folder(path, dtype=dtype, only=[component])
+            pipeline = read_folder(path, dtype=dtype, only=[component], mmap=mmap)
             return pipeline.components[component], dict(pipeline.network_configs[component])
-        return read_network(path, COMPONENT_CLASSES[class_name], dtype=dtype)
-    tensors = open_checkpoint(path, allow_pickle=allow_pickle)
+        return read_network(path, COMPONENT_CLASSES[class_name], dtype=dtype, mmap=mmap)
+    tensors = open_checkpoint(path, allow_pickle=allow_pickle, mmap=mmap)
     check_unquantised(tensors)
     weights = _remap_component(tensors, component)
     if component == "text_encoder_2" and TEXT_PROJECTION not in weights.keys():

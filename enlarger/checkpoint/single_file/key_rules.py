@@ -137,7 +137,7 @@ class RemappedTensors:
         return self.original.dtype(self.key_sources[name].key)
 
     def get_tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor, in memory of its own."""
+        """The tensor, where the original's lies unless it has to be turned around."""
         source, shape = self.key_sources[name], self.shape(name)
         tensor = (
             self.original.get_tensor(source.key, dtype)
@@ -157,4 +157,4 @@ def _read_chunk(tensors: LazyTensors, key_source: KeySource, dtype: torch.dtype 
     chunk_info = replace(
         info, shape=(info.shape[0] // key_source.num_chunks, *info.shape[1:]), start=start, end=start + size
     )
-    return SafetensorsCheckpoint(tensors.path, {key_source.key: chunk_info}).get_tensor(key_source.key, dtype)
+    return replace(tensors, tensor_infos={key_source.key: chunk_info}).get_tensor(key_source.key, dtype)

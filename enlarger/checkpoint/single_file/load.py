@@ -55,6 +55,7 @@ class _SingleFile:
     converted: ConvertedCheckpoint
     base_configs: Mapping[str, Json]
     dtype: torch.dtype | None
+    mmap: bool
 
 
 def read_single_file(
@@ -68,6 +69,7 @@ def read_single_file(
     text_encoder_2: ComponentSource | None = None,
     config: str | Path | None = None,
     ema: bool = False,
+    mmap: bool = True,
 ) -> PipelineComponents:
     """Read a model like `read_folder` does: same components, same names.
 
@@ -75,12 +77,13 @@ def read_single_file(
     predicts where the file cannot; it must be given for Stable Diffusion 2. `allow_pickle` opens a `.ckpt` or `.pth`
     through the restricted reader. `vae`, `text_encoder` and `text_encoder_2` (a network, a folder or a file) stand in
     for components that the file lacks, as the original x2 upscaler's does, or replace its own. `config` is a folder in
-    diffusers' layout whose JSON files replace the bundled ones. `ema` takes the averaged copy of the UNet.
+    diffusers' layout whose JSON files replace the bundled ones. `ema` takes the averaged copy of the UNet. With `mmap`
+    weights that need no conversion stay in the file, see `load_module`.
 
     Raises `CheckpointError` saying what the file is instead, what is missing, or which weights differ.
     """
     path = Path(path)
-    tensors = open_checkpoint(path, allow_pickle=allow_pickle)
+    tensors = open_checkpoint(path, allow_pickle=allow_pickle, mmap=mmap)
     check_unquantised(tensors)
     detected = detect({name: tensors.shape(name) for name in tensors.keys()}, path)
     if detected.kind == PIXEL_NETWORK:
@@ -94,7 +97,7 @@ def read_single_file(
     converted = convert_from_original(detected.layout, tensors, key_prefix=detected.key_prefix, ema=ema)
     _check_unexpected_keys(path, converted)
     notes = _extra_notes(path, converted)
-    single_file = _SingleFile(path, detected, converted, base_configs, dtype)
+    single_file = _SingleFile(path, detected, converted, base_configs, dtype, mmap)
     overrides = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
     networks = _load_networks(single_file, overrides, allow_pickle)
     _check_context_channels(path, networks)
@@ -220,7 +223,7 @@ def _load_networks(
         source = overrides.get(name)
         if source is not None:
             networks[name] = read_component_override(
-                source, name, single_file.base_configs[name], single_file.dtype, allow_pickle
+                source, name, single_file.base_configs[name], single_file.dtype, allow_pickle, mmap=single_file.mmap
             )
         else:
             networks[name] = _load_network(

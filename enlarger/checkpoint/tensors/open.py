@@ -44,26 +44,28 @@ class LazyTensors(Protocol):
 
 
 @overload
-def open_weights(folder: Path, stem: str | None = None, variant: str | None = None) -> SafetensorsCheckpoint: ...
+def open_weights(
+    folder: Path, stem: str | None = None, variant: str | None = None, *, mmap: bool = False
+) -> SafetensorsCheckpoint: ...
 @overload
 def open_weights(
-    folder: Path, stem: str | None = None, variant: str | None = None, *, allow_pickle: bool
+    folder: Path, stem: str | None = None, variant: str | None = None, *, allow_pickle: bool, mmap: bool = False
 ) -> SafetensorsCheckpoint | PickleCheckpoint: ...
 def open_weights(
-    folder: Path, stem: str | None = None, variant: str | None = None, *, allow_pickle: bool = False
+    folder: Path, stem: str | None = None, variant: str | None = None, *, allow_pickle: bool = False, mmap: bool = False
 ) -> SafetensorsCheckpoint | PickleCheckpoint:
     """The weights in a component's folder: `stem[.variant].safetensors`, or the shards that an index lists.
 
-    `stem` None tries the usual ones. `allow_pickle` takes the old `.bin` file where there are no safetensors. Raises
-    `CheckpointError` saying what lies there instead.
+    `stem` None tries the usual ones. `allow_pickle` takes the old `.bin` file where there are no safetensors, `mmap`
+    leaves the tensors in their files. Raises `CheckpointError` saying what lies there instead.
     """
     stems = WEIGHTS_STEMS if stem is None else (stem,)
     for name in stems:
         single, index = weights_filenames(name, variant)
         if (folder / single).is_file():
-            return open_safetensors(folder / single)
+            return open_safetensors(folder / single, mmap=mmap)
         if (folder / index).is_file():
-            return _open_shards(folder / index)
+            return _open_shards(folder / index, mmap=mmap)
     for name in stems if allow_pickle else ():
         if (folder / pickle_filename(name, variant)).is_file():
             return open_checkpoint(folder / pickle_filename(name, variant), allow_pickle=True)
@@ -83,13 +85,18 @@ def pickle_filename(stem: str, variant: str | None) -> str:
 
 
 @overload
-def open_checkpoint(path: Path) -> SafetensorsCheckpoint: ...
+def open_checkpoint(path: Path, *, mmap: bool = False) -> SafetensorsCheckpoint: ...
 @overload
-def open_checkpoint(path: Path, *, allow_pickle: bool) -> SafetensorsCheckpoint | PickleCheckpoint: ...
-def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> SafetensorsCheckpoint | PickleCheckpoint:
+def open_checkpoint(
+    path: Path, *, allow_pickle: bool, mmap: bool = False
+) -> SafetensorsCheckpoint | PickleCheckpoint: ...
+def open_checkpoint(
+    path: Path, *, allow_pickle: bool = False, mmap: bool = False
+) -> SafetensorsCheckpoint | PickleCheckpoint:
     """One file of weights: safetensors, or a pickle where `allow_pickle` says so. Its content decides, not its name.
 
-    Raises `CheckpointError` naming the file, and the tensor where one is concerned, for all that is damaged.
+    `mmap` leaves the tensors of safetensors in the file; those of a pickle are copied. Raises `CheckpointError` naming
+    the file, and the tensor where one is concerned, for all that is damaged.
     """
     if is_pickle(path):
         if not allow_pickle:
@@ -97,7 +104,7 @@ def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> SafetensorsChe
         return open_pickle(path)
     if (kind := _other_container(path)) is not None:
         raise CheckpointError(f"{path}: found {kind}, expected safetensors; fetch the model in that format.")
-    return open_safetensors(path)
+    return open_safetensors(path, mmap=mmap)
 
 
 def _other_container(path: Path) -> str | None:
@@ -113,7 +120,7 @@ def is_pickle(path: Path) -> bool:
     return not is_safetensors and (magic.startswith(PICKLE_MAGIC) or path.suffix.lower() in PICKLE_SUFFIXES)
 
 
-def _open_shards(index: Path) -> SafetensorsCheckpoint:
+def _open_shards(index: Path, *, mmap: bool) -> SafetensorsCheckpoint:
     weight_map = read_json(index).get("weight_map")
     if not is_object(weight_map) or not weight_map:
         raise CheckpointError(f"{index}: no weight_map; expected the file of each weight.")
@@ -136,6 +143,7 @@ def _open_shards(index: Path) -> SafetensorsCheckpoint:
         index,
         tensor_infos,
         {key: text for key, text in shard_metadata[0].items() if all(each.get(key) == text for each in shard_metadata)},
+        mapped_files={} if mmap else None,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from enlarger.errors import CheckpointError
+from enlarger.runtime.mapped_file import map_file
 from enlarger.strict_json import Json, is_array, is_object, parse_json, reject_duplicate_keys, short_repr
 
 TENSOR_INFO_KEYS = {"dtype", "shape", "data_offsets"}
@@ -48,18 +49,25 @@ class TensorInfo:
     start: int
     end: int
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether it can be used where it lies: there is something, at a place that its type allows."""
+        return self.start < self.end and self.start % self.dtype.itemsize == 0
+
 
 @dataclass(frozen=True)
 class SafetensorsCheckpoint:
     """Named tensors of one file or of all its shards; nothing is read before `get_tensor`.
 
-    What `get_tensor` returns is memory of its own, not a view: the file may be replaced or deleted afterwards.
+    What `get_tensor` returns is memory of its own, and the file may change afterwards. With `mapped_files` it lies in
+    the file, which may be replaced or deleted but not written to, see `map_file`.
     """
 
     path: Path  # the file, or the index that lists the shards
     tensor_infos: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])  # what the file says about itself
     notes: tuple[str, ...] = ()  # nothing else is in such a file
+    mapped_files: dict[Path, Tensor] | None = field(default=None, repr=False, compare=False)  # those mapped so far
 
     def keys(self) -> tuple[str, ...]:
         return tuple(self.tensor_infos)
@@ -74,6 +82,8 @@ class SafetensorsCheckpoint:
         """The tensor, converted block by block where it is floating and `dtype` is another type."""
         info = self.tensor_infos[name]
         same_dtype = dtype is None or not info.dtype.is_floating_point or dtype == info.dtype
+        if same_dtype and self.mapped_files is not None and info.is_aligned:
+            return _view_mapped(self.mapped_files, info, name)
         try:
             tensor = torch.empty(info.shape, dtype=info.dtype if same_dtype else dtype)
         except RuntimeError as error:
@@ -94,6 +104,21 @@ class SafetensorsCheckpoint:
                 yield part
 
 
+def _view_mapped(mapped_files: dict[Path, Tensor], info: TensorInfo, name: str) -> Tensor:
+    """The tensor where it lies in its file, which is mapped when the first one is asked for."""
+    if info.file not in mapped_files:
+        with _open_at(info, name) as file:
+            mapped_files[info.file] = map_file(file, info.file)
+    whole = mapped_files[info.file]
+    if len(whole) < info.end:
+        raise _unreadable(info, name, "the file ends early")
+    return whole[info.start : info.end].view(info.dtype).view(info.shape)
+
+
+def _unreadable(info: TensorInfo, name: str, reason: object) -> CheckpointError:
+    return CheckpointError(f"{info.file}: {name} cannot be read ({reason}); fetch the file again.")
+
+
 @contextmanager
 def _open_at(info: TensorInfo, name: str) -> Generator[FileIO]:
     """The file at a tensor's first byte."""
@@ -102,7 +127,7 @@ def _open_at(info: TensorInfo, name: str) -> Generator[FileIO]:
             file.seek(info.start)
             yield file
     except (OSError, EOFError) as error:
-        raise CheckpointError(f"{info.file}: {name} cannot be read ({error}); fetch the file again.") from error
+        raise _unreadable(info, name, error) from error
 
 
 def size_and_magic(path: Path) -> tuple[int, bytes]:
@@ -120,8 +145,8 @@ def size_and_magic(path: Path) -> tuple[int, bytes]:
         raise CheckpointError(f"{str(path)!r}: not the name of a file ({error}).") from error
 
 
-def open_safetensors(path: Path) -> SafetensorsCheckpoint:
-    """One safetensors file. Its header is checked against its size."""
+def open_safetensors(path: Path, *, mmap: bool = False) -> SafetensorsCheckpoint:
+    """One safetensors file. Its header is checked against its size. With `mmap` its tensors stay in it."""
     size, magic = size_and_magic(path)
     length = int.from_bytes(magic[:8], "little")
     if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
@@ -132,7 +157,7 @@ def open_safetensors(path: Path) -> SafetensorsCheckpoint:
         raise CheckpointError(f"{path}: found other things than texts in __metadata__; fetch it again.")
     tensor_infos = {name: _parse_tensor_info(path, name, found, 8 + length) for name, found in header.items()}
     _check_offsets(path, tensor_infos, 8 + length, size)
-    return SafetensorsCheckpoint(path, tensor_infos, metadata)
+    return SafetensorsCheckpoint(path, tensor_infos, metadata, mapped_files={} if mmap else None)
 
 
 def _read_header(path: Path, length: int) -> Json:

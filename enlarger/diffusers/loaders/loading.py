@@ -9,13 +9,13 @@ import torch
 
 from enlarger.diffusers.call.arguments import ArgumentError
 from enlarger.errors import Unsupported
-from enlarger.runtime.runtime import DTYPES
+from enlarger.runtime.choices import DTYPES
 
 log = logging.getLogger(__name__)
 NO_EFFECT = (  # of downloading, or how loading is always done
     "cache_dir", "token", "force_download", "local_files_only", "low_cpu_mem_usage", "use_safetensors", "revision",
     "proxies", "mirror", "resume_download", "use_auth_token", "offload_folder", "offload_state_dict", "max_memory",
-    "requires_safety_checker", "output_loading_info", "original_config", "disable_mmap", "provider", "user_agent",
+    "requires_safety_checker", "output_loading_info", "original_config", "provider", "user_agent",
     "original_config_file", "config_files", "scheduler_type", "image_size", "num_in_channels", "upcast_attention",
     "local_dir", "local_dir_use_symlinks", "return_cached_folder", "offload_buffers",
 )  # fmt: skip
@@ -31,6 +31,7 @@ REFUSED = {
     "use_onnx": "networks of ONNX are not run; use safetensors",
     "dduf_file": "files of DDUF are not read; use the model's folder",
 }
+OBEYED = ("device_map", "disable_mmap")
 SAID = ("force_download", "cache_dir", "proxies")  # that nothing is downloaded is worth a line
 
 
@@ -41,6 +42,7 @@ class Loading:
     dtype: torch.dtype | None
     dtypes: Mapping[str, torch.dtype | None]
     device: torch.device | None
+    mmap: bool  # whether weights stay in their files
 
 
 def read_options(dtype: object, options: Mapping[str, object]) -> Loading:
@@ -48,7 +50,7 @@ def read_options(dtype: object, options: Mapping[str, object]) -> Loading:
     for name, value in options.items():
         if name in REFUSED and value:
             raise Unsupported(f"{name} is not available: {REFUSED[name]}")
-        if name not in (*NO_EFFECT, *REFUSED, "device_map") and value is not None:
+        if name not in (*NO_EFFECT, *REFUSED, *OBEYED) and value is not None:
             raise Unsupported(
                 f"from_pretrained has no {name}={value!r}; it takes parts, torch_dtype and variant by name"
             )
@@ -57,7 +59,7 @@ def read_options(dtype: object, options: Mapping[str, object]) -> Loading:
     by_name: dict[str, Any] = dict(dtype) if isinstance(dtype, Mapping) else {}  # pyright: ignore[reportUnknownArgumentType] - a user's
     default = by_name.pop("default", None) if by_name else cast("Any", dtype)
     found = {name: parse_dtype(one) for name, one in by_name.items()}
-    return Loading(parse_dtype(default), found, _device(options.get("device_map")))
+    return Loading(parse_dtype(default), found, _device(options.get("device_map")), not options.get("disable_mmap"))
 
 
 def _device(device_map: Any) -> torch.device | None:

@@ -81,7 +81,8 @@ class ModelView(nn.Module):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, variant: str | None = None,
-        torch_dtype: torch.dtype | str | None = None, dtype: torch.dtype | str | None = None, **options: Any,
+        torch_dtype: torch.dtype | str | None = None, dtype: torch.dtype | str | None = None,
+        disable_mmap: bool = False, **options: Any,
     ) -> Self:  # fmt: skip
         """Read one part of a local folder."""
         if strange := sorted(set(options) - set(LOADING)):
@@ -90,17 +91,20 @@ class ModelView(nn.Module):
         if not (folder / "config.json").is_file():
             raise MissingFile(f"{folder}: no config.json, and nothing is downloaded here; give a local folder")
         wanted = parse_dtype(torch_dtype if dtype is None else dtype)
-        network, config = read_network(folder, COMPONENT_CLASSES[cls.CLASS_NAME], variant, wanted)
+        part = COMPONENT_CLASSES[cls.CLASS_NAME]
+        network, config = read_network(folder, part, variant, wanted, mmap=not disable_mmap)
         return cls.view(network, config)
 
     @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **options: Any) -> Self:
+    def from_single_file(
+        cls, pretrained_model_link_or_path: str | Path, disable_mmap: bool = False, **options: Any
+    ) -> Self:
         """The part of a local file in the layout of the original code."""
         from enlarger.checkpoint.single_file.load import read_single_file
 
         names = {"torch_dtype": "dtype", "prediction_type": "prediction"}
         options = {names.get(name, name): value for name, value in options.items() if name not in LOADING}
-        bundle = read_single_file(pretrained_model_link_or_path, **options)
+        bundle = read_single_file(pretrained_model_link_or_path, mmap=not disable_mmap, **options)
         for name, part in bundle.components.items():
             if isinstance(part, cls.NATIVE):
                 return cls.view(part, bundle.network_configs.get(name))

@@ -167,7 +167,8 @@ class DiffusionPipeline(RunState, MemoryMethods, StepMethods, LeftOutMethods):
         wanted = [name for name in cls._components_to_load(path) if name not in given]
         asked = torch_dtype if dtype is None else dtype
         try:
-            bundle = read_folder(path, variant, torch.float32 if asked is None else loading.dtype, wanted)
+            precision = torch.float32 if asked is None else loading.dtype
+            bundle = read_folder(path, variant, precision, wanted, mmap=loading.mmap)
         except CheckpointError as error:  # a ValueError, as in diffusers
             said = f"You are trying to load the model files of the `variant={variant}`, but {error}"
             raise UnfitFile(str(error) if variant is None else said) from error
@@ -207,6 +208,7 @@ class DiffusionPipeline(RunState, MemoryMethods, StepMethods, LeftOutMethods):
             vae=native_of(given.get("vae")),
             text_encoder=native_of(given.get("text_encoder")),
             text_encoder_2=native_of(given.get("text_encoder_2")),
+            mmap=loading.mmap,
         )
         made = {name: part for name, part in bundle.components.items() if name in cls.COMPONENT_TYPES}
         lacking = [

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from enlarger.errors import EnlargerError
-from enlarger.runtime.runtime import resolve_device
+from enlarger.runtime.choices import resolve_device
 from enlarger.service.jobs.job import job_folder
 from enlarger.service.worker.executor import Executor, log_error, problem_for
 from enlarger.service.worker.folder_models import adapter_names, models_of_folder, open_model_folder

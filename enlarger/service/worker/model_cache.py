@@ -13,6 +13,7 @@ from torch import nn
 
 from enlarger.checkpoint.model_folder import ModelFolder
 from enlarger.errors import CheckpointError, InputError, Unsupported
+from enlarger.runtime.mapped_file import changed_files
 from enlarger.runtime.runtime import Runtime
 from enlarger.service.problems import problem_error
 from enlarger.service.settings import GIB, MIB, ModelSettings
@@ -46,6 +47,11 @@ class CachedModel:
     def model(self) -> Any:
         """The Stable Diffusion checkpoint, or the upscaler; either has a tokenizer, a sampler and a vae."""
         return self.loaded.model
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether a file that its weights lie in was written to: they are others now, or gone."""
+        return any(changed_files(module) for module in modules_in((*self.loaded.tasks.values(), self.previewer)))
 
     @property
     def refiner(self) -> StableDiffusion:
@@ -91,11 +97,13 @@ class ModelCache:
         return next((name for name, one in self.descriptions.items() if one.settings.path == BUNDLED), None)
 
     def get(self, *names: str) -> tuple[CachedModel, ...]:
-        """Models that work together, loaded where they are not.
+        """Models that work together, loaded where they are not, and anew where their files were written to.
 
         Raises what loading raises, and ProblemError for those that are larger than the memory.
         """
         for name in names:
+            if name in self._models and self._models[name].is_outdated:
+                self.unload(name)
             if name not in self._models:
                 self._load(name, names)
             self._models[name] = self._models.pop(name)  # the last used is the last to go
@@ -172,6 +180,7 @@ def _load(settings: ModelSettings, device: torch.device, folder: ModelFolder) ->
         allow_pickle=folder.allow_pickle and Path(settings.path).is_file(),
         loras=settings.loras,
         models=folder,
+        mmap=settings.mmap,
     )
     try:
         return load_model(checkpoint, str(device), settings.precision, settings.offload, engine=settings.engine)

@@ -26,8 +26,9 @@ from enlarger.hub.cache import cache_dir, resolve, snapshot_variant
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
+from enlarger.runtime.choices import choose
 from enlarger.runtime.engines.named import INT8, EngineName, EngineOptions, make_engine
-from enlarger.runtime.runtime import Offload, Runtime, resolve_device, resolve_dtype
+from enlarger.runtime.runtime import Offload, Runtime
 
 if TYPE_CHECKING:
     from enlarger.tasks.depth import DepthToImage
@@ -68,6 +69,9 @@ class Checkpoint:
     LoRAs and textual inversions beside a folder too), `vae`, `text_encoder` and `text_encoder_2` stand in
     for parts, `config` is a folder in diffusers' layout whose JSON files replace the bundled ones. With a folder of
     `models`, `path` and `loras` may be names in it, and so may the LoRAs and styles of requests.
+
+    With `mmap` weights that need no conversion stay in their files, which may be replaced or deleted meanwhile, but not
+    written to; without it they are copied into memory.
     """
 
     path: str | Path
@@ -81,6 +85,7 @@ class Checkpoint:
     inversions: Sequence[str | Path | tuple[str | Path, str | None]] = ()  # files, or with their tokens
     text_encoder_2: ComponentSource | None = None  # of SDXL
     models: ModelFolder | None = field(default=None, repr=False)
+    mmap: bool = True
 
     def __str__(self) -> str:
         return str(self.path)
@@ -102,14 +107,14 @@ class Checkpoint:
 
     def _read(self, dtype: torch.dtype | None) -> PipelineComponents:
         if str(self.path) == BUNDLED:
-            return read_folder(BUNDLED_FOLDER, dtype=torch.float32)
+            return read_folder(BUNDLED_FOLDER, dtype=torch.float32, mmap=self.mmap)
         path = resolve(checkpoint_path(self.models, self.path))
         if not path.is_dir():
             if self.variant is not None:
                 raise InputError(f"variant is {self.variant!r}, but {path} is a single file; leave it out")
             return read_single_file(
                 path, dtype=dtype, prediction=self.prediction, allow_pickle=self.allow_pickle, vae=self.vae,
-                text_encoder=self.text_encoder, text_encoder_2=self.text_encoder_2, config=self.config,
+                text_encoder=self.text_encoder, text_encoder_2=self.text_encoder_2, config=self.config, mmap=self.mmap,
             )  # fmt: skip
         names = ("prediction", "vae", "text_encoder", "text_encoder_2", "config")
         given = {name: getattr(self, name) for name in names}
@@ -118,7 +123,8 @@ class Checkpoint:
         if unused or (self.allow_pickle and not may_hold_pickles):
             named = ", ".join(unused or ["allow_pickle"])
             raise InputError(f"{named}: for single files only, and {path} is a folder; leave it out")
-        return read_folder(path, snapshot_variant(path) if self.variant is None else self.variant, dtype)
+        variant = snapshot_variant(path) if self.variant is None else self.variant
+        return read_folder(path, variant, dtype, mmap=self.mmap)
 
 
 def with_adapters(
@@ -192,10 +198,9 @@ class LoadedModel:
 
 def resolve_runtime(device: str, precision: str, offload: Offload, engine: str) -> tuple[Runtime, torch.dtype]:
     """Where and how a model runs, and its weights' type. Raises InputError for what does not go together."""
-    torch_device = resolve_device(device)
-    chosen = make_engine(engine, EngineOptions(torch_device, precision, offload, cache_dir() / "engines"))
-    dtype = resolve_dtype("auto" if precision == INT8 else precision, torch_device)
-    return Runtime.here(torch_device, offload, chosen), dtype
+    choices = choose(device, "auto" if precision == INT8 else precision)
+    chosen = make_engine(engine, EngineOptions(choices.device, precision, offload, cache_dir() / "engines"))
+    return Runtime.here(choices.device, offload, chosen, choices.memory_format), choices.dtype
 
 
 def load_model(
