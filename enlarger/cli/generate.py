@@ -103,7 +103,7 @@ def generate(
     if explain and cluster is not None:
         raise typer.BadParameter("--explain computes nothing, so that --ray has no meaning with it; leave one")
     if explain:
-        print_lines(_explain(load().explain(request), device, precision, json_lines=json_lines))
+        print_lines(_explain(load().explain(request), (device, precision, engine), json_lines=json_lines))
         return
     from enlarger.cli.report import Report
 
@@ -152,11 +152,12 @@ def _generate_on_cluster(
     run_on_cluster(run, listing, target, files.cluster)
 
 
-def _explain(plan: "SamplingReport", device: str, precision: str, *, json_lines: bool) -> list[str]:
-    """How the networks would run, and which would run which step."""
+def _explain(plan: "SamplingReport", asked: tuple[str, str, str], *, json_lines: bool) -> list[str]:
+    """How the networks would run, of the device, the precision and the engine that are asked for, and which would run
+    which step."""
     if json_lines:
-        return [json.dumps(asdict(plan) | {"calls": plan.calls} | describe_runtime(device, precision))]
-    return [*explain_runtime(device, precision, json_lines=False), *str(plan).splitlines()]
+        return [json.dumps(asdict(plan) | {"calls": plan.calls} | describe_runtime(*asked))]
+    return [*explain_runtime(*asked, json_lines=False), *str(plan).splitlines()]
 
 
 def _run_job(

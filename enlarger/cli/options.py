@@ -158,7 +158,8 @@ def request_options(
         @wraps(verb)
         def with_options(**arguments: Any) -> None:
             if any(arguments.pop(name) for name in explain):
-                print_lines(explain_runtime(arguments["device"], arguments["precision"], arguments["json_lines"]))
+                asked = (arguments[name] for name in ("device", "precision", "engine"))
+                print_lines(explain_runtime(*asked, json_lines=arguments["json_lines"]))
                 return
             options = {parameter.name: arguments.pop(parameter.name) for parameter in request_parameters}
             options |= {name: arguments.pop(name) or () for name in styles}
@@ -180,19 +181,23 @@ def request_options(
     return decorate
 
 
-def describe_runtime(device: str, precision: str) -> Json:
+def describe_runtime(device: str, precision: str, engine: str) -> Json:
     """How networks would run, each choice with its reason, as JSON."""
     from enlarger.runtime.choices import choose  # torch comes with it
+    from enlarger.runtime.engines.named import INT8
 
-    return {"runtime": choose(device, precision).describe()}
+    described = choose(device, "auto" if precision == INT8 else precision).describe()
+    if precision == INT8:
+        described["precision"] = f"{INT8}: asked for, quantised from {described['precision']}"
+    return {"runtime": described | {"engine": f"{engine}: {'as it is' if engine == 'torch' else 'asked for'}"}}
 
 
-def explain_runtime(device: str, precision: str, json_lines: bool) -> list[str]:
+def explain_runtime(device: str, precision: str, engine: str, *, json_lines: bool) -> list[str]:
     """The same as lines."""
-    described = describe_runtime(device, precision)
-    return (
-        [json.dumps(described)] if json_lines else [f"{name} {about}" for name, about in described["runtime"].items()]
-    )
+    described = describe_runtime(device, precision, engine)
+    if json_lines:
+        return [json.dumps(described)]
+    return [f"{name} {about}" for name, about in described["runtime"].items()]
 
 
 def _keyword_parameters(options: Json) -> list[Parameter]:

@@ -12,5 +12,10 @@ def use_layout(module: nn.Module, memory_format: torch.memory_format) -> None:
     if memory_format == torch.contiguous_format:
         return
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d) and layer.in_channels <= ENTRANCE_CHANNELS:
-            layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)
+        if isinstance(layer, nn.Conv2d) and layer.in_channels <= ENTRANCE_CHANNELS and not _is_channels_last(layer):
+            layer.weight.data = layer.weight.data.clone(memory_format=memory_format)
+
+
+def _is_channels_last(layer: nn.Conv2d) -> bool:
+    """By its strides: torch takes kernels of one pixel for both."""
+    return layer.weight.stride(3) == layer.weight.shape[1]

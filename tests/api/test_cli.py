@@ -45,10 +45,14 @@ def test_one_photo_is_written_beside_it(call: Any) -> None:
 def test_explaining_says_how_networks_run_and_computes_nothing(call: Any, fake: Fake) -> None:
     photo("a.jpg")
     expected = [f"{name} {about}" for name, about in choose("cpu", "bfloat16").describe().items()]
+    expected.append("engine torch: as it is")
     status, out, _ = call("upscale", "a.jpg", "--device", "cpu", "--precision", "bfloat16", "--explain")
     assert (status, out.splitlines(), files()) == (0, expected, ["a.jpg"])
     _, out, _ = call("upscale", "a.jpg", "--explain", "--json")
-    assert json.loads(out) == {"runtime": choose().describe()} and fake.loaded == []
+    assert json.loads(out) == {"runtime": choose().describe() | {"engine": "torch: as it is"}} and fake.loaded == []
+    _, out, _ = call("upscale", "a.jpg", "--device", "cpu", "--precision", "int8", "--engine", "openvino", "--explain")
+    assert re.search(r"^precision int8: asked for, quantised from \w+: \w", out, re.MULTILINE)
+    assert out.endswith("\nengine openvino: asked for\n")
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from PIL import Image
 from enlarger import DepthRequest, GenerateRequest, InputError, RefineRequest
 from enlarger.cli.generate import slug
 from enlarger.cli.main import run
+from enlarger.cli.options import describe_runtime
 from enlarger.image.picture import read_picture, to_pil
 from enlarger.nn.autoencoder import AutoencoderKL
-from enlarger.runtime.choices import choose
 from enlarger.tasks.latent_diffusion.sampling import NetworkCalls, SamplingReport
 from enlarger.tasks.results.result import Progress, ProgressCallback, Result
 from tests.support import tiny, tiny_depth, tiny_xl
@@ -112,7 +112,7 @@ def test_base_and_refiner_and_their_plan(call: Any) -> None:
     models = ("--model", tiny_xl.base_folder(), "--refiner", tiny_xl.refiner_folder(), "--device", "cpu")
     status, out, err = call("generate", "a boat", *models, "--steps", "3", "--handoff", "0.5", "--explain")
     assert (status, files()) == (0, []), err
-    runtime = choose("cpu").describe()
+    runtime = describe_runtime("cpu", "auto", "torch")["runtime"]
     assert out.splitlines()[: len(runtime)] == [f"{name} {about}" for name, about in runtime.items()]
     assert [line.split()[1] for line in out.splitlines()[len(runtime) + 1 : -1]] == ["base", "base", "refiner"]
     assert out.splitlines()[-1] == "calls of the networks for 1 picture: 3"
@@ -291,7 +291,7 @@ def test_explaining_computes_nothing(call: Any, fake: Fake) -> None:
     assert out.splitlines()[-1] == "calls of the networks for 2 pictures: 2"
     _, out, _ = call("generate", "a", "--model", "m", "--explain", "--json")
     network_call = {"step": 1, "who": "base", "start": 3.0, "stop": 0.0, "count": 1}
-    runtime = choose().describe()
+    runtime = describe_runtime("auto", "auto", "torch")["runtime"]
     assert json.loads(out) == {"network_calls": [network_call], "pictures": 1, "calls": 1, "runtime": runtime}
 
 

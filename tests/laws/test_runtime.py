@@ -124,7 +124,7 @@ def test_the_layout_changes_rounding_alone(name: str) -> None:
     assert all(value.equal(before[key]) for key, value in module.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["unet", "k_unet", "autoencoder", "upscale_net"])
+@pytest.mark.parametrize("name", ["unet", "k_unet", "autoencoder"])
 def test_the_layout_reaches_every_convolution(name: str) -> None:
     module, call = CASES[name]
     found: list[bool] = []

@@ -1,17 +1,24 @@
 """What is chosen follows from the hardware, and is said with its reason."""
 
+import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from enlarger.errors import InputError
 from enlarger.runtime import choices, cores, hardware
 from enlarger.runtime.choices import choose, resolve_device, resolve_dtype
 from enlarger.runtime.cores import count_cores, heed_quota
 from enlarger.runtime.hardware import Hardware
+from enlarger.tasks.text_to_image import load_generator
+from enlarger.tasks.upscale.upscale import load_upscaler
+from tests.support import tiny
 
+one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PLAIN = Hardware(cores=2)
 
@@ -151,3 +158,33 @@ def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_dtype("half", CPU)
     with pytest.raises(InputError, match=r"^precision is 'half', expected auto, float32, float16, bfloat16$"):
         choose("cpu", "half")
+
+
+def psnr(found: Image.Image, expected: Image.Image) -> float:
+    """Of pixels of 0 to 255, in dB."""
+    error = np.square(np.array(found, dtype=np.float64) - np.array(expected)).mean()
+    return float("inf") if error == 0 else 10 * math.log10(255**2 / error)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_picture_in_bfloat16_is_nearly_that_in_float32(seed: int) -> None:
+    made = [
+        load_generator(tiny.sd1_folder(), "cpu", precision)("a boat", width=64, height=48, steps=4, seed=seed).image
+        for precision in ("float32", "bfloat16")
+    ]
+    assert psnr(made[1], made[0]) >= 30
+    enlarged = [
+        load_upscaler(tiny.x2_folder(), "cpu", precision)(tiny.picture(64, 64), steps=4, seed=seed).image
+        for precision in ("float32", "bfloat16")
+    ]
+    assert psnr(enlarged[1], enlarged[0]) >= 30
+
+
+def test_the_layout_changes_a_picture_by_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = list[Image.Image]()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        monkeypatch.setattr(choices, "choose_layout", lambda device, dtype, layout=layout: (layout, "played"))
+        model = load_generator(tiny.sd1_folder(), "cpu", "float32")
+        assert model.model.latent_diffusion.runtime.memory_format == layout
+        pictures.append(model("a boat", width=64, height=48, steps=4, seed=3).image)
+    assert np.abs(np.array(pictures[0], dtype=int) - np.array(pictures[1])).max() <= 1

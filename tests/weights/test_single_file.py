@@ -92,7 +92,8 @@ def test_written_and_read_back_equal(
     found = detect({name: weights.shape(name) for name in weights.keys()})
     notes = {"prediction": UNSAID[family]} if family in UNSAID and not stated else {}
     assert (found.family, found.kind) == (family, "model")
-    again = read_single_file(path, **notes, **other_folder(bundle, family))
+    # copied, since where a weight begins in memory changes the rounding of products
+    again = read_single_file(path, **notes, **other_folder(bundle, family), mmap=False)
     assert list(again.components) == list(bundle.components) and again.path == path
     wanted = outputs(bundle)
     for name, output in outputs(again).items():
