@@ -40,6 +40,12 @@ class Conditioning:
         )
 
 
+def is_equal(a: Conditioning, b: Conditioning) -> bool:
+    """Whether a network is told the same by both."""
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(Conditioning)]
+    return all(one is other or (one is not None and other is not None and one.equal(other)) for one, other in pairs)
+
+
 def stack_branches(unconditional: Conditioning, conditional: Conditioning) -> Conditioning:
     """Two conditionings one behind the other along the batch: the unconditional branch, then the conditional one."""
 

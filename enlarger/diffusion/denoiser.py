@@ -1,7 +1,7 @@
 """What a solver sees of a network."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.guidance import Guidance
-from enlarger.diffusion.overflow import first_overflow
+from enlarger.diffusion.overflow import FiniteCheck, first_overflow
 from enlarger.diffusion.precondition import Precondition
+from enlarger.diffusion.prepared import plain
 from enlarger.errors import NonFinite
 
 
@@ -31,6 +32,7 @@ class Denoiser:
     guided_conditioning: Conditioning | None = None  # the unconditional branch stacked on the conditional one
     guidance: Guidance = Guidance()
     before_call: Callable[[Tensor, Tensor], Tensor] | None = None  # changes the noisy latent, given its noise level
+    finite_check: FiniteCheck = field(default_factory=FiniteCheck)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         x = x if self.before_call is None else self.before_call(x, sigma)
@@ -39,16 +41,19 @@ class Denoiser:
         conditioning = (
             self.guided_conditioning if is_guided and self.guided_conditioning is not None else self.conditioning
         )
-        scaled_input = x * scalings.input
-        network_input = conditioning.join(torch.cat([scaled_input, scaled_input]) if is_guided else scaled_input).to(
-            self.dtype
-        )
-        timestep = scalings.time.float().to(x.device).expand(len(network_input))
+        scaled_input = (x * scalings.input).to(self.dtype)
+        network_input = conditioning.join(torch.cat([scaled_input, scaled_input]) if is_guided else scaled_input)
+        timestep = torch.full((len(network_input),), float(scalings.time), device=x.device)
         inputs = conditioning.cast(x.device, self.dtype).inputs
         output = self.network(network_input, timestep, **inputs)
-        if self.dtype != torch.float32 and not bool(torch.isfinite(output).all()):
-            name = first_overflow(self.network, lambda: self.network(network_input, timestep, **inputs))
-            raise NonFinite(_describe(name, self.dtype), sigma=float(sigma))
+        if self.dtype != torch.float32:
+
+            def describe() -> NonFinite:
+                network = plain(self.network)
+                name = first_overflow(network, lambda: network(network_input, timestep, **inputs))
+                return NonFinite(_describe(name, self.dtype), sigma=float(sigma))
+
+            self.finite_check.see(output, describe)
         output = output[:, : x.shape[1]].float()  # a channel more is a variance that samplers do not use
         return x * scalings.skip + (self.guidance.combine(output) if is_guided else output) * scalings.output
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,10 +19,16 @@ class Guidance:
     scale: float = 1.0
     rescale: float = 0.0
     interval: tuple[float, float] = (0.0, math.inf)
+    is_live: ClassVar[bool] = False  # the scale is another's, and may change during a run
 
     def is_active(self, sigma: float) -> bool:
         """Whether both branches are needed at a noise level."""
         return self.scale != 1 and self.interval[0] <= sigma <= self.interval[1]
+
+    @property
+    def is_unconditional(self) -> bool:
+        """Whether the conditional branch never matters."""
+        return self.scale == 0 and self.rescale == 0 and self.interval == (0.0, math.inf) and not self.is_live
 
     def combine(self, output: Tensor) -> Tensor:
         """Raw outputs (2B, ...), unconditional first, to (B, ...)."""

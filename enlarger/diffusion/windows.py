@@ -44,13 +44,13 @@ class Windows:
         for top, left in product(*(self.starts(side) for side in size)):
             yield slice(top, min(size[0], top + self.side)), slice(left, min(size[1], left + self.side))
 
-    def weights(self, height: int, width: int) -> Tensor:
+    def weights(self, height: int, width: int, device: torch.device | None = None) -> Tensor:
         """How much a window counts at each of its places, (height, width): less and less towards its edges."""
-        rows, columns = (self._ramp(length) for length in (height, width))
+        rows, columns = (self._ramp(length, device) for length in (height, width))
         return rows[:, None] * columns
 
-    def _ramp(self, length: int) -> Tensor:
-        distance = torch.arange(length) + 0.5
+    def _ramp(self, length: int, device: torch.device | None) -> Tensor:
+        distance = torch.arange(length, device=device) + 0.5
         return (torch.minimum(distance, length - distance) / max(1, self.overlap)).clamp(max=1)
 
 
@@ -75,7 +75,7 @@ class WindowedDenoiser:
         x = x if self.denoiser.before_call is None else self.denoiser.before_call(x, sigma)
         for rows, columns in self.windows.cover((height, width)):
             window = x[..., rows, columns]
-            share = self.windows.weights(*window.shape[2:]).to(x)
+            share = self.windows.weights(*window.shape[2:], device=x.device)
             total[..., rows, columns] += share * self._cut(rows, columns)(window, sigma)
             weight[rows, columns] += share
             self.windows.on_window()

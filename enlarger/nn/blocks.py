@@ -1,6 +1,9 @@
 """Pieces that several networks share; attribute names are the names in the weight files."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +39,8 @@ def to_feature_map(x: Tensor, like: Tensor) -> Tensor:
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers with SiLU between: (B, inputs) to (B, channels); a condition (B, condition_channels) joins the
-    inputs where there is one."""
+    """Two linear layers with SiLU between: (B, inputs) to (B, channels); what `project` makes of a condition
+    (B, condition_channels) joins the inputs where there is one."""
 
     def __init__(self, in_channels: int, channels: int, condition_channels: int | None = None) -> None:
         super().__init__()
@@ -45,13 +48,23 @@ class TimestepEmbedding(nn.Module):
         self.cond_proj = None if condition_channels is None else nn.Linear(condition_channels, in_channels, bias=False)
         self.linear_2 = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        x = x if self.cond_proj is None else x + self.cond_proj(condition)
-        return self.linear_2(F.silu(self.linear_1(x)))
+    def project(self, condition: Tensor | None) -> Tensor | None:
+        """What joins the inputs for a condition."""
+        return None if condition is None or self.cond_proj is None else self.cond_proj(condition)
+
+    def forward(self, x: Tensor, joined: Tensor | None = None) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x if joined is None else x + joined)))
+
+
+class KeysValues(NamedTuple):
+    """What an attention makes of what it looks at, each (B, S, channels)."""
+
+    keys: Tensor
+    values: Tensor
 
 
 class Attention(nn.Module):
-    """Attention of a sequence (B, L, channels) to itself, or to `context` (B, S, context_channels)."""
+    """Attention of a sequence (B, L, channels) to itself or to `context`, (B, S, context_channels) or keys, values."""
 
     def __init__(
         self,
@@ -64,16 +77,59 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         key_channels = channels if context_channels is None else context_channels
-        self.heads = heads
+        self.heads, self.is_cross = heads, context_channels is not None
         self.norm_cross = nn.LayerNorm(key_channels) if norm_context else nn.Identity()
         self.to_q = nn.Linear(channels, channels, bias=bias)
         self.to_k = nn.Linear(key_channels, channels, bias=bias)
         self.to_v = nn.Linear(key_channels, channels, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        source = x if context is None else self.norm_cross(context)
-        return self.to_out[0](attend(self.to_q(x), self.to_k(source), self.to_v(source), self.heads, mask))
+    def forward(self, x: Tensor, context: Tensor | KeysValues | None = None, mask: Tensor | None = None) -> Tensor:
+        query, keys, values = self.project(x, context)
+        return self.to_out[0](attend(query, keys, values, self.heads, mask))
+
+    def project(self, x: Tensor, context: Tensor | KeysValues | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, keys and values."""
+        if context is None:
+            return self.to_q(x), self.to_k(x), self.to_v(x)
+        keys, values = context if isinstance(context, KeysValues) else self.look_at(context)
+        return self.to_q(x), keys, values
+
+    def look_at(self, context: Tensor) -> KeysValues:
+        """The keys and values of a context, which do not depend on what looks at it."""
+        source = self.norm_cross(context)
+        return KeysValues(self.to_k(source), self.to_v(source))
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedConditioning:
+    """What a UNet makes of its conditioning without having seen a latent, and so once for all steps of a run.
+
+    `joined` joins the sinusoids of the time, `embeddings` the embedding of it, in order; `keys_values` are those of the
+    attentions to the tokens.
+    """
+
+    tokens: Tensor  # (B, L, context channels)
+    attention_mask: Tensor | None = None  # (B, 1, 1, L)
+    joined: Tensor | None = None
+    embeddings: tuple[Tensor, ...] = ()
+    keys_values: Mapping[nn.Module, KeysValues] = field(default_factory=dict[nn.Module, KeysValues])
+
+    def context(self, attention: nn.Module) -> Tensor | KeysValues:
+        """What an attention looks at: its keys and values, or the tokens where it is no `Attention` of ours."""
+        return self.keys_values.get(attention, self.tokens)
+
+
+def look_at_tokens(network: nn.Module, tokens: Tensor) -> dict[nn.Module, KeysValues]:
+    """The keys and values of every attention to the tokens; what has another `forward` sees the tokens themselves."""
+    return {
+        part: part.look_at(tokens)
+        for part in network.modules()
+        if isinstance(part, Attention)
+        and part.is_cross
+        and type(part).forward is Attention.forward
+        and "forward" not in vars(part)
+    }
 
 
 class ResnetBlock(nn.Module):

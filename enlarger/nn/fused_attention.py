@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from enlarger.nn.attention import attend
-from enlarger.nn.blocks import Attention
+from enlarger.nn.blocks import Attention, KeysValues
 
 ATTRIBUTE = "fused_projections"
 
@@ -16,19 +15,23 @@ class FusedAttention(Attention):
 
     fused_projections: tuple[Tensor, Tensor | None]
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        weight, bias = (None if part is None else part.to(x) for part in self.fused_projections)
-        assert weight is not None
-        if context is None:
-            query, key, value = nn.functional.linear(x, weight, bias).chunk(3, -1)
-        else:
-            both = 2 * self.to_k.out_features
-            query = self.to_q(x)
-            joined = nn.functional.linear(
-                self.norm_cross(context), weight[-both:], None if bias is None else bias[-both:]
-            )
-            key, value = joined.chunk(2, -1)
-        return self.to_out[0](attend(query, key, value, self.heads, mask))
+    def project(self, x: Tensor, context: Tensor | KeysValues | None) -> tuple[Tensor, Tensor, Tensor]:
+        if context is not None:
+            return super().project(x, context)
+        weight, bias = self._weights_for(x)
+        query, keys, values = nn.functional.linear(x, weight, bias).chunk(3, -1)
+        return query, keys, values
+
+    def look_at(self, context: Tensor) -> KeysValues:
+        weight, bias = self._weights_for(context)
+        both = 2 * self.to_k.out_features
+        joined = nn.functional.linear(self.norm_cross(context), weight[-both:], None if bias is None else bias[-both:])
+        keys, values = joined.chunk(2, -1)
+        return KeysValues(keys, values)
+
+    def _weights_for(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self.fused_projections
+        return weight.to(x), None if bias is None else bias.to(x)
 
 
 def fuse(network: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from enlarger.errors import InputError
-from enlarger.nn.blocks import Attention, to_feature_map, to_tokens
+from enlarger.nn.blocks import Attention, PreparedConditioning, look_at_tokens, to_feature_map, to_tokens
 
 CHANNELS_PER_GROUP = 32  # channels per group of every normalisation
 MASKED_LOGIT_BIAS = -10000.0  # what the original adds to the logits of masked tokens
@@ -81,9 +81,12 @@ class KTimestepEmbedding(nn.Module):
         self.cond_proj = None if vector_channels is None else nn.Linear(vector_channels, channels, bias=False)
         self.linear_2 = nn.Linear(channels, channels)
 
-    def forward(self, features: Tensor, vector: Tensor | None) -> Tensor:
-        if self.cond_proj is not None:
-            features = features + self.cond_proj(vector)
+    def project(self, vector: Tensor | None) -> Tensor | None:
+        """What joins the Fourier features for a condition vector."""
+        return None if vector is None or self.cond_proj is None else self.cond_proj(vector)
+
+    def forward(self, features: Tensor, joined: Tensor | None) -> Tensor:
+        features = features if joined is None else features + joined
         return F.gelu(self.linear_2(F.gelu(self.linear_1(features))))
 
 
@@ -131,10 +134,11 @@ class KAttentionBlock(nn.Module):
         self.attn2 = Attention(channels, heads, config.context_channels, bias=True, norm_context=True)
         self.self_attention = self_attention
 
-    def forward(self, x: Tensor, time: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, told: PreparedConditioning) -> Tensor:
         if self.self_attention:
             x = x + to_feature_map(self.attn1(to_tokens(self.norm1(x, time))), x)
-        return x + to_feature_map(self.attn2(to_tokens(self.norm2(x, time)), tokens, bias), x)
+        context = told.context(self.attn2)
+        return x + to_feature_map(self.attn2(to_tokens(self.norm2(x, time)), context, told.attention_mask), x)
 
 
 class KBlock(nn.Module):
@@ -155,11 +159,11 @@ class KBlock(nn.Module):
 
     skip_filter: SkipFilter | None = None  # see `freeu`
 
-    def forward(self, x: Tensor, time: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, told: PreparedConditioning) -> Tensor:
         for index, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if self.has_attention:
-                x = self.attentions[index](x, time, tokens, bias)
+                x = self.attentions[index](x, time, told)
         return x
 
 
@@ -206,34 +210,57 @@ class KUNet(nn.Module):
         x: Tensor,
         time: Tensor,
         *,
-        tokens: Tensor,
+        tokens: Tensor | None = None,
         vector: Tensor | None = None,
         mask: Tensor | None = None,
+        prepared: PreparedConditioning | None = None,
     ) -> Tensor:
         """Run the network once: `x` (B, in, H, W) to (B, out, H, W), all raw.
 
-        `time` (B,) is log(sigma) / 4, `tokens` (B, L, context_channels), `vector` (B, vector_channels), `mask`
-        (B, L) is True where a token may be attended to.
+        `time` (B,) is log(sigma) / 4. The rest is the conditioning, as `prepare` takes it, or `prepared`, what that
+        gave.
         """
-        self._check_inputs(x, vector)
-        time = self.time_embedding(self.time_proj(time).to(x.dtype), vector)
-        bias = (
-            None if mask is None else x.new_zeros(mask.shape).masked_fill(~mask, MASKED_LOGIT_BIAS)[:, None, None]
-        )  # (B, 1, 1, L)
+        self._check_size(x)
+        told = self.prepare(tokens=tokens, vector=vector, mask=mask, look_ahead=False) if prepared is None else prepared
+        time = self.time_embedding(self.time_proj(time).to(x.dtype), told.joined)
         x = self.conv_in(x)
         skips: list[Tensor] = []
         for block in self.down_blocks:
-            x = block(downsample(x) if skips else x, time, tokens, bias)
+            x = block(downsample(x) if skips else x, time, told)
             skips.append(x)
-        x = self.up_blocks[0](skips.pop(), time, tokens, bias)
+        x = self.up_blocks[0](skips.pop(), time, told)
         for block in self.up_blocks[1:]:
             x, skip = upsample(x), skips.pop()
             filter_skip: SkipFilter | None = getattr(block, "skip_filter", None)
             x, skip = (x, skip) if filter_skip is None else filter_skip(x, skip)
-            x = block(torch.cat((x, skip), dim=1), time, tokens, bias)
+            x = block(torch.cat((x, skip), dim=1), time, told)
         return self.conv_out(x)
 
-    def _check_inputs(self, x: Tensor, vector: Tensor | None) -> None:
+    def prepare(
+        self,
+        *,
+        tokens: Tensor | None,
+        vector: Tensor | None = None,
+        mask: Tensor | None = None,
+        look_ahead: bool = True,
+    ) -> PreparedConditioning:
+        """What all steps of a run share, for `forward`; with `look_ahead` the keys and values of the tokens too.
+
+        `tokens` are (B, L, context_channels), `vector` (B, vector_channels), `mask` (B, L) is True where a token may be
+        attended to.
+        """
+        if tokens is None:
+            raise InputError("the upscaler's UNet got no `tokens`; pass the features of a prompt, (B, L, channels)")
+        self._check_vector(vector)
+        bias = None if mask is None else tokens.new_zeros(mask.shape).masked_fill(~mask, MASKED_LOGIT_BIAS)
+        return PreparedConditioning(
+            tokens,
+            None if bias is None else bias[:, None, None],
+            self.time_embedding.project(vector),
+            keys_values=look_at_tokens(self, tokens) if look_ahead else {},
+        )
+
+    def _check_size(self, x: Tensor) -> None:
         """Refuse what would fail further in, and less clearly."""
         height, width = x.shape[2:]
         if any(size % self.size_multiple or size < 2 * self.size_multiple for size in (height, width)):
@@ -241,6 +268,8 @@ class KUNet(nn.Module):
                 f"the upscaler's UNet got a latent of {width}x{height}: width and height must be "
                 f"multiples of {self.size_multiple} and at least {2 * self.size_multiple}; pad it first"
             )
+
+    def _check_vector(self, vector: Tensor | None) -> None:
         vector_channels = self.config.vector_channels
         if (vector is None) != (vector_channels is None):
             raise InputError(

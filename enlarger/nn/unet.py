@@ -12,10 +12,12 @@ from enlarger.errors import InputError
 from enlarger.nn.blocks import (
     Attention,
     Downsample,
+    PreparedConditioning,
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
     embedding_table,
+    look_at_tokens,
     sinusoidal_embedding,
     to_feature_map,
     to_tokens,
@@ -59,8 +61,7 @@ class BlockInputs:
     """What every block may look at."""
 
     time: Tensor  # (B, time channels), after SiLU
-    tokens: Tensor  # (B, L, context channels)
-    attention_mask: Tensor | None  # (B, 1, 1, L), True where a token may be attended to
+    conditioning: PreparedConditioning
 
 
 class GEGLU(nn.Module):
@@ -102,9 +103,12 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels)
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        cross_inputs = (inputs.tokens, inputs.attention_mask)
-        x = x + self.attn1(self.norm1(x), *(cross_inputs if self.only_cross_attention else ()))
-        x = x + self.attn2(self.norm2(x), *cross_inputs)
+        told = inputs.conditioning
+        if self.only_cross_attention:
+            x = x + self.attn1(self.norm1(x), told.context(self.attn1), told.attention_mask)
+        else:
+            x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), told.context(self.attn2), told.attention_mask)
         return x + self.ff(self.norm3(x))
 
 
@@ -261,20 +265,23 @@ class UNet(nn.Module):
         x: Tensor,
         time: Tensor,
         *,
-        tokens: Tensor,
+        tokens: Tensor | None = None,
         vector: Tensor | None = None,
         label: Tensor | None = None,
         mask: Tensor | None = None,
         guidance: Tensor | None = None,
+        prepared: PreparedConditioning | None = None,
     ) -> Tensor:
         """Run the network once: `x` (B, in, H, W) to (B, out, H, W), all raw; any height and width.
 
-        `time` (B,) is the training step, possibly fractional; `tokens` (B, L, context_channels); `vector`
-        (B, vector_channels); `label` (B,) whole numbers; `mask` (B, L) is True where a token may be attended to;
-        `guidance` (B, guidance_channels) is for distilled networks.
+        `time` (B,) is the training step, possibly fractional. The rest is the conditioning, as `prepare` takes it, or
+        `prepared`, what that gave.
         """
-        embedding = self._embed(time, vector, label, guidance, x)
-        inputs = BlockInputs(F.silu(embedding), tokens, None if mask is None else mask[:, None, None])
+        if prepared is None:
+            prepared = self.prepare(
+                tokens=tokens, vector=vector, label=label, mask=mask, guidance=guidance, look_ahead=False
+            )
+        inputs = BlockInputs(F.silu(self._embed(time, prepared, x)), prepared)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
@@ -284,19 +291,41 @@ class UNet(nn.Module):
             x = block(x, skips, inputs)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
-    def _embed(
-        self, time: Tensor, vector: Tensor | None, label: Tensor | None, guidance: Tensor | None, x: Tensor
-    ) -> Tensor:
-        """The sum of the embeddings of time, label and vector: (B, 4 * first stage's channels)."""
+    def prepare(
+        self,
+        *,
+        tokens: Tensor | None,
+        vector: Tensor | None = None,
+        label: Tensor | None = None,
+        mask: Tensor | None = None,
+        guidance: Tensor | None = None,
+        look_ahead: bool = True,
+    ) -> PreparedConditioning:
+        """What all steps of a run share, for `forward`; with `look_ahead` the keys and values of the tokens too.
+
+        `tokens` are (B, L, context_channels), `vector` (B, vector_channels), `label` (B,) whole numbers, `mask` (B, L)
+        is True where a token may be attended to, `guidance` (B, guidance_channels) is for distilled networks.
+        """
+        if tokens is None:
+            raise InputError("this UNet got no `tokens`; pass the features of a prompt, (B, L, context_channels)")
         self._check_optional_input("vector", vector, "vector_channels", self.config.vector_channels)
         self._check_optional_input("label", label, "num_class_embeds", self.config.num_class_embeds)
         self._check_optional_input("guidance", guidance, "guidance_channels", self.config.guidance_channels)
+        embeddings = () if label is None else (self.class_embedding(label),)
+        return PreparedConditioning(
+            tokens,
+            None if mask is None else mask[:, None, None],
+            self.time_embedding.project(guidance),
+            embeddings if vector is None else (*embeddings, self.add_embedding(vector)),
+            look_at_tokens(self, tokens) if look_ahead else {},
+        )
+
+    def _embed(self, time: Tensor, prepared: PreparedConditioning, x: Tensor) -> Tensor:
+        """The sum of the embeddings of time, label and vector: (B, 4 * first stage's channels)."""
         times = sinusoidal_embedding(time, self.config.stages[0].channels).to(x.dtype)
-        embedding = self.time_embedding(times, guidance)
-        if label is not None:
-            embedding = embedding + self.class_embedding(label)
-        if vector is not None:
-            embedding = embedding + self.add_embedding(vector)
+        embedding = self.time_embedding(times, prepared.joined)
+        for other in prepared.embeddings:
+            embedding = embedding + other
         return embedding
 
     @staticmethod

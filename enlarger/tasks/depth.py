@@ -47,6 +47,7 @@ class DepthToImage:
             return with_generation(replace(self, model=model)(adapted, watch), self.model, "depth", request)
         count = len(split_images(request.image))
         depth_maps = one_per_image(None if request.depth is None else _split_depth_maps(request.depth), count, "depth")
+        sharing = self.model.sharing_prompts()
         results: list[Result] = []
         for one, seeds in split_request(request, depth=depth_maps):
             if isinstance(one.image, Latents):
@@ -55,7 +56,7 @@ class DepthToImage:
                 )
             prepared = prepare_picture(one.image, self.model.size_multiple)
             depth = self._depth_channel(prepared, one.depth)
-            run = prepare_run(self.model, with_defaults(one, "depth"), prepared, seeds, depth)
+            run = prepare_run(sharing, with_defaults(one, "depth"), prepared, seeds, depth)
             latents: list[Tensor] = []
             for job in run.jobs:
                 on_step = report_steps(watch, job.plan.sigma_schedule.steps)

@@ -78,14 +78,14 @@ class Refiner:
         model, adapted = adapt(self.model, request)
         if model is not self.model:
             return with_generation(replace(self, model=model)(adapted, watch), self.model, "refine", request)
-        defaults = "refine/xl" if self.model.has_micro_conditioning else "refine"
+        defaults, sharing = "refine/xl" if self.model.has_micro_conditioning else "refine", self.model.sharing_prompts()
         results: list[Result] = []
         for one, seeds in split_request(request):
             prepared = self._prepare_input(one.image if one.by is None else self._enlarge(one, one.by, watch))
             factor = 1 if prepared.picture is None else self.model.vae.downsample_factor
             size = (prepared.image.shape[2] // factor, prepared.image.shape[3] // factor)
             windows = choose_windows(one, self.model.network_shape, size)
-            run = prepare_run(self.model, with_defaults(one, defaults), prepared, seeds, windows=windows)
+            run = prepare_run(sharing, with_defaults(one, defaults), prepared, seeds, windows=windows)
             latents: list[Tensor] = []
             for job in run.jobs:
                 plan, on_step = report_plan(watch, job.plan, size)

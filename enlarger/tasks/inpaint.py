@@ -202,6 +202,7 @@ class Inpainter:
             made = replace(self, model=model)(adapted, watch)
             return replace(made, generation=describe_pictures(made.seeds, self.model, "inpaint", request))
         masks = [None] if request.mask is None else split_images(request.mask)
+        sharing = replace(self, model=self.model.sharing_prompts())
         results: list[InpaintResult] = []
         for one, seeds in split_request(request, mask=masks):
             settings = with_defaults(one, "inpaint") | {"fill": one.fill}  # None differs for mask and border
@@ -209,7 +210,7 @@ class Inpainter:
             for seed in seeds if canvas.is_changed else ():
                 filled = canvas.fill(settings["fill"], seed)
                 if one.strength > 0:
-                    repainted = self._run(*self._crop(canvas, filled, settings), settings, seed, watch)
+                    repainted = sharing._run(*self._crop(canvas, filled, settings), settings, seed, watch)
                     filled = canvas.replace_box(filled, repainted[0])
                 painted.append(filled)
             results.append(self._finish(one, canvas, settings, seeds, painted))

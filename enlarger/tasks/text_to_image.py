@@ -120,10 +120,12 @@ class Generator:
             return with_generation(replace(self, model=model)(adapted, watch), self.model, "generate", request)
         prompts, negatives = _prompt_pairs(request)
         seeds = seeds_for(request.seed, len(prompts))
+        refiners = tuple(refiner.sharing_prompts() for refiner in self.refiners)
+        sharing = replace(self, model=self.model.sharing_prompts(), refiners=refiners)
         results: list[Result] = []
         for prompt, negative, seed in zip(prompts, negatives, seeds, strict=True):
             one = replace(request, prompt=prompt, negative=negative, seed=seed, count=1)
-            latent_diffusion, job = self._prepare([one])
+            latent_diffusion, job = sharing._prepare([one])
             latents = text_to_image(latent_diffusion, job, report_steps(watch, job.plan.sigma_schedule.steps))
             results += self._finish([one], latents, watch)
         return with_generation(join_results(results), self.model, "generate", request)

@@ -1,9 +1,9 @@
 """Prompts to the features that the networks attend to."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from enlarger.text.weights import apply_token_weights
 # Which state the networks attend to: SD1 and SD2 the last one normalised; the x2 upscaler the last one as it is;
 # SDXL the one before it as it is.
 OutputLayer = Literal["last_norm", "last", "penultimate"]
+Prompt = TypeVar("Prompt", bound=Hashable)  # a text, or one for each of two encoders
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class PromptEmbeds:
     tokens: Tensor  # (B, L, D)
     pooled: Tensor  # (B, D), or (B, P) from encoders with a projection
     mask: Tensor  # (B, L) bool, True at real tokens, start and end included
+
+    def rows(self, rows: Sequence[int]) -> "PromptEmbeds":
+        """Those of some prompts, in that order."""
+        return PromptEmbeds(self.tokens[rows], self.pooled[rows], self.mask[rows])
 
 
 def encode_prompts(
@@ -37,7 +42,8 @@ def encode_prompts(
     weighted: bool = False,
     clip_skip: int = 0,
 ) -> PromptEmbeds:
-    """Encode prompts that belong together (both branches of a guidance too: one call gives them one length).
+    """Encode prompts that belong together (both branches of a guidance too: one call gives them one length); equal ones
+    are encoded once.
 
     A text over 75 tokens is cut with a warning that names what was cut; with `long_prompt` it is encoded in chunks of
     75, one after another, and shorter texts are filled up with empty ones. `pooled` is the first chunk's.
@@ -47,9 +53,11 @@ def encode_prompts(
     """
     if layer not in get_args(OutputLayer):
         raise InputError(f"layer is {layer!r}, expected one of {', '.join(get_args(OutputLayer))}.")
-    chunks = tokenize_prompts(tokenizer, prompts, long_prompt, weighted)
+    different, rows = _distinct([prompts] if isinstance(prompts, str) else prompts)
+    chunks = tokenize_prompts(tokenizer, different, long_prompt, weighted)
     warn_truncated(tokenizer, chunks)
-    return encode_chunks(tokenizer, encoder, chunks, layer, clip_skip)
+    encoded = encode_chunks(tokenizer, encoder, chunks, layer, clip_skip)
+    return encoded if len(rows) == len(different) else encoded.rows(rows)
 
 
 def encode_prompts_xl(
@@ -61,7 +69,7 @@ def encode_prompts_xl(
     weighted: bool = False,
     clip_skip: int = 0,
 ) -> PromptEmbeds:
-    """Encode prompts that belong together; `prompts[i]` are those for encoder i, as many for each.
+    """Encode prompts that belong together; `prompts[i]` are those for encoder i, as many for each, equal ones once.
 
     `tokens` are the states before each encoder's last layer, one encoder's beside the other's (768 + 1280 wide), and
     `pooled` is the last encoder's projected text (Podell et al. 2023, section 2.1). With `long_prompt`, all have
@@ -69,8 +77,10 @@ def encode_prompts_xl(
     counts layers back from there: state -(clip_skip + 2) of each encoder. The rest is as in `encode_prompts`.
     """
     _check_encoders(tokenizers, encoders, prompts)
+    different, rows = _distinct(list(zip(*prompts, strict=True)))
     chunks = [
-        tokenize_prompts(one, texts, long_prompt, weighted) for one, texts in zip(tokenizers, prompts, strict=True)
+        tokenize_prompts(one, texts, long_prompt, weighted)
+        for one, texts in zip(tokenizers, zip(*different, strict=True), strict=True)
     ]
     warn_truncated(tokenizers[-1], [chunk for own_chunks in chunks for chunk in own_chunks])
     num_chunks = max(map(len, chunks))
@@ -81,7 +91,14 @@ def encode_prompts_xl(
     last = embeds[-1]
     tokens = torch.cat([one.tokens.to(last.tokens) for one in embeds], dim=-1)
     mask = torch.stack([one.mask.to(last.mask.device) for one in embeds]).any(0)
-    return PromptEmbeds(tokens, last.pooled, mask)
+    encoded = PromptEmbeds(tokens, last.pooled, mask)
+    return encoded if len(rows) == len(different) else encoded.rows(rows)
+
+
+def _distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:
+    """Each prompt once, in order, and where each of `prompts` is among them."""
+    places = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    return list(places), [places[prompt] for prompt in prompts]
 
 
 def tokenize_prompts(

@@ -111,10 +111,12 @@ class CallbackRunner:
 
     def _called(self, x: Tensor, scale: float, callback: Callable[[Tensor], Tensor | None]) -> Tensor:
         """The latents after a callback, which may return others or change those it is given."""
-        before = (x * scale).to(self.dtype)
-        shown = before.clone()
+        with torch.inference_mode(False):  # so that writing into them is counted
+            shown = (x * scale).to(self.dtype)
+        written = shown._version
         after = callback(shown)
         after = shown if after is None else after
         if after.shape != x.shape:
             raise ArgumentError(f"the callback returned latents {tuple(after.shape)}, expected {tuple(x.shape)}")
-        return x if torch.equal(after, before) else after.to(x) / scale
+        is_unchanged = after is shown and shown._version == written
+        return x if is_unchanged else after.to(x) / scale

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.prepared import PreparedNetwork
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class LiveGuidance(Guidance):
     """Guidance whose scale is the pipeline's at each call."""
 
     pipe: Any = None
+    is_live: ClassVar[bool] = True
 
     def is_active(self, sigma: float) -> bool:
         return bool(self.pipe.do_classifier_free_guidance)
@@ -63,7 +65,8 @@ class Redirected(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.replaced, self.remake = network, replaced, remake
-        self.besides = besides or {}  # each (1, n)
+        self.besides = dict(besides or {})  # each (1, n)
+        self._prepared = PreparedNetwork(network)
 
     @property
     def config(self) -> Any:
@@ -71,5 +74,11 @@ class Redirected(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, **inputs: Tensor) -> Tensor:
         x, inputs = self.remake(self.replaced, x, inputs)
-        inputs = {**inputs, **{name: value.expand(len(x), -1) for name, value in self.besides.items()}}
-        return self.network(x, time, **inputs)
+        besides = {name: self._widened(name, len(x)) for name in self.besides}
+        return self._prepared(x, time, **inputs, **besides)
+
+    def _widened(self, name: str, count: int) -> Tensor:
+        """A row of `besides` for each of a batch; the same tensor as long as the batch is as large."""
+        if len(self.besides[name]) != count:
+            self.besides[name] = self.besides[name][:1].expand(count, -1)
+        return self.besides[name]

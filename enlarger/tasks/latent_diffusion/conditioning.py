@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enlarger.diffusion.conditioning import Conditioning
+from enlarger.diffusion.conditioning import Conditioning, is_equal, stack_branches
 from enlarger.diffusion.guidance import Guidance
 from enlarger.nn.blocks import sinusoidal_embedding
 from enlarger.nn.clip_text import ClipText
@@ -29,6 +29,19 @@ class GuidedConditioning:
     positive: Conditioning
     negative: Conditioning | None = None
     guidance: Guidance = Guidance()
+
+    def branches(self) -> tuple[Conditioning, Conditioning | None]:
+        """What a network is told alone, and what in a run with guidance: the negative branch stacked on the positive.
+
+        A branch that cannot matter is left out: the negative one at scale 1 or where it is told the same, the positive
+        one at scale 0.
+        """
+        positive, negative, guidance = self.positive, self.negative, self.guidance
+        if negative is None or (not guidance.is_live and (guidance.scale == 1 or is_equal(positive, negative))):
+            return positive, None
+        if guidance.is_unconditional:
+            return negative, None
+        return positive, stack_branches(negative, positive)
 
     def with_fields(self, **fields: Tensor) -> "GuidedConditioning":
         """The same with more fields of `Conditioning`, equal in both branches."""

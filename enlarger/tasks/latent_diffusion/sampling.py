@@ -3,16 +3,17 @@
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor, nn
 
 from enlarger.checkpoint.tensors.finite_check import find_first_non_finite
-from enlarger.diffusion.conditioning import stack_branches
 from enlarger.diffusion.denoiser import Denoise, Denoiser
 from enlarger.diffusion.noise import Noise
 from enlarger.diffusion.precondition import Precondition
+from enlarger.diffusion.prepared import PreparedNetwork
 from enlarger.diffusion.sample import OnStep, Solver, Step, sample, unchanged
 from enlarger.diffusion.sampler import SigmaSchedule, trace_steps
 from enlarger.diffusion.windows import WindowedDenoiser, Windows
@@ -32,19 +33,19 @@ class Expert:
     conditioning: GuidedConditioning
     handoff_sigma: float = 0.0
 
-    def denoiser(self, call: Call, before_call: Callable[[Tensor, Tensor], Tensor] | None = None) -> Denoiser:
-        """The network as a solver sees it, by a `call` of it; `before_call` changes the latents that it sees."""
-        conditioning, dtype = self.conditioning, next(self.network.parameters()).dtype
-        guided_conditioning = (
-            None if conditioning.negative is None else stack_branches(conditioning.negative, conditioning.positive)
-        )
+    def denoiser(
+        self, call: Call, device: torch.device, before_call: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Denoiser:
+        """The network as a solver sees it on a device, by a `call` of it; `before_call` changes the latents it sees."""
+        dtype = next(self.network.parameters()).dtype
+        alone, guided = self.conditioning.branches()
         return Denoiser(
-            call,
+            PreparedNetwork(call),
             dtype,
             self.precondition,
-            conditioning.positive,
-            guided_conditioning,
-            conditioning.guidance,
+            alone.cast(device, dtype),
+            None if guided is None else guided.cast(device, dtype),
+            self.conditioning.guidance,
             before_call,
         )
 
@@ -103,17 +104,26 @@ def hold_denoiser(
     before_call = None
     if known_region is not None:
         before_call, on_step = _known_region_hooks(known_region, plan.sigma_schedule, on_step)
-    with ExitStack() as held_networks:
+    try:
+        with ExitStack() as held_networks:
 
-        def hold(expert: Expert) -> Denoise:
-            call = held_networks.enter_context(runtime.run(expert.network, repeated=True))
-            return _in_windows(expert.denoiser(call, before_call), plan.windows)
+            def hold(expert: Expert) -> Denoise:
+                call = held_networks.enter_context(runtime.run(expert.network, repeated=True))
+                denoiser = expert.denoiser(call, runtime.device, before_call)
+                held_networks.push(partial(_raise_overflow, denoiser))
+                return _in_windows(denoiser, plan.windows)
 
-        denoise = hold(experts[0]) if len(experts) == 1 else _switching_denoiser(experts, hold, held_networks)
-        try:
+            denoise = hold(experts[0]) if len(experts) == 1 else _switching_denoiser(experts, hold, held_networks)
             yield denoise, on_step
-        except NonFinite as error:
-            raise with_bad_weight(error, *(expert.network for expert in experts)) from error
+    except NonFinite as error:
+        raise with_bad_weight(error, *(expert.network for expert in experts)) from error
+
+
+def _raise_overflow(denoiser: Denoiser, kind: object, error: BaseException | None, trace: object) -> None:
+    """At the end of a run, also one that ended without a number: the first overflow that was not looked for yet."""
+    overflow = denoiser.finite_check.settle() if error is None or isinstance(error, NonFinite) else None
+    if overflow is not None:
+        raise overflow
 
 
 def _in_windows(denoiser: Denoiser, windows: Windows | None) -> Denoise:

@@ -1,6 +1,6 @@
 """A checkpoint of the Stable Diffusion family, read once for many requests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class StableDiffusion:
     unchecked_note: str | None = None  # why there is no checker though the checkpoint names one
     model_folder: ModelFolder | None = None  # where requests' LoRAs and styles are looked up
     clip_skip: int | None = None  # the text encoders' layer that is read, counted from the end; None: the usual one
+    shared: dict[Hashable, GuidedConditioning] | None = None  # what prompts gave within one request
 
     def check_safety(self, pictures: Sequence[Tensor]) -> tuple[tuple[bool, ...] | None, tuple[str, ...]]:
         """What the safety checker flags among pictures (3, H, W) in -1..1, and what is to be said of that.
@@ -132,6 +133,18 @@ class StableDiffusion:
 
     def condition_batch(self, prompt_specs: Sequence[PromptSpec], size: tuple[int, int]) -> GuidedConditioning:
         """The same for a batch of prompts of one length that differ in nothing else."""
+        if self.shared is None:
+            return self._condition_batch(prompt_specs, size)
+        key = (tuple(prompt_specs), size)
+        if key not in self.shared:
+            self.shared[key] = self._condition_batch(prompt_specs, size)
+        return self.shared[key]
+
+    def sharing_prompts(self) -> "StableDiffusion":
+        """The same for one request, whose equal prompts are encoded once."""
+        return replace(self, shared={})
+
+    def _condition_batch(self, prompt_specs: Sequence[PromptSpec], size: tuple[int, int]) -> GuidedConditioning:
         first_spec = prompt_specs[0]
         negatives = [one.negative for one in prompt_specs] if first_spec.guidance.scale != 1 else None
         aesthetic_scores = first_spec.aesthetic_scores if self.has_aesthetic_score else (None, None)
@@ -217,6 +230,7 @@ class StableDiffusion:
         encoders = [name for name in ("text_encoder", "text_encoder_2") if name in parts]
         return replace(
             self,
+            shared=None,
             latent_diffusion=replace(self.latent_diffusion, unet=parts["unet"]),
             text_encoders=tuple(parts[name] for name in encoders),
             tokenizers=tuple(parts[name.replace("text_encoder", "tokenizer")] for name in encoders),

@@ -129,7 +129,7 @@ class PixelUpscaler:
         return sampler.make_solver(), sampler.sigma_schedule(options["steps"])
 
     def _run(self, batch: UpscaleBatch, settings: _Settings, watch: ProgressCallback) -> list[Result]:
-        checkpoint, image = self.checkpoint, batch.low_res
+        checkpoint, image = self.checkpoint.sharing_prompts(), batch.low_res
         assert checkpoint.low_res_schedule is not None, "checked when the checkpoint was loaded"
         latent_diffusion = checkpoint.bind_schedule(settings.sigma_schedule)
         plan = SamplingPlan(settings.sigma_schedule, settings.solver, from_seeds(batch.seeds))
