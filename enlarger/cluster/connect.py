@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import secrets
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -64,6 +65,16 @@ def import_ray() -> Any:
     return ray
 
 
+def protect_local_cluster() -> None:
+    """Let the clusters that this process starts, and who joins them from it, share a token of their own.
+
+    Else Ray would leave one for all clusters in the home folder. To be called before Ray is imported.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
 def enter_folder(folder: str) -> None:
     """Let a process of the cluster mean the same by relative paths as the one that sent it, where it has the folder."""
     with suppress(OSError):
@@ -99,6 +110,8 @@ def connected(options: ClusterOptions) -> Generator[Any]:
 
 
 def _connected(options: ClusterOptions) -> Generator[Any]:
+    if options.address == "local":
+        protect_local_cluster()
     ray = import_ray()
     was_connected = bool(ray.is_initialized())
     try:
@@ -121,6 +134,5 @@ def _init_options(options: ClusterOptions) -> dict[str, Any]:
     return quiet | {
         "address": "local",
         "include_dashboard": False,
-        "_node_ip_address": "127.0.0.1",
         "object_store_memory": OBJECT_STORE_BYTES,
     }

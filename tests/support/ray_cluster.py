@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from enlarger.cli.main import run
-from enlarger.cluster.connect import import_ray
+from enlarger.cluster.connect import import_ray, protect_local_cluster
 
 OBJECT_STORE_BYTES = 100_000_000
 Call = Callable[..., tuple[int, str, str]]
@@ -21,6 +21,7 @@ Call = Callable[..., tuple[int, str, str]]
 @contextmanager
 def small_cluster(num_cpus: int = 2) -> Iterator[Any]:
     """Ray, with such a cluster; always shut down."""
+    protect_local_cluster()
     ray = import_ray()
     ray.init(
         address="local",
@@ -29,7 +30,6 @@ def small_cluster(num_cpus: int = 2) -> Iterator[Any]:
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
         logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
     )
     try:
         yield ray

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from enlarger.cluster.connect import ClusterOptions, connected
+from enlarger.cluster.connect import ClusterOptions, connected, protect_local_cluster
 from enlarger.errors import EnlargerError
 
 ARGV = (sys.executable, "-m", "enlarger.service.workers.local_cluster")
@@ -13,7 +13,8 @@ ARGV = (sys.executable, "-m", "enlarger.service.workers.local_cluster")
 
 @contextmanager
 def local_cluster() -> Generator[str]:
-    """The address of a new cluster. Raises EnlargerError if it does not start."""
+    """The address of a new cluster, which child processes may join. Raises EnlargerError if it does not start."""
+    protect_local_cluster()
     with subprocess.Popen(
         ARGV, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as head:
