@@ -14,7 +14,6 @@ from enlarger.runtime.engines import openvino_api
 from tests.support import tiny, tiny_xl
 from tests.support.tiny import one_thread
 
-pytest.importorskip("openvino", reason="the extra openvino is not installed")
 one_thread = pytest.fixture(autouse=True, scope="module")(one_thread)
 
 STEPS = {"steps": 3, "seed": 4}

@@ -78,7 +78,6 @@ NETWORKS = networks()
 
 
 def openvino(cache: Path, precision: str = "float32") -> Any:
-    pytest.importorskip("openvino", reason="the extra openvino is not installed")
     return make_engine("openvino", EngineOptions(CPU, precision, "none", cache))
 
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +13,11 @@ from torch import Tensor, nn
 
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.runtime.engines import entries as entries_module
+from enlarger.runtime.engines import openvino_api
 from enlarger.runtime.engines.entries import CONTENTS, UNFINISHED, DamagedEntry, Entries
 from enlarger.runtime.engines.named import EngineOptions, make_engine
 from enlarger.runtime.engines.network_digest import NetworkDigests, network_digest
 from tests.support.random_weights import normal, randomise
-
-pytest.importorskip("openvino", reason="the extra openvino is not installed")
-from enlarger.runtime.engines import openvino_api
 
 PICTURE = normal(1, 3, 8, 8)
 CPU = torch.device("cpu")
@@ -166,6 +166,20 @@ def test_digests() -> None:
     grouped = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, stride=2)
     grouped[1].load_state_dict(grouped[0].state_dict())
     assert network_digest(grouped[0]) != network_digest(grouped[1])
+
+
+def test_nothing_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To openvino's makers: what would do it is not loaded, and does nothing where someone else has loaded it."""
+    compute(net(), tmp_path)
+    assert sys.modules["openvino_telemetry"] is None
+    sent = list[object]()
+    telemetry = SimpleNamespace(
+        Telemetry=type("Telemetry", (), {"send_event": lambda self, *event: sent.append(event)})
+    )
+    monkeypatch.setitem(sys.modules, "openvino_telemetry", telemetry)
+    assert openvino_api.version()
+    telemetry.Telemetry().send_event("ovc", "conversion")
+    assert not sent
 
 
 def test_the_bound_is_stated() -> None:

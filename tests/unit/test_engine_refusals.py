@@ -30,10 +30,6 @@ def made(name: str, place: Path, **changes: Any) -> Any:
     return make_engine(name, EngineOptions(**options))
 
 
-def needs_openvino() -> None:
-    pytest.importorskip("openvino", reason="the extra openvino is not installed")
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "text"),
     [
@@ -48,8 +44,6 @@ def needs_openvino() -> None:
     ],
 )
 def test_what_does_not_go_together(name: str, changes: dict[str, Any], text: str, tmp_path: Path) -> None:
-    if name == "openvino":
-        needs_openvino()
     with pytest.raises(InputError) as caught:
         made(name, tmp_path, **changes)
     assert text in str(caught.value) and "\n" not in str(caught.value)
@@ -67,7 +61,6 @@ def test_without_the_extra_one_line_names_it(missing: str, tmp_path: Path, monke
 
 
 def test_what_a_graph_would_leave_out(tmp_path: Path) -> None:
-    needs_openvino()
     network, engine = randomise(UNet(UNET)), made("openvino", tmp_path)
     freeu.enable(network, freeu.FreeU(0.9, 0.2, 1.2, 1.4))
     with (

@@ -19,6 +19,7 @@ from enlarger.errors import InputError
 Graph = Any  # `openvino.Model`
 GRAPH_FILE = "graph.xml"
 CPU = "CPU"
+TELEMETRY = "openvino_telemetry"  # sends to its makers what openvino and nncf do
 
 
 def check_installed() -> None:
@@ -29,10 +30,19 @@ def check_installed() -> None:
 
 def _openvino() -> Any:
     """The package, without the one by which it would report each conversion to its makers."""
-    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType] - None makes it missing
+    telemetry: Any = sys.modules.get(TELEMETRY)
+    if telemetry is None:
+        sys.modules[TELEMETRY] = None  # pyright: ignore[reportArgumentType] - Python's way to make a module missing
+    else:  # someone has imported openvino before
+        for name in ("start_session", "send_event", "send_error", "send_stack_trace", "end_session", "force_shutdown"):
+            setattr(telemetry.Telemetry, name, _ignore)
     import openvino
 
     return openvino
+
+
+def _ignore(*_: object, **__: object) -> None:
+    """Report nothing."""
 
 
 def version() -> str:
@@ -140,6 +150,7 @@ def quantise(graph: Graph, calls: Sequence[Sequence[Tensor]]) -> Graph:
             target_device=nncf.TargetDevice.CPU,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(calls),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
         )
     finally:
         console.quiet = is_quiet
