@@ -13,11 +13,11 @@ from enlarger.errors import (
     ServiceError,
     Unsupported,
 )
-from enlarger.requests import DepthRequest, GenerateRequest, InpaintRequest, RefineRequest, UpscaleRequest
 
 if TYPE_CHECKING:
     from enlarger.checkpoint.model_folder import ModelFolder, read_model_folder
     from enlarger.client.client import AsyncClient, Client
+    from enlarger.requests import DepthRequest, GenerateRequest, InpaintRequest, RefineRequest, UpscaleRequest
     from enlarger.tasks.depth import DepthToImage, depth, load_depth
     from enlarger.tasks.image_to_image import Refiner, load_refiner, refine
     from enlarger.tasks.inpaint import Inpainter, InpaintResult, inpaint, load_inpainter
@@ -77,16 +77,21 @@ _LAZY_IMPORTS = {
     "AsyncClient": "enlarger.client.client",
     "Checkpoint": "enlarger.tasks.loading.load",
     "Client": "enlarger.client.client",
+    "DepthRequest": "enlarger.requests",
     "DepthToImage": "enlarger.tasks.depth",
+    "GenerateRequest": "enlarger.requests",
     "Generator": "enlarger.tasks.text_to_image",
+    "InpaintRequest": "enlarger.requests",
     "InpaintResult": "enlarger.tasks.inpaint",
     "Inpainter": "enlarger.tasks.inpaint",
     "Latents": "enlarger.tasks.inputs",
     "ModelFolder": "enlarger.checkpoint.model_folder",
     "Progress": "enlarger.tasks.results.result",
+    "RefineRequest": "enlarger.requests",
     "Refiner": "enlarger.tasks.image_to_image",
     "Result": "enlarger.tasks.results.result",
     "SamplingReport": "enlarger.tasks.latent_diffusion.sampling",
+    "UpscaleRequest": "enlarger.requests",
     "Upscaler": "enlarger.tasks.upscale.upscaler",
     "depth": "enlarger.tasks.depth",
     "generate": "enlarger.tasks.text_to_image",

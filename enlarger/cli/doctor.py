@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,6 +93,8 @@ def _supports_matmul(device: str, dtype: "torch.dtype") -> bool:
 
 def _extras() -> dict[str, str]:
     """Whether the package of each extra is there."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
+
     versions: dict[str, str] = {}
     for extra, package in EXTRA_PACKAGES.items():
         try:

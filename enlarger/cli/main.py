@@ -9,23 +9,8 @@ from typing import Annotated
 import typer
 
 from enlarger import __version__
-from enlarger.cli.convert import convert
-from enlarger.cli.depth import depth
-from enlarger.cli.doctor import doctor
-from enlarger.cli.evaluate import evaluate
-from enlarger.cli.generate import generate
-from enlarger.cli.image_jobs import describe_unexpected
-from enlarger.cli.inpaint import inpaint
-from enlarger.cli.inspect import inspect
-from enlarger.cli.models import models
-from enlarger.cli.pull import pull
-from enlarger.cli.refine import refine
-from enlarger.cli.replay import replay
-from enlarger.cli.serve import key, serve
+from enlarger.cli.lazy_verbs import Verbs, add_verbs
 from enlarger.cli.terminal import printable
-from enlarger.cli.train import train
-from enlarger.cli.upscale import upscale
-from enlarger.cli.verbs import Verb, Verbs
 from enlarger.errors import EnlargerError
 from enlarger.runtime.cores import heed_quota
 
@@ -35,11 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (upscale, generate, refine, inpaint, depth, models, inspect, replay, convert, pull, doctor, key):
-    app.command(cls=Verb)(verb)
-app.command(cls=Verb, add_help_option=False)(serve)  # it has its own, with the texts of the settings
-app.add_typer(train, name="train")
-app.add_typer(evaluate, name="evaluate")
+add_verbs(app)
 
 
 def _print_version(is_requested: bool) -> None:
@@ -69,6 +50,8 @@ def run() -> None:
     except EnlargerError as error:
         sys.exit(f"error: {printable(error)}")
     except Exception as error:  # noqa: BLE001 - the last resort
+        from enlarger.cli.image_jobs import describe_unexpected
+
         sys.exit(f"error: {printable(describe_unexpected(error))}")
 
 

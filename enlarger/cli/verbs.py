@@ -1,13 +1,12 @@
-"""What every verb does with its arguments before it runs, and with its errors after."""
+"""What every verb does with its arguments before it runs."""
 
 from typing import Any, get_args
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from enlarger.cli.help_panels import arrange
 from enlarger.cli.options import Strip
-from enlarger.cli.terminal import printable
 from enlarger.cli.typos import meant_options
 
 STRIP_VALUES = get_args(get_args(Strip)[0])
@@ -46,14 +45,3 @@ def _with_bare_strip(args: list[str]) -> list[str]:
     following = [*args[1:], ""][: len(args)]
     is_bare = [arg == "--strip" and value not in STRIP_VALUES for arg, value in zip(args, following, strict=True)]
     return ["--strip=all" if bare else arg for arg, bare in zip(args, is_bare, strict=True)]
-
-
-class Verbs(TyperGroup):
-    """The commands; their errors about usage are one line that a terminal only shows."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except typer.TyperException as error:
-            error.message = printable(error.message)
-            raise

@@ -1,6 +1,8 @@
 """What the command line says and asks: hints that fit, silence, transparency, results of earlier runs, idle options."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import typer
 from PIL import Image
 
 from enlarger.cli.help_panels import PANELS
+from enlarger.cli.lazy_verbs import VERBS, Verbs
 from enlarger.cli.main import app
 from enlarger.cli.typos import meant_options
 from enlarger.sampler_names import SOLVERS
@@ -143,7 +146,9 @@ PICTURE_VERBS = ("upscale", "generate", "refine", "inpaint", "depth")
 
 @pytest.mark.parametrize("verb", PICTURE_VERBS)
 def test_help_stands_in_panels_the_most_used_first(verb: str) -> None:
-    command = typer.main.get_command(app).commands[verb]
+    verbs = typer.main.get_command(app)
+    assert isinstance(verbs, Verbs)
+    command = verbs.load(verb)
     panels: dict[str, list[str]] = {}
     for parameter in command.get_params(command.make_context(verb, [], resilient_parsing=True)):
         if parameter.param_type_name == "option":
@@ -153,6 +158,28 @@ def test_help_stands_in_panels_the_most_used_first(verb: str) -> None:
     assert panels["Files"][0] == "--output" and panels["Model"][0] == "--model" and panels["Sampling"][0] == "--seed"
     if verb == "upscale":
         assert next(iter(panels)) == "Result" and panels["Result"][:2] == ["--by", "--size"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_the_list_of_verbs_says_is_what_a_verb_says_of_itself(verb: str) -> None:
+    verbs = typer.main.get_command(app)
+    assert isinstance(verbs, Verbs)
+    loaded = verbs.load(verb)
+    assert loaded.name == verb and loaded.help.split("\n\n")[0].replace("\n", " ") == VERBS[verb][1]
+    assert verbs.commands[verb] is loaded
+
+
+def test_help_imports_no_verb() -> None:
+    """Nor what verbs are made of: it is there at once."""
+    code = "import sys\nfrom enlarger.cli.main import run\ntry: run()\nexcept SystemExit: print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    modules = set(found.stdout.splitlines()[-1].split())
+    assert {name for name in modules if name.startswith("enlarger.cli.")} == {
+        "enlarger.cli.lazy_verbs",
+        "enlarger.cli.main",
+        "enlarger.cli.terminal",
+    }
+    assert not modules & {"torch", "numpy", "PIL", "enlarger.requests"} and "upscale" in found.stdout
 
 
 def test_help_lists_the_solvers(call: Any) -> None:

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from typer.main import get_command
 
+from enlarger.cli.lazy_verbs import Verbs
 from enlarger.cli.main import app
 from tests.support import tiny
 from tests.support.service import running
@@ -97,7 +98,7 @@ def unknown_pieces(command: list[str]) -> list[str]:
     for word in command[names.index("enlarger") + 1 :]:
         known |= {flag for option in verb.params for flag in (*option.opts, *option.secondary_opts)}
         if word in (inner := getattr(verb, "commands", {})):
-            verb = inner[word]
+            verb = verb.load(word) if isinstance(verb, Verbs) else inner[word]
         elif word.startswith("-") and word.partition("=")[0] not in known | {"-h", "--help"}:
             missing.append(word)
     return missing
