@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from enlarger.checkpoint.families import FAMILIES, detect_unet_family
 from enlarger.checkpoint.tensors.open import LazyTensors
@@ -51,7 +52,7 @@ def load_module(
     afterwards, but not written to. Raises `CheckpointError` naming missing, unexpected and misshapen weights.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutInitialValues():
             module = factory()
     except (ValueError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(f"{weights.path}: the config beside it describes no network ({error}).") from error
@@ -66,6 +67,18 @@ def load_module(
     held: Any = chain(module.named_parameters(), module.named_buffers())
     assert not any(tensor.is_meta for _, tensor in held), "a buffer that no file fills must be computed in forward"
     return module.eval().requires_grad_(False)
+
+
+class _WithoutInitialValues(TorchFunctionMode):
+    """Nothing is drawn for weights that a file replaces; even without memory that takes longer than mapping them."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named: Mapping[str, Any] = {} if kwargs is None else kwargs
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 def check_floating(weights: LazyTensors, source_keys: Mapping[str, str], module: nn.Module) -> None:

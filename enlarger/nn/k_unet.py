@@ -65,7 +65,8 @@ class GaussianFourierProjection(nn.Module):
 
     def __init__(self, frequencies: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(frequencies), requires_grad=False)
+        # drawn by `nn.init`: torch.randn without memory imports sympy, which takes longer than loading the network
+        self.weight = nn.Parameter(nn.init.normal_(torch.empty(frequencies)), requires_grad=False)
 
     def forward(self, time: Tensor) -> Tensor:
         angles = 2 * math.pi * time[:, None] * self.weight

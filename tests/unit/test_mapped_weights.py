@@ -3,6 +3,8 @@
 import gc
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,27 @@ def test_writing_over_the_file_that_is_read_is_safe(tmp_path: Path) -> None:
     shutil.rmtree(folder)
     with Runtime().hold(module):
         assert same(module, before)
+
+
+IMPORTS = """
+import sys
+from pathlib import Path
+from enlarger.checkpoint.folder.load import read_folder
+read_folder(Path(sys.argv[1]))
+print(*sorted(name for name in sys.modules if name.split(".")[0] in ("sympy", "transformers", "diffusers")))
+"""
+
+
+def test_loading_imports_nothing_slow(tmp_path: Path) -> None:
+    """torch draws initial values without memory by way of sympy, which takes longer than loading does."""
+    command = [sys.executable, "-c", IMPORTS, str(x2_folder(tmp_path))]
+    root = Path(__file__).parents[2]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout == "\n"
+
+
+def test_nothing_is_drawn_for_weights_that_a_file_has(file: Path) -> None:
+    torch.manual_seed(0)
+    expected = torch.get_rng_state()
+    module = linear(file)
+    assert torch.get_rng_state().equal(expected) and module.get_parameter("weight").shape == (3, 2)
+    assert not nn.Linear(2, 3).weight.is_meta and float(nn.Linear(2, 3).weight.detach().abs().sum()) > 0
