@@ -82,7 +82,11 @@ class UpscaleRequest:
     )
     solver: str | None = option(None, SOLVER_HELP)
     spacing: str | None = option(None, SPACING_HELP)
-    profile: Profile | None = option(None, "numbers equal to which code", choices=("diffusers", "original"))
+    profile: Profile | None = option(
+        None,
+        "numbers and defaults of which code; if not said, x2 takes 12 steps of unipc",
+        choices=("diffusers", "original"),
+    )
     detail: float | None = option(None, "bundled model: 0 is most faithful, 1 full texture", least=0, most=1)
     restore: float | None = option(
         None, "bundled model: how much JPEG, noise and blur to clean away, 0 none", least=0, most=1
@@ -248,6 +252,7 @@ class InpaintRequest(SamplingOptions):
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {
+    "upscale/x2": {"steps": 12, "guidance": 9.0, "solver": "unipc", "noise_level": 0.0},
     "upscale/diffusers": {"steps": 75, "guidance": 9.0, "solver": "euler", "noise_level": 0.0},
     "upscale/original": {"steps": 50, "guidance": 1.0, "solver": "dpm_adaptive", "noise_level": 0.0},
     "upscale/x4": {"steps": 75, "guidance": 9.0, "noise_level": 20},

@@ -128,7 +128,7 @@ KINDS: dict[str, ModelKind] = {
         trained_for="x2 upscaling",
         service_kind="x2",
         loader="enlarger.tasks.upscale.latent_x2:load",
-        tasks={"upscale": TaskSpec("upscale/diffusers", is_batched=True)},
+        tasks={"upscale": TaskSpec("upscale/x2", is_batched=True)},
         layout="x2",
         prediction_type="original_sample",
         latent_space="sd",

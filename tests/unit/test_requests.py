@@ -85,6 +85,7 @@ def test_zero_is_a_value_and_none_means_the_default() -> None:
 
 def test_the_model_cards_default_solvers() -> None:
     assert DEFAULTS["upscale/diffusers"] == {"steps": 75, "guidance": 9.0, "solver": "euler", "noise_level": 0}
+    assert DEFAULTS["upscale/x2"] == {"steps": 12, "guidance": 9.0, "solver": "unipc", "noise_level": 0}
     assert DEFAULTS["upscale/x4"] == {"steps": 75, "guidance": 9.0, "noise_level": 20}
     assert DEFAULTS["upscale/original"]["solver"] == "dpm_adaptive"
 

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from enlarger.runtime.engines.winograd import use_winograd
+
 Call = Callable[..., Tensor]
 
 
@@ -33,12 +35,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class EagerEngine:
-    """torch, layer by layer."""
+    """torch, layer by layer; large convolutions of float32 on a CPU by `winograd`."""
 
     name: str = "torch"
 
     @contextmanager
     def prepare(self, network: nn.Module, *, repeated: bool = False) -> Generator[Call]:
+        use_winograd(network)
         yield network
 
 

@@ -262,4 +262,4 @@ def load(components: PipelineComponents, runtime: Runtime, name: str) -> LatentU
 
 
 def _defaults_of(request: UpscaleRequest) -> str:
-    return f"upscale/{request.profile or 'diffusers'}"
+    return f"upscale/{'x2' if request.profile is None else request.profile}"
