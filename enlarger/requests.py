@@ -7,11 +7,11 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 from enlarger.errors import InputError
+from enlarger.field_types import check_types, is_list
 from enlarger.sampler_names import SOLVERS, SPACINGS, parse_sampler
 from enlarger.target_size import check_factor, fitting_size, parse_size
 
@@ -26,7 +26,6 @@ class OptionLimits:
     least: float = -math.inf
     most: float = math.inf
     choices: tuple[str, ...] = ()
-    whole: bool = False
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
@@ -69,14 +68,14 @@ class UpscaleRequest:
     image: Any  # what `image.picture.read_picture` takes, or `Latents`; one or several
     by: float = option(DEFAULT_BY, "how many times wider and higher", least=1, most=16)
     size: str | None = option(None, "of the result in pixels, as 3000x2000, instead of by")
-    long_edge: int | None = option(None, "of the result in pixels, instead of by", least=1, most=65_536, whole=True)
+    long_edge: int | None = option(None, "of the result in pixels, instead of by", least=1, most=65_536)
     megapixels: float | None = option(None, "of the result, instead of by", least=0.01, most=1000)
     prompt: str | Sequence[str] = option("", "what the picture shows; models without a text encoder refuse it")
     negative: str | Sequence[str] = option("", "what it should not show; needs guidance other than 1")
-    steps: int | None = option(None, STEPS_HELP, least=1, most=1000, whole=True)
+    steps: int | None = option(None, STEPS_HELP, least=1, most=1000)
     guidance: float | None = option(None, GUIDANCE_HELP, least=-100, most=100)
-    seed: int | Sequence[int] | None = option(0, SEED_HELP, least=RANDOM_SEED, most=MAX_SEED, whole=True)
-    count: int = option(1, COUNT_HELP, least=1, most=64, whole=True)
+    seed: int | Sequence[int] | None = option(0, SEED_HELP, least=RANDOM_SEED, most=MAX_SEED)
+    count: int = option(1, COUNT_HELP, least=1, most=64)
     noise_level: float | None = option(
         None, "noise added to the input: up to 10 for x2; whole numbers up to 350 for x4", least=0, most=1000
     )
@@ -131,17 +130,17 @@ class SamplingOptions:
     """What every request has that makes pictures of prompts; fields, and nothing else, are inherited."""
 
     negative: str | Sequence[str] = option("", NEGATIVE_HELP)
-    steps: int | None = option(None, STEPS_HELP, least=1, most=1000, whole=True)
+    steps: int | None = option(None, STEPS_HELP, least=1, most=1000)
     guidance: float | None = option(None, GUIDANCE_HELP, least=-100, most=100)
     rescale: float = option(0.0, RESCALE_HELP, least=0, most=1)
-    seed: int | Sequence[int] | None = option(0, SEED_HELP, least=RANDOM_SEED, most=MAX_SEED, whole=True)
-    count: int = option(1, COUNT_HELP, least=1, most=64, whole=True)
+    seed: int | Sequence[int] | None = option(0, SEED_HELP, least=RANDOM_SEED, most=MAX_SEED)
+    count: int = option(1, COUNT_HELP, least=1, most=64)
     solver: str | None = option(None, SOLVER_HELP)
     spacing: str | None = option(None, SPACING_HELP)
     long_prompt: bool = option(False, LONG_PROMPT_HELP)
-    clip_skip: int | None = option(None, CLIP_SKIP_HELP, least=1, most=12, whole=True)
+    clip_skip: int | None = option(None, CLIP_SKIP_HELP, least=1, most=12)
     loras: Sequence[tuple[str | Path, float]] = ()  # names in the folder of models, or files as `Path`, with scales
-    styles: Sequence[str] = ()  # names in the file of styles
+    styles: str | Sequence[str] = ()  # names in the file of styles
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -154,15 +153,15 @@ class GenerateRequest(SamplingOptions):
     """Make pictures from text. None means the model's own default (`DEFAULTS`)."""
 
     prompt: str | Sequence[str]
-    width: int | None = option(None, "pixels", least=8, most=8192, whole=True)
-    height: int | None = option(None, "pixels", least=8, most=8192, whole=True)
+    width: int | None = option(None, "pixels", least=8, most=8192)
+    height: int | None = option(None, "pixels", least=8, most=8192)
     handoff: float | Sequence[float] | None = option(
         None, "noise level below which the refiner works; by default that of diffusers' 0.8", least=0, most=1000
     )  # one per refiner
     score: float = option(6.0, SCORE_HELP, least=0, most=10)
     negative_score: float = option(2.5, NEGATIVE_SCORE_HELP, least=0, most=10)
     upscale: float = option(1.0, "how many times larger to enlarge the picture; 1 leaves it", least=1, most=16)
-    upscale_steps: int | None = option(None, "denoising steps of the enlarging", least=1, most=1000, whole=True)
+    upscale_steps: int | None = option(None, "denoising steps of the enlarging", least=1, most=1000)
     tile: bool | None = option(None, "remake the enlarged picture with the model, in overlapping windows (hires fix)")
     memory: float | None = option(None, MEMORY_HELP, least=0.01, most=1024)
     upscale_strength: float | None = option(
@@ -224,9 +223,9 @@ class InpaintRequest(SamplingOptions):
     preserve: str = option(
         "exact", "exact: not one byte outside the mask changes; none: as decoded", choices=("exact", "none")
     )
-    feather: int = option(4, "pixels inside the mask's edge over which old and new mix", least=0, most=512, whole=True)
+    feather: int = option(4, "pixels inside the mask's edge over which old and new mix", least=0, most=512)
     crop: int | None = option(
-        None, "work on the mask's surroundings alone, with that many pixels of margin", least=0, most=8192, whole=True
+        None, "work on the mask's surroundings alone, with that many pixels of margin", least=0, most=8192
     )
     expand: str | int | Sequence[int] = option("", "pixels to add around: 64, or left,top,right,bottom as 0,0,256,0")
     fill: str | None = option(None, "what lies under the mask at first", choices=("original", "noise", "blur", "patch"))
@@ -286,14 +285,17 @@ def make_request(request_type: type[Request], **options: Any) -> Request:
 
 
 def check_limits(request: Any) -> None:
-    """Raise InputError for a value outside the limits of its field."""
-    for item in fields(request):
-        limits = item.metadata.get("limits")
-        if limits is None:
-            continue
-        value = getattr(request, item.name)
-        for one in _as_list(value):
-            _check_value(item.name, one, limits)
+    """Raise InputError for a value of another type than its field's, or outside its limits."""
+    limited = {item.name: item.metadata["limits"] for item in fields(request) if "limits" in item.metadata}
+    for name, limits in limited.items():
+        value = getattr(request, name)
+        if limits.choices and value is not None and value not in limits.choices:
+            raise InputError(f"{name} is {value!r}, expected one of {', '.join(limits.choices)}")
+    check_types(request)
+    for name, limits in limited.items():
+        for number in _as_list(getattr(request, name)) if limits.least != -math.inf else ():
+            if number is not None and not limits.least <= number <= limits.most:  # as it is: no float holds every seed
+                raise InputError(f"{name} is {number}, expected {limits.least:g} to {limits.most:g}")
 
 
 def with_defaults(request: Any, name: str) -> dict[str, Any]:
@@ -347,19 +349,4 @@ def seeds_for(seed: int | Sequence[int] | None, count: int) -> list[int]:
 
 def _as_list(value: Any) -> list[Any]:
     """The items of a list or tuple; anything else, text too, is one item."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return list(cast("Sequence[Any]", value))
-    return [value]
-
-
-def _check_value(name: str, value: Any, limits: OptionLimits) -> None:
-    if limits.choices and value is not None and value not in limits.choices:
-        raise InputError(f"{name} is {value!r}, expected one of {', '.join(limits.choices)}")
-    if value is None or limits.least == -math.inf:
-        return
-    number_type, word = (Integral, "a whole number") if limits.whole else (Real, "a number")
-    if isinstance(value, bool) or not isinstance(value, number_type):
-        raise InputError(f"{name} is {value!r}, expected {word}")
-    number: Any = value  # compared as it is: a float does not hold every seed
-    if not limits.least <= number <= limits.most:
-        raise InputError(f"{name} is {value}, expected {limits.least:g} to {limits.most:g}")
+    return list(value) if is_list(value) else [value]

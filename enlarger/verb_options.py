@@ -26,7 +26,7 @@ class _SamplingOptions(_CommonOptions, total=False):
     rescale: float
     clip_skip: int | None
     loras: Sequence[tuple[str | Path, float]]
-    styles: Sequence[str]
+    styles: str | Sequence[str]
 
 
 class UpscaleOptions(_CommonOptions, total=False):

@@ -5,11 +5,12 @@ import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from PIL import Image, ImageColor
 
 from enlarger.errors import InputError
+from enlarger.field_types import check_type
 from enlarger.image.atomic_write import atomic_write
 from enlarger.image.decode import AVIF_FORMATS, one_line, open_upright
 from enlarger.image.deep import DEEP_FORMATS, DEEP_SUFFIX, DeepImage, mode_of
@@ -95,6 +96,15 @@ def check_output(
     return format_name
 
 
+def check_saving(quality: int, strip: Strip) -> None:
+    """Raise InputError for a quality outside 1 to 100, and for what is no word of `Strip`."""
+    check_type("quality", quality, int)
+    if not 1 <= quality <= 100:
+        raise InputError(f"quality is {quality}, expected 1 to 100")
+    if strip not in get_args(Strip):
+        raise InputError(f"strip is {strip!r}, expected one of {', '.join(get_args(Strip))}")
+
+
 def check_background(background: str | None) -> None:
     """Raise InputError for a background that is no colour."""
     if background is not None:
@@ -168,6 +178,7 @@ def save_image(
     Raises InputError for alpha or 16 bits in a format without them, an unknown suffix, a missing folder, a full disk
     and, without `overwrite`, an existing file.
     """
+    check_saving(quality, strip)
     image, path = flatten(image, path, background), Path(path)
     format_name = check_output(path, mode_of(image), image.size, overwrite=overwrite)
     if isinstance(image, DeepImage) and format_name not in DEEP_FORMATS:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,10 @@ class Runtime:
     engine: Engine = EAGER
     memory_format: torch.memory_format = torch.contiguous_format  # of feature maps
     forks: int | None = field(default=None, compare=False, repr=False)  # before this process when the model was loaded
+
+    def __post_init__(self) -> None:
+        if self.offload not in get_args(Offload):
+            raise InputError(f"offload is {self.offload!r}, expected one of {', '.join(get_args(Offload))}")
 
     @classmethod
     def here(

@@ -54,9 +54,9 @@ class DataSettings:
 class SampleOptions:
     """Pictures made in the midst of a training: of these prompts, or of the first batch's captions."""
 
-    sample_every: int | None = option(None, "steps between rows of sample pictures", least=1, most=10**9, whole=True)
+    sample_every: int | None = option(None, "steps between rows of sample pictures", least=1, most=10**9)
     sample_prompts: tuple[str, ...] = ()
-    sample_steps: int = option(20, "denoising steps of samples", least=1, most=1000, whole=True)
+    sample_steps: int = option(20, "denoising steps of samples", least=1, most=1000)
     sample_guidance: float = option(4.0, "guidance scale of samples", least=0, most=100)
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class SampleOptions:
 class LoraSettings:
     """Rank, alpha and the layers of a LoRA, by what their names end with."""
 
-    rank: int = option(16, "rank of the changes", least=1, most=4096, whole=True)
+    rank: int = option(16, "rank of the changes", least=1, most=4096)
     alpha: float | None = option(None, "alpha / rank scales the changes; the rank if not said", least=1e-6, most=1e6)
     targets: tuple[str, ...] = ATTENTION
 
@@ -93,14 +93,14 @@ class TrainOptions:
     model: str | Path
     data: str | Path
     out: Path
-    steps: int = option(1000, "steps", least=1, most=10**9, whole=True)
-    batch: int = option(4, "pictures of a step, for each process", least=1, most=65536, whole=True)
+    steps: int = option(1000, "steps", least=1, most=10**9)
+    batch: int = option(4, "pictures of a step, for each process", least=1, most=65536)
     rate: float = option(1e-4, "learning rate", least=0, most=1)
-    resolution: int = option(512, "side of squares; others have as many pixels", least=8, most=8192, whole=True)
-    seed: int = option(0, "seed of all draws", least=0, most=MAX_SEED, whole=True)
+    resolution: int = option(512, "side of squares; others have as many pixels", least=8, most=8192)
+    seed: int = option(0, "seed of all draws", least=0, most=MAX_SEED)
     resume: bool = option(False, "go on from the state in OUT.work, if there is one")
-    warmup: int = option(500, "steps over which the rate rises", least=0, most=10**9, whole=True)
-    accumulate: int = option(1, "batches whose gradients make one step", least=1, most=65536, whole=True)
+    warmup: int = option(500, "steps over which the rate rises", least=0, most=10**9)
+    accumulate: int = option(1, "batches whose gradients make one step", least=1, most=65536)
     average: float | None = option(None, "decay of averaged weights, which are then written", least=0, most=0.999999)
     weight_decay: float = option(0.01, "AdamW's weight decay", least=0, most=1)
     device: str = "auto"

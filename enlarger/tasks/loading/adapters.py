@@ -62,7 +62,7 @@ def with_styles(model: StableDiffusion, request: Request) -> Request:
     prompts, negatives = _texts(getattr(request, "prompt", "")), _texts(request.negative)
     count = max(len(prompts), len(negatives))
     pairs = zip(one_per_image(prompts, count, "prompt"), one_per_image(negatives, count, "negative"), strict=True)
-    styled = [apply_styles(*pair, request.styles, folder.styles) for pair in pairs]
+    styled = [apply_styles(*pair, _texts(request.styles), folder.styles) for pair in pairs]
     changes: dict[str, Any] = {"prompt": [one for one, _ in styled], "negative": [other for _, other in styled]}
     if len(styled) == 1:
         changes = {name: texts[0] for name, texts in changes.items()}

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusion.sample import OnStep, Step
+from enlarger.errors import InputError
 from enlarger.image.cmyk import to_cmyk
-from enlarger.image.encode import check_output, flatten, save_image
+from enlarger.image.encode import check_output, check_saving, flatten, save_image
 from enlarger.image.generation import Json
 from enlarger.image.metadata import Strip
 from enlarger.tasks.inputs import Latents, join_latents
@@ -47,7 +48,7 @@ def report_steps(watch: ProgressCallback, total: int, stage: str = "denoise") ->
     return report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """The pictures made, the seed of each, and what is to be known of them."""
 
@@ -84,7 +85,11 @@ class Result:
         `cmyk` makes TIFF files in CMYK of pictures that came in CMYK, by their own profile; see `image.cmyk.to_cmyk`.
         Raises InputError, before any is written, for what `image.encode.save_image` refuses.
         """
-        first = Path(path)
+        check_saving(quality, strip)
+        if not isinstance(path, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+            raise InputError(f"found {type(path).__name__}, expected a file's path; image.save writes into a stream")
+        if not (first := Path(path)).name:
+            raise InputError(f"path is {str(path)!r}, expected a file name such as picture.png")
         numbered = (first.with_name(f"{first.stem}-{i}{first.suffix}") for i in range(2, len(self.images) + 1))
         paths = (first, *numbered)
         images = tuple(map(to_cmyk, self.images)) if cmyk else self.images
