@@ -13,7 +13,6 @@ from enlarger.nn.k_unet import KUNet
 from enlarger.nn.unet import UNet
 from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig
 from enlarger.runtime import runtime
-from enlarger.runtime.layout import ENTRANCE_CHANNELS
 from enlarger.runtime.runtime import Offload, Runtime, direct_tensors
 from tests.support.random_weights import normal, randomise
 from tests.support.tiny_models import AUTOENCODER, K_UNET, TEXT, UNET
@@ -130,10 +129,11 @@ def test_the_layout_reaches_every_convolution(name: str) -> None:
     found: list[bool] = []
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].shape[1] > ENTRANCE_CHANNELS:
-            found.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+        found.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
 
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    layers = [
+        layer for layer in module.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels > 16
+    ]  # features
     handles = [layer.register_forward_pre_hook(look) for layer in layers]
     with Runtime(memory_format=torch.channels_last).hold(module) as held:
         call(held)

@@ -33,6 +33,7 @@ def test_a_cpu_that_multiplies_bfloat16_gets_it(monkeypatch: pytest.MonkeyPatch,
     chosen = choose()
     assert (chosen.device, chosen.dtype, chosen.memory_format) == (CPU, torch.bfloat16, torch.channels_last)
     assert chosen.describe()["precision"] == f"bfloat16: this CPU multiplies it ({instructions})"
+    assert chosen.describe()["layout"] == "channels-last: convolutions in bfloat16 are faster in it"
     assert resolve_dtype("auto", CPU) == torch.bfloat16
 
 
@@ -41,6 +42,7 @@ def test_other_cpus_get_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose().dtype == torch.float32 == resolve_dtype("auto", CPU)
     reason = "float32: this CPU has neither avx512_bf16 nor amx_bf16, without which bfloat16 is slow"
     assert choose().describe()["precision"] == reason
+    assert choose().describe()["layout"] == "contiguous: in float32 diffusion networks are not faster otherwise"
 
 
 @pytest.mark.parametrize("instructions", [None, "avx512_bf16"])
