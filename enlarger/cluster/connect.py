@@ -68,9 +68,9 @@ def import_ray() -> Any:
 def protect_local_cluster() -> None:
     """Let the clusters that this process starts, and who joins them from it, share a token of their own.
 
-    Else Ray would leave one for all clusters in the home folder. To be called before Ray is imported.
+    Else Ray would leave one for all clusters in the home folder; so it does where a program has imported it before.
     """
-    if "RAY_AUTH_MODE" not in os.environ:
+    if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 

@@ -20,10 +20,9 @@ from enlarger.cluster.pipeline import run_batch
 from enlarger.errors import CheckpointError
 from enlarger.requests import UpscaleRequest
 from tests.support import ray_cluster
-from tests.support.ray_cluster import Call, kill, photos, small_cluster
+from tests.support.ray_cluster import WITH_RAY, Call, kill, photos, small_cluster
 
-pytest.importorskip("ray")
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
+pytestmark = [WITH_RAY, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 call = pytest.fixture(ray_cluster.caller)
 
 

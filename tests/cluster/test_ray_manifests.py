@@ -15,7 +15,8 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
 def flags() -> set[str]:
-    serve: Any = get_command(app).commands["serve"]  # pyright: ignore[reportAttributeAccessIssue] - a group has them
+    verbs: Any = get_command(app)
+    serve = verbs.load("serve")
     return {option for parameter in serve.params for option in parameter.opts}
 
 

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from tests.drills import jobs
+from tests.support.ray_cluster import WITH_RAY
 from tests.support.service import HTTP, Served, running, until
 
-pytest.importorskip("ray")
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [WITH_RAY, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ def deaths(kind: str, kills: int, count: int) -> list[Figure]:
         status = batch.process.wait(1200)
         figures = whole(batch)
     return [
-        exactly(f"deaths of a {kind}", killed, kills),
+        exactly(f"deaths ({kind})", killed, kills),
         exactly("exit status, which says that the bad picture failed", status, 1),
         *figures,
         seconds("the run", time.monotonic() - started),

@@ -1,9 +1,11 @@
 """A small Ray cluster in this process, for the tests of a file: two cores, no dashboard, and nothing that is sent."""
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image
 from enlarger.cli.main import run
 from enlarger.cluster.connect import import_ray, protect_local_cluster
 
+WITH_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="the extra enlarger[ray] is not installed")
 OBJECT_STORE_BYTES = 100_000_000
 Call = Callable[..., tuple[int, str, str]]
 
@@ -31,10 +34,13 @@ def small_cluster(num_cpus: int = 2) -> Iterator[Any]:
         log_to_driver=False,
         logging_level="ERROR",
     )
+    every = list(ray._private.worker._global_node.all_processes.values())
     try:
         yield ray
     finally:
         ray.shutdown()
+        for started in itertools.chain(*every):
+            started.process.wait(20)  # else Python warns that Ray has not
 
 
 def caller(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
