@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.upscale_latent import peak
+from benchmarks._side import peak
 
 METHODS = ("whole", "exact tiles", "diffusers' tiles")
 WIDTHS = {"narrow": ((16,) * 4, 1, 8), "official": ((128, 256, 512, 512), 2, 32)}  # channels, layers, groups
