@@ -40,21 +40,21 @@ def test_only_what_pays_is_transformed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(winograd, "convolve", counting)
     wide, narrow, strided = (
-        nn.Conv2d(128, 128, 3, padding=1),
+        nn.Conv2d(384, 384, 3, padding=1),
         nn.Conv2d(8, 8, 3, padding=1),
-        nn.Conv2d(128, 128, 3, 2, 1),
+        nn.Conv2d(384, 384, 3, 2, 1),
     )
-    network = nn.ModuleList([wide, narrow, strided, nn.Conv2d(128, 128, 1)]).eval()
-    names, x = list(network.state_dict()), normal(1, 128, 32, 32)
+    network = nn.ModuleList([wide, narrow, strided, nn.Conv2d(384, 384, 1)]).eval()
+    names, x = list(network.state_dict()), normal(1, 384, 32, 32)
     expected = F.conv2d(x, wide.weight, wide.bias, padding=1).detach()
     with EAGER.prepare(network), torch.inference_mode():
         assert [type(part) for part in network] == [WinogradConv2d, nn.Conv2d, nn.Conv2d, nn.Conv2d]
         assert_close(network[0](x), expected, 1e-5)
-        assert called == [128]
+        assert called == [384]
         network[0](x[..., :16, :16])  # too small to pay
-        assert network[0](x.bfloat16().float()).dtype == torch.float32 and called == [128, 128]
+        assert network[0](x.bfloat16().float()).dtype == torch.float32 and called == [384, 384]
         network.bfloat16()
         network[0](x.bfloat16())
     network.float()
     assert network[0](x).requires_grad, "a gradient flows through torch's own"
-    assert called == [128, 128] and list(network.state_dict()) == names
+    assert called == [384, 384] and list(network.state_dict()) == names

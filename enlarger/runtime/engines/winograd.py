@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TILE, WINDOW = 4, 6  # pixels along a side that a tile gives, and that it sees
-LEAST_CHANNELS, LEAST_PIXELS = 128, 1024  # below, transforming costs more than it saves
+LEAST_CHANNELS, LEAST_PIXELS = 384, 1024  # below, transforming costs more than it saves
 BAND = 128  # tiles that are transformed at once, so that they stay in the processor's cache
 NEAR, FAR = 0.5, 2.0  # squares of the points +-a and +-b that are interpolated at, beside 0 and infinity
 
