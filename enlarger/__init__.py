@@ -10,6 +10,7 @@ from enlarger.errors import (
     EnlargerError,
     InputError,
     NonFinite,
+    OutOfMemory,
     ServiceError,
     Unsupported,
 )
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from enlarger.tasks.inputs import Latents
     from enlarger.tasks.latent_diffusion.sampling import SamplingReport
     from enlarger.tasks.loading.load import Checkpoint, load
+    from enlarger.tasks.planning.ask import plan
     from enlarger.tasks.results.result import Progress, Result
     from enlarger.tasks.text_to_image import Generator, generate, load_generator
     from enlarger.tasks.upscale.upscale import load_upscaler, upscale
@@ -49,6 +51,7 @@ __all__ = [
     "Latents",
     "ModelFolder",
     "NonFinite",
+    "OutOfMemory",
     "Progress",
     "RefineRequest",
     "Refiner",
@@ -68,6 +71,7 @@ __all__ = [
     "load_inpainter",
     "load_refiner",
     "load_upscaler",
+    "plan",
     "read_model_folder",
     "refine",
     "upscale",
@@ -102,6 +106,7 @@ _LAZY_IMPORTS = {
     "load_inpainter": "enlarger.tasks.inpaint",
     "load_refiner": "enlarger.tasks.image_to_image",
     "load_upscaler": "enlarger.tasks.upscale.upscale",
+    "plan": "enlarger.tasks.planning.ask",
     "read_model_folder": "enlarger.checkpoint.model_folder",
     "refine": "enlarger.tasks.image_to_image",
     "upscale": "enlarger.tasks.upscale.upscale",

@@ -42,6 +42,10 @@ class NonFinite(EnlargerError):
         self.sigma = sigma
 
 
+class OutOfMemory(EnlargerError, MemoryError):
+    """Memory ran out, in the smallest tiles too: what was computed, and what it takes."""
+
+
 def list_names(names: Sequence[str]) -> str:
     """The first ten of these names, and how many more there are."""
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""

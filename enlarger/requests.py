@@ -5,13 +5,14 @@ The Python functions, the command line and the service are made from these; no d
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from enlarger.errors import InputError
 from enlarger.field_types import check_types, is_list
+from enlarger.memory_size import parse_memory
 from enlarger.sampler_names import SOLVERS, SPACINGS, parse_sampler
 from enlarger.target_size import check_factor, fitting_size, parse_size
 
@@ -26,6 +27,7 @@ class OptionLimits:
     least: float = -math.inf
     most: float = math.inf
     choices: tuple[str, ...] = ()
+    check: Callable[[Any, str], object] | None = None  # of value and name; raises InputError for what it cannot read
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
@@ -49,7 +51,10 @@ NEGATIVE_SCORE_HELP = "aesthetic score that it keeps away from"
 MAX_SEED = 2**64 - 1  # the last that torch's generators take
 MAX_EXPAND = 8192  # pixels on one side
 TILE_HELP = "denoise in overlapping windows; if not said, what would take more memory than allowed"
-MEMORY_HELP = "GiB for a diffusion network's work beside its weights, which sets the windows; 4 if absent"
+MEMORY_HELP = (
+    "that all of it may take, as 4GB, 512MB or 50%; a plain number is GiB; if not said, what the machine has: sets "
+    "windows and tiles"
+)
 CLIP_SKIP_HELP = "layer of the text encoder to read, counted from its end: 1 is the last, 2 the one before"
 WATERMARK_HELP = "SDXL's invisible watermark; if not said, SDXL's pictures get it, as in its reference code"
 LONG_PROMPT_HELP = "encode prompts over 75 tokens in chunks instead of cutting them"
@@ -57,7 +62,6 @@ LONG_PROMPT_HELP = "encode prompts over 75 tokens in chunks instead of cutting t
 
 DEFAULT_BY = 2.0
 OTHER_SIZES = ("size", "long_edge", "megapixels")  # any of them stands instead of `by`
-DEFAULT_MEMORY = 4.0  # GiB
 DEFAULT_UPSCALE_STRENGTH = 0.3
 
 
@@ -95,7 +99,7 @@ class UpscaleRequest:
     )
     long_prompt: bool = option(False, LONG_PROMPT_HELP)
     tile: bool | None = option(None, TILE_HELP)
-    memory: float | None = option(None, MEMORY_HELP, least=0.01, most=1024)
+    memory: str | float | None = option(None, MEMORY_HELP, check=parse_memory)
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -141,6 +145,7 @@ class SamplingOptions:
     clip_skip: int | None = option(None, CLIP_SKIP_HELP, least=1, most=12)
     loras: Sequence[tuple[str | Path, float]] = ()  # names in the folder of models, or files as `Path`, with scales
     styles: str | Sequence[str] = ()  # names in the file of styles
+    memory: str | float | None = option(None, MEMORY_HELP, check=parse_memory)
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -163,7 +168,6 @@ class GenerateRequest(SamplingOptions):
     upscale: float = option(1.0, "how many times larger to enlarge the picture; 1 leaves it", least=1, most=16)
     upscale_steps: int | None = option(None, "denoising steps of the enlarging", least=1, most=1000)
     tile: bool | None = option(None, "remake the enlarged picture with the model, in overlapping windows (hires fix)")
-    memory: float | None = option(None, MEMORY_HELP, least=0.01, most=1024)
     upscale_strength: float | None = option(
         None, "share of the way back to noise of that remaking; 0.3 if absent", least=0, most=1
     )
@@ -175,8 +179,6 @@ class GenerateRequest(SamplingOptions):
             raise InputError(f"upscale_steps is {self.upscale_steps}, but upscale is 1; give upscale, or leave both")
         if self.upscale == 1 and self.tile:
             raise InputError("tile is for the enlarged picture, but upscale is 1; give upscale, or leave both")
-        if self.upscale == 1 and self.memory is not None:
-            raise InputError(f"memory is {self.memory}, but upscale is 1; give upscale, or leave both")
         if self.upscale_strength is not None and not self.tile:
             raise InputError(f"upscale_strength is {self.upscale_strength}, but tile is not set; set it, or leave both")
 
@@ -194,7 +196,6 @@ class RefineRequest(SamplingOptions):
         None, "how many times larger to make the picture first, with the bundled model", least=1, most=16
     )
     tile: bool | None = option(None, TILE_HELP)
-    memory: float | None = option(None, MEMORY_HELP, least=0.01, most=1024)
     watermark: bool | None = option(None, WATERMARK_HELP)
 
 
@@ -291,6 +292,8 @@ def check_limits(request: Any) -> None:
         value = getattr(request, name)
         if limits.choices and value is not None and value not in limits.choices:
             raise InputError(f"{name} is {value!r}, expected one of {', '.join(limits.choices)}")
+        if limits.check is not None and value is not None:
+            limits.check(value, name)
     check_types(request)
     for name, limits in limited.items():
         for number in _as_list(getattr(request, name)) if limits.least != -math.inf else ():

@@ -18,6 +18,7 @@ class _CommonOptions(TypedDict, total=False):
     solver: str | None
     spacing: str | None
     long_prompt: bool
+    memory: str | float | None
 
 
 class _SamplingOptions(_CommonOptions, total=False):
@@ -39,7 +40,6 @@ class UpscaleOptions(_CommonOptions, total=False):
     restore: float | None
     consistent: bool | None
     tile: bool | None
-    memory: float | None
     size: str | None
     long_edge: int | None
     megapixels: float | None
@@ -57,7 +57,6 @@ class GenerateOptions(_SamplingOptions, total=False):
     upscale_steps: int | None
     tile: bool | None
     watermark: bool | None
-    memory: float | None
     upscale_strength: float | None
 
 
@@ -70,7 +69,6 @@ class RefineOptions(_SamplingOptions, total=False):
     by: float | None
     tile: bool | None
     watermark: bool | None
-    memory: float | None
 
 
 class DepthOptions(_SamplingOptions, total=False):

@@ -208,7 +208,6 @@ KINDS: dict[str, ModelKind] = {
             "profile",
             "long_prompt",
             "tile",
-            "memory",
         ),
         one_answer="count is {count}, but the bundled model has one answer for a picture: one was made",
     ),

@@ -44,6 +44,10 @@ VERBS = {  # each with its module in this room, and the first paragraph of its o
     ),
     "key": ("serve", "Make a key for the service, and the line for its configuration."),
     "serve": ("serve", "Serve pictures over HTTP: OpenAI's images API, /v1/images/upscale, jobs and a web page."),
+    "plan": (
+        "plan",
+        "Show what a verb will take before it runs: stages, tiles, memory, network calls and time.",
+    ),
     "train": ("train", "Train models."),
     "evaluate": ("evaluate", "Measure models."),
 }

@@ -40,6 +40,7 @@ class Runtime:
     offload: Offload = "none"
     engine: Engine = EAGER
     memory_format: torch.memory_format = torch.contiguous_format  # of feature maps
+    work: int | None = None  # bytes that a network may take beside its weights; None: as much as it is cut for unasked
     forks: int | None = field(default=None, compare=False, repr=False)  # before this process when the model was loaded
 
     def __post_init__(self) -> None:
@@ -55,7 +56,7 @@ class Runtime:
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> "Runtime":
         """One for a model that is loaded in this process, and refuses to work in a fork of it."""
-        return cls(device, offload, engine, memory_format, _num_forks)
+        return cls(device, offload, engine, memory_format, forks=_num_forks)
 
     @contextmanager
     def run(self, network: nn.Module, *, repeated: bool = False) -> Generator[Call]:

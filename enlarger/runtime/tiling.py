@@ -1,9 +1,12 @@
 """Running a network with a bounded receptive field over a large picture in pieces, with the same result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from enlarger.runtime.smaller_tiles import Tiling, tile_attempts
 
 TileProgress = Callable[[int, int], None]  # tiles done, tiles in all; it may raise to stop
 
@@ -29,20 +32,30 @@ def apply_tiled(
     scale: float = 1,
     progress: TileProgress = _no_progress,
     blend: Blend | None = None,
+    tiling: Callable[[int], Tiling] | None = None,
 ) -> Tensor:
     """`function(x)` for x (B, C, H, W), in tiles with `margin` pixels of their surroundings on each side.
 
     Equal to the whole if no output pixel depends on inputs further than `margin` away and `tile_size` and `margin`
-    are multiples of the function's granularity. `scale` is output pixels per input pixel. With a
+    are multiples of the function's granularity. What memory does not suffice for is computed in smaller tiles by the
+    `tiling` of its side. `scale` is output pixels per input pixel. With a
     `blend` the results go there, and no tensor is made for them.
     """
     height, width = x.shape[-2:]
     is_single_tile = height <= tile_size + margin and width <= tile_size + margin
     rows, columns = (_tile_bounds(side, side if is_single_tile else tile_size, margin) for side in (height, width))
-    result = None if blend is None else blend.onto
+    result, output = None if blend is None else blend.onto, None
     for i, (top, bottom, above, below) in enumerate(rows):
         for j, (left, right, before, after) in enumerate(columns):
-            output = function(x[..., above:below, before:after])
+            window = x[..., above:below, before:after]
+            for attempt in _whole(tiling, window):
+                with attempt as smaller:
+                    output = (
+                        function(window)
+                        if smaller is None
+                        else apply_tiled(function, window, tile_size=smaller, margin=margin, scale=scale)
+                    )
+            assert output is not None, "the last attempt returns or raises"
             if result is None:
                 result = output.new_empty(*output.shape[:2], round(height * scale), round(width * scale))
             cropped = output[
@@ -58,6 +71,11 @@ def apply_tiled(
             progress(i * len(columns) + j + 1, len(rows) * len(columns))
     assert result is not None
     return result
+
+
+def _whole(tiling: Callable[[int], Tiling] | None, window: Tensor) -> Iterable[AbstractContextManager[int | None]]:
+    """The attempts at one window, of which the first is whole."""
+    return [nullcontext(None)] if tiling is None else tile_attempts(tiling(max(window.shape[-2:])))
 
 
 def _tile_bounds(length: int, tile_size: int, margin: int) -> list[tuple[int, int, int, int]]:

@@ -12,12 +12,24 @@ from enlarger.requests import DepthRequest, as_request, make_request, one_per_im
 from enlarger.runtime.engines.named import EngineName
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.auxiliary.depth_estimator import DepthEstimator, normalise_depth, read_depth_map
-from enlarger.tasks.image_to_image import image_to_image, prepare_run
-from enlarger.tasks.inputs import ImageSource, Latents, PreparedImage, prepare_picture, split_images, split_request
+from enlarger.tasks.image_to_image import image_to_image, prepare_run, truncate_by_strength
+from enlarger.tasks.inputs import (
+    ImageSource,
+    Latents,
+    PreparedImage,
+    image_size,
+    prepare_picture,
+    split_images,
+    split_request,
+)
 from enlarger.tasks.latent_diffusion.latent_diffusion import pad_to_multiple
+from enlarger.tasks.latent_diffusion.sampling import trace_network_calls
 from enlarger.tasks.loading.adapters import adapt
 from enlarger.tasks.loading.load import Location
 from enlarger.tasks.loading.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.tasks.planning.plan import Plan
+from enlarger.tasks.planning.room import MemoryRoom
+from enlarger.tasks.planning.stages import StageList, Timer, make_plan, padded_size
 from enlarger.tasks.results.generation import with_generation
 from enlarger.tasks.results.progress_bar import progress_bar
 from enlarger.tasks.results.result import ProgressCallback, Result, join_results, no_progress, report_steps
@@ -45,6 +57,8 @@ class DepthToImage:
         model, adapted = adapt(self.model, request)
         if model is not self.model:
             return with_generation(replace(self, model=model)(adapted, watch), self.model, "depth", request)
+        if request.memory is not None:
+            self.plan(request)  # raises for a bound that cannot be kept
         count = len(split_images(request.image))
         depth_maps = one_per_image(None if request.depth is None else _split_depth_maps(request.depth), count, "depth")
         sharing = self.model.sharing_prompts()
@@ -56,13 +70,46 @@ class DepthToImage:
                 )
             prepared = prepare_picture(one.image, self.model.size_multiple)
             depth = self._depth_channel(prepared, one.depth)
-            run = prepare_run(sharing, with_defaults(one, "depth"), prepared, seeds, depth)
+            bounded = sharing.within(self._room(one, prepared.size).work)
+            run = prepare_run(bounded, with_defaults(one, "depth"), prepared, seeds, depth)
             latents: list[Tensor] = []
             for job in run.jobs:
                 on_step = report_steps(watch, job.plan.sigma_schedule.steps)
                 latents.append(image_to_image(run.latent_diffusion, job, on_step))
             results.append(run.finish(latents))
         return with_generation(join_results(results), self.model, "depth", request)
+
+    def plan(self, request: DepthRequest, timer: Timer | None = None) -> Plan:
+        """What a request will take, stage by stage, before it runs; with a `timer`, its time too. What estimates depth
+        is not in it.
+
+        Raises InputError for a `memory` that even the smallest tiles do not keep.
+        """
+        lists = [self._stages(one, len(seeds), timer) for one, seeds in split_request(request)]
+        networks = self.model.latent_diffusion
+        return make_plan("depth", self.model, networks.runtime, networks.dtype, lists)
+
+    def _stages(self, request: DepthRequest, count: int, timer: Timer | None) -> StageList:
+        """What is done for one picture."""
+        size, options, model = image_size(request.image), with_defaults(request, "depth"), self.model
+        rows, room = 1 if options["guidance"] == 1 else 2, self._room(request, size)
+        stages = StageList(room, size, size, count, timer)
+        stages.read()
+        if request.strength > 0:
+            padded, sampler = padded_size(size, model.size_multiple), model.sampler_for(options)
+            sigmas = truncate_by_strength(sampler.sigma_schedule(options["steps"]), request.strength).sigmas
+            calls = trace_network_calls(["depth"], [0.0], sampler.make_solver(), sigmas)
+            stages.text(model.text_encoders, rows)
+            stages.encode(model.vae, padded, count)
+            stages.denoise(model.network_shape, model.latent_size(padded), None, calls, rows)
+            stages.decode(model.vae, model.latent_size(padded), count)
+        stages.finish(size, is_consistent=False)
+        return stages
+
+    def _room(self, request: DepthRequest, size: tuple[int, int]) -> MemoryRoom:
+        """What a picture of `size` leaves of the memory that a request allows."""
+        networks = (*self.model.networks, *(() if self.estimator is None else (self.estimator.network,)))
+        return MemoryRoom.of(request.memory, self.model.latent_diffusion.runtime, networks, size)
 
     def _depth_channel(self, prepared: PreparedImage, depth_map: Any) -> Tensor:
         """The depth of the padded picture as the network's fifth channel, (1, 1, h, w) in -1..1."""

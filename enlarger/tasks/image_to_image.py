@@ -17,14 +17,24 @@ from enlarger.image.picture import to_pil
 from enlarger.requests import RefineRequest, UpscaleRequest, as_request, make_request, with_defaults
 from enlarger.runtime.engines.named import EngineName
 from enlarger.runtime.runtime import Offload
-from enlarger.tasks.inputs import ImageSource, Latents, PreparedImage, prepare_picture, split_request
+from enlarger.tasks.inputs import (
+    ImageSource,
+    Latents,
+    PreparedImage,
+    image_size,
+    prepare_picture,
+    split_request,
+)
 from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
 from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion, expand_to_batch
-from enlarger.tasks.latent_diffusion.sampling import SamplingPlan, sample_latents
-from enlarger.tasks.latent_diffusion.tiled_diffusion import choose_windows, note_windows, report_plan
+from enlarger.tasks.latent_diffusion.sampling import SamplingPlan, sample_latents, trace_network_calls
+from enlarger.tasks.latent_diffusion.tiled_diffusion import window_attempts
 from enlarger.tasks.loading.adapters import adapt
 from enlarger.tasks.loading.load import Location
 from enlarger.tasks.loading.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.tasks.planning.plan import Plan
+from enlarger.tasks.planning.room import MemoryRoom, choose_windows
+from enlarger.tasks.planning.stages import StageList, Timer, make_plan, padded_size
 from enlarger.tasks.results.generation import with_generation
 from enlarger.tasks.results.progress_bar import progress_bar
 from enlarger.tasks.results.result import Progress, ProgressCallback, Result, join_results, no_progress
@@ -78,24 +88,92 @@ class Refiner:
         model, adapted = adapt(self.model, request)
         if model is not self.model:
             return with_generation(replace(self, model=model)(adapted, watch), self.model, "refine", request)
-        defaults, sharing = "refine/xl" if self.model.has_micro_conditioning else "refine", self.model.sharing_prompts()
+        if request.memory is not None:
+            self.plan(request)  # raises for a bound that cannot be kept
+        sharing = replace(self, model=self.model.sharing_prompts())
         results: list[Result] = []
         for one, seeds in split_request(request):
-            prepared = self._prepare_input(one.image if one.by is None else self._enlarge(one, one.by, watch))
-            factor = 1 if prepared.picture is None else self.model.vae.downsample_factor
-            size = (prepared.image.shape[2] // factor, prepared.image.shape[3] // factor)
-            windows = choose_windows(one, self.model.network_shape, size)
-            run = prepare_run(sharing, with_defaults(one, defaults), prepared, seeds, windows=windows)
-            latents: list[Tensor] = []
+            run, size, rows = sharing._prepare(one, seeds, watch)
+            latents, notes = list[Tensor](), tuple[str, ...]()
             for job in run.jobs:
-                plan, on_step = report_plan(watch, job.plan, size)
-                latents.append(image_to_image(run.latent_diffusion, replace(job, plan=plan), on_step))
+                for attempt in window_attempts(job.plan, self.model.network_shape, size, rows, watch):
+                    with attempt as windowed:
+                        planned = replace(job, plan=windowed.plan)
+                        made = image_to_image(run.latent_diffusion, planned, windowed.on_step)
+                        latents.append(made)
+                        notes = windowed.notes
             result = run.finish(latents)
-            result = replace(result, notes=result.notes + note_windows(windows, size))
-            is_input = not run.jobs
+            result = replace(result, notes=result.notes + notes)
             is_xl = self.model.has_micro_conditioning
-            results.append(result if is_input else watermark_result(result, one.watermark, is_xl))
+            results.append(watermark_result(result, one.watermark, is_xl) if run.jobs else result)
         return with_generation(join_results(results), self.model, "refine", request)
+
+    def _prepare(
+        self, request: RefineRequest, seeds: tuple[int, ...], watch: ProgressCallback
+    ) -> tuple["ImageToImageRun", tuple[int, int], int]:
+        """A request for one picture made ready, the size of its latents, and how many run at once."""
+        prepared = self._prepare_input(
+            request.image if request.by is None else self._enlarge(request, request.by, watch)
+        )
+        factor = 1 if prepared.picture is None else self.model.vae.downsample_factor
+        size = (prepared.image.shape[2] // factor, prepared.image.shape[3] // factor)
+        options, room = self._options(request), self._room(request, prepared.size)
+        rows = self._rows(options)
+        windows = choose_windows(request, self.model.network_shape, size, room.work, rows)
+        run = prepare_run(self.model.within(room.work), options, prepared, seeds, windows=windows)
+        return run, size, rows
+
+    def plan(self, request: RefineRequest, timer: Timer | None = None) -> Plan:
+        """What a request will take, stage by stage, before it runs; with a `timer`, its time too.
+
+        Raises InputError for a `memory` that even the smallest windows and tiles do not keep.
+        """
+        lists = [self._stages(one, len(seeds), timer) for one, seeds in split_request(request)]
+        networks = self.model.latent_diffusion
+        return make_plan("refine", self.model, networks.runtime, networks.dtype, lists)
+
+    def _stages(self, request: RefineRequest, count: int, timer: Timer | None) -> StageList:
+        """What is done for one picture."""
+        size, options, model = (
+            image_size(request.image, self.model.vae.downsample_factor),
+            self._options(request),
+            self.model,
+        )
+        large = size if request.by is None else UpscaleRequest(None, request.by).target_size(*size)
+        is_latent, rows, room = isinstance(request.image, Latents), self._rows(options), self._room(request, large)
+        stages = StageList(room, size, large, count, timer)
+        stages.read()
+        if request.by is not None:
+            upscaler = load_bundled(model.latent_diffusion.runtime)
+            stages.add_plan(upscaler.plan(UpscaleRequest(request.image, request.by), timer), "enlarge")
+        if options["strength"] > 0:
+            padded = large if is_latent else padded_size(large, model.size_multiple)
+            latents = model.latent_size(padded)
+            windows = choose_windows(request, model.network_shape, latents, room.work, rows)
+            sigmas = truncate_by_strength(
+                model.sampler_for(options).sigma_schedule(options["steps"]), options["strength"]
+            )
+            calls = trace_network_calls(["refine"], [0.0], model.sampler_for(options).make_solver(), sigmas.sigmas)
+            stages.text(model.text_encoders, rows)
+            if not is_latent:
+                stages.encode(model.vae, padded, count)
+            stages.denoise(model.network_shape, latents, windows, calls, rows)
+            stages.decode(model.vae, latents, count)
+        stages.finish(large, is_consistent=False)
+        return stages
+
+    def _options(self, request: RefineRequest) -> dict[str, Any]:
+        """The options with their defaults."""
+        return with_defaults(request, "refine/xl" if self.model.has_micro_conditioning else "refine")
+
+    @staticmethod
+    def _rows(options: Mapping[str, Any]) -> int:
+        """Branches of the guidance."""
+        return 1 if options["guidance"] == 1 else 2
+
+    def _room(self, request: RefineRequest, size: tuple[int, int]) -> MemoryRoom:
+        """What a picture of `size` leaves of the memory that a request allows."""
+        return MemoryRoom.of(request.memory, self.model.latent_diffusion.runtime, self.model.networks, size)
 
     def _enlarge(self, request: RefineRequest, by: float, watch: ProgressCallback) -> Image.Image:
         """The request's picture made larger by the bundled model."""

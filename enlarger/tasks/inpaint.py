@@ -21,10 +21,18 @@ from enlarger.tasks.image_to_image import truncate_by_strength
 from enlarger.tasks.inputs import ImageSource, split_images, split_request
 from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning, prompt_spec_from_options
 from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion, expand_to_batch, pad_to_multiple
-from enlarger.tasks.latent_diffusion.sampling import KnownRegion, SamplingPlan, sample_latents
+from enlarger.tasks.latent_diffusion.sampling import (
+    KnownRegion,
+    SamplingPlan,
+    sample_latents,
+    trace_network_calls,
+)
 from enlarger.tasks.loading.adapters import adapt
 from enlarger.tasks.loading.load import Location
 from enlarger.tasks.loading.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.tasks.planning.plan import Plan
+from enlarger.tasks.planning.room import MemoryRoom
+from enlarger.tasks.planning.stages import StageList, Timer, make_plan, padded_size
 from enlarger.tasks.results.generation import describe_pictures
 from enlarger.tasks.results.progress_bar import progress_bar
 from enlarger.tasks.results.result import ProgressCallback, join_flags, no_progress, report_steps
@@ -201,6 +209,8 @@ class Inpainter:
         if model is not self.model:
             made = replace(self, model=model)(adapted, watch)
             return replace(made, generation=describe_pictures(made.seeds, self.model, "inpaint", request))
+        if request.memory is not None:
+            self.plan(request)  # raises for a bound that cannot be kept
         masks = [None] if request.mask is None else split_images(request.mask)
         sharing = replace(self, model=self.model.sharing_prompts())
         results: list[InpaintResult] = []
@@ -253,6 +263,7 @@ class Inpainter:
     ) -> Tensor:
         """A picture (1, 3, h, w) of any size, repainted by the network."""
         height, width = image.shape[-2:]
+        model = self.model.within(self._room(options, (height, width)).work)
         plan = self.model.sampling_plan(options["steps"], options["solver"], [seed], options["spacing"])
         strength = options["strength"]
         sigma_schedule = truncate_by_strength(plan.sigma_schedule, strength)
@@ -269,12 +280,48 @@ class Inpainter:
             from_pure_noise=strength == 1,
             soft_mask=True,
         )
-        latent_diffusion = self.model.bind_schedule(sigma_schedule)
+        latent_diffusion = model.bind_schedule(sigma_schedule)
         start, on_step = prepare_inpaint(latent_diffusion, job), report_steps(watch, sigma_schedule.steps)
         experts, runtime = [latent_diffusion.expert(start.conditioning)], latent_diffusion.runtime
         latents = sample_latents(experts, start.latents, job.plan, runtime, on_step, start.known_region)
         repainted = latent_diffusion.decode(latents)
         return repainted[..., :height, :width].cpu()
+
+    def plan(self, request: InpaintRequest, timer: Timer | None = None) -> Plan:
+        """What a request will take, stage by stage, before it runs; with a `timer`, its time too.
+
+        The picture and its mask are read. Raises InputError for a `memory` that even the smallest tiles do not keep.
+        """
+        masks = [None] if request.mask is None else split_images(request.mask)
+        lists = [self._stages(one, len(seeds), timer) for one, seeds in split_request(request, mask=masks)]
+        networks = self.model.latent_diffusion
+        return make_plan("inpaint", self.model, networks.runtime, networks.dtype, lists)
+
+    def _stages(self, request: InpaintRequest, count: int, timer: Timer | None) -> StageList:
+        """What `_run` will do for each seed."""
+        options, model, canvas = with_defaults(request, "inpaint"), self.model, prepare_canvas(request)
+        left, top, right, bottom = canvas.box
+        size, whole = (bottom - top, right - left), (canvas.weights.shape[-2], canvas.weights.shape[-1])
+        size = size if options["crop"] is None else self._trained_size(size)
+        rows, room = 1 if options["guidance"] == 1 else 2, self._room(options, size)
+        stages = StageList(room, whole, whole, count, timer)
+        stages.read()
+        if canvas.is_changed and request.strength > 0:
+            padded = padded_size(size, model.size_multiple, 2 * model.size_multiple)
+            sampler = model.sampler_for(options)
+            sigmas = truncate_by_strength(sampler.sigma_schedule(options["steps"]), request.strength).sigmas
+            calls = trace_network_calls(["inpaint"], [0.0], sampler.make_solver(), sigmas)
+            encodings = 2 if _takes_mask(model.latent_diffusion) and request.strength < 1 else 1
+            stages.text(model.text_encoders, rows)
+            stages.encode(model.vae, padded, encodings * count)
+            stages.denoise(model.network_shape, model.latent_size(padded), None, calls, rows)
+            stages.decode(model.vae, model.latent_size(padded), count)
+        stages.finish(whole, is_consistent=False)
+        return stages
+
+    def _room(self, options: Mapping[str, Any], size: tuple[int, int]) -> MemoryRoom:
+        """What a picture of `size` leaves of the memory that a request allows."""
+        return MemoryRoom.of(options["memory"], self.model.latent_diffusion.runtime, self.model.networks, size)
 
     def _trained_size(self, crop_size: tuple[int, int]) -> tuple[int, int]:
         """The size (h, w) of the same shape with as many pixels as the model was trained on."""

@@ -4,16 +4,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from enlarger.errors import InputError
+from enlarger.image.decode import upright_size
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import Picture, PictureSource, read_picture, to_pil
 from enlarger.image.resize import resize
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
-from enlarger.requests import DepthRequest, InpaintRequest, RefineRequest, UpscaleRequest, one_per_image, seeds_for
+from enlarger.requests import (
+    DepthRequest,
+    GenerateRequest,
+    InpaintRequest,
+    RefineRequest,
+    UpscaleRequest,
+    one_per_image,
+    seeds_for,
+)
 from enlarger.tasks.latent_diffusion.latent_diffusion import pad_to_multiple
 
 LatentSpace = Literal["sd", "sdxl", "x4"]  # Stable Diffusion 1 and 2 and the x2 upscaler share the first
@@ -136,6 +146,15 @@ def split_request(request: R, **per_image: Sequence[Any]) -> list[tuple[R, tuple
     ]
 
 
+def prompt_pairs(request: GenerateRequest) -> tuple[list[str], list[str]]:
+    """Prompts and negative prompts, each `count` times in a row."""
+    prompts = [request.prompt] if isinstance(request.prompt, str) else list(request.prompt)
+    if not prompts:
+        raise InputError("an empty list of prompts, expected at least one")
+    negatives = one_per_image(request.negative, len(prompts), "negative")
+    return [p for p in prompts for _ in range(request.count)], [n for n in negatives for _ in range(request.count)]
+
+
 def split_images(image: Any) -> list[Any]:
     """One picture, a list of them, a batch in a tensor or of `Latents`, as a list."""
     if isinstance(image, list | tuple):
@@ -149,6 +168,20 @@ def split_images(image: Any) -> list[Any]:
 
 def _split_latents(image: Any) -> list[Any]:
     return [image[i] for i in range(len(image))] if isinstance(image, Latents) else [image]
+
+
+def image_size(source: Any, factor: int = 8) -> tuple[int, int]:
+    """Height and width in pixels of a picture as it is seen, from its header; of latents, `factor` pixels for each."""
+    if isinstance(source, Latents):
+        return factor * source.values.shape[2], factor * source.values.shape[3]
+    if isinstance(source, Tensor):
+        pixels = factor if source.shape[-3] == 4 else 1
+        return pixels * source.shape[-2], pixels * source.shape[-1]
+    if isinstance(source, np.ndarray):
+        height, width = cast("tuple[int, ...]", source.shape)[:2]
+        return height, width
+    width, height = upright_size(source)
+    return height, width
 
 
 @dataclass(frozen=True, eq=False)

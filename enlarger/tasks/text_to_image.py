@@ -19,7 +19,6 @@ from enlarger.requests import (
     UpscaleRequest,
     as_request,
     make_request,
-    one_per_image,
     seeds_for,
     with_defaults,
 )
@@ -27,7 +26,7 @@ from enlarger.runtime.engines.named import EngineName
 from enlarger.runtime.runtime import Offload
 from enlarger.tasks.batching import is_batch_invariant, prompt_key
 from enlarger.tasks.image_to_image import Refiner, truncate_by_strength
-from enlarger.tasks.inputs import Latents, check_space
+from enlarger.tasks.inputs import Latents, check_space, prompt_pairs
 from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning, prompt_spec_from_options
 from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion
 from enlarger.tasks.latent_diffusion.sampling import (
@@ -42,6 +41,9 @@ from enlarger.tasks.latent_diffusion.sampling import (
 from enlarger.tasks.loading.adapters import adapt, is_adapted
 from enlarger.tasks.loading.load import Checkpoint, Location
 from enlarger.tasks.loading.stable_diffusion import StableDiffusion, load_stable_diffusion
+from enlarger.tasks.planning.plan import Plan
+from enlarger.tasks.planning.room import MemoryRoom
+from enlarger.tasks.planning.stages import StageList, Timer, make_plan, padded_size
 from enlarger.tasks.results.generation import with_generation
 from enlarger.tasks.results.progress_bar import progress_bar
 from enlarger.tasks.results.result import Progress, ProgressCallback, Result, join_results, no_progress, report_steps
@@ -118,32 +120,73 @@ class Generator:
         model, adapted = adapt(self.model, request)
         if model is not self.model:
             return with_generation(replace(self, model=model)(adapted, watch), self.model, "generate", request)
-        prompts, negatives = _prompt_pairs(request)
+        if request.memory is not None:
+            self.plan(request)  # raises for a bound that cannot be kept
+        prompts, negatives = prompt_pairs(request)
         seeds = seeds_for(request.seed, len(prompts))
         refiners = tuple(refiner.sharing_prompts() for refiner in self.refiners)
         sharing = replace(self, model=self.model.sharing_prompts(), refiners=refiners)
         results: list[Result] = []
+        bounded = replace(sharing, model=sharing.model.within(self._room(request).work))
         for prompt, negative, seed in zip(prompts, negatives, seeds, strict=True):
             one = replace(request, prompt=prompt, negative=negative, seed=seed, count=1)
-            latent_diffusion, job = sharing._prepare([one])
+            latent_diffusion, job = bounded._prepare([one])
             latents = text_to_image(latent_diffusion, job, report_steps(watch, job.plan.sigma_schedule.steps))
-            results += self._finish([one], latents, watch)
+            results += bounded._finish([one], latents, watch)
         return with_generation(join_results(results), self.model, "generate", request)
 
     def explain(self, request: GenerateRequest) -> SamplingReport:
         """Who would run which step, and how many calls that makes; nothing is computed."""
         options = self._options(request)
         plan = self.model.sampling_plan(options["steps"], options["solver"], [0], options["spacing"])
-        names = ["base", *("refiner" if i == 1 else f"refiner {i}" for i in range(1, len(self.refiners) + 1))]
         network_calls = trace_network_calls(
-            names, self._handoff_sigmas(request), plan.solver, plan.sigma_schedule.sigmas
+            list(self._experts), self._handoff_sigmas(request), plan.solver, plan.sigma_schedule.sigmas
         )
         if request.upscale > 1:
             network_calls += self._effective_upscaler.network_calls(
                 self._upscale_request(request, None, 0), self._size(options)
             )
             network_calls += self._remaking_calls(request, options) if request.tile else ()
-        return SamplingReport(network_calls, len(_prompt_pairs(request)[0]))
+        return SamplingReport(network_calls, len(prompt_pairs(request)[0]))
+
+    def plan(self, request: GenerateRequest, timer: Timer | None = None) -> Plan:
+        """What a request will take, stage by stage, before it runs; with a `timer`, its time too.
+
+        Raises InputError for a `memory` that even the smallest windows and tiles do not keep.
+        """
+        options, model, room = self._options(request), self.model, self._room(request)
+        size, count = self._size(options), len(prompt_pairs(request)[0])
+        large = (round(size[0] * request.upscale), round(size[1] * request.upscale))
+        rows, latents = 1 if options["guidance"] == 1 else 2, model.latent_size(padded_size(size, model.size_multiple))
+        stages = StageList(room, size, large, count, timer)
+        calls = self.explain(replace(request, upscale=1, tile=None, upscale_steps=None, upscale_strength=None))
+        for who, expert in self._experts.items():
+            stages.text(expert.text_encoders, rows, 1 if isinstance(request.prompt, str) else len(set(request.prompt)))
+            own = [call for call in calls.network_calls if call.who == who]
+            name = f"network calls, {who}" if self.refiners else "network calls"
+            stages.denoise(expert.network_shape, latents, None, own, rows, name)
+        stages.decode(model.vae, latents, count)
+        if request.upscale > 1:
+            self._plan_enlarging(request, stages, timer)
+        stages.finish(large, is_consistent=False)
+        networks = model.latent_diffusion
+        return make_plan("generate", model, networks.runtime, networks.dtype, [stages])
+
+    def _plan_enlarging(self, request: GenerateRequest, stages: StageList, timer: Timer | None) -> None:
+        """The stages of the upscaler and of the remaking, for each picture."""
+        upscaler, made = self._effective_upscaler, Image.new("L", stages.small[::-1])
+        for _ in range(stages.count):
+            stages.add_plan(upscaler.plan(self._upscale_request(request, made, 0), timer), "enlarge")
+            if request.tile:
+                larger = Image.new("L", stages.large[::-1])
+                remade = Refiner(self.model).plan(self._refine_request(request, larger, 0), timer)
+                stages.add_plan(replace(remade, process=0), "remake")
+
+    @property
+    def _experts(self) -> dict[str, StableDiffusion]:
+        """Who works on the latents, by the names that `explain` gives."""
+        names = ("refiner" if i == 0 else f"refiner {i + 1}" for i in range(len(self.refiners)))
+        return {"base": self.model, **dict(zip(names, self.refiners, strict=True))}
 
     def _remaking_calls(self, request: GenerateRequest, options: dict[str, Any]) -> tuple[NetworkCalls, ...]:
         """The calls, in each window, that remake the enlarged picture."""
@@ -158,6 +201,12 @@ class Generator:
     @property
     def _effective_upscaler(self) -> Upscaler:
         return load_bundled(self.model.latent_diffusion.runtime) if self.upscaler is None else self.upscaler
+
+    def _room(self, request: GenerateRequest) -> MemoryRoom:
+        """What is left of the memory that a request allows."""
+        refiners = (network for refiner in self.refiners for network in refiner.networks)
+        networks, size = (*self.model.networks, *refiners), self._size(self._options(request))
+        return MemoryRoom.of(request.memory, self.model.latent_diffusion.runtime, networks, size)
 
     def _options(self, request: GenerateRequest) -> dict[str, Any]:
         """The options with their defaults."""
@@ -220,7 +269,7 @@ class Generator:
         ]
         job = TextToImageJob(
             model.condition_batch(prompt_specs, size),
-            padded_latent_size(model, *size),
+            model.latent_size(padded_size(size, model.size_multiple)),
             plan,
             handoff_sigma=handoff_sigmas[0],
             refiners=refiners,
@@ -277,7 +326,9 @@ class Generator:
         """What the upscaler is asked for: the same prompts where it can read them."""
         upscaler = self._effective_upscaler
         steps = None if upscaler.tokenizer is None and request.tile else request.upscale_steps
-        upscale_request = UpscaleRequest(image, request.upscale, seed=seed, steps=steps, memory=request.memory)
+        upscale_request = UpscaleRequest(
+            image, request.upscale, seed=seed, steps=steps, memory=self._room(request).beside_weights
+        )
         if upscaler.tokenizer is not None:
             return replace(
                 upscale_request, prompt=request.prompt, negative=request.negative, long_prompt=request.long_prompt
@@ -293,22 +344,6 @@ class Generator:
 def _seed(request: GenerateRequest) -> int:
     """The seed of a request for one picture."""
     return seeds_for(request.seed, 1)[0]
-
-
-def _prompt_pairs(request: GenerateRequest) -> tuple[list[str], list[str]]:
-    """Prompts and negative prompts, each `count` times in a row."""
-    prompts = [request.prompt] if isinstance(request.prompt, str) else list(request.prompt)
-    if not prompts:
-        raise InputError("an empty list of prompts, expected at least one")
-    negatives = one_per_image(request.negative, len(prompts), "negative")
-    return [p for p in prompts for _ in range(request.count)], [n for n in negatives for _ in range(request.count)]
-
-
-def padded_latent_size(model: StableDiffusion, height: int, width: int) -> tuple[int, int]:
-    """The latents that cover a picture, in sizes that the network halves evenly."""
-    multiple, factor = model.size_multiple, model.latent_diffusion.vae.downsample_factor
-    high, wide = (-(-side // multiple) * multiple // factor for side in (height, width))
-    return high, wide
 
 
 def generate(

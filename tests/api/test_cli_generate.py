@@ -188,7 +188,7 @@ def test_options_reach_the_requests(call: Any, fake: Fake) -> None:
     given: dict[str, Any] = {
         "negative": "dog", "width": 64, "height": 32, "steps": 4, "guidance": 0.0, "rescale": 0.5, "seed": 7,
         "count": 2, "solver": "heun", "handoff": 1.5, "score": 7.0, "negative_score": 1.0, "upscale": 3.0,
-        "upscale_steps": 5, "strength": 0.25, "prompt": "cat", "upscale_strength": 0.5, "memory": 2.5, "by": 2.0,
+        "upscale_steps": 5, "strength": 0.25, "prompt": "cat", "upscale_strength": 0.5, "memory": "2.5GB", "by": 2.0,
         "spacing": "karras",
     }  # fmt: skip
     photo("a.png")

@@ -30,7 +30,9 @@ from enlarger.diffusion.sample import sample
 from enlarger.diffusion.solvers import SOLVERS
 from enlarger.diffusion.windows import WindowedDenoiser, Windows
 from enlarger.evaluate.metrics import seam_ratio
-from enlarger.tasks.latent_diffusion import tiled_diffusion
+from enlarger.runtime import feature_map
+from enlarger.tasks.planning import network_costs
+from enlarger.tasks.planning.plan import Plan
 from tests.support import tiny, tiny_x4, tiny_xl
 
 one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
@@ -40,23 +42,34 @@ def pixels(image: Any) -> Any:
     return np.array(image, dtype=np.int64)
 
 
-@pytest.mark.parametrize(
-    ("folder", "size", "by", "memory", "count"),
-    [(tiny.x2_folder, (200, 96), 2, 0.01, 2), (tiny_x4.x4_folder, (70, 30), 4, 0.01, 2)],
-)
+def bound_for_windows(plan: Plan) -> str:
+    """What the network's work takes less of than whole."""
+    whole, base = (
+        next(stage.peak for stage in plan.stages if stage.name == "network calls"),
+        plan.process + plan.weights,
+    )
+    return f"{(base + 0.7 * (whole - base)) / 1000:.0f}KB"
+
+
+@pytest.mark.parametrize(("folder", "size", "by"), [(tiny.x2_folder, (200, 96), 2), (tiny_x4.x4_folder, (70, 30), 4)])
 def test_upscalers_in_windows(
-    folder: Callable[[], Path], size: tuple[int, int], by: int, memory: float, count: int
+    folder: Callable[[], Path], size: tuple[int, int], by: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in (feature_map, network_costs):  # all of the autoencoder's maps are files, so that it needs little
+        monkeypatch.setattr(module, "IN_MEMORY", 0)
     upscaler, seen = load_upscaler(folder(), "cpu"), list[Progress]()
-    request = UpscaleRequest(tiny.picture(*size), by, prompt="a cat", steps=2, memory=memory)
+    request = UpscaleRequest(tiny.picture(*size), by, prompt="a cat", steps=2)
+    request = replace(request, memory=bound_for_windows(upscaler.plan(request)))
+    count = next(stage.tiles for stage in upscaler.plan(request).stages if stage.name == "network calls")
+    assert count > 1
     made = upscaler(request, seen.append)
     assert made.image.size == (by * size[0], by * size[1])
     assert len(made.notes) == 1 and made.notes[0].startswith(f"denoised in {count} overlapping windows of ")
     assert [one.done for one in seen if one.step is None] == list(range(1, 2 * count + 1))
     assert {one.total for one in seen} == {2 * count} and seen[-1].step is not None
-    whole = upscaler(replace(request, tile=False))
+    whole = upscaler(replace(request, tile=False, memory=None))
     assert whole.notes == () and np.abs(pixels(whole.image) - pixels(made.image)).max() > 0
-    assert (pixels(upscaler(replace(request, memory=4)).image) == pixels(whole.image)).all()
+    assert (pixels(upscaler(replace(request, memory="1TiB")).image) == pixels(whole.image)).all()
 
 
 @pytest.mark.parametrize("folder", [tiny.sd1_folder, tiny_xl.base_folder])
@@ -70,7 +83,6 @@ def test_remaking_larger_in_windows(folder: Callable[[], Path]) -> None:
 def test_a_window_over_everything_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     refiner, request = load_refiner(tiny.sd1_folder(), "cpu"), RefineRequest(tiny.picture(50, 40), steps=4, strength=1)
     expected = refiner(request)
-    monkeypatch.setattr(tiled_diffusion, "choose_windows", lambda *_: Windows(64, 16, 2))
     monkeypatch.setattr("enlarger.tasks.image_to_image.choose_windows", lambda *_: Windows(64, 16, 2))
     assert (pixels(refiner(request).image) == pixels(expected.image)).all()
 
@@ -92,7 +104,7 @@ def test_a_run_stops_between_windows() -> None:
         raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        upscaler(UpscaleRequest(tiny.picture(70, 30), 4, steps=1, memory=0.01), stop)
+        upscaler(UpscaleRequest(tiny.picture(70, 30), 4, steps=1, tile=True), stop)
 
 
 def test_refusals() -> None:

@@ -56,7 +56,7 @@ def test_limits_of_generation() -> None:
         ({"upscale": 0.5}, "upscale is 0.5, expected 1 to 16"),
         ({"score": 11}, "score is 11, expected 0 to 10"),
         ({"upscale_steps": 3}, "upscale_steps is 3, but upscale is 1; give upscale, or leave both"),
-        ({"memory": 2.0}, "memory is 2.0, but upscale is 1; give upscale, or leave both"),
+        ({"memory": 2000}, "memory is 2000, expected 0.01 to 1024 GiB"),
         (
             {"upscale": 2, "upscale_strength": 0.5},
             "upscale_strength is 0.5, but tile is not set; set it, or leave both",

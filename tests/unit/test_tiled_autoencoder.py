@@ -1,15 +1,18 @@
 """An autoencoder in tiles gives the result of the whole."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from enlarger.errors import EnlargerError
+from enlarger.errors import EnlargerError, OutOfMemory
 from enlarger.nn.autoencoder import AutoencoderConfig, AutoencoderKL
 from enlarger.runtime import feature_map
 from enlarger.tasks.latent_diffusion import tiled_autoencoder
 from enlarger.tasks.latent_diffusion.tiled_autoencoder import decode_image, decode_tiled, encode_image, encode_tiled
+from enlarger.tasks.planning.network_costs import decoder_cost, encoder_cost
 from tests.support.close import assert_close
 from tests.support.random_weights import normal, randomise
 
@@ -71,16 +74,75 @@ def test_half_precision_stays_close() -> None:
         assert_close(decode_tiled(autoencoder, latents, 8).float(), autoencoder.decode(latents).float(), 0.1)
 
 
-def test_large_pictures_run_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_more_than_it_may_runs_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     autoencoder = randomise(AutoencoderKL(CONFIGS[0]))
-    latents, tiled = normal(1, 4, 3, 4), list[int]()
+    latents, tiled = normal(1, 4, 12, 9), list[int]()
     monkeypatch.setattr(tiled_autoencoder, "run_tiled", lambda network, x, tile: tiled.append(tile) or network(x))
-    monkeypatch.setattr(tiled_autoencoder, "WHOLE_BYTES", 8 * 24 * 32 * 4)
+    needs = [cost(autoencoder, (12 * f, 9 * f)).peak for cost, f in ((decoder_cost, 1), (encoder_cost, 8))]
     with torch.inference_mode():
         image = decode_image(autoencoder, latents)
         encode_image(autoencoder, image)
+        decode_image(autoencoder, latents, work=needs[0])
+        encode_image(autoencoder, image, work=needs[1])
         assert tiled == []
-        monkeypatch.setattr(tiled_autoencoder, "WHOLE_BYTES", 8 * 24 * 32 * 4 - 1)
-        assert_close(decode_image(autoencoder, latents), image, 0)
-        encode_image(autoencoder, image)
-    assert tiled == [128, 128]
+        assert_close(decode_image(autoencoder, latents, work=needs[0] - 1), image, 0)
+        encode_image(autoencoder, image, work=needs[1] - 1)
+        decode_image(autoencoder, latents.expand(2, -1, -1, -1), work=2 * needs[0] - 2)
+        decode_image(autoencoder, latents, work=1)
+    assert tiled == [64, 64, 64, 64, 16]
+
+
+NO_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+)
+
+
+def failing(times: int, error: Exception) -> Callable[..., Tensor]:
+    """`run_tiled`, which first runs out of memory so many times."""
+    real, left = tiled_autoencoder.run_tiled, [times]
+
+    def run(network: nn.Module, x: Tensor, tile: int) -> Tensor:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise error
+        return real(network, x, tile)
+
+    return run
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["cuda", "cpu", "python"])
+def test_where_memory_runs_out_smaller_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    autoencoder, latents = randomise(AutoencoderKL(CONFIGS[0])), normal(1, 4, 12, 9)
+    with torch.inference_mode():
+        expected = autoencoder.decode(latents)
+        monkeypatch.setattr(tiled_autoencoder, "run_tiled", failing(1, error))
+        with pytest.warns(UserWarning, match=r"^memory ran out in decoding: again in tiles of 64 pixels$"):
+            assert_close(decode_image(autoencoder, latents, tiled=True), expected, ATOL)
+        monkeypatch.setattr(tiled_autoencoder, "run_tiled", failing(3, error))
+        with (
+            pytest.warns(UserWarning, match=r"^memory ran out in decoding: again in tiles of (64|32) pixels"),
+            pytest.raises(
+                OutOfMemory, match=r"^memory ran out in decoding in tiles of 32 pixels, which takes .* MB besi"
+            ),
+        ):
+            decode_image(autoencoder, latents, tiled=True)
+
+
+def test_what_the_whole_lacks_memory_for_goes_into_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    autoencoder, image = randomise(AutoencoderKL(CONFIGS[0])), normal(1, 3, 40, 72)
+    expected = autoencoder.encode(image).mean
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(autoencoder.encoder, "forward", fail)
+    with torch.inference_mode(), pytest.warns(UserWarning, match=r"^memory ran out in encoding: again in tiles of 32"):
+        assert_close(encode_image(autoencoder, image).mean, expected, ATOL)
+
+
+def test_other_errors_are_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled_autoencoder, "run_tiled", failing(1, RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"):
+        decode_image(randomise(AutoencoderKL(CONFIGS[0])), normal(1, 4, 12, 9), tiled=True)

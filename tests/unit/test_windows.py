@@ -10,8 +10,9 @@ from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.denoiser import Denoiser
 from enlarger.diffusion.precondition import Scalings
 from enlarger.diffusion.windows import WindowedDenoiser, Windows
+from enlarger.nn.unet import Stage, UNet, UNetConfig
 from enlarger.requests import RefineRequest, UpscaleRequest
-from enlarger.tasks.latent_diffusion.tiled_diffusion import NetworkShape, choose_windows
+from enlarger.tasks.planning.room import NetworkShape, choose_windows, latent_bytes
 from tests.support.close import assert_close
 from tests.support.random_weights import normal
 
@@ -57,29 +58,47 @@ def test_a_window_that_covers_everything_is_the_whole_to_the_last_bit() -> None:
     assert counted == [1]
 
 
-SHAPE = NetworkShape(320, torch.float32, 64, 8)
+def official_shape() -> NetworkShape:
+    """Stable Diffusion 1's, without memory for its weights."""
+    stages = (Stage(320, 2, 1), Stage(640, 2, 1), Stage(1280, 2, 1), Stage(1280, 2))
+    with torch.device("meta"):
+        return NetworkShape(UNet(UNetConfig(4, 4, stages, 1, 8, 768, linear_projection=False)), 64, 8)
+
+
+SHAPE = official_shape()
+
+
+def side_of(request: UpscaleRequest | RefineRequest, size: tuple[int, int], work: int | None, rows: int = 2) -> int:
+    """0: whole."""
+    windows = choose_windows(request, SHAPE, size, work, rows)
+    assert windows is None or windows.overlap == max(8, windows.side // 4 // 8 * 8)
+    return 0 if windows is None else windows.side
+
+
+@pytest.mark.parametrize("work", [2**29, 2**31])
+def test_windows_are_the_largest_that_the_memory_allows(work: int) -> None:
+    side = side_of(UpscaleRequest(None), (496, 496), work)
+    rest = work - latent_bytes((496, 496), 2)
+    assert SHAPE.work(side, 2) <= rest < SHAPE.work(side + 16, 2) and side % 8 == 0
+    assert side_of(UpscaleRequest(None), (side // 2, side // 2), work) == 0
 
 
 @pytest.mark.parametrize(
-    ("tile", "memory", "size", "side"),
+    ("tile", "work", "size", "side"),
     [
-        (None, 4, (64, 64), None),
-        (None, 4, (256, 256), None),
-        (None, 4, (512, 256), 264),
-        (None, 1, (512, 256), 128),
-        (False, 1, (512, 512), None),
-        (True, 4, (512, 256), 64),
-        (True, 4, (64, 64), None),
-        (True, 0.05, (512, 256), 24),
+        (None, None, (4096, 4096), 0),
+        (False, 2**20, (512, 512), 0),
+        (True, 2**32, (512, 256), 64),
+        (True, None, (512, 256), 64),
+        (True, 2**32, (64, 64), 0),
+        (None, 1, (512, 256), 16),
+        (True, -(2**30), (512, 256), 16),
     ],
 )
-def test_windows_follow_the_memory_and_the_training(tile, memory, size, side) -> None:
-    windows = choose_windows(UpscaleRequest(None, tile=tile, memory=memory), SHAPE, size)
-    assert (None if windows is None else windows.side) == side
-    assert windows is None or windows.overlap == side // 4 // 8 * 8 or windows.overlap == 8
+def test_windows_follow_what_is_asked_and_the_training(tile, work, size, side) -> None:
+    assert side_of(UpscaleRequest(None, tile=tile), size, work) == side
 
 
 def test_more_pictures_at_once_have_smaller_windows() -> None:
-    request = RefineRequest(None)
-    sides = [choose_windows(request, SHAPE, (999, 999), count).side for count in (1, 4)]
-    assert sides == [264, 128]
+    sides = [side_of(RefineRequest(None), (999, 999), 2**32, rows) for rows in (1, 2, 8)]
+    assert sides == sorted(sides, reverse=True) and len(set(sides)) == 3

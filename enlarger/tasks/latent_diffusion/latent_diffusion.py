@@ -66,14 +66,15 @@ class LatentDiffusion:
         """The distribution of the latents of pictures (B, 3, H, W) in -1..1, in the autoencoder's precision."""
         with self.runtime.hold(self.vae), torch.inference_mode(), in_float32(self.vae, self.upcast_vae) as dtype:
             pixels = image.to(self.runtime.device, dtype)
+            work = self.runtime.work
             with self.runtime.engine.prepare(self.vae.encoder) as encoder:
-                posterior = encode_image(self.vae, pixels, tiled=self.tile_vae, encoder=encoder)
+                posterior = encode_image(self.vae, pixels, tiled=self.tile_vae, encoder=encoder, work=work)
             if dtype != torch.float32 and not is_finite(posterior.mean, posterior.std):
                 warn_of_overflow(
                     self.vae, dtype, "encoded", lambda: encode_image(self.vae, pixels, tiled=self.tile_vae)
                 )
                 with in_float32(self.vae):
-                    posterior = encode_image(self.vae, pixels.float(), tiled=self.tile_vae)
+                    posterior = encode_image(self.vae, pixels.float(), tiled=self.tile_vae, work=self.runtime.work)
             return posterior
 
     def sample_posterior(self, posterior: Posterior, noise: Noise) -> Tensor:
@@ -118,11 +119,11 @@ def decode_latents(
         with in_float32(autoencoder, upcast) as dtype:
             x = latents.to(runtime.device, dtype)
             with runtime.engine.prepare(autoencoder.decoder) as decoder:
-                picture = decode_image(autoencoder, x, tiled=tiled, decoder=decoder).float()
+                picture = decode_image(autoencoder, x, tiled=tiled, decoder=decoder, work=runtime.work).float()
         if dtype != torch.float32 and not is_finite(picture):
             warn_of_overflow(autoencoder, dtype, "decoded", lambda: decode_image(autoencoder, x, tiled=tiled))
             with in_float32(autoencoder):
-                picture = decode_image(autoencoder, latents.to(runtime.device).float(), tiled=tiled)
+                picture = decode_image(autoencoder, latents.to(runtime.device).float(), tiled=tiled, work=runtime.work)
     if not torch.isfinite(picture).all():
         error = NonFinite("the decoded picture is not finite; the latents or the autoencoder's weights are damaged")
         raise with_bad_weight(error, autoencoder)

@@ -14,44 +14,68 @@ from enlarger.nn.autoencoder import AutoencoderKL, Decoder, Encoder, PixelAttent
 from enlarger.nn.blocks import Downsample, ResnetBlock, Upsample, to_feature_map, to_tokens
 from enlarger.runtime.engines.engine import Call
 from enlarger.runtime.feature_map import FeatureMap, map_tiles, row_bands
+from enlarger.runtime.smaller_tiles import Tiling, halve_tile, tile_attempts
+from enlarger.tasks.planning.network_costs import BAND, MARGIN, decoder_cost, encoder_cost
+from enlarger.tasks.planning.room import DEFAULT_WORK, TILES, decoder_tile, encoder_tile
 
 TILE = 128  # pixels along a side, at every resolution within the network
-WHOLE_BYTES = 2**30  # of a network's widest features: above, it runs in tiles
-BAND = 16  # times the tile's side: pixels that attend to as many at once
 
 
 def encode_image(
-    autoencoder: AutoencoderKL, image: Tensor, *, tiled: bool = False, encoder: Call | None = None
+    autoencoder: AutoencoderKL,
+    image: Tensor,
+    *,
+    tiled: bool = False,
+    encoder: Call | None = None,
+    work: int | None = None,
 ) -> Posterior:
-    """The latents' distribution of pictures (B, 3, H, W); of large ones in tiles in any case, which changes nothing.
+    """The latents' distribution of pictures (B, 3, H, W).
 
-    `encoder` computes the encoder's calls where there are no tiles.
+    What takes more than `work` bytes (None: 4 GiB) is encoded in tiles in any case, which changes nothing. `encoder`
+    computes the encoder's calls where there are no tiles.
     """
-    if tiled or is_large(autoencoder, image, 1):
-        return encode_tiled(autoencoder, image)
-    if encoder is None or encoder is autoencoder.encoder:
-        return autoencoder.encode(image)
-    return autoencoder.posterior(encoder(image))
+    size = (image.shape[2], image.shape[3])
+    tile = encoder_tile(autoencoder, size, (DEFAULT_WORK if work is None else work) // len(image), tiled=tiled)
+
+    def need(tile: int | None) -> int:
+        return encoder_cost(autoencoder, size, tile).peak
+
+    halve = halve_tile(max(size), TILES[-1], TILE)
+    for attempt in tile_attempts(Tiling("encoding", tile, "pixels", halve, need)):
+        with attempt as side:
+            if side is not None:
+                return encode_tiled(autoencoder, image, side)
+            if encoder is None or encoder is autoencoder.encoder:
+                return autoencoder.encode(image)
+            return autoencoder.posterior(encoder(image))
+    raise AssertionError("the last attempt returns or raises")
 
 
 def decode_image(
-    autoencoder: AutoencoderKL, latents: Tensor, *, tiled: bool = False, decoder: Call | None = None
+    autoencoder: AutoencoderKL,
+    latents: Tensor,
+    *,
+    tiled: bool = False,
+    decoder: Call | None = None,
+    work: int | None = None,
 ) -> Tensor:
-    """The pictures (B, 3, H, W) of scaled latents; large ones in tiles in any case, and then on the host.
+    """The pictures (B, 3, H, W) of scaled latents; in tiles as `encode_image` encodes, and then on the host."""
+    size = (latents.shape[2], latents.shape[3])
+    tile = decoder_tile(autoencoder, size, (DEFAULT_WORK if work is None else work) // len(latents), tiled=tiled)
+    whole = max(size) * autoencoder.downsample_factor
 
-    `decoder` computes the decoder's calls where there are no tiles.
-    """
-    if tiled or is_large(autoencoder, latents, autoencoder.downsample_factor):
-        return decode_tiled(autoencoder, latents)
-    if decoder is None or decoder is autoencoder.decoder:
-        return autoencoder.decode(latents)
-    return decoder(autoencoder.post_quant_conv(autoencoder.unscale(latents)))
+    def need(tile: int | None) -> int:
+        return decoder_cost(autoencoder, size, tile).peak
 
-
-def is_large(autoencoder: AutoencoderKL, x: Tensor, factor: int) -> bool:
-    """Whether pictures `factor` times as large as `x` have features of more than `WHOLE_BYTES` at their widest."""
-    pixels = x[:, 0].numel() * factor**2
-    return max(autoencoder.config.channels[:2]) * pixels * x.dtype.itemsize > WHOLE_BYTES
+    halve = halve_tile(whole, TILES[-1], TILE)
+    for attempt in tile_attempts(Tiling("decoding", tile, "pixels", halve, need)):
+        with attempt as side:
+            if side is not None:
+                return decode_tiled(autoencoder, latents, side)
+            if decoder is None or decoder is autoencoder.decoder:
+                return autoencoder.decode(latents)
+            return decoder(autoencoder.post_quant_conv(autoencoder.unscale(latents)))
+    raise AssertionError("the last attempt returns or raises")
 
 
 def encode_tiled(autoencoder: AutoencoderKL, image: Tensor, tile: int = TILE) -> Posterior:
@@ -67,7 +91,8 @@ def encode_tiled(autoencoder: AutoencoderKL, image: Tensor, tile: int = TILE) ->
 def decode_tiled(autoencoder: AutoencoderKL, latents: Tensor, tile: int = TILE) -> Tensor:
     """`autoencoder.decode` of scaled latents (B, C, h, w) to (B, 3, H, W) on the host, as `encode_tiled` encodes."""
     unscaled = autoencoder.post_quant_conv(autoencoder.unscale(latents))
-    return torch.cat([run_tiled(autoencoder.decoder, one[None], tile) for one in unscaled])
+    pictures = [run_tiled(autoencoder.decoder, one[None], tile) for one in unscaled]
+    return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
 
 
 def run_tiled(network: Encoder | Decoder, x: Tensor, tile: int) -> Tensor:
@@ -90,7 +115,9 @@ class _Tiles:
 
     def map(self, function: Callable[..., Tensor], *maps: FeatureMap, scale: Fraction = Fraction(1)) -> FeatureMap:
         """A function that sees at most two pixels around a place; two halve as the tile does."""
-        return map_tiles(function, *maps, tile=self.side, margin=2, scale=scale, device=self.device, groups=self.groups)
+        return map_tiles(
+            function, *maps, tile=self.side, margin=MARGIN, scale=scale, device=self.device, groups=self.groups
+        )
 
 
 def _run_layer(layer: nn.Module, features: FeatureMap, tiles: _Tiles) -> FeatureMap:

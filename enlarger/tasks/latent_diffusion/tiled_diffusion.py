@@ -1,51 +1,68 @@
-"""Which windows a picture is denoised in, and a progress that counts them."""
+"""A run in the windows that were chosen for it: a progress that counts them, and smaller ones where memory runs out."""
 
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
+from enlarger.diffusion.noise import generators_of
 from enlarger.diffusion.sample import OnStep, Step
 from enlarger.diffusion.sampler import trace_steps
 from enlarger.diffusion.windows import Windows
-from enlarger.requests import DEFAULT_MEMORY, GenerateRequest, RefineRequest, UpscaleRequest
+from enlarger.runtime.smaller_tiles import Tiling, halve_tile, tile_attempts
 from enlarger.tasks.latent_diffusion.sampling import SamplingPlan
+from enlarger.tasks.planning.network_costs import diffusion_cost
+from enlarger.tasks.planning.room import NetworkShape, windows_of_side
 from enlarger.tasks.results.result import Progress, ProgressCallback, report_steps
 
-MAPS = 24  # as wide as the first stage: what a diffusion network holds at once, of each branch of a guidance
 TRAINED_SIDE = 128  # latents along a side of the pictures that the upscalers were trained on
 
 
-@dataclass(frozen=True)
-class NetworkShape:
-    """What sets the windows of a diffusion network."""
+@dataclass(frozen=True, eq=False)
+class WindowedRun:
+    """A run on latents of `size` (h, w) by a plan whose windows are chosen, and what sees its steps."""
 
-    channels: int  # of its first stage
-    dtype: torch.dtype
-    trained_side: int  # latents along a side of the pictures it was trained on
-    multiple: int  # of which its sides must be
+    plan: SamplingPlan
+    on_step: OnStep
+    size: tuple[int, int]
 
-    def affordable_side(self, gibibytes: float, count: int) -> int:
-        """The largest side of a window in which `count` pictures, both branches of each, fit."""
-        num_bytes = 2 * count * MAPS * self.channels * self.dtype.itemsize
-        return max(2, int((gibibytes * 2**30 / num_bytes) ** 0.5) // self.multiple) * self.multiple
-
-
-TiledRequest = UpscaleRequest | RefineRequest | GenerateRequest
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of its windows."""
+        return note_windows(self.plan.windows, self.size)
 
 
-def choose_windows(request: TiledRequest, shape: NetworkShape, size: tuple[int, int], count: int = 1) -> Windows | None:
-    """The windows for `count` latents of `size` (h, w); None: whole.
+def window_attempts(
+    plan: SamplingPlan, shape: NetworkShape, size: tuple[int, int], rows: int, watch: ProgressCallback
+) -> Iterator[AbstractContextManager[WindowedRun]]:
+    """`for attempt in window_attempts(...)`, `with attempt as run:` a sampling of `rows` latents by the run's plan.
 
-    Where the request asks for tiles they have the size that the network was trained on, if the request's memory allows;
-    where it does not say, what does not fit the memory is cut into the largest windows that do.
+    Where memory runs out, it is sampled again with the same noise in smaller windows, as `tile_attempts` says.
     """
-    side = shape.affordable_side(DEFAULT_MEMORY if request.memory is None else request.memory, count)
-    if request.tile:
-        side = min(side, max(2, shape.trained_side // shape.multiple) * shape.multiple)
-    if request.tile is False or max(size) <= side:
-        return None
-    return Windows(side, max(shape.multiple, side // 4 // shape.multiple * shape.multiple), shape.multiple)
+    generators, windows = generators_of(plan.noise), plan.windows
+    states = [generator.get_state() for generator in generators]
+
+    @contextmanager
+    def run(attempt: AbstractContextManager[int | None]) -> Generator[WindowedRun]:
+        with attempt as side:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+            is_first = side == (None if windows is None else windows.side)
+            cut = windows if is_first or side is None else windows_of_side(side, shape.multiple)
+            yield WindowedRun(*report_plan(watch, replace(plan, windows=cut), size), size)
+
+    def smaller(side: int | None) -> int | None:
+        half = halve_tile(max(size), shape.multiple)(side)
+        return half if half is not None and half >= shape.least_side else None
+
+    def need(side: int | None) -> int:
+        seen = size if side is None else (min(side, size[0]), min(side, size[1]))
+        return diffusion_cost(shape.network, seen, rows).peak
+
+    tiling = Tiling("denoising", None if windows is None else windows.side, "latents", smaller, need)
+    for attempt in tile_attempts(tiling):
+        yield run(attempt)
 
 
 def note_windows(windows: Windows | None, size: tuple[int, int]) -> tuple[str, ...]:

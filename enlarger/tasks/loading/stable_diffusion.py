@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.config.schedulers import sampler_from_config
@@ -35,8 +35,8 @@ from enlarger.tasks.latent_diffusion.conditioning import (
 )
 from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion
 from enlarger.tasks.latent_diffusion.sampling import SamplingPlan
-from enlarger.tasks.latent_diffusion.tiled_diffusion import NetworkShape
 from enlarger.tasks.loading.load import Location, as_checkpoint, kind_of, resolve_runtime
+from enlarger.tasks.planning.room import NetworkShape
 from enlarger.text.encode import PromptEmbeds
 from enlarger.text.tokenize import Tokenizer
 
@@ -109,7 +109,17 @@ class StableDiffusion:
         """What sets the windows of its network."""
         networks = self.latent_diffusion
         multiple = self.size_multiple // networks.vae.downsample_factor
-        return NetworkShape(networks.unet_config.stages[0].channels, networks.dtype, self.sample_size, multiple)
+        return NetworkShape(networks.unet, self.sample_size, multiple)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All that it computes with, beside the safety checker."""
+        return (self.latent_diffusion.unet, self.latent_diffusion.vae, *self.text_encoders)
+
+    def within(self, work: int) -> "StableDiffusion":
+        """The same model, whose networks take at most `work` bytes beside their weights."""
+        runtime = replace(self.latent_diffusion.runtime, work=work)
+        return replace(self, latent_diffusion=replace(self.latent_diffusion, runtime=runtime))
 
     def require_task(self, *verbs: str) -> "StableDiffusion":
         """The model itself, if it was trained for one of `verbs`; Unsupported, naming the right one, if not."""
@@ -235,6 +245,15 @@ class StableDiffusion:
             text_encoders=tuple(parts[name] for name in encoders),
             tokenizers=tuple(parts[name.replace("text_encoder", "tokenizer")] for name in encoders),
         )
+
+    def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Of a picture of `size` (height, width) whose sides the autoencoder divides evenly."""
+        factor = self.vae.downsample_factor
+        return size[0] // factor, size[1] // factor
+
+    def sampler_for(self, options: Mapping[str, Any]) -> Sampler:
+        """The checkpoint's sampler as a request's options change it."""
+        return self.sampler.with_solver(options["solver"], options["spacing"])
 
     def sampling_plan(
         self, steps: int, solver: str | None, seeds: Sequence[int], spacing: str | None = None

@@ -15,14 +15,20 @@ from enlarger.nn.compact import downsample_bicubic
 from enlarger.nn.upscale_net import Backprojected, UpscaleNet, backproject
 from enlarger.requests import UpscaleRequest, as_request, with_defaults
 from enlarger.runtime.runtime import Runtime
+from enlarger.runtime.smaller_tiles import Tiling, halve_tile
 from enlarger.runtime.tiling import Blend, apply_tiled
-from enlarger.tasks.inputs import ImageSource
+from enlarger.tasks.inputs import ImageSource, image_size, split_request
 from enlarger.tasks.latent_diffusion.sampling import NetworkCalls
 from enlarger.tasks.loading.load import BUNDLED, Checkpoint
+from enlarger.tasks.planning.network_costs import input_channels, picture_cost
+from enlarger.tasks.planning.plan import Plan
+from enlarger.tasks.planning.room import LARGE_BYTES, LEAST_PICTURE_TILE, MemoryRoom, picture_tile
+from enlarger.tasks.planning.stages import StageList, Timer, make_plan, pixels_of
 from enlarger.tasks.results.generation import with_generation
 from enlarger.tasks.results.result import Progress, ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.upscale.upscale import (
     UpscaleBatch,
+    plan_upscale,
     refuse_unused_options,
     single_batches,
     stack_requests,
@@ -66,6 +72,8 @@ class BundledUpscaler:
         **options: Unpack[UpscalerOptions],
     ) -> Result:
         request = as_request(UpscaleRequest, request, options)
+        if request.memory is not None:
+            self.plan(request)  # raises for a bound that cannot be kept
         results = list[Result]()
         for batch, settings in single_batches(self, request, _options):
             results += self._run(batch, settings, watch)
@@ -87,9 +95,12 @@ class BundledUpscaler:
         detail, restore, asked = options["detail"], options["restore"], batch.requests[0].consistent
         hints = [None if restore > 0 else input_hint(picture.colour) for picture in batch.pictures]
         if restore > 0:
-            image, graphics = self.restore(image, restore, detail, watch).float().cpu(), (False,) * count
+            room = self._room(batch.requests[0], (image.shape[-2], image.shape[-1]))
+            restorer = self._within(room, detail, count)
+            image, graphics = restorer.restore(image, restore, detail, watch).float().cpu(), (False,) * count
         while batch.needs_pass(image):
-            image, graphics = self.enlarge(image, detail, watch, graphics)
+            room = self._room(batch.requests[0], (image.shape[-2], image.shape[-1]))
+            image, graphics = self._within(room, detail, count).enlarge(image, detail, watch, graphics)
             image = image.float().cpu()
         drawn = (False,) * count if graphics is None else graphics
         consistent = [(restore == 0 and not is_drawn) if asked is None else asked for is_drawn in drawn]
@@ -98,6 +109,44 @@ class BundledUpscaler:
             for request, hint, is_drawn in zip(batch.requests, hints, drawn, strict=True)
         ]
         return batch.finish(self.name, image, consistent, notes)
+
+    def plan(self, request: UpscaleRequest, timer: Timer | None = None) -> Plan:
+        """Graphics, which only the picture tells, take another network of the same size instead."""
+        lists = [self._stages(one, timer) for one, _ in split_request(request)]
+        return make_plan("upscale", self, self.runtime, torch.float32, lists)
+
+    def _stages(self, request: UpscaleRequest, timer: Timer | None) -> StageList:
+        """What `_run` will do for one picture."""
+        size, options = image_size(request.image), with_defaults(request, "upscale/bundled")
+        upscale_plan = plan_upscale(request, size, self.scale)
+        stages = StageList(self._room(request, size), size, upscale_plan.target, 1, timer)
+        stages.read()
+        detail, is_restored = options["detail"], options["restore"] > 0
+        for index in range(max(upscale_plan.passes, int(is_restored))):
+            room = self._room(request, size)
+            tile = self._within(room, detail).tile
+            first = "restore" if is_restored and index == 0 else "predict"
+            networks = [(first, self.restorer if first == "restore" else self.predictor)]
+            networks += [("predict", self.predictor)] if first == "restore" and detail > 0 else []
+            networks += [("detail", Backprojected(self.detailer))] if detail > 0 else []
+            for name, network in networks:
+                within = replace(stages, room=room)
+                within.enlarge(network, size, tile, network.receptive_radius, name)
+            size = (self.scale * size[0], self.scale * size[1])
+        stages.finish(size, is_consistent=not is_restored if request.consistent is None else request.consistent)
+        return stages
+
+    def _room(self, request: UpscaleRequest, size: tuple[int, int]) -> MemoryRoom:
+        """What is left of the memory that a request allows for a pass over a picture of `size`, its result aside."""
+        networks = (self.predictor, self.detailer, self.restorer, self.graphics)
+        room = MemoryRoom.of(request.memory, self.runtime, networks, size)
+        return replace(room, held=room.held + LARGE_BYTES * self.scale**2 * pixels_of(size))
+
+    def _within(self, room: MemoryRoom, detail: float, count: int = 1) -> "BundledUpscaler":
+        """The upscaler in tiles whose work fits, of `count` pictures at once."""
+        network = self.predictor if detail == 0 else Backprojected(self.detailer)
+        margin, work = network.receptive_radius, room.work // max(count, 1)
+        return replace(self, tile=picture_tile(network, self.tile, margin, work))
 
     def upscale_pixels(
         self, small: Tensor, *, detail: float = 0.0, restore: float = 0.0, watch: ProgressCallback = no_progress
@@ -164,6 +213,12 @@ class BundledUpscaler:
         def report_tile(done: int, total: int) -> None:
             watch(Progress(stage, done, total))
 
+        def tiling(side: int) -> Tiling:
+            def need(tile: int | None) -> int:
+                return picture_cost(net, (tile or side, tile or side), input_channels(net)).peak
+
+            return Tiling(f"the stage {stage}", None, "pixels", halve_tile(side, LEAST_PICTURE_TILE), need)
+
         with self.runtime.run(net) as call:
             return apply_tiled(
                 call,
@@ -173,6 +228,7 @@ class BundledUpscaler:
                 scale=2,
                 progress=report_tile,
                 blend=blend,
+                tiling=tiling,
             )
 
 

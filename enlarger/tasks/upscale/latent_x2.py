@@ -27,7 +27,7 @@ from enlarger.nn.k_unet import KUNet
 from enlarger.requests import X2_MAX_NOISE_LEVEL, UpscaleRequest, as_request, with_defaults
 from enlarger.runtime.runtime import Runtime
 from enlarger.tasks.batching import is_batch_invariant
-from enlarger.tasks.inputs import ImageSource, LatentSpace, latent_space_of
+from enlarger.tasks.inputs import ImageSource, LatentSpace, image_size, latent_space_of, split_request
 from enlarger.tasks.latent_diffusion.conditioning import (
     GuidedConditioning,
     GuidedText,
@@ -42,17 +42,15 @@ from enlarger.tasks.latent_diffusion.sampling import (
     sample_latents,
     trace_network_calls,
 )
-from enlarger.tasks.latent_diffusion.tiled_diffusion import (
-    TRAINED_SIDE,
-    NetworkShape,
-    choose_windows,
-    note_windows,
-    report_plan,
-)
+from enlarger.tasks.latent_diffusion.tiled_diffusion import TRAINED_SIDE, window_attempts
+from enlarger.tasks.planning.plan import Plan
+from enlarger.tasks.planning.room import MemoryRoom, NetworkShape, choose_windows
+from enlarger.tasks.planning.stages import StageList, Timer, make_plan, padded_size
 from enlarger.tasks.results.generation import with_generation
 from enlarger.tasks.results.result import ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.upscale.upscale import (
     UpscaleBatch,
+    as_latents,
     plan_upscale,
     refuse_unused_options,
     single_batches,
@@ -122,6 +120,7 @@ class LatentUpscaler:
         **options: Unpack[UpscalerOptions],
     ) -> Result:
         request = as_request(UpscaleRequest, request, options)
+        self.check_memory(request)
         results = list[Result]()
         for batch, make_job in single_batches(self, request, self._prepare):
             results += self._run(batch, make_job, watch)
@@ -138,6 +137,45 @@ class LatentUpscaler:
         solver, sigma_schedule = self._solver(request)
         passes = plan_upscale(request, size, self.scale).passes
         return trace_network_calls(["x2"], [0.0], solver, sigma_schedule.sigmas) * passes
+
+    def check_memory(self, request: UpscaleRequest) -> None:
+        """Raise InputError for a bound on the memory that even the smallest tiles do not keep."""
+        if request.memory is not None:
+            self.plan(request)
+
+    def plan(self, request: UpscaleRequest, timer: Timer | None = None) -> Plan:
+        lists = [self._stages(one, len(seeds), timer) for one, seeds in split_request(request)]
+        return make_plan("upscale", self, self.runtime, next(self.unet.parameters()).dtype, lists)
+
+    def _stages(self, request: UpscaleRequest, count: int, timer: Timer | None) -> StageList:
+        """What `_run` will do for one picture."""
+        factor, is_latent = self.vae.downsample_factor, as_latents(request.image) is not None
+        size = image_size(request.image, factor)
+        rows = 2 if self._is_guided(request) else 1
+        upscale_plan = plan_upscale(request, size, self.scale)
+        room, shape = self._room(request, size), self._network_shape
+        stages = StageList(room, size, upscale_plan.target, count, timer)
+        stages.read()
+        stages.text([self.text_encoder], rows)
+        calls, (height, width) = self.network_calls(request, size), size
+        per_pass = len(calls) // max(1, upscale_plan.passes)
+        for index in range(upscale_plan.passes):
+            if index == 0 and not is_latent:
+                padded = padded_size(size, SIZE_MULTIPLE, MIN_SIZE)
+                stages.encode(self.vae, padded, count)
+                latents = (padded[0] // factor, padded[1] // factor)
+            else:
+                covering = (-(-height // factor), -(-width // factor))
+                latents = padded_size(covering, SIZE_MULTIPLE // factor, MIN_SIZE // factor)
+            doubled = (2 * latents[0], 2 * latents[1])
+            windows = choose_windows(request, shape, doubled, room.work, rows)
+            name = "network calls" if upscale_plan.passes == 1 else f"network calls, pass {index + 1}"
+            stages.denoise(shape, doubled, windows, calls[:per_pass], rows, name)
+            height, width = 2 * height, 2 * width
+        if upscale_plan.passes or is_latent:
+            stages.decode(self.vae, (-(-height // factor), -(-width // factor)), count)
+        stages.finish((height, width), is_consistent=bool(request.consistent))
+        return stages
 
     def _prepare(self, requests: Sequence[UpscaleRequest]) -> MakeJob:
         """The options settled once, for requests that differ in picture, prompts and seed alone."""
@@ -164,13 +202,18 @@ class LatentUpscaler:
         """The prompts that the branches of the guidance see. At scale 0 the prompt is empty; in the original that is
         the negative prompt's place."""
         prompts, negatives = [str(one.prompt) for one in requests], [str(one.negative) for one in requests]
-        is_guided = scale not in (0, 1) if is_original else scale > 1
+        is_guided = self._is_guided(requests[0])
         if scale == 0:
             prompts = negatives if is_original else [""] * len(prompts)
         return encode_guided_prompts(
             self.tokenizer, self.text_encoder, self.runtime, prompts, negatives if is_guided else None, "last",
             requests[0].long_prompt, weighted=True,
         )  # fmt: skip
+
+    @staticmethod
+    def _is_guided(request: UpscaleRequest) -> bool:
+        scale = with_defaults(request, _defaults_of(request))["guidance"]
+        return scale not in (0, 1) if request.profile == "original" else scale > 1
 
     def _solver(self, request: UpscaleRequest) -> tuple[Solver, SigmaSchedule]:
         options = with_defaults(request, _defaults_of(request))
@@ -181,25 +224,39 @@ class LatentUpscaler:
 
     def _run(self, batch: UpscaleBatch, make_job: MakeJob, watch: ProgressCallback) -> list[Result]:
         image, noise = batch.low_res, from_seeds(batch.seeds)
+        upscaler, room = self._within(batch.requests[0], batch.low_res)
         notes = prompt_notes(str(batch.requests[0].prompt), str(batch.requests[0].negative))
         factor = self.vae.downsample_factor
         height, width = (side * (factor if image.shape[1] == 4 else 1) for side in image.shape[-2:])
         while height < batch.size[0] or width < batch.size[1]:
             pixels = factor if image.shape[1] == 4 else 1  # per element along a side
             job = make_job(pad_to_multiple(image, SIZE_MULTIPLE // pixels, MIN_SIZE // pixels), noise)
-            expert, initial_latents, plan = self._start(job)
+            expert, initial_latents, plan = upscaler._start(job)
             size = (initial_latents.shape[2], initial_latents.shape[3])
-            windows = choose_windows(batch.requests[0], self._network_shape, size, len(initial_latents))
-            plan, on_step = report_plan(watch, replace(plan, windows=windows), size)
-            notes += note_windows(windows, size)
-            latents = sample_latents([expert], initial_latents, plan, self.runtime, on_step)
+            rows = len(initial_latents) * (1 if job.text_features.negative is None else 2)
+            windows = choose_windows(batch.requests[0], self._network_shape, size, room.work, rows)
+            plan, latents = replace(plan, windows=windows), initial_latents
+            for attempt in window_attempts(plan, self._network_shape, size, rows, watch):
+                with attempt as run:
+                    latents = sample_latents([expert], initial_latents, run.plan, self.runtime, run.on_step)
+                    notes += run.notes
             height, width = 2 * height, 2 * width
             image = latents[..., : -(-height // factor), : -(-width // factor)]  # the next pass begins with these
         if image.shape[1] == 4:
-            decoded = torch.cat([decode_latents(self.vae, one, self.runtime) for one in split_batch(image)])
+            decoded = torch.cat([decode_latents(self.vae, one, upscaler.runtime) for one in split_batch(image)])
             image = decoded[..., :height, :width].float().cpu()
         count = len(batch.requests)
         return batch.finish(self.name, image, [bool(batch.requests[0].consistent)] * count, [notes] * count)
+
+    def _within(self, request: UpscaleRequest, low_res: Tensor) -> tuple["LatentUpscaler", MemoryRoom]:
+        """The upscaler whose networks keep within the memory that a request allows."""
+        pixels = self.vae.downsample_factor if low_res.shape[1] == 4 else 1
+        room = self._room(request, (pixels * low_res.shape[-2], pixels * low_res.shape[-1]))
+        return replace(self, runtime=replace(self.runtime, work=room.work)), room
+
+    def _room(self, request: UpscaleRequest, size: tuple[int, int]) -> MemoryRoom:
+        """What a picture of `size` leaves of the memory that a request allows."""
+        return MemoryRoom.of(request.memory, self.runtime, (self.text_encoder, self.unet, self.vae), size)
 
     def upscale_latents(self, job: LatentUpscaleJob, on_step: OnStep = unchanged) -> Tensor:
         """Upscaled latents (B, 4, 2h, 2w) in float32. Noise is drawn for the encoding, the augmentation, the start."""
@@ -224,8 +281,7 @@ class LatentUpscaler:
 
     @property
     def _network_shape(self) -> NetworkShape:
-        channels, dtype = self.unet.config.stages[0].channels, next(self.unet.parameters()).dtype
-        return NetworkShape(channels, dtype, TRAINED_SIDE, SIZE_MULTIPLE // 4)
+        return NetworkShape(self.unet, TRAINED_SIDE, SIZE_MULTIPLE // 4)
 
     @property
     def latent_diffusion(self) -> LatentDiffusion:

@@ -17,6 +17,8 @@ from enlarger.runtime.runtime import Runtime
 from enlarger.runtime.tiling import apply_tiled
 from enlarger.tasks.inputs import ImageSource
 from enlarger.tasks.latent_diffusion.sampling import NetworkCalls
+from enlarger.tasks.planning.plan import Plan
+from enlarger.tasks.planning.stages import Timer
 from enlarger.tasks.results.generation import with_generation
 from enlarger.tasks.results.result import Progress, ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.upscale.upscale import UpscaleBatch, refuse_unused_options, single_batches
@@ -74,6 +76,10 @@ class PixelNetworkUpscaler:
     def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCalls, ...]:
         """None: there is no diffusion network in it."""
         return ()
+
+    def plan(self, request: UpscaleRequest, timer: Timer | None = None) -> Plan:
+        """Raises Unsupported: what networks of others take is not counted."""
+        raise Unsupported(f"there is no plan for {self.kind.label}; load an x2, an x4 or the bundled upscaler")
 
     def enlarge(self, small: Tensor, watch: ProgressCallback = no_progress) -> Tensor:
         """A picture (1, 3, h, w) in -1..1 to (1, 3, scale * h, scale * w), in tiles."""

@@ -17,7 +17,7 @@ from enlarger.errors import CheckpointError, InputError
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.requests import UpscaleRequest, as_request, with_defaults
 from enlarger.runtime.runtime import Runtime
-from enlarger.tasks.inputs import ImageSource
+from enlarger.tasks.inputs import ImageSource, image_size, split_request
 from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning, PromptSpec, prompt_spec_from_options
 from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion, expand_to_batch, pad_to_multiple
 from enlarger.tasks.latent_diffusion.sampling import (
@@ -27,8 +27,11 @@ from enlarger.tasks.latent_diffusion.sampling import (
     sample_latents,
     trace_network_calls,
 )
-from enlarger.tasks.latent_diffusion.tiled_diffusion import choose_windows, note_windows, report_plan
+from enlarger.tasks.latent_diffusion.tiled_diffusion import window_attempts
 from enlarger.tasks.loading.stable_diffusion import StableDiffusion, build_stable_diffusion
+from enlarger.tasks.planning.plan import Plan
+from enlarger.tasks.planning.room import MemoryRoom, choose_windows
+from enlarger.tasks.planning.stages import StageList, Timer, make_plan, padded_size
 from enlarger.tasks.results.generation import with_generation
 from enlarger.tasks.results.result import ProgressCallback, Result, join_results, no_progress
 from enlarger.tasks.upscale.upscale import UpscaleBatch, plan_upscale, refuse_unused_options, single_batches
@@ -94,6 +97,8 @@ class PixelUpscaler:
         **options: Unpack[UpscalerOptions],
     ) -> Result:
         request = as_request(UpscaleRequest, request, options)
+        if request.memory is not None:
+            self.plan(request)  # raises for a bound that cannot be kept
         results = list[Result]()
         for batch, settings in single_batches(self, request, self._settings):
             results += self._run(batch, settings, watch)
@@ -109,6 +114,36 @@ class PixelUpscaler:
         solver, sigma_schedule = self._solver(request)
         passes = plan_upscale(request, size, self.scale).passes
         return trace_network_calls(["x4"], [0.0], solver, sigma_schedule.sigmas) * passes
+
+    def plan(self, request: UpscaleRequest, timer: Timer | None = None) -> Plan:
+        lists = [self._stages(one, len(seeds), timer) for one, seeds in split_request(request)]
+        latent_diffusion = self.checkpoint.latent_diffusion
+        return make_plan("upscale", self, latent_diffusion.runtime, latent_diffusion.dtype, lists)
+
+    def _stages(self, request: UpscaleRequest, count: int, timer: Timer | None) -> StageList:
+        """What `_run` will do for one picture."""
+        checkpoint, size = self.checkpoint, image_size(request.image)
+        options, upscale_plan = with_defaults(request, "upscale/x4"), plan_upscale(request, size, self.scale)
+        rows, room = 1 if options["guidance"] == 1 else 2, self._room(request, size)
+        stages = StageList(room, size, upscale_plan.target, count, timer)
+        stages.read()
+        calls = self.network_calls(request, size)
+        per_pass = len(calls) // max(1, upscale_plan.passes)
+        for index in range(upscale_plan.passes):
+            stages.text(checkpoint.text_encoders, rows, count)
+            padded = padded_size(size, checkpoint.size_multiple // self.scale)
+            windows = choose_windows(request, checkpoint.network_shape, padded, room.work, rows)
+            name = "network calls" if upscale_plan.passes == 1 else f"network calls, pass {index + 1}"
+            stages.denoise(checkpoint.network_shape, padded, windows, calls[:per_pass], rows, name)
+            stages.decode(self.vae, padded, count)
+            size = (self.scale * size[0], self.scale * size[1])
+        stages.finish(size, is_consistent=bool(request.consistent))
+        return stages
+
+    def _room(self, request: UpscaleRequest, size: tuple[int, int]) -> MemoryRoom:
+        """What a picture of `size` leaves of the memory that a request allows."""
+        checkpoint = self.checkpoint
+        return MemoryRoom.of(request.memory, checkpoint.latent_diffusion.runtime, checkpoint.networks, size)
 
     def _settings(self, requests: Sequence[UpscaleRequest]) -> _Settings:
         """Raises InputError for a noise level that is no step of the checkpoint's own schedule."""
@@ -131,7 +166,8 @@ class PixelUpscaler:
     def _run(self, batch: UpscaleBatch, settings: _Settings, watch: ProgressCallback) -> list[Result]:
         checkpoint, image = self.checkpoint.sharing_prompts(), batch.low_res
         assert checkpoint.low_res_schedule is not None, "checked when the checkpoint was loaded"
-        latent_diffusion = checkpoint.bind_schedule(settings.sigma_schedule)
+        room = self._room(batch.requests[0], (image.shape[-2], image.shape[-1]))
+        latent_diffusion = checkpoint.within(room.work).bind_schedule(settings.sigma_schedule)
         plan = SamplingPlan(settings.sigma_schedule, settings.solver, from_seeds(batch.seeds))
         notes = settings.prompt.notes
         while batch.needs_pass(image):
@@ -139,14 +175,16 @@ class PixelUpscaler:
             conditioning = checkpoint.condition_one(settings.prompt, (height, width))
             padded = pad_to_multiple(image, checkpoint.size_multiple // self.scale)
             size = (padded.shape[2], padded.shape[3])
-            windows = choose_windows(batch.requests[0], checkpoint.network_shape, size)
-            windowed_plan, on_step = report_plan(watch, replace(plan, windows=windows), size)
-            notes += note_windows(windows, size)
-            job = PixelUpscaleJob(
-                conditioning, padded, windowed_plan, settings.noise_level, checkpoint.low_res_schedule
-            )
+            rows = 1 if conditioning.negative is None else 2
+            windows = choose_windows(batch.requests[0], checkpoint.network_shape, size, room.work, rows)
+            job = PixelUpscaleJob(conditioning, padded, plan, settings.noise_level, checkpoint.low_res_schedule)
             experts, initial_latents = _start(latent_diffusion, job)
-            latents = sample_latents(experts, initial_latents, windowed_plan, latent_diffusion.runtime, on_step)
+            windowed, latents = replace(plan, windows=windows), initial_latents
+            for attempt in window_attempts(windowed, checkpoint.network_shape, size, rows, watch):
+                with attempt as run:
+                    runtime = latent_diffusion.runtime
+                    latents = sample_latents(experts, initial_latents, run.plan, runtime, run.on_step)
+                    notes += run.notes
             image = latent_diffusion.decode(latents)[..., :height, :width].float().cpu()
         count = len(batch.requests)
         return batch.finish(self.name, image, [bool(batch.requests[0].consistent)] * count, [notes] * count)

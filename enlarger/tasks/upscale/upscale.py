@@ -80,7 +80,7 @@ def single_batches(
     An upscaler whose kind has one answer for a picture gets each picture once, with its first seed.
     """
     for one, seeds in split_request(request):
-        options, latents = prepare([one]), _as_latents(one.image)
+        options, latents = prepare([one]), as_latents(one.image)
         if latents is None:
             picture = read_picture(one.image)
             low_res, pictures, factor = bleed_alpha(picture)[None], [picture], 1
@@ -191,7 +191,7 @@ def load_upscaler(
     ]
 
 
-def _as_latents(source: Any) -> Latents | None:
+def as_latents(source: Any) -> Latents | None:
     """Latents, where that is what was given; a bare tensor is taken for Stable Diffusion's."""
     if isinstance(source, Latents):
         return source

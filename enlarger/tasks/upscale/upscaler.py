@@ -9,6 +9,8 @@ from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.requests import UpscaleRequest
 from enlarger.tasks.inputs import ImageSource, LatentSpace
 from enlarger.tasks.latent_diffusion.sampling import NetworkCalls
+from enlarger.tasks.planning.plan import Plan
+from enlarger.tasks.planning.stages import Timer
 from enlarger.tasks.results.result import ProgressCallback, Result, no_progress
 from enlarger.text.tokenize import Tokenizer
 from enlarger.verb_options import UpscalerOptions
@@ -70,6 +72,13 @@ class Upscaler(Protocol):
 
     def batch_key(self, request: UpscaleRequest) -> Hashable | None:
         """Equal for requests that can share a batch; None for one that is computed by itself."""
+        ...
+
+    def plan(self, request: UpscaleRequest, timer: Timer | None = None) -> Plan:
+        """What a request will take, stage by stage, before it runs; with a `timer`, its time too.
+
+        Raises InputError for a `memory` that even the smallest tiles do not keep.
+        """
         ...
 
     def network_calls(self, request: UpscaleRequest, size: tuple[int, int]) -> tuple[NetworkCalls, ...]:

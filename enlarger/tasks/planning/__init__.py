@@ -1,0 +1,1 @@
+"""What a task will take before it runs: memory, network calls, tiles and time."""
