@@ -24,7 +24,7 @@ FOLDERS = {
     "tiny-xl": tiny_xl.base_folder,
     "tiny-refiner": tiny_xl.refiner_folder,
 }
-START_SECONDS = 60.0
+START_SECONDS = 150.0  # a cluster of Ray starts first where there is one, on a machine that is at work
 
 
 @dataclass(frozen=True)
