@@ -165,8 +165,8 @@ class _Attention(TorchFunctionMode):
 
 def _key(tensor: Tensor) -> int:
     """Equal for tensors that share their memory."""
-    key: int = StorageWeakRef(tensor.untyped_storage()).cdata
-    return key
+    reference: Any = StorageWeakRef(tensor.untyped_storage())
+    return int(reference.cdata)
 
 
 def _tensors(values: Sequence[Any]) -> list[Tensor]:
