@@ -11,7 +11,7 @@ from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.overflow import FiniteCheck, first_overflow
 from enlarger.diffusion.precondition import Precondition
-from enlarger.diffusion.prepared import plain
+from enlarger.diffusion.prepared import PreparedNetwork, plain
 from enlarger.errors import NonFinite
 
 
@@ -45,11 +45,12 @@ class Denoiser:
         network_input = conditioning.join(torch.cat([scaled_input, scaled_input]) if is_guided else scaled_input)
         timestep = torch.full((len(network_input),), float(scalings.time), device=x.device)
         inputs = conditioning.cast(x.device, self.dtype).inputs
-        output = self.network(network_input, timestep, **inputs)
+        network = plain(self.network)
+        told = self.network.told(inputs) if isinstance(self.network, PreparedNetwork) else inputs
+        output = network(network_input, timestep, **told)
         if self.dtype != torch.float32:
 
             def describe() -> NonFinite:
-                network = plain(self.network)
                 name = first_overflow(network, lambda: network(network_input, timestep, **inputs))
                 return NonFinite(_describe(name, self.dtype), sigma=float(sigma))
 

@@ -1,7 +1,7 @@
 """What a network makes of its conditioning, computed once for all the steps of a run."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -29,9 +29,13 @@ class PreparedNetwork:
         self._prepared: list[tuple[dict[str, _Seen], object]] = []  # the latest first
 
     def __call__(self, x: Tensor, time: Tensor, **inputs: Tensor) -> Tensor:
+        return self.network(x, time, **self.told(inputs))
+
+    def told(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        """What the network is called with in place of `inputs`."""
         if not isinstance(self.network, Preparable):
-            return self.network(x, time, **inputs)
-        return self.network(x, time, prepared=self._prepare(self.network, inputs))
+            return inputs
+        return {"prepared": self._prepare(self.network, inputs)}
 
     def _prepare(self, network: Preparable, inputs: Mapping[str, Tensor]) -> object:
         for seen, prepared in self._prepared:
