@@ -1,6 +1,7 @@
 """`enlarger plan`: what a verb will take before it runs. Each has the options of its verb, and writes nothing."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -148,5 +149,5 @@ def show_plans(task: PlannedTask, requests: dict[str, Any], calibrate: bool, jso
             print_lines([f"{name}:", *str(found).splitlines()])
 
 
-def _per_file(request: Any, inputs: list[Path]) -> dict[str, Any]:
-    return {str(path): replace(request, image=path) for path in inputs}
+def _per_file(request: Any, inputs: Sequence[Any]) -> dict[str, Any]:
+    return {str(path): replace(request, image=Path(str(path))) for path in inputs}

@@ -174,11 +174,11 @@ class Generator:
 
     def _plan_enlarging(self, request: GenerateRequest, stages: StageList, timer: Timer | None) -> None:
         """The stages of the upscaler and of the remaking, for each picture."""
-        upscaler, made = self._effective_upscaler, Image.new("L", stages.small[::-1])
+        upscaler, made = self._effective_upscaler, Image.new("L", (stages.small[1], stages.small[0]))
         for _ in range(stages.count):
             stages.add_plan(upscaler.plan(self._upscale_request(request, made, 0), timer), "enlarge")
             if request.tile:
-                larger = Image.new("L", stages.large[::-1])
+                larger = Image.new("L", (stages.large[1], stages.large[0]))
                 remade = Refiner(self.model).plan(self._refine_request(request, larger, 0), timer)
                 stages.add_plan(replace(remade, process=0), "remake")
 
