@@ -1,5 +1,6 @@
 """Pictures in and out of the pipelines, by diffusers' rules."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,16 @@ def preprocess(
     )
 
 
-def postprocess(images: Tensor, output_type: str) -> Any:
-    """(B, 3, H, W) about -1..1 to PIL images, an array (B, H, W, 3) or a tensor, both in 0..1."""
-    images = (images / 2 + 0.5).clamp(0, 1)
+def postprocess(images: Tensor, output_type: str, scaled: Sequence[bool] = (True,)) -> Any:
+    """(B, 3, H, W) about -1..1 to PIL images, an array (B, H, W, 3) or a tensor, both in 0..1.
+
+    `scaled` says of each picture, or of all, whether it is in -1..1; others are in 0..1 already.
+    """
+    images = (
+        (images / 2 + 0.5).clamp(0, 1)
+        if all(scaled)
+        else torch.stack([(x / 2 + 0.5).clamp(0, 1) if each else x for x, each in zip(images, scaled, strict=True)])
+    )
     if output_type == "pt":
         return images
     array = images.permute(0, 2, 3, 1).float().cpu().numpy()

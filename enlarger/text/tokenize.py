@@ -85,6 +85,10 @@ class Tokenizer:
         )
         return replace(batch, removed_text=tuple(removed_text))
 
+    def ids_of(self, text: str) -> list[int]:
+        """The ids of the whole text, without start and end."""
+        return self._tokenize(text, weighted=False).ids
+
     def tokenize_in_chunks(self, text: str, weighted: bool = False) -> TokenizedPrompts:
         """As many rows as the whole text needs, at least one; nothing is cut."""
         tokenized, max_tokens = self._tokenize(text, weighted), self.model_max_length - 2

@@ -138,7 +138,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"image": 3}, "`image` holds int; expected PIL images, numpy arrays or tensors"),
     ({"prompt": None}, "found neither of `prompt` and `prompt_embeds`"),
     ({"num_inference_steps": None}, "`num_inference_steps` is None, expected how many steps there are"),
-    ({"output_type": "png"}, "`output_type` is 'png', expected one of pil, np, pt, latent"),
     ({"callback": print, "callback_steps": 0}, "`callback_steps` has to be a positive integer but is 0"),
     ({"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["x"]}, "tensor_inputs` has ['x']"),
     ({"generator": [torch.Generator()] * 3}, "a list of 3 generators for a batch of 1"),

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import enlarger.diffusers
 from enlarger.checkpoint.adapters.lora import apply_lora
 from enlarger.diffusers import StableDiffusionPipeline
 from enlarger.diffusers.loaders.lora import LoraMethods
@@ -207,8 +208,7 @@ def test_what_a_file_stated_stays_known() -> None:
 
 
 def test_scale_of_one_call(ours: Any, theirs: Any) -> None:
-    with pytest.raises(ValueError, match=r"found a LoRA scale of 0.5 and no LoRA; load_lora_weights first"):
-        ours._with_lora_scale(0.5)
+    assert ours._with_lora_scale(0.5) == {}, "a scale of nothing is nothing, as in diffusers"
     ours.load_lora_weights(lora(1))
     theirs.load_lora_weights(lora(1))
     ours.set_adapters("default_0", 0.8)
@@ -246,7 +246,6 @@ WRONG: list[tuple[str, tuple[Any, ...], str]] = [
     ("set_adapters", ("b",), "no adapter is called b; loaded are a"),
     ("set_adapters", (["a"], [1.0, 2.0]), "found 1 adapter names and 2 weights, expected as many"),
     ("set_adapters", ("a", {"vae": 1.0}), "found weights for vae, expected some of unet, text_encoder"),
-    ("delete_adapters", ("b",), "no adapter is called b; loaded are a"),
     ("fuse_lora", (["vae"],), r"components is \['vae'\], expected some of unet, text_encoder, text_encoder_2"),
     ("unfuse_lora", ([],), r"components is \[\], expected some of unet"),
     ("unload_textual_inversion", ("<x>",), "found no tokens <x> to take away; added are none"),
@@ -266,8 +265,8 @@ def test_what_cannot_be_done(ours: Any) -> None:
         ours.load_lora_weights(lora(1), "a", hotswap=True)
     with pytest.warns(UserWarning, match="1 names fit no layer of the model: unet.nowhere.*Nothing is loaded"):
         ours.load_lora_weights({"unet.nowhere.lora_A.weight": normal(2, 3), "unet.nowhere.lora_B.weight": normal(3, 2)})
-    with pytest.raises(Unsupported, match="revision='main' has no effect here; give a local file"):
-        ours.load_lora_weights(lora(1), revision="main")
+    with pytest.raises(Unsupported, match="found network_alphas=3, which is not here; give a local file"):
+        ours.load_lora_weights(lora(1), network_alphas=3)
     ours.load_lora_weights(lora(1), adapter_name="a")
     with pytest.raises(ValueError, match="found weights for left of the unet, expected some of down, mid, up"):
         ours.set_adapters("a", {"unet": {"left": 0.5}})
@@ -276,13 +275,38 @@ def test_what_cannot_be_done(ours: Any) -> None:
     with pytest.raises(ValueError, match="found weights by block for text_encoder, expected a number"):
         ours.set_adapters("a", {"text_encoder": {"down": 0.5}})
     ours.fuse_lora()
-    with pytest.raises(ValueError, match="a is fused already; unfuse_lora"):
-        ours.fuse_lora()
     with pytest.raises(ValueError, match=r"a is fused; unfuse_lora\(\) first"):
         ours.delete_adapters("a")
-    ours.unload_lora_weights()
-    with pytest.raises(ValueError, match="there is no adapter to fuse; load_lora_weights first"):
-        ours.fuse_lora()
+
+
+def test_what_has_nothing_to_do_does_nothing(ours: Any, theirs: Any, caplog: Any) -> None:
+    for pipe in (ours, theirs):
+        pipe.fuse_lora()
+        pipe.load_lora_weights(lora(1), adapter_name="a", cache_dir="/nowhere", low_cpu_mem_usage=False)
+        pipe.delete_adapters("b")
+        pipe.unload_textual_inversion()
+    assert "cache_dir has no effect: nothing is downloaded" in caplog.text
+    ours.fuse_lora()
+    fused = networks(ours)
+    ours.fuse_lora()
+    assert_close(networks(ours)[0], fused[0])
+    assert "a is fused already; unfuse_lora() first" in caplog.text
+
+
+def test_adapters_are_handed_on(ours: Any, theirs: Any) -> None:
+    plain = networks(ours)
+    made: list[Any] = []
+    for pipe, module in ((ours, enlarger.diffusers), (theirs, diffusers)):
+        pipe.load_lora_weights(lora(1), adapter_name="a")
+        made.append(module.StableDiffusionImg2ImgPipeline.from_pipe(pipe))
+        assert made[-1].get_active_adapters() == ["a"]
+        made[-1].set_adapters("a", 0.5)
+    assert_close(networks(made[0])[0], networks(made[1])[0], atol=ATOL)
+    made[0].unload_lora_weights()
+    assert torch.equal(networks(made[0])[0], plain[0])
+    own = deepcopy(made[0].unet)
+    other = enlarger.diffusers.StableDiffusionImg2ImgPipeline.from_pipe(ours, unet=own)
+    assert other.unet is own and other.get_active_adapters() == []
 
 
 def test_damaged_adapters_are_not_fused(ours: Any) -> None:

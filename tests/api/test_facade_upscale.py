@@ -307,7 +307,6 @@ def test_wrong_arguments(pipe: Upscaler, call: dict[str, Any], said: str) -> Non
 
 
 OURS_ALONE: list[tuple[dict[str, Any], str]] = [
-    ({"output_type": "jpeg"}, "`output_type` is 'jpeg', expected one of pil, np, pt, latent"),
     ({"pooled_prompt_embeds": normal(1, 32)}, "If `pooled_prompt_embeds` are provided, `prompt_embeds` also"),
     ({"image": tiny.picture(80, 64)}, "is 80 x 64, expected multiples of 32 and at least 64.*enlarger.upscale"),
     ({"image": Image.new("RGB", (64, 7))}, "is 64 x 7 pixels, expected at least 8 x 8"),
@@ -316,7 +315,7 @@ OURS_ALONE: list[tuple[dict[str, Any], str]] = [
     ({"image": np.zeros((64, 64, 3), np.uint8)}, "holds torch.uint8, expected floats in 0..1"),
     ({"image": np.full((64, 64, 3), 255.0)}, "has values up to 255"),
     ({"image": torch.zeros(1, 1, 64, 64)}, "has 1 channels, expected 3 of a picture or 4 of latents"),
-    ({"image": [], "prompt": []}, "`image` is an empty list"),
+    ({"image": [], "prompt": []}, "`prompt` is an empty list"),
     ({"generator": [torch.Generator(), torch.Generator()]}, "a list of 2 generators for a batch of 1"),
 ]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from enlarger.diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPi
 from enlarger.diffusers.pipelines.stable_diffusion_xl_img2img import StableDiffusionXLImg2ImgPipeline
 from enlarger.diffusers.pipelines.stable_diffusion_xl_inpaint import StableDiffusionXLInpaintPipeline
 from enlarger.errors import InputError, Unsupported
+from enlarger.image.watermark import read_watermark
 from tests.support import tiny, tiny_xl
 from tests.support.close import assert_close
 from tests.support.random_weights import normal
@@ -156,8 +158,25 @@ def test_other_checkpoints() -> None:
         StableDiffusionXLPipeline.from_pretrained(tiny.sd1_folder(), text_encoder_2=None, tokenizer_2=None)
     with pytest.raises(InputError, match="takes 9 channels, expected 4: this is not a text-to-image checkpoint"):
         StableDiffusionXLPipeline.from_pretrained(tiny_xl.inpaint_folder())
-    with pytest.raises(Unsupported, match="add_watermarker=True is not available: the watermark needs a package of"):
-        StableDiffusionXLPipeline.from_pretrained(tiny_xl.base_folder(), add_watermarker=True)
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+def test_the_watermark(output_type: str) -> None:
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_xl.base_folder(), add_watermarker=True)
+    latents = normal(1, 4, 32, 32)
+    marked = without_progress(pipe)._finish_output(latents, output_type, False)[0]
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_xl.base_folder())
+    plain = without_progress(pipe)._finish_output(latents, output_type, False)[0]
+    pictures = [pipe.image_processor.numpy_to_pil(as_array(made)) for made in (marked, plain)]
+    found = [read_watermark(one) for (one,) in pictures]
+    assert found[0] == 1 and found[1] is not None and found[1] < 0.9
+
+
+def as_array(made: Any) -> Any:
+    """Pictures of any form as an array (B, H, W, 3) in 0..1."""
+    if isinstance(made, list):
+        return np.asarray(made[0], np.float32)[None] / 255
+    return made.permute(0, 2, 3, 1).numpy() if isinstance(made, torch.Tensor) else made
 
 
 UNUSED: list[tuple[dict[str, Any], str]] = [
@@ -197,8 +216,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"denoising_end": 0.0}, "`denoising_end` is 0.0, expected a number between 0 and 1"),
     ({"denoising_end": 0.01}, "no steps are left between denoising_start None and denoising_end 0.01; use more steps"),
     ({"num_inference_steps": 0}, "`num_inference_steps` is 0, expected how many steps there are, 1 or more"),
-    ({"output_type": "jpg"}, "`output_type` is 'jpg', expected one of pil, np, pt, latent"),
-    ({"latents": normal(1, 4, 3, 3)}, r"Unexpected latents shape, found \(1, 4, 3, 3\), expected \(1, 4, 8, 8\)"),
+    (
+        {"latents": normal(1, 4, 3, 3), "height": 64},
+        r"Unexpected latents shape, found \(1, 4, 3, 3\), expected \(1, 4, 8, 8\)",
+    ),
     (
         {"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["mask"]},
         r"tensor_inputs` has \['mask'\], expected some of .*'add_text_embeds', 'add_time_ids'",

@@ -1,6 +1,8 @@
 """Checking what a pipeline is called with: a wrong argument is a ValueError, as in diffusers, and an InputError."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from enlarger.diffusion.noise import Noise, PerSampleGenerators, SharedGenerator
 from enlarger.errors import CheckpointError, InputError, Unsupported
 
+log = logging.getLogger(__name__)
 Prompt = str | list[str]
 Generators = torch.Generator | list[torch.Generator]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -50,13 +53,23 @@ def check_pooled(which: str, embeds: Tensor | None, pooled: Tensor | None) -> No
 
 
 def check_callback_steps(steps: object) -> None:
-    if not isinstance(steps, int) or steps <= 0:
+    if not isinstance(steps, Integral) or int(steps) <= 0:
         raise ArgumentError(f"`callback_steps` has to be a positive integer but is {steps} of type {type(steps)}")
 
 
-def check_output_type(output_type: object) -> None:
-    if output_type not in OUTPUT_TYPES:
-        raise ArgumentError(f"`output_type` is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
+def check_output_type(output_type: str | None) -> str:
+    """The type; "np" and a line in the log for what is none, as in diffusers."""
+    if output_type in OUTPUT_TYPES:
+        return str(output_type)
+    log.warning("output_type %r is not one of %s; makes arrays, 'np'", output_type, ", ".join(OUTPUT_TYPES))
+    return "np"
+
+
+def images_per_prompt(count: int | None) -> int:
+    """How many pictures each prompt becomes."""
+    if count is not None and count < 1:
+        raise ArgumentError(f"`num_images_per_prompt` is {count}, expected 1 or more")
+    return 1 if count is None else count
 
 
 def reject_unsupported(options: Mapping[str, object], advice: Mapping[str, str]) -> None:
@@ -73,6 +86,8 @@ def as_list(prompt: Prompt) -> list[str]:
 def batch_size_of(prompt: Prompt | None, embeds: Tensor | None) -> int:
     """How many prompts there are."""
     if prompt is not None:
+        if not prompt and not isinstance(prompt, str):
+            raise ArgumentError("`prompt` is an empty list, expected at least one prompt")
         return len(as_list(prompt))
     assert embeds is not None, "check_prompts comes first"
     return len(embeds)

@@ -102,7 +102,7 @@ class CallbackRunner:
                 self.bar.update()
                 older = self.heard.older
                 if older is not None and index % self.heard.every == 0:
-                    x = self._called(x, scale, lambda latents: older(index // run.scheduler.order, timestep, latents))
+                    x = self._called(x, scale, _ignoring(older, index // run.scheduler.order, timestep))
             if self.interrupted():
                 raise Interrupted(x * scale)
             return x
@@ -120,3 +120,12 @@ class CallbackRunner:
             raise ArgumentError(f"the callback returned latents {tuple(after.shape)}, expected {tuple(x.shape)}")
         is_unchanged = after is shown and shown._version == written
         return x if is_unchanged else after.to(x) / scale
+
+
+def _ignoring(older: OlderCallback, index: int, timestep: Tensor) -> Callable[[Tensor], None]:
+    """The older callback, which may write into the latents; what it returns is nothing, as in diffusers."""
+
+    def call(latents: Tensor) -> None:
+        older(index, timestep, latents)
+
+    return call

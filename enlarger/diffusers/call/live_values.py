@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.prepared import PreparedNetwork
+from enlarger.diffusion.sample import OnStep, Step
+from enlarger.tasks.latent_diffusion.sampling import KnownRegion
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ def tokens_replaced(replaced: Mapping[str, Tensor], x: Tensor, inputs: NetworkIn
     return x, inputs if embeds is None else {**inputs, "tokens": embeds.to(inputs["tokens"])}
 
 
-def channels_replaced(names: Sequence[str], first: int) -> Remake:
-    """The prompt's features, and the input's channels from the first one on, by these names one after the other."""
+def channels_replaced(names: Sequence[str], first: int, others: Remake = tokens_replaced) -> Remake:
+    """`others`, and the input's channels from the first one on, by these names one after the other."""
 
     def remake(replaced: Mapping[str, Tensor], x: Tensor, inputs: NetworkInputs) -> tuple[Tensor, NetworkInputs]:
         place = first
@@ -48,9 +50,35 @@ def channels_replaced(names: Sequence[str], first: int) -> Remake:
             if given is not None:
                 x = torch.cat([x[:, :place], given.to(x).expand(len(x), -1, -1, -1), x[:, place + width :]], 1)
             place += width
-        return tokens_replaced(replaced, x, inputs)
+        return others(replaced, x, inputs)
 
     return remake
+
+
+def masks_replaced(unet: Any, others: Remake) -> Remake:
+    """`others`, and the mask and the masked latents where the UNet takes them, beside 4 channels of latents."""
+    config = unet.config
+    if config.in_channels == config.out_channels:
+        return others
+    return channels_replaced(["mask", "masked_image_latents"], config.out_channels, others)
+
+
+def mask_followed(on_step: OnStep, region: KnownRegion | None, replaced: Mapping[str, Tensor]) -> OnStep:
+    """`on_step`, after which the region is known by the mask that a callback gave instead, (B or 2B, 1, h, w)."""
+
+    def follow(step: Step) -> Tensor:
+        x = on_step(step)
+        mask = replaced.get("mask")
+        if region is not None and mask is not None:
+            region.mask.copy_(mask[: len(region.mask)].to(region.mask))
+        return x
+
+    return follow
+
+
+def with_own_mask(region: KnownRegion | None) -> KnownRegion | None:
+    """The region with a mask that may be written to."""
+    return None if region is None else replace(region, mask=region.mask.clone())
 
 
 class Redirected(nn.Module):

@@ -69,6 +69,11 @@ def resize_and_fill(image: Image.Image, size: Size) -> Image.Image:
     return canvas
 
 
+def resize_and_crop(image: Image.Image, size: Size) -> Image.Image:
+    """The middle of the picture in `size`, as much of it as covers that."""
+    return _resize_centered(image, size, cover=True)[0]
+
+
 def apply_overlay(inpainted: Image.Image, original: Image.Image, mask: Image.Image, box: Box) -> Image.Image:
     """The original with what was made of the box, as far as the mask (of the original's size, soft) covers it."""
     left, top, right, bottom = box
@@ -90,6 +95,8 @@ def _to_single_channel(mask: Array | Tensor) -> Tensor:
         mask = mask[:, 0]
     if mask.ndim not in (2, 3):
         raise ArgumentError(f"`mask_image` has shape {shape}, expected one channel: (H, W), or a batch of those")
+    if not mask.is_floating_point():  # 255 or 1, as in diffusers
+        mask = mask > 0
     if float(mask.min()) < 0 or float(mask.max()) > 1:
         value_range = f"{float(mask.min()):g} to {float(mask.max()):g}"
         raise ArgumentError(

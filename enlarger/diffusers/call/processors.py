@@ -1,5 +1,6 @@
 """`image_processor` and `mask_processor` of the pipelines, for loops that are written by hand."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,24 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from enlarger.diffusers import image_processor
-from enlarger.diffusers.call.masks import Box, apply_overlay, get_crop_region, read_mask
+from enlarger.diffusers.call.arguments import ArgumentError, check_output_type
+from enlarger.diffusers.call.masks import (
+    Box,
+    apply_overlay,
+    get_crop_region,
+    read_mask,
+    resize_and_crop,
+    resize_and_fill,
+)
+from enlarger.diffusers.image_processor import Size
 from enlarger.diffusers.types import PipelineImageInput
 from enlarger.diffusion.listing import Array
+
+FITTED: Mapping[str, Callable[[Image.Image, Size], Image.Image] | None] = {
+    "default": None,
+    "fill": resize_and_fill,
+    "crop": resize_and_crop,
+}
 
 
 @dataclass(frozen=True)
@@ -19,19 +35,50 @@ class VaeImageProcessor:
 
     vae_scale_factor: int
     masks: bool = False
+    resample: Image.Resampling = Image.Resampling.LANCZOS
 
     def preprocess(
-        self, image: PipelineImageInput, height: int | None = None, width: int | None = None, **_: object
-    ) -> Tensor:
-        """Pictures to (B, 3, H, W) in -1..1, masks to (B, 1, H, W) of 0 and 1."""
-        size = None if height is None or width is None else (height, width)
-        if self.masks:
-            return read_mask(image, size or image_processor.lowered_size(image, self.vae_scale_factor))
-        return image_processor.preprocess(image, self.vae_scale_factor, Image.Resampling.LANCZOS, size)
+        self, image: PipelineImageInput, height: int | None = None, width: int | None = None,
+        resize_mode: str = "default", crops_coords: Box | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Pictures to (B, 3, H, W) in -1..1, masks to (B, 1, H, W) of 0 and 1.
 
-    def postprocess(self, image: Tensor, output_type: str = "pil", do_denormalize: object = None) -> Any:
-        """(B, 3, H, W) about -1..1 to PIL images, an array, a tensor in 0..1, or as it is ("latent")."""
-        return image if output_type == "latent" else image_processor.postprocess(image, output_type)
+        PIL images are first cropped to `crops_coords`; then `resize_mode` "default" stretches them to the size, "fill"
+        draws their edges out to it, and "crop" cuts off what is over. A side that is not given is the picture's.
+        """
+        if resize_mode not in FITTED:
+            raise ArgumentError(f"resize_mode is {resize_mode!r}, expected one of {', '.join(FITTED)}")
+        images: list[Any] = list(image) if isinstance(image, list | tuple) else [image]  # pyright: ignore[reportUnknownArgumentType] - anything
+        if crops_coords is not None:
+            images = [one.crop(crops_coords) if isinstance(one, Image.Image) else one for one in images]
+        size = self._size(images, height, width)
+        fit = FITTED[resize_mode]
+        if fit is not None and size is not None:
+            images = [fit(one, size) if isinstance(one, Image.Image) else one for one in images]
+        if self.masks:
+            return read_mask(images, size or image_processor.lowered_size(images, self.vae_scale_factor))
+        return image_processor.preprocess(images, self.vae_scale_factor, self.resample, size)
+
+    def _size(self, images: PipelineImageInput, height: int | None, width: int | None) -> Size | None:
+        """The size asked for, in multiples of the factor; None where none is."""
+        if height is None and width is None:
+            return None
+        own = image_processor.lowered_size(images, self.vae_scale_factor)
+        sides = (own[0] if height is None else height, own[1] if width is None else width)
+        return sides[0] - sides[0] % self.vae_scale_factor, sides[1] - sides[1] % self.vae_scale_factor
+
+    def postprocess(
+        self, image: Tensor, output_type: str | None = "pil", do_denormalize: Sequence[bool] | None = None
+    ) -> Any:
+        """(B, 3, H, W) about -1..1 to PIL images, an array, a tensor in 0..1, or as it is ("latent").
+
+        `do_denormalize` says of each picture whether it is in -1..1; masks are not, unless it says so.
+        """
+        output_type = check_output_type(output_type)
+        if output_type == "latent":
+            return image
+        scaled = [not self.masks] * len(image) if do_denormalize is None else do_denormalize
+        return image_processor.postprocess(image, output_type, scaled)
 
     @staticmethod
     def blur(image: Image.Image, blur_factor: int = 4) -> Image.Image:

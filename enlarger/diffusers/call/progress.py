@@ -1,5 +1,6 @@
 """A plain progress bar on the error stream, with the few settings that it understands."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -8,8 +9,8 @@ from types import TracebackType
 from typing import Any
 
 from enlarger.diffusers.call.arguments import ArgumentError
-from enlarger.errors import Unsupported
 
+log = logging.getLogger(__name__)
 BAR_WIDTH = 20  # characters
 
 
@@ -23,11 +24,11 @@ class ProgressBarConfig:
 
 
 def progress_bar_config(settings: dict[str, Any]) -> ProgressBarConfig:
-    """Settings by tqdm's names; those that this bar does not have raise."""
-    unknown = sorted(set(settings) - set(ProgressBarConfig.__dataclass_fields__))
-    if unknown:
-        raise Unsupported(f"the progress bar has no {', '.join(unknown)}; it has disable, desc and leave")
-    return ProgressBarConfig(**{name: value for name, value in settings.items() if value is not None})
+    """Settings by tqdm's names; those that this bar does not have are named in the log."""
+    known = ProgressBarConfig.__dataclass_fields__
+    if unknown := sorted(set(settings) - set(known)):
+        log.warning("the progress bar has no %s; it has disable, desc and leave", ", ".join(unknown))
+    return ProgressBarConfig(**{name: value for name, value in settings.items() if name in known and value is not None})
 
 
 class ProgressBar:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ def listed(scheduler: Scheduler, asked: Listed, eta: float = 0.0) -> Run:
     for name in given:
         if name not in accepted:
             raise ArgumentError(f"{type(scheduler).__name__}.set_timesteps takes no `{name}`; use another scheduler")
-    if not given and (not isinstance(steps, int) or steps < 1):
+    if not given and (not isinstance(steps, Integral) or int(steps) < 1):
         raise ArgumentError(f"`num_inference_steps` is {steps}, expected how many steps there are, 1 or more")
     if scheduler.outside is flow_matching:
         raise Unsupported("flow sigmas are not for Stable Diffusion's networks; set use_flow_sigmas=False")

@@ -1,5 +1,6 @@
 """What a pipeline says of its last call, or of the one that runs, and what callbacks may change of it."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -17,12 +18,15 @@ class RunState:
     """For the pipelines to inherit."""
 
     DISTILLABLE: ClassVar[bool] = False
+    RESAMPLE: ClassVar[Image.Resampling] = Image.Resampling.LANCZOS  # of `image_processor`
     unet: Any
     vae_scale_factor: Any
     _interrupt: bool
     _guidance_scale: float
     _guidance_rescale: float
     _num_timesteps: int
+    _clip_skip: int | None = None
+    _cross_attention_kwargs: Mapping[str, Any] | None = None
     _image_processor: Any = None
     _mask_processor: Any = None
 
@@ -47,6 +51,16 @@ class RunState:
         return self._guidance_scale > 1 and (distilled is None or not self.DISTILLABLE)
 
     @property
+    def clip_skip(self) -> int | None:
+        """That of the last call."""
+        return self._clip_skip
+
+    @property
+    def cross_attention_kwargs(self) -> Mapping[str, Any] | None:
+        """Those of the last call."""
+        return self._cross_attention_kwargs
+
+    @property
     def num_timesteps(self) -> int:
         """Calls of the network in the last run."""
         return self._num_timesteps
@@ -54,7 +68,9 @@ class RunState:
     @property
     def image_processor(self) -> Any:
         """Pictures to tensors and back, by hand; one that is set reads the pictures of calls."""
-        return VaeImageProcessor(self.vae_scale_factor) if self._image_processor is None else self._image_processor
+        if self._image_processor is not None:
+            return self._image_processor
+        return VaeImageProcessor(self.vae_scale_factor, resample=self.RESAMPLE)
 
     @image_processor.setter
     def image_processor(self, processor: Any) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from inspect import signature
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -77,11 +78,11 @@ class StepMethods:
             raise TypeError(f"check_inputs takes {', '.join(names)}; found {strange} besides")
         given = {**dict.fromkeys(names), **REQUIRED, **dict(zip(names, values, strict=False)), **named}
         height, width, strength, steps = (given[name] for name in REQUIRED)
-        if not all(isinstance(side, int) and side > 0 and side % 8 == 0 for side in (height, width)):
+        if not all(isinstance(side, Real) and float(side) > 0 and float(side) % 8 == 0 for side in (height, width)):
             raise ArgumentError(f"`height` and `width` have to be divisible by 8 but are {height} and {width}")
-        if not isinstance(strength, int | float) or not 0 <= strength <= 1:
+        if not isinstance(strength, Real) or not 0 <= float(strength) <= 1:
             raise ArgumentError(f"The value of strength should in [0.0, 1.0] but is {strength}")
-        if not isinstance(steps, int) or steps < 1:
+        if not isinstance(steps, Integral) or int(steps) < 1:
             raise ArgumentError(f"`num_inference_steps` has to be a positive integer but is {steps}")
         if given["callback_steps"] is not None:
             check_callback_steps(given["callback_steps"])

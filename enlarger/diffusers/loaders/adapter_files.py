@@ -10,15 +10,11 @@ from torch import Tensor, nn
 from enlarger.checkpoint.adapters.lora import Lora, parse_lora, read_lora
 from enlarger.checkpoint.tensors.save_safetensors import save_safetensors
 from enlarger.diffusers.call.arguments import ArgumentError
+from enlarger.diffusers.loaders.loading import NO_EFFECT, say_no_effect
 from enlarger.errors import CheckpointError, Unsupported
 
 log = logging.getLogger(__name__)
 LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
-FIXED_LOADING_OPTIONS = {
-    "use_safetensors": True,
-    "local_files_only": True,
-    "low_cpu_mem_usage": True,
-}  # how it is done anyway
 
 Layers = Mapping[str, nn.Module | Tensor] | nn.Module | None
 Metadata = Mapping[str, object] | None
@@ -63,9 +59,11 @@ def _tensors(layers: Mapping[str, nn.Module | Tensor] | nn.Module) -> dict[str, 
 def resolve_source(source: WeightsSource, options: Mapping[str, object]) -> tuple[Path | Mapping[str, Tensor], bool]:
     """The file, the folder or the tensors that are meant, and whether a pickle may be read."""
     for name, value in options.items():
-        is_known = name in ("weight_name", "subfolder", "use_safetensors", "local_files_only")
-        if not is_known and value not in (None, FIXED_LOADING_OPTIONS.get(name)):
-            raise Unsupported(f"{name}={value!r} has no effect here; give a local file, weight_name and subfolder")
+        if name not in (*NO_EFFECT, "weight_name", "subfolder") and value is not None:
+            raise Unsupported(
+                f"found {name}={value!r}, which is not here; give a local file, weight_name and subfolder"
+            )
+    say_no_effect(options)
     if isinstance(source, Mapping):
         return source, False
     path = Path(source, *(str(options[key]) for key in ("subfolder", "weight_name") if options.get(key) is not None))

@@ -15,8 +15,7 @@ log = logging.getLogger(__name__)
 NO_EFFECT = (  # of downloading, or how loading is always done
     "cache_dir", "token", "force_download", "local_files_only", "low_cpu_mem_usage", "use_safetensors", "revision",
     "proxies", "mirror", "resume_download", "use_auth_token", "offload_folder", "offload_state_dict", "max_memory",
-    "requires_safety_checker", "output_loading_info", "original_config", "provider", "user_agent",
-    "original_config_file", "config_files", "scheduler_type", "image_size", "num_in_channels", "upcast_attention",
+    "requires_safety_checker", "output_loading_info", "provider", "user_agent",
     "local_dir", "local_dir_use_symlinks", "return_cached_folder", "offload_buffers",
 )  # fmt: skip
 REFUSED = {
@@ -29,6 +28,13 @@ REFUSED = {
     "from_flax": "weights of flax are not read; use safetensors",
     "use_flax": "weights of flax are not read; use safetensors",
     "use_onnx": "networks of ONNX are not run; use safetensors",
+    "original_config": "what a file's network is comes from its weights; give config=FOLDER in diffusers' layout",
+    "original_config_file": "what a file's network is comes from its weights; give config=FOLDER in diffusers' layout",
+    "config_files": "what a file's network is comes from its weights; give config=FOLDER in diffusers' layout",
+    "scheduler_type": "give scheduler=, made by from_config of the class that is wanted",
+    "image_size": "give height and width to the call",
+    "num_in_channels": "how many channels a network takes is read from its weights",
+    "upcast_attention": "give torch_dtype=torch.float32",
     "dduf_file": "files of DDUF are not read; use the model's folder",
 }
 OBEYED = ("device_map", "disable_mmap")
@@ -54,12 +60,18 @@ def read_options(dtype: object, options: Mapping[str, object]) -> Loading:
             raise Unsupported(
                 f"from_pretrained has no {name}={value!r}; it takes parts, torch_dtype and variant by name"
             )
-        if name in SAID and value:
-            log.warning("%s has no effect: nothing is downloaded, the folder is read as it is", name)
+    say_no_effect(options)
     by_name: dict[str, Any] = dict(dtype) if isinstance(dtype, Mapping) else {}  # pyright: ignore[reportUnknownArgumentType] - a user's
     default = by_name.pop("default", None) if by_name else cast("Any", dtype)
     found = {name: parse_dtype(one) for name, one in by_name.items()}
     return Loading(parse_dtype(default), found, _device(options.get("device_map")), not options.get("disable_mmap"))
+
+
+def say_no_effect(options: Mapping[str, object]) -> None:
+    """A line in the log for each of the options that are of downloading."""
+    for name in SAID:
+        if options.get(name):
+            log.warning("%s has no effect: nothing is downloaded, what lies there is read as it is", name)
 
 
 def _device(device_map: Any) -> torch.device | None:

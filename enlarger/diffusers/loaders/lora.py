@@ -1,7 +1,8 @@
 """LoRAs and textual inversions under diffusers' method names; the pipeline's parts are replaced, never changed."""
 
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -39,6 +40,7 @@ from enlarger.diffusers.models.tokenizer import CLIPTokenizer
 from enlarger.errors import InputError
 from enlarger.tasks.loading.load import TOKENIZER_OF_ENCODER, clip_part, encoders_for
 
+log = logging.getLogger(__name__)
 Names = str | Sequence[str]
 
 
@@ -192,8 +194,8 @@ class LoraMethods:
 
     def delete_adapters(self, adapter_names: Names) -> None:
         """Forget adapters. A part that loses its last active one gets the first that is left, as in diffusers."""
-        state, names = self._current_adapters(), _as_list(adapter_names)
-        _check_known(state, names)
+        state = self._current_adapters()
+        names = [name for name in _as_list(adapter_names) if name in state.loras]  # others are nothing, as in diffusers
         if fused := [name for name in names if name in state.fused]:
             raise ArgumentError(
                 f"{', '.join(fused)} is fused; unfuse_lora() first, or unload_lora_weights() to keep it"
@@ -234,7 +236,8 @@ class LoraMethods:
             for part in lora.components:
                 if part in components and (adapter_names is not None or name in state.active.get(part, ())):
                     if part in fused.get(name, {}):
-                        raise ArgumentError(f"{name} is fused already; unfuse_lora() first")
+                        log.warning("%s is fused already; unfuse_lora() first to fuse it anew", name)
+                        continue
                     fused.setdefault(name, {})[part] = scaled_weight(state.weights[name][part], lora_scale)
         merged = replace(state, fused=fused)
         if safe_fusing:
@@ -293,20 +296,22 @@ class LoraMethods:
             if chosen in (None, part) and (names is None or inversion.token in names)
         ]
         missing = sorted(set(names or ()) - {inversion.token for _, inversion in removed})
-        if missing or not removed:
+        if missing:
             present = ", ".join(inversion.token for _, inversion in state.inversions) or "none"
             raise ArgumentError(f"found no tokens {', '.join(missing)} to take away; added are {present}")
         self._apply_adapters(replace(state, inversions=tuple(each for each in state.inversions if each not in removed)))
 
-    def _with_lora_scale(self, scale: float | None) -> dict[str, nn.Module]:
-        """The networks with all active adapters multiplied by `scale`; None is 1."""
-        state = self._current_adapters()
-        if scale is None or scale == 1.0:
-            return {part: getattr(self, part) for part in state.networks()}
-        if not state.loras:
-            raise ArgumentError(
-                f"found a LoRA scale of {scale:g} and no LoRA; load_lora_weights first, or leave it out"
-            )
+    def _take_adapters(self, pipeline: Any, replaced: Container[str]) -> None:
+        """Go on with another pipeline's adapters, if the parts that they change are this one's too."""
+        state: Adapters = getattr(pipeline, "_adapters", Adapters())
+        if not any(name in replaced for name, part in state.applied.items() if part is not state.base[name]):
+            self._adapters = state
+
+    def _with_lora_scale(self, scale: float) -> dict[str, nn.Module]:
+        """The networks with all active adapters multiplied; without adapters a scale is of nothing, as in diffusers."""
+        state = self._current_adapters() if self._adapters.loras else Adapters()
+        if scale == 1.0 or not state.loras:
+            return {}
         parts = state.apply(scale)
         return {part: parts[part] for part in state.networks()}
 
@@ -373,10 +378,7 @@ def _check_known(state: Adapters, names: Sequence[str]) -> None:
 def _adapters_to_fuse(state: Adapters, names: Sequence[str] | None, active: Sequence[str]) -> Sequence[str]:
     """The adapters to fuse."""
     _check_known(state, names or ())
-    chosen = active if names is None else names
-    if not chosen:
-        raise ArgumentError("there is no adapter to fuse; load_lora_weights first")
-    return chosen
+    return active if names is None else names
 
 
 def _check_components(components: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from enlarger.checkpoint.folder.save import write_network
 from enlarger.checkpoint.load_module import to_current_key
 from enlarger.diffusers.call.arguments import ArgumentError, MissingFile
 from enlarger.diffusers.loaders.loading import parse_dtype
+from enlarger.diffusers.models.autoencoder_methods import Latents, SlicedMethods
 from enlarger.diffusers.pipelines.pipeline_output import ModelOutput, TextOutput
 from enlarger.diffusers.schedulers.config import SchedulerConfig
 from enlarger.diffusers.unsupported import refuse
@@ -46,6 +47,7 @@ class ModelView(nn.Module):
 
     CLASS_NAME: ClassVar[str] = ""
     NATIVE: ClassVar[tuple[type[nn.Module], ...]] = ()
+    PRECISION: ClassVar[torch.dtype | None] = torch.float32  # if none is asked for; None is the file's
     native_config: Any
 
     @classmethod
@@ -90,7 +92,8 @@ class ModelView(nn.Module):
         folder = Path(pretrained_model_name_or_path) / (subfolder or "")
         if not (folder / "config.json").is_file():
             raise MissingFile(f"{folder}: no config.json, and nothing is downloaded here; give a local folder")
-        wanted = parse_dtype(torch_dtype if dtype is None else dtype)
+        asked = torch_dtype if dtype is None else dtype
+        wanted = cls.PRECISION if asked is None else parse_dtype(asked)
         part = COMPONENT_CLASSES[cls.CLASS_NAME]
         network, config = read_network(folder, part, variant, wanted, mmap=not disable_mmap)
         return cls.view(network, config)
@@ -221,8 +224,10 @@ class UNet2DConditionModel(ModelView):
         network = self.native
         if "tokens" in native:
             return network(sample, timestep, **native)
-        if attention_mask is not None or native or cross_attention_kwargs:
-            found = [*native, *(cross_attention_kwargs or ())] or ["attention_mask"]
+        scale = (cross_attention_kwargs or {}).get("scale", 1.0)
+        found = [name for name, value in native.items() if value is not None] + ["scale"] * (scale != 1)
+        if attention_mask is not None or found:
+            found = found or ["attention_mask"]
             raise Unsupported(f"the UNet takes no {', '.join(found)}; there are no adapters beside the prompt here")
         time = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
         condition = "vector" if isinstance(network, KUNet) else "guidance"
@@ -253,47 +258,6 @@ class UNet2DConditionModel(ModelView):
         for part in self.modules():
             if type(part).__name__ in ("TransformerBlock", "KAttentionBlock"):
                 part.compile(*args, **kwargs)
-
-
-class Latents:
-    """The normal distribution of a picture's latents, not scaled."""
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        self.mean, self.std = mean, std
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        place = self.mean.device if generator is None else generator.device
-        noise = torch.randn(self.mean.shape, generator=generator, device=place, dtype=self.mean.dtype)
-        return self.mean + self.std * noise.to(self.mean.device)
-
-    def mode(self) -> Tensor:
-        return self.mean
-
-
-class SlicedMethods:
-    """Slicing and tiling, for the autoencoders to inherit."""
-
-    use_slicing = False
-    use_tiling = False
-
-    def _batches(self, x: Tensor) -> list[Tensor]:
-        return list(torch.split(x, 1)) if self.use_slicing else [x]
-
-    def enable_slicing(self) -> None:
-        """Encode and decode one picture of a batch at a time."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        """Encode and decode a batch at once."""
-        self.use_slicing = False
-
-    def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Encode and decode pictures of every size in tiles, not only large ones: exactly, unlike diffusers' tiles."""
-        self.use_tiling = use_tiling
-
-    def disable_tiling(self) -> None:
-        """Undo `enable_tiling`."""
-        self.use_tiling = False
 
 
 class AutoencoderKL(SlicedMethods, ModelView):
@@ -350,12 +314,17 @@ class CLIPTextModel(ModelView):
 
     CLASS_NAME: ClassVar[str] = "CLIPTextModel"
     NATIVE: ClassVar[tuple[type[nn.Module], ...]] = (ClipText,)
+    PRECISION: ClassVar[torch.dtype | None] = None  # as in transformers
 
     def forward(
-        self, input_ids: Tensor, attention_mask: object = None, output_hidden_states: bool = False,
-        return_dict: bool = True, **_: object,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, output_hidden_states: bool = False,
+        return_dict: bool = True, **others: object,
     ) -> Any:  # fmt: skip
-        """Features of token ids (B, L); padding is attended to, whatever the mask says."""
+        """Features of token ids (B, L); Unsupported for a mask that leaves something out."""
+        if attention_mask is not None and not bool(attention_mask.all()):
+            raise Unsupported("the text encoder attends to padding, as Stable Diffusion does; leave attention_mask out")
+        if given := [name for name, value in others.items() if value is not None and value is not False]:
+            raise Unsupported(f"the text encoder takes no {', '.join(given)}; give input_ids alone")
         found = self.native(input_ids)
         made = TextOutput(
             found.text_embeds,

@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.types import Device
 
 from enlarger.diffusers.call.arguments import ArgumentError, MissingFile
+from enlarger.errors import Unsupported
 from enlarger.text.tokenize import Tokenizer
+
+NO_EFFECT = ("verbose", "return_attention_mask")
 
 
 class BatchEncoding(dict[str, Any]):
@@ -60,14 +63,19 @@ class CLIPTokenizer:
         max_length: int | None = None,
         truncation: bool | str = False,
         return_tensors: str | None = None,
-        **_: object,
+        add_special_tokens: bool = True,
+        **others: object,
     ) -> BatchEncoding:
         """Ids with start and end; `padding` "max_length" or "longest", cut at `max_length` with `truncation`."""
-        alone = isinstance(text, str)
+        if given := [name for name, value in others.items() if name not in NO_EFFECT and value not in (None, False)]:
+            raise Unsupported(f"the tokenizer takes no {', '.join(given)}; leave it out")
+        alone, pads = isinstance(text, str), padding not in (False, None, "do_not_pad")
         most = self.model_max_length if max_length is None else max_length
-        rows = [self._row(one, most if truncation else None) for one in ([text] if isinstance(text, str) else text)]
+        cuts = truncation not in (False, None, "do_not_truncate")
+        texts = [text] if isinstance(text, str) else text
+        rows = [self._row(one, most if cuts else None, add_special_tokens) for one in texts]
         width = most if padding == "max_length" else max(map(len, rows))
-        padded = [row + [self.pad_token_id] * (width - len(row)) if padding else row for row in rows]
+        padded = [row + [self.pad_token_id] * (width - len(row)) if pads else row for row in rows]
         mask = [[1] * len(row) + [0] * (len(full) - len(row)) for row, full in zip(rows, padded, strict=True)]
         if return_tensors not in (None, "pt", "np"):
             raise ArgumentError(f"return_tensors is {return_tensors!r}, expected 'pt', 'np' or None")
@@ -79,26 +87,26 @@ class CLIPTokenizer:
             found = {name: value[0] for name, value in found.items()}
         return BatchEncoding(found)
 
-    def _row(self, text: str, most: int | None) -> list[int]:
-        ids = self.convert_tokens_to_ids(self.tokenize(text))
-        ids = ids if most is None else ids[: most - 2]
-        return [self.native.bos_token_id, *ids, self.native.eos_token_id]
+    def _row(self, text: str, most: int | None, with_ends: bool) -> list[int]:
+        ids = self.native.ids_of(text)
+        if not with_ends:
+            return ids if most is None else ids[:most]
+        return [self.bos_token_id, *(ids if most is None else ids[: most - 2]), self.eos_token_id]
+
+    def encode(self, text: str, **options: Any) -> Any:
+        """The ids of a text; options as for a call."""
+        return self(text, **options).input_ids
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text, without start and end."""
-        rows = self.native.tokenize_in_chunks(text).ids
-        ends = {self.native.bos_token_id, self.native.eos_token_id}
-        listed: list[list[int]] = [[int(i) for i in row] for row in rows]
-        real = [row[1 : 1 + self._inner(row)] for row in listed]
-        return [str(self.native.backend.id_to_token(i)) for row in real for i in row if i not in ends]
-
-    def _inner(self, row: list[int]) -> int:
-        return row.index(self.native.eos_token_id, 1) - 1
+        return [str(self.native.backend.id_to_token(i)) for i in self.native.ids_of(text)]
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        if isinstance(tokens, str):
-            return self.native.backend.token_to_id(tokens)
-        return [self.native.backend.token_to_id(token) for token in tokens]
+        """The id of a token, that of the end for an unknown one; of several a list."""
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        found = self.native.backend.token_to_id(tokens)
+        return self.unk_token_id if found is None else found
 
     def convert_ids_to_tokens(self, ids: Iterable[int | Tensor]) -> list[str | None]:
         return [self.native.backend.id_to_token(int(i)) for i in ids]
@@ -140,3 +148,39 @@ class CLIPTokenizer:
     @property
     def pad_token_id(self) -> int:
         return self.native.pad_token_id
+
+    @property
+    def unk_token_id(self) -> int:
+        return self.native.eos_token_id
+
+    @property
+    def bos_token(self) -> str:
+        return str(self.native.backend.id_to_token(self.bos_token_id))
+
+    @property
+    def eos_token(self) -> str:
+        return str(self.native.backend.id_to_token(self.eos_token_id))
+
+    @property
+    def unk_token(self) -> str:
+        return self.eos_token
+
+    @property
+    def pad_token(self) -> str:
+        return str(self.native.backend.id_to_token(self.pad_token_id))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        return list(dict.fromkeys((self.bos_token_id, self.eos_token_id, self.pad_token_id)))
+
+    @property
+    def padding_side(self) -> str:
+        return "right"
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        decoder = self.native.backend.get_added_tokens_decoder()
+        return {token.content: i for i, token in sorted(decoder.items())}
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return self.added_tokens_encoder

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from PIL import Image
 from torch import Tensor
 from torch.types import Device
 
@@ -57,6 +58,7 @@ class StableDiffusionLatentUpscalePipeline(FromNoiseMethods, Pipeline):
         "scheduler": Scheduler,
     }
     SIZED_IN_LATENTS: ClassVar[bool] = True
+    RESAMPLE: ClassVar[Image.Resampling] = Image.Resampling.BICUBIC
     unet: Any
 
     def __init__(
@@ -91,7 +93,7 @@ class StableDiffusionLatentUpscalePipeline(FromNoiseMethods, Pipeline):
         check_pooled("", prompt_embeds, pooled_prompt_embeds)
         check_pooled("negative_", negative_prompt_embeds, negative_pooled_prompt_embeds)
         check_callback_steps(callback_steps)
-        check_output_type(output_type)
+        output_type = check_output_type(output_type)
         count = batch_size_of(prompt, prompt_embeds)
         low = self._prepare_image(image, count)
         run = listed(self.scheduler, (num_inference_steps, None, None))
@@ -130,7 +132,7 @@ class StableDiffusionLatentUpscalePipeline(FromNoiseMethods, Pipeline):
         heard = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
         with self.progress_bar(total=run.steps) as bar:
             denoised = upscaler.upscale_latents(job, CallbackRunner(run, self.dtype, bar, heard).on_step())
-        images = self._postprocess(denoised, str(output_type))
+        images = self._postprocess(denoised, output_type)
         return make_output(images, return_dict, (images,))
 
     def encode_prompt(

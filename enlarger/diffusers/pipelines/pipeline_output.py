@@ -22,6 +22,9 @@ class Output:
     def items(self) -> tuple[tuple[str, Any], ...]:
         return tuple((name, getattr(self, name)) for name in self.keys())
 
+    def get(self, key: str, default: Any = None) -> Any:
+        return dict(self.items()).get(key, default)
+
     def __getitem__(self, key: int | slice | str) -> Any:
         return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
 
@@ -32,7 +35,7 @@ class Output:
         return len(self.keys())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PipelineOutput(Output):
     """The pictures, and which of them the safety checker flagged; None if it was not asked."""
 
@@ -44,7 +47,7 @@ def make_output(images: Any, return_dict: bool, as_tuple: tuple[Any, ...]) -> An
     return PipelineOutput(images) if return_dict else as_tuple
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class SchedulerOutput(Output):
     """The latents after a step, and the denoised estimate it came from where the scheduler gives it."""
 
@@ -53,7 +56,7 @@ class SchedulerOutput(Output):
     denoised: Tensor | None = None  # of LCM, with the noisy latents mixed in
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ModelOutput(Output):
     """What a model returns under diffusers' names; those it does not have are None."""
 
@@ -62,7 +65,7 @@ class ModelOutput(Output):
     latents: Tensor | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class TextOutput(Output):
     """What a text encoder returns under transformers' names."""
 

@@ -1,10 +1,8 @@
 """What both pipelines share: their parts, reading and writing folders, devices, the progress bar, and decoding."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from copy import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,6 +14,7 @@ from enlarger.checkpoint.components import MODEL_INDEX_NAME, PipelineComponents
 from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.single_file.load import read_single_file
 from enlarger.diffusers import image_processor
+from enlarger.diffusers.call.adapter_scale import ScaledCalls
 from enlarger.diffusers.call.arguments import ArgumentError, MissingFile, UnfitFile
 from enlarger.diffusers.call.progress import ProgressBar, ProgressBarConfig, progress_bar_config
 from enlarger.diffusers.call.run_state import RunState
@@ -49,7 +48,7 @@ from enlarger.text.tokenize import Tokenizer
 log = logging.getLogger(__name__)
 
 
-class DiffusionPipeline(RunState, MemoryMethods, StepMethods, LeftOutMethods):
+class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, LeftOutMethods):
     """The base of the pipelines; reading with it gives the class that the folder names.
 
     A base class, unlike elsewhere in this package: the classes must offer the same thirty methods under diffusers'
@@ -296,6 +295,7 @@ class DiffusionPipeline(RunState, MemoryMethods, StepMethods, LeftOutMethods):
         kept = {name: part for name, part in pipeline._foreign.items() if name in shared and name not in parts}
         made._foreign.update(kept)
         made._runtime, made._bar, made._source = pipeline._runtime, pipeline._bar, pipeline._source
+        made._take_adapters(pipeline, parts)
         return made if dtype is None else made.to(dtype)
 
     @property
@@ -315,7 +315,7 @@ class DiffusionPipeline(RunState, MemoryMethods, StepMethods, LeftOutMethods):
 
     @property
     def vae_scale_factor(self) -> int:
-        return self._vae.downsample_factor
+        return 8 if self.vae is None else self._vae.downsample_factor
 
     @property
     def dtype(self) -> torch.dtype:
@@ -328,9 +328,10 @@ class DiffusionPipeline(RunState, MemoryMethods, StepMethods, LeftOutMethods):
         return self._runtime.device if self._runtime.offload == "none" else torch.device("cpu")
 
     def to(
-        self, *args: str | int | torch.device | torch.dtype, device: Device = None, dtype: torch.dtype | None = None
-    ) -> Self:
-        """Move the networks to a device, a precision, or both."""
+        self, *args: str | int | torch.device | torch.dtype, device: Device = None, dtype: torch.dtype | None = None,
+        silence_dtype_warnings: bool = False,
+    ) -> Self:  # fmt: skip
+        """Move the networks to a device, a precision, or both; there are no warnings to silence."""
         for value in args:
             if isinstance(value, torch.dtype):
                 dtype = value
@@ -345,7 +346,7 @@ class DiffusionPipeline(RunState, MemoryMethods, StepMethods, LeftOutMethods):
         return self
 
     def set_progress_bar_config(self, **settings: object) -> None:
-        """`disable`, `desc` and `leave`, as tqdm names them; others raise."""
+        """`disable`, `desc` and `leave`, as tqdm names them; others change nothing."""
         self._bar = progress_bar_config(settings)
 
     def progress_bar(self, iterable: Iterable[object] | None = None, total: int | None = None) -> ProgressBar:
@@ -354,18 +355,6 @@ class DiffusionPipeline(RunState, MemoryMethods, StepMethods, LeftOutMethods):
     def decode_latents(self, latents: Tensor) -> Array:
         """Latents (B, 4, h, w) to pictures (B, H, W, 3) in 0..1."""
         return image_processor.postprocess(self._decode(latents), "np")
-
-    def _scaled(self, kwargs: Mapping[str, Any] | None) -> Self:
-        """The same pipeline with its adapters' scale changed for one call."""
-        unknown = sorted(set(kwargs or {}) - {"scale"})
-        if unknown:
-            raise Unsupported(f"cross_attention_kwargs has {', '.join(unknown)}; it takes `scale` of loaded adapters")
-        if not kwargs:
-            return self
-        other: Any = copy(self)
-        for name, network in other._with_lora_scale(float(kwargs["scale"])).items():
-            object.__setattr__(other, name, network)
-        return other
 
     def _networks(self) -> list[nn.Module]:
         parts = [getattr(part, "network", part) for part in self.components.values()]
@@ -384,16 +373,6 @@ class DiffusionPipeline(RunState, MemoryMethods, StepMethods, LeftOutMethods):
             return latents.to(self.dtype)
         made = self._decode(latents)
         return image_processor.postprocess(made.to(self.dtype) if output_type == "pt" else made, output_type)
-
-
-def accept_lora_scale(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a pipeline's call take the adapters' scale, `cross_attention_kwargs={"scale": 0.5}`."""
-
-    @wraps(call)
-    def run(self: Any, *args: Any, cross_attention_kwargs: Mapping[str, float] | None = None, **kwargs: Any) -> Any:
-        return call(self._scaled(cross_attention_kwargs), *args, **kwargs)
-
-    return run
 
 
 Pipeline = DiffusionPipeline

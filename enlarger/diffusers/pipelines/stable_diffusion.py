@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from enlarger.diffusers.call.adapter_scale import accept_lora_scale
 from enlarger.diffusers.call.arguments import (
     Generators,
     Prompt,
@@ -12,12 +13,12 @@ from enlarger.diffusers.call.arguments import (
     check_latents,
     check_output_type,
     check_prompts,
+    images_per_prompt,
     noise_from_generator,
     reject_unsupported,
 )
 from enlarger.diffusers.call.run import listed
 from enlarger.diffusers.call.steps_by_hand import FromNoiseMethods
-from enlarger.diffusers.pipelines.pipeline_utils import accept_lora_scale
 from enlarger.diffusers.pipelines.text_pipeline import UNSUPPORTED_ADVICE, TextPipeline, condition_on_embeds
 from enlarger.diffusers.types import OnStepEnd
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image
@@ -66,9 +67,9 @@ class StableDiffusionPipeline(FromNoiseMethods, TextPipeline):
             UNSUPPORTED_ADVICE,
         )
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        check_output_type(output_type)
-        height, width = self._size_or_default(height, width)
-        each = 1 if num_images_per_prompt is None else num_images_per_prompt
+        output_type = check_output_type(output_type)
+        height, width = self._size_or_default(height, width, latents)
+        each = images_per_prompt(num_images_per_prompt)
         count = batch_size_of(prompt, prompt_embeds) * each
         size = (height // self._vae.downsample_factor, width // self._vae.downsample_factor)
         check_latents(latents, (count, self._vae.config.latent_channels, *size))
@@ -83,4 +84,4 @@ class StableDiffusionPipeline(FromNoiseMethods, TextPipeline):
         job = TextToImageJob(condition_on_embeds(embeds, guidance), size, method, latents)
         networks = self._latent_diffusion(run, calls)
         made = self._run_task(run, calls, lambda on_step: text_to_image(networks, job, on_step))
-        return self._make_output(made, str(output_type), return_dict)
+        return self._make_output(made, output_type, return_dict)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from enlarger.checkpoint.components import PipelineComponents
+from enlarger.diffusers.call.adapter_scale import accept_lora_scale
 from enlarger.diffusers.call.arguments import (
     ArgumentError,
     Generators,
@@ -16,6 +17,7 @@ from enlarger.diffusers.call.arguments import (
     batch_size_of,
     check_output_type,
     check_prompts,
+    images_per_prompt,
     noise_from_generator,
 )
 from enlarger.diffusers.call.callbacks import listeners
@@ -31,7 +33,6 @@ from enlarger.diffusers.pipelines.image_pipeline import (
     check_strength,
 )
 from enlarger.diffusers.pipelines.pipeline_output import PipelineOutput
-from enlarger.diffusers.pipelines.pipeline_utils import accept_lora_scale
 from enlarger.diffusers.pipelines.text_pipeline import TextPipeline, condition_on_embeds, correct_scheduler_config
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
@@ -121,8 +122,8 @@ class StableDiffusionDepth2ImgPipeline(FromPictureMethods, ImagePipeline):
         assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
         check_strength(strength)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        check_output_type(output_type)
-        each = 1 if num_images_per_prompt is None else num_images_per_prompt
+        output_type = check_output_type(output_type)
+        each = images_per_prompt(num_images_per_prompt)
         count = batch_size_of(prompt, prompt_embeds) * each
         pictures = self._prepare_images(image, count)
         run = last_part(listed(self.scheduler, (num_inference_steps, None, None), eta or 0.0), strength)
@@ -140,7 +141,7 @@ class StableDiffusionDepth2ImgPipeline(FromPictureMethods, ImagePipeline):
             run, calls, channels_replaced(["depth_mask"], self._vae.config.latent_channels)
         )
         made = self._run_task(run, calls, lambda on_step: image_to_image(networks, job, on_step))
-        images = self._postprocess(made, str(output_type))
+        images = self._postprocess(made, output_type)
         return PipelineOutput(images) if return_dict else (images,)
 
     def _depth_latents(self, image: PipelineImageInput | None, given: Any, pictures: Tensor, count: int) -> Tensor:

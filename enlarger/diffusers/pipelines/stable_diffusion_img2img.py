@@ -5,19 +5,20 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from enlarger.diffusers.call.adapter_scale import accept_lora_scale
 from enlarger.diffusers.call.arguments import (
     Generators,
     Prompt,
     batch_size_of,
     check_output_type,
     check_prompts,
+    images_per_prompt,
     noise_from_generator,
     reject_unsupported,
 )
 from enlarger.diffusers.call.run import last_part, listed
 from enlarger.diffusers.call.steps_by_hand import FromPictureMethods
 from enlarger.diffusers.pipelines.image_pipeline import ImagePipeline, check_strength
-from enlarger.diffusers.pipelines.pipeline_utils import accept_lora_scale
 from enlarger.diffusers.pipelines.text_pipeline import UNSUPPORTED_ADVICE, condition_on_embeds
 from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
 from enlarger.tasks.image_to_image import ImageToImageJob, image_to_image
@@ -66,8 +67,8 @@ class StableDiffusionImg2ImgPipeline(FromPictureMethods, ImagePipeline):
         )
         check_strength(strength)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        check_output_type(output_type)
-        each = 1 if num_images_per_prompt is None else num_images_per_prompt
+        output_type = check_output_type(output_type)
+        each = images_per_prompt(num_images_per_prompt)
         count = batch_size_of(prompt, prompt_embeds) * each
         pictures = self._prepare_images(image, count)
         run = last_part(listed(self.scheduler, (num_inference_steps, timesteps, sigmas), eta or 0.0), strength)
@@ -81,4 +82,4 @@ class StableDiffusionImg2ImgPipeline(FromPictureMethods, ImagePipeline):
         job = ImageToImageJob(condition_on_embeds(embeds, guidance), pictures, method)
         networks = self._latent_diffusion(run, calls)
         made = self._run_task(run, calls, lambda on_step: image_to_image(networks, job, on_step))
-        return self._make_output(made, str(output_type), return_dict)
+        return self._make_output(made, output_type, return_dict)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from enlarger.diffusers.call.adapter_scale import accept_lora_scale
 from enlarger.diffusers.call.arguments import (
     Generators,
     Prompt,
@@ -13,11 +14,12 @@ from enlarger.diffusers.call.arguments import (
     check_latents,
     check_output_type,
     check_prompts,
+    images_per_prompt,
     noise_from_generator,
     reject_unsupported,
 )
 from enlarger.diffusers.call.callbacks import Listeners, listeners
-from enlarger.diffusers.call.live_values import channels_replaced
+from enlarger.diffusers.call.live_values import mask_followed, masks_replaced, tokens_replaced, with_own_mask
 from enlarger.diffusers.call.run import last_part, listed
 from enlarger.diffusers.call.steps_by_hand import MaskedMethods
 from enlarger.diffusers.pipelines.image_pipeline import (
@@ -28,10 +30,10 @@ from enlarger.diffusers.pipelines.image_pipeline import (
     per_sample_or_first,
 )
 from enlarger.diffusers.pipelines.pipeline_output import PipelineOutput
-from enlarger.diffusers.pipelines.pipeline_utils import accept_lora_scale
 from enlarger.diffusers.pipelines.text_pipeline import UNSUPPORTED_ADVICE, condition_on_embeds
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
+from enlarger.diffusion.sample import OnStep
 from enlarger.tasks.inpaint import InpaintJob, prepare_inpaint
 from enlarger.tasks.latent_diffusion.sampling import sample_latents
 
@@ -103,11 +105,11 @@ class StableDiffusionInpaintPipeline(MaskedMethods, ImagePipeline):
         size = self._size_or_default(height, width)
         check_strength(strength)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        check_output_type(output_type)
+        output_type = check_output_type(output_type)
         crop = (
             None if padding_mask_crop is None else masked_crop(image, mask_image, size, padding_mask_crop, output_type)
         )
-        each = 1 if num_images_per_prompt is None else num_images_per_prompt
+        each = images_per_prompt(num_images_per_prompt)
         count = batch_size_of(prompt, prompt_embeds) * each
         pictures, mask = self._prepare_image_and_mask(image, mask_image, crop, size, count)
         inner = (size[0] // self._vae.downsample_factor, size[1] // self._vae.downsample_factor)
@@ -128,17 +130,16 @@ class StableDiffusionInpaintPipeline(MaskedMethods, ImagePipeline):
         ready = prepare_inpaint(self._latent_diffusion(run, Listeners()), job)
         tensors = callback_tensors(embeds, mask=ready.mask, masked_image_latents=ready.masked_image_latents)
         calls = listeners(self, callback_on_step_end, names, tensors, kwargs)
-        places = channels_replaced(["mask", "masked_image_latents"], self._vae.config.latent_channels)
-        networks = self._latent_diffusion(run, calls, places)
+        networks = self._latent_diffusion(run, calls, masks_replaced(self._unet, tokens_replaced))
         experts = [networks.expert(ready.conditioning)]
-        made = self._run_task(
-            run,
-            calls,
-            lambda on_step: sample_latents(
-                experts, ready.latents, method, networks.runtime, on_step, ready.known_region
-            ),
-        )
-        result = self._make_output(made, str(output_type), True)
+        region = with_own_mask(ready.known_region)
+
+        def task(on_step: OnStep) -> Tensor:
+            follow = mask_followed(on_step, region, calls.replaced)
+            return sample_latents(experts, ready.latents, method, networks.runtime, follow, region)
+
+        made = self._run_task(run, calls, task)
+        result = self._make_output(made, output_type, True)
         images = result.images if crop is None else crop.overlay(result.images)
         flags = result.nsfw_content_detected
         return PipelineOutput(images, flags) if return_dict else (images, flags)

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from PIL import Image
 from torch import Tensor
 
+from enlarger.diffusers.call.adapter_scale import accept_lora_scale
 from enlarger.diffusers.call.arguments import (
     ArgumentError,
     Generators,
@@ -14,13 +16,13 @@ from enlarger.diffusers.call.arguments import (
     check_latents,
     check_output_type,
     check_prompts,
+    images_per_prompt,
     noise_from_generator,
 )
 from enlarger.diffusers.call.callbacks import listeners
 from enlarger.diffusers.call.run import listed
 from enlarger.diffusers.call.steps_by_hand import FromNoiseMethods
 from enlarger.diffusers.pipelines.image_pipeline import per_sample_or_first
-from enlarger.diffusers.pipelines.pipeline_utils import accept_lora_scale
 from enlarger.diffusers.pipelines.text_pipeline import TextPipeline, condition_on_embeds
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusers.types import OlderCallback, PipelineImageInput
@@ -56,6 +58,7 @@ class StableDiffusionUpscalePipeline(FromNoiseMethods, TextPipeline):
     CHECKPOINT_KIND: ClassVar[str] = "an x4 upscaler's"
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (3,)
     SIZED_IN_LATENTS: ClassVar[bool] = True
+    RESAMPLE: ClassVar[Image.Resampling] = Image.Resampling.BICUBIC
     low_res_scheduler: Scheduler
 
     def __init__(
@@ -95,9 +98,9 @@ class StableDiffusionUpscalePipeline(FromNoiseMethods, TextPipeline):
         assert cross_attention_kwargs is None, "`accept_lora_scale` has dealt with it"
         check_callback_steps(callback_steps)
         check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        check_output_type(output_type)
+        output_type = check_output_type(output_type)
         self._check_noise_level(noise_level)
-        each = 1 if num_images_per_prompt is None else num_images_per_prompt
+        each = images_per_prompt(num_images_per_prompt)
         prompts = batch_size_of(prompt, prompt_embeds)
         low, count = self._prepare_image(image, prompts), prompts * each
         check_latents(latents, (count, self._vae.config.latent_channels, *low.shape[2:]))
@@ -110,11 +113,11 @@ class StableDiffusionUpscalePipeline(FromNoiseMethods, TextPipeline):
         noise = noise_from_generator(generator, count)
         method = run.method(per_sample_or_first(noise) if len(low) == 1 else noise, self.dtype)
         schedule = NoiseSchedule(level_of(self.low_res_scheduler.alphas_cumprod))
-        job = PixelUpscaleJob(condition_on_embeds(embeds, guidance), low, method, noise_level, schedule, latents)
+        job = PixelUpscaleJob(condition_on_embeds(embeds, guidance), low, method, int(noise_level), schedule, latents)
         calls = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
         networks = self._latent_diffusion(run, calls)
         made = self._run_task(run, calls, lambda on_step: upscale_pixel_x4(networks, job, on_step))
-        return self._make_output(made, str(output_type), return_dict)
+        return self._make_output(made, output_type, return_dict)
 
     def _check_noise_level(self, level: int) -> None:
         most = self.config["max_noise_level"]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from enlarger.diffusers.call.adapter_scale import accept_lora_scale
 from enlarger.diffusers.call.arguments import (
     Generators,
     Prompt,
@@ -16,7 +17,6 @@ from enlarger.diffusers.call.arguments import (
 )
 from enlarger.diffusers.call.callbacks import listeners
 from enlarger.diffusers.call.steps_by_hand import FromNoiseMethods
-from enlarger.diffusers.pipelines.pipeline_utils import accept_lora_scale
 from enlarger.diffusers.pipelines.text_pipeline import UNSUPPORTED_ADVICE
 from enlarger.diffusers.pipelines.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLPipeline
 from enlarger.diffusers.schedulers import Scheduler
@@ -104,7 +104,7 @@ class StableDiffusionXLPipeline(FromNoiseMethods, XLPipeline):
             {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
             UNSUPPORTED_ADVICE,
         )
-        check_output_type(output_type)
+        output_type = check_output_type(output_type)
         words = PromptArguments(
             prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
             pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
@@ -118,7 +118,7 @@ class StableDiffusionXLPipeline(FromNoiseMethods, XLPipeline):
             negative_target_size,
         )
         count = words.batch_size()
-        height, width = self._size_or_default(height, width)
+        height, width = self._size_or_default(height, width, latents)
         size = (height // self._vae.downsample_factor, width // self._vae.downsample_factor)
         check_latents(latents, (count, self._vae.config.latent_channels, *size))
         run = self._denoising_range((num_inference_steps, timesteps, sigmas), 1.0, (None, denoising_end), eta)
@@ -130,4 +130,4 @@ class StableDiffusionXLPipeline(FromNoiseMethods, XLPipeline):
         )
         networks = self._latent_diffusion(run, calls, self._replaced())
         made = self._run_task(run, calls, lambda on_step: text_to_image(networks, job, on_step))
-        return self._finish_output(made, str(output_type), return_dict)
+        return self._finish_output(made, output_type, return_dict)

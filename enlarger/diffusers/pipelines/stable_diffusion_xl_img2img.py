@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from enlarger.diffusers.call.adapter_scale import accept_lora_scale
 from enlarger.diffusers.call.arguments import (
     ArgumentError,
     Generators,
@@ -17,7 +18,6 @@ from enlarger.diffusers.call.arguments import (
 from enlarger.diffusers.call.callbacks import listeners
 from enlarger.diffusers.call.steps_by_hand import FromPictureMethods
 from enlarger.diffusers.image_processor import Size
-from enlarger.diffusers.pipelines.pipeline_utils import accept_lora_scale
 from enlarger.diffusers.pipelines.text_pipeline import UNSUPPORTED_ADVICE
 from enlarger.diffusers.pipelines.xl_pipeline import (
     PromptArguments,
@@ -91,7 +91,7 @@ class StableDiffusionXLImg2ImgPipeline(FromPictureMethods, XLImagePipeline):
             {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
             UNSUPPORTED_ADVICE,
         )
-        check_output_type(output_type)
+        output_type = check_output_type(output_type)
         words = PromptArguments(
             prompt, prompt_2, negative_prompt, negative_prompt_2, prompt_embeds, negative_prompt_embeds,
             pooled_prompt_embeds, negative_pooled_prompt_embeds, num_images_per_prompt, clip_skip,
@@ -114,7 +114,7 @@ class StableDiffusionXLImg2ImgPipeline(FromPictureMethods, XLImagePipeline):
         start = _handoff_latents(networks, pictures, method, count) if noisy else pictures
         job = ImageToImageJob(conditioning, start, method, noisy)
         made = self._run_task(run, calls, lambda on_step: image_to_image(networks, job, on_step))
-        return self._finish_output(made, str(output_type), return_dict)
+        return self._finish_output(made, output_type, return_dict)
 
     def _check_noisy_latents(self, latents: Tensor, count: int) -> Tensor:
         """Latents for each result."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from enlarger.diffusers.call.adapter_scale import accept_lora_scale
 from enlarger.diffusers.call.arguments import (
     ArgumentError,
     Generators,
@@ -17,10 +18,10 @@ from enlarger.diffusers.call.arguments import (
     reject_unsupported,
 )
 from enlarger.diffusers.call.callbacks import Listeners, listeners
+from enlarger.diffusers.call.live_values import mask_followed, masks_replaced, with_own_mask
 from enlarger.diffusers.call.steps_by_hand import MaskedMethods
 from enlarger.diffusers.pipelines.image_pipeline import masked_crop, per_sample_or_first
 from enlarger.diffusers.pipelines.pipeline_output import make_output
-from enlarger.diffusers.pipelines.pipeline_utils import accept_lora_scale
 from enlarger.diffusers.pipelines.text_pipeline import UNSUPPORTED_ADVICE
 from enlarger.diffusers.pipelines.xl_pipeline import (
     PromptArguments,
@@ -30,6 +31,7 @@ from enlarger.diffusers.pipelines.xl_pipeline import (
     handoff_scale,
 )
 from enlarger.diffusers.types import OnStepEnd, PipelineImageInput
+from enlarger.diffusion.sample import OnStep
 from enlarger.tasks.inpaint import InpaintJob, PreparedInpaint, prepare_inpaint
 from enlarger.tasks.latent_diffusion.latent_diffusion import LatentDiffusion
 from enlarger.tasks.latent_diffusion.sampling import sample_latents
@@ -107,7 +109,7 @@ class StableDiffusionXLInpaintPipeline(MaskedMethods, XLImagePipeline):
             {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds},
             UNSUPPORTED_ADVICE,
         )
-        check_output_type(output_type)
+        output_type = check_output_type(output_type)
         if latents is not None and denoising_start is not None:
             raise ArgumentError("found `latents` and `denoising_start`; give what the run starts from as `image` alone")
         size = self._size_or_default(height, width)
@@ -142,16 +144,16 @@ class StableDiffusionXLInpaintPipeline(MaskedMethods, XLImagePipeline):
         seen = {"mask": ready.mask, "masked_image_latents": ready.masked_image_latents}
         both = {n: torch.cat([v, v]) if v is not None and guidance.scale != 1 else v for n, v in seen.items()}
         calls = listeners(self, callback_on_step_end, names, tensors | both, kwargs)
-        networks = self._latent_diffusion(run, calls, self._replaced())
+        networks = self._latent_diffusion(run, calls, masks_replaced(self._unet, self._replaced()))
         experts = [networks.expert(ready.conditioning)]
-        made = self._run_task(
-            run,
-            calls,
-            lambda on_step: sample_latents(
-                experts, ready.latents, method, networks.runtime, on_step, ready.known_region
-            ),
-        )
-        images = self._postprocess(made, str(output_type))
+        region = with_own_mask(ready.known_region)
+
+        def task(on_step: OnStep) -> Tensor:
+            follow = mask_followed(on_step, region, calls.replaced)
+            return sample_latents(experts, ready.latents, method, networks.runtime, follow, region)
+
+        made = self._run_task(run, calls, task)
+        images = self._postprocess(made, output_type)
         images = images if crop is None else crop.overlay(images)
         return make_output(images, return_dict, (images,))
 

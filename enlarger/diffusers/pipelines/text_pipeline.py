@@ -137,10 +137,11 @@ class TextPipeline(LoraMethods, Pipeline):
         `clip_skip` acts on the prompts alone, as in diffusers.
         """
         if lora_scale is not None:
-            return self._scaled({"scale": lora_scale}).encode_prompt(
-                prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt, prompt_embeds,
-                negative_prompt_embeds, clip_skip=clip_skip,
-            )  # fmt: skip
+            with self._scaled({"scale": lora_scale}):
+                return self.encode_prompt(
+                    prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt, prompt_embeds,
+                    negative_prompt_embeds, clip_skip=clip_skip,
+                )  # fmt: skip
         count = batch_size_of(prompt, prompt_embeds)
         if prompt_embeds is None:
             assert prompt is not None, "either a prompt or its embeddings"
@@ -160,8 +161,10 @@ class TextPipeline(LoraMethods, Pipeline):
         with self._runtime.hold(self._text_encoder) as encoder:
             return encode_prompts(self._tokenizer, encoder, texts, layer="last_norm", clip_skip=skip).tokens
 
-    def _size_or_default(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width, the checkpoint's own if one is missing."""
+    def _size_or_default(self, height: int | None, width: int | None, latents: Tensor | None = None) -> tuple[int, int]:
+        """Height and width; those of the latents, or else the checkpoint's own, if one is missing."""
+        if height is None and width is None and latents is not None and latents.ndim == 4:
+            height, width = (side * self._vae.downsample_factor for side in latents.shape[2:])
         if not height or not width:
             stated = sample_size(self.unet.config)
             if stated is None:
@@ -170,7 +173,7 @@ class TextPipeline(LoraMethods, Pipeline):
             height, width = (side * self._vae.downsample_factor for side in sides)
         if height % 8 or width % 8:
             raise ArgumentError(f"`height` and `width` have to be divisible by 8 but are {height} and {width}")
-        return height, width
+        return int(height), int(width)
 
     def _prompt_callbacks(
         self,

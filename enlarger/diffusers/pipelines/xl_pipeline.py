@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.types import Device
 
@@ -19,6 +21,7 @@ from enlarger.diffusers.call.arguments import (
     batch_size_of,
     check_pooled,
     check_prompts,
+    images_per_prompt,
     negative_prompts_for,
 )
 from enlarger.diffusers.call.live_values import NetworkInputs, Remake, tokens_replaced
@@ -31,6 +34,7 @@ from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.sampler import SigmaSchedule
 from enlarger.errors import InputError, Unsupported
+from enlarger.image.watermark import add_watermark, can_hold
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.unet import UNet
@@ -66,7 +70,7 @@ class PromptArguments:
     @property
     def images_per_prompt(self) -> int:
         """Pictures per prompt."""
-        return 1 if self.num_images_per_prompt is None else self.num_images_per_prompt
+        return images_per_prompt(self.num_images_per_prompt)
 
     def batch_size(self) -> int:
         """How many pictures there will be; ArgumentError for prompts that cannot be."""
@@ -150,11 +154,7 @@ class XLPipeline(ImagePipeline):
 
     def _set_components(self, parts: Mapping[str, object], settings: Mapping[str, object] | None = None) -> None:
         kept = dict(settings or {})
-        if kept.pop("add_watermarker", None):
-            raise Unsupported(
-                "add_watermarker=True is not available: the watermark needs a package of its own and changes every "
-                "picture; leave it out, and mark the finished pictures if that is wanted"
-            )
+        self._adds_watermark = bool(kept.pop("add_watermarker", None))
         super()._set_components(parts, kept)
         if self.unet is not None and self._unet.config.time_id_channels is None:
             raise InputError("the UNet takes no sizes, expected one of SDXL with addition_embed_type 'text_time'")
@@ -203,11 +203,12 @@ class XLPipeline(ImagePipeline):
         encoded. An empty `prompt_2` means `prompt`. `clip_skip` acts on the prompts alone, as in diffusers.
         """
         if lora_scale is not None:
-            return self._scaled({"scale": lora_scale}).encode_prompt(
-                prompt, prompt_2, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt,
-                negative_prompt_2, prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds,
-                negative_pooled_prompt_embeds, None, clip_skip,
-            )  # fmt: skip
+            with self._scaled({"scale": lora_scale}):
+                return self.encode_prompt(
+                    prompt, prompt_2, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt,
+                    negative_prompt_2, prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds,
+                    negative_pooled_prompt_embeds, None, clip_skip,
+                )  # fmt: skip
         if prompt_embeds is None:
             assert prompt is not None, "either a prompt or its embeddings"
             texts = as_list(prompt)
@@ -318,6 +319,17 @@ class XLPipeline(ImagePipeline):
         """The steps from a share of the training time, or else the last `strength` of them, to another share."""
         check_strength(strength)
         return between(listed(self.scheduler, asked, eta), *ends, strength)
+
+    def _postprocess(self, latents: Tensor, output_type: str) -> Any:
+        """The pictures, with SDXL's watermark where `add_watermarker` was said, as 8-bit values then."""
+        if output_type == "latent" or not self._adds_watermark:
+            return super()._postprocess(latents, output_type)
+        made: list[Image.Image] = super()._postprocess(latents, "pil")
+        marked = [add_watermark(one) if can_hold(one) else one for one in made]
+        if output_type == "pil":
+            return marked
+        values = np.stack([np.asarray(one, np.float32) / 255 for one in marked])
+        return values if output_type == "np" else torch.from_numpy(values).permute(0, 3, 1, 2).to(self.dtype)
 
     def _finish_output(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
         images = self._postprocess(latents, output_type)

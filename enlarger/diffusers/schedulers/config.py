@@ -6,7 +6,7 @@ from typing import Any
 
 from enlarger.strict_json import Json
 
-VERSION = "0.40.0"  # of diffusers, whose files these are
+VERSION = "0.42.1"  # of diffusers, whose files these are
 
 
 class SchedulerConfig(Mapping[str, Any]):
@@ -14,18 +14,25 @@ class SchedulerConfig(Mapping[str, Any]):
 
     def __init__(self, class_name: str, explicit: Mapping[str, object], defaults: Mapping[str, object]) -> None:
         self.class_name = class_name
-        self.explicit = MappingProxyType(dict(explicit))
+        self._explicit = dict(explicit)
         unstated = [name for name in defaults if name not in explicit]
         self._all: Json = {**defaults, **explicit, **({"_class_name": class_name} if class_name else {})}
         if unstated:
             self._all["_use_default_values"] = unstated
 
+    @property
+    def explicit(self) -> Mapping[str, object]:
+        """What was stated, read-only."""
+        return MappingProxyType(self._explicit)
+
     def __getitem__(self, name: str) -> Any:
         return self._all[name]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name not in self._all:
-            raise AttributeError(f"the config of {self.class_name} has no {name!r}; it has {', '.join(self._all)}")
+        stored: Json = self.__dict__.get("_all", {})  # not there yet while a copy is made
+        if name.startswith("__") or name not in stored:
+            kind = self.__dict__.get("class_name")
+            raise AttributeError(f"the config of {kind} has no {name!r}; it has {', '.join(stored)}")
         return self[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -33,6 +40,10 @@ class SchedulerConfig(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._all)
+
+    def copy(self) -> dict[str, Any]:
+        """A dictionary of all."""
+        return dict(self._all)
 
     def __repr__(self) -> str:
         return f"{self.class_name}({dict(self.explicit)})"
