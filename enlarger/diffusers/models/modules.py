@@ -222,7 +222,7 @@ class UNet2DConditionModel(ModelView):
     ) -> Any:  # fmt: skip
         """The raw output; `native` inputs are those of our networks, whose output then is a tensor."""
         network = self.native
-        if "tokens" in native:
+        if "tokens" in native or "prepared" in native:
             return network(sample, timestep, **native)
         scale = (cross_attention_kwargs or {}).get("scale", 1.0)
         found = [name for name, value in native.items() if value is not None] + ["scale"] * (scale != 1)
