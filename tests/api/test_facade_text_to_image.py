@@ -116,7 +116,6 @@ def test_tuple_and_parts(pipe: StableDiffusionPipeline) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"ip_adapter_image": 1}, "ip_adapter_image is not available here; there are no IP adapters"),
-    ({"cross_attention_kwargs": {"gligen": 1}}, "cross_attention_kwargs has gligen; it takes `scale` of loaded"),
 ]
 
 
