@@ -60,6 +60,8 @@ WATERMARK_HELP = "SDXL's invisible watermark; if not said, SDXL's pictures get i
 LONG_PROMPT_HELP = "encode prompts over 75 tokens in chunks instead of cutting them"
 
 
+MAX_LORA_SCALE = 10.0  # either sign
+MAX_LORAS = 16  # of one picture
 DEFAULT_BY = 2.0
 OTHER_SIZES = ("size", "long_edge", "megapixels")  # any of them stands instead of `by`
 DEFAULT_UPSCALE_STRENGTH = 0.3

@@ -131,7 +131,12 @@ class AsyncClient:
 
     async def jobs(self, status: str | None = None) -> tuple[Job, ...]:
         """The jobs of this key, the newest first."""
-        return tuple(map(job_from_json, await self._list(endpoints.jobs(status))))
+        listed = list[Job]()
+        while True:
+            page = (await self._request(endpoints.jobs(status, listed[-1].id if listed else None))).json()
+            listed += map(job_from_json, page["data"])
+            if not page.get("has_more") or not page["data"]:
+                return tuple(listed)
 
     async def job(self, id: str) -> Job:
         """The state of a job."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from enlarger.client.images import ImageSource, encode_image_file
 from enlarger.client.options import GenerateOptions, InpaintOptions, RefineOptions, UpscaleOptions
@@ -94,9 +94,10 @@ def job(id: str) -> HttpRequest:
     return HttpRequest("GET", f"/v1/jobs/{quote(id, safe='')}")
 
 
-def jobs(status: str | None) -> HttpRequest:
-    """The jobs of this key, all or those of a status."""
-    return HttpRequest("GET", "/v1/jobs" if status is None else f"/v1/jobs?status={quote(status, safe='')}")
+def jobs(status: str | None, after: str | None = None) -> HttpRequest:
+    """A page of the jobs of this key, all or those of a status, older than one of them."""
+    query = {name: value for name, value in (("status", status), ("after", after)) if value is not None}
+    return HttpRequest("GET", "/v1/jobs" + (f"?{urlencode(query)}" if query else ""))
 
 
 def events(id: str, last_event_id: str | None) -> HttpRequest:

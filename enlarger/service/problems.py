@@ -49,6 +49,7 @@ class Problem:
 
 CANCELED = Problem(499, "canceled", "the job was canceled")
 DRAINING = Problem(503, "draining", "the service is stopping; ask again in a moment", retry_after=5)
+CLOSED = Problem(503, "draining", "an operator lets no more jobs in for now; ask again later", retry_after=30)
 MODELS_LOADING = Problem(503, "model_loading", "the models are being read; ask again in a moment", retry_after=2)
 FOLDER_LOST = Problem(500, "storage_failed", "the data folder of the service was deleted or replaced; start it again")
 NO_WORKER = Problem(503, "no_worker", "no worker process can be started; the log of the service says why")
@@ -57,7 +58,7 @@ NO_WORKER = Problem(503, "no_worker", "no worker process can be started; the log
 def wait_timeout(seconds: float) -> Problem:
     """A connection has waited for its pictures for as long as it may."""
     text = f"the pictures were not done within {seconds:g} seconds; ask for less, or with Prefer: respond-async"
-    return Problem(503, "wait_timeout", text, retry_after=seconds)
+    return Problem(503, "wait_timeout", text)
 
 
 class ProblemError(Exception):

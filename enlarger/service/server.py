@@ -43,7 +43,7 @@ def serve(settings: Settings, app: FastAPI, on_ready: Callable[[str], None]) -> 
 async def _serve(settings: Settings, app: FastAPI, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
     """The application starts and stops here and not in uvicorn, which would make a traceback of an InputError."""
     service = app.state.service
-    asgi_app = middleware_stack(app, settings, service.metrics, service.jobs.reserve)
+    asgi_app = middleware_stack(app, settings, service.metrics, service.jobs.reserve, service.jobs.is_known)
     stop = _install_signal_handlers()
     async with app.router.lifespan_context(app), run_uvicorn(asgi_app, settings, listener):
         url = server_url(settings.host, listener)

@@ -3,6 +3,8 @@
 import ipaddress
 import os
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from enlarger.errors import InputError
 
 MIB, GIB = 1 << 20, 1 << 30
+OTHER_VARIABLES = {f"ENLARGER_{name}" for name in ("CONFIG", "HOME", "KEY", "DEBUG")}  # that are no settings
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
@@ -125,7 +128,9 @@ class Settings(BaseSettings):
     data: Path = Field(
         default=Path("~/.local/share/enlarger/service"), description="folder of the queue and of results"
     )
-    devices: tuple[str, ...] = Field(default=("auto",), description="a worker process for each: auto, cpu, cuda:0 ...")
+    devices: tuple[str, ...] = Field(
+        default=("auto",), min_length=1, description="a worker process for each: auto, cpu, cuda:0 ..."
+    )
     ray: str | None = Field(
         default=None, description="workers on a Ray cluster instead: local, auto or ray://HOST:PORT"
     )
@@ -253,8 +258,21 @@ def _problem_text(item: ErrorDetails) -> str:
     return f"{place}: {item['msg']}" if place else item["msg"].removeprefix("Value error, ")
 
 
+def _check_environment(names: Iterable[str]) -> None:
+    """Raises InputError for a variable that looks like a setting and is none: a mistyped one would change nothing."""
+    known = {f"ENLARGER_{name.upper()}" for name in Settings.model_fields} | OTHER_VARIABLES
+    for name in sorted(names):
+        if name.startswith("ENLARGER_") and name.partition("__")[0] not in known:
+            nearest = get_close_matches(name, sorted(known), 1)
+            expected = f", perhaps {nearest[0]}" if nearest else ""
+            raise InputError(
+                f"{name} is set, but there is no such setting; expected the name of one{expected}; unset it"
+            )
+
+
 def load_settings(**flags: Any) -> Settings:
     """The settings of flags, environment and file; a flag of None was not given. Raises InputError."""
+    _check_environment(os.environ)
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:

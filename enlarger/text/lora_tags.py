@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enlarger.errors import InputError
+from enlarger.requests import MAX_LORA_SCALE
 
 TAG_PATTERN = re.compile(r"<(lora|lyco|hypernet):([^<>:]*)((?::[^<>:]*)*)>", re.IGNORECASE)
-MAX_SCALE = 10.0  # of a LoRA, either sign
-MAX_LORAS = 16  # of one picture
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,10 @@ def lora_use(name: str | Path, text_scale: float = 1.0, unet_scale: float | None
     """A LoRA with one scale, or two. Raises InputError for one that is out of bounds."""
     scales = (text_scale, text_scale if unet_scale is None else unet_scale)
     for scale in scales:
-        if not abs(scale) <= MAX_SCALE:
-            raise InputError(f"the LoRA {name} has a scale of {scale:g}, expected {-MAX_SCALE:g} to {MAX_SCALE:g}")
+        if not abs(scale) <= MAX_LORA_SCALE:
+            raise InputError(
+                f"the LoRA {name} has a scale of {scale:g}, expected {-MAX_LORA_SCALE:g} to {MAX_LORA_SCALE:g}"
+            )
     return LoraUse(name, *scales)
 
 

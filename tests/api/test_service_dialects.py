@@ -18,6 +18,7 @@ from enlarger import sampler_names
 from enlarger.checkpoint.families import KINDS
 from enlarger.diffusion.solvers import SOLVERS
 from enlarger.service.jobs.job import JobSpec, job_folder
+from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.problems import Problem, ProblemError
 from enlarger.service.routes.parsed_request import (
     build_job_spec,
@@ -30,6 +31,7 @@ from enlarger.service.routes.request_models import Edit, Generation, UpscaleForm
 from enlarger.service.settings import Bounds
 from tests.support.fake_service import FakeService, fake_service, serve_in_thread
 
+SD = ModelState("sd", "sd", ("generate", "refine", "inpaint"), ())
 BOUNDS = Bounds()
 
 
@@ -123,7 +125,7 @@ def test_which_dialect_it_is(fields: dict[str, Any], kind: str, options: dict[st
 
 def test_generations_as_asks() -> None:
     body = Generation(prompt="a", size="65x33", n=2, seed=0, upscale=True, output_format="jpeg", output_compression=0)
-    job_spec = build_job_spec(parse_generation(body, BOUNDS, "finisher"), "sd", BOUNDS)
+    job_spec = build_job_spec(parse_generation(body, BOUNDS, "finisher"), SD, BOUNDS)
     assert job_spec.size == (130, 66)
     assert job_spec.options == {
         "prompt": "a",
@@ -140,7 +142,7 @@ def test_generations_as_asks() -> None:
     assert TypeAdapter(JobSpec).validate_json(json.dumps(asdict(job_spec))) == job_spec
     plain = parse_generation(Generation(prompt="", upscale=1.0, negative_prompt="", guidance_scale=0.0), BOUNDS, None)
     assert plain.options.keys() == {"prompt", "negative", "guidance", "seed", "count", "long_prompt"}
-    assert build_job_spec(plain, "sd", BOUNDS).size is None
+    assert build_job_spec(plain, SD, BOUNDS).size is None
 
 
 def test_edits_and_variations_as_asks() -> None:
@@ -148,7 +150,7 @@ def test_edits_and_variations_as_asks() -> None:
     assert (masked.task, "strength" in masked.options) == ("inpaint", False)
     assert (whole.task, whole.options["strength"]) == ("refine", 0.75)
     assert parse_edit(Edit(prompt="a", strength=0.0), BOUNDS, False).options["strength"] == 0.0
-    job_spec = build_job_spec(masked, "sd", BOUNDS, (10, 20), ("a note",))
+    job_spec = build_job_spec(masked, SD, BOUNDS, (10, 20), ("a note",))
     assert (job_spec.image, job_spec.mask, job_spec.size, job_spec.notes) == (
         "image.png",
         "mask.png",
@@ -162,10 +164,10 @@ def test_edits_and_variations_as_asks() -> None:
 def test_what_an_ask_may_not_say() -> None:
     parsed = parse_generation(Generation(prompt="a", size="64x64"), Bounds(output_pixels=4096), None)
     with pytest.raises(ProblemError, match="64x64 pixels, expected at most 4,095"):
-        build_job_spec(parsed, "sd", Bounds(output_pixels=4095))
+        build_job_spec(parsed, SD, Bounds(output_pixels=4095))
     many = parse_generation(Generation(prompt="a", size="64x64", n=10), Bounds(), None)
     with pytest.raises(ProblemError, match="the result would have 10 times 64x64 pixels, expected at most 40,959"):
-        build_job_spec(many, "sd", Bounds(output_pixels=40959))
+        build_job_spec(many, SD, Bounds(output_pixels=40959))
     with pytest.raises(ProblemError, match="n is 3, expected 1 to 2"):
         parse_generation(Generation(prompt="a", n=3), Bounds(count=2), None)
 

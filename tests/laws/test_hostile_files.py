@@ -30,7 +30,7 @@ from tests.support import hostile
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 BOMBS = hostile.bombs()
-MUTATIONS = int(os.environ.get("ENLARGER_MUTATIONS", "400"))
+MUTATIONS = int(os.environ.get("TEST_MUTATIONS", "400"))
 TENSORS = {
     "conv_in.weight": torch.linspace(-1, 1, 24).reshape(2, 3, 4),
     "conv_in.bias": torch.arange(7, dtype=torch.float16),

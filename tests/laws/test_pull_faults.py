@@ -16,7 +16,7 @@ from enlarger.hub.cache import RECORD_FILE, read_snapshot
 from tests.support.hub_pull import RecordingListener, pull_here, start_pull, tree
 from tests.support.hub_server import COMMIT, NEEDED, Hub, listing, model, serve, sha256
 
-KILLS = int(os.environ.get("ENLARGER_TEST_KILLS", "10"))
+KILLS = int(os.environ.get("TEST_KILLS", "10"))
 NAME = "owner/model"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

@@ -18,7 +18,7 @@ from enlarger.service.jobs.files import RESULT
 from enlarger.service.jobs.job import Job, job_folder
 from enlarger.service.jobs.store import JobDatabase
 
-KILLS = int(os.environ.get("ENLARGER_TEST_KILLS", "10"))
+KILLS = int(os.environ.get("TEST_KILLS", "10"))
 JOBS = 6 * KILLS
 
 

@@ -60,7 +60,7 @@ class FakeJobManager:
     problem: Problem | None = None
     state: str = "READY"
     is_open: bool = True
-    expected_wait: float = 0.0
+    seconds_to_wait: float = 0.0
     canceled: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     event_logs: EventLogs = field(default_factory=EventLogs)
     progress_by_job: dict[str, JobProgress] = field(default_factory=dict[str, JobProgress])
@@ -71,12 +71,16 @@ class FakeJobManager:
     def is_ready(self) -> bool:
         return self.state in ("READY", "BUSY") and self.is_open
 
+    def expected_wait(self, owner: str = "") -> float:
+        return self.seconds_to_wait
+
     def set_open(self, is_open: bool) -> None:
         self.is_open = is_open
 
-    async def cancel_any(self, id: str | None) -> None:
+    async def cancel_any(self, id: str | None) -> bool:
         for each in [id] if id is not None else list(self.known):
             await self.cancel(each, "operator")
+        return id is None or id in self.known
 
     def check_capacity(self, owner: str, max_wait: float | None = None) -> None:
         if sum(not job.is_finished for job in self.known.values()) >= self.settings.queue:

@@ -118,7 +118,7 @@ async def test_a_waiting_job_is_told_its_position_and_when_it_ends(tmp_path: Pat
         others = [await submit_job(queue, QUICK) for _ in range(3)]
         assert [queue.progress(job).position for job in (first, *others)] == [0, 1, 2, 3]
         assert [queue.progress(job).eta_seconds for job in others] == [None] * 3, "nothing of the kind has ended yet"
-        assert queue.expected_wait > 3 * DEFAULT_SECONDS
+        assert queue.expected_wait() > 3 * DEFAULT_SECONDS
         await queue.cancel(others[0].id)
         assert [queue.progress(job).position for job in others] == [None, 1, 2]
         await queue.cancel(first.id)
@@ -475,7 +475,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back(tmp_path: Path) -
             429,
             "queue_full",
         ) and "2 jobs wait already" in problem.message
-        assert problem.retry_after == pytest.approx(queue.expected_wait, abs=1)
+        assert problem.retry_after == pytest.approx(queue.expected_wait(), abs=1)
         id = new_job_folder(queue)
         assert (await refused_later(queue.submit(make_job_spec(), id=id))).code == "queue_full"
         assert not job_folder(data_of(queue), id).exists()
@@ -861,7 +861,7 @@ async def test_what_runs_too_long_is_left_to_the_next_service(tmp_path: Path) ->
 @async_test
 async def test_a_queue_that_never_started_can_be_stopped(tmp_path: Path) -> None:
     queue = queue_of(tmp_path)
-    assert queue.state == "STARTING" and queue.expected_wait == 0
+    assert queue.state == "STARTING" and queue.expected_wait() == 0
     await queue.drain()
 
 

@@ -111,7 +111,11 @@ def test_a_folder_is_described_and_its_size_foretold(path: Any, kind: str, tasks
     settings = ModelSettings(name="one", path=path if isinstance(path, str) else str(path()), aliases=("other",))
     about = describe_model(settings, CPU)
     unused = next(one.unused_options for one in KINDS.values() if one.service_kind == kind)
-    assert about.state == ModelState("one", kind, tuple(tasks), ("other",), unused_options=unused)
+    state = about.state
+    steps = {"upscale": 75, "generate": 50, "refine": 50, "inpaint": 50}
+    assert state.default_steps == ({} if kind == "bundled" else {task: steps[task] for task in tasks})
+    found = replace(state, default_size=None, default_steps={})
+    assert found == ModelState("one", kind, tuple(tasks), ("other",), unused_options=unused)
     cache, _ = cache_of(settings)
     (loaded,) = cache.get("one")
     estimator = weight_bytes(getattr(loaded.task_for(tasks[0]), "estimator", None))

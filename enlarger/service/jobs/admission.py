@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from enlarger.service.jobs.job import JobSpec
-from enlarger.service.jobs.job_queue import JobQueue
-from enlarger.service.jobs.progress_estimator import megapixels
+from enlarger.service.jobs.job_queue import ActiveJob, JobQueue
+from enlarger.service.jobs.progress_estimator import DEFAULT_SECONDS, megapixels
 from enlarger.service.problems import problem_error
 from enlarger.service.settings import Settings
-
-DEFAULT_STEPS = {"upscale": 1, "generate": 50, "refine": 50, "inpaint": 50}  # of jobs that leave them to the model
 
 
 @dataclass(eq=False)
@@ -54,7 +52,7 @@ class Reservations:
 def price(spec: JobSpec) -> float:
     """What a job costs: the megapixels of all its pictures, times its steps and those of its enlarging."""
     steps, more = spec.options.get("steps"), spec.options.get("upscale_steps")
-    own = steps if isinstance(steps, int) else DEFAULT_STEPS[spec.task]
+    own = steps if isinstance(steps, int) else spec.default_steps
     return megapixels(spec) * (own + (more if isinstance(more, int) else 0))
 
 
@@ -70,7 +68,7 @@ class Admission:
         wait longer than `max_wait` seconds."""
         pending_owners = self.reservations.owners()
         self._check_owner(owner, pending_owners, num_workers)
-        wait, limit = self._queue.expected_waits(num_workers)[""], self._settings.queue
+        wait, limit = self._queue.expected_wait(owner, num_workers), self._settings.queue
         if len(self._queue.waiting) + len(pending_owners) >= limit:
             text = f"{limit} jobs wait already, which is all that may; ask again in {max(1, round(wait))} s"
             raise problem_error(429, "queue_full", text, retry_after=wait)
@@ -96,15 +94,20 @@ class Admission:
             counted = [(each, active) for other, each, active in others if owner in (None, other)]
             total = sum(each for each, _ in counted)
             if total + cost > limit and total > 0:
-                etas = (self._queue.progress(active, num_workers).eta_seconds or 0.0 for _, active in counted if active)
+                etas = (self._seconds_left(active, num_workers) for _, active in counted if active)
                 found = f"jobs {whose} that wait or run cost {total:,.0f} megapixels x steps and this {cost:,.0f}"
                 text = f"{found}, expected at most {limit:,.0f} together; wait for one to end"
-                raise problem_error(429, code, text, retry_after=min(etas, default=1.0))
+                raise problem_error(429, code, text, retry_after=min(etas, default=DEFAULT_SECONDS))
         place.price = cost
+
+    def _seconds_left(self, active: ActiveJob, num_workers: int) -> float:
+        """Until a job has ended, as far as is known."""
+        eta = self._queue.progress(active, num_workers).eta_seconds
+        return DEFAULT_SECONDS if eta is None else eta
 
     def _check_owner(self, owner: str, pending_owners: Sequence[str], num_workers: int) -> None:
         owned, limit = self._queue.owned_by(owner), self._settings.bounds.per_key
         if owner and len(owned) + pending_owners.count(owner) >= limit:
-            etas = (self._queue.progress(active, num_workers).eta_seconds or 0.0 for active in owned)
+            etas = (self._seconds_left(active, num_workers) for active in owned)
             text = f"{limit} jobs of this key wait or run, which is all that may at a time; wait for one to end"
-            raise problem_error(429, "rate_limit_exceeded", text, retry_after=min(etas, default=1.0))
+            raise problem_error(429, "rate_limit_exceeded", text, retry_after=min(etas, default=DEFAULT_SECONDS))

@@ -21,21 +21,28 @@ log = logging.getLogger("enlarger.service.jobs")
 
 
 def claim_folder(data: Path) -> None:
-    """Make the folders of the service. Raises InputError where that cannot be, and for a folder of something else."""
+    """Make the folder of the service. Raises InputError where that cannot be, and for a folder of something else."""
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not any((data / name).is_file() for name in (MARKER, DATABASE)):  # a database says itself whose it is
             _check_empty(data)
             write_marker(data)
-        for folder in (data / "jobs", data / "spool"):
-            folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{data}: cannot hold the service's files ({error}); give another data folder") from error
+        raise _unusable(data, error) from error
 
 
 def write_marker(data: Path) -> None:
-    """Say that a folder is the service's."""
-    (data / MARKER).write_text(MARKER_TEXT)
+    """Say that a folder is the service's, and make the folders in it. Raises InputError where that cannot be."""
+    try:
+        (data / MARKER).write_text(MARKER_TEXT)
+        for folder in (data / "jobs", data / "spool"):
+            folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise _unusable(data, error) from error
+
+
+def _unusable(data: Path, error: OSError) -> InputError:
+    return InputError(f"{data}: cannot hold the service's files ({error}); give another data folder")
 
 
 def _check_empty(data: Path) -> None:

@@ -39,6 +39,7 @@ class JobSpec:
     image: str | None = None
     mask: str | None = None  # grey, white is repainted
     size: tuple[int, int] | None = None  # width and height of the result, in pixels, where it is known beforehand
+    default_steps: int = 1  # what the model takes where the options do not say
     output: OutputOptions = OutputOptions()
     previews: int = 0  # partial pictures to make, evenly spread over the steps
     live: bool = False  # a person watches: small previews, at most four a second

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from enlarger.service.jobs.job import Job, JobProgress
+from enlarger.service.jobs.job import Job, JobProgress, JobSpec
 from enlarger.service.jobs.progress_estimator import DurationStats, ProgressEstimator
 
 MAX_LIVE_POSITION = 64  # positions from the front at which each change is published
@@ -47,13 +47,13 @@ class JobQueue:
         """Order what waits: first what ran before and came back; then each owner's first job, the first of those whose
         last one ran longest ago; then each owner's second, and so on."""
         rounds: Counter[str] = Counter()
+        self.waiting = dict(sorted(self.waiting.items(), key=lambda item: self._turn(item[1].job, rounds)))
 
-        def order(active: ActiveJob) -> tuple[bool, int, int]:
-            owner, is_new = active.job.owner, active.job.attempts == 0
-            rounds[owner] += is_new
-            return is_new, rounds[owner], self._last_batch.get(owner, 0)
-
-        self.waiting = dict(sorted(self.waiting.items(), key=lambda item: order(item[1])))
+    def _turn(self, job: Job, rounds: Counter[str]) -> tuple[bool, int, int]:
+        """What jobs are ordered by; `rounds` counts those of each owner."""
+        is_new = job.attempts == 0
+        rounds[job.owner] += is_new
+        return is_new, rounds[job.owner], self._last_batch.get(job.owner, 0)
 
     def requeue_first(self, active_jobs: Iterable[ActiveJob]) -> None:
         """Jobs that ran come back, to the front."""
@@ -123,15 +123,25 @@ class JobQueue:
         return waits.get(active.job.id, 0.0) + self.durations.expected_seconds(active.job.spec)
 
     def expected_waits(self, workers: int) -> dict[str, float]:
-        """In how many seconds each job that waits is expected to begin, and "" for one that would come now."""
+        """In how many seconds each job that waits is expected to begin."""
+        specs = [active.job.spec for active in self.waiting.values()]
+        return dict(zip(self.waiting, self._waits(specs, workers), strict=False))
+
+    def expected_wait(self, owner: str, workers: int) -> float:
+        """In how many seconds a job of an owner that came now would begin, since owners take turns."""
+        rounds: Counter[str] = Counter()
+        turns = [(self._turn(active.job, rounds), active.job.spec) for active in self.waiting.values()]
+        own_turn = (True, rounds[owner] + 1, self._last_batch.get(owner, 0))
+        return self._waits([spec for turn, spec in turns if turn <= own_turn], workers)[-1]
+
+    def _waits(self, specs: Iterable[JobSpec], workers: int) -> list[float]:
+        """In how many seconds each of these jobs begins if they are taken in this order, and one after them."""
         seconds_until_free = self._seconds_until_free(workers)
-        waits: dict[str, float] = {}
-        for id, active in self.waiting.items():
-            waits[id] = seconds_until_free[0]
-            heapq.heapreplace(
-                seconds_until_free, seconds_until_free[0] + self.durations.expected_seconds(active.job.spec)
-            )
-        return waits | {"": seconds_until_free[0]}
+        waits = [seconds_until_free[0]]
+        for spec in specs:
+            heapq.heapreplace(seconds_until_free, seconds_until_free[0] + self.durations.expected_seconds(spec))
+            waits.append(seconds_until_free[0])
+        return waits
 
     def _seconds_until_free(self, workers: int) -> list[float]:
         """In how many seconds each worker has ended what it runs, as a heap."""

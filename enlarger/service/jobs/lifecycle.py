@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from enlarger.service.jobs.data_folder import DATABASE
-from enlarger.service.jobs.disk_usage import DiskUsage
+from enlarger.service.jobs.disk_usage import DiskUsage, expected_bytes
 from enlarger.service.jobs.events import EventLogs
 from enlarger.service.jobs.files import folder_bytes, read_result, remove_job_folder
 from enlarger.service.jobs.job import FINISHED_STATUSES, EventKind, Job, JobProgress, JobResult, job_folder
@@ -78,6 +78,7 @@ class JobLifecycle:
             if job.status == "running":
                 await self.store.run(JobDatabase.requeue, job.id, job.crashes)
             self.queue.add(ActiveJob(replace(job, status="queued", started=None)))
+            self.disk.expect(job.id, await asyncio.to_thread(expected_bytes, self.data, job.id, job.spec))
         self.on_queue_changed()
 
     async def add(self, job: Job) -> Job:

@@ -23,6 +23,7 @@ from enlarger.service.jobs.store import JobDatabase, JobPage
 from enlarger.service.metrics import Metrics
 from enlarger.service.problems import (
     CANCELED,
+    CLOSED,
     DRAINING,
     FOLDER_LOST,
     MODELS_LOADING,
@@ -67,9 +68,9 @@ class JobManager:
         await asyncio.to_thread(claim_folder, data)
         self._lock = await lock.acquire(data)
         try:
-            await asyncio.to_thread(empty_spool, data)
-            await self._lifecycle.store.open()
+            await self._lifecycle.store.open()  # says whose folder it is, before anything in it is deleted
             await asyncio.to_thread(write_marker, data)
+            await asyncio.to_thread(empty_spool, data)
             await self._lifecycle.recover()
             known_ids = await self._lifecycle.store.run(JobDatabase.ids)
             await asyncio.to_thread(remove_orphan_folders, data, known_ids)
@@ -117,13 +118,11 @@ class JobManager:
     def is_draining(self) -> bool:
         return self._drain_task is not None
 
-    @property
-    def expected_wait(self) -> float:
-        """Seconds until a job that came now would begin."""
-        return self._lifecycle.queue.expected_waits(self._lifecycle.num_workers)[""]
+    def expected_wait(self, owner: str = "") -> float:
+        """Seconds until a job of this owner that came now would begin."""
+        return self._lifecycle.queue.expected_wait(owner, self._lifecycle.num_workers)
 
     def counts(self) -> dict[str, int]:
-        """How many jobs there are of each status."""
         return self._lifecycle.counts()
 
     def reserve(self, owner: str, max_wait: float | None = None) -> Reservation:
@@ -136,8 +135,10 @@ class JobManager:
 
         429 `queue_full`, `rate_limit_exceeded`; 503 `draining`, `model_loading`, `no_worker`.
         """
-        if self._drain_task is not None or not self._is_open:
+        if self._drain_task is not None:
             raise ProblemError(DRAINING)
+        if not self._is_open:
+            raise ProblemError(CLOSED)
         if self._pool.is_defunct:
             raise ProblemError(NO_WORKER)
         if self._is_folder_lost:
@@ -216,6 +217,10 @@ class JobManager:
         _check_fingerprint(job, fingerprint)
         return await self.get(job.id)
 
+    async def is_known(self, owner: str, idempotency_key: str) -> bool:
+        """Whether an owner has sent a request with this key that has a job."""
+        return await self._lifecycle.store.run(JobDatabase.find_by_idempotency_key, owner, idempotency_key) is not None
+
     async def get(self, id: str) -> Job | None:
         return await self._lifecycle.get(id)
 
@@ -276,12 +281,15 @@ class JobManager:
         self._is_open = is_open
         log.warning("an operator lets jobs in again" if is_open else "an operator lets no more jobs in")
 
-    async def cancel_any(self, id: str | None) -> None:
-        """End a job of whomever, or all that are not over."""
+    async def cancel_any(self, id: str | None) -> bool:
+        """End a job of whomever, or all that are not over; False where there is no such job."""
         active = self._lifecycle.queue.active_jobs
-        ids = list(active) if id is None else [id] if id in active else []
-        log.warning("an operator cancels %d jobs", len(ids))
+        if id is not None and id not in active:
+            return False
+        ids = list(active) if id is None else [id]
         await asyncio.gather(*(self.cancel(each, "operator") for each in ids))
+        log.warning("an operator canceled %d jobs", len(ids))
+        return True
 
     async def delete(self, id: str) -> None:
         """Delete a job and its files; it is canceled if it is not over."""
@@ -314,7 +322,10 @@ class JobManager:
         self._request_model(Load, name)
 
     async def unload_model(self, name: str) -> None:
-        """Let the workers drop a model once nothing waits."""
+        """Let the workers drop a model once nothing waits. Raises ProblemError for one that is kept."""
+        if any(model.keep and name in (model.name, *model.aliases) for model in self._settings.known_models):
+            text = f"the model {name} is kept loaded by the service's settings; leave keep out to unload it"
+            raise problem_error(400, "unsupported", text, "model")
         self._request_model(Unload, name)
 
     def _request_model(self, command: type[Load | Unload], name: str) -> None:

@@ -19,6 +19,8 @@ class ModelState:
     loaded: int | None = None  # bytes of weights in all workers; None: not loaded
     error: str | None = None  # why it cannot be used
     unused_options: tuple[str, ...] = ()  # of its requests, by their names in `requests.py`
+    default_size: tuple[int, int] | None = None  # width and height of what it makes from text where nothing is said
+    default_steps: Mapping[Task, int] = field(default_factory=dict[Task, int])  # of each task that has steps
 
 
 @dataclass(frozen=True)

@@ -53,22 +53,26 @@ class Retention:
         """Count a new job for what it may take; older results go for it. Raises ProblemError: 400 `image_too_large`
         where it would take more than all may, 429 `queue_full` where what is there may not go yet."""
         needed = await asyncio.to_thread(expected_bytes, self._settings.data, job.id, job.spec)
-        if not self._disk.has_room(needed):
-            await self._free(needed)
-        if self._disk.has_room(needed):
-            self._disk.expect(job.id, needed)
-            return
         allowed = self._disk.max_bytes / MIB
         found = f"this may take {needed / MIB:,.1f} MiB of the disk, of which the service may have {allowed:,.1f}"
         if needed > self._disk.max_bytes:
             raise problem_error(400, "image_too_large", f"{found}; ask for fewer or smaller pictures")
-        text = f"{found}, and jobs that were just done take the rest; ask again later"
-        raise problem_error(429, "queue_full", text, retry_after=MIN_RETENTION_SECONDS)
+        if not self._disk.has_room(needed):
+            await self._free(needed, job.owner)
+        if not self._disk.has_room(needed):
+            text = f"{found}, and jobs that wait, run or were just done take the rest; ask again later"
+            raise problem_error(429, "queue_full", text, retry_after=MIN_RETENTION_SECONDS)
+        self._disk.expect(job.id, needed)
 
-    async def _free(self, needed: int) -> None:
-        """Delete results, the first to end first, until there is room; what their rows took comes back at the end."""
-        before, deleted = time.time() - MIN_RETENTION_SECONDS, False
-        for id in await self._lifecycle.store.run(JobDatabase.finished_before, before):
+    async def _free(self, needed: int, owner: str | None = None) -> None:
+        """Delete results until there is room: first those of an owner, then all, the first to end first. For an owner
+        none goes where there would be too little room all the same. What rows took comes back at the end."""
+        before = time.time() - MIN_RETENTION_SECONDS
+        ended = await self._lifecycle.store.run(JobDatabase.finished_before, before, owner)
+        if not self._disk.has_room(needed - sum(self._disk.by_job.get(id, 0) for id in ended)) and owner is not None:
+            return
+        deleted = False
+        for id in ended:
             if self._disk.has_room(needed):
                 break
             await self._lifecycle.delete(id)

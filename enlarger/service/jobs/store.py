@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from enlarger.errors import InputError
 from enlarger.service.jobs.job import FINISHED_STATUSES, Job, JobStatus, is_job_id
-from enlarger.service.problems import DRAINING, Problem, ProblemError
+from enlarger.service.problems import DRAINING, Problem, ProblemError, problem_error
 
 APPLICATION_ID = 0x656E6C71  # "enlq" in the file's header: the database is ours
 STORAGE_BUSY = "storage_busy"  # the code of a file that is locked
@@ -144,6 +144,9 @@ class JobDatabase:
         conditions, values = ["owner = ?"], [owner]
         if status is not None:
             conditions, values = [*conditions, "status = ?"], [*values, status]
+        if after is not None and self.get(after) is None:
+            text = f"there is no job {after} to list on from; begin again without after"
+            raise problem_error(404, "job_not_found", text, "after")
         if after is not None:
             conditions, values = [*conditions, "number < (SELECT number FROM jobs WHERE id = ?)"], [*values, after]
         query = f"SELECT {', '.join(COLUMNS)} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?"
@@ -169,10 +172,11 @@ class JobDatabase:
             row[0] for row in self.connection.execute("SELECT id FROM jobs UNION SELECT id FROM unreadable")
         )
 
-    def finished_before(self, before: float) -> Sequence[str]:
-        """Jobs that ended before a time, the first to end first."""
-        query = f"SELECT id FROM jobs WHERE status IN ({FINISHED_SQL}) AND finished < ? ORDER BY finished, number"
-        return [row[0] for row in self.connection.execute(query, [before])]
+    def finished_before(self, before: float, first_owner: str | None = None) -> Sequence[str]:
+        """Jobs that ended before a time: those of an owner first, then the first to end first."""
+        query = f"SELECT id FROM jobs WHERE status IN ({FINISHED_SQL}) AND finished < ?"
+        order = "ORDER BY owner IS NOT ?, finished, number"
+        return [row[0] for row in self.connection.execute(f"{query} {order}", [before, first_owner])]
 
     def mark_running(self, ids: Iterable[str], now: float) -> frozenset[str]:
         """Mark jobs as running; those are given for which that was possible, because they had not ended."""

@@ -1,7 +1,7 @@
 """What every request passes on its way to the routes, and every answer on its way back."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from math import isfinite
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -34,16 +34,24 @@ from enlarger.service.problems import problem_error
 from enlarger.service.settings import Settings
 
 Reserve = Callable[[str, float | None], Reservation]  # owner, seconds that the client waits
+IsKnown = Callable[[str, str], Awaitable[bool]]  # owner, Idempotency-Key
 MAX_HEADER_BYTES = 32 << 10
 ARRIVAL_SECONDS = 0.25  # in which most bodies are whole; one that takes longer keeps nobody else out meanwhile
 PUBLIC_PATHS = frozenset({"/", "/favicon.ico", "/healthz", "/readyz", "/health", "/v1/"})  # to be read without a key
 
 
-def middleware_stack(app: ASGIApp, settings: Settings, metrics: Metrics, reserve: Reserve) -> ASGIApp:
+async def none_is_known(owner: str, idempotency_key: str) -> bool:
+    """No request was sent before."""
+    return False
+
+
+def middleware_stack(
+    app: ASGIApp, settings: Settings, metrics: Metrics, reserve: Reserve, is_known: IsKnown = none_is_known
+) -> ASGIApp:
     """An application behind all checks, the cheapest first. `reserve(owner, max_wait)` refuses work before its body is
-    read, or holds a place. That lapses where the body takes its time, which must then find one when it is whole. The
-    routes find `owner`, `request_id` and that `reservation` in the request's state. Raises InputError for settings that
-    would let anybody in."""
+    read, or holds a place; what `is_known` has its place already. That lapses where the body takes its time, which must
+    then find one when it is whole. The routes find `owner`, `request_id` and that `reservation` in the request's state.
+    Raises InputError for settings that would let anybody in."""
     routes = head_as_get(app)
     check_host, origins = make_host_check(settings), AllowedOrigins.from_settings(settings)
     open_requests = OpenRequests(settings.bounds.requests_per_key)
@@ -71,6 +79,10 @@ def middleware_stack(app: ASGIApp, settings: Settings, metrics: Metrics, reserve
             await routes(scope, EmptyBody(receive), send)
             return
         limits, max_wait = body_limits_for(head, settings), client_timeout(head)
+        key = head.get("idempotency-key")
+        if key is not None and await is_known(owner, key):
+            await run_with_body(app, limits, scope, receive, send)
+            return
         place = reserve(owner, max_wait)  # refused before the body is read
         lapse = asyncio.get_running_loop().call_later(ARRIVAL_SECONDS, place.release)
 

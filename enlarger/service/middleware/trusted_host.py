@@ -22,7 +22,8 @@ def make_host_check(settings: Settings) -> HeadCheck:
 
     def check(head: RequestHead) -> None:
         name, port = parse_host(head)
-        is_own_address = settings.host in WILDCARD_HOSTS and name == bracket_ipv6(head.server_host)
+        own_address = bracket_ipv6(head.server_host.removeprefix("::ffff:"))  # IPv4 as a socket of both kinds says it
+        is_own_address = settings.host in WILDCARD_HOSTS and name == own_address
         if not (any_host or is_own_address or name in allowed_hosts or f"{name}:{port}" in allowed_hosts):
             raise problem_error(
                 403, "host_not_allowed", f"{name!r} is no name of this service; add it to hosts to allow it"

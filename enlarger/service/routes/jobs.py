@@ -161,7 +161,7 @@ async def preview(request: Request, id: JobId) -> Response:
 )
 async def queue(request: Request) -> Response:
     """Jobs by status, how many may wait, and how long a new one would."""
-    return JSONResponse(queue_json(get_service(request)))
+    return JSONResponse(queue_json(request))
 
 
 @public_router.get(
@@ -193,19 +193,21 @@ async def content(
     file = responses.result_files(job, service.settings.data)[variant]
     size = (await asyncio.to_thread(file_sizes, [file]))[0]
     headers = _content_headers(job, variant, images[variant].format, download) | {"Content-Length": str(size)}
-    if request.headers.get("if-none-match") == headers["ETag"]:
-        return Response(status_code=304, headers={"ETag": headers["ETag"]})
+    if responses.names_etag(request.headers.get("if-none-match"), headers["ETag"]):
+        kept = {name: headers[name] for name in ("ETag", "Cache-Control") if name in headers}
+        return Response(status_code=304, headers=kept)
     media_type = responses.MEDIA_TYPES[images[variant].format]
     return StreamingResponse(read_chunks(file), headers=headers, media_type=media_type)
 
 
-def queue_json(service: Service) -> dict[str, Any]:
-    """How busy the service is."""
+def queue_json(request: Request) -> dict[str, Any]:
+    """How busy the service is, to whoever asks."""
+    service, owner = get_service(request), get_owner(request)
     return {
         "state": service.jobs.state,
         "counts": service.jobs.counts(),
         "capacity": service.settings.queue,
-        "expected_wait_seconds": service.jobs.expected_wait,
+        "expected_wait_seconds": service.jobs.expected_wait(owner),
     }
 
 

@@ -54,7 +54,7 @@ async def generations(request: Request) -> Response:
         job = await find_idempotent_job(service, request_headers)
         if job is None:
             async with open_workspace(service, request_headers.owner) as workspace:
-                spec = build_job_spec(parsed, model.name, bounds)
+                spec = build_job_spec(parsed, model, bounds)
             job = await workspace.submit(spec, request_headers)
     return await _respond(request, job, request_headers, parsed.url)
 
@@ -129,7 +129,7 @@ async def variations(request: Request) -> Response:
             async with open_workspace(service, request_headers.owner) as workspace:
                 decoded = await workspace.decode_image(source, bounds.pixels, fit_for(parsed))
                 size, notes = (decoded.width, decoded.height), resize_notes(fit_for(parsed), decoded)
-                spec = build_job_spec(parsed, model.name, bounds, size, notes)
+                spec = build_job_spec(parsed, model, bounds, size, notes)
             job = await workspace.submit(spec, request_headers)
     return await respond(request, job, request_headers, parsed.url)
 
@@ -174,7 +174,7 @@ async def _build_edit_spec(
     else:
         parsed = without_mask
     model = queue.model_for(parsed.task, body.model or None)
-    return build_job_spec(parsed, model.name, bounds, (decoded.width, decoded.height), notes)
+    return build_job_spec(parsed, model, bounds, (decoded.width, decoded.height), notes)
 
 
 async def _respond(

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from enlarger.service.problems import problem_error
 from enlarger.service.routes.request_body import printable
+from enlarger.service.routes.responses import names_etag
 
 router = APIRouter(include_in_schema=False)
 MEDIA_TYPES = {
@@ -62,6 +63,6 @@ def _file_response(request: Request, name: str) -> Response:
     if page_file is None:
         raise problem_error(404, "not_found", f"the page has no file {printable(name)!r}")
     headers = {"ETag": page_file.etag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-    if request.headers.get("if-none-match") == page_file.etag:
+    if names_etag(request.headers.get("if-none-match"), page_file.etag):
         return Response(status_code=304, headers=headers)
     return Response(page_file.content, headers=headers | {"Content-Type": page_file.media_type})

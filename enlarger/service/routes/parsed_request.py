@@ -1,5 +1,6 @@
 """A body as a `JobSpec`: pure functions, without files and without the queue."""
 
+import math
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from enlarger.errors import InputError
 from enlarger.image.encode import check_side
 from enlarger.requests import (
     DEFAULTS,
+    MAX_LORA_SCALE,
+    MAX_LORAS,
     RANDOM_SEED,
     RANDOM_SEED_RANGE,
     GenerateRequest,
@@ -18,6 +21,7 @@ from enlarger.requests import (
 )
 from enlarger.sampler_names import SOLVERS, SPACINGS, parse_sampler, suggested_solver, suggested_spacing
 from enlarger.service.jobs.job import JobSpec, OutputOptions, Task
+from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.problems import problem_error
 from enlarger.service.routes.request_body import printable
 from enlarger.service.routes.request_models import (
@@ -119,10 +123,17 @@ def parse_variation(body: Variation, bounds: Bounds) -> ParsedRequest:
 
 
 def build_job_spec(
-    parsed: ParsedRequest, model: str, bounds: Bounds, input_size: Size | None = None, notes: tuple[str, ...] = ()
+    parsed: ParsedRequest,
+    model: ModelState,
+    bounds: Bounds,
+    input_size: Size | None = None,
+    notes: tuple[str, ...] = (),
 ) -> JobSpec:
     """The spec of a request, once the input's size is known. Raises ProblemError for what no request may say."""
-    size = result_size(parsed, input_size)
+    start_size = parsed.size if input_size is None else input_size
+    if parsed.task == "generate" and start_size is None:
+        start_size = model.default_size
+    size = result_size(parsed, start_size)
     count = int(parsed.options.get("count", 1))
     if size is not None and size[0] * size[1] * count > bounds.output_pixels:
         times = "" if count == 1 else f"{count} times "
@@ -140,8 +151,9 @@ def build_job_spec(
     mask = "mask.png" if parsed.task == "inpaint" else None
     all_notes = (*parsed.notes, *notes)
     return JobSpec(
-        parsed.task, model, parsed.options, image, mask, size, parsed.output, parsed.previews, parsed.live, all_notes
-    )
+        parsed.task, model.name, parsed.options, image, mask, size, model.default_steps.get(parsed.task, 1),
+        parsed.output, parsed.previews, parsed.live, all_notes,
+    )  # fmt: skip
 
 
 def _check_format(file_format: str, size: Size) -> None:
@@ -152,9 +164,8 @@ def _check_format(file_format: str, size: Size) -> None:
         raise problem_error(400, "image_too_large", str(error), "output_format") from error
 
 
-def result_size(parsed: ParsedRequest, input_size: Size | None) -> Size | None:
-    """Width and height of the result; None where the model decides."""
-    start_size = parsed.size if input_size is None else input_size
+def result_size(parsed: ParsedRequest, start_size: Size | None) -> Size | None:
+    """Width and height of the result, from what the work begins with; None where nobody knows."""
     if start_size is None:
         return None
     if parsed.task == "upscale":
@@ -214,6 +225,10 @@ def _sampling_options(body: SamplingBody, bounds: Bounds) -> dict[str, Any]:
 def _adapter_options(body: AdaptedBody) -> dict[str, Any]:
     """What a request adds to its model."""
     loras, styles = (split_names(text) for text in (body.loras, body.styles))
+    if len(loras) > MAX_LORAS:
+        raise problem_error(
+            400, "invalid_value", f"loras has {len(loras)} names, expected at most {MAX_LORAS}", "loras"
+        )
     return {
         "loras": [_parse_lora(text) for text in loras] or None,
         "styles": styles or None,
@@ -232,10 +247,13 @@ def _parse_lora(text: str) -> tuple[str, float]:
     if not colon:
         return text, 1.0
     try:
-        return name.strip(), float(scale)
-    except ValueError as error:
-        expected = "expected name:0.8"
-        raise problem_error(400, "invalid_value", f"loras has {short_repr(text)}, {expected}", "loras") from error
+        value = float(scale)
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= MAX_LORA_SCALE:
+        expected = f"expected name:0.8, with a scale between {-MAX_LORA_SCALE:g} and {MAX_LORA_SCALE:g}"
+        raise problem_error(400, "invalid_value", f"loras has {short_repr(text)}, {expected}", "loras")
+    return name.strip(), value
 
 
 def _check_sampler(body: SamplingBody) -> None:

@@ -13,6 +13,12 @@ MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 TOKEN_SIDE = 16  # pixels: one image token for TOKEN_SIDE x TOKEN_SIDE
 
 
+def names_etag(if_none_match: str | None, etag: str) -> bool:
+    """Whether the client has this version: proxies mark tags as weak, and a client may name several, or any."""
+    names = [name.strip().removeprefix("W/") for name in (if_none_match or "").split(",")]
+    return etag in names or "*" in names
+
+
 def get_base_url(request: Request) -> str:
     """Where this service is, as the client calls it; without a slash at the end."""
     return str(request.base_url).rstrip("/")

@@ -172,6 +172,9 @@ def _unready_problem(state: str) -> Problem:
         return Problem(
             503, "model_loading", "the service is starting: models are being read", retry_after=RETRY_SECONDS
         )
+    if state in ("READY", "BUSY"):
+        text = "no new jobs are taken: the service is stopping, or an operator drains it"
+        return Problem(503, "draining", text, retry_after=RETRY_SECONDS)
     return Problem(503, "unavailable", f"the service takes no requests: it is {state}", retry_after=RETRY_SECONDS)
 
 

@@ -5,6 +5,7 @@ from starlette.responses import Response
 
 from enlarger.service.dependencies import get_service
 from enlarger.service.jobs.job import JobSpec
+from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.routes import examples, openapi
 from enlarger.service.routes.image_sources import form_image
 from enlarger.service.routes.job_response import find_idempotent_job, respond
@@ -42,13 +43,13 @@ async def upscale(request: Request) -> Response:
         job = await find_idempotent_job(service, request_headers)
         if job is None:
             async with open_workspace(service, request_headers.owner) as workspace:
-                spec = await build_upscale_spec(workspace, parsed, bounds, model.name, source)
+                spec = await build_upscale_spec(workspace, parsed, bounds, model, source)
             job = await workspace.submit(spec, request_headers)
     return await respond(request, job, request_headers, parsed.url)
 
 
 async def build_upscale_spec(
-    workspace: Workspace, parsed: ParsedRequest, bounds: Bounds, model: str, source: ImageSource
+    workspace: Workspace, parsed: ParsedRequest, bounds: Bounds, model: ModelState, source: ImageSource
 ) -> JobSpec:
     """The spec of an upscale, with the picture decoded."""
     fit = fit_for(parsed)

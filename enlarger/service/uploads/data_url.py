@@ -7,6 +7,7 @@ from pathlib import Path
 from enlarger.image.decode import one_line
 from enlarger.service.problems import ProblemError, problem_error
 
+LINE_BREAKS = dict.fromkeys(map(ord, "\r\n"))  # that encoders of mail and `base64 FILE` put in
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+(?:;[a-z0-9-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
 
@@ -26,7 +27,7 @@ def write_data_url(url: str, out: Path, max_bytes: int, param: str = "image") ->
             f"{param}: expected a data URL that begins with data:image/ and holds base64, as data:image/png;base64,..."
         )
         raise problem_error(400, "invalid_image_url", text, param)
-    base64_text = url[prefix.end() :]
+    base64_text = url[prefix.end() :].translate(LINE_BREAKS)
     if len(base64_text) // 4 * 3 > max_bytes + 2:
         raise image_too_large(param, max_bytes)
     try:

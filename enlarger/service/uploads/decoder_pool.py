@@ -40,6 +40,7 @@ KEPT_VARIABLES = {
     *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
 }
 MAX_IMAGES_PER_PROCESS = 200  # that one decodes before a new one takes its place
+PNG_BYTES_PER_PIXEL = 9  # of one that does not compress
 START_SECONDS = 60  # for a process to import what it needs
 REPLIES: TypeAdapter[DecoderReply] = TypeAdapter(Annotated[DecoderReply, Field(discriminator="kind")])
 log = logging.getLogger("enlarger.service.decoder")
@@ -59,7 +60,7 @@ async def _spawn_process(bounds: Bounds) -> Process:
     return await asyncio.create_subprocess_exec(
         *DECODER_ARGV,
         str(max(bounds.pixels, bounds.upscale_pixels)),
-        str(max(bounds.image, bounds.mask)),
+        str(max(bounds.image, bounds.mask, PNG_BYTES_PER_PIXEL * bounds.output_pixels)),  # an edit's picture is fitted
         stdin=PIPE,
         stdout=PIPE,
         limit=MAX_REPLY_BYTES + ESCAPED_BYTES * bounds.json_body,

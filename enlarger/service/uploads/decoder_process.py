@@ -368,7 +368,7 @@ def _set_limit(limit: int, value: int, is_soft: bool = False) -> None:
 
 
 def main() -> None:
-    """Answer requests until the input closes. Arguments: the most pixels of a picture, the most bytes of its file."""
+    """Answer requests until the input closes. Arguments: the most pixels of a picture, the most bytes of a file."""
     out = os.dup(1)
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)

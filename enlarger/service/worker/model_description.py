@@ -1,14 +1,15 @@
 """What configured models are, from the names, shapes and JSON of their files; no weight is read."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
-from enlarger.checkpoint.components import COMPONENT_CLASSES
+from enlarger.checkpoint.components import COMPONENT_CLASSES, CONFIG_NAME
+from enlarger.checkpoint.config.bundled_configs import family_configs
 from enlarger.checkpoint.families import FAMILIES, KINDS, ModelKind
 from enlarger.checkpoint.folder.describe import component_class_names, folder_kind
 from enlarger.checkpoint.single_file.detect import PIXEL_NETWORK, detect
@@ -17,9 +18,11 @@ from enlarger.checkpoint.tensors.pickle_guard import PickleCheckpoint
 from enlarger.checkpoint.tensors.safetensors_file import SafetensorsCheckpoint
 from enlarger.errors import CheckpointError, EnlargerError, InputError
 from enlarger.hub.cache import resolve, snapshot_variant
+from enlarger.requests import DEFAULTS
 from enlarger.service.jobs.job import Task
 from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.settings import ModelSettings
+from enlarger.strict_json import Json, is_array, read_json
 from enlarger.tasks.loading.load import BUNDLED, BUNDLED_FOLDER, resolve_runtime
 
 DEPTH_TASK: Task = "refine"  # of jobs: what the service calls `enlarger.depth`
@@ -34,6 +37,7 @@ class ModelDescription:
     model_kind: ModelKind | None = None
     num_bytes: int | None = None
     error: str | None = None  # why it cannot be used
+    default_size: tuple[int, int] | None = None  # of what it makes from text, in pixels
 
     @property
     def kind(self) -> str:
@@ -45,6 +49,16 @@ class ModelDescription:
         """The tasks of jobs that it can do, and the verb of its kind that does each."""
         names = () if self.model_kind is None else self.model_kind.tasks
         return {DEPTH_TASK if name == "depth" else cast("Task", name): name for name in names}
+
+    @property
+    def default_steps(self) -> dict[Task, int]:
+        """The steps of each task where a request does not say."""
+        if self.model_kind is None:
+            return {}
+        defaults: dict[Task, Mapping[str, Any]] = {
+            task: DEFAULTS[self.model_kind.tasks[verb].defaults] for task, verb in self.verbs.items()
+        }
+        return {task: int(values["steps"]) for task, values in defaults.items() if "steps" in values}
 
     @property
     def unused_options(self) -> tuple[str, ...]:
@@ -61,6 +75,8 @@ class ModelDescription:
             self.settings.aliases,
             error=self.error,
             unused_options=self.unused_options,
+            default_size=self.default_size,
+            default_steps=self.default_steps,
         )
 
 
@@ -74,8 +90,11 @@ def describe_model(settings: ModelSettings, device: torch.device, allow_pickle: 
         path = resolve(settings.path)
         if path.is_dir():
             variant = snapshot_variant(path) if settings.variant is None else settings.variant
-            return ModelDescription(settings, folder_kind(path), _folder_bytes(path, variant, dtype))
-        return ModelDescription(settings, *_describe_file(path, dtype, allow_pickle))
+            parts = {name: read_json(path / name / CONFIG_NAME) for name in ("unet", "vae") if (path / name).is_dir()}
+            return ModelDescription(
+                settings, folder_kind(path), _folder_bytes(path, variant, dtype), default_size=_default_size(parts)
+            )
+        return _describe_file(settings, path, dtype, allow_pickle)
     except (EnlargerError, OSError) as error:
         return ModelDescription(settings, error=str(error))
     except Exception as error:  # noqa: BLE001 - a damaged config must not cost the other models
@@ -121,16 +140,28 @@ def _open_component(folder: Path, stem: str, variant: str | None) -> Safetensors
         return open_weights(folder, stem, None)
 
 
-def _describe_file(path: Path, dtype: torch.dtype, allow_pickle: bool) -> tuple[ModelKind, int]:
+def _default_size(configs: Mapping[str, Json]) -> tuple[int, int] | None:
+    """The size that a model's `sample_size` stands for; None where its files do not say."""
+    unet, vae = (configs.get(name, {}) for name in ("unet", "vae"))
+    sample_size, stages = unet.get("sample_size"), vae.get("down_block_types")
+    if not isinstance(sample_size, int) or not is_array(stages):
+        return None
+    side = sample_size << (len(stages) - 1)
+    return side, side
+
+
+def _describe_file(settings: ModelSettings, path: Path, dtype: torch.dtype, allow_pickle: bool) -> ModelDescription:
     tensors = open_checkpoint(path, allow_pickle=allow_pickle)
     detected = detect({name: tensors.shape(name) for name in tensors.keys()}, path)
     if detected.kind == PIXEL_NETWORK:
-        return KINDS[PIXEL_NETWORK], _num_bytes(tensors, dtype)
+        return ModelDescription(settings, KINDS[PIXEL_NETWORK], _num_bytes(tensors, dtype))
     if detected.kind != "model" or detected.family is None:
         raise CheckpointError(
             f"{path}: holds {detected.description}, expected a whole model in one file. {detected.advice}".strip()
         )
-    return FAMILIES[detected.family], _num_bytes(tensors, dtype, lambda name: not name.startswith(EMA_PREFIX))
+    num_bytes = _num_bytes(tensors, dtype, lambda name: not name.startswith(EMA_PREFIX))
+    size = _default_size(family_configs(detected.family))
+    return ModelDescription(settings, FAMILIES[detected.family], num_bytes, default_size=size)
 
 
 def _num_bytes(

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from enlarger.checkpoint.model_folder import LORA, ModelFolder
 from enlarger.errors import InputError
-from enlarger.requests import SamplingOptions, one_per_image
+from enlarger.requests import MAX_LORAS, SamplingOptions, one_per_image
 from enlarger.tasks.loading.load import LoraFile, with_adapters
 from enlarger.tasks.loading.stable_diffusion import StableDiffusion
-from enlarger.text.lora_tags import MAX_LORAS, LoraUse, lora_use, split_lora_tags
+from enlarger.text.lora_tags import LoraUse, lora_use, split_lora_tags
 from enlarger.text.styles import apply_styles
 
 Request = TypeVar("Request", bound=SamplingOptions)

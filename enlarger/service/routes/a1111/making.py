@@ -64,7 +64,7 @@ async def txt2img(request: Request) -> Response:
         options = request_options(body, session.options)
         model = checkpoint_for(service, "generate", options)
         with in_their_names():
-            spec = build_job_spec(parse_text_to_image(body, options, bounds), model.name, bounds)
+            spec = build_job_spec(parse_text_to_image(body, options, bounds), model, bounds)
         async with open_workspace(service, request_headers.owner) as workspace:
             job = await workspace.submit(spec, request_headers)
     return await _pictures(request, body, await _finished(request, job))
@@ -91,7 +91,7 @@ async def img2img(request: Request) -> Response:
                 if masks:
                     mode = "inverted" if body.inpainting_mask_invert else "luminance"
                     notes += (await workspace.decode_mask(masks[0], decoded, mode, True, fit)).notes
-                spec = build_job_spec(parsed, model.name, bounds, (decoded.width, decoded.height), notes)
+                spec = build_job_spec(parsed, model, bounds, (decoded.width, decoded.height), notes)
             job = await workspace.submit(spec, request_headers)
     return await _pictures(request, body, await _finished(request, job))
 
@@ -158,7 +158,7 @@ async def _submit_extra(service: Service, body: Extras, image: Path, request_hea
         size = (decoded.width, decoded.height)
         with in_their_names():
             parsed = parse_extras(body, model, size, bounds)
-            spec = build_job_spec(parsed, model.name, bounds, size, decoded.notes)
+            spec = build_job_spec(parsed, model, bounds, size, decoded.notes)
         return await workspace.submit(spec, request_headers)
 
 
