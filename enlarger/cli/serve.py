@@ -1,5 +1,6 @@
 """`enlarger serve` runs the service; `enlarger key` makes a key for it."""
 
+import math
 import os
 import sys
 from contextlib import ExitStack
@@ -143,9 +144,22 @@ def bundled_bounds(megapixels: float) -> dict[str, int]:
     """The bounds of a picture to enlarge twofold with the bundled model."""
     from enlarger.service.settings import Bounds
 
-    pixels = round(megapixels * 1e6)
-    bounds = {"bundled_pixels": pixels, "bundled_output_pixels": 4 * pixels}
-    return bounds | ({"pixels": pixels} if pixels > Bounds().pixels else {})
+    pixels, usual = round(megapixels * 1e6), Bounds()
+    bounds = {"bundled_pixels": pixels, "bundled_output_pixels": 4 * pixels, "pixels": pixels}
+    bounds |= {name: math.ceil(4 * megapixels) for name in ("request_price", "key_price", "total_price")}
+    kept = ("bundled_pixels", "bundled_output_pixels")  # may be smaller than usual
+    return {name: value for name, value in bounds.items() if name in kept or value > getattr(usual, name)}
+
+
+def with_room(settings: "Settings") -> "Settings":
+    """The settings with a disk that holds two of the largest results of the bundled model, unless they say how much."""
+    from enlarger.service.jobs.disk_usage import BYTES_PER_PIXEL
+    from enlarger.service.settings import GIB, Bounds
+
+    pixels = settings.bounds.bundled_output_pixels
+    if pixels <= Bounds().bundled_output_pixels or "disk" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"disk": max(settings.disk, math.ceil(2 * pixels * BYTES_PER_PIXEL / GIB))})
 
 
 def check_models(settings: "Settings") -> None:
@@ -171,7 +185,7 @@ def _serve(**flags: object) -> int:
     """Serve until a signal to stop; the exit status."""
     from enlarger.service.settings import load_settings
 
-    settings = load_settings(**flags)
+    settings = with_room(load_settings(**flags))
     check_models(settings)
     with ExitStack() as stack:
         return _serve_with(settings, stack)

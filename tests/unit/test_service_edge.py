@@ -76,6 +76,7 @@ def send_request(
     *,
     app: Any = None,
     room: Any = roomy,
+    known: tuple[str, str] | None = None,
     metrics: Metrics | None = None,
     pieces: int = 1,
     server: str = "127.0.0.1",
@@ -124,9 +125,12 @@ def send_request(
         "server": (server, 8997),
         "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in given],
     }
-    outside = middleware_stack(
-        plain_app if app is None else app, settings, Metrics() if metrics is None else metrics, room
-    )
+
+    async def is_known(owner: str, key: str) -> bool:
+        return (owner, key) == known
+
+    counted = Metrics() if metrics is None else metrics
+    outside = middleware_stack(plain_app if app is None else app, settings, counted, room, is_known)
     asyncio.run(outside(scope, receive, send))
     return answer, seen
 
@@ -458,6 +462,15 @@ def test_a_place_is_held_from_the_head_of_a_request_to_its_end(
     assert not given[0].is_held
 
 
+def test_a_repeated_request_needs_no_place(settings: Settings) -> None:
+    for key, status in (("mine", 200), ("other", 429)):
+        headers = {"Idempotency-Key": key}
+        answer, seen = send_request(settings, "POST", POSTS[2], headers, b"x", room=places(0)[0], known=("", "mine"))
+        assert (answer.status, seen.calls) == (status, int(status == 200)) and "reservation" not in getattr(
+            seen, "state", {}
+        )
+
+
 def test_a_body_that_takes_its_time_loses_its_place_and_must_find_another(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -687,6 +700,8 @@ class Queue:
         if self.draining:
             raise problem_error(503, "draining", "the service is stopping", retry_after=5)
         return Reservations().reserve(owner)
+    async def is_known(self, owner, key):
+        return False
     async def drain(self):
         self.draining = True
         while (Path(sys.argv[1]) / "busy").exists():

@@ -69,7 +69,9 @@ class Retention:
         none goes where there would be too little room all the same. What rows took comes back at the end."""
         before = time.time() - MIN_RETENTION_SECONDS
         ended = await self._lifecycle.store.run(JobDatabase.finished_before, before, owner)
-        if not self._disk.has_room(needed - sum(self._disk.by_job.get(id, 0) for id in ended)) and owner is not None:
+        rows = await asyncio.to_thread(database_bytes, self._settings.data, DATABASE)  # at most
+        can_go = rows + sum(self._disk.by_job.get(id, 0) for id in ended)
+        if owner is not None and not self._disk.has_room(needed - can_go):
             return
         deleted = False
         for id in ended:

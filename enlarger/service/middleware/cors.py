@@ -23,7 +23,7 @@ PREFLIGHT_HEADERS = {
     "Access-Control-Max-Age": "600",
     "Content-Length": "0",
 }
-EXPOSED_HEADERS = "Content-Disposition, Idempotent-Replayed, Location, Preference-Applied, Retry-After, X-Request-Id"
+EXPOSED_HEADERS = "Content-Disposition, ETag, Location, Preference-Applied, Retry-After, X-Request-Id, X-Should-Retry"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class TimeoutProtocol(H11Protocol):
     header_seconds: ClassVar[float] = 10.0
     write_seconds: ClassVar[float] = WRITE_SECONDS
     max_connections: ClassVar[int] = 1024
-    open_connections: ClassVar[dict["TimeoutProtocol", None]] = {}  # the oldest first
+    open_connections: ClassVar[dict["TimeoutProtocol", None]] = {}  # what is without a request for longest first
 
     _header_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
@@ -46,6 +46,12 @@ class TimeoutProtocol(H11Protocol):
             return
         message = f"{self.max_connections} connections are open, which is all that may; come back in a moment"
         self._send_problem(Problem(503, "unavailable", message, retry_after=1))
+
+    def on_response_complete(self) -> None:
+        """A connection between two requests has been idle for less long than those that sent none."""
+        super().on_response_complete()
+        if self in self.open_connections:
+            self.open_connections[self] = self.open_connections.pop(self)
 
     @property
     def is_responding(self) -> bool:

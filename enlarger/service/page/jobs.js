@@ -94,7 +94,8 @@ let sending = false, freed = () => {};
 
 /** Send a card's request, after those before it; `batch` is the same for those that were started together. */
 export function start(card, request, files, batch) {
-	const sent = { tab, batch, request, files, task: request.task, job: null, id: null, message: '' };
+	const again = card.once && JSON.stringify(card.request) === JSON.stringify(request); // its answer was lost
+	const sent = { tab, batch, request, files, task: request.task, job: null, id: null, message: '', once: again ? card.once : unique() };
 	line.push(card);
 	put(card, { state: 'lined', controller: new AbortController(), ...sent });
 	sendLine();
@@ -116,9 +117,9 @@ async function send(card, signal) {
 		if (signal.aborted) return;
 		put(card, { state: 'sending' });
 		const { body, headers } = bodyOf(card.request, card.files);
-		const options = { method: 'POST', body, signal, headers: { ...headers, Prefer: 'respond-async', 'Idempotency-Key': unique() } };
+		const options = { method: 'POST', body, signal, headers: { ...headers, Prefer: 'respond-async', 'Idempotency-Key': card.once } };
 		const job = await (await persist(card, options, signal)).json();
-		put(card, { id: job.id, state: job.status, job });
+		put(card, { id: job.id, state: job.status, job, once: null });
 		await refresh(card).catch(() => {}); // what happened meanwhile
 	} catch (problem) {
 		fail(card, problem, signal);
@@ -154,6 +155,7 @@ const named = ({ name }, problem) => problem?.message.replace(/^image\b/, name) 
 
 function fail(card, problem, signal) {
 	if (signal?.aborted || !cards.includes(card)) return;
+	if (problem.status) card.once = null; // the service has said no: trying again is another request
 	put(card, { state: problem.status === 404 && card.id ? 'expired' : 'failed', message: named(card, problem) });
 	ended(card, problem);
 }
@@ -217,8 +219,8 @@ export async function refresh(card) {
 /** What was said of a job. */
 function hear(data, kind) {
 	lose(false);
-	if (data.status !== 'queued') freed();
 	const card = cards.find(({ id }) => id === data.id);
+	if (over(data) || (data.status === 'running' && card?.job?.status === 'queued')) freed();
 	if (!card || card.state === 'canceled' || (card.job && over(card.job) && !over(data))) return;
 	card.job = { ...card.job, ...data };
 	if (over(card.job)) {

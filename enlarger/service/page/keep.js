@@ -2,7 +2,7 @@
 
 const CARD = 'enlarger.card.';
 const LOCK = 'enlarger.tab.';
-const FIELDS = ['key', 'at', 'tab', 'batch', 'name', 'task', 'request', 'state', 'id', 'size', 'thumb', 'message'];
+const FIELDS = ['key', 'at', 'tab', 'batch', 'name', 'task', 'request', 'state', 'id', 'size', 'thumb', 'message', 'once'];
 
 export const unique = () => crypto.getRandomValues(new Uint32Array(4)).join('-');
 

@@ -4,7 +4,9 @@ import asyncio
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request
 
@@ -34,9 +36,11 @@ class RequestHeaders:
         return not self.respond_async and self.idempotency is None
 
 
-async def read_request_headers(request: Request, body: RequestBody, stream: bool = False) -> RequestHeaders:
-    """The headers of a request; one for a stream is answered as such, whatever it prefers. Raises ProblemError for a
-    key that is none."""
+async def read_request_headers(
+    request: Request, body: RequestBody, stream: bool = False, session: Mapping[str, Any] | None = None
+) -> RequestHeaders:
+    """The headers of a request; one for a stream is answered as such, whatever it prefers. What a `session` says beside
+    the body is a part of the request. Raises ProblemError for a key that is none."""
     key = request.headers.get("idempotency-key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         expected = "expected 1 to 255 visible ASCII characters"
@@ -48,13 +52,14 @@ async def read_request_headers(request: Request, body: RequestBody, stream: bool
     reservation = getattr(request.state, "reservation", None)
     idempotency = None
     if key is not None:
-        idempotency = Idempotency(key, await asyncio.to_thread(request_fingerprint, request.url.path, body))
+        idempotency = Idempotency(key, await asyncio.to_thread(request_fingerprint, request.url.path, body, session))
     return RequestHeaders(get_owner(request), idempotency, respond_async and not stream, stream, reservation)
 
 
-def request_fingerprint(path: str, body: RequestBody) -> str:
+def request_fingerprint(path: str, body: RequestBody, session: Mapping[str, Any] | None = None) -> str:
     """A digest of all that a request asks for: the route, every field and every byte of its files."""
-    digest = hashlib.sha256(json.dumps([path, body.values], sort_keys=True).encode())
+    said = [path, body.values] if session is None else [path, body.values, session]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
     for name, files in sorted(body.files.items()):
         for file in files:
             with file.open("rb") as stream:

@@ -60,7 +60,7 @@ async def txt2img(request: Request) -> Response:
     bounds = service.settings.bounds
     async with read_body(request, allow_form=False, allow_json=True, dialect="a1111") as request_body:
         body = read_payload(TextToImage, request_body)
-        request_headers = await read_request_headers(request, request_body)
+        request_headers = await read_request_headers(request, request_body, session=session.options)
         options = request_options(body, session.options)
         model = checkpoint_for(service, "generate", options)
         with in_their_names():
@@ -79,7 +79,7 @@ async def img2img(request: Request) -> Response:
         body = read_payload(ImageToImage, request_body)
         images, masks = (request_body.files.get(name, ()) for name in ("init_images", "mask"))
         _check_count(len(images), 1, "init_images")
-        request_headers = await read_request_headers(request, request_body)
+        request_headers = await read_request_headers(request, request_body, session=session.options)
         options = request_options(body, session.options)
         model = checkpoint_for(service, "inpaint" if masks else "refine", options)
         with in_their_names():
@@ -136,8 +136,7 @@ async def _enlarge(request: Request, kind: type[Extras], field: str, most: int) 
                 found = f"found Idempotency-Key with {len(images)} pictures"
                 raise problem_error(400, "unsupported", f"{found}; send one picture, or no key", "Idempotency-Key")
             for image in images:
-                await _wait_for_room(request, waiting, finished)
-                waiting.append(await _submit_extra(service, body, image, request_headers))
+                waiting.append(await _submit_where_room(request, body, image, request_headers, waiting, finished))
                 unanswered.append(waiting[-1].id)
         while waiting:
             finished.append(await _finish_first(request, waiting))
@@ -162,15 +161,21 @@ async def _submit_extra(service: Service, body: Extras, image: Path, request_hea
         return await workspace.submit(spec, request_headers)
 
 
-async def _wait_for_room(request: Request, waiting: list[Job], finished: list[Job]) -> None:
-    """Wait for jobs of this request until there is room for another, or all are over."""
-    while waiting:
+async def _submit_where_room(
+    request: Request, body: Extras, image: Path, headers: RequestHeaders, waiting: list[Job], finished: list[Job]
+) -> Job:
+    """The job of one picture, once there is room for it: until then jobs of this request are waited for, if any are
+    left."""
+    service = get_service(request)
+    while True:
         try:
-            get_service(request).jobs.check_capacity(waiting[0].owner)
-        except ProblemError:
+            if waiting:
+                service.jobs.check_capacity(waiting[0].owner)  # before the picture is decoded
+            return await _submit_extra(service, body, image, headers)
+        except ProblemError as error:
+            if not waiting or error.problem.status != 429:
+                raise
             finished.append(await _finish_first(request, waiting))
-        else:
-            return
 
 
 async def _finish_first(request: Request, waiting: list[Job]) -> Job:
