@@ -283,10 +283,9 @@ class JobManager:
 
     async def cancel_any(self, id: str | None) -> bool:
         """End a job of whomever, or all that are not over; False where there is no such job."""
-        active = self._lifecycle.queue.active_jobs
-        if id is not None and id not in active:
+        ids = [each for each in self._lifecycle.queue.active_jobs if id in (None, each)]
+        if id is not None and not ids:
             return False
-        ids = list(active) if id is None else [id]
         await asyncio.gather(*(self.cancel(each, "operator") for each in ids))
         log.warning("an operator canceled %d jobs", len(ids))
         return True
