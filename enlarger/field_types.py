@@ -16,7 +16,7 @@ NUMBERS: dict[object, type] = {int: Integral, float: Real}
 
 def check_types(owner: Any) -> None:
     """Raise InputError for a value of another type than its field's; numbers of numpy and torch become Python's."""
-    kind: type[Any] = type(owner)
+    kind = cast("type[object]", type(owner))
     hints = _hints(kind)
     for item in fields(owner):
         if hints[item.name] is Any:
