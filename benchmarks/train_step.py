@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.upscale_latent import peak
+from benchmarks._side import peak
 
 SIDES = ("diffusers", "enlarger")
 WARM_UP = 2  # steps that are not counted
