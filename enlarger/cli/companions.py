@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 
 from enlarger.cluster.storage import Storage, locate
@@ -20,23 +20,19 @@ class Companions:
     def find(self, picture: Path) -> tuple[Storage, Path]:
         """The one that goes with a picture. Raises InputError where not one does."""
         storage, place = locate(self.location)
-        return storage, _find(storage, place, picture.stem, self.what)
+        if not storage.is_folder(place):
+            return storage, place
+        matches = self._by_stem.get(picture.stem, ())
+        if len(matches) != 1:
+            found = f"found {len(matches)} files named {picture.stem} in {storage.show(place)}"
+            raise InputError(f"{found}, expected one {self.what}")
+        return storage, matches[0]
 
-
-def _find(storage: Storage, place: Path, stem: str, what: str) -> Path:
-    """The file itself, or that of a folder which is named like a picture."""
-    if not storage.is_folder(place):
-        return place
-    matches = _by_stem(storage, place).get(stem, ())
-    if len(matches) != 1:
-        raise InputError(f"found {len(matches)} files named {stem} in {storage.show(place)}, expected one {what}")
-    return matches[0]
-
-
-@cache
-def _by_stem(storage: Storage, folder: Path) -> Mapping[str, Sequence[Path]]:
-    """The files of a folder by their names without suffixes, looked up once in a process."""
-    found: dict[str, list[Path]] = {}
-    for path in storage.files(folder):
-        found.setdefault(path.stem, []).append(path)
-    return found
+    @cached_property
+    def _by_stem(self) -> Mapping[str, Sequence[Path]]:
+        """The files of the folder by their names without suffixes, looked up once."""
+        storage, folder = locate(self.location)
+        found: dict[str, list[Path]] = {}
+        for path in storage.files(folder):
+            found.setdefault(path.stem, []).append(path)
+        return found

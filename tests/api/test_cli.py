@@ -88,7 +88,7 @@ def test_the_model_is_loaded_once_and_asked_with_the_options(call: Any, fake: Fa
     options = "--prompt cat --negative dog --steps 4 --guidance 0 --seed 7 --noise-level 0.5 --solver euler"
     more = "--profile original --detail 0 --no-consistent --long-prompt --model M --device cpu --precision float32"
     assert call("upscale", "f", *options.split(), *more.split())[0] == 0
-    assert fake.loaded == [("M", "cpu", "float32", "none")]
+    assert fake.loaded == [("M", "cpu", "float32", "none", "torch")]
     expected = UpscaleRequest(
         image=Path("f/a.png"), prompt="cat", negative="dog", steps=4, guidance=0.0, seed=7, noise_level=0.5,
         solver="euler", profile="original", detail=0.0, consistent=False, long_prompt=True,
@@ -101,7 +101,7 @@ def test_without_options_every_value_is_the_requests_own(call: Any, fake: Fake) 
     photo("a.png")
     call("upscale", "a.png")
     assert fake.requests == [UpscaleRequest(image=Path("a.png"))]
-    assert fake.loaded == [(None, "auto", "auto", "none")]
+    assert fake.loaded == [(None, "auto", "auto", "none", "torch")]
 
 
 def test_nothing_is_overwritten_unasked_and_nothing_computed_for_it(call: Any, fake: Fake) -> None:

@@ -216,7 +216,8 @@ def test_models_reach_the_loaders(call: Any, fake: Fake) -> None:
     call("depth", "a.png", "--model", "m", "--depth", "maps", *common)
     call("depth", "a.png", "--model", "m", "--overwrite", *common)
     place = ("m", "cpu", "float32", "model")
-    assert fake.loaded == [(*place, "r", "u"), place, (*place, False), (*place, True)]
+    loaded = [(*place, "r", "u"), place, (*place, False), (*place, True)]
+    assert fake.loaded == [(*each, "torch") for each in loaded]
     assert [getattr(request, "depth", None) for request in fake.requests] == [None, None, Path("maps/a.png"), None]
 
 

@@ -64,7 +64,7 @@ def test_a_picture_is_repainted(call: Any, loaded: list[Any]) -> None:
     assert f"a.png: {AUTO}\n" in err
     reported = r"a.png: 20 x 14 in \d+\.\d s; the mask covers 15 %, 42 pixels changed within 5,3,12,9\n"
     assert re.search(reported, err), err
-    assert loaded == [("folder", "auto", "auto", "none")]
+    assert loaded == [("folder", "auto", "auto", "none", "torch")]
     differs = (pixels("a.png") != pixels("a-inpaint.png")).any(2)
     assert differs.sum() == 42 and differs[3:9, 5:12].all()
 

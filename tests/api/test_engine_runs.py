@@ -62,7 +62,7 @@ def test_the_x2_upscaler_in_float32(home: Path, monkeypatch: pytest.MonkeyPatch)
     found, expected = x2(precision="float32", engine="openvino"), x2(precision="float32")
     assert np.abs(pixels(found) - pixels(expected)).max() <= 1
     assert len(list(home.iterdir())) == 3
-    monkeypatch.setattr(tiled_autoencoder, "WHOLE_BYTES", 1)
+    monkeypatch.setattr(tiled_autoencoder, "DEFAULT_WORK", 1)
     assert np.abs(pixels(x2(precision="float32", engine="openvino")) - pixels(expected)).max() <= 1
 
 

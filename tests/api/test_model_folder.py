@@ -265,8 +265,10 @@ def test_leave_to_open_pickles_is_for_the_models_beside_too(
     models = ("--models", web_ui_folder()) if with_folder else ()
     told = ("--model", tiny.sd1_folder(), "--upscaler", "4x.pth", "--refiner", tiny.sd1_folder(), "--upscale", 2)
     call("generate", PROMPT, *told, *models, "--allow-pickle", "--seed", 1)
-    model, *_, refiner, upscaler = loaded
-    assert upscaler == Checkpoint("4x.pth", allow_pickle=True) and refiner == str(tiny.sd1_folder())
+    model, *_, refiner, upscaler, engine = loaded
+    assert (
+        engine == "torch" and upscaler == Checkpoint("4x.pth", allow_pickle=True) and refiner == str(tiny.sd1_folder())
+    )
     assert model.open().components and (model.models is not None) == with_folder
     assert file_of("4x.pth", allow_pickle=False) == "4x.pth"
 

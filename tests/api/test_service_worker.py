@@ -278,7 +278,7 @@ def test_the_x2_upscaler(worker: Worker) -> None:
         assert opened(worker, job, f"preview-{k}.png").size == (80, 60)
     assert done["recipe"]["options"] == {
         "by": 2, "prompt": "a boat", "negative": "", "steps": 8, "guidance": 2.0, "count": 1, "noise_level": 0.0,
-        "solver": "euler", "long_prompt": False,
+        "solver": "unipc", "long_prompt": False,
     }  # fmt: skip
 
 

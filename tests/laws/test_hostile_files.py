@@ -249,7 +249,8 @@ def test_no_other_way_to_unpickle_stands_in_the_package() -> None:
                 called = ast.unparse(node.func)
                 said = {each.arg: ast.unparse(each.value) for each in node.keywords}
                 assert called != "torch.load" or (path in allowed and said.get("weights_only") == "True"), path
-                assert called.rpartition(".")[0] not in {"pickle", "torch.jit", "torch.hub", "torch.export"}, path
+                if called != "torch.jit.trace":  # reads no file
+                    assert called.rpartition(".")[0] not in {"pickle", "torch.jit", "torch.hub", "torch.export"}, path
                 assert "trust_remote_code" not in said, path
 
 

@@ -117,7 +117,8 @@ def paths(done: list[Any]) -> list[str]:
     return [f"{one.request.method} {one.request.path}" for one in done if isinstance(one, Send | OpenStream)]
 
 
-CONTENT = HttpResponse(200, {}, png(PICTURE))
+PICTURE_FILE = png(PICTURE)
+CONTENT = HttpResponse(200, {}, PICTURE_FILE)
 ACCEPTED = answer(job("queued", position=2), 202)
 
 
@@ -594,4 +595,4 @@ def test_the_client_needs_no_torch() -> None:
 def test_base64_is_no_part_of_it() -> None:
     """A server that answers at once, with addresses, is understood too."""
     result, _ = played([answer(RESULT), CONTENT])
-    assert base64.b64encode(result.files[0]) == base64.b64encode(png(PICTURE))
+    assert base64.b64encode(result.files[0]) == base64.b64encode(PICTURE_FILE)

@@ -112,7 +112,7 @@ def test_a_folder_is_described_and_its_size_foretold(path: Any, kind: str, tasks
     about = describe_model(settings, CPU)
     unused = next(one.unused_options for one in KINDS.values() if one.service_kind == kind)
     state = about.state
-    steps = {"upscale": 75, "generate": 50, "refine": 50, "inpaint": 50}
+    steps = {"upscale": 12 if kind == "x2" else 75, "generate": 50, "refine": 50, "inpaint": 50}
     assert state.default_steps == ({} if kind == "bundled" else {task: steps[task] for task in tasks})
     found = replace(state, default_size=None, default_steps={})
     assert found == ModelState("one", kind, tuple(tasks), ("other",), unused_options=unused)

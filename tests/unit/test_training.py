@@ -424,6 +424,15 @@ def test_log_and_samples_without_room_stop_nothing(base: Path, data: Path, tmp_p
         assert train(options).is_dir()
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is heard, also where these tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_keeps_the_state_of_its_step(base: Path, data: Path, tmp_path: Path) -> None:
     def watch(progress: run.TrainingProgress) -> None:
         if progress.step == 2:

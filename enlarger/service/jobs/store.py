@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from enlarger.errors import InputError
 from enlarger.service.jobs.job import FINISHED_STATUSES, Job, JobStatus, is_job_id
-from enlarger.service.problems import DRAINING, Problem, ProblemError, problem_error
+from enlarger.service.problems import DRAINING, Problem, ProblemError
 
 APPLICATION_ID = 0x656E6C71  # "enlq" in the file's header: the database is ours
 STORAGE_BUSY = "storage_busy"  # the code of a file that is locked
@@ -144,9 +144,6 @@ class JobDatabase:
         conditions, values = ["owner = ?"], [owner]
         if status is not None:
             conditions, values = [*conditions, "status = ?"], [*values, status]
-        if after is not None and self.get(after) is None:
-            text = f"there is no job {after} to list on from; begin again without after"
-            raise problem_error(404, "job_not_found", text, "after")
         if after is not None:
             conditions, values = [*conditions, "number < (SELECT number FROM jobs WHERE id = ?)"], [*values, after]
         query = f"SELECT {', '.join(COLUMNS)} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?"

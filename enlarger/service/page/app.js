@@ -200,7 +200,7 @@ function addPictures(files, now = Date.now()) {
 
 /** Take what was dropped, pasted or picked: pictures, and recipes in them or alone. */
 async function take(files) {
-	const pictures = [], now = Date.now(); // reading takes time, and they stand in the order of their drops
+	const pictures = [], now = Date.now(); // the order of their drops
 	$('found').hidden = true;
 	for (const file of files) {
 		const { name } = file, recipe = await recipeIn(file).catch(() => null);

@@ -66,7 +66,7 @@ export function addPicture(file, at = [Date.now(), 0]) {
 	return card;
 }
 
-/** Size and small copy of a picture, and a TIFF as a PNG; nothing if it cannot be shown. */
+/** Size and small copy of a picture, and a TIFF as a PNG. */
 async function looked(blob) {
 	try {
 		const image = await createImageBitmap(blob).catch(async () => createImageBitmap(await tiffOf(blob)));
@@ -94,8 +94,8 @@ let sending = false, freed = () => {};
 
 /** Send a card's request, after those before it; `batch` is the same for those that were started together. */
 export function start(card, request, files, batch) {
-	const again = card.once && JSON.stringify(card.request) === JSON.stringify(request); // its answer was lost
-	const sent = { tab, batch, request, files, task: request.task, job: null, id: null, message: '', once: again ? card.once : unique() };
+	const once = (JSON.stringify(card.request) === JSON.stringify(request) && card.once) || unique();
+	const sent = { tab, batch, request, files, task: request.task, job: null, id: null, message: '', once };
 	line.push(card);
 	put(card, { state: 'lined', controller: new AbortController(), ...sent });
 	sendLine();
@@ -126,7 +126,7 @@ async function send(card, signal) {
 	}
 }
 
-/** Ask until there is an answer: a busy service again when it says so, and for a key if it needs one. */
+/** Ask until there is an answer. */
 async function persist(card, options, signal) {
 	for (let wrong = false; ; ) {
 		try {
@@ -155,7 +155,7 @@ const named = ({ name }, problem) => problem?.message.replace(/^image\b/, name) 
 
 function fail(card, problem, signal) {
 	if (signal?.aborted || !cards.includes(card)) return;
-	if (problem.status) card.once = null; // the service has said no: trying again is another request
+	if (problem.status) card.once = null; // else the job may be there
 	put(card, { state: problem.status === 404 && card.id ? 'expired' : 'failed', message: named(card, problem) });
 	ended(card, problem);
 }

@@ -47,7 +47,7 @@ function drawOne(ink, { kind, size, points }) {
 	ink.globalCompositeOperation = MIX[kind];
 	if (!points) return ink.fillRect(0, 0, 1e6, 1e6);
 	ink.beginPath();
-	if (points.every(point => point.every((value, axis) => value === points[0][axis]))) { // a dab: a line of no length paints nothing
+	if (points.every(point => point.every((value, axis) => value === points[0][axis]))) { // a dab
 		ink.arc(...points[0], size / 2, 0, 2 * Math.PI);
 		return ink.fill();
 	}
