@@ -164,7 +164,7 @@ async function fileOf(card, result, which) {
 	return answer && new File([await answer.blob()], nameOf(card, result, which), { type: answer.headers.get('Content-Type') });
 }
 
-/** All results in archives of less than 4 GiB; names that come twice are numbered. */
+/** All results in archives of less than 4 GiB. */
 async function saveAll() {
 	const button = $('save-all'), names = new Set(), done = cards.filter(({ state }) => state === 'succeeded');
 	button.disabled = true;

@@ -252,7 +252,7 @@ async function complete(card) {
 async function showPreview(card) {
 	if (card.fetching) return;
 	card.fetching = true;
-	const answer = await ask(`v1/jobs/${card.id}/preview`).catch(() => null); // one that does not come is no loss
+	const answer = await ask(`v1/jobs/${card.id}/preview`).catch(() => null);
 	const blob = await answer?.blob().catch(() => null);
 	if (blob && card.state === 'running') {
 		URL.revokeObjectURL(card.preview);
