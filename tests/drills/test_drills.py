@@ -1,4 +1,4 @@
-"""The drills in short form. Bars on time get slack: the machines of continuous integration are shared."""
+"""The drills in short form. Bars on time get slack and a second try: machines of continuous integration are shared."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -41,15 +41,20 @@ def serve() -> Iterator[Callable[[Options], Served]]:
 @pytest.mark.timeout(600)  # some make hundreds of calls
 @pytest.mark.parametrize("name", NAMES)
 def test_the_service_bears(name: str, serve: Callable[[Options], Served]):
-    drill = DRILLS[name]
     try:
-        figures = (
-            drill.run(drill.short) if isinstance(drill, Alone) else drill.run(serve(drill.options(True)), drill.short)
-        )
+        missed = missed_figures(DRILLS[name], serve)
+        if missed and all(each.loose for each in missed):  # the machine may have been busy: what is wrong comes again
+            missed = missed_figures(DRILLS[name], serve)
     except NoDisk as error:
         pytest.skip(str(error))
-    missed = [str(each) for each in figures if not each.good(SLACK)]
-    assert not missed, "\n".join(missed)
+    assert not missed, "\n".join(map(str, missed))
+
+
+def missed_figures(drill: Drill | Alone, serve: Callable[[Options], Served]) -> list[Figure]:
+    """Those that do not keep their bar."""
+    alone = isinstance(drill, Alone)
+    figures = drill.run(drill.short) if alone else drill.run(serve(drill.options(True)), drill.short)
+    return [each for each in figures if not each.good(SLACK)]
 
 
 def test_a_figure_keeps_its_bar():
