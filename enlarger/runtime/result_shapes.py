@@ -45,6 +45,10 @@ def _same(x: Tensor, *args: Any, **named: Any) -> Tensor:
     return _like(x, x.shape)
 
 
+def _itself(x: Tensor, *args: Any, **named: Any) -> Tensor:
+    return x
+
+
 def _converted(x: Tensor, *, dtype: torch.dtype | None = None, **named: Any) -> Tensor:
     return _like(x, x.shape, dtype)
 
@@ -126,6 +130,10 @@ POINTWISE = (
     aten.sigmoid, aten.exp, aten.sin, aten.cos, aten.neg, aten.rsqrt, aten.sqrt, aten.abs, aten.clamp, aten.lerp,
     aten.maximum, aten.minimum, aten.tanh, aten.pow,
 )  # fmt: skip
+IN_PLACE = (
+    aten.add_, aten.sub_, aten.mul_, aten.div_, aten.addcmul_, aten.relu_, aten.leaky_relu_, aten.silu_, aten.sigmoid_,
+    aten.clamp_, aten.copy_, aten.fill_, aten.zero_,
+)  # fmt: skip
 OTHERS: dict[Any, Rule] = {
     aten.clone: _same,
     aten._softmax: _same,
@@ -157,4 +165,4 @@ OTHERS: dict[Any, Rule] = {
     aten.new_full: _made_new,
     aten.arange: _counted,
 }
-RULES: Mapping[Any, Rule] = dict.fromkeys(POINTWISE, _pointwise) | OTHERS
+RULES: Mapping[Any, Rule] = dict.fromkeys(POINTWISE, _pointwise) | dict.fromkeys(IN_PLACE, _itself) | OTHERS

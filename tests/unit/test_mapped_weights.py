@@ -214,12 +214,14 @@ import sys
 from pathlib import Path
 from enlarger.checkpoint.folder.load import read_folder
 read_folder(Path(sys.argv[1]))
+import enlarger, numpy
+enlarger.load_upscaler()(numpy.random.default_rng(0).integers(0, 256, (16, 16, 3), numpy.uint8), by=2)
 print(*sorted(name for name in sys.modules if name.split(".")[0] in ("sympy", "transformers", "diffusers")))
 """
 
 
-def test_loading_imports_nothing_slow(tmp_path: Path) -> None:
-    """torch draws initial values without memory by way of sympy, which takes longer than loading does."""
+def test_loading_and_enlarging_import_nothing_slow(tmp_path: Path) -> None:
+    """torch draws values, and looks up shapes, without memory by way of sympy, which takes longer than loading does."""
     command = [sys.executable, "-c", IMPORTS, str(x2_folder(tmp_path))]
     root = Path(__file__).parents[2]
     assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout == "\n"
