@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ LOADING = {
     "enlarger": "import enlarger; model = enlarger.load_upscaler()",
     "diffusers": "import sys; from diffusers import DiffusionPipeline; DiffusionPipeline.from_pretrained(sys.argv[1])",
 }
-WIDTHS = (32, 96, 96)  # of the UNet's stages: with the other parts about as many bytes as the bundled model
 
 
 def main() -> None:
@@ -61,14 +59,13 @@ def size_of(folder: Path) -> int:
 
 
 def make(place: Path) -> Path:
-    """A pipeline of diffusers with weights as large as the bundled model's."""
+    """A pipeline of diffusers with weights about as large as the bundled model's."""
     from enlarger.checkpoint.folder.save import save_folder
     from enlarger.nn.k_unet import KUNet
     from tests.support.random_weights import randomise
     from tests.support.tiny_models import K_UNET, x2_bundle
 
-    stages = tuple(replace(stage, channels=width) for stage, width in zip(K_UNET.stages, WIDTHS, strict=True))
-    return save_folder(x2_bundle(place, unet=randomise(KUNet(replace(K_UNET, stages=stages)))), place / "pipeline")
+    return save_folder(x2_bundle(place, unet=randomise(KUNet(K_UNET))), place / "pipeline")
 
 
 def commands(photo: Path, folder: Path, output: Path, others: Sequence[str]) -> dict[str, tuple[list[str], str]]:

@@ -45,6 +45,11 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         await JSONResponse({"got": got})(scope, receive, send)
 
 
+async def unknown(owner: str, idempotency_key: str) -> bool:
+    """No request was sent before."""
+    return False
+
+
 def roomy(owner: str, patience: float | None) -> Reservation:
     """There is always room."""
     return Reservations().reserve(owner)
@@ -64,7 +69,7 @@ def served(data: Path) -> Iterator[int]:
     started = threading.Event()
 
     async def run() -> None:
-        async with run_uvicorn(middleware_stack(app, settings, Metrics(), roomy), settings, listener, ANSWER):
+        async with run_uvicorn(middleware_stack(app, settings, Metrics(), roomy, unknown), settings, listener, ANSWER):
             started.set()
             while not stop.is_set():
                 await asyncio.sleep(0.02)

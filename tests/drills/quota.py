@@ -12,7 +12,7 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-from enlarger.service.jobs.data_folder import claim_folder, write_marker
+from enlarger.service.jobs.data_folder import claim_folder, mark_folder
 from tests.drills import wire
 from tests.drills.figures import Figure, mebibytes, none, share
 from tests.support.service import START_SECONDS, start
@@ -55,7 +55,7 @@ def quota(requests: int) -> list[Figure]:
     with TemporaryDirectory(prefix="enlarger-quota-") as place:
         data = Path(place) / "data"
         claim_folder(data)
-        write_marker(data)
+        mark_folder(data)
         foreign = [data / "jobs" / "notes.txt", data / "spool" / "mail.txt", data / "jobs" / "mine"]
         for path in foreign:
             path.write_text("years of work")

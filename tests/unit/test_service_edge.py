@@ -63,6 +63,10 @@ class Seen:
     calls: int = 0
 
 
+async def unknown(owner: str, idempotency_key: str) -> bool:
+    return False
+
+
 def roomy(owner: str, patience: float | None) -> Reservation:
     return Reservations().reserve(owner)
 
@@ -558,7 +562,7 @@ def test_websockets_are_closed_and_the_lifespan_passes(settings: Settings) -> No
     async def send(message: Any) -> None:
         sent.append(message["type"])
 
-    outside = middleware_stack(app, settings, Metrics(), roomy)
+    outside = middleware_stack(app, settings, Metrics(), roomy, unknown)
     for kind in ("websocket", "lifespan"):
         asyncio.run(outside({"type": kind}, None, send))  # type: ignore[arg-type]  # neither is read from
     assert (seen, sent) == (["lifespan"], ["websocket.close"])

@@ -26,12 +26,12 @@ def claim_folder(data: Path) -> None:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not any((data / name).is_file() for name in (MARKER, DATABASE)):  # a database says itself whose it is
             _check_empty(data)
-            write_marker(data)
+            mark_folder(data)
     except OSError as error:
         raise _unusable(data, error) from error
 
 
-def write_marker(data: Path) -> None:
+def mark_folder(data: Path) -> None:
     """Say that a folder is the service's, and make the folders in it. Raises InputError where that cannot be."""
     try:
         (data / MARKER).write_text(MARKER_TEXT)

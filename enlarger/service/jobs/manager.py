@@ -10,7 +10,7 @@ from typing import Literal
 
 from enlarger.service.jobs import lock
 from enlarger.service.jobs.admission import Admission, Reservation
-from enlarger.service.jobs.data_folder import claim_folder, empty_spool, remove_orphan_folders, write_marker
+from enlarger.service.jobs.data_folder import claim_folder, empty_spool, mark_folder, remove_orphan_folders
 from enlarger.service.jobs.disk_usage import DiskUsage
 from enlarger.service.jobs.events import EventFeed
 from enlarger.service.jobs.files import remove_job_folder
@@ -69,7 +69,7 @@ class JobManager:
         self._lock = await lock.acquire(data)
         try:
             await self._lifecycle.store.open()  # says whose folder it is, before anything in it is deleted
-            await asyncio.to_thread(write_marker, data)
+            await asyncio.to_thread(mark_folder, data)
             await asyncio.to_thread(empty_spool, data)
             await self._lifecycle.recover()
             known_ids = await self._lifecycle.store.run(JobDatabase.ids)

@@ -40,13 +40,8 @@ ARRIVAL_SECONDS = 0.25  # in which most bodies are whole; one that takes longer 
 PUBLIC_PATHS = frozenset({"/", "/favicon.ico", "/healthz", "/readyz", "/health", "/v1/"})  # to be read without a key
 
 
-async def none_is_known(owner: str, idempotency_key: str) -> bool:
-    """No request was sent before."""
-    return False
-
-
 def middleware_stack(
-    app: ASGIApp, settings: Settings, metrics: Metrics, reserve: Reserve, is_known: IsKnown = none_is_known
+    app: ASGIApp, settings: Settings, metrics: Metrics, reserve: Reserve, is_known: IsKnown
 ) -> ASGIApp:
     """An application behind all checks, the cheapest first. `reserve(owner, max_wait)` refuses work before its body is
     read, or holds a place; what `is_known` has its place already. That lapses where the body takes its time, which must
