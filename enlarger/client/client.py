@@ -40,6 +40,7 @@ from enlarger.client.responses import (
     job_from_json,
     model_from_json,
 )
+from enlarger.errors import ServiceError
 from enlarger.strict_json import Json
 
 DEFAULT_URL = "http://127.0.0.1:8997"
@@ -131,12 +132,20 @@ class AsyncClient:
 
     async def jobs(self, status: str | None = None) -> tuple[Job, ...]:
         """The jobs of this key, the newest first."""
-        listed = list[Job]()
+        listed, after = dict[str, Job](), list[str]()
         while True:
-            page = (await self._request(endpoints.jobs(status, listed[-1].id if listed else None))).json()
-            listed += map(job_from_json, page["data"])
-            if not page.get("has_more") or not page["data"]:
-                return tuple(listed)
+            try:
+                page = (await self._request(endpoints.jobs(status, after[-1] if after else None))).json()
+            except ServiceError as error:
+                if not after or error.code != "job_not_found":
+                    raise
+                after.pop()  # it has expired meanwhile: go on after the one before it
+                continue
+            jobs = [job_from_json(data) for data in page["data"]]
+            listed |= {job.id: job for job in jobs}
+            after += [job.id for job in jobs]
+            if not page.get("has_more") or not jobs:
+                return tuple(listed.values())
 
     async def job(self, id: str) -> Job:
         """The state of a job."""

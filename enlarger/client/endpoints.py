@@ -111,6 +111,11 @@ def cancel(id: str) -> HttpRequest:
     return HttpRequest("POST", f"{job(id).path}/cancel")
 
 
+def cancel_request(key: str) -> HttpRequest:
+    """End a request that was sent with this key, whether it has a job by now or not."""
+    return HttpRequest("POST", f"/v1/jobs/cancel?{urlencode({'idempotency_key': key})}")
+
+
 def content(address: str) -> HttpRequest:
     """A result. Only the path of its address is used: the key goes to no other host, whatever the address says."""
     path_start = address.find("/v1/")

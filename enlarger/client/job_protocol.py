@@ -95,26 +95,33 @@ def ignore(progress: Progress) -> None:
 
 
 def send_with_retries(
-    request: HttpRequest, retry_policy: RetryPolicy, watch: Watch = ignore
+    request: HttpRequest, retry_policy: RetryPolicy, watch: Watch = ignore, undo: HttpRequest | None = None
 ) -> JobProtocol[HttpResponse]:
-    """Send a call until it is answered for good: busy services are waited for, broken connections tried again."""
-    failures = 0
-    while True:
-        reply = yield Send(request)
-        if isinstance(reply, HttpResponse) and reply.status < 400:
-            return reply
-        delay = _retry_delay(reply, failures, retry_policy.retries)
-        if delay is None:
-            raise _to_error(reply)
-        try:
-            retry_policy.check_deadline(delay)
-        except ServiceError:
-            raise _to_error(reply) from None  # what the service says is of more use than that time is over
-        is_busy = isinstance(reply, HttpResponse) and reply.status in BUSY_STATUSES
-        failures += 0 if is_busy else 1
-        if is_busy:
-            watch(Progress("waiting for the service", 0, 1))
-        yield Sleep(delay)
+    """Send a call until it is answered for good: busy services are waited for, broken connections tried again. Where it
+    ends without such an answer `undo` is sent, since the service may have heard it all the same."""
+    failures, is_refused = 0, False
+    try:
+        while True:
+            reply = yield Send(request)
+            if isinstance(reply, HttpResponse) and reply.status < 400:
+                return reply
+            delay = _retry_delay(reply, failures, retry_policy.retries)
+            if delay is None:
+                is_refused = isinstance(reply, HttpResponse)
+                raise _to_error(reply)
+            try:
+                retry_policy.check_deadline(delay)
+            except ServiceError:
+                raise _to_error(reply) from None  # what the service says is of more use than that time is over
+            is_busy = isinstance(reply, HttpResponse) and reply.status in BUSY_STATUSES
+            failures += 0 if is_busy else 1
+            if is_busy:
+                watch(Progress("waiting for the service", 0, 1))
+            yield Sleep(delay)
+    except BaseException:
+        if undo is not None and not is_refused:
+            yield Send(undo, CANCEL_SECONDS)
+        raise
 
 
 def send_until_answered(request: HttpRequest, retry_policy: RetryPolicy) -> JobProtocol[HttpResponse]:
@@ -131,9 +138,10 @@ def send_until_answered(request: HttpRequest, retry_policy: RetryPolicy) -> JobP
 def run_task(
     make_request: Callable[[], HttpRequest], key: str, retry_policy: RetryPolicy, watch: Watch
 ) -> JobProtocol[Result]:
-    """Have pictures made. Whatever ends this early cancels the job at the service."""
+    """Have pictures made. Whatever ends this early cancels the job at the service, by its key until its id is known."""
     request = yield Compute(make_request)
-    response = yield from send_with_retries(endpoints.as_async_job(request, key), retry_policy, watch)
+    undo = endpoints.cancel_request(key)
+    response = yield from send_with_retries(endpoints.as_async_job(request, key), retry_policy, watch, undo)
     data = response.json()
     if "data" in data:  # a server that does not know jobs
         return (yield from _fetch_result(data, retry_policy))

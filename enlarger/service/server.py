@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from enlarger.errors import InputError
 from enlarger.service.logging_config import configure_logging, log_event
+from enlarger.service.metrics import Metrics
 from enlarger.service.middleware.stack import MAX_HEADER_BYTES, middleware_stack
 from enlarger.service.middleware.timeout_protocol import WRITE_SECONDS, make_timeout_protocol
 from enlarger.service.middleware.trusted_host import bracket_ipv6
@@ -45,7 +46,7 @@ async def _serve(settings: Settings, app: FastAPI, listener: socket.socket, on_r
     service = app.state.service
     asgi_app = middleware_stack(app, settings, service.metrics, service.jobs.reserve, service.jobs.is_known)
     stop = _install_signal_handlers()
-    async with app.router.lifespan_context(app), run_uvicorn(asgi_app, settings, listener):
+    async with app.router.lifespan_context(app), run_uvicorn(asgi_app, settings, listener, service.metrics):
         url = server_url(settings.host, listener)
         log_event("serving", url=url)
         on_ready(url)
@@ -76,12 +77,17 @@ def _install_signal_handlers() -> asyncio.Event:
 
 @asynccontextmanager
 async def run_uvicorn(
-    app: ASGIApp, settings: Settings, listener: socket.socket, write_seconds: float = WRITE_SECONDS
+    app: ASGIApp,
+    settings: Settings,
+    listener: socket.socket,
+    metrics: Metrics,
+    write_seconds: float = WRITE_SECONDS,
 ) -> AsyncGenerator[None]:
     """Answer requests on a socket; at the end, no new ones, and a few seconds for the answers under way."""
+    bounds = settings.bounds
     config = uvicorn.Config(
         app,
-        http=make_timeout_protocol(settings.bounds.header_seconds, write_seconds, settings.bounds.connections),
+        http=make_timeout_protocol(bounds.header_seconds, write_seconds, bounds.connections, metrics),
         ws="none",
         lifespan="off",
         loop="none",

@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import Image
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from enlarger.errors import InputError
@@ -323,6 +324,40 @@ def test_a_job_for_later(client: TestClient, fake: FakeService) -> None:
     assert client.delete(f"/v1/jobs/{job['id']}").json() == {"id": job["id"], "object": "job", "deleted": True}
     problem_in(client.get(f"/v1/jobs/{job['id']}"), 404, "job_not_found", "id", "there is no job")
     assert not fake.leftover_files
+
+
+@pytest.mark.parametrize("seen", [1, 2])
+def test_a_client_that_goes_before_it_hears_of_its_job_leaves_none(
+    client: TestClient, fake: FakeService, monkeypatch: pytest.MonkeyPatch, seen: int
+) -> None:
+    """It is looked for before the job is taken, and once more before it is told of."""
+    looks, fake.queue.held = list[int](), True
+
+    async def is_gone(request: Request) -> bool:
+        looks.append(1)
+        return len(looks) >= seen
+
+    monkeypatch.setattr(Request, "is_disconnected", is_gone)
+    answer = upscale(client, prompt="x", headers={"Prefer": "respond-async"})
+    problem_in(answer, 499, "client_closed", None, "the client went away before its job was known to it")
+    canceled = [(id, "disconnect") for id in fake.queue.known]
+    assert len(canceled) == seen - 1 and fake.queue.canceled == canceled
+    assert len(fake.leftover_files) == seen - 1
+    kept = upscale(client, prompt="x", headers={"Prefer": "respond-async", "Idempotency-Key": "k"})
+    assert kept.status_code == 202, "it can be asked for again"
+
+
+def test_a_request_is_canceled_by_its_key(client: TestClient, fake: FakeService) -> None:
+    fake.queue.held = True
+    job = upscale(client, prompt="x", headers={"Prefer": "respond-async", "Idempotency-Key": "k+1"}).json()
+    answer = client.post("/v1/jobs/cancel", params={"idempotency_key": "k+1"}).json()
+    assert (answer["object"], answer["canceled"], answer["job"]["id"]) == ("request", True, job["id"])
+    assert answer["job"]["status"] == "canceled"
+    assert client.post("/v1/jobs/cancel?idempotency_key=other").json()["job"] is None
+    problem_in(
+        client.post("/v1/jobs/cancel"), 400, "missing_parameter", "idempotency_key", "idempotency_key is missing"
+    )
+    problem_in(client.post("/v1/jobs/cancel?idempotency_key=a%20b"), 400, "invalid_value", "idempotency_key", "'a b'")
 
 
 def until_over(client: TestClient, id: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
@@ -16,8 +17,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from enlarger.service.jobs.admission import Reservation, Reservations
+from enlarger.service.logging_config import JsonFormatter
 from enlarger.service.metrics import Metrics
+from enlarger.service.middleware.access_log import record_refusal
+from enlarger.service.middleware.security_headers import SECURITY_HEADERS
 from enlarger.service.middleware.stack import middleware_stack
+from enlarger.service.problems import Problem
 from enlarger.service.server import bind_socket, run_uvicorn
 from enlarger.service.settings import MIB, Bounds, Settings
 
@@ -69,7 +74,9 @@ def served(data: Path) -> Iterator[int]:
     started = threading.Event()
 
     async def run() -> None:
-        async with run_uvicorn(middleware_stack(app, settings, Metrics(), roomy, unknown), settings, listener, ANSWER):
+        metrics = Metrics()
+        guarded = middleware_stack(app, settings, metrics, roomy, unknown)
+        async with run_uvicorn(guarded, settings, listener, metrics, ANSWER):
             started.set()
             while not stop.is_set():
                 await asyncio.sleep(0.02)
@@ -125,6 +132,13 @@ def code(answer: tuple[int, dict[str, str], Any]) -> tuple[int, str]:
     return answer[0], answer[2]["error"]["code"]
 
 
+def assert_strict(answer: tuple[int, dict[str, str], Any]) -> None:
+    """It has an id, and the headers that every answer has."""
+    _, headers, _ = answer
+    assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
+    assert {name: headers[name.lower()] for name in SECURITY_HEADERS} == SECURITY_HEADERS
+
+
 def seconds_of_a_good_client(port: int) -> float:
     began = time.perf_counter()
     with connected(port) as connection:
@@ -149,6 +163,7 @@ def test_headers_that_come_slowly_are_answered_with_408(port: int) -> None:
         answer = one(connection)
         assert code(answer) == (408, "request_timeout")
         assert answer[2]["error"]["message"] == "the headers were not whole after 0.4 s; send them faster"
+        assert_strict(answer)
         assert rest(connection) == b""
     assert time.perf_counter() - began < HEAD + SLACK
 
@@ -222,6 +237,7 @@ def test_where_all_connections_are_busy_one_more_is_told_to_come_back(port: int)
             assert held.recv(100).startswith(b"HTTP/1.1 200")
         answer = one(stack.enter_context(connected(port)))
         assert (code(answer), answer[1]["retry-after"]) == ((503, "unavailable"), "1")
+        assert_strict(answer)
 
 
 def test_a_client_that_does_not_read_is_dropped(port: int) -> None:
@@ -344,11 +360,16 @@ def test_an_encoded_body_is_refused(port: int) -> None:
     assert answer[2]["error"]["message"] == "the body is encoded with gzip; send it as it is"
 
 
-@pytest.mark.parametrize("size", [40_000, 300_000])
-def test_huge_headers_are_refused(port: int, size: int) -> None:
+@pytest.mark.parametrize(("size", "piece"), [(40_000, 40_100), (300_000, 300_100), (40_000, 16_000)])
+def test_huge_headers_are_refused(port: int, size: int, piece: int) -> None:
     with connected(port) as connection:
-        connection.sendall(head("GET", "/", "X-Long: " + "x" * size))
-        assert one(connection)[0] in (400, 431)
+        raw = head("GET", "/", "X-Long: " + "x" * size)
+        for start in range(0, len(raw), piece):
+            connection.sendall(raw[start : start + piece])
+            time.sleep(0.02)
+        answer = one(connection)
+    assert code(answer) == (431, "headers_too_large")
+    assert_strict(answer)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +391,18 @@ def test_what_is_no_http_gets_our_error_body(port: int, text: bytes) -> None:
         assert status in (400, 501)
         assert set(body["error"]) == {"message", "type", "param", "code"}
         assert headers["connection"] == "close"
+        assert_strict((status, headers, body))
         assert rest(connection) == b""
+
+
+def test_what_never_became_a_request_is_counted_and_logged_by_its_id(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics()
+    with caplog.at_level("INFO", "enlarger.service"):
+        record_refusal(metrics, "an-id", Problem(431, "headers_too_large", "too large"))
+    assert metrics.requests_rejected.labels("headers_too_large")._value.get() == 1
+    assert metrics.requests.labels("other", "431")._value.get() == 1
+    (line,) = (json.loads(JsonFormatter().format(record)) for record in caplog.records)
+    assert (line["id"], line["status"], line["code"]) == ("an-id", 431, "headers_too_large")
 
 
 def test_a_connection_serves_several_requests_one_after_another_and_at_once(port: int) -> None:

@@ -121,6 +121,11 @@ class FakeJobManager:
             raise problem_error(400, "idempotency_key_reused", "use a new key for each", "Idempotency-Key")
         return job
 
+    async def cancel_request(self, owner: str, idempotency_key: str) -> Job | None:
+        jobs = (job for job in self.known.values() if (job.owner, job.idempotency_key) == (owner, idempotency_key))
+        job = next(jobs, None)
+        return None if job is None else await self.cancel(job.id)
+
     async def get(self, id: str) -> Job | None:
         return self.known.get(id)
 

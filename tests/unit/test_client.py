@@ -21,6 +21,7 @@ from PIL import Image
 
 from enlarger import AsyncClient, Client
 from enlarger.client import endpoints, job_protocol
+from enlarger.client.endpoints import HttpRequest
 from enlarger.client.images import encode_image_file
 from enlarger.client.job_protocol import Compute, OpenStream, ReadStream, RetryPolicy, Send, Sleep
 from enlarger.client.responses import HttpResponse, NoResponse, Progress, error_from_response, job_from_json
@@ -120,6 +121,7 @@ def paths(done: list[Any]) -> list[str]:
 PICTURE_FILE = png(PICTURE)
 CONTENT = HttpResponse(200, {}, PICTURE_FILE)
 ACCEPTED = answer(job("queued", position=2), 202)
+UNDONE = answer({"object": "request", "canceled": True, "job": None})
 
 
 def test_events_lead_to_the_pictures() -> None:
@@ -176,7 +178,7 @@ def test_busy_services_are_waited_for() -> None:
     assert [one.seconds for one in done if isinstance(one, Sleep)] == [7, 7, 7, 2]
     assert seen[0] == Progress("waiting for the service", 0, 1)
     with pytest.raises(ServiceError, match=r"^full$") as caught:
-        played([full] * 3, timeout=15)
+        played([full] * 3 + [UNDONE], timeout=15)
     assert (caught.value.status, caught.value.code) == (429, "queue_full")
 
 
@@ -185,7 +187,7 @@ def test_broken_connections_are_tried_again() -> None:
     assert [one.seconds for one in done if isinstance(one, Sleep)] == [0.5, 1.0]
     assert len({one.request.headers["Idempotency-Key"] for one in done[:4] if isinstance(one, Send)}) == 1
     with pytest.raises(ServiceError, match="no; is the service running"):
-        played([NoResponse("no")] * 3)
+        played([NoResponse("no")] * 3 + [UNDONE])
     with pytest.raises(ServiceError, match=r"^it broke \(request 5\)$"):
         played([answer({"error": PROBLEM}, 500, x_should_retry="false", x_request_id="5")])
 
@@ -212,12 +214,29 @@ def test_what_breaks_in_cancels_the_job(error: BaseException) -> None:
         steps.send(NoResponse("gone"))
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError()])
+def test_what_breaks_in_while_sending_cancels_the_request_by_its_key(error: BaseException) -> None:
+    steps = job_protocol.run_task(
+        lambda: endpoints.upscale(PICTURE, 2, None, {}), "k+1", RetryPolicy(None, 2, 0.0), job_protocol.ignore
+    )
+    asked = next(steps)
+    assert isinstance(asked, Compute)
+    assert isinstance(steps.send(asked.function()), Send)
+    action = steps.throw(error)
+    assert isinstance(action, Send) and action.timeout == job_protocol.CANCEL_SECONDS
+    assert paths([action]) == ["POST /v1/jobs/cancel?idempotency_key=k%2B1"]
+    with pytest.raises(type(error)):
+        steps.send(NoResponse("gone"))
+
+
 def test_a_watcher_may_cancel() -> None:
     def stop(progress: Progress) -> None:
         raise Cancelled("enough")
 
     with pytest.raises(Cancelled, match="enough"):
         played([ACCEPTED, answer(job("canceled"))], stop)
+    with pytest.raises(Cancelled, match="enough"):
+        played([answer({"error": PROBLEM}, 429, retry_after="1"), UNDONE], stop)
 
 
 @pytest.mark.parametrize(
@@ -572,6 +591,22 @@ def test_a_client_that_is_closed_or_forgotten_leaves_no_thread() -> None:
         with pytest.raises(RuntimeError):
             closed.models()
     assert threading.active_count() <= before + 1  # the server's
+
+
+def test_a_list_goes_on_where_the_last_of_its_page_has_expired(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def request(self: AsyncClient, request: HttpRequest) -> HttpResponse:
+        asked.append(request.path.partition("after=")[2])
+        if asked[-1] == "job-2":
+            raise ServiceError("it has expired", 404, "job_not_found")
+        found = {"": (3, 2), "job-3": (1, 0)}[asked[-1]]
+        return answer({"data": [job("queued", id=f"job-{i}") for i in found], "has_more": asked[-1] == ""})
+
+    monkeypatch.setattr(AsyncClient, "_request", request)
+    jobs = anyio.run(AsyncClient("http://127.0.0.1:1").jobs)
+    assert [one.id for one in jobs] == ["job-3", "job-2", "job-1", "job-0"]
+    assert asked == ["", "job-2", "job-3"]
 
 
 def test_nobody_there() -> None:

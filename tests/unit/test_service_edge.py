@@ -260,6 +260,18 @@ def test_a_listed_origin_may_and_is_told_so(tmp_path: Path) -> None:
     assert foreign.headers["vary"] == "Origin"
 
 
+def test_a_page_of_a_listed_origin_may_show_a_result(settings: Settings, tmp_path: Path) -> None:
+    friendly = made(tmp_path, origins=("https://app.example",), keys=(HASH,))
+    result = f"/v1/images/{ID}/content"
+    shown = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}  # without Origin
+    answer, _ = send_request(friendly, path=result, headers=shown)
+    assert (answer.status, answer.headers["cross-origin-resource-policy"]) == (200, "cross-origin")
+    other, _ = send_request(friendly, path="/v1/models", headers=shown | {"X-API-Key": KEY})
+    assert (other.status, other.headers["cross-origin-resource-policy"]) == (403, "same-origin")
+    assert send_request(friendly, path=result, headers=shown | {"Sec-Fetch-Dest": "script"})[0].status == 403
+    assert send_request(settings, path=result, headers=shown)[0].status == 403, "there are no other pages"
+
+
 def test_a_browser_may_ask_beforehand_for_a_listed_origin(tmp_path: Path) -> None:
     friendly = made(tmp_path, origins=("https://app.example",), keys=(HASH,))
     asks = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}

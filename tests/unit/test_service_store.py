@@ -124,7 +124,10 @@ def test_jobs_are_listed_newest_first_and_wait_oldest_first(database: JobDatabas
     assert database.list("a", None, 2) == JobPage((jobs[2], ended(jobs[1])), True)
     assert database.list("a", None, 2, jobs[1].id) == JobPage((jobs[0],), False)
     assert database.list("a", "queued", 1) == JobPage((jobs[2],), True)
-    assert database.list("c", None, 9) == database.list("a", None, 9, "x" * 22) == JobPage((), False)
+    assert database.list("c", None, 9) == JobPage((), False)
+    for owner, after in (("a", "x" * 22), ("b", jobs[1].id)):  # one that is gone, and another's
+        with pytest.raises(ProblemError, match="there is no such job, or it has expired; ask after one before it"):
+            database.list(owner, None, 9, after)
     assert list(database.unfinished()) == [jobs[0], jobs[2], jobs[3], jobs[4]]
     assert database.counts() == {"queued": 4, "succeeded": 1}
     assert database.ids() == {one.id for one in jobs}

@@ -1,5 +1,6 @@
 """What one key may cost another, and what is refused before the work."""
 
+import asyncio
 import base64
 import sqlite3
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from enlarger.service.jobs import retention
 from enlarger.service.jobs.admission import price
 from enlarger.service.jobs.job import Idempotency, Job
 from enlarger.service.jobs.job_queue import ActiveJob, JobQueue
+from enlarger.service.jobs.known_requests import MAX_CANCELED
+from enlarger.service.jobs.manager import JobManager
 from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.jobs.progress_estimator import DEFAULT_SECONDS, DurationStats
 from enlarger.service.middleware.asgi import RequestHead
@@ -133,6 +136,33 @@ async def test_a_repeated_request_is_known_by_its_key(tmp_path: Path) -> None:
         assert await queue.is_known("a", "k")
         assert not await queue.is_known("b", "k") and not await queue.is_known("a", "other")
     assert data_of(queue) == tmp_path
+
+
+@async_test
+async def test_a_request_is_canceled_by_its_key_before_and_after_it_has_a_job(tmp_path: Path) -> None:
+    known = Idempotency("k", "a request")
+    async with running(tmp_path) as queue:
+        assert await queue.cancel_request("a", "k") is None
+        with pytest.raises(ProblemError, match="was canceled"):
+            await submit_job(queue, SLOW, owner="a", idempotency=known)
+        job = await submit_job(queue, SLOW, owner="b", idempotency=known)
+        canceled = await queue.cancel_request("b", "k")
+        assert canceled is not None and (canceled.id, canceled.status) == (job.id, "canceled")
+        assert (await submit_job(queue, SLOW, owner="b", idempotency=known)).status == "canceled"
+        for i in range(4):  # whichever is first
+            both = submit_job(queue, SLOW, owner="c", idempotency=Idempotency(f"{i}", "f")), give_up(queue, f"{i}", i)
+            await asyncio.gather(*both, return_exceptions=True)
+        await until(lambda: not queue._lifecycle.queue.active_jobs)
+        for i in range(MAX_CANCELED):
+            await queue.cancel_request("a", f"other {i}")
+        assert len(queue._requests._canceled["a"]) == MAX_CANCELED and not queue._requests.is_canceled("a", "k")
+
+
+async def give_up(queue: JobManager, key: str, turns: int) -> None:
+    """Cancel a request after some turns of the loop."""
+    for _ in range(turns * 3):
+        await asyncio.sleep(0)
+    await queue.cancel_request("c", key)
 
 
 def test_generated_pictures_are_bounded_without_a_size_too() -> None:

@@ -16,6 +16,7 @@ from enlarger.service.jobs.events import EventFeed
 from enlarger.service.jobs.files import remove_job_folder
 from enlarger.service.jobs.job import Idempotency, Job, JobEvent, JobProgress, JobSpec, JobStatus, Task
 from enlarger.service.jobs.job_queue import ActiveJob, finished_progress
+from enlarger.service.jobs.known_requests import KnownRequests, check_fingerprint
 from enlarger.service.jobs.lifecycle import JobLifecycle, Outcome, unfinished
 from enlarger.service.jobs.model_registry import AdapterNames, ModelRegistry, ModelState
 from enlarger.service.jobs.retention import Retention
@@ -58,6 +59,7 @@ class JobManager:
         self._background_tasks: list[asyncio.Task[None]] = []
         self._drain_task: asyncio.Task[None] | None = None
         self._admission = Admission(settings, self._lifecycle.queue)
+        self._requests = KnownRequests(self._lifecycle)
 
     async def start(self) -> None:
         """Take the data folder, recover what an earlier service left, and start the workers.
@@ -182,7 +184,7 @@ class JobManager:
 
     async def _admit(self, job: Job, reservation: Reservation | None) -> Job:
         await self._check_folder()
-        earlier = await self._find_repeated(job.owner, job.idempotency_key, job.fingerprint)
+        earlier = await self._requests.find(job.owner, job.idempotency_key, job.fingerprint)
         if earlier is not None:
             return earlier
         place = reservation
@@ -194,7 +196,9 @@ class JobManager:
             stored = await self._lifecycle.add(job)
         finally:
             place.release()
-        _check_fingerprint(stored, job.fingerprint)
+        check_fingerprint(stored, job.fingerprint)
+        if self._requests.is_canceled(job.owner, job.idempotency_key):
+            await self.cancel(stored.id)
         if self._drain_task is not None:
             self._cancel_attached()
         self._pool.fail_attached_if_defunct()
@@ -204,22 +208,17 @@ class JobManager:
         await self.cancel((await task).id, "disconnect")
 
     async def find_repeated(self, owner: str, idempotency: Idempotency) -> Job | None:
-        """The job of a request that its owner has sent before. Raises ProblemError: 400 `idempotency_key_reused`, where
-        the key came with another request."""
-        return await self._find_repeated(owner, idempotency.key, idempotency.fingerprint)
-
-    async def _find_repeated(self, owner: str, key: str | None, fingerprint: str | None) -> Job | None:
-        if key is None:
-            return None
-        job = await self._lifecycle.store.run(JobDatabase.find_by_idempotency_key, owner, key)
-        if job is None:
-            return None
-        _check_fingerprint(job, fingerprint)
-        return await self.get(job.id)
+        """The job of a request that its owner has sent before. Raises ProblemError as `KnownRequests.find`."""
+        return await self._requests.find(owner, idempotency.key, idempotency.fingerprint)
 
     async def is_known(self, owner: str, idempotency_key: str) -> bool:
         """Whether an owner has sent a request with this key that has a job."""
-        return await self._lifecycle.store.run(JobDatabase.find_by_idempotency_key, owner, idempotency_key) is not None
+        return await self._requests.job_of(owner, idempotency_key) is not None
+
+    async def cancel_request(self, owner: str, idempotency_key: str) -> Job | None:
+        """Cancel the job of a request; None where it has none yet, and then it will have none."""
+        job = await self._requests.cancel(owner, idempotency_key)
+        return None if job is None else await self.cancel(job.id)
 
     async def get(self, id: str) -> Job | None:
         return await self._lifecycle.get(id)
@@ -227,7 +226,8 @@ class JobManager:
     async def list(
         self, owner: str, status: JobStatus | None = None, limit: int = 100, after: str | None = None
     ) -> JobPage:
-        """A page of the jobs of an owner, the newest first, or those older than one of them."""
+        """A page of the jobs of an owner, the newest first, or those older than one of them. Raises ProblemError: 404
+        `job_not_found` where that one is not there."""
         page = await self._lifecycle.store.list(owner, status, limit, after)
         return replace(page, jobs=tuple(map(self._lifecycle.current, page.jobs)))
 
@@ -391,10 +391,3 @@ class JobManager:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-
-def _check_fingerprint(job: Job, fingerprint: str | None) -> None:
-    """Raise ProblemError where the earlier job of an Idempotency-Key is another request's."""
-    if job.fingerprint != fingerprint:
-        text = "this Idempotency-Key was used for another request; use a new key for each"
-        raise problem_error(400, "idempotency_key_reused", text, "Idempotency-Key")

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from enlarger.errors import InputError
 from enlarger.service.jobs.job import FINISHED_STATUSES, Job, JobStatus, is_job_id
-from enlarger.service.problems import DRAINING, Problem, ProblemError
+from enlarger.service.problems import DRAINING, Problem, ProblemError, problem_error
 
 APPLICATION_ID = 0x656E6C71  # "enlq" in the file's header: the database is ours
 STORAGE_BUSY = "storage_busy"  # the code of a file that is locked
@@ -140,12 +140,12 @@ class JobDatabase:
 
     def list(self, owner: str, status: JobStatus | None, limit: int, after: str | None = None) -> JobPage:
         """The jobs of an owner, the newest first, or those older than one of them: so many, and so many bytes of JSON,
-        but one at least."""
+        but one at least. Raises ProblemError: 404 `job_not_found` where that one is not there."""
         conditions, values = ["owner = ?"], [owner]
         if status is not None:
             conditions, values = [*conditions, "status = ?"], [*values, status]
         if after is not None:
-            conditions, values = [*conditions, "number < (SELECT number FROM jobs WHERE id = ?)"], [*values, after]
+            conditions, values = [*conditions, "number < ?"], [*values, self._number_of(owner, after)]
         query = f"SELECT {', '.join(COLUMNS)} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?"
         rows, num_bytes = list[Sequence[Any]](), 0
         for row in self.connection.execute(query, [*values, limit + 1]):
@@ -154,6 +154,13 @@ class JobDatabase:
                 return JobPage(tuple(_readable(rows)), True)
             rows.append(row)
         return JobPage(tuple(_readable(rows)), False)
+
+    def _number_of(self, owner: str, id: str) -> int:
+        row = self.connection.execute("SELECT number FROM jobs WHERE owner = ? AND id = ?", [owner, id]).fetchone()
+        if row is None:
+            text = f"after is {id!a}, and there is no such job, or it has expired; ask after one before it"
+            raise problem_error(404, "job_not_found", text, "after")
+        return row[0]
 
     def unfinished(self) -> Sequence[Job]:
         """What waits or runs, in the order in which it came."""

@@ -13,6 +13,7 @@ from enlarger.service.middleware.asgi import (
     IMAGE_ROUTES,
     request_state,
 )
+from enlarger.service.problems import Problem
 
 PROBE_PATHS = frozenset({"/healthz", "/readyz", "/health", "/metrics"})  # asked every few seconds
 REJECTED_STATUSES = frozenset(
@@ -48,10 +49,18 @@ def access_log(app: ASGIApp, metrics: Metrics) -> ASGIApp:
     return middleware
 
 
-def count_request(metrics: Metrics, route: str, status: int, seconds: float, code: str | None = None) -> None:
-    """An answer is over. `route` is the template of a path, `code` that of an error body."""
+def record_refusal(metrics: Metrics, request_id: str, problem: Problem) -> None:
+    """Count and log an answer to what never became a request."""
+    count_request(metrics, OTHER_LABEL, problem.status, None, problem.code)
+    log_event("request", id=request_id, method=None, route=OTHER_LABEL, status=problem.status, code=problem.code)
+
+
+def count_request(metrics: Metrics, route: str, status: int, seconds: float | None, code: str | None = None) -> None:
+    """An answer is over. `route` is the template of a path, `code` that of an error body; without `seconds` nothing
+    that takes time was done."""
     metrics.requests.labels(route, str(status)).inc()
-    metrics.request_seconds.labels(route).observe(seconds)
+    if seconds is not None:
+        metrics.request_seconds.labels(route).observe(seconds)
     reason = OTHER_LABEL if code is None else code
     if status >= 400:
         metrics.request_failures.labels(reason).inc()

@@ -51,7 +51,8 @@ class AllowedOrigins:
     def _check_safe_method(self, head: RequestHead, origins: tuple[str, ...]) -> None:
         is_cross_site = head.path.startswith(("/v1/", "/sdapi/")) and _fetch_site(head) == "cross-site"
         is_allowed = len(origins) == 1 and normalize_origin(origins[0]) in self.origins
-        if is_cross_site and not is_allowed and not _is_result_navigation(head):
+        is_shown = _is_result_navigation(head) or (bool(self.origins) and _is_result_image(head))
+        if is_cross_site and not is_allowed and not is_shown:
             raise _origin_problem("another site")
 
     def _is_allowed(self, origin: str, head: RequestHead) -> bool:
@@ -59,14 +60,18 @@ class AllowedOrigins:
         return name in self.origins or name == normalize_origin(f"{head.scheme}://{(head.get('host') or '').strip()}")
 
     def response_headers(self, head: RequestHead) -> dict[str, str]:
-        """The headers with which a browser lets an allowed page read the answer; none for others."""
+        """The headers with which a browser lets an allowed page read the answer, and show a result as an image; none
+        where there are no such pages."""
         if not self.origins:
             return {}
         origins = head.getlist("origin")
+        shared = {"Vary": "Origin"}
+        if RESULT_PATH.fullmatch(head.path):
+            shared |= {"Cross-Origin-Resource-Policy": "cross-origin"}
         if len(origins) != 1 or normalize_origin(origins[0]) not in self.origins:
-            return {"Vary": "Origin"}
+            return shared
         return {
-            "Vary": "Origin",
+            **shared,
             "Access-Control-Allow-Origin": origins[0],
             "Access-Control-Expose-Headers": EXPOSED_HEADERS,
         }
@@ -101,6 +106,11 @@ def _is_result_navigation(head: RequestHead) -> bool:
     """A link to a result, opened in a tab of its own: the page with the link sees nothing of it."""
     is_navigation = (head.get("sec-fetch-mode"), head.get("sec-fetch-dest")) == ("navigate", "document")
     return is_navigation and RESULT_PATH.fullmatch(head.path) is not None
+
+
+def _is_result_image(head: RequestHead) -> bool:
+    """A result in an `<img>`: browsers do not say of which page, but whoever knows its address may have it."""
+    return head.get("sec-fetch-dest") == "image" and RESULT_PATH.fullmatch(head.path) is not None
 
 
 def _origin_problem(who: str) -> Exception:

@@ -2,7 +2,9 @@
 answer, and on the number of connections."""
 
 import asyncio
+import secrets
 import struct
+import sys
 from asyncio.trsock import TransportSocket
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Any, ClassVar, cast
@@ -10,6 +12,9 @@ from typing import Any, ClassVar, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from enlarger.service.metrics import Metrics
+from enlarger.service.middleware.access_log import record_refusal
+from enlarger.service.middleware.security_headers import SECURITY_HEADERS
 from enlarger.service.problems import Problem
 
 WRITE_SECONDS = 60.0
@@ -24,6 +29,7 @@ class TimeoutProtocol(H11Protocol):
     header_seconds: ClassVar[float] = 10.0
     write_seconds: ClassVar[float] = WRITE_SECONDS
     max_connections: ClassVar[int] = 1024
+    metrics: ClassVar[Metrics]
     open_connections: ClassVar[dict["TimeoutProtocol", None]] = {}  # what is without a request for longest first
 
     _header_timer: asyncio.TimerHandle | None = None
@@ -108,15 +114,24 @@ class TimeoutProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, or has too large a head, in our form."""
-        self._send_problem(Problem(400, "invalid_request", "this is no valid HTTP/1.1, or its headers are too large"))
+        error = sys.exception()
+        if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
+            self._send_problem(
+                Problem(431, "headers_too_large", "the headers are too large; send fewer or shorter ones")
+            )
+        else:
+            self._send_problem(Problem(400, "invalid_request", "this is no valid HTTP/1.1; send it as RFC 9112 has it"))
 
     def _send_problem(self, problem: Problem) -> None:
+        request_id = secrets.token_hex(16)
         if self.is_responding:  # its task must not write any more
+            request_id = self.scope.get("state", {}).get("request_id", request_id)
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         body = problem.encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        headers += [(name.lower(), value) for name, value in problem.headers().items()]
+        extra = SECURITY_HEADERS | {"X-Request-Id": request_id} | problem.headers()
+        headers += [(name.lower(), value) for name, value in extra.items()]
         try:
             for event in (
                 h11.Response(status_code=problem.status, headers=headers),
@@ -127,15 +142,16 @@ class TimeoutProtocol(H11Protocol):
         except h11.LocalProtocolError:  # in the middle of an answer
             self.transport.abort()
         else:
+            record_refusal(self.metrics, request_id, problem)
             self.transport.close()
 
 
 def make_timeout_protocol(
-    header_seconds: float, write_seconds: float = WRITE_SECONDS, max_connections: int = TimeoutProtocol.max_connections
+    header_seconds: float, write_seconds: float, max_connections: int, metrics: Metrics
 ) -> type[TimeoutProtocol]:
     """The protocol with these deadlines, in seconds, and so many connections at a time."""
     bounds: dict[str, Any] = {"header_seconds": header_seconds, "write_seconds": write_seconds}
-    connections: dict[str, Any] = {"max_connections": max_connections, "open_connections": {}}
+    connections: dict[str, Any] = {"max_connections": max_connections, "open_connections": {}, "metrics": metrics}
     return type("TimeoutProtocol", (TimeoutProtocol,), bounds | connections)
 
 

@@ -119,6 +119,7 @@ async function send(card, signal) {
 		const { body, headers } = bodyOf(card.request, card.files);
 		const options = { method: 'POST', body, signal, headers: { ...headers, Prefer: 'respond-async', 'Idempotency-Key': card.once } };
 		const job = await (await persist(card, options, signal)).json();
+		if (signal.aborted) return;
 		put(card, { id: job.id, state: job.status, job, once: null });
 		await refresh(card).catch(() => {}); // what happened meanwhile
 	} catch (problem) {
@@ -263,9 +264,11 @@ async function showPreview(card) {
 
 /** Stop a job, or sending it. */
 export async function cancel(card) {
+	const { id, once, state } = card;
 	card.controller?.abort();
-	put(card, { state: 'canceled', message: '', preview: null, controller: null });
-	if (card.id) await ask(`v1/jobs/${card.id}/cancel`, { method: 'POST' }).catch(() => {});
+	put(card, { state: 'canceled', message: '', preview: null, controller: null, once: null });
+	const path = id ? `${id}/cancel` : once && state !== 'lined' && `cancel?idempotency_key=${once}`; // its job may be there by now
+	if (path) await ask(`v1/jobs/${path}`, { method: 'POST' }).catch(() => {});
 }
 
 /** Forget a card. */

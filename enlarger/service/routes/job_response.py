@@ -29,6 +29,11 @@ async def respond(request: Request, job: Job, request_headers: RequestHeaders, u
     """The answer of a job that was submitted."""
     service, base_url = get_service(request), responses.get_base_url(request)
     if request_headers.respond_async:
+        try:
+            await request_headers.check_client()
+        except ProblemError:
+            run_in_background(service.jobs.cancel(job.id, "disconnect"))
+            raise
         return accepted_response(service, job, base_url)
     finished = await wait_for_job(request, service.jobs, job)
     if url:

@@ -12,7 +12,8 @@ from enlarger.service.problems import problem_error
 from enlarger.service.routes import examples, openapi, responses
 from enlarger.service.routes.base64_stream import file_sizes, read_chunks
 from enlarger.service.routes.request_body import printable
-from enlarger.service.routes.response_models import Deleted, JobList, JobReply, QueueReply
+from enlarger.service.routes.request_headers import IDEMPOTENCY_KEY_PATTERN
+from enlarger.service.routes.response_models import CanceledRequest, Deleted, JobList, JobReply, QueueReply
 from enlarger.service.routes.sse import event_stream_response, job_events, owner_events
 
 router = APIRouter(tags=["jobs"])
@@ -31,7 +32,7 @@ ERROR_RESPONSES = openapi.error_responses(400, *openapi.READ_STATUSES, 404)
     "/v1/jobs",
     summary="List jobs",
     response_model=JobList,
-    responses=openapi.error_responses(400, *openapi.READ_STATUSES),
+    responses=openapi.error_responses(400, *openapi.READ_STATUSES, 404),
 )
 async def list_jobs(
     request: Request,
@@ -40,7 +41,8 @@ async def list_jobs(
     after: Annotated[str, Query(max_length=64, description="`id` of the last job of the page before")] = "",
 ) -> Response:
     """The jobs of this key, or of everybody where there are no keys, the newest first. Pages are bounded in bytes, too:
-    `has_more` says whether there are older jobs than those here."""
+    `has_more` says whether there are older jobs than those here. 404 where `after` has expired: ask after one before
+    it."""
     service, base_url = get_service(request), responses.get_base_url(request)
     page = await service.jobs.list(get_owner(request), status, limit, after or None)
     data = [_job_json(service, job, base_url) for job in page.jobs]
@@ -105,6 +107,26 @@ async def events(
     service, job = get_service(request), await _owned_job(request, id)
     start = int(last_event_id) if last_event_id else after
     return event_stream_response(job_events(service, job, start, responses.get_base_url(request)))
+
+
+@router.post(
+    "/v1/jobs/cancel",
+    summary="Cancel a request",
+    response_model=CanceledRequest,
+    responses=openapi.error_responses(400, *openapi.READ_STATUSES),
+)
+async def cancel_request(
+    request: Request,
+    idempotency_key: Annotated[
+        str, Query(pattern=IDEMPOTENCY_KEY_PATTERN, description="the Idempotency-Key that the request was sent with")
+    ],
+) -> Response:
+    """For a client that gives up before it has heard of its job: that is canceled, and where there is none yet the
+    request will get none."""
+    service = get_service(request)
+    job = await service.jobs.cancel_request(get_owner(request), idempotency_key)
+    found = None if job is None else _job_json(service, job, responses.get_base_url(request))
+    return JSONResponse({"object": "request", "canceled": True, "job": found})
 
 
 @router.post(

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from enlarger.service.problems import problem_error
 from enlarger.service.routes.request_body import RequestBody
 from enlarger.strict_json import short_repr
 
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+IDEMPOTENCY_KEY_PATTERN = "^[!-~]{1,255}$"
+_IDEMPOTENCY_KEY = re.compile(IDEMPOTENCY_KEY_PATTERN)
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,18 @@ class RequestHeaders:
     respond_async: bool = False  # Prefer: respond-async
     stream: bool = False
     reservation: Reservation | None = None  # the place in the queue that the middleware took for it
+    is_disconnected: Callable[[], Awaitable[bool]] | None = None  # whether the client has gone away
 
     @property
     def attached(self) -> bool:
         """Whether the job ends with its connection. One with a key can be asked for again, and so goes on."""
         return not self.respond_async and self.idempotency is None
+
+    async def check_client(self) -> None:
+        """Raise ProblemError 499 `client_closed` where the client has gone before it heard of its job, and cannot ask
+        for it again."""
+        if self.idempotency is None and self.is_disconnected is not None and await self.is_disconnected():
+            raise problem_error(499, "client_closed", "the client went away before its job was known to it")
 
 
 async def read_request_headers(
@@ -53,7 +61,8 @@ async def read_request_headers(
     idempotency = None
     if key is not None:
         idempotency = Idempotency(key, await asyncio.to_thread(request_fingerprint, request.url.path, body, session))
-    return RequestHeaders(get_owner(request), idempotency, respond_async and not stream, stream, reservation)
+    respond_async = respond_async and not stream
+    return RequestHeaders(get_owner(request), idempotency, respond_async, stream, reservation, request.is_disconnected)
 
 
 def request_fingerprint(path: str, body: RequestBody, session: Mapping[str, Any] | None = None) -> str:

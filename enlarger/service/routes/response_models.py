@@ -110,6 +110,14 @@ class JobList(BaseModel):
     has_more: bool
 
 
+class CanceledRequest(BaseModel):
+    """A request that was canceled by its Idempotency-Key."""
+
+    object: Literal["request"]
+    canceled: Literal[True]
+    job: JobReply | None = Field(description="null where it had none yet; should it still come, it is answered 499")
+
+
 class Deleted(BaseModel):
     """A job that is gone, with its files."""
 

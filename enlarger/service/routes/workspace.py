@@ -9,7 +9,7 @@ from pathlib import Path
 
 from enlarger.service.dependencies import Service
 from enlarger.service.jobs.job import Job, JobSpec, job_folder, new_job_id
-from enlarger.service.problems import problem_error
+from enlarger.service.problems import ProblemError, problem_error
 from enlarger.service.routes.parsed_request import ParsedRequest
 from enlarger.service.routes.request_headers import RequestHeaders
 from enlarger.service.uploads.masks import Fit
@@ -70,7 +70,13 @@ class Workspace:
         return await self.service.decoder.decode_alpha_mask(source, out, fit=fit, owner=self.owner)
 
     async def submit(self, spec: JobSpec, request_headers: RequestHeaders) -> Job:
-        """The job; with a key that was used before, that one's. From here on the folder is the queue's."""
+        """The job; with a key that was used before, that one's. From here on the folder is the queue's. Raises
+        ProblemError where the client has gone meanwhile, or the job is not taken."""
+        try:
+            await request_headers.check_client()
+        except ProblemError:
+            await asyncio.to_thread(_remove_files, self, True)
+            raise
         return await self.service.jobs.submit(
             spec,
             id=self.id,

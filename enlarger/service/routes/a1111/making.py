@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from enlarger.service.routes.base64_stream import (
 )
 from enlarger.service.routes.job_response import run_in_background, wait_for_job
 from enlarger.service.routes.parsed_request import build_job_spec
-from enlarger.service.routes.request_body import read_body
+from enlarger.service.routes.request_body import RequestBody, read_body
 from enlarger.service.routes.request_headers import RequestHeaders, read_request_headers
 from enlarger.service.routes.workspace import open_workspace, resize_notes
 from enlarger.service.uploads.masks import Fit
@@ -60,7 +61,7 @@ async def txt2img(request: Request) -> Response:
     bounds = service.settings.bounds
     async with read_body(request, allow_form=False, allow_json=True, dialect="a1111") as request_body:
         body = read_payload(TextToImage, request_body)
-        request_headers = await read_request_headers(request, request_body, session=session.options)
+        request_headers = await _read_headers(request, request_body, session.options)
         options = request_options(body, session.options)
         model = checkpoint_for(service, "generate", options)
         with in_their_names():
@@ -79,7 +80,7 @@ async def img2img(request: Request) -> Response:
         body = read_payload(ImageToImage, request_body)
         images, masks = (request_body.files.get(name, ()) for name in ("init_images", "mask"))
         _check_count(len(images), 1, "init_images")
-        request_headers = await read_request_headers(request, request_body, session=session.options)
+        request_headers = await _read_headers(request, request_body, session.options)
         options = request_options(body, session.options)
         model = checkpoint_for(service, "inpaint" if masks else "refine", options)
         with in_their_names():
@@ -131,7 +132,7 @@ async def _enlarge(request: Request, kind: type[Extras], field: str, most: int) 
             body = read_payload(kind, request_body)
             images = request_body.files.get(field, ())
             _check_count(len(images), most, field)
-            request_headers = await read_request_headers(request, request_body)
+            request_headers = await _read_headers(request, request_body)
             if request_headers.idempotency is not None and len(images) > 1:
                 found = f"found Idempotency-Key with {len(images)} pictures"
                 raise problem_error(400, "unsupported", f"{found}; send one picture, or no key", "Idempotency-Key")
@@ -146,6 +147,13 @@ async def _enlarge(request: Request, kind: type[Extras], field: str, most: int) 
             unanswered.remove(job.id)
             if job.attached:
                 run_in_background(service.jobs.cancel(job.id, "disconnect"))
+
+
+async def _read_headers(
+    request: Request, body: RequestBody, session: Mapping[str, Any] | None = None
+) -> RequestHeaders:
+    """The headers of a request, which is answered with its pictures, whatever it prefers."""
+    return replace(await read_request_headers(request, body, session=session), respond_async=False)
 
 
 async def _submit_extra(service: Service, body: Extras, image: Path, request_headers: RequestHeaders) -> Job:
