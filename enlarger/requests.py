@@ -14,7 +14,7 @@ from enlarger.errors import InputError
 from enlarger.field_types import check_types, is_list
 from enlarger.memory_size import parse_memory
 from enlarger.sampler_names import SOLVERS, SPACINGS, parse_sampler
-from enlarger.target_size import check_factor, fitting_size, parse_size
+from enlarger.target_size import check_factor, fitting_size, parse_size, scaled_side
 
 Profile = Literal["diffusers", "original"]
 
@@ -115,7 +115,7 @@ class UpscaleRequest:
             parse_size(self.size)
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the result for a picture of that size.
+        """Height and width of the result for a picture of that size; halves of a pixel are rounded up.
 
         Raises InputError for a size of another shape than the picture's, for a smaller one, and for one over 16 times
         as large.
@@ -128,7 +128,7 @@ class UpscaleRequest:
         elif self.size is not None:
             return fitting_size(parse_size(self.size), height, width)
         check_factor(factor, height, width)
-        return max(1, round(height * factor)), max(1, round(width * factor))
+        return scaled_side(height, factor), scaled_side(width, factor)
 
 
 @dataclass(frozen=True, kw_only=True)

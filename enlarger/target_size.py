@@ -1,9 +1,16 @@
 """Sizes that people ask for, and whether a picture can have them. Without torch."""
 
+import math
+
 from enlarger.errors import InputError
 
 MAX_FACTOR = 16
 MAX_SIDE = 65_536  # pixels
+
+
+def scaled_side(side: int, factor: float) -> int:
+    """A side in pixels times `factor`: to the nearest whole number, halves up, at least 1."""
+    return max(1, math.floor(side * factor + 0.5))
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -23,9 +30,10 @@ def fitting_size(size: tuple[int, int], height: int, width: int) -> tuple[int, i
     across, down = target_width / width, target_height / height
     check_factor(min(across, down), height, width)
     if abs(target_width - width * down) > 1 and abs(target_height - height * across) > 1:
+        fitting = f"{target_width}x{scaled_side(height, across)} or {scaled_side(width, down)}x{target_height}"
         raise InputError(
-            f"size is {target_width}x{target_height}, but the picture of {width}x{height} has another shape; give "
-            f"{target_width}x{round(height * across)} or {round(width * down)}x{target_height}, or crop it first"
+            f"size is {target_width}x{target_height}, but the picture of {width}x{height} has another shape; "
+            f"give {fitting}, or crop it first"
         )
     return target_height, target_width
 

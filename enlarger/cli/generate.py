@@ -30,6 +30,7 @@ from enlarger.cli.options import (
 from enlarger.cli.terminal import print_lines
 from enlarger.errors import InputError
 from enlarger.requests import RANDOM_SEED, GenerateRequest, seeds_for
+from enlarger.target_size import scaled_side
 
 if TYPE_CHECKING:  # torch comes with these
     from enlarger.cli.files import Job
@@ -227,7 +228,7 @@ def _check_size(job: "Job", request: GenerateRequest) -> "Job":
 
     if job.error is not None or request.width is None or request.height is None:
         return job
-    size = (round(request.width * request.upscale), round(request.height * request.upscale))
+    size = (scaled_side(request.width, request.upscale), scaled_side(request.height, request.upscale))
     try:
         check_output(job.outputs[0], "RGB", size, overwrite=True)
     except InputError as error:

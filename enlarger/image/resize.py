@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from enlarger.errors import InputError
+from enlarger.target_size import scaled_side
 
 Pointwise = Callable[[Tensor], Tensor]
 BLOCK = 128  # rows of a matrix that are applied at once; a block touches only the band it needs
@@ -95,5 +96,5 @@ def _matrix_blocks(n_in: int, n_out: int, kernel: str) -> Iterator[tuple[int, in
 def covering_size(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
     """What a picture (h, w) is resized to, its shape kept, so that `wanted` can be cut from it with nothing missing."""
     scale = max(wanted[0] / size[0], wanted[1] / size[1])
-    height, width = (max(round(side * scale), least) for side, least in zip(size, wanted, strict=True))
+    height, width = (max(scaled_side(side, scale), least) for side, least in zip(size, wanted, strict=True))
     return height, width

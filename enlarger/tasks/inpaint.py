@@ -17,6 +17,7 @@ from enlarger.image.resize import resize
 from enlarger.requests import InpaintRequest, as_request, make_request, with_defaults
 from enlarger.runtime.engines.named import EngineName
 from enlarger.runtime.runtime import Offload
+from enlarger.target_size import scaled_side
 from enlarger.tasks.image_to_image import truncate_by_strength
 from enlarger.tasks.inputs import ImageSource, split_images, split_request
 from enlarger.tasks.latent_diffusion.conditioning import GuidedConditioning, prompt_spec_from_options
@@ -327,7 +328,7 @@ class Inpainter:
         """The size (h, w) of the same shape with as many pixels as the model was trained on."""
         side = self.model.sample_size * self.model.latent_diffusion.vae.downsample_factor
         scale = side / (crop_size[0] * crop_size[1]) ** 0.5
-        return max(round(crop_size[0] * scale), 1), max(round(crop_size[1] * scale), 1)
+        return scaled_side(crop_size[0], scale), scaled_side(crop_size[1], scale)
 
     def _notes(self, request: InpaintRequest, canvas: InpaintCanvas) -> list[str]:
         coverage, notes = canvas.mask.coverage, list[str]()

@@ -24,6 +24,7 @@ from enlarger.requests import (
 )
 from enlarger.runtime.engines.named import EngineName
 from enlarger.runtime.runtime import Offload
+from enlarger.target_size import scaled_side
 from enlarger.tasks.batching import is_batch_invariant, prompt_key
 from enlarger.tasks.image_to_image import Refiner, truncate_by_strength
 from enlarger.tasks.inputs import Latents, check_space, prompt_pairs
@@ -156,7 +157,7 @@ class Generator:
         """
         options, model, room = self._options(request), self.model, self._room(request)
         size, count = self._size(options), len(prompt_pairs(request)[0])
-        large = (round(size[0] * request.upscale), round(size[1] * request.upscale))
+        large = (scaled_side(size[0], request.upscale), scaled_side(size[1], request.upscale))
         rows, latents = 1 if options["guidance"] == 1 else 2, model.latent_size(padded_size(size, model.size_multiple))
         stages = StageList(room, size, large, count, timer)
         calls = self.explain(replace(request, upscale=1, tile=None, upscale_steps=None, upscale_strength=None))
@@ -308,7 +309,7 @@ class Generator:
             watch(replace(progress, stage=f"enlarge: {progress.stage}"))
 
         upscaled = upscaler(self._upscale_request(request, upscaler_input, seed), report)
-        height, width = (round(side * request.upscale) for side in size)
+        height, width = (scaled_side(side, request.upscale) for side in size)
         image = upscaled.image.crop((0, 0, width, height))
         if not request.tile:
             return image, upscaled.notes

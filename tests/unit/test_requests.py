@@ -17,6 +17,8 @@ from enlarger.requests import (
     seeds_for,
     with_defaults,
 )
+from enlarger.service.jobs.job import OutputOptions
+from enlarger.service.routes.parsed_request import ParsedRequest, result_size
 
 
 @pytest.mark.parametrize(
@@ -138,10 +140,19 @@ def test_requests_from_options_by_name() -> None:
         ({"long_edge": 4096}, (4096, 3), (4096, 3)),
         ({"megapixels": 24}, (2000, 3000), (4000, 6000)),
         ({"long_edge": 160}, (1, 10), (16, 160)),
+        ({"by": 1.5}, (3, 5), (5, 8)),  # halves are rounded up
+        ({"by": 2.5}, (1, 3), (3, 8)),
+        ({"by": 1.1}, (5, 15), (6, 17)),
+        ({"long_edge": 15}, (3, 10), (5, 15)),
     ],
 )
 def test_target_sizes(options: dict[str, Any], size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert UpscaleRequest(None, **options).target_size(*size) == expected
+
+
+def test_the_service_rounds_sizes_as_the_library_does() -> None:
+    assert result_size(ParsedRequest("upscale", {"by": 1.5}, OutputOptions()), (5, 3)) == (8, 5)
+    assert result_size(ParsedRequest("generate", {"upscale": 1.5}, OutputOptions()), (5, 3)) == (8, 5)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from enlarger.service.routes.request_models import (
 )
 from enlarger.service.settings import Bounds
 from enlarger.strict_json import short_repr
+from enlarger.target_size import scaled_side
 
 ResizeMode = Literal["stretch", "crop", "pad"]
 Size = tuple[int, int]  # width, height
@@ -173,7 +174,7 @@ def result_size(parsed: ParsedRequest, start_size: Size | None) -> Size | None:
         height, width = _upscale_target(sizes, start_size)
         return width, height
     scale = float(parsed.options.get("upscale", 1)) if parsed.task == "generate" else 1.0
-    return round(start_size[0] * scale), round(start_size[1] * scale)
+    return scaled_side(start_size[0], scale), scaled_side(start_size[1], scale)
 
 
 def _upscale_target(sizes: Mapping[str, Any], start_size: Size) -> Size:

@@ -9,6 +9,7 @@ from PIL import Image
 from enlarger.image.colour import to_srgb
 from enlarger.image.mask_cleaning import clean_mask
 from enlarger.service.problems import problem_error
+from enlarger.target_size import scaled_side
 
 MaskMode = Literal["auto", "alpha", "luminance", "inverted"]
 MASK_MODES: tuple[str, ...] = get_args(MaskMode)
@@ -41,7 +42,7 @@ def apply_fit(image: Image.Image, fit: Fit) -> Image.Image:
         box = (max(left, 0), max(top, 0), min(width - left, width), min(height - top, height))
         return image.resize(size, LANCZOS, box=box)
     scale = min(fit.width / width, fit.height / height)
-    scaled_size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    scaled_size = (scaled_side(width, scale), scaled_side(height, scale))
     return _pad_edges(image if scaled_size == image.size else image.resize(scaled_size, LANCZOS), size)
 
 

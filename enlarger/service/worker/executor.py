@@ -28,6 +28,7 @@ from enlarger.service.worker.previews import PreviewSpec, PreviewWriter, Size, p
 from enlarger.service.worker.progress_reporter import ProgressReporter, RunningJob
 from enlarger.service.worker.results import remove_images, resize_to, save_image, write_result_file
 from enlarger.service.workers import messages
+from enlarger.target_size import scaled_side
 from enlarger.tasks.batching import group_into_batches, run_in_batches
 
 OUT_OF_MEMORY_MESSAGES = (
@@ -341,7 +342,7 @@ def _preview_sizes(model_requests: ModelRequests) -> tuple[Size | None, Size | N
             height, width = request.target_size(image.height, image.width)
             return (width, height), image.size
         network_size = image.size
-    return (round(network_size[0] * scale), round(network_size[1] * scale)), network_size
+    return (scaled_side(network_size[0], scale), scaled_side(network_size[1], scale)), network_size
 
 
 def memory_usage(device: torch.device) -> dict[str, int]:

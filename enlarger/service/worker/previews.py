@@ -10,6 +10,7 @@ from torch import Tensor
 
 from enlarger.image.atomic_write import atomic_write
 from enlarger.service.worker.model_cache import CachedModel
+from enlarger.target_size import scaled_side
 from enlarger.tasks.auxiliary.preview import LATENT_RGB_FACTORS, linear_preview
 from enlarger.tasks.results.result import Progress
 
@@ -130,7 +131,7 @@ class PreviewWriter:
 
     def _live_size(self, size: Size) -> Size:
         scale = min(1.0, MAX_LIVE_SIDE / max(size))
-        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+        return scaled_side(size[0], scale), scaled_side(size[1], scale)
 
     def _write(self, image: Image.Image, index: int | None) -> None:
         """One file for each wanted preview, and the one after them for watchers, whole at any time."""
