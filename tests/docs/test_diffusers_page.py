@@ -11,12 +11,11 @@ from enlarger.diffusers.loaders.loading import REFUSED
 from enlarger.diffusers.models.modules import MODELS
 from enlarger.diffusers.pipelines.auto_pipeline import PIPELINE_CLASSES
 from enlarger.diffusers.schedulers import SCHEDULER_CLASSES
-from enlarger.diffusers.unsupported import INSTEAD
+from enlarger.diffusers.unsupported import INSTEAD, METHODS
 from enlarger.errors import Unsupported
 
 PAGE = Path(__file__).parents[2] / "docs" / "diffusers.md"
 BEGIN, LEFT_OUT, END = "<!-- generated from the classes -->", "<!-- generated from what is refused -->", "<!-- end -->"
-ROOT = (object, dict)
 
 
 def methods(kind: type[Any]) -> list[str]:
@@ -41,8 +40,10 @@ def rows() -> str:
 
 
 def left_out() -> str:
-    """A row for each thing that raises one sentence."""
-    refused = {**INSTEAD, **{f"`{name}`": said for name, said in REFUSED.items()}}
+    """A row for each thing that raises one sentence, with the methods that raise it."""
+    named = {what: f"{what}: {', '.join(f'`{name}`' for name in names)}" for what, names in METHODS.items()}
+    refused = {named.get(what, what): said for what, said in INSTEAD.items()}
+    refused |= {f"`{name}`": said for name, said in REFUSED.items()}
     return "\n".join(["| what | instead |", "|---|---|", *(f"| {what} | {said} |" for what, said in refused.items())])
 
 

@@ -67,7 +67,7 @@ def read_lora(path: str | Path, networks: Mapping[str, nn.Module], allow_pickle:
     path = Path(path)
     weights = open_checkpoint(path, allow_pickle=allow_pickle)
     tensors = {name: weights.get_tensor(name) for name in weights.keys()}
-    return parse_lora(tensors, networks, _read_adapter_config(path, weights.metadata), str(path))
+    return parse_lora(tensors, networks, read_adapter_config(path, weights.metadata), str(path))
 
 
 class UnfitLora(CheckpointError):
@@ -281,7 +281,7 @@ def _adapter_alphas(source: str, adapter_config: Mapping[str, Any], component: s
     return alphas
 
 
-def _read_adapter_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+def read_adapter_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """PEFT's config in a file's header, where diffusers wrote it."""
     try:
         adapter_config = parse_json(metadata.get(ADAPTER_METADATA_KEY, "{}"))

@@ -20,6 +20,7 @@ class ScaledCalls:
         if unknown := sorted(set(kwargs or {}) - {"scale"}):
             log.warning("cross_attention_kwargs %s are not expected and will be ignored", unknown)
         scale = (kwargs or {}).get("scale")
+        self._lora_scale = 1.0 if scale is None else float(scale)
         scaled: dict[str, nn.Module] = {} if scale is None else self._with_lora_scale(float(scale))
         own = {name: getattr(self, name) for name in scaled}
         try:

@@ -27,6 +27,7 @@ class RunState:
     _num_timesteps: int
     _clip_skip: int | None = None
     _cross_attention_kwargs: Mapping[str, Any] | None = None
+    _lora_scale: float = 1.0
     _image_processor: Any = None
     _mask_processor: Any = None
 
@@ -59,6 +60,11 @@ class RunState:
     def cross_attention_kwargs(self) -> Mapping[str, Any] | None:
         """Those of the last call."""
         return self._cross_attention_kwargs
+
+    @property
+    def lora_scale(self) -> float:
+        """What the last call multiplied the adapters by."""
+        return self._lora_scale
 
     @property
     def num_timesteps(self) -> int:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from enlarger.checkpoint.adapters.lora import Lora, parse_lora, read_lora
+from enlarger.checkpoint.adapters.lora import ADAPTER_METADATA_KEY, Lora, parse_lora, read_adapter_config, read_lora
+from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.checkpoint.tensors.save_safetensors import save_safetensors
-from enlarger.diffusers.call.arguments import ArgumentError
+from enlarger.diffusers.call.arguments import ArgumentError, MissingFile
 from enlarger.diffusers.loaders.loading import NO_EFFECT, say_no_effect
-from enlarger.errors import CheckpointError, Unsupported
+from enlarger.errors import Unsupported
 
 log = logging.getLogger(__name__)
 LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
@@ -30,6 +31,19 @@ def load_lora(source: WeightsSource, options: Mapping[str, object], networks: Ma
     )
 
 
+def read_tensors(
+    source: WeightsSource, options: Mapping[str, object]
+) -> tuple[Mapping[str, Tensor], Mapping[str, object] | None]:
+    """The tensors of a LoRA by the names of its source, and what PEFT stated of them, None where nothing is."""
+    resolved, allow_pickle = resolve_source(source, options)
+    if isinstance(resolved, Mapping):
+        return resolved, None
+    file = _find_weight_file(resolved) if resolved.is_dir() else resolved
+    weights = open_checkpoint(file, allow_pickle=allow_pickle)
+    stated = read_adapter_config(file, weights.metadata)
+    return {name: weights.get_tensor(name) for name in weights.keys()}, stated if stated else None
+
+
 def save_lora(
     folder: Path, name: str | None, layers: Mapping[str, Layers], metadata: Mapping[str, Metadata], safe: bool
 ) -> None:
@@ -42,7 +56,7 @@ def save_lora(
     tensors = {f"{part}.{key}": value for part, each in given.items() for key, value in _tensors(each).items()}
     stated = {f"{part}.{key}": value for part, each in metadata.items() for key, value in (each or {}).items()}
     folder.mkdir(parents=True, exist_ok=True)
-    note = {"lora_adapter_metadata": json.dumps(stated, sort_keys=True, default=list)} if stated else None
+    note = {ADAPTER_METADATA_KEY: json.dumps(stated, sort_keys=True, default=list)} if stated else None
     save_safetensors(folder / (LORA_WEIGHT_NAME if name is None else name), tensors, metadata=note)
 
 
@@ -68,7 +82,7 @@ def resolve_source(source: WeightsSource, options: Mapping[str, object]) -> tupl
         return source, False
     path = Path(source, *(str(options[key]) for key in ("subfolder", "weight_name") if options.get(key) is not None))
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file, and nothing is downloaded here; fetch it first and give its path")
+        raise MissingFile(f"{path}: no such file, and nothing is downloaded here; fetch it first and give its path")
     return path, options.get("use_safetensors") is False
 
 
@@ -78,6 +92,4 @@ def _find_weight_file(folder: Path) -> Path:
     if default_file in candidates or len(candidates) == 1:
         return default_file if default_file in candidates else candidates[0]
     names = ", ".join(file.name for file in candidates) or "no safetensors file"
-    raise CheckpointError(
-        f"{folder}: found {names}, expected {LORA_WEIGHT_NAME} or a single file; choose with weight_name"
-    )
+    raise MissingFile(f"{folder}: found {names}, expected {LORA_WEIGHT_NAME} or a single file; choose with weight_name")

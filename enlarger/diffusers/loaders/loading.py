@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from enlarger.diffusers.call.arguments import ArgumentError
+from enlarger.diffusers.unsupported import INSTEAD
 from enlarger.errors import Unsupported
 from enlarger.runtime.choices import DTYPES
 
@@ -35,6 +36,11 @@ REFUSED = {
     "image_size": "give height and width to the call",
     "num_in_channels": "how many channels a network takes is read from its weights",
     "upcast_attention": "give torch_dtype=torch.float32",
+    "enable_pag": "perturbed-attention guidance is not here; use guidance_scale and guidance_rescale",
+    "pag_applied_layers": "perturbed-attention guidance is not here; use guidance_scale and guidance_rescale",
+    "controlnet": INSTEAD["ControlNet"],
+    "adapter": INSTEAD["T2I-Adapter"],
+    "motion_adapter": INSTEAD["other pipelines"],
     "dduf_file": "files of DDUF are not read; use the model's folder",
 }
 OBEYED = ("device_map", "disable_mmap")

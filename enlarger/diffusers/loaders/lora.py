@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,14 +18,8 @@ from enlarger.checkpoint.adapters.textual_inversion import (
 )
 from enlarger.checkpoint.adapters.weight_deltas import WeightDelta
 from enlarger.diffusers.call.arguments import ArgumentError
-from enlarger.diffusers.loaders.adapter_files import (
-    Layers,
-    Metadata,
-    WeightsSource,
-    load_lora,
-    resolve_source,
-    save_lora,
-)
+from enlarger.diffusers.loaders.adapter_files import WeightsSource, load_lora, resolve_source
+from enlarger.diffusers.loaders.lora_files import LoraFiles
 from enlarger.diffusers.loaders.lora_weights import (
     PartWeight,
     Weight,
@@ -98,7 +91,7 @@ class Adapters:
         return [one for name, weight in active for one in weighted_deltas(self.loras[name].components[part], weight)]
 
 
-class LoraMethods:
+class LoraMethods(LoraFiles):
     """The methods for adapters and inversions, for the pipelines to inherit.
 
     Every change makes new networks around the pipeline's own weights, so that taking all back is exact. Weights that
@@ -146,22 +139,6 @@ class LoraMethods:
                 inversions=(*state.inversions, *brought),
             )
         )  # fmt: skip
-
-    def enable_lora_hotswap(self, **kwargs: object) -> None:
-        """Changes nothing: any adapter can be swapped, a compiled network is compiled anew."""
-
-    @classmethod
-    def save_lora_weights(
-        cls, save_directory: str | Path, unet_lora_layers: Layers = None, text_encoder_lora_layers: Layers = None,
-        is_main_process: bool = True, weight_name: str | None = None, save_function: object = None,
-        safe_serialization: bool = True, unet_lora_adapter_metadata: Metadata = None,
-        text_encoder_lora_adapter_metadata: Metadata = None,
-    ) -> None:  # fmt: skip
-        """Write the layers of a LoRA, tensors by name or modules, as a file that `load_lora_weights` reads."""
-        layers = {"unet": unet_lora_layers, "text_encoder": text_encoder_lora_layers}
-        metadata = {"unet": unet_lora_adapter_metadata, "text_encoder": text_encoder_lora_adapter_metadata}
-        if is_main_process:
-            save_lora(Path(save_directory), weight_name, layers, metadata, safe_serialization and save_function is None)
 
     def unload_lora_weights(self) -> None:
         """Take all adapters away: the weights are exactly those from before. Fused adapters stay fused."""
@@ -220,13 +197,15 @@ class LoraMethods:
 
     def fuse_lora(
         self, components: Sequence[str] = LORA_COMPONENTS, lora_scale: float = 1.0, safe_fusing: bool = False,
-        adapter_names: Sequence[str] | None = None,
+        adapter_names: Sequence[str] | None = None, **kwargs: object,
     ) -> None:  # fmt: skip
         """Make adapters part of the weights, scaled by `lora_scale`: the active ones, unless named.
 
-        `safe_fusing` raises where a weight would not be finite.
+        `safe_fusing` raises where a weight would not be finite. `kwargs` are `fuse_unet` and its kin, which change
+        nothing, as in diffusers.
         """
         state = self._current_adapters()
+        _warn_of_older(kwargs, "fuse_")
         _check_components(components)
         chosen = {
             name: state.loras[name] for name in _adapters_to_fuse(state, adapter_names, self.get_active_adapters())
@@ -244,9 +223,10 @@ class LoraMethods:
             _check_finite(merged.apply())
         self._apply_adapters(merged)
 
-    def unfuse_lora(self, components: Sequence[str] = LORA_COMPONENTS) -> None:
+    def unfuse_lora(self, components: Sequence[str] = LORA_COMPONENTS, **kwargs: object) -> None:
         """Undo `fuse_lora`, its `lora_scale` too: the adapters are active as they were before."""
         state = self._current_adapters()
+        _warn_of_older(kwargs, "unfuse_")
         _check_components(components)
         remaining = {
             n: {part: s for part, s in each.items() if part not in components} for n, each in state.fused.items()
@@ -363,6 +343,14 @@ def _follow_device_and_dtype(base: Any, applied: Any) -> Any:
             if weight is not applied_weights[name]:
                 weight.data = weight.data.to(applied_weights[name].device, applied_weights[name].dtype)
     return base
+
+
+def _warn_of_older(given: Mapping[str, object], start: str) -> None:
+    known = [start + name for name in ("unet", "text_encoder", "text_encoder_2", "transformer")]
+    if strange := [name for name in given if name not in known]:
+        raise TypeError(f"{start}lora has no {', '.join(strange)}; it has components")
+    if given:
+        log.warning("%s changes nothing; give components, a list of names", ", ".join(given))
 
 
 def _as_list(names: Names) -> list[str]:

@@ -13,7 +13,8 @@ from torch import nn
 
 from enlarger.checkpoint.components import MODEL_INDEX_NAME, PipelineComponents
 from enlarger.checkpoint.folder.save import save_folder
-from enlarger.diffusers.models.modules import STATED, ModelView
+from enlarger.diffusers.models.model_methods import STATED
+from enlarger.diffusers.models.modules import ModelView
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.strict_json import Json, read_json
 from enlarger.text.tokenize import Tokenizer

@@ -1,5 +1,8 @@
 """What the autoencoders share: the distribution of latents, slicing and tiling."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,3 +58,11 @@ class SlicedMethods:
     def disable_tiling(self) -> None:
         """Undo `enable_tiling`."""
         self.use_tiling = False
+
+    def _in_tiles(self, call: Callable[..., Any], x: Tensor, return_dict: bool) -> Any:
+        before = self.use_tiling
+        try:
+            self.use_tiling = True
+            return call(x, return_dict)
+        finally:
+            self.use_tiling = before

@@ -5,7 +5,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,29 +17,31 @@ from enlarger.checkpoint.load_module import to_current_key
 from enlarger.diffusers.call.arguments import ArgumentError, MissingFile
 from enlarger.diffusers.loaders.loading import parse_dtype
 from enlarger.diffusers.models.autoencoder_methods import Latents, SlicedMethods
+from enlarger.diffusers.models.model_methods import STATED, ModelMethods
 from enlarger.diffusers.pipelines.pipeline_output import ModelOutput, TextOutput
 from enlarger.diffusers.schedulers.config import SchedulerConfig
 from enlarger.diffusers.unsupported import refuse
 from enlarger.errors import Unsupported
-from enlarger.nn import freeu, fused_attention
+from enlarger.nn import freeu
 from enlarger.nn.autoencoder import AutoencoderKL as NativeAutoencoder
 from enlarger.nn.autoencoder import join_posteriors
 from enlarger.nn.clip_text import ClipText
 from enlarger.nn.k_unet import KUNet
+from enlarger.nn.taesd import LATENT_BOUND
 from enlarger.nn.taesd import AutoencoderTiny as NativeTiny
 from enlarger.nn.unet import UNet
 from enlarger.tasks.latent_diffusion.conditioning import vector_of
 from enlarger.tasks.latent_diffusion.tiled_autoencoder import decode_image, encode_image
 
 log = logging.getLogger(__name__)
-STATED, TYPE = "_stated_config", "_native_type"  # kept in the state that a view shares
+TYPE = "_native_type"  # kept in the state that a view shares
 LOADING = (
     "cache_dir", "token", "force_download", "local_files_only", "low_cpu_mem_usage", "use_safetensors", "revision",
     "proxies", "device_map", "max_memory", "offload_folder",
 )  # fmt: skip
 
 
-class ModelView(nn.Module):
+class ModelView(ModelMethods, nn.Module):
     """A view of one of our networks under other method names. Both are one: they share all state.
 
     `native` is the network as our own code takes it.
@@ -105,6 +107,10 @@ class ModelView(nn.Module):
         """The part of a local file in the layout of the original code."""
         from enlarger.checkpoint.single_file.load import read_single_file
 
+        if not Path(pretrained_model_link_or_path).is_file():
+            raise MissingFile(
+                f"{pretrained_model_link_or_path}: no such file, and nothing is downloaded here; give a local file"
+            )
         names = {"torch_dtype": "dtype", "prediction_type": "prediction"}
         options = {names.get(name, name): value for name, value in options.items() if name not in LOADING}
         bundle = read_single_file(pretrained_model_link_or_path, mmap=not disable_mmap, **options)
@@ -137,7 +143,7 @@ class ModelView(nn.Module):
     ) -> None:  # fmt: skip
         """Write a folder that diffusers and transformers read."""
         if push_to_hub:
-            raise Unsupported("push_to_hub is not available; save to a folder and use huggingface_hub's upload_folder")
+            refuse("push_to_hub", "push_to_hub")
         if not safe_serialization:
             log.warning(
                 "weights are written as safetensors, which diffusers reads too; safe_serialization has no effect"
@@ -166,50 +172,12 @@ class ModelView(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
-
-    def enable_xformers_memory_efficient_attention(self, attention_op: object = None) -> None:
-        """Changes nothing: torch's memory-efficient attention is always on."""
-
-    def disable_xformers_memory_efficient_attention(self) -> None:
-        """xformers is never used."""
-
-    def enable_layerwise_casting(self, *args: object, **kwargs: object) -> NoReturn:
-        """Not here."""
-        refuse("enable_layerwise_casting", "layerwise casting")
-
-    def set_attention_slice(self, slice_size: object = "auto") -> None:
-        """Changes nothing: attention is computed memory-efficiently in any case."""
-
-    def set_attn_processor(self, processor: object) -> None:
-        """Attention is torch's own; processors that compute the same are taken and change nothing."""
-        processors: list[Any] = [*processor.values()] if isinstance(processor, dict) else [processor]  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType, reportUnknownVariableType] - anything
-        names = {type(one).__name__ for one in processors}
-        if strange := {name for name in names if not name.startswith(("AttnProcessor", "XFormers", "Sliced", "Fused"))}:
-            raise Unsupported(f"attention cannot be replaced by {', '.join(strange)}; subclass the network instead")
-
-    def set_default_attn_processor(self) -> None:
-        """It is always the default."""
-
-    @property
-    def attn_processors(self) -> dict[str, Any]:
-        """The attention layers by name."""
-        layers: list[tuple[str, nn.Module]] = list(self.named_modules())  # pyright: ignore[reportUnknownArgumentType] - torch
-        return {f"{name}.processor": part for name, part in layers if hasattr(part, "to_q")}
-
-    def fuse_qkv_projections(self) -> None:
-        """One product for query, key and value of each self-attention, and one for key and value of the others."""
-        fused_attention.fuse(self.native)
-
-    def unfuse_qkv_projections(self) -> None:
-        """Undo `fuse_qkv_projections`."""
-        fused_attention.unfuse(self.native)
-
 
 class UNet2DConditionModel(ModelView):
     """The network that denoises, of any Stable Diffusion, or of the x2 upscaler."""
 
+    unet_name: ClassVar[str] = "unet"
+    text_encoder_name: ClassVar[str] = "text_encoder"
     CLASS_NAME: ClassVar[str] = "UNet2DConditionModel"
     NATIVE: ClassVar[tuple[type[nn.Module], ...]] = (UNet, KUNet)
 
@@ -253,12 +221,6 @@ class UNet2DConditionModel(ModelView):
         """Undo `enable_freeu`."""
         freeu.disable(self.native)
 
-    def compile_repeated_blocks(self, *args: object, **kwargs: object) -> None:
-        """Compile the transformer blocks, which are alike, one by one."""
-        for part in self.modules():
-            if type(part).__name__ in ("TransformerBlock", "KAttentionBlock"):
-                part.compile(*args, **kwargs)
-
 
 class AutoencoderKL(SlicedMethods, ModelView):
     """The autoencoder; latents are not scaled here, as in diffusers."""
@@ -282,6 +244,14 @@ class AutoencoderKL(SlicedMethods, ModelView):
         sample = torch.cat(made).to(z.device)
         return ModelOutput(sample=sample) if return_dict else (sample,)
 
+    def tiled_encode(self, x: Tensor, return_dict: bool = True) -> Any:
+        """`encode` in tiles, which changes nothing but the memory."""
+        return self._in_tiles(self.encode, x, return_dict)
+
+    def tiled_decode(self, z: Tensor, return_dict: bool = True) -> Any:
+        """`decode` in tiles, which changes nothing but the memory."""
+        return self._in_tiles(self.decode, z, return_dict)
+
     def forward(
         self, sample: Tensor, sample_posterior: bool = False, return_dict: bool = True,
         generator: torch.Generator | None = None,
@@ -300,6 +270,14 @@ class AutoencoderTiny(SlicedMethods, ModelView):
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         latents = self.native.encode(x)
         return ModelOutput(latents=latents) if return_dict else (latents,)
+
+    def scale_latents(self, x: Tensor) -> Tensor:
+        """Latents to 0..1, to be shown or kept in 8 bits."""
+        return (x / (2 * LATENT_BOUND) + 0.5).clamp(0, 1)
+
+    def unscale_latents(self, x: Tensor) -> Tensor:
+        """Undo `scale_latents`."""
+        return (x - 0.5) * (2 * LATENT_BOUND)
 
     def decode(self, x: Tensor, generator: torch.Generator | None = None, return_dict: bool = True) -> Any:
         sample = self.native.decode(x)

@@ -74,6 +74,13 @@ class MemoryMethods:
     def disable_attention_slicing(self) -> None:
         """Attention is never sliced."""
 
+    def set_attention_slice(self, slice_size: str | int | None = "auto") -> None:
+        """Changes nothing, as `enable_attention_slicing`."""
+        _warn_no_effect("attention slicing")
+
+    def set_use_memory_efficient_attention_xformers(self, valid: bool, attention_op: object = None) -> None:
+        """Changes nothing, as `enable_xformers_memory_efficient_attention`."""
+
     def enable_xformers_memory_efficient_attention(self, attention_op: object = None) -> None:
         """Changes nothing, and warns so: torch's memory-efficient attention is always on, xformers is not needed."""
         reject_unsupported({"attention_op": attention_op}, {"attention_op": "attention is torch's; leave it out"})

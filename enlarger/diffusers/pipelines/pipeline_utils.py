@@ -32,10 +32,10 @@ from enlarger.diffusers.models.components import (
 )
 from enlarger.diffusers.models.foreign import OtherAutoencoder, is_other_autoencoder
 from enlarger.diffusers.models.modules import model_view
+from enlarger.diffusers.pipelines.described import DescribedParts
 from enlarger.diffusers.pipelines.memory import MemoryMethods
 from enlarger.diffusers.schedulers import Scheduler, scheduler_from_config
-from enlarger.diffusers.schedulers.config import SchedulerConfig
-from enlarger.diffusers.unsupported import LeftOutMethods
+from enlarger.diffusers.unsupported import leaves_out, refuse
 from enlarger.diffusion.listing import Array
 from enlarger.errors import CheckpointError, Unsupported
 from enlarger.nn.autoencoder import AutoencoderKL
@@ -48,7 +48,8 @@ from enlarger.text.tokenize import Tokenizer
 log = logging.getLogger(__name__)
 
 
-class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, LeftOutMethods):
+@leaves_out("IP-Adapter", "push_to_hub", "downloads", "caches of layers", "insides of configs")
+class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, DescribedParts):
     """The base of the pipelines; reading with it gives the class that the folder names.
 
     A base class, unlike elsewhere in this package: the classes must offer the same thirty methods under diffusers'
@@ -56,9 +57,7 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, LeftO
     changed by its methods, as people expect of it; a call changes nothing.
     """
 
-    COMPONENT_TYPES: ClassVar[Mapping[str, type[object]]] = {}
     OPTIONAL_COMPONENTS: ClassVar[frozenset[str]] = frozenset()  # parts that may be None
-    CONFIG_KEYS: ClassVar[tuple[str, ...]] = ()  # arguments that are not parts; model_index.json keeps them
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ()  # what callbacks may see, as diffusers lists it
     model_cpu_offload_seq: ClassVar[str] = "text_encoder->text_encoder_2->unet->vae"
     DISTILLABLE: ClassVar[bool] = False  # whether `time_cond_proj_dim` is a guidance scale's
@@ -89,6 +88,7 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, LeftO
         cls._optional_components = sorted(cls.OPTIONAL_COMPONENTS | never)
 
     _optional_components: ClassVar[list[str]] = []
+    _adds_watermark = False  # of SDXL's
 
     def __setattr__(self, name: str, value: object) -> None:
         """Parts can be swapped, if they are of the right kind; any other attribute can be set."""
@@ -197,7 +197,9 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, LeftO
         loading = read_options(asked, options)
         path = Path(pretrained_model_link_or_path)
         if not path.is_file():
-            raise MissingFile(f"{path}: no such file, and nothing is downloaded here; give a local file")
+            raise MissingFile(
+                f"{pretrained_model_link_or_path}: no such file, and nothing is downloaded here; give a local file"
+            )
         bundle = read_single_file(
             path,
             dtype=torch.float32 if asked is None else loading.dtype,
@@ -268,7 +270,7 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, LeftO
         """Write a folder that diffusers and `from_pretrained` read; in an existing one only files of the same names are
         written over. Weights are written as safetensors."""
         if push_to_hub:
-            raise Unsupported("push_to_hub is not available; save to a folder and use huggingface_hub's upload_folder")
+            refuse("push_to_hub", "push_to_hub")
         if not safe_serialization:
             log.warning(
                 "weights are written as safetensors, which diffusers reads too; safe_serialization has no effect"
@@ -280,6 +282,8 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, LeftO
     def from_pipe(cls, pipeline: "DiffusionPipeline", **parts: Any) -> Self:
         """A pipeline of another one's parts, which both share; `parts` replaces some or adds what is missing."""
         dtype: torch.dtype | None = parts.pop("torch_dtype", None)
+        others = {name: parts.pop(name) for name in [*parts] if name not in (*cls.COMPONENT_TYPES, *cls.CONFIG_KEYS)}
+        read_options(None, others)
         shared = {name: part for name, part in pipeline.components.items() if name in cls.COMPONENT_TYPES}
         known = {**pipeline._unused_settings, **pipeline._settings}
         settings = {name: value for name, value in known.items() if name in cls.CONFIG_KEYS}
@@ -294,6 +298,7 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, LeftO
         made._unused_settings = {name: value for name, value in known.items() if name not in cls.CONFIG_KEYS}
         kept = {name: part for name, part in pipeline._foreign.items() if name in shared and name not in parts}
         made._foreign.update(kept)
+        made._adds_watermark = bool(parts.get("add_watermarker", pipeline._adds_watermark))
         made._runtime, made._bar, made._source = pipeline._runtime, pipeline._bar, pipeline._source
         made._take_adapters(pipeline, parts)
         return made if dtype is None else made.to(dtype)
@@ -302,11 +307,6 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, LeftO
     def components(self) -> dict[str, Any]:
         """The parts, to make other pipelines of: `Other(**pipe.components)` shares the weights."""
         return {name: getattr(self, name) for name in self.COMPONENT_TYPES}
-
-    @property
-    def config(self) -> Any:
-        """The settings that are not parts, as model_index.json keeps them, by name or attribute."""
-        return SchedulerConfig("", self._settings, {})
 
     @property
     def _execution_device(self) -> torch.device:

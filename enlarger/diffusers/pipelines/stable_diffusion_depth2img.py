@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from enlarger.checkpoint.components import PipelineComponents
 from enlarger.diffusers.call.adapter_scale import accept_lora_scale
@@ -24,7 +25,7 @@ from enlarger.diffusers.call.callbacks import listeners
 from enlarger.diffusers.call.live_values import channels_replaced
 from enlarger.diffusers.call.run import last_part, listed
 from enlarger.diffusers.call.steps_by_hand import FromPictureMethods
-from enlarger.diffusers.image_processor import preprocess
+from enlarger.diffusers.image_processor import lowered_size, preprocess
 from enlarger.diffusers.models.foreign import with_extractor
 from enlarger.diffusers.pipelines.image_pipeline import (
     ImagePipeline,
@@ -143,6 +144,17 @@ class StableDiffusionDepth2ImgPipeline(FromPictureMethods, ImagePipeline):
         made = self._run_task(run, calls, lambda on_step: image_to_image(networks, job, on_step))
         images = self._postprocess(made, output_type)
         return PipelineOutput(images) if return_dict else (images,)
+
+    def prepare_depth_map(
+        self, image: PipelineImageInput, depth_map: Any, batch_size: int, do_classifier_free_guidance: bool,
+        dtype: torch.dtype, device: Device,
+    ) -> Tensor:  # fmt: skip
+        """What the network is told of depth, for loops by hand: (batch_size, 1, h, w) in -1..1, twice for guidance."""
+        found = self._estimate_depth(image) if depth_map is None else read_depth_map(depth_map)
+        size = lowered_size(image, self.vae_scale_factor)
+        inner = size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor
+        made = copies(normalise_depth(found, inner), batch_size).to(device, dtype)
+        return torch.cat([made] * 2) if do_classifier_free_guidance else made
 
     def _depth_latents(self, image: PipelineImageInput | None, given: Any, pictures: Tensor, count: int) -> Tensor:
         """What the network is condition_on_embeds of depth, (count, 1, h, w) in -1..1."""

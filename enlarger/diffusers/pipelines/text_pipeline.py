@@ -95,6 +95,9 @@ class TextPipeline(LoraMethods, Pipeline):
             {"requires_safety_checker": requires_safety_checker},  # kept for diffusers, and for nothing here
         )
 
+    def unload_ip_adapter(self) -> None:
+        """There is none to unload."""
+
     def _set_components(self, parts: Mapping[str, object], settings: Mapping[str, object] | None = None) -> None:
         """Take the parts, if the UNet is one for this pipeline."""
         super().__init__(parts, settings)
@@ -208,13 +211,34 @@ class TextPipeline(LoraMethods, Pipeline):
             images, flags = self._postprocess(latents, output_type), None
         else:
             made = self._decode(latents)
-            looked = with_extractor(replace(checker, runtime=self._runtime), getattr(self, "feature_extractor", None))
-            flags = list(looked(made))
+            flags = self._flags(checker, made)
             if any(flags):
                 warnings.warn(NSFW_WARNING, stacklevel=3)
             made[torch.tensor(flags)] = -1
             images = postprocess(made.to(self.dtype) if output_type == "pt" else made, output_type)
         return PipelineOutput(images, flags) if return_dict else (images, flags)
+
+    def _flags(self, checker: SafetyChecker, pictures: Tensor) -> list[bool]:
+        """Which of the pictures (B, 3, H, W) about -1..1 the safety checker flags."""
+        extractor = getattr(self, "feature_extractor", None)
+        return list(with_extractor(replace(checker, runtime=self._runtime), extractor)(pictures))
+
+    def run_safety_checker(
+        self, image: Any, device: Device = None, dtype: torch.dtype | None = None
+    ) -> tuple[Any, list[bool] | None]:
+        """Pictures with zeros in place of what is flagged, and the flags, which are None without a safety checker.
+
+        `image` is a tensor (B, 3, H, W) about -1..1, or an array (B, H, W, 3) in 0..1.
+        """
+        checker: SafetyChecker | None = getattr(self, "safety_checker", None)
+        if checker is None:
+            return image, None
+        is_tensor = isinstance(image, Tensor)
+        looked = image if is_tensor else torch.from_numpy(image).permute(0, 3, 1, 2) * 2 - 1
+        flags = self._flags(checker, looked.float().cpu())
+        shown: Any = image.clone() if is_tensor else image.copy()
+        shown[[i for i, flag in enumerate(flags) if flag]] = 0
+        return shown, flags
 
     def _latent_diffusion(self, run: Run, heard: Listeners, remake: Remake = tokens_replaced) -> LatentDiffusion:
         """The networks of a run; what callbacks replace is condition_on_embeds to the UNet by `remake`."""

@@ -33,7 +33,7 @@ from enlarger.diffusers.pipelines.text_pipeline import PooledEmbeds, text_featur
 from enlarger.diffusers.schedulers import Scheduler
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.sampler import SigmaSchedule
-from enlarger.errors import InputError, Unsupported
+from enlarger.errors import InputError
 from enlarger.image.watermark import add_watermark, can_hold
 from enlarger.nn.autoencoder import AutoencoderKL
 from enlarger.nn.clip_text import ClipText
@@ -150,6 +150,8 @@ class XLPipeline(ImagePipeline):
     )
     CONFIG_KEYS: ClassVar[tuple[str, ...]] = ("force_zeros_for_empty_prompt", "add_watermarker")
     UPCAST: ClassVar[bool] = True
+    _denoising_start: float | None = None
+    _denoising_end: float | None = None
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
 
     def _set_components(self, parts: Mapping[str, object], settings: Mapping[str, object] | None = None) -> None:
@@ -173,13 +175,6 @@ class XLPipeline(ImagePipeline):
         noted = dict(zip(LORA_COMPONENTS, stated, strict=True))
         if is_main_process:
             save_lora(Path(save_directory), weight_name, named, noted, safe_serialization and save_function is None)
-
-    def register_to_config(self, **settings: object) -> None:
-        """Change what model_index.json keeps beside the parts."""
-        unknown = sorted(set(settings) - set(self._settings))
-        if unknown:
-            raise Unsupported(f"the config has no {', '.join(unknown)}; it has {', '.join(self._settings)}")
-        self._settings.update(settings)
 
     def encode_prompt(  # pyright: ignore[reportIncompatibleMethodOverride] - diffusers' own signature
         self,
@@ -318,6 +313,7 @@ class XLPipeline(ImagePipeline):
     ) -> Run:
         """The steps from a share of the training time, or else the last `strength` of them, to another share."""
         check_strength(strength)
+        self._denoising_start, self._denoising_end = ends
         return between(listed(self.scheduler, asked, eta), *ends, strength)
 
     def _postprocess(self, latents: Tensor, output_type: str) -> Any:
@@ -330,6 +326,16 @@ class XLPipeline(ImagePipeline):
             return marked
         values = np.stack([np.asarray(one, np.float32) / 255 for one in marked])
         return values if output_type == "np" else torch.from_numpy(values).permute(0, 3, 1, 2).to(self.dtype)
+
+    @property
+    def denoising_start(self) -> float | None:
+        """That of the last call."""
+        return self._denoising_start
+
+    @property
+    def denoising_end(self) -> float | None:
+        """That of the last call."""
+        return self._denoising_end
 
     def _finish_output(self, latents: Tensor, output_type: str, return_dict: bool) -> Any:
         images = self._postprocess(latents, output_type)

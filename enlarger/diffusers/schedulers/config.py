@@ -1,10 +1,14 @@
-"""The settings of a scheduler: those that were stated, then its class's defaults."""
+"""Settings as they were stated and by default, and as JSON files, as diffusers' ConfigMixin has them."""
 
+import json
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
-from enlarger.strict_json import Json
+from enlarger.diffusers.call.arguments import MissingFile
+from enlarger.diffusers.unsupported import refuse
+from enlarger.strict_json import Json, read_json
 
 VERSION = "0.42.1"  # of diffusers, whose files these are
 
@@ -56,3 +60,44 @@ def stated_in(config: Mapping[str, object]) -> dict[str, object]:
     filled_in = config.get("_use_default_values")
     unstated = [name for name in config if isinstance(filled_in, Collection) and name in filled_in]
     return {name: value for name, value in config.items() if name not in unstated and not name.startswith("_")}
+
+
+class ConfigMethods:
+    """For pipelines, models and schedulers to inherit; `config_name` is the file in a folder."""
+
+    config_name: ClassVar[str | None] = None
+    has_compatibles: ClassVar[bool] = False
+    ignore_for_config: ClassVar[tuple[str, ...]] = ()
+    config: Any
+
+    @classmethod
+    def load_config(
+        cls, pretrained_model_name_or_path: str | Path, return_unused_kwargs: bool = False,
+        return_commit_hash: bool = False, subfolder: str | None = None, **unused: object,
+    ) -> Any:  # fmt: skip
+        """What the config file of a local folder, or a file, holds; `unused` comes back with it where asked for."""
+        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
+        file = folder if folder.is_file() else folder / str(cls.config_name)
+        if not file.is_file():
+            raise MissingFile(f"{folder}: no {cls.config_name}, and nothing is downloaded here; give a local folder")
+        more = ([unused] if return_unused_kwargs else []) + ([None] if return_commit_hash else [])
+        return (dict(read_json(file)), *more) if more else dict(read_json(file))
+
+    def to_json_string(self) -> str:
+        """The config as its file holds it: the defaults too, without the names of those."""
+        config: SchedulerConfig = self.config
+        settings: Json = {name: value for name, value in config.items() if name != "_use_default_values"}
+        settings = {"_class_name": type(self).__name__, **settings, "_diffusers_version": VERSION}
+        return json.dumps(settings, indent=2, sort_keys=True, default=list) + "\n"
+
+    def to_json_file(self, json_file_path: str | Path) -> None:
+        """Write the config to a file."""
+        Path(json_file_path).write_text(self.to_json_string(), "utf-8")
+
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **_: object) -> None:
+        """Write the config's file into a folder."""
+        if push_to_hub:
+            refuse("push_to_hub", "push_to_hub")
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.to_json_file(folder / str(self.config_name))

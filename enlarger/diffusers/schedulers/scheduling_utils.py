@@ -1,6 +1,5 @@
 """What all schedulers do: keep settings, count the entries of their list, and step by one of our solvers."""
 
-import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,8 @@ from enlarger.checkpoint.components import SCHEDULER_CONFIG_NAME
 from enlarger.checkpoint.config.schedulers import sampler_from_config
 from enlarger.diffusers.call.arguments import ArgumentError, MissingFile
 from enlarger.diffusers.pipelines.pipeline_output import SchedulerOutput
-from enlarger.diffusers.schedulers.config import VERSION, SchedulerConfig, stated_in
+from enlarger.diffusers.schedulers.config import ConfigMethods, SchedulerConfig, stated_in
+from enlarger.diffusers.unsupported import leaves_out
 from enlarger.diffusion.estimates import (
     Bounds,
     Coordinates,
@@ -41,7 +41,8 @@ StepOptions = Mapping[str, float]  # what the `step` of a class takes beside the
 StepResult = SchedulerOutput | tuple[Tensor, ...]
 
 
-class Scheduler:
+@leaves_out("push_to_hub", "insides of configs", "formulas of a step")
+class Scheduler(ConfigMethods):
     """The base of the classes, which differ in their defaults, their lists and their solver.
 
     A base class and not a table of functions, so that `isinstance`, `type(pipe.scheduler).from_config` and the class
@@ -56,7 +57,8 @@ class Scheduler:
     ESTIMATES: ClassVar[bool] = False  # whether a step gives its denoised estimate
     BY_SLOPE: ClassVar[bool] = True  # see `Stepper`
     order: ClassVar[int] = 1  # entries of the list per step
-    config_name = SCHEDULER_CONFIG_NAME
+    config_name: ClassVar[str | None] = SCHEDULER_CONFIG_NAME
+    has_compatibles: ClassVar[bool] = True
     _deprecated_kwargs: ClassVar[tuple[str, ...]] = ()
     outside: Coordinates = staticmethod(variance_preserving)
     by_noise = False  # whether the noise estimate is integrated
@@ -115,17 +117,7 @@ class Scheduler:
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **_: object) -> None:
         """Write a `scheduler_config.json` that diffusers reads, with the defaults too, as diffusers does."""
-        if push_to_hub:
-            raise Unsupported("push_to_hub is not available; save to a folder and use huggingface_hub's upload_folder")
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = {name: value for name, value in self.config.items() if name != "_use_default_values"}
-        text = json.dumps({**settings, "_diffusers_version": VERSION}, indent=2, sort_keys=True, default=list)
-        (folder / SCHEDULER_CONFIG_NAME).write_text(text + "\n")
-
-    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **_: object) -> None:
-        """The same as `save_pretrained`."""
-        self.save_pretrained(save_directory, push_to_hub)
+        self.save_config(save_directory, push_to_hub)
 
     def with_config(self, **changes: object) -> Self:
         """The same with other settings."""
@@ -134,11 +126,6 @@ class Scheduler:
     def register_to_config(self, **changes: object) -> None:
         """Change settings in place; lists that were made stay as they are."""
         self.config = SchedulerConfig(type(self).__name__, {**self.config.explicit, **changes}, self.DEFAULTS)
-
-    @classmethod
-    def load_config(cls, path: str | Path, subfolder: str | None = None, **_: object) -> Json:
-        """What a folder's scheduler file holds."""
-        return dict(read_json(Path(path) / (subfolder or "") / SCHEDULER_CONFIG_NAME))
 
     @property
     def compatibles(self) -> list[type["Scheduler"]]:

@@ -34,6 +34,8 @@ def encode_image(
     What takes more than `work` bytes (None: 4 GiB) is encoded in tiles in any case, which changes nothing. `encoder`
     computes the encoder's calls where there are no tiles.
     """
+    if _runs_whole(autoencoder):
+        return autoencoder.encode(image)
     size = (image.shape[2], image.shape[3])
     tile = encoder_tile(autoencoder, size, (DEFAULT_WORK if work is None else work) // len(image), tiled=tiled)
 
@@ -60,6 +62,8 @@ def decode_image(
     work: int | None = None,
 ) -> Tensor:
     """The pictures (B, 3, H, W) of scaled latents; in tiles as `encode_image` encodes, and then on the host."""
+    if _runs_whole(autoencoder):
+        return autoencoder.decode(latents)
     size = (latents.shape[2], latents.shape[3])
     tile = decoder_tile(autoencoder, size, (DEFAULT_WORK if work is None else work) // len(latents), tiled=tiled)
     whole = max(size) * autoencoder.downsample_factor
@@ -76,6 +80,11 @@ def decode_image(
                 return autoencoder.decode(latents)
             return decoder(autoencoder.post_quant_conv(autoencoder.unscale(latents)))
     raise AssertionError("the last attempt returns or raises")
+
+
+def _runs_whole(autoencoder: object) -> bool:
+    """Whether an autoencoder is one of another package, whose layers are not known here."""
+    return not isinstance(autoencoder, AutoencoderKL)
 
 
 def encode_tiled(autoencoder: AutoencoderKL, image: Tensor, tile: int = TILE) -> Posterior:
