@@ -47,13 +47,13 @@ def against(row: Row, other: str) -> Row:
 
 def run_side(row: Row) -> dict[str, float]:
     """One side in a process of its own; RuntimeError with its last line where it fails."""
-    threads = {"OMP_NUM_THREADS": str(row.job.threads), "MKL_NUM_THREADS": str(row.job.threads)}
-    done = subprocess.run(
-        [row.python, "-P", str(SIDE), json.dumps(asdict(row.job))],
-        capture_output=True,
-        text=True,
-        env=os.environ | threads | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": row.path},
-    )
+    return call([row.python, "-P", str(SIDE), json.dumps(asdict(row.job))], row.job.threads, row.path)
+
+
+def call(command: Sequence[str], threads: int, path: str = str(ROOT)) -> dict[str, float]:
+    """What a program prints last, as JSON; RuntimeError with the last line of its errors where it fails."""
+    settings = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings | {"PYTHONPATH": path})
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1])
     return json.loads(done.stdout.splitlines()[-1])
@@ -112,6 +112,17 @@ def differences(made: Any, reference: Any) -> dict[str, float]:
     gap = np.abs(made.astype(np.float64) - reference)
     mean_square = float((gap**2).mean())
     return {"difference": float(gap.max()), "psnr": EXACT if mean_square == 0 else -10 * math.log10(mean_square)}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Seconds and memory of each row, with their ratios, as Markdown."""
+    lines = ["| | seconds | ratio | memory | ratio |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        found = row.get("ratios", {})
+        cells = [row["name"], f"{row['run']:.2f}", f"{found['run']:.2f}" if "run" in found else ""]
+        cells += [f"{row['peak']:,.0f} MiB" if "peak" in row else "", f"{found['peak']:.2f}" if "peak" in found else ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def machine(threads: int) -> dict[str, Any]:

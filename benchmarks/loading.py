@@ -36,10 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     job = Job("x2", "diffusers", str(folder), 64, 0, 1.0, asked.threads, repeat=0)
     found = measure(run.plan(job, asked.rows, asked.against), folder, asked.rounds)
     _harness.save("loading", {"rounds": asked.rounds, "threads": asked.threads}, found, asked.results)
-    print("| | seconds | ratio | memory after loading | ratio |\n| --- | --- | --- | --- | --- |")
-    for row in found:
-        ratios, memory = row["ratios"], f"{row['peak']:,.0f} MiB"
-        print(f"| {row['name']} | {row['run']:.2f} | {ratios['run']:.2f} | {memory} | {ratios['peak']:.2f} |")
+    print("\n".join(_harness.table(found)))
 
 
 def measure(rows: Sequence[Row], folder: Path, rounds: int) -> list[dict]:

@@ -52,13 +52,7 @@ def section(measured: Mapping[str, Any]) -> str:
         return head + "\n".join(solvers.table(measured["rows"]))
     if any("first" in row or "failed" in row for row in measured["rows"]):
         return head + "\n".join(run.table(measured["rows"]))
-    lines = ["| | seconds | ratio | memory | ratio |", "| --- | --- | --- | --- | --- |"]
-    for row in measured["rows"]:
-        found = row.get("ratios", {})
-        cells = [row["name"], f"{row['run']:.2f}", f"{found['run']:.2f}" if "run" in found else ""]
-        cells += [f"{row['peak']:,.0f} MiB" if "peak" in row else "", f"{found['peak']:.2f}" if "peak" in found else ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    return head + "\n".join(lines)
+    return head + "\n".join(_harness.table(measured["rows"]))
 
 
 def ratios(measured: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:

@@ -4,15 +4,13 @@
 
 `tiny` is a UNet of two stages; `wide` has one stage as wide as SD1.5's (320 channels, text of 768). diffusers' side
 is the arithmetic of its `train_text_to_image.py` on its own networks. Each side runs in processes of its own, in turn;
-a figure is the median over runs of the median of their steps but for the first two. Prints a table with ratios.
+a figure is the median over runs of the median of their steps but for the first two.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks import _harness
 from benchmarks._side import peak
 
 SIDES = ("diffusers", "enlarger")
@@ -41,22 +40,35 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=_harness.RESULTS)
     parser.add_argument("--side-run", choices=SIDES)
     arguments = parser.parse_args()
     if arguments.side_run:
         print(json.dumps(run(arguments)))
         return
-    rows = {}
-    for name in arguments.networks:
-        prepare(arguments.folder, name)
-        results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-        for _ in range(arguments.repeat):
-            for side in SIDES:
-                results[side].append(call(side, name, arguments))
-        rows[name] = {
-            side: {key: statistics.median(r[key] for r in results[side]) for key in ("step", "peak")} for side in SIDES
-        }
-    report(rows, arguments)
+    rows = [row for name in arguments.networks for row in measure(name, arguments)]
+    settings = {key: getattr(arguments, key) for key in ("steps", "batch", "repeat", "threads")}
+    _harness.save("train_step", settings, rows, arguments.results)
+    print("\n".join(_harness.table(rows)))
+
+
+def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Both sides' medians for a network, and their ratios to diffusers'."""
+    prepare(arguments.folder, name)
+    results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for _ in range(arguments.repeat):
+        for side in SIDES:
+            results[side].append(call(side, name, arguments))
+            print(f"{side}, {name}: {json.dumps(results[side][-1])}", file=sys.stderr, flush=True)
+    medians = {
+        side: {key: statistics.median(each[key] for each in taken) for key in ("run", "peak")}
+        for side, taken in results.items()
+    }
+    base = medians[SIDES[0]]
+    return [
+        {"name": f"{side}, {name}", **found, "ratios": {key: found[key] / base[key] for key in found}}
+        for side, found in medians.items()
+    ]
 
 
 def prepare(folder: Path, name: str) -> None:
@@ -108,10 +120,7 @@ def call(side: str, name: str, arguments: argparse.Namespace) -> dict[str, float
     """One side in a process of its own."""
     options = ["--folder", arguments.folder, "--networks", name, "--steps", arguments.steps, "--batch", arguments.batch]
     options += ["--threads", arguments.threads, "--side-run", side]
-    environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "benchmarks.train_step", *map(str, options)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    return _harness.call([sys.executable, "-m", "benchmarks.train_step", *map(str, options)], arguments.threads)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, float]:
@@ -124,7 +133,7 @@ def run(arguments: argparse.Namespace) -> dict[str, float]:
     steps = theirs if arguments.side_run == "diffusers" else ours
     stamps = list(steps(model, pictures, NETWORKS[name]["resolution"], arguments))
     seconds = [after - before for before, after in pairwise(stamps)]
-    return {"step": statistics.median(seconds[WARM_UP - 1 :]), "peak": peak()}
+    return {"run": statistics.median(seconds[WARM_UP - 1 :]), "peak": peak()}
 
 
 def ours(model: Path, pictures: Path, resolution: int, arguments: argparse.Namespace) -> Iterator[float]:
@@ -190,22 +199,6 @@ def theirs(model: Path, pictures: Path, resolution: int, arguments: argparse.Nam
             done += 1
             if done == arguments.steps:
                 return
-
-
-def report(rows: dict[str, dict[str, dict[str, float]]], arguments: argparse.Namespace) -> None:
-    """The medians and their ratios, as a Markdown table."""
-    import diffusers
-    import torch
-
-    print(
-        f"training step, batch {arguments.batch}, float32, {arguments.threads} threads, {platform.machine()}, torch "
-        f"{torch.__version__}, diffusers {diffusers.__version__}; medians of {arguments.repeat}\n"
-    )
-    print("| network | | diffusers | enlarger | ratio |\n| --- | --- | --- | --- | --- |")
-    for name, sides in rows.items():
-        for key, label, unit, digits in (("step", "one step", "s", 3), ("peak", "peak memory", "MiB", 0)):
-            peer, own = (sides[side][key] for side in SIDES)
-            print(f"| {name} | {label} | {peer:.{digits}f} {unit} | {own:.{digits}f} {unit} | {own / peer:.2f} |")
 
 
 if __name__ == "__main__":
