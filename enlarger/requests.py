@@ -97,7 +97,8 @@ class UpscaleRequest:
         None, "bundled model: how much JPEG, noise and blur to clean away, 0 none", least=0, most=1
     )
     consistent: bool | None = option(
-        None, "make the result's half-size copy equal to the input; the bundled model does so with photos"
+        None,
+        "make the result's half-size copy equal to the input; the bundled model does so with photos, from --by 1.5 on",
     )
     long_prompt: bool = option(False, LONG_PROMPT_HELP)
     tile: bool | None = option(None, TILE_HELP)

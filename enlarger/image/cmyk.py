@@ -13,7 +13,9 @@ CMYK_PROFILE = "cmyk_profile"  # in a picture's metadata and its image's `info`:
 
 
 def cmyk_metadata(image: Image.Image) -> dict[str, bytes]:
-    """What an opened file's picture needs to become CMYK again; nothing where it is none."""
+    """What an opened file's picture, or one made of it, needs to become CMYK again; nothing where it is none."""
+    if CMYK_PROFILE in image.info:
+        return {CMYK_PROFILE: image.info[CMYK_PROFILE]}
     return {CMYK_PROFILE: image.info.get("icc_profile") or b""} if image.mode == "CMYK" else {}
 
 

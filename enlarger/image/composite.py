@@ -16,6 +16,7 @@ from enlarger.errors import InputError
 from enlarger.image.colour import srgb_profile, to_srgb, transform_samples
 from enlarger.image.deep import DeepImage
 from enlarger.image.fill import bleed_alpha
+from enlarger.image.metadata import KEYS_WITH_ORIENTATION
 from enlarger.image.picture import Array, Picture, open_upright, read_picture
 
 EDITABLE_MODES = {"RGB", "RGBA", "L", "LA"}
@@ -119,13 +120,13 @@ def _from_array(array: Array, picture: Picture) -> OriginalImage:
 
 def _from_image(source: str | Path | Image.Image, picture: Picture) -> OriginalImage:
     upright = open_upright(source)
-    upright.info.pop("exif", None)  # its orientation is applied
     editable, notes = _to_editable_mode(upright)
     array = editable.samples if isinstance(editable, DeepImage) else np.array(editable)
     values = array.reshape(*array.shape[:2], -1).astype(np.float32)
     data = editable.info.get("icc_profile")
     icc_profile = data if editable.mode in EDITABLE_MODES and data and data != picture.icc_profile else None
-    info = {key: value for key, value in editable.info.items() if key != "transparency"}
+    kept = {key: value for key, value in editable.info.items() if key not in ("transparency", *KEYS_WITH_ORIENTATION)}
+    info = kept | dict(picture.metadata)  # in which the orientation is that of the result
     write = partial(_to_image, mode=editable.mode, dtype=array.dtype, info=info)
     white = 65535 if isinstance(editable, DeepImage) else HIGH_DEPTH_WHITE.get(editable.mode, 255)
     dtype = torch.float32 if editable.mode == "F" else INTEGER_DTYPE

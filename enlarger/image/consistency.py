@@ -1,6 +1,7 @@
 """Staying true to the input: the enlarged picture nearest to a given one whose half-size copy is the input."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -11,7 +12,17 @@ from torch import Tensor
 from enlarger.image.bounded_least_squares import solve_windows_
 from enlarger.image.resize import BLOCK, Pointwise, resize, resize_band
 
+LEAST_FACTOR = 1.5  # see `is_harmless`
 STRIP = 512  # rows of an enlargement that are changed at once, so that little beside it is in memory
+
+
+def is_harmless(small: Sequence[int], large: Sequence[int]) -> bool:
+    """Whether enlargements of these sizes (height, width) can be made consistent without ripples.
+
+    The closer the sizes, the less of the finest detail the reduction keeps, and the more of it is added to make up for
+    that: the least eigenvalue of A A^T is .24 for a factor of 2, .32 for 1.5, .07 for 1.02 and .01 for 1.0025.
+    """
+    return all(after >= LEAST_FACTOR * before - 0.5 for before, after in zip(small, large, strict=True))
 
 
 def make_consistent_in_range(large: Tensor, small: Tensor, iterations: int = 4, tolerance: float = 2 / 255) -> Tensor:

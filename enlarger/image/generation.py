@@ -93,15 +93,19 @@ def add_generation(
     """The metadata `info` of a picture with how it was made, as `metadata.save_options` takes it, and notes.
 
     XMP holds the JSON and the digital source type; EXIF A1111's text, unless it holds a comment already; PNG both as
-    texts of its own, which programs look for.
+    texts of its own, which programs look for. A picture that was enlarged keeps the text that it came with.
     """
     info = dict(info)
     if format_name in ("BMP", "GIF"):
         return info, (f"{format_name} holds no generation metadata: left out",)
-    notes, text = list[str](), json.dumps(metadata)
+    notes, text, texts = list[str](), json.dumps(metadata), dict(info.pop("texts", {}))
+    told, parameters = texts.pop(PARAMETERS_KEY, None), a1111_parameters(metadata, size)
+    if told is not None and metadata["task"] == "upscale":  # how the picture was made, which is only larger now
+        parameters = told
     if format_name == "PNG":
-        info["texts"] = {PARAMETERS_KEY: a1111_parameters(metadata, size), METADATA_KEY: text}
+        texts |= {PARAMETERS_KEY: parameters, METADATA_KEY: text}
         text = ""
+    info |= {"texts": texts} if texts else {}
     packet = info.get("xmp", _PACKET.encode()).decode("utf-8", "replace")
     if "</rdf:RDF>" not in packet:
         packet = _PACKET
@@ -112,7 +116,7 @@ def add_generation(
     else:
         info["xmp"] = xmp
     if format_name != "PNG":
-        info["exif"] = _with_comment(info.get("exif"), a1111_parameters(metadata, size))
+        info["exif"] = _with_comment(info.get("exif"), parameters)
     return info, tuple(notes)
 
 

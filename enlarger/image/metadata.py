@@ -1,4 +1,4 @@
-"""What a picture's file says beside its pixels: EXIF, XMP, IPTC and resolution, read and written. No torch."""
+"""What a picture's file says beside its pixels: EXIF, XMP, IPTC, resolution and texts, read and written. No torch."""
 
 import re
 from collections.abc import Mapping
@@ -6,14 +6,18 @@ from typing import Any, Literal
 
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
+from enlarger.image.xmp import for_upright_copy, with_size, without_place
+
 Strip = Literal["none", "gps", "all"]
 IMAGE_UNIQUE_ID = 0xA420  # an EXIF tag
-INFO_KEYS = ("exif", "xmp", "iptc", "dpi")  # in `info` of our PIL images
+INFO_KEYS = ("exif", "xmp", "iptc", "dpi", "texts")  # in `info` of our PIL images
 PARAMETERS_KEY = "parameters"  # of the text that A1111's web UI writes into PNG files and many programs read
 DESCRIPTIVE_TAGS = (  # of a file's first directory; what tells how pixels are stored is the writer's
     0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, *range(0x9C9B, 0x9CA0),
 )  # fmt: skip
-EXIF_DIRECTORY, GPS_DIRECTORY, MAKER_NOTE = ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, 0x927C
+EXIF_DIRECTORY, GPS_DIRECTORY, INTEROP_DIRECTORY = ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop
+MAKER_NOTE = 0x927C
+UNTOLD_DPI = (1.0, 1.0)  # what Pillow gives of a TIFF file that tells none
 PIXEL_X, PIXEL_Y = 0xA002, 0xA003
 XMP_TIFF_TAG, IPTC_TIFF_TAG, IPTC_RESOURCE = 700, 33723, 0x0404
 XMP_PNG_KEY = "XML:com.adobe.xmp"
@@ -27,13 +31,19 @@ CANNOT_HOLD = {
     "BMP": ("exif", "xmp", "iptc"),
     "GIF": ("exif", "xmp", "iptc", "dpi"),
 }
-LABELS = {"exif": "EXIF", "xmp": "XMP", "iptc": "IPTC", "dpi": "resolution"}
+LABELS = {"exif": "EXIF", "xmp": "XMP", "iptc": "IPTC", "dpi": "resolution", "texts": "texts"}
+COMMENT, MAX_COMMENT = "Comment", 65_533  # the one text that a JPEG file holds
+JPEG_COMMENT = ("JPEG", COMMENT)
+TEXTS_OF_THE_FILE = re.compile(  # not of the picture: other blocks as text, and what wrote the file
+    r"XML:com\.adobe\.xmp|Raw profile type .*|Software|enlarger|(?i:exif|tiff|iptc|icc|png|jpeg|date):.*"
+)
 
 
 def read_file_metadata(image: Image.Image) -> dict[str, Any]:
     """The metadata of an opened picture by `INFO_KEYS`, its orientation reset. Damaged blocks are left out."""
     found: dict[str, Any] = {}
-    for key, read in (("exif", _read_exif), ("xmp", _read_xmp), ("iptc", _read_iptc), ("dpi", _read_dpi)):
+    readers = (_read_exif, _read_xmp, _read_iptc, _read_dpi, _read_texts)
+    for key, read in zip(INFO_KEYS, readers, strict=True):
         try:
             value = read(image)
         except Exception:  # noqa: BLE001 - a damaged block must not cost the picture
@@ -60,9 +70,16 @@ def _read_exif(image: Image.Image) -> bytes | None:
         if tag in source:
             kept[tag] = source[tag]
     for directory in (EXIF_DIRECTORY, GPS_DIRECTORY):
-        if values := source.get_ifd(directory):
+        if values := _directory(source, directory):
             kept.get_ifd(directory).update(values)
     return kept.tobytes() if len(kept) or any(kept.get_ifd(each) for each in (EXIF_DIRECTORY, GPS_DIRECTORY)) else None
+
+
+def _directory(exif: Image.Exif, tag: int) -> dict[int, Any]:
+    """A directory of EXIF with the one in it, of which Pillow gives the place in the file."""
+    values = {name: value for name, value in exif.get_ifd(tag).items() if name != INTEROP_DIRECTORY}
+    interop = exif.get_ifd(INTEROP_DIRECTORY) if tag == EXIF_DIRECTORY else {}
+    return values | ({INTEROP_DIRECTORY: dict(interop)} if interop else {})
 
 
 def _read_xmp(image: Image.Image) -> bytes | None:
@@ -70,11 +87,13 @@ def _read_xmp(image: Image.Image) -> bytes | None:
     if found is None and isinstance(image, TiffImagePlugin.TiffImageFile):
         found = image.tag_v2.get(XMP_TIFF_TAG)
     data = found.encode() if isinstance(found, str) else found
-    return None if data is None else re.sub(rb'(tiff:Orientation(?:="|>))[2-8]', rb"\g<1>1", bytes(data))
+    return None if data is None else for_upright_copy(bytes(data))
 
 
 def _read_iptc(image: Image.Image) -> bytes | None:
-    """The records, as TIFF holds them and Photoshop's block in JPEG does."""
+    """The records, as TIFF holds them, Photoshop's block in JPEG, and `info` of our own pictures."""
+    if isinstance(image.info.get("iptc"), bytes):
+        return image.info["iptc"]
     is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
     blocks: Any = image.tag_v2 if is_tiff else image.info.get("photoshop", {})
     found: Any = blocks.get(IPTC_TIFF_TAG if is_tiff else IPTC_RESOURCE)
@@ -84,17 +103,31 @@ def _read_iptc(image: Image.Image) -> bytes | None:
 def _read_dpi(image: Image.Image) -> tuple[float, float] | None:
     dpi: Any = image.info.get("dpi")
     across, down = (float(value) for value in dpi or (0, 0))
-    return (across, down) if across > 0 and down > 0 else None
+    is_told = across > 0 and down > 0 and (across, down) != UNTOLD_DPI
+    return (across, down) if is_told else None
+
+
+def _read_texts(image: Image.Image) -> dict[str, str]:
+    """By their keys: those of a PNG file, a JPEG file's comment, or what `info` of our own pictures holds."""
+    if "texts" in image.info:
+        return image.info["texts"]
+    if image.format == "JPEG":
+        comment: Any = image.info.get("comment", b"")
+        return {COMMENT: bytes(comment).decode("utf-8", "replace")} if comment else {}
+    about = image.info.items() if image.format == "PNG" else ()
+    texts = {str(key): str(value) for key, value in about if isinstance(value, str)}
+    return {key: value for key, value in texts.items() if not TEXTS_OF_THE_FILE.fullmatch(key)}
 
 
 def without(info: Mapping[Any, Any], strip: Strip) -> dict[str, Any]:
     """The metadata that is left: all, all but the place, or none."""
-    kept = {key: info[key] for key in (*INFO_KEYS, "texts") if key in info and strip != "all"}
+    kept = {key: info[key] for key in INFO_KEYS if key in info and strip != "all"}
     if strip == "gps":
         if "exif" in kept:
             kept["exif"] = _exif_without(kept["exif"], GPS_DIRECTORY)
         if "xmp" in kept:
-            kept["xmp"] = _xmp_without_place(kept["xmp"])
+            packet = without_place(kept.pop("xmp"))
+            kept |= {} if packet is None else {"xmp": packet}
         if "iptc" in kept:
             records = _iptc_records(kept["iptc"])
             kept["iptc"] = b"".join(one for one in records if one[1] != 2 or one[2] not in PLACES_OF_IPTC)
@@ -109,15 +142,9 @@ def _exif_without(data: bytes, tag: int) -> bytes:
         if name not in (EXIF_DIRECTORY, GPS_DIRECTORY):
             kept[name] = value
     for directory in (EXIF_DIRECTORY, GPS_DIRECTORY):
-        if directory != tag and (values := exif.get_ifd(directory)):
+        if directory != tag and (values := _directory(exif, directory)):
             kept.get_ifd(directory).update({name: value for name, value in values.items() if name != tag})
     return kept.tobytes()
-
-
-def _xmp_without_place(data: bytes) -> bytes:
-    names = rb"(?:exif:GPS\w+|photoshop:(?:City|State|Country)|Iptc4xmpCore:(?:Location|CountryCode))"
-    data = re.sub(rb"<(" + names + rb")\b[^>]*>.*?</\1>", b"", data, flags=re.DOTALL)
-    return re.sub(rb"\s" + names + rb'\s*=\s*(?:"[^"]*"|\'[^\']*\')', b"", data)
 
 
 def _iptc_records(data: bytes) -> list[bytes]:
@@ -155,6 +182,8 @@ def save_options(
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Pillow's options that write the metadata of `info` into a file, and notes of what the format cannot hold."""
     kept, notes, options = without(info, strip), list[str](), dict[str, Any]()
+    if strip == "gps" and "xmp" in info and "xmp" not in kept:
+        notes.append("the input's XMP cannot be taken apart to leave the place out: left out")
     lost = [LABELS[key] for key in CANNOT_HOLD.get(format_name, ()) if key in kept]
     notes += [f"{format_name} holds no {' and no '.join(lost)}: left out"] if lost else []
     kept = {key: value for key, value in kept.items() if key not in CANNOT_HOLD.get(format_name, ())}
@@ -167,8 +196,13 @@ def save_options(
             options["exif"] = exif
         else:
             notes.append("EXIF is larger than a JPEG file holds: left out")
+    if "xmp" in kept:
+        kept["xmp"] = with_size(kept["xmp"], size)
     if "dpi" in kept:
         options["dpi"] = kept["dpi"]
+    lost_texts = [key for key in kept.get("texts", {}) if format_name != "PNG" and (format_name, key) != JPEG_COMMENT]
+    if lost_texts:
+        notes.append(f"{format_name} holds no texts ({', '.join(lost_texts)}): left out")
     if format_name == "TIFF":
         return _tiff_options(options, kept), tuple(notes)
     if format_name == "PNG":
@@ -180,6 +214,8 @@ def save_options(
         options["pnginfo"] = texts
     elif "xmp" in kept:
         options["xmp"] = kept["xmp"]
+    if format_name == "JPEG" and COMMENT in kept.get("texts", {}):
+        options["comment"] = kept["texts"][COMMENT].encode()[:MAX_COMMENT]
     if "iptc" in kept:
         options["extra"] = _photoshop_block(kept["iptc"])
     return options, tuple(notes)
@@ -192,7 +228,7 @@ def _tiff_options(options: dict[str, Any], kept: Mapping[str, Any]) -> dict[str,
         exif = Image.Exif()
         exif.load(options["exif"])
         for tag in exif:
-            tags[tag] = exif.get_ifd(tag) if tag in (EXIF_DIRECTORY, GPS_DIRECTORY) else exif[tag]
+            tags[tag] = _directory(exif, tag) if tag in (EXIF_DIRECTORY, GPS_DIRECTORY) else exif[tag]
     for key, tag, kind in (("xmp", XMP_TIFF_TAG, 1), ("iptc", IPTC_TIFF_TAG, 7)):
         if key in kept:
             tags.tagtype[tag] = kind

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusion.noise import PerSampleGenerators, from_seeds
@@ -112,9 +111,10 @@ class Refiner:
         self, request: RefineRequest, seeds: tuple[int, ...], watch: ProgressCallback
     ) -> tuple["ImageToImageRun", tuple[int, int], int]:
         """A request for one picture made ready, the size of its latents, and how many run at once."""
-        prepared = self._prepare_input(
-            request.image if request.by is None else self._enlarge(request, request.by, watch)
-        )
+        enlarged = None if request.by is None else self._enlarge(request, request.by, watch)
+        prepared = self._prepare_input(request.image if enlarged is None else enlarged.image)
+        if enlarged is not None:
+            prepared = replace(prepared, notes=enlarged.notes + prepared.notes)
         factor = 1 if prepared.picture is None else self.model.vae.downsample_factor
         size = (prepared.image.shape[2] // factor, prepared.image.shape[3] // factor)
         options, room = self._options(request), self._room(request, prepared.size)
@@ -145,7 +145,7 @@ class Refiner:
         stages.read()
         if request.by is not None:
             upscaler = load_bundled(model.latent_diffusion.runtime)
-            stages.add_plan(upscaler.plan(UpscaleRequest(request.image, request.by), timer), "enlarge")
+            stages.add_plan(upscaler.plan(self._upscale_request(request, request.by), timer), "enlarge")
         if options["strength"] > 0:
             padded = large if is_latent else padded_size(large, model.size_multiple)
             latents = model.latent_size(padded)
@@ -175,8 +175,8 @@ class Refiner:
         """What a picture of `size` leaves of the memory that a request allows."""
         return MemoryRoom.of(request.memory, self.model.latent_diffusion.runtime, self.model.networks, size)
 
-    def _enlarge(self, request: RefineRequest, by: float, watch: ProgressCallback) -> Image.Image:
-        """The request's picture made larger by the bundled model."""
+    def _enlarge(self, request: RefineRequest, by: float, watch: ProgressCallback) -> Result:
+        """The request's picture made larger by the bundled model, in the same memory."""
         if isinstance(request.image, Latents):
             raise Unsupported(f"by is {by:g}; latents are refined in their own size, leave by, or give a picture")
 
@@ -184,7 +184,11 @@ class Refiner:
             watch(replace(progress, stage=f"enlarge: {progress.stage}"))
 
         upscaler = load_bundled(self.model.latent_diffusion.runtime)
-        return upscaler(UpscaleRequest(request.image, by), report).image
+        return upscaler(self._upscale_request(request, by), report)
+
+    def _upscale_request(self, request: RefineRequest, by: float) -> UpscaleRequest:
+        size = UpscaleRequest(None, by).target_size(*image_size(request.image, self.model.vae.downsample_factor))
+        return UpscaleRequest(request.image, by, memory=self._room(request, size).beside_weights)
 
     def _prepare_input(self, source: Any) -> PreparedImage:
         if not isinstance(source, Latents):

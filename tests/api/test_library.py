@@ -37,6 +37,18 @@ def test_a_loaded_model_takes_a_picture_as_well_as_a_request(upscaler: enlarger.
         upscaler(picture, bye=3)  # pyright: ignore[reportCallIssue] - wrong on purpose
 
 
+def test_a_photo_is_made_consistent_where_that_adds_no_ripples(upscaler: enlarger.Upscaler) -> None:
+    """Near a factor of 1 the reduction keeps hardly anything of the finest detail, which would be made up for."""
+    picture = tiny.picture(41, 30)
+    for by, is_held in ((1.02, False), (1.3, False), (1.5, True), (2, True), (3, True)):
+        found = upscaler(picture, by=by)
+        assert found.residual is not None and found.notes == ()
+        assert (found.residual[1] < 0.6 * found.residual[0]) == is_held, by
+    asked = upscaler(picture, by=1.3, consistent=True)
+    assert asked.residual is not None and asked.residual[1] < asked.residual[0]
+    assert asked.notes[0] == "made consistent, as asked; by a factor below 1.5 that can put ripples beside edges"
+
+
 def test_other_models_do_too() -> None:
     generator = enlarger.load_generator(tiny.sd1_folder(), device="cpu")
     size: dict[str, Any] = {"width": 64, "height": 64, "steps": 1}

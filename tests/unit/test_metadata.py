@@ -4,9 +4,11 @@ import warnings
 from pathlib import Path
 
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from enlarger.image.metadata import read_file_metadata
+from enlarger.image.composite import read_original
+from enlarger.image.generation import add_generation
+from enlarger.image.metadata import read_file_metadata, save_options
 from enlarger.image.picture import read_picture, save_image, to_pil
 from tests.support import tiny
 
@@ -99,3 +101,138 @@ def test_maker_notes_too_large_for_jpeg(tmp_path: Path) -> None:
         save_image(image, tmp_path / "out.jpg")
     with Image.open(tmp_path / "out.jpg") as written:
         assert written.getexif()[0x0110] == "Camera"
+
+
+def packet(attributes: str, inside: str = "") -> bytes:
+    """XMP as programs write it."""
+    rdf = 'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"'
+    about = f'<rdf:Description rdf:about="" {attributes}>{inside}</rdf:Description>'
+    return f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF {rdf}>{about}</rdf:RDF></x:xmpmeta>'.encode()
+
+
+PLACES = {
+    "a drone": packet('xmlns:drone-dji="http://www.dji.com/drone-dji/1.0/" drone-dji:GpsLongtitude="+13.4" a:b="keep"'),
+    "in single quotes": packet("exif:GPSLatitude='47,22N' drone-dji:RelativeAltitude='+13.4' a:b='keep'"),
+    "an agency": packet(
+        'a:b="keep"',
+        "<Iptc4xmpExt:LocationCreated><rdf:Bag><rdf:li Iptc4xmpExt:Sublocation='13.4'><Iptc4xmpExt:City>47,22N"
+        "</Iptc4xmpExt:City></rdf:li></rdf:Bag></Iptc4xmpExt:LocationCreated>",
+    ),
+    "another prefix": packet('ps:Country="13.4" a:b="keep"', "<core:CountryCode>47,22N</core:CountryCode>"),
+    "an empty element": packet(
+        'a:b="keep"', "<exif:GPSStatus/><a:c>keep</a:c><exif:GPSLatitude>47,22N</exif:GPSLatitude>"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_no_place_is_left_in_xmp(kind: str) -> None:
+    options, notes = save_options({"xmp": PLACES[kind]}, "WEBP", (8, 8), "gps")
+    assert b"keep" in options["xmp"] and b"13.4" not in options["xmp"] and b"47,22N" not in options["xmp"]
+    assert notes == ()
+
+
+@pytest.mark.parametrize("damaged", [b"<a", b'<!DOCTYPE a [<!ENTITY b "c">]><a/>', b"<a>" * 100_000, b"\xff\xfe<\0a\0"])
+def test_xmp_that_cannot_be_searched_for_a_place_is_left_out(damaged: bytes) -> None:
+    options, notes = save_options({"xmp": damaged}, "WEBP", (8, 8), "gps")
+    assert "xmp" not in options
+    assert notes == ("the input's XMP cannot be taken apart to leave the place out: left out",)
+
+
+def test_xmp_tells_of_the_copy_and_not_of_what_lay_behind_the_picture() -> None:
+    namespaces = 'xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" xmlns:Item="http://ns.google.com/photos/1.0/"'
+    told = (
+        'hdrgm:Version="1.0" GCamera:MotionPhoto="1" GCamera:Mode="keep" xmpNote:HasExtendedXMP="ABC" '
+        "tiff:Orientation='6' tiff:ImageWidth=\"16\" exif:PixelYDimension='9'"
+    )
+    item = '<rdf:li><Container:Item Item:Semantic="GainMap" Item:Length="12345"/></rdf:li>'
+    inside = f"<Container:Directory>{item}</Container:Directory>"
+    image = tiny.picture(8, 8)
+    image.info["xmp"] = packet(f"{namespaces} {told}", inside)
+    options, _ = save_options(read_file_metadata(image), "WEBP", (640, 480))
+    for gone in (b"12345", b"MotionPhoto", b"hdrgm:Version", b"HasExtendedXMP", b'"16"', b'"6"', b"'6'"):
+        assert gone not in options["xmp"]
+    for kept in (b"keep", b'tiff:Orientation="1"', b'tiff:ImageWidth="640"', b'exif:PixelYDimension="480"'):
+        assert kept in options["xmp"]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_directory_in_exif_s_directory_comes_through(suffix: str, tmp_path: Path) -> None:
+    """R03 marks Adobe RGB in cameras' files, which hold no profile."""
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif).update({0xA001: 65535, 0xA005: {1: "R03"}})
+    tiny.picture(8, 8).save(tmp_path / "in.jpg", exif=exif)
+    for strip in ("none", "gps"):
+        image = to_pil(read_picture(tmp_path / "in.jpg"))
+        image.info.pop("dpi")  # which not every format holds
+        save_image(image, tmp_path / f"out.{suffix}", overwrite=True, strip=strip)
+        with warnings.catch_warnings(), Image.open(tmp_path / f"out.{suffix}") as written:
+            warnings.simplefilter("error")  # Pillow warns of a place in the file where nothing is
+            assert written.getexif().get_ifd(ExifTags.IFD.Interop) == {1: "R03"}
+            assert written.getexif().get_ifd(ExifTags.IFD.Exif)[0xA001] == 65535
+
+
+def test_no_resolution_is_made_up(tmp_path: Path) -> None:
+    for suffix in ("tif", "png", "jpg"):
+        tiny.picture(8, 8).save(tmp_path / f"in.{suffix}")
+        assert "dpi" not in read_picture(tmp_path / f"in.{suffix}").metadata
+    tiny.picture(8, 8).save(tmp_path / "told.tif", dpi=(72, 72))
+    assert read_picture(tmp_path / "told.tif").metadata["dpi"] == (72, 72)
+
+
+def test_texts_come_through_or_are_named(tmp_path: Path) -> None:
+    texts = PngImagePlugin.PngInfo()
+    for key, text in (("parameters", "a cat\nSteps: 20"), ("workflow", "{}"), ("Copyright", "© me"), ("Software", "x")):
+        texts.add_itxt(key, text)
+    tiny.picture(8, 8).save(tmp_path / "in.png", pnginfo=texts)
+    image = to_pil(read_picture(tmp_path / "in.png"))
+    save_image(image, tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as written:
+        found = {key: value for key, value in written.info.items() if isinstance(value, str)}
+    assert found == {"parameters": "a cat\nSteps: 20", "workflow": "{}", "Copyright": "© me"}
+    with pytest.warns(UserWarning, match=r"^JPEG holds no texts \(parameters, workflow, Copyright\): left out$"):
+        save_image(image, tmp_path / "out.jpg")
+    save_image(image, tmp_path / "bare.png", strip="all")
+    with Image.open(tmp_path / "bare.png") as written:
+        assert not [value for value in written.info.values() if isinstance(value, str)]
+
+
+def test_a_jpeg_s_comment_comes_through(tmp_path: Path) -> None:
+    tiny.picture(8, 8).save(tmp_path / "in.jpg", comment=b"a hill")
+    image = to_pil(read_picture(tmp_path / "in.jpg"))
+    for suffix, key in (("jpg", "comment"), ("png", "Comment")):
+        save_image(image, tmp_path / f"out.{suffix}")
+        with Image.open(tmp_path / f"out.{suffix}") as written:
+            assert written.info[key] == (b"a hill" if suffix == "jpg" else "a hill")
+
+
+def test_an_enlarged_picture_keeps_how_it_was_made() -> None:
+    made = {"enlarger": "1", "task": "upscale", "options": {"by": 2}, "seeds": [0], "model": "bundled"}
+    info = {"texts": {"parameters": "a cat\nSteps: 20", "workflow": "{}"}}
+    told, _ = add_generation(info, made, "PNG", (8, 8))
+    assert told["texts"].keys() == {"parameters", "workflow", "enlarger"}
+    assert told["texts"]["parameters"] == "a cat\nSteps: 20"
+    in_exif, _ = add_generation(info, made, "JPEG", (8, 8))
+    assert "a cat\nSteps: 20".encode("utf-16-be") in in_exif["exif"] and in_exif["texts"] == {"workflow": "{}"}
+    remade, _ = add_generation(info, made | {"task": "refine"}, "PNG", (8, 8))
+    assert "a cat" not in remade["texts"]["parameters"]
+
+
+def test_a_repainted_photo_is_upright_and_keeps_what_its_file_says(tmp_path: Path) -> None:
+    for suffix in ("jpg", "tiff"):
+        original = read_original(source(tmp_path, suffix))
+        image = original.write(original.values)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            save_image(image, tmp_path / f"{suffix}.jpg")
+        with Image.open(tmp_path / f"{suffix}.jpg") as written:
+            assert written.getexif().get(0x0112, 1) == 1 and written.getexif()[0x0110] == "Camera"
+            assert read_file_metadata(written)["iptc"] == IPTC
+            assert ImageOps.exif_transpose(written).size == image.size
+
+
+def test_a_picture_of_ours_goes_on_with_what_its_file_said(tmp_path: Path) -> None:
+    once = read_picture(source(tmp_path, "jpg"))
+    assert read_picture(to_pil(once)).metadata == once.metadata
+    tiny.picture(8, 8).convert("CMYK").save(tmp_path / "ink.tif")
+    assert read_picture(to_pil(read_picture(tmp_path / "ink.tif"))).metadata["cmyk_profile"] == b""

@@ -10,6 +10,7 @@ from torch import Tensor
 from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.families import KINDS, ModelKind
 from enlarger.errors import Unsupported
+from enlarger.image.consistency import is_harmless
 from enlarger.image.input_quality import cell_size, input_hint, is_graphics
 from enlarger.nn.compact import downsample_bicubic
 from enlarger.nn.upscale_net import Backprojected, UpscaleNet, backproject
@@ -103,7 +104,8 @@ class BundledUpscaler:
             image, graphics = self._within(room, detail, count).enlarge(image, detail, watch, graphics)
             image = image.float().cpu()
         drawn = (False,) * count if graphics is None else graphics
-        consistent = [(restore == 0 and not is_drawn) if asked is None else asked for is_drawn in drawn]
+        held = restore == 0 and batch.is_harmless
+        consistent = [(held and not is_drawn) if asked is None else asked for is_drawn in drawn]
         notes = [
             _notes(request, None if is_drawn else hint, is_drawn and restore == 0)
             for request, hint, is_drawn in zip(batch.requests, hints, drawn, strict=True)
@@ -133,7 +135,8 @@ class BundledUpscaler:
                 within = replace(stages, room=room)
                 within.enlarge(network, size, tile, network.receptive_radius, name)
             size = (self.scale * size[0], self.scale * size[1])
-        stages.finish(size, is_consistent=not is_restored if request.consistent is None else request.consistent)
+        held = not is_restored and is_harmless(image_size(request.image), upscale_plan.target)
+        stages.finish(size, is_consistent=held if request.consistent is None else request.consistent)
         return stages
 
     def _room(self, request: UpscaleRequest, size: tuple[int, int]) -> MemoryRoom:

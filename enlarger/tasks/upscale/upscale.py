@@ -11,7 +11,7 @@ from torch import Tensor
 
 from enlarger.checkpoint.families import ModelKind
 from enlarger.errors import InputError, Unsupported
-from enlarger.image.consistency import project_into_range_, residual
+from enlarger.image.consistency import is_harmless, project_into_range_, residual
 from enlarger.image.decode import open_upright
 from enlarger.image.fill import bleed_alpha
 from enlarger.image.picture import Picture, read_picture, to_pil
@@ -45,6 +45,11 @@ class UpscaleBatch:
         """Whether what has been made of `low_res` so far is still too small."""
         return image.shape[-2] < self.size[0] or image.shape[-1] < self.size[1]
 
+    @property
+    def is_harmless(self) -> bool:
+        """Whether the results can be made consistent without ripples."""
+        return is_harmless(self.low_res.shape[-2:], self.size)
+
     def finish(
         self, name: str, images: Tensor, consistent: Sequence[bool], notes: Sequence[tuple[str, ...]]
     ) -> list[Result]:
@@ -66,7 +71,8 @@ class UpscaleBatch:
             after = residual(large, small)
             off = (OFF_NOTE.format(after * 127.5),) if consistent[i] and after > step else ()
             image, error = to_pil(match_input(picture, large[0])), _consistency_error(large, small, step)
-            said = picture.notes + notes[i] + off
+            rippled = (NEAR_ONE_NOTE,) if consistent[i] and not self.is_harmless else ()
+            said = picture.notes + notes[i] + rippled + off
             steps = (before * 127.5, after * 127.5)
             results.append(Result((image,), (self.seeds[i],), name, said, error, residual=steps))
         return results
@@ -140,6 +146,8 @@ OFF_NOTE = (
     "where the input is near black or white, or alternates from pixel to pixel, the result, reduced again, is off by "
     "up to {:.2g} of 255, as near as the range or the bound on the work allows"
 )
+
+NEAR_ONE_NOTE = "made consistent, as asked; by a factor below 1.5 that can put ripples beside edges"
 
 
 def plan_upscale(request: UpscaleRequest, size: tuple[int, int], scale: int) -> UpscalePlan:
