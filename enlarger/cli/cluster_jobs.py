@@ -18,7 +18,6 @@ from enlarger.cli.cluster_listing import PictureListing
 from enlarger.cli.cluster_worker import AGAIN, ClusterRun, PictureWorker
 from enlarger.cli.files import OutputNaming
 from enlarger.cli.image_jobs import FileOptions
-from enlarger.cli.loading import Loading
 from enlarger.cli.report import Outcome, Report
 from enlarger.cli.resume import run_name
 from enlarger.cluster.connect import ClusterOptions, connected
@@ -26,7 +25,6 @@ from enlarger.cluster.manifest import NAME, PARTS, Manifest
 from enlarger.cluster.pipeline import run_batch
 from enlarger.cluster.storage import Storage, is_read_only, locate
 from enlarger.errors import EnlargerError, InputError
-from enlarger.hub.cache import resolve
 from enlarger.image.atomic_write import remove_stale_parts
 from enlarger.image.decode import one_line
 from enlarger.image.encode import SUFFIXES, check_background
@@ -97,17 +95,6 @@ def process_on_cluster(
     run_on_cluster(replace(run, **doing), listing, target, files.cluster)
 
 
-def _check_models(loading: Loading) -> None:
-    """Raise CheckpointError for a model that is not there."""
-    for model in (loading.model, loading.refiner, loading.upscaler):
-        if isinstance(model, str | Path):
-            resolve(model)
-        elif model is not None:
-            from enlarger.checkpoint.model_folder import checkpoint_path  # torch, which the checkpoint has brought
-
-            resolve(checkpoint_path(model.models, str(model.path)))
-
-
 def _check_input(location: str, target: Destination, recursive: bool) -> None:
     """Raise InputError for what is not there, and for a folder in which results would be listed while they are made."""
     storage, path = locate(location)
@@ -133,11 +120,11 @@ def run_on_cluster(run: ClusterRun, listing: Listing, target: Destination, optio
     """Do all that is listed. Ends with status 1 if something failed, 130 after Ctrl-C; the next run goes on."""
     files, counts, folders = run.files, Counter[str](), set[Path]()
     if not options.address.startswith("ray://"):  # whose nodes alone have the models
-        _check_models(files.loading)
+        files.loading.paths()  # raises for what is not there
     target.check()
     manifest = Manifest(target.storage, target.folder)
     manifest.compact()
-    done = manifest.done(run.name)
+    done = {} if files.overwrite else manifest.done(run.name)
     with Report(2, json_lines=files.json_lines, quiet=files.quiet) as report:
         report.start_stage(f"joining the cluster {options.address}")
         try:

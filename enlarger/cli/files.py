@@ -154,18 +154,31 @@ def with_format_note(job: Job, kind: str | None) -> Job:
 
 
 def outputs_of(input_files: Iterable[InputFile], naming: OutputNaming) -> dict[InputFile, tuple[Path, ...]]:
-    """The files for each input; where a.jpg and a.png would make the same, the suffixes stay in the names.
+    """The files for each input; where a.jpg and a.png would make the same, the suffixes stay in the names, and where
+    one/a.jpg and two/a.jpg would, the folders.
 
     Names that a disk may take for one, such as A and a, count as the same.
     """
-    outputs = {input_file: naming.outputs(input_file) for input_file in input_files}
+    entries = _in_folders(list(input_files), naming)
+    outputs = {entry: naming.outputs(placed) for entry, placed in entries.items()}
     names_by_output: dict[str, set[str]] = {}
     for entry, files in outputs.items():
         names_by_output.setdefault(disk_name(files[0]), set()).add(entry.path.name)
     return {
-        entry: naming.outputs(entry, keep_suffix=len(names_by_output[disk_name(files[0])]) > 1)
-        for entry, files in outputs.items()
+        entry: naming.outputs(placed, keep_suffix=len(names_by_output[disk_name(outputs[entry][0])]) > 1)
+        for entry, placed in entries.items()
     }
+
+
+def _in_folders(entries: Sequence[InputFile], naming: OutputNaming) -> dict[InputFile, InputFile]:
+    """The inputs, each with its place below the results' folder: below the folder that all of them share, where several
+    folders have pictures of one name."""
+    places = [(disk_name(entry.subfolder / entry.path.name), os.path.abspath(entry.path)) for entry in entries]
+    if naming.folder is None or len(set(places)) == len({name for name, _ in places}):
+        return {entry: entry for entry in entries}
+    common = os.path.commonpath([os.path.dirname(path) for _, path in places])
+    folders = (Path(os.path.relpath(os.path.dirname(path), common)) for _, path in places)
+    return {entry: replace(entry, subfolder=folder) for entry, folder in zip(entries, folders, strict=True)}
 
 
 def disk_name(path: Path) -> str:

@@ -23,6 +23,7 @@ from enlarger.cli.options import (
     Precision,
     Quality,
     Quiet,
+    SkipExisting,
     describe_runtime,
     explain_runtime,
     request_options,
@@ -35,6 +36,7 @@ from enlarger.target_size import scaled_side
 if TYPE_CHECKING:  # torch comes with these
     from enlarger.cli.files import Job
     from enlarger.cli.report import Outcome, Report
+    from enlarger.cli.resume import Fingerprint
     from enlarger.tasks.latent_diffusion.sampling import SamplingReport
     from enlarger.tasks.text_to_image import Generator
 
@@ -78,6 +80,7 @@ def generate(
     overwrite: Overwrite = False,
     kind: NewKind = None,
     quality: Quality = 95,
+    skip_existing: SkipExisting = False,
     json_lines: JsonLines = False,
     quiet: Quiet = False,
     explain: Explain = False,
@@ -110,7 +113,17 @@ def generate(
 
     requests = _requests_per_prompt(request, texts)
     loading = Loading(model, device, precision, offload, refiner, upscaler, engine)
-    files = FileOptions([], output, "", overwrite, kind=kind, quality=quality, loading=loading)
+    files = FileOptions(
+        inputs=[],
+        output=output,
+        label="",
+        overwrite=overwrite,
+        kind=kind,
+        quality=quality,
+        skip_existing=skip_existing,
+        run=(model, loading.identity(request)),
+        loading=loading,
+    )
     if cluster is not None:
         files = replace(files, cluster=cluster, json_lines=json_lines, quiet=quiet)
         _generate_on_cluster(files, request, requests, load)
@@ -119,7 +132,7 @@ def generate(
     jobs = _plan_jobs(requests, files)
     with Report(len(jobs), json_lines=json_lines, quiet=quiet) as report:
         run_job = None
-        if any(job.error is None for job in jobs):
+        if any(job.error is None and job.skipped is None for job in jobs):
             report.start_stage("loading the model")
             requests_by_job = dict(zip(jobs, requests, strict=True))
             run_job = partial(_run_job, load(), requests_by_job, report, files)
@@ -140,7 +153,7 @@ def _generate_on_cluster(
     listing = PromptListing(
         [(str(each.prompt), each.seed, slug(str(each.prompt))) for each in requests], outputs, target.storage
     )
-    name = run_name(replace(request, prompt="", seed=0), files.quality, files.loading)
+    name = run_name(replace(request, prompt="", seed=0), files.quality, files.loading, *files.run)
 
     def check(job: "Job", request: GenerateRequest, files: FileOptions) -> "Job":
         return _check_size(job, request)
@@ -168,9 +181,20 @@ def _run_job(
     files: FileOptions,
     job: "Job",
 ) -> "Outcome":
+    from enlarger.image.encode import check_output
+
     request = requests_by_job[job]
+    check_output(job.outputs[0], "RGB", generator.target_size(request), overwrite=True)
+    files = replace(files, fingerprint=_fingerprint(request, files))
     outcome = process_image(generator, lambda request, _: request, request, report, files, job)
     return replace(outcome, prompt=str(request.prompt))
+
+
+def _fingerprint(request: GenerateRequest, files: FileOptions) -> "Fingerprint":
+    """By which the pictures of a prompt are known."""
+    from enlarger.cli.resume import fingerprint_of_request
+
+    return fingerprint_of_request(request, files.quality, *files.run)
 
 
 def _read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
@@ -178,7 +202,7 @@ def _read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     lines: list[str] = []
     if file is not None:
         try:
-            lines = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+            lines = [line.strip() for line in file.read_text("utf-8-sig").split("\n") if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise typer.BadParameter(f"--prompts {file} cannot be read ({error}); give a text file") from error
     if not (texts := [*prompts, *lines]):
@@ -212,7 +236,8 @@ def _plan_jobs(requests: Sequence[GenerateRequest], files: FileOptions) -> "list
         if is_file and len(requests) == 1:
             numbered = [target.with_name(f"{target.stem}-{k}{target.suffix}") for k in range(1, request.count + 1)]
             outputs = (target,) if request.count == 1 else tuple(numbered)
-        job = plan_job(InputFile(Path(name), is_named_by_user=True), outputs, reserved, ExistingFiles(files.overwrite))
+        existing = ExistingFiles(files.overwrite, files.skip_existing, _fingerprint(request, files))
+        job = plan_job(InputFile(Path(name), is_named_by_user=True), outputs, reserved, existing)
         jobs.append(_check_size(job, request))
     return jobs
 
@@ -226,9 +251,10 @@ def _check_size(job: "Job", request: GenerateRequest) -> "Job":
     """The job, with an error if its kind of file does not hold a picture of the size that was asked for."""
     from enlarger.image.encode import check_output
 
-    if job.error is not None or request.width is None or request.height is None:
+    if job.error is not None or job.skipped is not None:
         return job
-    size = (scaled_side(request.width, request.upscale), scaled_side(request.height, request.upscale))
+    sides = [scaled_side(side, request.upscale) for side in (request.width, request.height) if side is not None]
+    size = (max(sides), min(sides)) if sides else None
     try:
         check_output(job.outputs[0], "RGB", size, overwrite=True)
     except InputError as error:

@@ -17,7 +17,7 @@ import typer
 from enlarger.cli.cluster_options import refuse_uris
 from enlarger.cli.loading import Loading
 from enlarger.errors import EnlargerError, InputError
-from enlarger.requests import SamplingOptions, UpscaleRequest
+from enlarger.requests import RefineRequest, SamplingOptions, UpscaleRequest
 from enlarger.strict_json import Json, is_object
 
 if TYPE_CHECKING:  # torch comes with these
@@ -123,7 +123,15 @@ def process_images(
     from enlarger.cli.resume import fingerprint_of_run, nothing_beside
 
     flat = (*(() if files.background is None else (files.background,)), *(("cmyk",) if files.cmyk else ()))
-    settings = (files.label, files.quality, files.salvage, files.strip, *flat, *files.run)
+    settings = (
+        files.label,
+        files.quality,
+        files.salvage,
+        files.strip,
+        *flat,
+        *files.run,
+        files.loading.identity(request),
+    )
     settings += ("tone map",) if files.tone_map else ()
     process = process_frames if files.all_frames else process_image
     if files.cluster is not None:
@@ -236,6 +244,8 @@ def check_result(job: "Job", request: UpscaleRequest | SamplingOptions, files: F
     try:
         mode, size = read_header(job.input)
         is_ink, (width, height) = files.cmyk and is_cmyk(job.input), size
+        if isinstance(request, RefineRequest) and request.by is not None:
+            size = UpscaleRequest(None, request.by).target_size(height, width)
         size = request.target_size(height, width) if isinstance(request, UpscaleRequest) else size
         for path in job.outputs:
             made = "CMYK" if is_ink else flattened_mode(mode, job.input, path, files.background)
@@ -261,7 +271,7 @@ def _read_specially(
     request: Request, job: "Job", files: FileOptions
 ) -> tuple[Request, tuple[str, ...], SpecialRead | None]:
     """The request for a job, of what is there of its picture or of its tone map; what is to be said; which it is."""
-    from enlarger.image.decode import salvage, tone_map
+    from enlarger.image.special_reads import salvage, tone_map
 
     notes, read = list[str](), None
     image = tone_map(job.input, notes) if files.tone_map else None

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from enlarger.errors import CheckpointError
 from enlarger.strict_json import Json
 
 if TYPE_CHECKING:
@@ -31,12 +32,64 @@ class Loading:
         checkpoint = {} if self.model is None or isinstance(self.model, str | Path) else _describe(self.model)
         return said | ({"checkpoint": checkpoint} if checkpoint else {})
 
+    def paths(self) -> list[Path]:
+        """The files and folders of its models. Raises CheckpointError for one that is not there."""
+        from enlarger.hub.cache import resolve
+
+        found: list[Path] = []
+        for location in (self.model, self.refiner, self.upscaler):
+            if isinstance(location, str | Path):
+                found.append(resolve(location))
+            elif location is not None:
+                from enlarger.checkpoint.model_folder import checkpoint_path  # torch, which the checkpoint has brought
+
+                found.append(resolve(checkpoint_path(location.models, location.path)))
+        return found
+
+    def identity(self, request: object) -> Json:
+        """What of it makes results differ beside the model's name: the numbers, and the state of all that is read."""
+        try:
+            paths = self.paths()
+        except CheckpointError:
+            paths = []  # it is said where the model is loaded
+        if not (self.model is None or isinstance(self.model, str | Path)):
+            paths += _beside(self.model, request)
+        return {
+            "precision": self.precision,
+            "engine": self.engine,
+            "files": [_state(path) for path in paths],
+        }
+
     def _texts(self) -> dict[str, str | None]:
         values = {name: getattr(self, name) for name in DEFAULTS}
         return values | {
             name: None if path is None else str(path)
             for name, path in (("refiner", self.refiner), ("upscaler", self.upscaler))
         }
+
+
+def _beside(checkpoint: "Checkpoint", request: object) -> list[Path]:
+    """The files that are read beside a checkpoint: those it names, and LoRAs of its folder that a request names."""
+    files = [path for path, _ in checkpoint.loras]
+    files += [each[0] if isinstance(each, tuple) else each for each in checkpoint.inversions]
+    files += [checkpoint.vae] if isinstance(checkpoint.vae, str | Path) else []
+    paths = [Path(file).expanduser() for file in files]
+    if (folder := checkpoint.models) is None:
+        return paths
+    named = [str(file) for file in files] + [
+        str(getattr(request, name, "")) for name in ("prompt", "negative", "loras")
+    ]
+    named += [str(style) for name, style in folder.styles.items() if name in getattr(request, "styles", ())]
+    paths += [file.path for file in folder.files if any(file.name in text for text in named)]
+    return paths if folder.styles_file is None else [*paths, folder.styles_file]
+
+
+def _state(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of a file, or of each in a folder."""
+    root = path if path.is_dir() else path.parent
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    states = ((str(each.relative_to(root)), each.stat()) for each in files if each.is_file())
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
 def _describe(checkpoint: "Checkpoint") -> Json:

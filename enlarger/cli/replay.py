@@ -105,7 +105,7 @@ def _sources(metadata: Json, file: Path, given: Path | None) -> dict[str, Path]:
 
 def _read_as_before(sources: dict[str, Path], metadata: Json, file: Path) -> dict[str, "Path | Image.Image"]:
     """The files, the input as `--tone-map` or `--salvage` had read it. Raises InputError for another way to read it."""
-    from enlarger.image.decode import salvage, tone_map
+    from enlarger.image.special_reads import salvage, tone_map
 
     about: Json = metadata.get("input") or {}
     if "image" not in sources or (read := about.get("read")) is None:

@@ -33,6 +33,12 @@ def fingerprint_of_run(request: Any, *settings: object, beside: FilesBeside = no
     return fingerprint
 
 
+def fingerprint_of_request(request: Any, *settings: object) -> Fingerprint:
+    """The same of results that are made of a request alone."""
+    text = _describe_run(request, *settings)
+    return lambda _, number: _digest(f"{number} {text}")
+
+
 def run_name(request: Any, *settings: object) -> str:
     """By what runs with the same options are known: 32 hexadecimal digits."""
     return _digest(_describe_run(request, *settings))

@@ -115,7 +115,7 @@ def upscale(
         cmyk=cmyk,
         again=again,
         quiet=quiet,
-        loading=Loading(model, device, precision, offload, engine=engine),
+        loading=Loading(model, device, precision, offload, engine=engine) if server is None else Loading(),
         all_frames=all_frames,
         run=(model, server, all_frames) if all_frames else (model, server),
         cluster=read_cluster_options(ray, workers, gpus_per_worker, device),

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Generator
@@ -17,13 +18,11 @@ from enlarger.image.damage import (
     complete_jpeg,
     is_webp,
     pixel_bound,
-    rows_of_truncated,
     whole_webp,
     without_broken_chunks,
 )
 from enlarger.image.deep import DEEP_SUFFIX, DeepImage, deep_mode, read_deep, read_hdr, transpose_deep
 from enlarger.image.hdr import is_hdr, is_wide, wide_headers
-from enlarger.image.metadata import upright_info
 from enlarger.image.optional_formats import is_jxl, jxl_size, register_optional_formats
 from enlarger.image.other_kinds import HEAD_BYTES, RAW, OtherKind, other_kind
 from enlarger.image.tiff_tags import has_sensor_data, is_raw_photo, oversized_tiles, tiff_samples
@@ -40,7 +39,7 @@ READABLE_FORMATS = (
     *AVIF_FORMATS.values(),
     *sorted({*OPTIONAL_FORMATS.values()}),
 )
-PIXEL_LIMIT = 89_478_485  # Pillow's own warning level
+PIXEL_LIMIT = 178_956_970  # of a file; Pillow opens no larger ones by itself
 MAX_LINE_CHARACTERS = 1000
 EXIF_ORIENTATION = 0x0112  # the EXIF tag
 ORIENTATION_TRANSPOSES = {
@@ -91,11 +90,12 @@ def _without_pillow_warnings() -> Generator[None]:
         yield
 
 
-def open_upright(source: FileSource | Image.Image, *, limit: int = PIXEL_LIMIT) -> Image.Image:
+def open_upright(source: FileSource | Image.Image, *, limit: int | None = None) -> Image.Image:
     """The pixels of a file or PIL image in their own mode: loaded, turned upright, the first frame of several.
 
     A larger `limit` than usual holds instead of Pillow's. Raises InputError as `read_picture` does.
     """
+    limit = pixel_limit(source, limit)
     with open_image(source, any_size=limit > PIXEL_LIMIT) as (image, name):
         return decode_image(image, name, limit, []).copy()
 
@@ -111,45 +111,6 @@ def read_header(path: str | Path) -> tuple[str, tuple[int, int]]:
         mode = "I;16" if image.mode == "F" or image.mode.startswith("I") else mode
         deep = deep_mode(image)
         return (mode if deep is None else deep + DEEP_SUFFIX), _upright_size(image)
-
-
-def salvage(path: str | Path, notes: list[str], *, limit: int = PIXEL_LIMIT) -> Image.Image | None:
-    """The rows that are there of a file that is cut short, upright; None for a file that is whole.
-
-    Raises InputError as `read_picture` does, also for a file of which no row is there.
-    """
-    with open_image(path) as (image, name):
-        try:
-            decode_image(image, name, limit, [])
-        except UnreadableImage as error:
-            if error.reason != "damaged" or not (rows := _rows_of_truncated(image)):
-                raise
-        else:
-            return None
-        notes.append(f"the file is cut short: {rows.height} of {image.height} rows are there, the others are left out")
-        upright = _apply_orientation(rows, rows, notes)
-        upright.info = upright_info(image)
-        return upright
-
-
-def tone_map(path: str | Path, notes: list[str], *, limit: int = PIXEL_LIMIT) -> Image.Image | None:
-    """An HDR picture, a TIFF of floats or of 32-bit integers, as a display shows it, upright; None for any other file.
-
-    The numbers are taken for linear light, and become sRGB of 16 bits; see `hdr.tone_mapped`. Raises InputError as
-    `read_picture` does.
-    """
-    with open_image(path) as (image, name):
-        if not is_hdr(image):
-            return None
-        mapped = decode_image(image, name, limit, notes, tone_map=True).copy()
-        mapped.info = {key: value for key, value in upright_info(image).items() if key != "icc_profile"}
-        return mapped
-
-
-def _rows_of_truncated(image: Image.Image) -> Image.Image | None:
-    with suppress(Exception):  # decoders raise anything on damaged files
-        return rows_of_truncated(image, _content(image))
-    return None
 
 
 def upright_size(source: FileSource | Image.Image) -> tuple[int, int]:
@@ -209,7 +170,7 @@ def open_image(
         if is_raw_photo(image, first_bytes):
             raise _kind_error(name, RAW)
         if any_size and image.format == "PNG" and "exif" not in image.info:  # Pillow would look behind the pixels
-            check_size(name, *image.size, 2 * PIXEL_LIMIT)
+            check_size(name, *image.size, PIXEL_LIMIT)
         if profile is not None:
             image.info["icc_profile"] = profile
         yield image, name
@@ -217,7 +178,8 @@ def open_image(
 
 def _check_jxl_size(stream: BinaryIO, name: str) -> None:
     """Refuse a JPEG XL that is too large, or does not say how large, before it is opened, which decodes it."""
-    size, limit = jxl_size(stream), 2 * (Image.MAX_IMAGE_PIXELS or PIXEL_LIMIT)
+    size, most = jxl_size(stream), Image.MAX_IMAGE_PIXELS
+    limit = PIXEL_LIMIT if most is None else 2 * most
     if size is None:
         raise unknown_kind_error(stream, name)
     if size[0] * size[1] > limit:
@@ -227,6 +189,11 @@ def _check_jxl_size(stream: BinaryIO, name: str) -> None:
 def is_file_source(source: object) -> bool:
     """Whether it is a path, a file's bytes, or an open file."""
     return isinstance(source, str | Path | bytes | bytearray) or hasattr(source, "read")
+
+
+def pixel_limit(source: object, limit: int | None) -> int:
+    """How many pixels are read of a source, if not said: PIXEL_LIMIT of files, all of what is in memory already."""
+    return (PIXEL_LIMIT if is_file_source(source) else sys.maxsize) if limit is None else limit
 
 
 def _source_name(source: FileSource) -> str:
@@ -338,7 +305,7 @@ def decode_image(image: Image.Image, name: str, limit: int, notes: list[str], to
     if (found := oversized_tiles(image)) is not None:
         raise UnreadableImage(f"{name}: {found}; save it anew with another program")
     try:
-        return _apply_orientation(image, load_pixels(image, notes, tone_map), notes)
+        return apply_orientation(image, load_pixels(image, notes, tone_map), notes)
     except InputError as error:  # of a picture that was decoded
         raise UnreadableImage(f"{name}: {error}") from None
     except Exception as error:  # decoders raise anything on damaged files
@@ -354,8 +321,8 @@ def load_pixels(image: Image.Image, notes: list[str], tone_map: bool = False) ->
         return image
     is_deep = not image.mode.startswith("I") and bool(re.search(";16[BLN]", str(getattr(image, "tile", ""))))
     if is_wide(image) or (tone_map and is_hdr(image)):
-        return read_hdr(image, _content(image), notes, tone_map)
-    data = _content(image) if deep_mode(image) is not None else b""
+        return read_hdr(image, file_content(image), notes, tone_map)
+    data = file_content(image) if deep_mode(image) is not None else b""
     if data and image.format == "TIFF" and (deep := read_deep(image, data)) is not None:
         return deep
     try:
@@ -365,14 +332,14 @@ def load_pixels(image: Image.Image, notes: list[str], tone_map: bool = False) ->
         notes += ["16-bit colour: read as 8-bit"] if is_deep else []
         return image
     except OSError:
-        if image.format not in ("JPEG", "MPO") or (whole := complete_jpeg(image, _content(image))) is None:
+        if image.format not in ("JPEG", "MPO") or (whole := complete_jpeg(image, file_content(image))) is None:
             raise
     notes.append("the mark at the end of the JPEG is missing; all its pixels are there")
     whole.info |= image.info
     return whole
 
 
-def _content(image: Image.Image) -> bytes:
+def file_content(image: Image.Image) -> bytes:
     """The bytes of the file that an image is read from."""
     stream: BinaryIO | None = getattr(image, "fp", None)
     if stream is None:
@@ -384,7 +351,7 @@ def _content(image: Image.Image) -> bytes:
     return data
 
 
-def _apply_orientation(image: Image.Image, loaded: Image.Image, notes: list[str]) -> Image.Image:
+def apply_orientation(image: Image.Image, loaded: Image.Image, notes: list[str]) -> Image.Image:
     """The loaded pixels of an image turned as its EXIF orientation says; notes that there are more frames."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)

@@ -50,10 +50,7 @@ class DeepImage(Image.Image):
     @classmethod
     def from_samples(cls, samples: Samples, info: Mapping[Any, Any] | None = None) -> "DeepImage":
         """The image of samples (H, W, 2..4); its 8-bit pixels are these, rounded."""
-        rounded = np.empty(samples.shape, np.uint8)
-        for row in range(len(samples)):  # what is wider is wide for one row
-            rounded[row] = (samples[row].astype(np.uint32) + 128) // 257
-        pixels, image = Image.fromarray(rounded), cls()
+        pixels, image = Image.fromarray(_rounded(samples)), cls()
         image.im, image._mode, image._size = pixels.im, _EIGHT_BIT_MODES[samples.shape[2]], pixels.size
         image.samples, image.info = samples, dict(info or {})
         return image
@@ -74,6 +71,23 @@ class DeepImage(Image.Image):
                 write_deep(self, stream, format_name, params)
         else:
             write_deep(self, fp, format_name, params)
+
+
+def _rounded(samples: Samples) -> "np.ndarray[Any, Any]":
+    """Samples of 16 bits in 8."""
+    rounded = np.empty(samples.shape, np.uint8)
+    for row in range(len(samples)):  # what is wider is wide for one row
+        rounded[row] = (samples[row].astype(np.uint32) + 128) // 257
+    return rounded
+
+
+def in_eight_bits(image: Image.Image) -> Image.Image:
+    """A 16-bit image, grey or a `DeepImage`, rounded."""
+    if isinstance(image, DeepImage):
+        return image.convert(image.mode)
+    grey = Image.fromarray(_rounded(np.asarray(image)))
+    grey.info = dict(image.info)
+    return grey
 
 
 def load_codecs() -> None:

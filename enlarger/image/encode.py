@@ -13,12 +13,13 @@ from enlarger.errors import InputError
 from enlarger.field_types import check_type
 from enlarger.image.atomic_write import atomic_write
 from enlarger.image.decode import AVIF_FORMATS, one_line, open_upright
-from enlarger.image.deep import DEEP_FORMATS, DEEP_SUFFIX, DeepImage, mode_of
+from enlarger.image.deep import DEEP_FORMATS, DEEP_SUFFIX, in_eight_bits, mode_of
 from enlarger.image.generation import Json, add_generation
 from enlarger.image.metadata import Strip, save_options, with_unique_id
 
 MODE_NAMES = {"L": "grey", "LA": "grey with alpha", "RGB": "colour", "RGBA": "colour with alpha", "I;16": "16-bit grey"}
 DEEP_NAMES = {"LA;16": "16-bit grey with alpha", "RGB;16": "16-bit colour", "RGBA;16": "16-bit colour with alpha"}
+SIXTEEN_BITS = {"I;16": MODE_NAMES["I;16"], **DEEP_NAMES}
 FORMAT_MODES: dict[str, frozenset[str]] = {  # what each format holds without losing a channel or depth
     "PNG": frozenset(MODE_NAMES),
     "JPEG": frozenset({"L", "RGB"}),
@@ -76,7 +77,9 @@ def check_output(
         raise InputError(
             f"{name}: found suffix {path.suffix!r}, expected one of {', '.join(suffixes)}; choose one of these"
         )
-    held = mode.removesuffix(DEEP_SUFFIX) if mode in DEEP_NAMES else mode  # what has too many bits is rounded
+    held = mode
+    if mode in SIXTEEN_BITS:  # what has too many bits is rounded
+        held = mode if mode in FORMAT_MODES[format_name] else mode.replace("I;16", "L").removesuffix(DEEP_SUFFIX)
     if mode is not None and held not in FORMAT_MODES[format_name]:
         mode_name = (MODE_NAMES | DEEP_NAMES).get(mode, f"mode {mode}")
         way_out = "save as .png, or convert the picture first"
@@ -143,7 +146,9 @@ def flatten(image: Image.Image, path: str | Path, background: str | None = None)
 
 def flatten_for(format_name: str, image: Image.Image, background: str | None = None) -> Image.Image:
     """The image as a format holds it: opaque alpha is left out without a word, transparent parts have the `background`
-    under them. Without one, and where the format holds alpha, the image as it is."""
+    under them. Without one, and where the format holds alpha, that stays. 16 bits are rounded where it holds 8."""
+    if mode_of(image) in SIXTEEN_BITS and format_name in FORMAT_MODES and format_name not in DEEP_FORMATS:
+        image = in_eight_bits(image)
     if image.mode not in ("LA", "RGBA") or image.mode in FORMAT_MODES.get(format_name, (image.mode,)):
         return image
     if is_opaque(image):
@@ -179,11 +184,10 @@ def save_image(
     and, without `overwrite`, an existing file.
     """
     check_saving(quality, strip)
-    image, path = flatten(image, path, background), Path(path)
+    mode, image, path = mode_of(image), flatten(image, path, background), Path(path)
     format_name = check_output(path, mode_of(image), image.size, overwrite=overwrite)
-    if isinstance(image, DeepImage) and format_name not in DEEP_FORMATS:
-        warnings.warn(f"{format_name} holds 8 bits: the {DEEP_NAMES[mode_of(image)]} is rounded", stacklevel=2)
-        image = image.convert(image.mode)
+    if mode in SIXTEEN_BITS and format_name not in DEEP_FORMATS:
+        warnings.warn(f"{format_name} holds 8 bits: the {SIXTEEN_BITS[mode]} is rounded", stacklevel=2)
     if generation:
         under = {} if background is None else {"background": background}
         ink = {"cmyk": True} if image.mode == "CMYK" else {}

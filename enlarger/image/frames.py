@@ -12,8 +12,8 @@ from PIL import Image, TiffImagePlugin
 
 from enlarger.errors import InputError
 from enlarger.image.decode import PIXEL_LIMIT, decode_error, decode_image, one_line, open_image
-from enlarger.image.deep import DeepImage, mode_of
-from enlarger.image.encode import FRAME_SUFFIXES, check_output, file_options, write_image, write_whole
+from enlarger.image.deep import DeepImage, in_eight_bits, mode_of
+from enlarger.image.encode import FORMAT_MODES, FRAME_SUFFIXES, check_output, file_options, write_image, write_whole
 from enlarger.image.generation import Json
 from enlarger.image.metadata import Strip, read_file_metadata
 
@@ -133,9 +133,9 @@ def save_frames(frames: Iterable[Image.Image], path: str | Path, timing: Timing,
                     pages.newFrame()
         else:
             options = about(first) | timing.options()
-            first = Image.Image.copy(first) if isinstance(first, DeepImage) else first
+            first = _held(first, name)
             first.info = {}
-            more = (Image.Image.copy(frame) for frame in frames)
+            more = (_held(frame, name) for frame in frames)
             more = list(more) if name == "PNG" else more  # Pillow goes over them twice
             first.save(stream, name, save_all=True, append_images=more, **options)
     for note in notes:
@@ -143,8 +143,16 @@ def save_frames(frames: Iterable[Image.Image], path: str | Path, timing: Timing,
     return path
 
 
+def _held(frame: Image.Image, format_name: str) -> Image.Image:
+    """A frame as animations hold it: with 8 bits, or as 16-bit grey where there is such."""
+    is_grey = frame.mode == "I;16" and "I;16" not in FORMAT_MODES[format_name]
+    return in_eight_bits(frame) if is_grey else Image.Image.copy(frame)
+
+
 def _losses(first: Image.Image, format_name: str) -> tuple[str, ...]:
     """What frames like the first lose in a file of several."""
     notes = ("GIF holds 256 colours in a frame: reduced to these",) if format_name == "GIF" else ()
-    is_rounded = isinstance(first, DeepImage) and format_name != "TIFF"
-    return notes + (("animations hold 8 bits: the 16-bit colour is rounded",) if is_rounded else ())
+    if isinstance(first, DeepImage) and format_name != "TIFF":
+        return (*notes, "animations hold 8 bits: the 16-bit colour is rounded")
+    is_rounded = first.mode == "I;16" and "I;16" not in FORMAT_MODES[format_name]
+    return notes + ((f"{format_name} holds 8 bits: the 16-bit grey is rounded",) if is_rounded else ())

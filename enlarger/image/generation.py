@@ -6,13 +6,14 @@ Without torch.
 import io
 import json
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any, cast
 from xml.sax.saxutils import escape, unescape
 
 from PIL import Image, ImageCms
 
-from enlarger.image.metadata import EXIF_DIRECTORY, LABELS, PARAMETERS_KEY, XMP_PNG_KEY, read_file_metadata
+from enlarger.image.metadata import EXIF_DIRECTORY, LABELS, MAX_IN_JPEG, PARAMETERS_KEY, XMP_PNG_KEY, read_file_metadata
 from enlarger.image.watermark import read_watermark
 from enlarger.requests import DEFAULT_UPSCALE_STRENGTH
 from enlarger.sampler_names import menu_name, parse_sampler
@@ -21,7 +22,6 @@ Json = dict[str, Any]
 
 METADATA_KEY = "enlarger"  # of the JSON in PNG files, and of its version in that
 IMAGE_DESCRIPTION, USER_COMMENT, UNICODE_PREFIX = 0x010E, 0x9286, b"UNICODE\0"  # EXIF
-MAX_XMP_BYTES = 65_533 - 29  # bytes that a JPEG file holds
 LOADED_PIXELS = 178_956_970  # of a file that is asked what made it; Pillow opens no larger ones by itself
 SURE_SHARE = 44 / 48  # of a watermark's bits: by chance one picture in a billion has so many
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -110,11 +110,15 @@ def add_generation(
     if "</rdf:RDF>" not in packet:
         packet = _PACKET
         notes.append("the input's XMP is damaged: left out")
-    xmp = _with_description(packet, digital_source_type(metadata), text)
-    if format_name == "JPEG" and len(xmp) > MAX_XMP_BYTES:
+    source = digital_source_type(metadata)
+    xmp, most = _with_description(packet, source, text), MAX_IN_JPEG["xmp"] if format_name == "JPEG" else sys.maxsize
+    if len(xmp) > most and packet != _PACKET:
+        xmp = _with_description(_PACKET, source, text)
+        notes.append("the input's XMP is larger than a JPEG file holds: left out; PNG holds it")
+    if len(xmp) > most:
+        xmp = _with_description(_PACKET, source, "")
         notes.append("the generation metadata is too long for a JPEG file: left out; PNG holds it")
-    else:
-        info["xmp"] = xmp
+    info["xmp"] = xmp
     if format_name != "PNG":
         info["exif"] = _with_comment(info.get("exif"), parameters)
     return info, tuple(notes)

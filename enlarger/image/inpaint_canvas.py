@@ -75,7 +75,7 @@ def prepare_canvas(request: InpaintRequest) -> InpaintCanvas:
         raise InputError("found no mask and nothing to add, so nothing to repaint; give a mask, or expand")
     height, width = original.size
     canvas_width, canvas_height = left + width + right, top + height + bottom
-    if canvas_width * canvas_height > PIXEL_LIMIT:
+    if any(request.sides) and canvas_width * canvas_height > PIXEL_LIMIT:
         raise InputError(
             f"the expanded picture would be {canvas_width} x {canvas_height}, at most {PIXEL_LIMIT:,} pixels; add less"
         )

@@ -23,6 +23,7 @@ XMP_TIFF_TAG, IPTC_TIFF_TAG, IPTC_RESOURCE = 700, 33723, 0x0404
 XMP_PNG_KEY = "XML:com.adobe.xmp"
 PLACES_OF_IPTC = (26, 27, 90, 92, 95, 100, 101)  # location, city, province, country
 MAX_EXIF = 65_533 - 6  # bytes that a JPEG file holds
+MAX_IN_JPEG = {"xmp": 65_533 - 29, "iptc": 65_532 - 26}  # likewise
 KEYS_WITH_ORIENTATION = ("exif", "Raw profile type exif", "xmp", XMP_PNG_KEY)
 CANNOT_HOLD = {
     "PNG": ("iptc",),
@@ -198,6 +199,10 @@ def save_options(
             notes.append("EXIF is larger than a JPEG file holds: left out")
     if "xmp" in kept:
         kept["xmp"] = with_size(kept["xmp"], size)
+    for key, most in MAX_IN_JPEG.items() if format_name == "JPEG" else ():
+        if len(kept.get(key, b"")) > most:
+            del kept[key]
+            notes.append(f"{LABELS[key]} is larger than a JPEG file holds: left out")
     if "dpi" in kept:
         options["dpi"] = kept["dpi"]
     lost_texts = [key for key in kept.get("texts", {}) if format_name != "PNG" and (format_name, key) != JPEG_COMMENT]

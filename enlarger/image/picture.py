@@ -23,6 +23,7 @@ from enlarger.image.decode import (
     one_line,
     open_image,
     open_upright,
+    pixel_limit,
 )
 from enlarger.image.deep import DeepImage
 from enlarger.image.encode import SUFFIXES, check_output, save_image
@@ -79,7 +80,7 @@ PictureSource = FileSource | Image.Image | Array | Tensor
 
 
 def read_picture(
-    source: PictureSource, *, limit: int = PIXEL_LIMIT, name: str | None = None, tone_map: bool = False
+    source: PictureSource, *, limit: int | None = None, name: str | None = None, tone_map: bool = False
 ) -> Picture:
     """Read one picture.
 
@@ -90,8 +91,10 @@ def read_picture(
     colour, and grey with alpha, keep all bits. TIFF files of floats in 0..1 and of 32-bit integers in 0..65535 are
     scaled with a note where they go beyond, or, with `tone_map`, taken for linear light and brought to what a display
     shows. Raises InputError, one line with the file's name (`name` for what has no path), for whatever cannot be read
-    or has more than `limit` pixels (for files, Pillow's own bound, twice `PIL.Image.MAX_IMAGE_PIXELS`, holds too).
+    or has more than `limit` pixels: if not said, files have PIXEL_LIMIT at most, and what is in memory any number (for
+    files, Pillow's own bound, twice `PIL.Image.MAX_IMAGE_PIXELS`, holds too).
     """
+    limit = pixel_limit(source, limit)
     if isinstance(source, np.ndarray):
         return _from_array(source, limit)
     if isinstance(source, Tensor):

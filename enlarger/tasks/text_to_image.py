@@ -157,7 +157,7 @@ class Generator:
         """
         options, model, room = self._options(request), self.model, self._room(request)
         size, count = self._size(options), len(prompt_pairs(request)[0])
-        large = (scaled_side(size[0], request.upscale), scaled_side(size[1], request.upscale))
+        large = self.target_size(request)
         rows, latents = 1 if options["guidance"] == 1 else 2, model.latent_size(padded_size(size, model.size_multiple))
         stages = StageList(room, size, large, count, timer)
         calls = self.explain(replace(request, upscale=1, tile=None, upscale_steps=None, upscale_strength=None))
@@ -218,6 +218,11 @@ class Generator:
         side = self.model.sample_size * self.model.latent_diffusion.vae.downsample_factor
         height, width = (side if options[name] is None else int(options[name]) for name in ("height", "width"))
         return height, width
+
+    def target_size(self, request: GenerateRequest) -> tuple[int, int]:
+        """Height and width in pixels of the pictures of a request, enlarged."""
+        height, width = self._size(self._options(request))
+        return scaled_side(height, request.upscale), scaled_side(width, request.upscale)
 
     def _handoff_sigmas(self, request: GenerateRequest) -> tuple[float, ...]:
         """The noise level down to which each network works."""
@@ -309,7 +314,7 @@ class Generator:
             watch(replace(progress, stage=f"enlarge: {progress.stage}"))
 
         upscaled = upscaler(self._upscale_request(request, upscaler_input, seed), report)
-        height, width = (scaled_side(side, request.upscale) for side in size)
+        height, width = self.target_size(request)
         image = upscaled.image.crop((0, 0, width, height))
         if not request.tile:
             return image, upscaled.notes

@@ -138,10 +138,14 @@ def test_an_input_is_never_overwritten(call: Any, fake: Fake, arguments: list[st
 
 
 def test_two_inputs_never_share_a_result(call: Any) -> None:
-    photo("f/a.png"), photo("g/a.png")
-    status, out, err = call("upscale", "f/a.png", "g/a.png", "-o", "out", "--overwrite")
-    assert (status, out) == (1, "out/a-x2.png\n")
-    assert "error: g/a.png: out/a-x2.png is already the result of f/a.png; choose another --output\n" in err
+    for name in ("f/a.png", "g/A.png", "g/a.jpg", "g/h/a.png", "g/b.png"):
+        photo(name)
+    status, out, err = call("upscale", "f", "g", "-r", "-o", "out", "--by", "3")
+    expected = ["f/a-x3.png", "g/A.png-x3.png", "g/a.jpg-x3.png", "g/b-x3.png", "g/h/a-x3.png"]
+    assert (status, out.split()) == (0, [f"out/{name}" for name in expected]), err
+    status, out, err = call("upscale", "f", "g", "-r", "-o", "out", "--by", "3")
+    assert (status, out, err.count("was made by the same command")) == (0, "", 5)
+    assert call("upscale", "f/a.png", "g/b.png", "-o", "other")[1].split() == ["other/a-x2.png", "other/b-x2.png"]
 
 
 def test_the_suffix_stays_where_names_would_be_equal(call: Any) -> None:

@@ -43,6 +43,9 @@ class Fake:
     def explain(self, request: GenerateRequest) -> SamplingReport:
         return SamplingReport((NetworkCalls(1, "base", 3.0, 0.0, 1),), len(request.prompt))
 
+    def target_size(self, request: GenerateRequest) -> tuple[int, int]:
+        return round(1024 * request.upscale), round(1024 * request.upscale)
+
     def __call__(self, request: Any, watch: ProgressCallback) -> Result:
         self.requests.append(request)
         self.before(request)
@@ -231,6 +234,31 @@ def test_nothing_is_overwritten_unasked_and_nothing_loaded_for_it(call: Any, fak
     assert call("generate", "a boat", "--model", "m", "--overwrite")[:2] == (0, "a-boat-0.png\n")
     status, _, err = call("refine", "a-boat-0.png", "--model", "m", "-o", "a-boat-0.png", "--overwrite")
     assert status == 1 and "is the input a-boat-0.png; choose another --output" in err
+
+
+def test_prompts_that_are_made_are_not_made_again(call: Any, fake: Fake) -> None:
+    Path("prompts.txt").write_bytes("\ufeffa cat\r\na\u2028dog\x0c\n".encode())
+    run = ("generate", "--model", "m", "--prompts", "prompts.txt", "--seed", "3")
+    assert call(*run)[1].split() == ["a-cat-3.png", "a-dog-4.png"]
+    assert [request.prompt for request in fake.requests] == ["a cat", "a\u2028dog"]
+    Path("a-dog-4.png").unlink()
+    status, out, err = call(*run)
+    assert (status, out) == (0, "a-dog-4.png\n") and "a-cat: skipped: was made by the same command before" in err
+    status, _, err = call(*run, "--steps", "9")
+    assert status == 1 and "a-cat-3.png exists already" in err and len(fake.requests) == 3
+    status, _, err = call(*run, "--steps", "9", "--skip-existing")
+    assert (status, len(fake.loaded)) == (0, 2) and "a-cat: skipped: a-cat-3.png exists already" in err
+
+
+def test_a_side_that_a_file_does_not_hold_is_refused_before_the_work(call: Any, fake: Fake) -> None:
+    photo("a.png", 1200, 8)
+    words = " pixels, WEBP holds at most 16,383; save as PNG, or make it smaller"
+    status, _, err = call("refine", "a.png", "--model", "m", "--by", "14", "-o", "b.webp")
+    assert status == 1 and f"has a side of 16,800{words}" in err
+    status, _, err = call("generate", "a", "--model", "m", "--width", "8192", "--upscale", "4", "-o", "b.webp")
+    assert status == 1 and f"has a side of 32,768{words}" in err and fake.loaded == []
+    status, _, err = call("generate", "a", "--model", "m", "--upscale", "16", "-o", "b.webp", "--seed", "1")
+    assert status == 1 and f"has a side of 16,384{words}" in err and fake.requests == []
 
 
 def test_what_fails_is_a_line_and_the_others_go_on(call: Any, fake: Fake) -> None:

@@ -134,6 +134,29 @@ def test_wrong_usage(call: Any, loaded: list[Any], arguments: list[str], words: 
     assert (status, loaded) == (2, []) and words in " ".join(re.sub("[│╭╮╰╯─]", " ", err).split())
 
 
+def test_metadata_are_stripped_and_alpha_is_laid_on_a_colour(call: Any, loaded: list[Any]) -> None:
+    image = Image.fromarray(texture(20, 14, 4))
+    image.putalpha(255)
+    image.save("a.png", dpi=(300, 300))
+    assert call(*GO, "-o", "b.jpg", "--strip", "all")[:2] == (0, "b.jpg\n")
+    image.putalpha(90)
+    image.save("a.png")
+    status, out, err = call(*GO, "-o", "c.jpg", "--background", "white")
+    assert (status, out) == (0, "c.jpg\n"), err
+    for name in ("b.jpg", "c.jpg"):
+        with Image.open(name) as made:
+            assert made.mode == "RGB" and round(made.info.get("dpi", (72,))[0]) != 300
+    status, out, err = call(*GO, "-o", "c.jpg", "--background", "white")
+    assert (status, out, len(loaded)) == (0, "", 2) and "a.png: skipped: was made by the same command before" in err
+    Image.fromarray(texture(20, 14)[..., :1].repeat(3, 2)).convert("L").save("m.png")
+    assert "c.jpg exists already" in call(*GO, "-o", "c.jpg", "--background", "white")[2]
+    assert "skipped: c.jpg exists already" in call(*GO, "-o", "c.jpg", "--skip-existing")[2]
+    assert call(*GO, "-o", "d.webp", "--expand", "8192,0,8192,0")[2].startswith("error: a.png: d.webp: has a side of")
+    Image.fromarray(texture(20, 14)).convert("P").save("a.gif")
+    said = call("inpaint", "a.gif", *GO[2:], "--format", "same")[2]
+    assert "a.gif: note: .gif is no kind that is written: PNG instead" in said
+
+
 def test_a_lossy_file_is_noted(call: Any) -> None:
     status, _, err = call(*GO, "-o", "b.jpg")
     assert status == 0 and "JPEG files change every pixel a little: save as .png" in err

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from enlarger.checkpoint.model_folder import ListedFile, ModelFolder
+from enlarger.cli.loading import Loading
 from enlarger.cli.resume import carries, fingerprint_of_run
 from enlarger.image.atomic_write import atomic_write
-from enlarger.requests import UpscaleRequest
+from enlarger.requests import RefineRequest, UpscaleRequest
+from enlarger.tasks.loading.load import Checkpoint
 from tests.support import command
 from tests.support.command import Fake, photo, size
 
@@ -78,6 +81,35 @@ def test_of_several_results_the_missing_one_is_made(call: Any, fake: Fake) -> No
     assert (status, out) == first[:2], err
     Path("a-x2-2.png").write_text("mine")
     assert call(*run)[0] == 1 and Path("a-x2-2.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("change", ["--precision", "--engine", "weights"])
+def test_numbers_and_weights_are_a_part_of_the_command(call: Any, fake: Fake, change: str) -> None:
+    photo("a.png"), Path("m").mkdir(), Path("m/weights.safetensors").write_bytes(b"1")
+    run = ["upscale", "a.png", "--model", "m"]
+    assert call(*run)[0] == 0 and "skipped: was made by the same command before" in call(*run)[2]
+    if change == "weights":
+        Path("m/weights.safetensors").write_bytes(b"22")
+    others = {"--precision": ["--precision", "float32"], "--engine": ["--engine", "compile"], "weights": []}[change]
+    status, _, err = call(*run, *others)
+    assert (status, len(fake.requests)) == (1, 1) and "a-x2.png exists already; choose another" in err
+
+
+def test_loras_and_styles_are_a_part_of_the_command(tmp_path: Path) -> None:
+    for name in ("m", "one", "two"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"1")
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("m", "one", "two")}
+    listed = tuple(ListedFile(name, paths[name], "lora", "", 1) for name in ("one", "two"))
+    loading = Loading(Checkpoint(paths["m"], models=ModelFolder(tmp_path, listed)))
+
+    def known(prompt: str) -> list[str]:
+        return [state[0] for one in loading.identity(RefineRequest(None, prompt))["files"] for state in one]
+
+    assert known("a hill") == ["m.safetensors"] and known("a <lora:two:1>") == ["m.safetensors", "two.safetensors"]
+    alone = Loading(Checkpoint(paths["m"], loras=[(paths["one"], 0.5)]))
+    before = alone.identity(RefineRequest(None))
+    paths["one"].write_bytes(b"retrained")
+    assert before != alone.identity(RefineRequest(None))
 
 
 def kind_of(name: str) -> str | None:

@@ -72,7 +72,7 @@ def bad_files(folder: Path) -> list[Case]:
     add("text.png", b"This is a text file, not a picture.\n" * 20, "is not a picture")
     add("vector.svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', "is an SVG drawing")
     add("huge_header.png", png_header(50_000, 50_000), "has 2,500,000,000 pixels")
-    add("large_header.png", png_header(10_000, 10_000), "has 100,000,000 pixels")
+    add("large_header.png", png_header(14_000, 14_000), "has 196,000,000 pixels")
     (folder / "folder.png").mkdir()
     cases.append(Case(folder / "folder.png", "is a folder"))
     cases.append(Case(folder / "missing.png", "no such file"))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from enlarger.errors import InputError
-from enlarger.image.picture import Picture, read_picture, to_pil
+from enlarger.image.picture import PIXEL_LIMIT, Picture, open_upright, read_picture, to_pil
 from tests.support.pictures import all_files, bad_files, odd_files, texture
 
 
@@ -58,6 +58,19 @@ def test_the_pixel_limit_is_an_argument(tmp_path: Path) -> None:
     assert read_picture(path, limit=200).width == 20
     with pytest.raises(InputError, match=r"a\.png: 20 x 10: has 200 pixels, at most 199 are read; shrink"):
         read_picture(path, limit=199)
+
+
+def test_the_usual_limit_is_for_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was enlarged in memory is refined and looked at, however large."""
+    monkeypatch.setattr("enlarger.image.decode.PIXEL_LIMIT", 199)
+    path, values = tmp_path / "a.png", texture(20, 10)
+    Image.fromarray(values).save(path)
+    with pytest.raises(InputError, match="has 200 pixels, at most 199 are read"):
+        read_picture(path)
+    for source in (Image.fromarray(values), values, read_picture(values).colour):
+        assert read_picture(source).width == 20
+    assert open_upright(Image.fromarray(values)).size == (20, 10)
+    assert PIXEL_LIMIT == 178_956_970  # a camera of 150 megapixels, and Pillow's own bound
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])

@@ -13,8 +13,8 @@ from PIL import Image, TiffImagePlugin
 
 from enlarger.errors import InputError
 from enlarger.image.damage import PNG_SIGNATURE
-from enlarger.image.decode import salvage
 from enlarger.image.picture import read_picture, to_pil
+from enlarger.image.special_reads import salvage
 from tests.support.pictures import gamma_profile, texture
 
 PHOTO = Image.fromarray(texture(64, 48))

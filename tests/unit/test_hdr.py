@@ -10,11 +10,12 @@ from PIL import Image, UnidentifiedImageError
 
 from enlarger.errors import InputError
 from enlarger.image.colour import srgb_profile
-from enlarger.image.decode import UnreadableImage, read_header, tone_map
+from enlarger.image.decode import UnreadableImage, read_header
 from enlarger.image.deep import DeepImage
 from enlarger.image.frames import read_frames
 from enlarger.image.hdr import in_srgb_primaries, tone_mapped
 from enlarger.image.picture import Picture, read_picture
+from enlarger.image.special_reads import tone_map
 
 KINDS = {"grey": (1, "I;16"), "grey and alpha": (2, "LA;16"), "RGB": (3, "RGB;16"), "RGBA": (4, "RGBA;16")}
 LAYOUTS = {

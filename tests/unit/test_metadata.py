@@ -7,7 +7,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from enlarger.image.composite import read_original
-from enlarger.image.generation import add_generation
+from enlarger.image.generation import add_generation, read_metadata
 from enlarger.image.metadata import read_file_metadata, save_options
 from enlarger.image.picture import read_picture, save_image, to_pil
 from tests.support import tiny
@@ -236,3 +236,27 @@ def test_a_picture_of_ours_goes_on_with_what_its_file_said(tmp_path: Path) -> No
     assert read_picture(to_pil(once)).metadata == once.metadata
     tiny.picture(8, 8).convert("CMYK").save(tmp_path / "ink.tif")
     assert read_picture(to_pil(read_picture(tmp_path / "ink.tif"))).metadata["cmyk_profile"] == b""
+
+
+def test_what_is_too_long_for_jpeg_is_left_out_and_the_picture_written(tmp_path: Path) -> None:
+    image, about = tiny.picture(16, 8), {"task": "upscale", "seeds": [0], "model": "m", "enlarger": "1", "options": {}}
+    image.info |= {"xmp": b"<rdf:RDF>" + bytes(70_000) + b"</rdf:RDF>", "iptc": b"\x1c\x02\x78\x80\x04" + bytes(70_000)}
+    for generation, words in ((None, "XMP is larger"), (about, "the input's XMP is larger")):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            save_image(image, tmp_path / "a.jpg", generation=generation, overwrite=True)
+        said = " ".join(str(one.message) for one in caught)
+        assert f"{words} than a JPEG file holds: left out" in said and "IPTC is larger than a JPEG file holds" in said
+        with Image.open(tmp_path / "a.jpg") as written:
+            assert (read_metadata(written) is None) == (generation is None)
+            assert set(read_file_metadata(written)) - {"exif", "dpi"} == ({"xmp"} if generation else set())
+
+
+@pytest.mark.parametrize("length", [65_504, 65_506])
+def test_the_longest_that_jpeg_holds_is_kept(length: int, tmp_path: Path) -> None:
+    image = tiny.picture(16, 8)
+    image.info |= {"xmp": XMP + b" " * (min(length, 65_504) - len(XMP)), "iptc": bytes(length)}
+    save_image(image, tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as written:
+        found = read_file_metadata(written)
+        assert (len(found["xmp"]), len(found["iptc"])) == (65_504, length)
