@@ -18,6 +18,7 @@ from enlarger.errors import EnlargerError, InputError
 from enlarger.image.atomic_write import remove_stale_parts
 from enlarger.image.decode import one_line
 from enlarger.image.encode import FRAME_SUFFIXES, SUFFIXES
+from enlarger.runtime.importing import garbage_ignored
 from enlarger.strict_json import Json
 
 AGAIN = "was made by the same command before"
@@ -60,7 +61,8 @@ class PictureWorker:
     def task(self) -> Any:
         """The model; a failure ends the run, as every other picture would meet it too."""
         try:
-            return self.about.load()
+            with garbage_ignored():
+                return self.about.load()
         except EnlargerError as error:
             raise _Fatal(error) from error
 

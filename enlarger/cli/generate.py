@@ -31,6 +31,7 @@ from enlarger.cli.options import (
 from enlarger.cli.terminal import print_lines
 from enlarger.errors import InputError
 from enlarger.requests import RANDOM_SEED, GenerateRequest, seeds_for
+from enlarger.runtime.importing import garbage_ignored
 from enlarger.target_size import scaled_side
 
 if TYPE_CHECKING:  # torch comes with these
@@ -135,7 +136,9 @@ def generate(
         if any(job.error is None and job.skipped is None for job in jobs):
             report.start_stage("loading the model")
             requests_by_job = dict(zip(jobs, requests, strict=True))
-            run_job = partial(_run_job, load(), requests_by_job, report, files)
+            with garbage_ignored():
+                generator = load()
+            run_job = partial(_run_job, generator, requests_by_job, report, files)
         run_jobs(jobs, run_job, report)
 
 

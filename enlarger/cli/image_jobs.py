@@ -18,6 +18,7 @@ from enlarger.cli.cluster_options import refuse_uris
 from enlarger.cli.loading import Loading
 from enlarger.errors import EnlargerError, InputError
 from enlarger.requests import RefineRequest, SamplingOptions, UpscaleRequest
+from enlarger.runtime.importing import garbage_ignored
 from enlarger.strict_json import Json, is_object
 
 if TYPE_CHECKING:  # torch comes with these
@@ -147,7 +148,9 @@ def process_images(
         run_job = None
         if any(job.error is None and job.skipped is None for job in jobs):
             report.start_stage(first_stage)
-            task, to_request = load(), partial(_with_input_image, files.companions)
+            with garbage_ignored():
+                task = load()
+            to_request = partial(_with_input_image, files.companions)
 
             def run(request: Request, watch: Any) -> "Result | RemoteResult":
                 if describe is not None:

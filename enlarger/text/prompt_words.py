@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 MAX_SHOWN = 40  # characters of a prompt in a note
-NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?", re.IGNORECASE)
 BRACKETS, BRACES = r"(?<!\\)\[([^\[\]]*)\]", r"(?<!\\)\{([^{}]*)\}"  # the innermost; each text is read once
 ROUND_BRACKET = re.compile(r"\\[()]|[()]")  # an escaped one is text
 PARENTHESES = r"(?<!\\)\(([^()]*)\)"

@@ -63,14 +63,14 @@ HASTY = ROOM | {"bounds": fuzz.SMALL | {"header_seconds": 2, "idle_seconds": 3, 
 SEVERAL = {"fetch": True, "batch": 4}
 
 FAULTS: dict[str, Drill | Alone] = {
-    "fuzz": Drill(fuzz.fuzz, 300, 5000, "calls", FUZZED, HASTY),
+    "fuzz": Drill(fuzz.fuzz, 150, 5000, "calls", FUZZED, HASTY),
     "uploads": Drill(uploads, 80, 300, "files", ROOM),
     "bodies": Drill(bodies, 200, 200, "MiB in each body", ROOM, HASTY),
     "hostile-bodies": Drill(hostile_bodies, 40, FULL, "bodies", {"keys": HASHES}),
-    "load": Drill(load, 60, 200, "requests", ROOM),
+    "load": Drill(load, 36, 200, "requests", ROOM),
     "slow": Drill(slow, 50, 300, "slow senders", ROOM, HASTY),
-    "stops": Alone(stops, 3, 50, "stops"),
-    "kills": Alone(kills, 8, 200, "kills"),
+    "stops": Alone(stops, 2, 50, "stops"),
+    "kills": Alone(kills, 4, 200, "kills"),
     "folders": Alone(folders, 1, 20, "kills"),
     "disconnects": Drill(disconnects, 30, 1000, "hang-ups", ROOM),
     "strangers": Drill(security.strangers, 1, 1, "round", ROOM),
@@ -80,7 +80,7 @@ FAULTS: dict[str, Drill | Alone] = {
     "logs": Drill(security.logs, 1, 1, "round", ROOM),
     "together": Drill(together, 4, 4, "jobs", SEVERAL),
     "quota": Alone(quota, 4, 5000, "requests"),
-    "storage": Alone(storage, 2, 20, "rounds"),
+    "storage": Alone(storage, 1, 20, "rounds"),
 }
 SOAK = Drill(soak, 20, 1200, "seconds", ROOM)
 DRILLS: dict[str, Drill | Alone] = {**FAULTS, "soak": SOAK}

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,12 @@ EXTRAS = {
 }
 
 
+@cache
+def parse(source: str) -> ast.Module:
+    """The syntax of a file, which several tests look at."""
+    return ast.parse(source)
+
+
 def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
@@ -100,7 +107,7 @@ def imports_in_functions(tree: ast.AST, package: str) -> list[str]:
 
 def upward(module: str, source: str, package: str) -> list[str]:
     """What a module imports against the order of the rooms. EXTRAS may be imported inside functions."""
-    own, tree = room(module), ast.parse(source)
+    own, tree = room(module), parse(source)
     late = imports_in_functions(tree, package)
     found = []
     for name in imports(tree, package):
@@ -133,7 +140,7 @@ def test_the_server_does_not_compute(path: Path) -> None:
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     if module.startswith("enlarger.service.worker."):
         return
-    found = [name for name in imports(ast.parse(path.read_text()), package) if heavy(name)]
+    found = [name for name in imports(parse(path.read_text()), package) if heavy(name)]
     assert found == []
 
 
@@ -183,12 +190,12 @@ def names_its_formats(call: ast.AST) -> bool:
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_pictures_are_opened_by_the_readers_that_are_allowed(path: Path) -> None:
-    calls = ast.walk(ast.parse(path.read_text()))
+    calls = ast.walk(parse(path.read_text()))
     assert [call for call in calls if not names_its_formats(call)] == [], "open with image.decode.open_image"
 
 
 def test_a_bare_open_is_found() -> None:
-    calls = ast.parse("with PIL.Image.open(path) as image: Image.open(path, formats=READABLE_FORMATS)")
+    calls = parse("with PIL.Image.open(path) as image: Image.open(path, formats=READABLE_FORMATS)")
     assert [ast.unparse(call) for call in ast.walk(calls) if not names_its_formats(call)] == ["PIL.Image.open(path)"]
 
 
@@ -198,7 +205,7 @@ def test_files_and_functions_are_small(path: Path) -> None:
     assert source.count("\n") <= 400, "more than 400 lines: split the file"
     long = {
         f"{node.name}, line {node.lineno}": length(node)
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(parse(source))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and length(node) > 60
     }
     assert long == {}, "more than 60 lines: split the function"
