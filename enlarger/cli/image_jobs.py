@@ -81,6 +81,7 @@ class FileOptions:
     run: tuple[object, ...] = ()  # what else makes results differ: the model, and how it is run
     companions: "Companions | None" = None  # files that go with the inputs
     fingerprint: "Fingerprint | None" = None  # by which results of this run are known
+    one_answer: bool = False  # whatever the count: the model makes the same picture again
     all_frames: bool = False  # of animations and files of several pages, each into one file of the input's kind
     loading: Loading = field(default_factory=Loading)  # of the models
     cluster: "ClusterOptions | None" = None  # that computes instead of this process
@@ -94,7 +95,7 @@ class FileOptions:
         inputs = [Path(one) for one in self.inputs]
         try:
             check_background(self.background)
-            names = output_naming(inputs, self.output, self.label, count, self.kind)
+            names = output_naming(inputs, self.output, self.label, 1 if self.one_answer else count, self.kind)
         except InputError as error:
             raise typer.BadParameter(str(error)) from error
         existing = ExistingFiles(self.overwrite, self.skip_existing, self.fingerprint, self.again)
@@ -325,13 +326,17 @@ def run_jobs(jobs: Sequence["Job"], run_job: RunJob | None, report: "Report") ->
 
 
 def save_all(job: "Job", result: Pictures, report: "Report", files: FileOptions) -> tuple[Path, ...]:
-    """Write a job's pictures, with what made them and the fingerprints by which the next run knows them."""
+    """Write a job's pictures, with what made them and the fingerprints by which the next run knows them.
+
+    They can be fewer than asked for, where a model would make the same one again. Returns the files.
+    """
     from enlarger.image.cmyk import to_cmyk
     from enlarger.image.encode import save_image
 
     report.start_stage(f"{job.input.name}: saving")
     made = result.generation if result.generation else [Json()] * len(result.images)
-    for number, (image, path, one) in enumerate(zip(result.images, job.outputs, made, strict=True)):
+    outputs = job.outputs[: len(result.images)]
+    for number, (image, path, one) in enumerate(zip(result.images, outputs, made, strict=True)):
         generation = _describe_file(one, job, number, files)
         save_image(
             to_cmyk(image) if files.cmyk else image,
@@ -342,7 +347,7 @@ def save_all(job: "Job", result: Pictures, report: "Report", files: FileOptions)
             generation=generation,
             background=files.background,
         )
-    return job.outputs
+    return outputs
 
 
 def _describe_file(generation: Json, job: "Job", number: int, files: FileOptions) -> Json:

@@ -116,6 +116,7 @@ def upscale(
         again=again,
         quiet=quiet,
         loading=Loading(model, device, precision, offload, engine=engine) if server is None else Loading(),
+        one_answer=model is None and server is None,
         all_frames=all_frames,
         run=(model, server, all_frames) if all_frames else (model, server),
         cluster=read_cluster_options(ray, workers, gpus_per_worker, device),

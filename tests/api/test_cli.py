@@ -62,8 +62,8 @@ def test_explaining_says_how_networks_run_and_computes_nothing(call: Any, fake: 
         (["a.png", "-o", "out"], ["out/a-x2.png"]),
         (["a.png", "--output", "deep/er"], ["deep/er/a-x2.png"]),
         (["a.png", "--by", "1.5"], ["a-x1.5.png"]),
-        (["a.png", "--by", "3", "--count", "2"], ["a-x3-1.png", "a-x3-2.png"]),
-        (["a.png", "-o", "b.webp", "--count", "2"], ["b-1.webp", "b-2.webp"]),
+        (["a.png", "--by", "3", "--count", "2", "--model", "M"], ["a-x3-1.png", "a-x3-2.png"]),
+        (["a.png", "-o", "b.webp", "--count", "2", "--model", "M"], ["b-1.webp", "b-2.webp"]),
         (["a.png", "f/b.png", "-o", "out"], ["out/a-x2.png", "out/b-x2.png"]),
         (["f"], ["f/b-x2.png", "f/c.d-x2.png"]),
         (["f", "-r"], ["f/b-x2.png", "f/c.d-x2.png", "f/g/b-x2.png"]),
@@ -116,7 +116,7 @@ def test_nothing_is_overwritten_unasked_and_nothing_computed_for_it(call: Any, f
 
 def test_one_of_several_results_that_exists_refuses_them_all(call: Any, fake: Fake) -> None:
     photo("a.png"), Path("a-x2-2.png").write_text("mine")
-    assert call("upscale", "a.png", "--count", "2")[0] == 1
+    assert call("upscale", "a.png", "--count", "2", "--model", "M")[0] == 1
     assert fake.requests == [] and not Path("a-x2-1.png").exists()
 
 
@@ -233,7 +233,9 @@ def test_wrong_usage_exits_2(call: Any, fake: Fake, arguments: list[str]) -> Non
 
 def test_json_is_one_line_per_file_and_nothing_else(call: Any, fake: Fake) -> None:
     photo("a.png"), Path("b.png").write_text("not a picture")
-    status, out, err = call("upscale", "a.png", "b.png", "c.png", "--json", "--seed", "3", "--count", "2")
+    status, out, err = call(
+        "upscale", "a.png", "b.png", "c.png", "--json", "--seed", "3", "--count", "2", "--model", "M"
+    )
     good, bad, missing = map(json.loads, out.splitlines())
     assert status == 1 and err != ""
     assert good.pop("seconds") >= 0

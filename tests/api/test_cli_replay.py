@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import enlarger
 from enlarger.cli.replay import _difference  # pyright: ignore[reportPrivateUsage]
@@ -35,16 +35,23 @@ def photo(tmp_path: Path) -> Path:
     Image.fromarray(texture(32, 32, 1)).save(tmp_path / "mask.png")
     Image.fromarray(texture(12, 10, 4)).save(tmp_path / "clear.png")
     Image.fromarray(texture(12, 10, 4)[..., :3]).convert("RGBA").save(tmp_path / "opaque.png")
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("parameters", "a cat")
+    texts.add_text("workflow", "{}")
+    Image.fromarray(texture(12, 10)).save(tmp_path / "told.png", pnginfo=texts)
+    Image.fromarray(texture(12, 10)).save(tmp_path / "told.jpg", comment="a hill")
     return tmp_path / "a.jpg"
 
 
-MADE = {  # 22 pictures: what is asked for, and the files that it makes
+MADE = {  # 24 pictures: what is asked for, and the files that it makes
     "plain": (("upscale", "a.jpg", "-o", "1.png"), ("1.png",)),
     "jpeg": (("upscale", "a.jpg", "-o", "1.jpg", "--quality", "80"), ("1.jpg",)),
     "webp": (("upscale", "a.jpg", "-o", "1.webp", "--detail", "1"), ("1.webp",)),
     "tiff": (("upscale", "a.jpg", "-o", "1.tif", "--size", "50x50"), ("1.tif",)),
     "deep": (("upscale", "deep.png", "-o", "1.png", "--by", "1.5"), ("1.png",)),
     "deep tiff": (("upscale", "deep.png", "-o", "1.tif", "--restore", "0.5"), ("1.tif",)),
+    "texts": (("upscale", "told.png", "-o", "1.png"), ("1.png",)),
+    "a comment": (("upscale", "told.jpg", "-o", "1.jpg"), ("1.jpg",)),
     "place": (("upscale", "a.jpg", "-o", "1.png", "--strip", "gps"), ("1.png",)),
     "background": (("upscale", "clear.png", "-o", "1.jpg", "--background", "#102030"), ("1.jpg",)),
     "opaque": (("upscale", "opaque.png", "-o", "1.jpg"), ("1.jpg",)),
@@ -73,6 +80,13 @@ def test_pictures_are_made_again_byte_for_byte(call: Any, photo: Path, name: str
     for file in files:
         status, out, err = call("replay", file)
         assert status == 0 and out == f"{file}: the same {Path(file).stat().st_size:,} bytes\n", (out, err)
+
+
+def test_where_copies_would_be_the_same_one_is_made(call: Any, photo: Path) -> None:
+    status, out, err = call("upscale", "a.jpg", "--count", "3")
+    assert (status, out) == (0, "a-x2.png\n") and "a.jpg: note: " in err and "3" in err
+    status, out, err = call("upscale", "a.jpg", "--count", "3")
+    assert status == 0 and "was made by the same command before" in err
 
 
 def test_what_cannot_be_made_again_says_why(call: Any, photo: Path, tmp_path: Path) -> None:

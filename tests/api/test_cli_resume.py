@@ -74,7 +74,7 @@ def test_what_another_input_or_command_made_is_an_error(call: Any, fake: Fake, c
 
 def test_of_several_results_the_missing_one_is_made(call: Any, fake: Fake) -> None:
     photo("a.png")
-    run = ("upscale", "a.png", "--count", "2")
+    run = ("upscale", "a.png", "--count", "2", "--model", "M")
     first = call(*run)
     Path("a-x2-1.png").unlink()
     status, out, err = call(*run)
