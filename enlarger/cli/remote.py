@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,8 +11,11 @@ from enlarger.cli.loading import DEFAULTS
 from enlarger.requests import UpscaleRequest
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from enlarger.client.job_protocol import Watch
     from enlarger.client.responses import Result
+    from enlarger.image.decode import FileSource
 
 Server = Annotated[
     str | None,
@@ -45,6 +48,19 @@ def remote_upscaler(
 
         def upscale(request: UpscaleRequest, watch: "Watch") -> "Result":
             options = {item.name: getattr(request, item.name) for item in fields(request) if item.name != "image"}
-            return client.upscale(request.image, model=model, watch=watch, **options)
+            result = client.upscale(request.image, model=model, watch=watch, **options)
+            about = _metadata_of(request.image)
+            for image in result.images:
+                image.info |= about
+            return result
 
         yield upscale
+
+
+def _metadata_of(source: "FileSource | Image") -> dict[str, Any]:
+    """What an input's file says beside its pixels, of which a service is told nothing."""
+    from enlarger.image.decode import open_image
+    from enlarger.image.metadata import read_file_metadata
+
+    with open_image(source) as (image, _):
+        return read_file_metadata(image)

@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import enlarger
 from enlarger.cli.main import run
@@ -192,6 +192,19 @@ def test_a_file_is_enlarged_at_a_service_as_here(service: Served, place: Path) -
     with Image.open(place / "there.png") as one, Image.open(place / "here.png") as other:
         assert one.size == (72, 54)
         assert one.tobytes() == other.tobytes()
+
+
+def test_what_a_file_says_is_kept_though_a_service_is_told_nothing_of_it(service: Served, place: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0110] = "Camera"
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[1] = "N"
+    Image.new("RGB", (9, 7), (200, 30, 90)).save(place / "told.jpg", exif=exif, dpi=(300, 300), comment="a hill")
+    words = ["upscale", "told.jpg", "-o", "told-there.jpg", "--strip", "gps", "--server", service.url, "--key", KEY]
+    status, _, err = call(*words, place=place)
+    assert status == 0, err
+    with Image.open(place / "told-there.jpg") as written:
+        assert written.getexif()[0x0110] == "Camera" and not written.getexif().get_ifd(ExifTags.IFD.GPSInfo)
+        assert (written.info["dpi"], written.info["comment"]) == ((300, 300), b"a hill")
 
 
 def test_the_rows_that_are_there_are_enlarged_at_a_service(service: Served, place: Path) -> None:
