@@ -113,8 +113,9 @@ class Refiner:
         """A request for one picture made ready, the size of its latents, and how many run at once."""
         enlarged = None if request.by is None else self._enlarge(request, request.by, watch)
         prepared = self._prepare_input(request.image if enlarged is None else enlarged.image)
-        if enlarged is not None:
-            prepared = replace(prepared, notes=enlarged.notes + prepared.notes)
+        if enlarged is not None and prepared.picture is not None:
+            told = replace(prepared.picture, notes=enlarged.notes + prepared.notes)
+            prepared = replace(prepared, picture=told)
         factor = 1 if prepared.picture is None else self.model.vae.downsample_factor
         size = (prepared.image.shape[2] // factor, prepared.image.shape[3] // factor)
         options, room = self._options(request), self._room(request, prepared.size)

@@ -80,6 +80,17 @@ def test_remaking_larger_in_windows(folder: Callable[[], Path]) -> None:
     assert {one.stage for one in stages} == {"enlarge: predict", "denoise"}
 
 
+def test_what_enlarging_before_remaking_has_to_say_is_said(tmp_path: Path) -> None:
+    refiner, place = load_refiner(tiny.sd1_folder(), "cpu"), tmp_path / "ink.tif"
+    image = tiny.picture(9, 8).convert("CMYK")
+    image.save(place, exif={}, tiffinfo={33723: b"\x1c\x02\x78\0\x06a hill"})
+    once = refiner(RefineRequest(place, steps=2, strength=0.5))
+    larger = refiner(RefineRequest(place, steps=2, strength=0.5, by=2))
+    assert set(once.notes) <= set(larger.notes) and any("CMYK" in note for note in larger.notes)
+    for key in ("cmyk_profile", "iptc"):
+        assert larger.image.info[key] == once.image.info[key]
+
+
 def test_a_window_over_everything_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     refiner, request = load_refiner(tiny.sd1_folder(), "cpu"), RefineRequest(tiny.picture(50, 40), steps=4, strength=1)
     expected = refiner(request)
