@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
+from enlarger.cli.light_help import import_help
 from enlarger.cli.terminal import printable
 
 VERBS = {  # each with its module in this room, and the first paragraph of its own help
@@ -79,10 +80,15 @@ class Verbs(TyperGroup):
             self.load(args[0])
         return super().resolve_command(ctx, args)
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        import_help()
+        super().format_help(ctx, formatter)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except typer.TyperException as error:
+            import_help()
             error.message = printable(error.message)
             raise
 

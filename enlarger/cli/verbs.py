@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperCommand
 
 from enlarger.cli.help_panels import arrange
+from enlarger.cli.light_help import import_help
 from enlarger.cli.options import Strip
 from enlarger.cli.typos import meant_options
 
@@ -32,6 +33,10 @@ class Verb(TyperCommand):
                 name = parameter.opts[0] if parameter.param_type_name == "option" else str(parameter.name).upper()
                 raise typer.BadParameter(f"{name} is empty, expected a value; is a variable in quotes not set?")
         return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        import_help()
+        super().format_help(ctx, formatter)
 
     def _hint(self, error: Any) -> None:
         """Give an unknown option the hints that fit, in the place of those that only begin alike."""

@@ -388,13 +388,26 @@ def process(code: str, *arguments: str, folder: Path, **options: Any) -> "subpro
 def test_no_torch_for_help(arguments: list[str], tmp_path: Path) -> None:
     code = """
         import sys, atexit
-        atexit.register(lambda: print("heavy:", sorted({"torch", "numpy", "PIL", "rich.progress"} & set(sys.modules))))
+        heavy = {"torch", "numpy", "PIL", "rich.progress", "markdown_it", "rich.traceback"}
+        atexit.register(lambda: print("heavy:", sorted(heavy & set(sys.modules))))
         from enlarger.cli.main import run
         run()
     """
     done = process(code, *arguments, folder=tmp_path)
     assert done.returncode == (2 if "--by" in arguments else 0), done.stderr
     assert done.stdout.endswith("heavy: []\n")
+
+
+def test_whoever_wants_markdown_gets_the_real_one(tmp_path: Path) -> None:
+    code = """
+        import sys
+        from enlarger.cli.light_help import UNUSED, import_help
+        import_help()
+        assert "typer.rich_utils" in sys.modules and not sys.modules.keys() & UNUSED.keys()
+        from rich.markdown import Markdown
+        print(Markdown("*a*").parsed is not None)
+    """
+    assert process(code, folder=tmp_path).stdout == "True\n"
 
 
 def test_version_is_the_packages(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ one_thread = pytest.fixture(scope="module", autouse=True)(tiny.one_thread)
 
 def test_random_calls_are_diffusers() -> None:
     draw = random.Random(11)
-    for _ in range(10):
+    for _ in range(6):
         call = random_call(draw)
         verdict, said = compare(call)
         assert verdict in ("equal", "both raise", "taken", "no steps"), (str(call), verdict, said)
