@@ -44,10 +44,11 @@ def parse_memory(value: str | float, name: str = "memory") -> MemorySize:
         return MemorySize(None, float(number) / 100)
     if not number or unit not in UNITS:
         raise InputError(f"{name} is {value!r}, expected {EXPECTED}")
-    size = round(float(number) * UNITS[unit])
+    size = float(number) * UNITS[unit]
     if not LEAST <= size <= MOST:
-        raise InputError(f"{name} is {value}, expected 0.01 to 1024 GiB")
-    return MemorySize(size)
+        shown = str(value) if len(str(value)) < 40 else f"{str(value)[:40]}..."
+        raise InputError(f"{name} is {shown}, expected 0.01 to 1024 GiB")
+    return MemorySize(round(size))
 
 
 def format_bytes(size: float) -> str:

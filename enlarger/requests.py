@@ -3,7 +3,9 @@
 The Python functions, the command line and the service are made from these; no default is written anywhere else.
 """
 
+import io
 import math
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -106,6 +108,7 @@ class UpscaleRequest:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        hold_pipes(self)
         object.__setattr__(self, "seed", draw_random_seeds(self.seed))
         parse_sampler(self.solver, self.spacing)  # raises for what is none
         given = [name for name in OTHER_SIZES if getattr(self, name) is not None]
@@ -152,6 +155,7 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        hold_pipes(self)
         object.__setattr__(self, "seed", draw_random_seeds(self.seed))
         parse_sampler(self.solver, self.spacing)  # raises for what is none
 
@@ -244,10 +248,10 @@ class InpaintRequest(SamplingOptions):
         if self.expand == "":
             return (0, 0, 0, 0)
         parts = self.expand.split(",") if isinstance(self.expand, str) else _as_list(self.expand)
-        numbers = [int(part) if str(part).strip().isdecimal() else -1 for part in parts]
+        numbers = [int(part) if re.fullmatch(r"\s*[0-9]{1,5}\s*", str(part)) else -1 for part in parts]
         if len(numbers) not in (1, 4) or not all(0 <= number <= MAX_EXPAND for number in numbers):
             raise InputError(
-                f"expand is {self.expand!r}, expected one whole number of 0 to {MAX_EXPAND}, or four: "
+                f"expand is {self.expand!r:.40}, expected one whole number of 0 to {MAX_EXPAND}, or four: "
                 "left,top,right,bottom"
             )
         left, top, right, bottom = numbers * 4 if len(numbers) == 1 else numbers
@@ -302,6 +306,23 @@ def check_limits(request: Any) -> None:
         for number in _as_list(getattr(request, name)) if limits.least != -math.inf else ():
             if number is not None and not limits.least <= number <= limits.most:  # as it is: no float holds every seed
                 raise InputError(f"{name} is {number}, expected {limits.least:g} to {limits.most:g}")
+
+
+def hold_pipes(request: Any) -> None:
+    """Read what of a request's pictures can be read only once, so that its plan and its run see the same."""
+    for name in ("image", "mask", "depth"):
+        value: Any = getattr(request, name, None)
+        held = [_held(one) for one in _as_list(value)]
+        if any(one is not before for one, before in zip(held, _as_list(value), strict=True)):
+            object.__setattr__(request, name, held if is_list(value) else held[0])
+
+
+def _held(source: Any) -> Any:
+    if not hasattr(source, "read") or isinstance(source, io.TextIOBase) or source.seekable():
+        return source
+    held = io.BytesIO(source.read())
+    held.name = getattr(source, "name", "")
+    return held
 
 
 def with_defaults(request: Any, name: str) -> dict[str, Any]:

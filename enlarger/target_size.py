@@ -1,6 +1,7 @@
 """Sizes that people ask for, and whether a picture can have them. Without torch."""
 
 import math
+import re
 
 from enlarger.errors import InputError
 
@@ -16,8 +17,8 @@ def scaled_side(side: int, factor: float) -> int:
 def parse_size(size: str) -> tuple[int, int]:
     """Width and height of 3000x2000; InputError for anything else."""
     width, _, height = str(size).lower().partition("x")
-    if not all(side.isascii() and side.isdecimal() and 1 <= int(side) <= MAX_SIDE for side in (width, height)):
-        raise InputError(f"size is {size!r}, expected width x height in pixels, as 3000x2000")
+    if not all(re.fullmatch("[0-9]{1,5}", side) and 1 <= int(side) <= MAX_SIDE for side in (width, height)):
+        raise InputError(f"size is {size!r:.40}, expected width x height in pixels, as 3000x2000")
     return int(width), int(height)
 
 

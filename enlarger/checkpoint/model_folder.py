@@ -133,9 +133,13 @@ def checkpoint_path(folder: ModelFolder | None, name: str | Path) -> str | Path:
 
     Raises CheckpointError for a name that the folder does not have.
     """
-    if folder is None or os.path.exists(Path(name).expanduser()):
+    path = Path(name).expanduser()
+    is_other_folder = os.path.isdir(path) and not (path / MODEL_INDEX_NAME).is_file()  # such as by results of a run
+    if folder is None or (os.path.exists(path) and not is_other_folder):
         return name
     try:
         return folder.find(str(name), MODEL)
     except InputError as error:
+        if os.path.exists(path):
+            return name
         raise CheckpointError(str(error)) from error

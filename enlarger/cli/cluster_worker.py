@@ -11,6 +11,7 @@ from typing import Any
 from enlarger.cli.files import ExistingFiles, Job, plan_job, with_format_note
 from enlarger.cli.image_jobs import FileOptions, check_result, process_image, run_safely
 from enlarger.cli.inputs import InputFile
+from enlarger.cli.loading import check_options
 from enlarger.cli.report import Outcome, Report
 from enlarger.cli.resume import fingerprint_of_run
 from enlarger.cluster.storage import FileState, Storage, locate
@@ -62,7 +63,9 @@ class PictureWorker:
         """The model; a failure ends the run, as every other picture would meet it too."""
         try:
             with garbage_ignored():
-                return self.about.load()
+                task = self.about.load()
+            check_options(task, self.about.request)
+            return task
         except EnlargerError as error:
             raise _Fatal(error) from error
 

@@ -43,7 +43,15 @@ def convert(
     single_file = target.suffix == SUFFIX
     if target.exists() and not overwrite:
         raise InputError(f"{target}: already exists; choose another place or allow overwriting")
+    if target.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx"):
+        raise InputError(
+            f"{target}: files of {target.suffix} are not written; end the name in {SUFFIX}, or name a folder"
+        )
     if not path.is_dir() and single_file and not _is_model(path, allow_pickle):
+        parts = {"variant": variant, "prediction": prediction, "vae": vae, "text-encoder": text_encoder}
+        parts["text-encoder-2"] = text_encoder_2
+        if given := [f"--{name}" for name, value in parts.items() if value is not None]:
+            raise InputError(f"{path}: is no whole model, and {', '.join(given)} are for those; leave them")
         _copy_weights(path, target, dtype, allow_pickle)
     else:
         checkpoint = Checkpoint(

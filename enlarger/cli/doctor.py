@@ -16,7 +16,17 @@ from enlarger.strict_json import Json
 if TYPE_CHECKING:
     import torch
 
-EXTRA_PACKAGES = {"depth": "transformers", "safety": "transformers", "hub": "huggingface_hub"}  # one that it brings
+EXTRA_PACKAGES = {  # those that each brings
+    "depth": ("transformers",),
+    "safety": ("transformers",),
+    "spandrel": ("spandrel", "torchvision"),
+    "heif": ("pillow-heif",),
+    "jxl": ("pillow-jxl-plugin",),
+    "hub": ("huggingface_hub", "filelock"),
+    "train": ("accelerate",),
+    "openvino": ("openvino", "nncf"),
+    "ray": ("ray", "pyarrow"),
+}
 
 
 def doctor(
@@ -92,13 +102,13 @@ def _supports_matmul(device: str, dtype: "torch.dtype") -> bool:
 
 
 def _extras() -> dict[str, str]:
-    """Whether the package of each extra is there."""
+    """Whether the packages of each extra are there."""
     from importlib.metadata import PackageNotFoundError, version  # slow to import
 
     versions: dict[str, str] = {}
-    for extra, package in EXTRA_PACKAGES.items():
+    for extra, packages in EXTRA_PACKAGES.items():
         try:
-            versions[extra] = f"{package} {version(package)}"
+            versions[extra] = ", ".join(f"{package} {version(package)}" for package in packages)
         except PackageNotFoundError:
             versions[extra] = f"not installed: pip install 'enlarger[{extra}]'"
     return versions

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 import typer
 
 from enlarger.cli.cluster_options import refuse_uris
-from enlarger.cli.loading import Loading
+from enlarger.cli.loading import Loading, check_options
 from enlarger.errors import EnlargerError, InputError
 from enlarger.requests import RefineRequest, SamplingOptions, UpscaleRequest
 from enlarger.runtime.importing import garbage_ignored
@@ -152,6 +152,7 @@ def process_images(
             with garbage_ignored():
                 task = load()
             to_request = partial(_with_input_image, files.companions)
+            check_options(task, request)
 
             def run(request: Request, watch: Any) -> "Result | RemoteResult":
                 if describe is not None:
@@ -241,7 +242,7 @@ def check_result(job: "Job", request: UpscaleRequest | SamplingOptions, files: F
     """The job, with an error if its files cannot hold what will be made of its input."""
     from enlarger.image.cmyk import is_cmyk
     from enlarger.image.decode import read_header
-    from enlarger.image.encode import FRAME_SUFFIXES, check_output, flattened_mode
+    from enlarger.image.encode import FRAME_SUFFIXES, check_output
 
     if job.error is not None or job.skipped is not None:
         return job
@@ -252,13 +253,26 @@ def check_result(job: "Job", request: UpscaleRequest | SamplingOptions, files: F
             size = UpscaleRequest(None, request.by).target_size(height, width)
         size = request.target_size(height, width) if isinstance(request, UpscaleRequest) else size
         for path in job.outputs:
-            made = "CMYK" if is_ink else flattened_mode(mode, job.input, path, files.background)
+            made = "CMYK" if is_ink else _written_mode(mode, job, path, files)
             check_output(path, made, size, overwrite=True, suffixes=FRAME_SUFFIXES)
     except InputError as error:
         return replace(job, error=str(error))
     except Exception as error:  # noqa: BLE001 - one damaged file does not end the others
         return replace(job, error=describe_unexpected(error))
     return job
+
+
+def _written_mode(mode: str, job: "Job", path: Path, files: FileOptions) -> str:
+    """See `flattened_mode`; of what is there of a picture that is cut short, alpha is not taken for opaque."""
+    from enlarger.image.decode import UnreadableImage
+    from enlarger.image.encode import flattened_mode
+
+    try:
+        return flattened_mode(mode, job.input, path, files.background)
+    except UnreadableImage:
+        if not files.salvage:
+            raise
+        return mode
 
 
 def _with_input_image(companions: "Companions | None", request: Request, job: "Job") -> Request:

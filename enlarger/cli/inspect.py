@@ -1,6 +1,7 @@
 """`enlarger inspect`: what a checkpoint is, from its names and shapes, without reading its weights."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,9 +33,7 @@ def inspect(
 
     Of a picture: what made it, and what metadata is in it.
     """
-    from enlarger.cli.inputs import IMAGE_SUFFIXES
-
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES and Path(path).is_file():
+    if _is_picture(Path(path)):
         picture = {"path": path} | _picture(Path(path))
         print_lines([json.dumps(picture)] if json_lines else _format_lines(picture))
         return
@@ -48,6 +47,23 @@ def inspect(
     print_lines([json.dumps(summary)] if json_lines else _format_lines(summary))
     if summary.get("broken"):
         raise typer.Exit(1)
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its name, or by its first bytes."""
+    from enlarger.cli.inputs import IMAGE_SUFFIXES
+    from enlarger.image.damage import is_webp
+    from enlarger.image.decode import MAGIC_BYTES
+
+    if not os.path.isfile(path) or path.suffix.lower() in IMAGE_SUFFIXES:
+        return os.path.isfile(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False  # it is said where it is opened as a checkpoint
+    is_known = head.startswith((b"\xff\xd8\xff", *(magic for magic in MAGIC_BYTES if len(magic) > 2)))
+    return is_known or is_webp(head)  # two bytes alone begin files of weights too
 
 
 def _picture(path: Path) -> Json:

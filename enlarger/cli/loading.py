@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enlarger.errors import CheckpointError
+from enlarger.requests import UpscaleRequest
 from enlarger.strict_json import Json
 
 if TYPE_CHECKING:
@@ -147,3 +148,12 @@ def file_of(path: str | Path | None, *, allow_pickle: bool) -> "Location | None"
         return None
     is_file = allow_pickle and Path(path).expanduser().is_file()
     return Checkpoint(path, allow_pickle=True) if is_file else str(path)
+
+
+def check_options(task: object, request: object) -> None:
+    """Raise Unsupported for options that a loaded upscaler has no use for, for whatever picture."""
+    kind = getattr(task, "kind", None)  # of a service's only the service knows
+    if kind is not None and isinstance(request, UpscaleRequest):
+        from enlarger.tasks.upscale.upscale import refuse_unused_options  # torch, which the task has brought
+
+        refuse_unused_options(kind, request)

@@ -4,7 +4,7 @@ import json
 import math
 import secrets
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import Field, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -156,7 +156,7 @@ def request_options(
         ]
 
         @wraps(verb)
-        def with_options(**arguments: Any) -> None:
+        def with_options(context: typer.Context, **arguments: Any) -> None:
             if any(arguments.pop(name) for name in explain):
                 asked = (arguments[name] for name in ("device", "precision", "engine"))
                 print_lines(explain_runtime(*asked, json_lines=arguments["json_lines"]))
@@ -164,17 +164,21 @@ def request_options(
             options = {parameter.name: arguments.pop(parameter.name) for parameter in request_parameters}
             options |= {name: arguments.pop(name) or () for name in styles}
             options["seed"] = _seed(options["seed"], quiet=arguments.get("quiet", False))
-            _find_models(arguments)
+            typed = {name for name in arguments if _is_typed(context, name)}
+            if "key" in typed and arguments["server"] is None:
+                raise typer.BadParameter("--key is given, but not --server; it is the key of a service")
+            _find_models(arguments, typed)
             verb(**arguments, options=options)
 
         verb_parameters = [
             parameter for parameter in signature(verb).parameters.values() if parameter.name != "options"
         ]
         described: Any = with_options
-        described.__signature__ = Signature([*verb_parameters, *loading_parameters, *request_parameters])
+        of_typer = Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        described.__signature__ = Signature([*verb_parameters, of_typer, *loading_parameters, *request_parameters])
         described.__annotations__ = {
             parameter.name: parameter.annotation
-            for parameter in (*verb_parameters, *loading_parameters, *request_parameters)
+            for parameter in (*verb_parameters, of_typer, *loading_parameters, *request_parameters)
         }
         return with_options
 
@@ -204,11 +208,24 @@ def _keyword_parameters(options: Json) -> list[Parameter]:
     return [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in options.items()]
 
 
-def _find_models(arguments: Json) -> None:
-    """Make `model` a `Checkpoint` where options say how to read it, and paths of names in the folder of models."""
+def _is_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, and is not of a variable or a default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _find_models(arguments: Json, typed: Set[str]) -> None:
+    """Make `model` a `Checkpoint` where options say how to read it, and paths of names in the folder of models.
+
+    The folder that a variable names is for models of this machine, and not for those of a service.
+    """
     loading = {name: value for name in LOADING_OPTIONS if (value := arguments.pop(name)) is not None}
     models, styles = (arguments.pop(name) for name in FOLDER_OPTIONS)
+    if arguments.get("server") is not None and "models" not in typed:
+        models = None
     if arguments["model"] is None:
+        if "models" in typed:
+            raise typer.BadParameter("--models is given, but not --model; give the name of one in it")
         if loading:
             raise typer.BadParameter(f"--model is missing; {', '.join(sorted(loading))} say how to read it")
         if styles is not None:

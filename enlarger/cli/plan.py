@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from enlarger.cli.image_jobs import Inputs, ModelFolder, Offload, make_request
-from enlarger.cli.options import Device, JsonLines, Model, Options, Precision, request_options
-from enlarger.cli.terminal import print_lines
+from enlarger.cli.options import Device, Engine, JsonLines, Model, Options, Precision, Recursive, request_options
+from enlarger.cli.terminal import print_lines, printable
 from enlarger.cli.verbs import Verb
+from enlarger.errors import InputError
 from enlarger.requests import DepthRequest, GenerateRequest, InpaintRequest, RefineRequest, UpscaleRequest
 
 if TYPE_CHECKING:  # torch comes with these
@@ -45,6 +46,8 @@ def upscale(
     device: Device = "auto",
     precision: Precision = "auto",
     offload: Offload = "none",
+    engine: Engine = "torch",
+    recursive: Recursive = False,
     calibrate: Calibrate = False,
     json_lines: JsonLines = False,
 ) -> None:
@@ -52,7 +55,8 @@ def upscale(
     from enlarger.tasks.upscale.upscale import load_upscaler
 
     request = make_request(UpscaleRequest, image=None, **options)
-    show_plans(load_upscaler(model, device, precision, offload), _per_file(request, inputs), calibrate, json_lines)
+    task = load_upscaler(model, device, precision, offload, engine=engine)
+    show_plans(task, _per_file(request, inputs, recursive), calibrate, json_lines)
 
 
 @plan.command(cls=Verb)
@@ -66,6 +70,7 @@ def generate(
     device: Device = "auto",
     precision: Precision = "auto",
     offload: Offload = "none",
+    engine: Engine = "torch",
     calibrate: Calibrate = False,
     json_lines: JsonLines = False,
 ) -> None:
@@ -73,7 +78,7 @@ def generate(
     from enlarger.tasks.text_to_image import load_generator
 
     request = make_request(GenerateRequest, prompt=prompts, **options)
-    generator = load_generator(model, device, precision, offload, refiner, upscaler)
+    generator = load_generator(model, device, precision, offload, refiner, upscaler, engine)
     show_plans(generator, {", ".join(prompts): request}, calibrate, json_lines)
 
 
@@ -86,6 +91,8 @@ def refine(
     device: Device = "auto",
     precision: Precision = "auto",
     offload: Offload = "none",
+    engine: Engine = "torch",
+    recursive: Recursive = False,
     calibrate: Calibrate = False,
     json_lines: JsonLines = False,
 ) -> None:
@@ -93,7 +100,8 @@ def refine(
     from enlarger.tasks.image_to_image import load_refiner
 
     request = make_request(RefineRequest, image=None, **options)
-    show_plans(load_refiner(model, device, precision, offload), _per_file(request, inputs), calibrate, json_lines)
+    task = load_refiner(model, device, precision, offload, engine=engine)
+    show_plans(task, _per_file(request, inputs, recursive), calibrate, json_lines)
 
 
 @plan.command(cls=Verb)
@@ -106,6 +114,7 @@ def inpaint(
     device: Device = "auto",
     precision: Precision = "auto",
     offload: Offload = "none",
+    engine: Engine = "torch",
     calibrate: Calibrate = False,
     json_lines: JsonLines = False,
 ) -> None:
@@ -113,7 +122,8 @@ def inpaint(
     from enlarger.tasks.inpaint import load_inpainter
 
     request = make_request(InpaintRequest, image=image, mask=mask, **options)
-    show_plans(load_inpainter(model, device, precision, offload), {str(image): request}, calibrate, json_lines)
+    inpainter = load_inpainter(model, device, precision, offload, engine)
+    show_plans(inpainter, {str(image): request}, calibrate, json_lines)
 
 
 @plan.command(cls=Verb)
@@ -125,6 +135,8 @@ def depth(
     device: Device = "auto",
     precision: Precision = "auto",
     offload: Offload = "none",
+    engine: Engine = "torch",
+    recursive: Recursive = False,
     calibrate: Calibrate = False,
     json_lines: JsonLines = False,
 ) -> None:
@@ -132,22 +144,42 @@ def depth(
     from enlarger.tasks.depth import load_depth
 
     request = make_request(DepthRequest, image=None, **options)
-    task = load_depth(model, device, precision, offload, estimator=False)
-    show_plans(task, _per_file(request, inputs), calibrate, json_lines)
+    task = load_depth(model, device, precision, offload, estimator=False, engine=engine)
+    show_plans(task, _per_file(request, inputs, recursive), calibrate, json_lines)
 
 
 def show_plans(task: PlannedTask, requests: dict[str, Any], calibrate: bool, json_lines: bool) -> None:
-    """Print the plan of each request, under the name of what it is for."""
+    """Print the plan of each request, under the name of what it is for. Ends with status 1 if there is none of one."""
     from enlarger.tasks.planning.calibration import CalibratedTimer
 
-    timer = CalibratedTimer(renew=calibrate)
+    timer, errors = CalibratedTimer(renew=calibrate), list[InputError]()
     for name, request in requests.items():
-        found = task.plan(request, timer)
+        try:
+            if isinstance(request, InputError):
+                raise request
+            found = task.plan(request, timer)
+        except InputError as error:
+            if len(requests) == 1:
+                raise
+            errors.append(error)
+            typer.echo(printable(f"error: {error}"), err=True)
+            continue
         if json_lines:
             print_lines([json.dumps({"input": name} | found.as_json())])
         else:
             print_lines([f"{name}:", *str(found).splitlines()])
+    if errors:
+        raise typer.Exit(1)
 
 
-def _per_file(request: Any, inputs: Sequence[Any]) -> dict[str, Any]:
-    return {str(path): replace(request, image=Path(str(path))) for path in inputs}
+def _per_file(request: Any, inputs: Sequence[str], recursive: bool) -> dict[str, Any]:
+    """A request for each picture, or what is wrong with it."""
+    from enlarger.cli.inputs import find_inputs
+
+    found, _ = find_inputs([Path(one) for one in inputs], recursive)
+    return {
+        str(entry.path): replace(request, image=entry.path)
+        if entry.error is None
+        else InputError(f"{entry.path}: {entry.error}")
+        for entry in found
+    }

@@ -90,9 +90,11 @@ def upscale(
         return load_upscaler(model, device, precision, offload, engine)
 
     request = make_request(UpscaleRequest, image=None, **options)
-    if all_frames and (kind is not None or request.count > 1 or salvage or tone_map or cmyk):
+    others = kind is not None or background is not None or request.count > 1
+    if all_frames and (others or salvage or tone_map or cmyk):
         raise typer.BadParameter(
-            "--all-frames makes one file of the input's kind; leave --format, --count, --salvage, --tone-map and --cmyk"
+            "--all-frames makes one file of the input's kind; leave --format, --background, --count, --salvage, "
+            "--tone-map and --cmyk"
         )
     if server is not None and cmyk:
         raise typer.BadParameter("--cmyk cannot be given with --server: a service's pictures are in RGB")

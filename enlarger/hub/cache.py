@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ REFS_FILE = "refs.json"  # in each model's folder: the commit that a revision wa
 WEIGHT_FILE = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+?))?(-\d{5}-of-\d{5})?\.safetensors"  # variant, shard
 )
+MODEL_SUFFIXES = (".json", ".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 PARTIAL_DIR = ".parts"  # beside the snapshots: unfinished files
 
 
@@ -148,12 +150,27 @@ def find_snapshot(source: RepoSource, revision: str | None = None) -> LocalSnaps
 def resolve(name_or_path: str | Path) -> Path:
     """The folder or file to load: an existing path, or the snapshot of an alias or of owner/repository in a cache.
 
-    What was pulled comes before what lies in the cache of Hugging Face's libraries. Nothing is downloaded. Raises
-    CheckpointError, saying how to get it.
+    A folder that holds nothing of a model, such as results of a run, hides none. What was pulled comes before what lies
+    in the cache of Hugging Face's libraries. Nothing is downloaded. Raises CheckpointError, saying how to get it.
     """
     path, name = Path(name_or_path).expanduser(), str(name_or_path)
-    if os.path.exists(path):  # unlike Path.exists it raises for no name
-        return path
+    if not os.path.exists(path):  # unlike Path.exists it raises for no name
+        return _resolve_name(name)
+    if holds_no_model(path):
+        with suppress(CheckpointError):
+            return _resolve_name(name)
+    return path
+
+
+def holds_no_model(path: Path) -> bool:
+    """Whether it is a folder without configurations and weights, in it and in its folders."""
+    if not path.is_dir():
+        return False
+    entries = (entry for pattern in ("*", "*/*") for entry in path.glob(pattern))
+    return not any(entry.suffix in MODEL_SUFFIXES for entry in entries)
+
+
+def _resolve_name(name: str) -> Path:
     try:
         source = read_alias_table(cache_dir()).lookup(name)
     except InputError as error:

@@ -202,7 +202,7 @@ def _source_name(source: FileSource) -> str:
     return one_line(getattr(source, "name", "")) or ("the file" if hasattr(source, "read") else "the bytes")
 
 
-def _file_bytes(source: Any, name: str) -> bytes:
+def file_bytes(source: Any, name: str) -> bytes:
     """What is left of an open file, which stands afterwards where it stood before if it can."""
     if isinstance(source, io.TextIOBase):
         raise UnreadableImage(f"{name}: is open as text, expected a file that is open for bytes; open it with 'rb'")
@@ -217,7 +217,7 @@ def _open_stream(source: FileSource, name: str) -> BinaryIO:
     if isinstance(source, bytes | bytearray):
         return io.BytesIO(source)
     if not isinstance(source, str | Path):
-        return io.BytesIO(_file_bytes(source, name))
+        return io.BytesIO(file_bytes(source, name))
     path = Path(source)
     try:
         if path.is_dir():
@@ -362,6 +362,8 @@ def apply_orientation(image: Image.Image, loaded: Image.Image, notes: list[str])
         transpose(loaded, ORIENTATION_TRANSPOSES[orientation]) if orientation in ORIENTATION_TRANSPOSES else loaded
     )
     with suppress(Exception):
-        if getattr(image, "is_animated", False):
+        if image.format == "MPO":  # several JPEGs in a file, as phones and cameras for stereo make
+            notes.append("the file holds a second picture too, such as a gain map: left out")
+        elif getattr(image, "is_animated", False):
             notes.append("animated or with several pages: only the first frame is used")
     return upright

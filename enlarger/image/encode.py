@@ -116,7 +116,10 @@ def check_background(background: str | None) -> None:
 
 def _colour(background: str) -> tuple[int, ...]:
     try:
-        return ImageColor.getrgb(background)[:3]
+        colour = ImageColor.getrgb(background)
+        if len(colour) > 3 and colour[3] != 255:
+            raise ValueError("transparent")
+        return colour[:3]
     except ValueError as error:
         raise InputError(
             f"background is {one_line(background)!r}, expected a colour such as white or #102030"
@@ -184,6 +187,7 @@ def save_image(
     and, without `overwrite`, an existing file.
     """
     check_saving(quality, strip)
+    check_background(background)
     mode, image, path = mode_of(image), flatten(image, path, background), Path(path)
     format_name = check_output(path, mode_of(image), image.size, overwrite=overwrite)
     if mode in SIXTEEN_BITS and format_name not in DEEP_FORMATS:

@@ -52,11 +52,17 @@ class FrameSettings:
     generation: Json | None = None
 
 
+def count_frames(image: Image.Image) -> int:
+    """How many frames or pages an opened file has; what phones put behind a JPEG is none."""
+    frames: int = getattr(image, "n_frames", 1)
+    return 1 if image.format == "MPO" else frames
+
+
 def read_timing(path: str | Path) -> Timing:
     """How many frames a file has, how long each is shown, and how they run. Raises as `read_picture` does."""
     durations, loop = list[float](), None
     with open_image(path) as (image, name), _decoding(name):
-        count: int = getattr(image, "n_frames", 1)
+        count = count_frames(image)
         for index in range(count):
             image.seek(index)
             image.load()  # WebP tells a frame's time with its pixels
@@ -64,7 +70,7 @@ def read_timing(path: str | Path) -> Timing:
             durations.append(float(found or 0))
         value: Any = image.info.get("loop")
         loop = value if isinstance(value, int) else None
-        is_animation = image.format not in ("TIFF", "MPO")
+        is_animation = image.format != "TIFF"
     return Timing(count, tuple(durations), loop) if is_animation else Timing(count)
 
 
@@ -75,7 +81,7 @@ def read_frames(path: str | Path, *, limit: int = PIXEL_LIMIT) -> Iterator[Image
     The file is closed between two frames, so that other pictures are read meanwhile.
     """
     with open_image(path) as (image, name), _decoding(name):
-        count: int = getattr(image, "n_frames", 1)
+        count = count_frames(image)
     return (_read_frame(path, index, limit) for index in range(count))
 
 

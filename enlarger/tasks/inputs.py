@@ -156,13 +156,15 @@ def prompt_pairs(request: GenerateRequest) -> tuple[list[str], list[str]]:
 
 
 def split_images(image: Any) -> list[Any]:
-    """One picture, a list of them, a batch in a tensor or of `Latents`, as a list."""
+    """One picture, a list of them, a batch in a tensor, an array or of `Latents`, as a list."""
     if isinstance(image, list | tuple):
         if not image:
             raise InputError("an empty list of pictures, expected at least one")
         return [one for item in cast("Sequence[Any]", image) for one in _split_latents(item)]
     if isinstance(image, Tensor) and image.ndim == 4:
         return list(image)
+    if isinstance(image, np.ndarray) and image.ndim == 4:
+        return list(cast("Sequence[Any]", image))
     return _split_latents(image)
 
 

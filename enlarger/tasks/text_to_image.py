@@ -390,15 +390,8 @@ def load_generator(
     engine: EngineName = "torch",
 ) -> Generator:
     """Load a text-to-image checkpoint, and what works on its latents after it, once for many requests."""
-    refiner_locations = (
-        [] if refiner is None else [refiner] if isinstance(refiner, str | Path | Checkpoint) else list(refiner)
-    )
+    locations = () if refiner is None else (refiner,) if isinstance(refiner, str | Path | Checkpoint) else refiner
     load_options = (device, precision, offload, engine)
-    return Generator(
-        load_stable_diffusion(model, *load_options).require_task("generate"),
-        tuple(
-            load_stable_diffusion(folder, *load_options).require_task("generate", "refine")
-            for folder in refiner_locations
-        ),
-        None if upscaler is None else load_upscaler(upscaler, *load_options),
-    )
+    base = load_stable_diffusion(model, *load_options).require_task("generate")
+    refiners = (load_stable_diffusion(each, *load_options).require_task("generate", "refine") for each in locations)
+    return Generator(base, tuple(refiners), None if upscaler is None else load_upscaler(upscaler, *load_options))

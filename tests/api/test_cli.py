@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from enlarger.checkpoint.families import KINDS
 from enlarger.errors import CheckpointError, InputError, Unsupported
 from enlarger.evaluate.upscale import Evaluation, EvaluationTable
 from enlarger.image.picture import one_line
@@ -206,6 +207,28 @@ def test_output_that_cannot_be(call: Any, fake: Fake) -> None:
     assert "a.png: file/below: cannot be made (Not a directory)" in call("upscale", "a.png", "-o", "file/below")[2]
     assert "a.png: b.gif: found suffix '.gif', expected one of .png" in call("upscale", "a.png", "-o", "b.gif")[2]
     assert fake.loaded == []
+
+
+def test_options_that_the_model_has_no_use_for_are_refused_once(call: Any, fake: Fake) -> None:
+    photo("a.png"), photo("b.png")
+    fake.kind = KINDS["pixel"]
+    status, out, err = call("upscale", "a.png", "b.png", "--solver", "euler")
+    assert (status, out, fake.requests) == (1, "", [])
+    assert err.count("solver is set, but") == 1 and "leave it, or load another upscaler" in err
+
+
+def test_what_names_a_service_or_a_folder_alone_is_wrong_usage(
+    call: Any, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    photo("a.png"), Path("models").mkdir()
+    assert "--models is given, but not --model" in call("upscale", "a.png", "--models", "models")[2]
+    assert "--key is given, but not --server" in call("upscale", "a.png", "--key", "abc")[2]
+    monkeypatch.setenv("ENLARGER_KEY", "abc")
+    monkeypatch.setenv("ENLARGER_MODELS_FOLDER", "models")
+    assert call("upscale", "a.png")[:2] == (0, "a-x2.png\n")
+    status, _, err = call("upscale", "a.png", "--server", "http://127.0.0.1:9", "--model", "x2", "-o", "b.png")
+    assert status == 1 and "cannot be given with --server" not in err and "127.0.0.1:9" in err
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,16 @@ def test_a_single_picture_is_one_frame_and_others_are_refused(call: Any, tmp_pat
     )
 
 
+def test_what_phones_put_behind_a_jpeg_is_no_frame(call: Any, tmp_path: Path) -> None:
+    frames = [Image.fromarray(texture(14, 10, seed=k)) for k in range(2)]
+    frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
+    assert read_timing(tmp_path / "a.jpg").count == 1 == len(list(read_frames(tmp_path / "a.jpg")))
+    status, out, err = call("upscale", "a.jpg", "--all-frames")
+    assert (status, out) == (0, "a-x2.jpg\n") and "note: the file holds a second picture too" in err, err
+    status, _, err = call("upscale", "a.jpg", "--all-frames", "--background", "white")
+    assert status == 2 and "--all-frames makes one file" in err
+
+
 @pytest.mark.parametrize("arguments", [("--strip", "a.jpg"), ("a.jpg", "--strip"), ("a.jpg", "--strip", "all")])
 def test_strip_alone_strips_all(call: Any, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     exif = Image.Exif()

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import enlarger
-from enlarger.cli.replay import _difference  # pyright: ignore[reportPrivateUsage]
+from enlarger.cli.replay import _difference, replay  # pyright: ignore[reportPrivateUsage]
+from enlarger.errors import InputError
 from enlarger.image.deep import DeepImage
+from enlarger.image.encode import save_image
 from enlarger.image.generation import SOURCE_TYPES, read_metadata
 from enlarger.image.metadata import read_file_metadata
 from tests.support import command, tiny, tiny_depth, tiny_x4
@@ -157,6 +159,14 @@ def test_every_kind_of_file_says_what_made_it(call: Any, photo: Path, suffix: st
         about = read_file_metadata(image)
         assert image.getexif()[0x8298] == "somebody" and SOURCE_TYPES.encode() in about["xmp"]
     assert "task: upscale" in call("inspect", f"b.{suffix}")[1]
+
+
+def test_what_is_made_again_is_named_as_the_kind_that_it_is(tmp_path: Path) -> None:
+    tiny.picture(8, 8).save(tmp_path / "in.png")
+    made = save_image(tiny.picture(8, 8), tmp_path / "a.png", generation={"enlarger": "1", "task": "upscale",
+        "options": {}, "seeds": [0], "model": "bundled", "input": {"file": "in.png"}})  # fmt: skip
+    with pytest.raises(InputError, match=r"b\.jpg: JPEG, but .*a\.png is PNG and so is what is made; name it so"):
+        replay(made, output=tmp_path / "b.jpg")
 
 
 @pytest.mark.parametrize(("option", "value"), [("size", "50x50"), ("long-edge", "50"), ("megapixels", "0.01")])

@@ -46,3 +46,11 @@ def test_an_input_that_is_gone_by_the_end_costs_no_result(tmp_path: Path) -> Non
     Image.fromarray(texture(16, 16)).save(path)
     made = enlarger.upscale(path, watch=lambda progress: path.unlink(missing_ok=True))
     assert made.image.size == (32, 32) and made.generation[0]["input"] == {"file": "a.png"}
+
+
+@pytest.mark.parametrize("background", ["nosuch", "#10203080"])
+def test_a_background_that_is_no_colour_is_refused_whatever_the_picture(background: str, tmp_path: Path) -> None:
+    result = Result((Image.new("RGB", (4, 4)),), (0,), "m")
+    with pytest.raises(InputError, match="expected a colour such as white or #102030"):
+        result.save(tmp_path / "a.jpg", background=background)
+    assert list(tmp_path.iterdir()) == []

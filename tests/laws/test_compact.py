@@ -15,6 +15,7 @@ from enlarger.nn.upscale_net import UpscaleNet, UpscaleNetConfig, backproject
 from enlarger.requests import UpscaleRequest
 from enlarger.tasks.results.result import Progress
 from enlarger.tasks.upscale.bundled import BundledUpscaler
+from enlarger.tasks.upscale.upscale import plan_upscale
 from tests.support.close import assert_close, max_difference
 from tests.support.pictures import texture
 from tests.support.random_weights import normal, randomise
@@ -232,6 +233,11 @@ def test_a_picture_is_restored_once() -> None:
     upscaler()(UpscaleRequest(small, by=4, restore=0.5), lambda progress: seen.append(progress.stage))
     assert seen == ["restore", "predict"]
     seen.clear()
+    idle = upscaler()(UpscaleRequest(small, by=1, detail=1))
+    assert idle.notes[-1] == "the picture has the size that is asked for: no network has changed it"
+    assert str(plan_upscale(UpscaleRequest(small, by=1, restore=0.5), (9, 12), 2)).startswith(
+        "12 x 9 -> 12 x 9: 1 pass"
+    )
     same = upscaler()(UpscaleRequest(small, by=1, restore=0.5), lambda progress: seen.append(progress.stage))
     assert seen == ["restore"] and same.image.size == (9, 8)
     restored, whole = (upscaler()(UpscaleRequest(small, restore=0.5, consistent=c)).image for c in (None, False))

@@ -47,6 +47,7 @@ LIGHT = {
     "metadata",
     "optional_formats",
     "other_kinds",
+    "special_reads",
     "tiff_tags",
 }  # the modules of `image` that do without torch
 DOORS = {"enlarger", "enlarger.__main__"}  # they only pass on what others hold

@@ -19,6 +19,7 @@ class Fake:
     """Enlarges by nearest neighbour, and remembers what it was asked for."""
 
     scale = 2
+    kind: Any = None
 
     def __init__(self) -> None:
         self.loaded: list[tuple[Any, ...]] = []

@@ -247,6 +247,14 @@ def test_names_resolve_to_paths_and_nothing_is_fetched(tmp_path: Path, monkeypat
     assert resolve("sd15") == mirror.folder and resolve("runwayml/stable-diffusion-v1-5") == mirror.folder
     own = put("stable-diffusion-v1-5/stable-diffusion-v1-5")
     assert resolve("sd15") == own.folder
+    (tmp_path / "sd15").mkdir()
+    (tmp_path / "sd15" / "a-x2.png").write_bytes(b"a result")
+    assert resolve("sd15") == own.folder
+    (tmp_path / "sd15" / "model_index.json").write_text("{}")
+    assert resolve("sd15") == Path("sd15")
+    for name in ("a-x2.png", "model_index.json"):
+        (tmp_path / "sd15" / name).unlink()
+    (tmp_path / "sd15").rmdir()
     (own.folder / "unet/model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"1 of 2 files are missing or cut short, unet/model\.safetensors first"):
         resolve("sd15")

@@ -1,5 +1,6 @@
 """Latents know whose they are: what is refused, with which advice, and how they are split and joined."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from enlarger.tasks.inputs import (
     check_space,
     join_latents,
     latent_space_of,
+    split_images,
 )
 from tests.support.close import assert_close
 from tests.support.random_weights import normal
@@ -100,3 +102,7 @@ def test_splitting_and_joining() -> None:
     for other in others:
         assert join_latents([parts[0], other]) is None
     assert join_latents([]) is None
+
+
+def test_a_batch_in_an_array_is_a_list() -> None:
+    assert [one.shape for one in split_images(np.zeros((2, 8, 9, 3), np.uint8))] == [(8, 9, 3)] * 2

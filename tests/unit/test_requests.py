@@ -1,6 +1,8 @@
 """Requests: limits, defaults, and how one value becomes one per picture."""
 
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from enlarger.errors import InputError
 from enlarger.requests import (
     DEFAULTS,
     GenerateRequest,
+    InpaintRequest,
     UpscaleRequest,
     make_request,
     one_per_image,
@@ -195,3 +198,27 @@ def test_a_seed_of_minus_one_is_drawn() -> None:
     with pytest.raises(InputError, match="the last seed is 18446744073709551615; give a smaller one"):
         seeds_for(2**64 - 1, 2)
     assert seeds_for(2**64 - 1, 1) == [2**64 - 1]
+
+
+def test_a_pipe_is_read_once() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"picture")
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        request = UpscaleRequest([pipe])
+        assert replace(request, by=3).image[0].read() == b"picture"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (UpscaleRequest, {"memory": "9" * 400}),
+        (UpscaleRequest, {"size": "9" * 5000 + "x3"}),
+        (InpaintRequest, {"expand": "9" * 5000}),
+    ],
+    ids=["memory", "size", "expand"],
+)
+def test_absurd_numbers_are_said_in_a_line(kind: Any, options: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="expected") as caught:
+        kind(None, **options)
+    assert len(str(caught.value)) < 200

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -12,7 +13,9 @@ from enlarger.checkpoint.tensors import safetensors_file
 from enlarger.checkpoint.tensors.finite_check import check_finite, find_first_non_finite, find_non_finite
 from enlarger.checkpoint.tensors.open import open_checkpoint
 from enlarger.checkpoint.tensors.safetensors_file import DTYPES, SafetensorsCheckpoint
-from enlarger.errors import CheckpointError
+from enlarger.cli.convert import convert
+from enlarger.cli.inspect import inspect
+from enlarger.errors import CheckpointError, InputError
 
 FLOATS = [dtype for dtype in DTYPES.values() if dtype.is_floating_point]
 BAD = (float("nan"), float("inf"), -float("inf"))
@@ -121,3 +124,25 @@ def test_the_first_bad_weight_of_a_network_is_named() -> None:
 def test_a_network_without_memory_has_no_bad_weights() -> None:
     with torch.device("meta"):
         assert find_first_non_finite(nn.Linear(2, 2)) is None
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "gif"])
+def test_a_picture_is_no_checkpoint_and_is_inspected_whatever_its_name(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / f"a.{suffix}")
+    path = (tmp_path / f"a.{suffix}").rename(tmp_path / "picture")
+    with pytest.raises(CheckpointError, match=r"picture: found a picture \(.*, expected safetensors"):
+        open_checkpoint(path)
+    inspect(str(path))
+    assert "holds: a picture" in capsys.readouterr().out
+
+
+def test_a_file_is_converted_to_what_its_name_says_with_options_that_count(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"out\.ckpt: files of \.ckpt are not written; end the name in \.safetensors"):
+        convert(str(tmp_path / "a.safetensors"), tmp_path / "out.ckpt")
+    with pytest.raises(InputError, match=r"is no whole model, and --variant, --vae are for those; leave them"):
+        convert(str(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", variant="fp16", vae=tmp_path)
+    convert(str(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]

@@ -28,6 +28,13 @@ OTHER_MAGIC = {
     b"\x08\x07\x12": "a network of ONNX",
     b"<!DOC": "a web page, which a download left in the place of the file",
     b"<html": "a web page, which a download left in the place of the file",
+    b"\x89PNG": "a picture (PNG)",
+    b"\xff\xd8\xff": "a picture (JPEG)",
+    b"GIF8": "a picture (GIF)",
+    b"RIFF": "a picture (WebP) or a sound",
+    b"II*\0": "a picture (TIFF)",
+    b"MM\0*": "a picture (TIFF)",
+    b"8BPS": "a picture (Photoshop)",
     b"version h": "a pointer of Git LFS, in the place of the file itself",
 }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from enlarger import __version__
 from enlarger.checkpoint.families import ModelKind
 from enlarger.diffusion.sampler import Sampler
+from enlarger.image.decode import file_bytes
 from enlarger.image.digest import file_sha256
 from enlarger.image.generation import Json
 from enlarger.requests import with_defaults, without_idle_factor
@@ -111,6 +112,8 @@ def _describe(source: Any) -> Json:
         return _describe_file(Path(source))
     if isinstance(source, bytes | bytearray):
         return {"sha256": hashlib.sha256(source).hexdigest()}
+    if hasattr(source, "read"):
+        return {"sha256": hashlib.sha256(file_bytes(source, "the file")).hexdigest()}
     if isinstance(source, Latents):
         return {"latents": list(source.values.shape)}
     if isinstance(source, Tensor):

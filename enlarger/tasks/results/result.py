@@ -12,7 +12,7 @@ from torch import Tensor
 from enlarger.diffusion.sample import OnStep, Step
 from enlarger.errors import InputError
 from enlarger.image.cmyk import to_cmyk
-from enlarger.image.encode import check_output, check_saving, flatten, save_image
+from enlarger.image.encode import check_background, check_output, check_saving, flatten, save_image
 from enlarger.image.generation import Json
 from enlarger.image.metadata import Strip
 from enlarger.tasks.inputs import Latents, join_latents
@@ -86,6 +86,7 @@ class Result:
         Raises InputError, before any is written, for what `image.encode.save_image` refuses.
         """
         check_saving(quality, strip)
+        check_background(background)
         if not isinstance(path, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
             raise InputError(f"found {type(path).__name__}, expected a file's path; image.save writes into a stream")
         if not (first := Path(path)).name:

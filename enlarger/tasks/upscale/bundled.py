@@ -9,7 +9,6 @@ from torch import Tensor
 
 from enlarger.checkpoint.components import PipelineComponents
 from enlarger.checkpoint.families import KINDS, ModelKind
-from enlarger.errors import Unsupported
 from enlarger.image.consistency import is_harmless
 from enlarger.image.input_quality import cell_size, input_hint, is_graphics
 from enlarger.nn.compact import downsample_bicubic
@@ -250,9 +249,7 @@ def load_bundled(runtime: Runtime) -> BundledUpscaler:
 def _options(requests: Sequence[UpscaleRequest]) -> dict[str, Any]:
     """Those of requests that differ in the picture alone. Raises Unsupported for what is not used."""
     request = requests[0]
-    if request.steps not in (None, 1):
-        raise Unsupported(f"steps is {request.steps}, but the bundled model makes detail in one; leave it")
-    refuse_unused_options(KINDS["bundled"], replace(request, steps=None))
+    refuse_unused_options(KINDS["bundled"], request)
     return with_defaults(request, "upscale/bundled")
 
 

@@ -1,7 +1,7 @@
 """Pictures in, larger pictures out: the verb, and what every upscaler does before and after its network."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from enlarger.checkpoint.families import ModelKind
+from enlarger.checkpoint.families import KINDS, ModelKind
 from enlarger.errors import InputError, Unsupported
 from enlarger.image.consistency import is_harmless, project_into_range_, residual
 from enlarger.image.decode import open_upright
@@ -59,6 +59,7 @@ class UpscaleBatch:
         """
         if not self.pictures:
             return [Result((to_pil(Picture(images[0])),), tuple(self.seeds), name)]
+        idle = (IDLE_NOTE,) if images is self.low_res else ()
         if images.shape[-2:] != self.size:
             images = resize(images, self.size, RESAMPLING.lower())
         elif images is self.low_res:  # it has its size already, and is changed below
@@ -72,7 +73,7 @@ class UpscaleBatch:
             off = (OFF_NOTE.format(after * 127.5),) if consistent[i] and after > step else ()
             image, error = to_pil(match_input(picture, large[0])), _consistency_error(large, small, step)
             rippled = (NEAR_ONE_NOTE,) if consistent[i] and not self.is_harmless else ()
-            said = picture.notes + notes[i] + rippled + off
+            said = picture.notes + notes[i] + idle + rippled + off
             steps = (before * 127.5, after * 127.5)
             results.append(Result((image,), (self.seeds[i],), name, said, error, residual=steps))
         return results
@@ -147,6 +148,7 @@ OFF_NOTE = (
     "up to {:.2g} of 255, as near as the range or the bound on the work allows"
 )
 
+IDLE_NOTE = "the picture has the size that is asked for: no network has changed it"
 NEAR_ONE_NOTE = "made consistent, as asked; by a factor below 1.5 that can put ripples beside edges"
 
 
@@ -155,11 +157,16 @@ def plan_upscale(request: UpscaleRequest, size: tuple[int, int], scale: int) -> 
     target, passes = request.target_size(*size), 0
     while any(side * scale**passes < wanted for side, wanted in zip(size, target, strict=True)):
         passes += 1
+    passes = max(passes, 1 if request.restore else 0)  # which the bundled model makes whatever the size
     return UpscalePlan(size, target, scale, passes)
 
 
 def refuse_unused_options(kind: ModelKind, request: UpscaleRequest) -> None:
     """Raise Unsupported for options that are set and that a kind of upscaler has no use for."""
+    if kind is KINDS["bundled"]:
+        if request.steps not in (None, 1):
+            raise Unsupported(f"steps is {request.steps}, but the bundled model makes detail in one; leave it")
+        request = replace(request, steps=None)
     for option in fields(request):
         if option.name in kind.unused_options and getattr(request, option.name) != option.default:
             raise Unsupported(
