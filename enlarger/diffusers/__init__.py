@@ -6,13 +6,16 @@ cannot be done raises `enlarger.errors.Unsupported` and names our way of doing i
 
 from typing import Never
 
+from enlarger.diffusers.call.processors import VaeImageProcessor
 from enlarger.diffusers.models.modules import (
     AutoencoderKL,
     AutoencoderTiny,
+    AutoModel,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     UNet2DConditionModel,
 )
+from enlarger.diffusers.models.modules import ModelView as ModelMixin
 from enlarger.diffusers.models.tokenizer import CLIPTokenizer
 from enlarger.diffusers.pipelines.auto_pipeline import (
     AutoPipelineForImage2Image,
@@ -54,9 +57,14 @@ from enlarger.diffusers.schedulers import (
     TCDScheduler,
     UniPCMultistepScheduler,
 )
+from enlarger.diffusers.schedulers.config import VERSION
+from enlarger.diffusers.schedulers.config import ConfigMethods as ConfigMixin
+from enlarger.diffusers.schedulers.scheduling_utils import Scheduler as SchedulerMixin
 from enlarger.diffusers.unsupported import missing
+from enlarger.diffusers.utils import logging
 
 __all__ = [
+    "AutoModel",
     "AutoPipelineForImage2Image",
     "AutoPipelineForInpainting",
     "AutoPipelineForText2Image",
@@ -65,6 +73,7 @@ __all__ = [
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "CLIPTokenizer",
+    "ConfigMixin",
     "DDIMScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",
@@ -82,7 +91,9 @@ __all__ = [
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
+    "ModelMixin",
     "PNDMScheduler",
+    "SchedulerMixin",
     "StableDiffusionDepth2ImgPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
@@ -97,7 +108,12 @@ __all__ = [
     "TCDScheduler",
     "UNet2DConditionModel",
     "UniPCMultistepScheduler",
+    "VaeImageProcessor",
+    "logging",
 ]
+
+
+__version__ = VERSION  # of the diffusers whose files and names these are
 
 
 def __getattr__(name: str) -> Never:

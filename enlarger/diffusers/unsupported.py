@@ -21,7 +21,8 @@ INSTEAD: Mapping[str, str] = {
     "pieces of a network": "call the network whole, or take it apart as `native`",
     "formulas of a step": "use step, which does all of it; its formulas are those of enlarger.diffusion.solvers",
     "insides of configs": "use config, from_pretrained and save_pretrained",
-    "other pipelines": "import it from diffusers, or use one of enlarger.diffusers.__all__",
+    "other classes": "import it from diffusers, whose autoencoders, networks and schedulers of Stable Diffusion "
+    "pipelines take here, or use one of enlarger.diffusers.__all__",
 }
 METHODS: Mapping[str, tuple[str, ...]] = {
     "IP-Adapter": ("load_ip_adapter", "set_ip_adapter_scale", "encode_image", "prepare_ip_adapter_image_embeds"),
@@ -60,7 +61,10 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "insides of configs": ("extract_init_dict", "get_config_dict", "register_for_auto_class", "from_config"),
 }  # fmt: skip
 """The methods of diffusers' classes that raise the sentence of their kind."""
-WORDS = (("ControlNet", "ControlNet"), ("IPAdapter", "IP-Adapter"), ("T2IAdapter", "T2I-Adapter"))
+WORDS = (
+    ("ControlNet", "ControlNet"), ("IPAdapter", "IP-Adapter"), ("T2IAdapter", "T2I-Adapter"),
+    ("AdapterPipeline", "T2I-Adapter"), ("Quant", "quantised weights"), ("CacheConfig", "caches of layers"),
+)  # fmt: skip
 Class = TypeVar("Class", bound=type[Any])
 
 
@@ -72,14 +76,14 @@ def refuse(name: str, kind: str) -> NoReturn:
     raise Unsupported(f"{name} is not available: {INSTEAD[kind]}")
 
 
-def missing(name: str) -> Exception:
-    """What reading a name from the module raises."""
+def missing(name: str, module: str = "enlarger.diffusers") -> Exception:
+    """What reading a name from a module raises: a sentence for what may be a class of diffusers'."""
     kind = next((kind for word, kind in WORDS if word in name), None)
-    if kind is None and name.endswith(("Pipeline", "Scheduler", "Model")) and not name.startswith("_"):
-        kind = "other pipelines"
+    if kind is None and name[:1].isupper() and not name.isupper():
+        kind = "other classes"
     if kind is None:
-        return AttributeError(f"module 'enlarger.diffusers' has no attribute {name!r}")
-    return NotHere(f"enlarger.diffusers has no {name}: {INSTEAD[kind]}")
+        return AttributeError(f"module {module!r} has no attribute {name!r}")
+    return NotHere(f"{module} has no {name}: {INSTEAD[kind]}")
 
 
 class Refusal:

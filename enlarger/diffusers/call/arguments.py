@@ -1,9 +1,10 @@
 """Checking what a pipeline is called with: a wrong argument is a ValueError, as in diffusers, and an InputError."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from numbers import Integral
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,8 +26,35 @@ class UnfitFile(CheckpointError, ValueError):
     """A file that does not fit, a ValueError as in diffusers."""
 
 
-class MissingFile(CheckpointError, OSError):
-    """A file or folder that is not there, an OSError as in diffusers."""
+class MissingFile(CheckpointError, OSError, ValueError):
+    """A file or folder that is not there, an OSError or a ValueError as in diffusers."""
+
+
+class NoAccelerator(Unsupported, RuntimeError):
+    """There is nothing to offload to, a RuntimeError as in diffusers."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def with_value_errors(call: Callable[P, R]) -> Callable[P, R]:
+    """Have a call raise as ValueErrors too what our tasks refuse, as diffusers does."""
+
+    @wraps(call)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except InputError as error:
+            if isinstance(error, ValueError):
+                raise
+            raise ArgumentError(str(error)) from error
+        except CheckpointError as error:
+            if isinstance(error, ValueError):
+                raise
+            raise UnfitFile(str(error)) from error
+
+    return run
 
 
 def check_prompts(prompt: Any, negative: Any, embeds: Tensor | None, negative_embeds: Tensor | None) -> None:

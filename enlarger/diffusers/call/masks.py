@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from enlarger.diffusers.call.arguments import ArgumentError
-from enlarger.diffusers.image_processor import Size
+from enlarger.diffusers.call.pictures import Size
 from enlarger.diffusers.types import PipelineImageInput
 from enlarger.diffusion.listing import Array
 

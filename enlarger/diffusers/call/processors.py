@@ -1,14 +1,14 @@
 """`image_processor` and `mask_processor` of the pipelines, for loops that are written by hand."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from enlarger.diffusers import image_processor
+from enlarger.diffusers.call import pictures
 from enlarger.diffusers.call.arguments import ArgumentError, check_output_type
 from enlarger.diffusers.call.masks import (
     Box,
@@ -18,9 +18,11 @@ from enlarger.diffusers.call.masks import (
     resize_and_crop,
     resize_and_fill,
 )
-from enlarger.diffusers.image_processor import Size
+from enlarger.diffusers.call.pictures import Size
+from enlarger.diffusers.schedulers.config import SchedulerConfig
 from enlarger.diffusers.types import PipelineImageInput
 from enlarger.diffusion.listing import Array
+from enlarger.errors import Unsupported
 
 FITTED: Mapping[str, Callable[[Image.Image, Size], Image.Image] | None] = {
     "default": None,
@@ -29,13 +31,48 @@ FITTED: Mapping[str, Callable[[Image.Image, Size], Image.Image] | None] = {
 }
 
 
+SAMPLINGS: Mapping[str, Image.Resampling] = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "linear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
 @dataclass(frozen=True)
 class VaeImageProcessor:
-    """Pictures, or with `masks` masks, to tensors and back."""
+    """Pictures, or masks, to tensors and back, with diffusers' settings.
 
-    vae_scale_factor: int
-    masks: bool = False
-    resample: Image.Resampling = Image.Resampling.LANCZOS
+    `do_binarize` or `do_convert_grayscale` make it one of masks, which are 0 or 1. Without `do_normalize` pictures are
+    in 0..1; without `do_resize` they keep their size.
+    """
+
+    do_resize: bool = True
+    vae_scale_factor: int = 8
+    vae_latent_channels: int = 4
+    resample: str = "lanczos"
+    reducing_gap: int | None = None
+    do_normalize: bool = True
+    do_binarize: bool = False
+    do_convert_rgb: bool = False
+    do_convert_grayscale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resample not in SAMPLINGS:
+            raise ArgumentError(f"resample is {self.resample!r}, expected one of {', '.join(SAMPLINGS)}")
+        if self.reducing_gap is not None:
+            raise Unsupported("reducing_gap is not available: pictures are resized in one step; leave it out")
+
+    @property
+    def config(self) -> SchedulerConfig:
+        """The settings by name or attribute."""
+        return SchedulerConfig(type(self).__name__, asdict(self), {})
+
+    @property
+    def masks(self) -> bool:
+        """Whether it is one of masks."""
+        return self.do_binarize or self.do_convert_grayscale
 
     def preprocess(
         self, image: PipelineImageInput, height: int | None = None, width: int | None = None,
@@ -56,14 +93,17 @@ class VaeImageProcessor:
         if fit is not None and size is not None:
             images = [fit(one, size) if isinstance(one, Image.Image) else one for one in images]
         if self.masks:
-            return read_mask(images, size or image_processor.lowered_size(images, self.vae_scale_factor))
-        return image_processor.preprocess(images, self.vae_scale_factor, self.resample, size)
+            return read_mask(images, size or pictures.lowered_size(images, self.vae_scale_factor))
+        made = pictures.preprocess(images, self.vae_scale_factor, SAMPLINGS[self.resample], size)
+        return made if self.do_normalize or made.shape[1] == self.vae_latent_channels else made / 2 + 0.5
 
     def _size(self, images: PipelineImageInput, height: int | None, width: int | None) -> Size | None:
         """The size asked for, in multiples of the factor; None where none is."""
+        if not self.do_resize:
+            return pictures.lowered_size(images, 1)
         if height is None and width is None:
             return None
-        own = image_processor.lowered_size(images, self.vae_scale_factor)
+        own = pictures.lowered_size(images, self.vae_scale_factor)
         sides = (own[0] if height is None else height, own[1] if width is None else width)
         return sides[0] - sides[0] % self.vae_scale_factor, sides[1] - sides[1] % self.vae_scale_factor
 
@@ -77,8 +117,8 @@ class VaeImageProcessor:
         output_type = check_output_type(output_type)
         if output_type == "latent":
             return image
-        scaled = [not self.masks] * len(image) if do_denormalize is None else do_denormalize
-        return image_processor.postprocess(image, output_type, scaled)
+        scaled = [self.do_normalize and not self.masks] * len(image) if do_denormalize is None else do_denormalize
+        return pictures.postprocess(image, output_type, scaled)
 
     @staticmethod
     def blur(image: Image.Image, blur_factor: int = 4) -> Image.Image:
@@ -99,7 +139,7 @@ class VaeImageProcessor:
 
     @staticmethod
     def numpy_to_pil(images: Array) -> list[Image.Image]:
-        return image_processor.numpy_to_pil(images)
+        return pictures.numpy_to_pil(images)
 
     @staticmethod
     def pt_to_numpy(images: Tensor) -> Array:

@@ -11,7 +11,18 @@ from typing import Any
 from enlarger.diffusers.call.arguments import ArgumentError
 
 log = logging.getLogger(__name__)
+_shown = [True]  # whether any bar is
 BAR_WIDTH = 20  # characters
+
+
+def show_progress_bars(shown: bool) -> None:
+    """Whether bars are shown at all, whatever the pipelines' settings."""
+    _shown[0] = shown
+
+
+def is_progress_bar_enabled() -> bool:
+    """Whether bars are shown where a pipeline does not say otherwise."""
+    return _shown[0]
 
 
 @dataclass(frozen=True)
@@ -43,17 +54,21 @@ class ProgressBar:
         self.total = len(iterable) if total is None and isinstance(iterable, Sized) else total
         self.completed, self.started = 0, time.monotonic()
 
+    @property
+    def _is_hidden(self) -> bool:
+        return self.config.disable or not is_progress_bar_enabled()
+
     def update(self, count: int = 1) -> None:
         self.completed += count
         self._show()
 
     def close(self) -> None:
-        if not self.config.disable:
+        if not self._is_hidden:
             sys.stderr.write("\n" if self.config.leave else "\r\x1b[K")
             sys.stderr.flush()
 
     def _show(self) -> None:
-        if self.config.disable:
+        if self._is_hidden:
             return
         seconds = time.monotonic() - self.started
         name = f"{self.config.desc}: " if self.config.desc else ""

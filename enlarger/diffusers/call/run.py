@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,10 +77,28 @@ class Run:
         def drawn(like: Tensor) -> Tensor:
             return noise(like.to(dtype)).to(like)
 
+        solver = self._solve if _is_ours(self.scheduler) else self._solve_by_step
+        drawn_from = drawn if _is_ours(self.scheduler) else noise
+
         def solve(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
-            return self._solve(denoise, x, sigmas, drawn)
+            return solver(denoise, x, sigmas, drawn_from)
 
         return SamplingPlan(self.sigma_schedule(), solve, noise)
+
+    def _solve_by_step(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
+        """The run by the `step` of a subclass of someone else's, which is given the network's raw outputs."""
+        scheduler, outside, scalings = copy(self.scheduler), self.scheduler.outside, self.precondition()
+        scheduler.set_begin_index(self.begin)
+        options: dict[str, Any] = dict(self.options)
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            options["generator"] = getattr(noise, "generators", getattr(noise, "generator", None))
+        for i, timestep in enumerate(self.timesteps):
+            self.now = timestep
+            called = scheduler.called_at(timestep)
+            denoised, scale = denoise(x, called), scalings(called)
+            output = (denoised - x * scale.skip) / scale.output
+            latents = scheduler.step(output, timestep, x / outside(called), **options, return_dict=False)[0]
+            x = yield Step(latents * outside(sigmas[i + 1]), denoised, sigmas[i + 1])
 
     def _solve(self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Steps:
         scheduler, outside = copy(self.scheduler), self.scheduler.outside
@@ -156,6 +175,11 @@ def _cutoff(name: str, share: float, count: int) -> int:
     if not 0 < share < 1:
         raise ArgumentError(f"`{name}` is {share}, expected a number between 0 and 1, or None for the whole run")
     return round(count - share * count)
+
+
+def _is_ours(scheduler: Any) -> bool:
+    """Whether steps are those of a class here, and not of a subclass of someone else's."""
+    return scheduler.step.__module__.startswith("enlarger.diffusers.")
 
 
 def _always(denoised: Tensor) -> Estimate:

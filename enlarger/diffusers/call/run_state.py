@@ -7,8 +7,8 @@ from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusers.call.masks import read_mask
+from enlarger.diffusers.call.pictures import Size, preprocess
 from enlarger.diffusers.call.processors import VaeImageProcessor
-from enlarger.diffusers.image_processor import Size, preprocess
 from enlarger.diffusers.types import PipelineImageInput
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -18,7 +18,7 @@ class RunState:
     """For the pipelines to inherit."""
 
     DISTILLABLE: ClassVar[bool] = False
-    RESAMPLE: ClassVar[Image.Resampling] = Image.Resampling.LANCZOS  # of `image_processor`
+    RESAMPLE: ClassVar[str] = "lanczos"  # of `image_processor`
     unet: Any
     vae_scale_factor: Any
     _interrupt: bool
@@ -76,7 +76,7 @@ class RunState:
         """Pictures to tensors and back, by hand; one that is set reads the pictures of calls."""
         if self._image_processor is not None:
             return self._image_processor
-        return VaeImageProcessor(self.vae_scale_factor, resample=self.RESAMPLE)
+        return VaeImageProcessor(vae_scale_factor=self.vae_scale_factor, resample=self.RESAMPLE)
 
     @image_processor.setter
     def image_processor(self, processor: Any) -> None:
@@ -85,7 +85,9 @@ class RunState:
     @property
     def mask_processor(self) -> Any:
         """Masks to tensors, by hand; one that is set reads the masks of calls."""
-        made = VaeImageProcessor(self.vae_scale_factor, masks=True)
+        made = VaeImageProcessor(
+            vae_scale_factor=self.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+        )
         return made if self._mask_processor is None else self._mask_processor
 
     @mask_processor.setter

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.types import Device
 
-from enlarger.diffusers import image_processor
+from enlarger.diffusers.call import pictures
 from enlarger.diffusers.call.arguments import (
     ArgumentError,
     Generators,
@@ -135,7 +135,7 @@ class StepMethods:
     @staticmethod
     def numpy_to_pil(images: Array) -> list[Image.Image]:
         """Arrays in 0..1 to PIL images."""
-        return image_processor.numpy_to_pil(images)
+        return pictures.numpy_to_pil(images)
 
     def upcast_vae(self) -> None:
         """Have the autoencoder in float32."""

@@ -40,7 +40,7 @@ REFUSED = {
     "pag_applied_layers": "perturbed-attention guidance is not here; use guidance_scale and guidance_rescale",
     "controlnet": INSTEAD["ControlNet"],
     "adapter": INSTEAD["T2I-Adapter"],
-    "motion_adapter": INSTEAD["other pipelines"],
+    "motion_adapter": INSTEAD["other classes"],
     "dduf_file": "files of DDUF are not read; use the model's folder",
 }
 OBEYED = ("device_map", "disable_mmap")

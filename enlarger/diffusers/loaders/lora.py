@@ -17,7 +17,7 @@ from enlarger.checkpoint.adapters.textual_inversion import (
     read_textual_inversion,
 )
 from enlarger.checkpoint.adapters.weight_deltas import WeightDelta
-from enlarger.diffusers.call.arguments import ArgumentError
+from enlarger.diffusers.call.arguments import ArgumentError, with_value_errors
 from enlarger.diffusers.loaders.adapter_files import WeightsSource, load_lora, resolve_source
 from enlarger.diffusers.loaders.lora_files import LoraFiles
 from enlarger.diffusers.loaders.lora_weights import (
@@ -101,6 +101,7 @@ class LoraMethods(LoraFiles):
     _adapters: Adapters = Adapters()
     _configs: dict[str, Any]
 
+    @with_value_errors
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: WeightsSource,
@@ -195,6 +196,7 @@ class LoraMethods(LoraFiles):
         listed = {part: [name for name, lora in loras.items() if part in lora.components] for part in LORA_COMPONENTS}
         return {part: names for part, names in listed.items() if names}
 
+    @with_value_errors
     def fuse_lora(
         self, components: Sequence[str] = LORA_COMPONENTS, lora_scale: float = 1.0, safe_fusing: bool = False,
         adapter_names: Sequence[str] | None = None, **kwargs: object,
@@ -242,6 +244,7 @@ class LoraMethods(LoraFiles):
     def num_fused_loras(self) -> int:
         return len(self._adapters.fused)
 
+    @with_value_errors
     def load_textual_inversion(
         self, pretrained_model_name_or_path: WeightsSource | list[WeightsSource], token: str | list[str] | None = None,
         tokenizer: object = None, text_encoder: object = None, **kwargs: object,

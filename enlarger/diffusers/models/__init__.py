@@ -3,6 +3,7 @@
 from enlarger.diffusers.models.modules import (
     AutoencoderKL,
     AutoencoderTiny,
+    AutoModel,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     UNet2DConditionModel,
@@ -10,6 +11,7 @@ from enlarger.diffusers.models.modules import (
 from enlarger.diffusers.models.tokenizer import CLIPTokenizer
 
 __all__ = [
+    "AutoModel",
     "AutoencoderKL",
     "AutoencoderTiny",
     "CLIPTextModel",

@@ -1,10 +1,11 @@
 """Parts of diffusers and transformers that have no class here, as our tasks call them."""
 
 import json
+import logging
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from enlarger.tasks.auxiliary.depth_estimator import DEFAULT_PREPROCESSOR, Depth
 from enlarger.tasks.auxiliary.safety_checker import FOLDER, SafetyChecker
 from enlarger.tasks.auxiliary.vision import preprocessor_from_config
 
+log = logging.getLogger(__name__)
 Part = TypeVar("Part", DepthEstimator, SafetyChecker)
 PEERS = ("diffusers", "transformers")
 
@@ -80,6 +82,20 @@ def read_vision_part(part: Any) -> Any:
                 return SafetyChecker.from_folder(folder)
         case _:
             return part
+
+
+def read_image_encoder(folder: Path, stated: object) -> Any:
+    """The encoder of pictures that a folder's index names, which is kept and saved; None where there is none."""
+    known = [["transformers", name] for name in ("CLIPVisionModelWithProjection", "CLIPVisionModel")]
+    if stated not in known or not (folder / "image_encoder").is_dir():
+        return None
+    try:
+        import transformers
+    except ImportError:
+        log.warning("%s: its image_encoder is left out; install transformers to keep it", folder)
+        return None
+    kind: Any = getattr(transformers, known[known.index(cast("list[str]", stated))][1])
+    return kind.from_pretrained(folder / "image_encoder")
 
 
 def with_extractor(part: Part, extractor: Any) -> Part:

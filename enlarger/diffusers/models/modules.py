@@ -15,7 +15,7 @@ from enlarger.checkpoint.folder.load import read_network
 from enlarger.checkpoint.folder.save import write_network
 from enlarger.checkpoint.load_module import to_current_key
 from enlarger.diffusers.call.arguments import ArgumentError, MissingFile
-from enlarger.diffusers.loaders.loading import parse_dtype
+from enlarger.diffusers.loaders.loading import parse_dtype, read_options
 from enlarger.diffusers.models.autoencoder_methods import Latents, SlicedMethods
 from enlarger.diffusers.models.model_methods import STATED, ModelMethods
 from enlarger.diffusers.pipelines.pipeline_output import ModelOutput, TextOutput
@@ -30,6 +30,7 @@ from enlarger.nn.k_unet import KUNet
 from enlarger.nn.taesd import LATENT_BOUND
 from enlarger.nn.taesd import AutoencoderTiny as NativeTiny
 from enlarger.nn.unet import UNet
+from enlarger.strict_json import read_json
 from enlarger.tasks.latent_diffusion.conditioning import vector_of
 from enlarger.tasks.latent_diffusion.tiled_autoencoder import decode_image, encode_image
 
@@ -77,7 +78,9 @@ class ModelView(ModelMethods, nn.Module):
     @classmethod
     def from_config(cls, config: Mapping[str, object], **changes: object) -> Self:
         """A network with random weights."""
-        stated = {**config, **changes}
+        stated: dict[str, Any] = json.loads(
+            json.dumps({**config, **changes}, default=list)
+        )  # lists, as files have them
         part = COMPONENT_CLASSES[cls.CLASS_NAME]
         network = part.create(part.read_config({k: v for k, v in stated.items() if not k.startswith("_")}))
         return cls.view(network.eval(), stated)
@@ -112,7 +115,9 @@ class ModelView(ModelMethods, nn.Module):
                 f"{pretrained_model_link_or_path}: no such file, and nothing is downloaded here; give a local file"
             )
         names = {"torch_dtype": "dtype", "prediction_type": "prediction"}
-        options = {names.get(name, name): value for name, value in options.items() if name not in LOADING}
+        known = ("torch_dtype", "dtype", "prediction_type", "allow_pickle", "config", "ema")
+        read_options(None, {name: value for name, value in options.items() if name not in known})
+        options = {names.get(name, name): value for name, value in options.items() if name in known}
         bundle = read_single_file(pretrained_model_link_or_path, mmap=not disable_mmap, **options)
         for name, part in bundle.components.items():
             if isinstance(part, cls.NATIVE):
@@ -336,3 +341,25 @@ def model_view(part: Any, config: Mapping[str, object] | None = None) -> Any:
         return (CLIPTextModelWithProjection if projects else CLIPTextModel).view(part, config)
     kind = next((kind for kind in MODELS.values() if isinstance(part, kind.NATIVE)), None)
     return part if kind is None else kind.view(part, config)
+
+
+class AutoModel:
+    """A part of a local folder by the class that its config names."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        raise MissingFile("AutoModel is made by AutoModel.from_pretrained(FOLDER, subfolder=...)")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_or_path: str | Path, subfolder: str | None = None, **options: Any
+    ) -> ModelView:
+        """Read it; `options` as for the class that it is."""
+        file = Path(pretrained_model_or_path) / (subfolder or "") / "config.json"
+        if not file.is_file():
+            raise MissingFile(f"{file.parent}: no config.json, and nothing is downloaded here; give a local folder")
+        stated = read_json(file)
+        architectures: Any = stated.get("architectures") or [None]
+        name = stated.get("_class_name", architectures[0])
+        if name not in MODELS:
+            raise Unsupported(f"{file.parent}: holds a {name}; the models here are {', '.join(MODELS)}")
+        return MODELS[str(name)].from_pretrained(pretrained_model_or_path, subfolder, **options)

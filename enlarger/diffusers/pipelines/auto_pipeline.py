@@ -54,6 +54,11 @@ class _AutoPipeline:
     """A task that each family does by a class of its own."""
 
     TASK: ClassVar[str]
+    config_name = MODEL_INDEX_NAME
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        name = type(self).__name__
+        raise MissingFile(f"{name} is made by {name}.from_pretrained(FOLDER) or {name}.from_pipe(PIPELINE)")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_or_path: str | Path, **options: Any) -> Pipeline:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from enlarger.diffusers.call.arguments import ArgumentError
 from enlarger.diffusers.call.masks import Box, apply_overlay, get_crop_region, resize_and_fill
-from enlarger.diffusers.image_processor import Size
+from enlarger.diffusers.call.pictures import Size
 from enlarger.diffusers.pipelines.text_pipeline import Embeds, TextPipeline
 from enlarger.diffusers.types import PipelineImageInput
 from enlarger.diffusion.noise import Noise, PerSampleGenerators

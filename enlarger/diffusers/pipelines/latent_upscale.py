@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from PIL import Image
 from torch import Tensor
 from torch.types import Device
 
@@ -22,9 +21,9 @@ from enlarger.diffusers.call.arguments import (
     noise_from_generator,
 )
 from enlarger.diffusers.call.callbacks import CallbackRunner, listeners
+from enlarger.diffusers.call.pictures import LATENT_CHANNELS
 from enlarger.diffusers.call.run import listed
 from enlarger.diffusers.call.steps_by_hand import FromNoiseMethods
-from enlarger.diffusers.image_processor import LATENT_CHANNELS
 from enlarger.diffusers.pipelines.pipeline_output import make_output
 from enlarger.diffusers.pipelines.pipeline_utils import Pipeline
 from enlarger.diffusers.pipelines.text_pipeline import PooledEmbeds, text_features
@@ -58,7 +57,7 @@ class StableDiffusionLatentUpscalePipeline(FromNoiseMethods, Pipeline):
         "scheduler": Scheduler,
     }
     SIZED_IN_LATENTS: ClassVar[bool] = True
-    RESAMPLE: ClassVar[Image.Resampling] = Image.Resampling.BICUBIC
+    RESAMPLE: ClassVar[str] = "bicubic"
     unet: Any
 
     def __init__(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.types import Device
 
-from enlarger.diffusers.call.arguments import reject_unsupported
+from enlarger.diffusers.call.arguments import NoAccelerator, reject_unsupported
 from enlarger.errors import Unsupported
 from enlarger.runtime.runtime import Offload, Runtime
 
@@ -49,7 +49,7 @@ class MemoryMethods:
 
     def _enable_offload(self, kind: Offload, gpu_id: int | None, device: Device) -> None:
         if device is None and not torch.accelerator.is_available():
-            raise Unsupported("found no accelerator to load parts onto; without one there is nothing to offload")
+            raise NoAccelerator("found no accelerator to load parts onto; without one there is nothing to offload")
         place = torch.accelerator.current_accelerator() if device is None else torch.device(device)
         assert place is not None, "there is one: it is available"
         place = torch.device(place.type, gpu_id) if gpu_id is not None else place

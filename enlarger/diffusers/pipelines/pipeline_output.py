@@ -1,38 +1,43 @@
 """What the pipelines return: an object that is read by name, by position, or like a dictionary."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
 
-class Output:
+class Output(MutableMapping[str, Any]):
     """What is read by name, by position, or like a dictionary; all three leave out what is None, as in diffusers."""
 
+    def _held(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
     def to_tuple(self) -> tuple[Any, ...]:
-        return self.values()
+        return tuple(self._held().values())
 
-    def keys(self) -> tuple[str, ...]:
-        return tuple(name for name, value in vars(self).items() if value is not None)
-
-    def values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in self.keys())
-
-    def items(self) -> tuple[tuple[str, Any], ...]:
-        return tuple((name, getattr(self, name)) for name in self.keys())
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return dict(self.items()).get(key, default)
+    def copy(self) -> Self:
+        """Another of the same values."""
+        return copy(self)
 
     def __getitem__(self, key: int | slice | str) -> Any:
-        return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
+        return self._held()[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __setitem__(self, key: str, value: object) -> None:
+        setattr(self, key, value)
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError(f"{type(self).__name__} keeps its {key}; set it to None")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
+        return iter(self._held())
 
     def __len__(self) -> int:
-        return len(self.keys())
+        return len(self._held())
+
+    __eq__ = object.__eq__  # tensors have no truth
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType] - as objects have it
 
 
 @dataclass(eq=False)

@@ -13,9 +13,9 @@ from torch.types import Device
 from enlarger.checkpoint.components import MODEL_INDEX_NAME, PipelineComponents
 from enlarger.checkpoint.folder.load import read_folder
 from enlarger.checkpoint.single_file.load import read_single_file
-from enlarger.diffusers import image_processor
+from enlarger.diffusers.call import pictures
 from enlarger.diffusers.call.adapter_scale import ScaledCalls
-from enlarger.diffusers.call.arguments import ArgumentError, MissingFile, UnfitFile
+from enlarger.diffusers.call.arguments import ArgumentError, MissingFile, UnfitFile, with_value_errors
 from enlarger.diffusers.call.progress import ProgressBar, ProgressBarConfig, progress_bar_config
 from enlarger.diffusers.call.run_state import RunState
 from enlarger.diffusers.call.steps_by_hand import StepMethods
@@ -30,7 +30,7 @@ from enlarger.diffusers.models.components import (
     parse_shard_size,
     wrong_component,
 )
-from enlarger.diffusers.models.foreign import OtherAutoencoder, is_other_autoencoder
+from enlarger.diffusers.models.foreign import OtherAutoencoder, is_other_autoencoder, read_image_encoder
 from enlarger.diffusers.models.modules import model_view
 from enlarger.diffusers.pipelines.described import DescribedParts
 from enlarger.diffusers.pipelines.memory import MemoryMethods
@@ -86,6 +86,9 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, Descr
     def __init_subclass__(cls) -> None:
         never = {name for name, kind in cls.COMPONENT_TYPES.items() if kind is type(None)}
         cls._optional_components = sorted(cls.OPTIONAL_COMPONENTS | never)
+        for name in ("__init__", "__call__", "encode_prompt"):
+            if name in vars(cls):
+                setattr(cls, name, with_value_errors(vars(cls)[name]))
 
     _optional_components: ClassVar[list[str]] = []
     _adds_watermark = False  # of SDXL's
@@ -181,6 +184,7 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, Descr
         return self if loading.device is None else self.to(loading.device)
 
     @classmethod
+    @with_value_errors
     def from_single_file(
         cls, pretrained_model_link_or_path: str | Path, *, torch_dtype: torch.dtype | str | None = None,
         dtype: torch.dtype | str | None = None, config: str | Path | None = None, prediction_type: str | None = None,
@@ -232,11 +236,13 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, Descr
     @classmethod
     def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, object]) -> Self:
         """A pipeline of what was read and of the parts that were given instead."""
-        absent = {
+        absent: dict[str, Any] = {
             name: None
             for name, kind in cls.COMPONENT_TYPES.items()
             if kind is type(None) or name in cls.OPTIONAL_COMPONENTS
         }
+        if "image_encoder" in absent and "image_encoder" not in given:
+            absent["image_encoder"] = read_image_encoder(bundle.path, bundle.index.get("image_encoder"))
         settings = {name: bundle.index[name] for name in cls.CONFIG_KEYS if name in bundle.index}
         parts = {
             name: scheduler_from_config(part) if issubclass(cls.COMPONENT_TYPES.get(name, object), Scheduler) else part
@@ -247,6 +253,8 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, Descr
         made = cls(**{**arguments, **views})
         made._configs.update({name: config for name, config in bundle.network_configs.items() if name not in given})
         made._source = bundle.path, bundle.index
+        if absent.get("image_encoder") is not None:
+            absent["image_encoder"].to(made.dtype)
         for name, part in made.components.items():
             if name in bundle.components:
                 log.info("Loaded %s as %s from `%s` subfolder of %s.", name, type(part).__name__, name, bundle.path)
@@ -354,7 +362,7 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, Descr
 
     def decode_latents(self, latents: Tensor) -> Array:
         """Latents (B, 4, h, w) to pictures (B, H, W, 3) in 0..1."""
-        return image_processor.postprocess(self._decode(latents), "np")
+        return pictures.postprocess(self._decode(latents), "np")
 
     def _networks(self) -> list[nn.Module]:
         parts = [getattr(part, "network", part) for part in self.components.values()]
@@ -372,7 +380,7 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, Descr
         if output_type == "latent":
             return latents.to(self.dtype)
         made = self._decode(latents)
-        return image_processor.postprocess(made.to(self.dtype) if output_type == "pt" else made, output_type)
+        return pictures.postprocess(made.to(self.dtype) if output_type == "pt" else made, output_type)
 
 
 Pipeline = DiffusionPipeline

@@ -19,6 +19,7 @@ from enlarger.diffusers.call.arguments import (
 )
 from enlarger.diffusers.call.run import listed
 from enlarger.diffusers.call.steps_by_hand import FromNoiseMethods
+from enlarger.diffusers.pipelines import __getattr__ as __getattr__  # the names of diffusers' package
 from enlarger.diffusers.pipelines.text_pipeline import UNSUPPORTED_ADVICE, TextPipeline, condition_on_embeds
 from enlarger.diffusers.types import OnStepEnd
 from enlarger.tasks.text_to_image import TextToImageJob, text_to_image

@@ -23,9 +23,9 @@ from enlarger.diffusers.call.arguments import (
 )
 from enlarger.diffusers.call.callbacks import listeners
 from enlarger.diffusers.call.live_values import channels_replaced
+from enlarger.diffusers.call.pictures import lowered_size, preprocess
 from enlarger.diffusers.call.run import last_part, listed
 from enlarger.diffusers.call.steps_by_hand import FromPictureMethods
-from enlarger.diffusers.image_processor import lowered_size, preprocess
 from enlarger.diffusers.models.foreign import with_extractor
 from enlarger.diffusers.pipelines.image_pipeline import (
     ImagePipeline,

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from PIL import Image
 from torch import Tensor
 
 from enlarger.diffusers.call.adapter_scale import accept_lora_scale
@@ -58,7 +57,7 @@ class StableDiffusionUpscalePipeline(FromNoiseMethods, TextPipeline):
     CHECKPOINT_KIND: ClassVar[str] = "an x4 upscaler's"
     EXTRA_CHANNELS: ClassVar[tuple[int, ...]] = (3,)
     SIZED_IN_LATENTS: ClassVar[bool] = True
-    RESAMPLE: ClassVar[Image.Resampling] = Image.Resampling.BICUBIC
+    RESAMPLE: ClassVar[str] = "bicubic"
     low_res_scheduler: Scheduler
 
     def __init__(

@@ -17,6 +17,7 @@ from enlarger.diffusers.call.arguments import (
 )
 from enlarger.diffusers.call.callbacks import listeners
 from enlarger.diffusers.call.steps_by_hand import FromNoiseMethods
+from enlarger.diffusers.pipelines import __getattr__ as __getattr__  # the names of diffusers' package
 from enlarger.diffusers.pipelines.text_pipeline import UNSUPPORTED_ADVICE
 from enlarger.diffusers.pipelines.xl_pipeline import PromptArguments, SizeArguments, SizePair, XLPipeline
 from enlarger.diffusers.schedulers import Scheduler

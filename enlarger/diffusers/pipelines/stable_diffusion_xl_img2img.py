@@ -16,8 +16,8 @@ from enlarger.diffusers.call.arguments import (
     reject_unsupported,
 )
 from enlarger.diffusers.call.callbacks import listeners
+from enlarger.diffusers.call.pictures import Size
 from enlarger.diffusers.call.steps_by_hand import FromPictureMethods
-from enlarger.diffusers.image_processor import Size
 from enlarger.diffusers.pipelines.text_pipeline import UNSUPPORTED_ADVICE
 from enlarger.diffusers.pipelines.xl_pipeline import (
     PromptArguments,

@@ -21,8 +21,8 @@ from enlarger.diffusers.call.arguments import (
 )
 from enlarger.diffusers.call.callbacks import CallbackRunner, Interrupted, Listeners, listeners
 from enlarger.diffusers.call.live_values import LiveGuidance, Redirected, Remake, tokens_replaced
+from enlarger.diffusers.call.pictures import postprocess
 from enlarger.diffusers.call.run import Run
-from enlarger.diffusers.image_processor import postprocess
 from enlarger.diffusers.loaders.lora import LoraMethods
 from enlarger.diffusers.models.foreign import with_extractor
 from enlarger.diffusers.models.tokenizer import CLIPTokenizer

@@ -1,10 +1,10 @@
 """Settings as they were stated and by default, and as JSON files, as diffusers' ConfigMixin has them."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from enlarger.diffusers.call.arguments import MissingFile
 from enlarger.diffusers.unsupported import refuse
@@ -13,41 +13,42 @@ from enlarger.strict_json import Json, read_json
 VERSION = "0.42.1"  # of diffusers, whose files these are
 
 
-class SchedulerConfig(Mapping[str, Any]):
-    """Settings by name or attribute: those stated, then the class's defaults. Those not stated are not carried over."""
+class SchedulerConfig(dict[str, Any]):
+    """Settings by name or attribute: those stated, then the class's defaults. Those not stated are not carried over.
+
+    A dictionary that cannot be changed.
+    """
 
     def __init__(self, class_name: str, explicit: Mapping[str, object], defaults: Mapping[str, object]) -> None:
         self.class_name = class_name
-        self._explicit = dict(explicit)
+        self._explicit, self._defaults = dict(explicit), dict(defaults)
         unstated = [name for name in defaults if name not in explicit]
-        self._all: Json = {**defaults, **explicit, **({"_class_name": class_name} if class_name else {})}
-        if unstated:
-            self._all["_use_default_values"] = unstated
+        told: Json = {**defaults, **explicit, **({"_class_name": class_name} if class_name else {})}
+        super().__init__(told | ({"_use_default_values": unstated} if unstated else {}))
 
     @property
     def explicit(self) -> Mapping[str, object]:
         """What was stated, read-only."""
         return MappingProxyType(self._explicit)
 
-    def __getitem__(self, name: str) -> Any:
-        return self._all[name]
-
     def __getattr__(self, name: str) -> Any:
-        stored: Json = self.__dict__.get("_all", {})  # not there yet while a copy is made
-        if name.startswith("__") or name not in stored:
+        if name.startswith("__") or name not in self:
             kind = self.__dict__.get("class_name")
-            raise AttributeError(f"the config of {kind} has no {name!r}; it has {', '.join(stored)}")
+            raise AttributeError(f"the config of {kind} has no {name!r}; it has {', '.join(self)}")
         return self[name]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._all)
+    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError("a config cannot be changed; use register_to_config, or from_config with the change")
 
-    def __len__(self) -> int:
-        return len(self._all)
+    __setitem__ = __delitem__ = pop = popitem = clear = __ior__ = _refuse
+    setdefault = update = _refuse  # pyright: ignore[reportAssignmentType] - whatever they are given
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.class_name, self._explicit, self._defaults)
 
     def copy(self) -> dict[str, Any]:
-        """A dictionary of all."""
-        return dict(self._all)
+        """A dictionary of all, which can be changed."""
+        return dict(self)
 
     def __repr__(self) -> str:
         return f"{self.class_name}({dict(self.explicit)})"

@@ -1,14 +1,20 @@
-"""`load_image` and `make_image_grid`, as diffusers.utils has them."""
+"""Pictures from files and in grids, outputs and logging, as diffusers.utils has them."""
 
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from enlarger.diffusers.call.arguments import ArgumentError
+from enlarger.diffusers.call.pictures import numpy_to_pil, postprocess
+from enlarger.diffusers.pipelines.pipeline_output import Output as BaseOutput
+from enlarger.diffusers.unsupported import missing
+from enlarger.diffusers.utils import logging
 from enlarger.image.picture import read_picture, to_pil
 
+__all__ = ["BaseOutput", "load_image", "logging", "make_image_grid", "numpy_to_pil", "pt_to_pil"]
 MAX_BYTES, TIMEOUT = 64 * 2**20, 30.0  # of a picture that is fetched
 
 
@@ -49,3 +55,13 @@ def make_image_grid(images: list[Image.Image], rows: int, cols: int, resize: int
     for i, image in enumerate(resized):
         grid.paste(image, (i % cols * width, i // cols * height))
     return grid
+
+
+def pt_to_pil(images: Tensor) -> list[Image.Image]:
+    """Tensors (B, 3, H, W) in -1..1 as PIL images."""
+    return postprocess(images, "pil")
+
+
+def __getattr__(name: str) -> object:
+    """One sentence for the names of diffusers that are not here."""
+    raise missing(name, __name__)
