@@ -193,9 +193,7 @@ def weakened(kind: Any) -> Any:
     return Weakened
 
 
-@pytest.mark.parametrize(
-    "name", ["DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"]
-)
+@pytest.mark.parametrize("kind", ["DPMSolverMultistep", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete"])
 def test_a_subclass_has_its_own_step(kind: str) -> None:
     pair = read("StableDiffusionPipeline", tiny.sd1_folder())
     for pipe, module in zip(pair, (face, diffusers), strict=True):
@@ -269,3 +267,35 @@ def test_other_names_raise_a_sentence(name: str, said: str) -> None:
             exec(f"from enlarger.diffusers.{module} import {name}")
     with pytest.raises(ImportError, match="hooks has no apply_group_offloading: use the pipeline's enable"):
         from enlarger.diffusers.hooks import apply_group_offloading  # noqa: F401  # pyright: ignore
+
+
+def test_tokens_made_by_hand(tmp_path: Path) -> None:
+    pair, vector = read("StableDiffusionPipeline", tiny.sd1_folder()), normal(tiny.WIDTH, seed=9)
+    for pipe in pair:
+        pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+        assert pipe.tokenizer.add_tokens("<thing>") == 1
+        assert pipe.tokenizer.add_tokens(["<thing>"]) == 0
+        pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
+        place = pipe.tokenizer.convert_tokens_to_ids("<thing>")
+        with torch.no_grad():
+            pipe.text_encoder.get_input_embeddings().weight[place] = vector
+    assert pair[0].tokenizer.encode("a <thing>") == pair[1].tokenizer.encode("a <thing>")
+    made = [call(pipe, negative_prompt="a <thing>") for pipe in pair]
+    same(*made)
+    pair[0].save_pretrained(tmp_path)
+    for module in (face, diffusers):
+        again = module.StableDiffusionPipeline.from_pretrained(tmp_path)
+        again.set_progress_bar_config(disable=True)
+        same(call(again, negative_prompt="a <thing>"), made[0])
+    with pytest.raises(ValueError, match="the embeddings are 8 wide, expected 32"):
+        pair[0].text_encoder.set_input_embeddings(torch.nn.Embedding(5, 8))
+
+
+def test_rows_of_ids_are_padded() -> None:
+    ours, theirs = (pipe.tokenizer for pipe in read("StableDiffusionPipeline", tiny.sd1_folder()))
+    rows = {"input_ids": [[49406, 320, 49407], [49406, 49407]]}
+    for options in ({}, {"padding": "max_length", "max_length": 6}):
+        found, wanted = (each.pad(dict(rows), **options) for each in (ours, theirs))
+        assert found.input_ids == wanted["input_ids"] and found.attention_mask == wanted["attention_mask"]
+    assert sorted(ours.all_special_tokens) == sorted(theirs.all_special_tokens)
+    assert {name: ours.special_tokens_map[name] for name in theirs.special_tokens_map} == theirs.special_tokens_map

@@ -65,6 +65,7 @@ FOREIGN = {
 EXTRAS = {
     "enlarger.tasks.auxiliary.depth_estimator": {"transformers"},
     "enlarger.tasks.auxiliary.safety_checker": {"transformers"},
+    "enlarger.diffusers.models.foreign": {"transformers"},  # of encoders of pictures alone
     "enlarger.hub.listing": {"huggingface_hub"},
     "enlarger.runtime.engines.openvino_api": {"openvino", "nncf"},
     "enlarger.diffusion.listing": {"scipy"},  # of beta sigmas alone

@@ -4,6 +4,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -316,6 +317,34 @@ class CLIPTextModel(ModelView):
             found.hidden_states if output_hidden_states else None,
         )
         return made if return_dict else made.to_tuple()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of the tokens' vectors; its weight may be written to."""
+        return self.native.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Another table, which the encoder reads from then on."""
+        state: dict[str, Any] = self.__dict__
+        config = state["config"]
+        if value.embedding_dim != config.width:
+            raise ArgumentError(f"the embeddings are {value.embedding_dim} wide, expected {config.width}")
+        end = config.eos_token_id if config.eos_token_id is not None else config.vocab_size - 1
+        state["config"] = replace(config, vocab_size=value.num_embeddings, eos_token_id=end)
+        self.native.embeddings.token_embedding = value
+        if STATED in state:
+            state[STATED] = {**state[STATED], "vocab_size": value.num_embeddings}
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None) -> nn.Embedding:
+        """The table with so many rows: the last are cut off, or new ones are the mean of those that there are."""
+        table = self.get_input_embeddings()
+        count = table.num_embeddings
+        if new_num_tokens is None or new_num_tokens == count:
+            return table
+        old = table.weight.detach()
+        grown = torch.cat([old, old.mean(0, keepdim=True).expand(max(new_num_tokens - count, 0), -1)])[:new_num_tokens]
+        made = nn.Embedding.from_pretrained(grown.clone(), freeze=not table.weight.requires_grad)
+        self.set_input_embeddings(made)
+        return made
 
 
 class CLIPTextModelWithProjection(CLIPTextModel):

@@ -74,7 +74,14 @@ class CLIPTokenizer:
         cuts = truncation not in (False, None, "do_not_truncate")
         texts = [text] if isinstance(text, str) else text
         rows = [self._row(one, most if cuts else None, add_special_tokens) for one in texts]
-        width = most if padding == "max_length" else max(map(len, rows))
+        made = self._padded(rows, most if padding == "max_length" else None, pads, return_tensors)
+        return BatchEncoding({n: v[0] for n, v in made.items()}) if alone and return_tensors is None else made
+
+    def _padded(
+        self, rows: list[list[int]], width: int | None, pads: bool, return_tensors: str | None
+    ) -> BatchEncoding:
+        """Rows and their mask, padded to a width (None: the longest row's), as lists, tensors or arrays."""
+        width = max(map(len, rows)) if width is None else width
         padded = [row + [self.pad_token_id] * (width - len(row)) if pads else row for row in rows]
         mask = [[1] * len(row) + [0] * (len(full) - len(row)) for row, full in zip(rows, padded, strict=True)]
         if return_tensors not in (None, "pt", "np"):
@@ -83,8 +90,6 @@ class CLIPTokenizer:
         if return_tensors is not None:
             found = {name: torch.tensor(value) for name, value in found.items()}
             found = {name: value.numpy() for name, value in found.items()} if return_tensors == "np" else found
-        elif alone:
-            found = {name: value[0] for name, value in found.items()}
         return BatchEncoding(found)
 
     def _row(self, text: str, most: int | None, with_ends: bool) -> list[int]:
@@ -92,6 +97,27 @@ class CLIPTokenizer:
         if not with_ends:
             return ids if most is None else ids[:most]
         return [self.bos_token_id, *(ids if most is None else ids[: most - 2]), self.eos_token_id]
+
+    def add_tokens(self, new_tokens: str | Sequence[str], special_tokens: bool = False) -> int:
+        """Have the tokenizer match these as a whole, in any case, and say how many are new; they get the next free ids.
+
+        The text encoder needs a row for each: `text_encoder.resize_token_embeddings(len(tokenizer))`.
+        """
+        listed = [new_tokens] if isinstance(new_tokens, str) else new_tokens
+        names = dict.fromkeys(str(getattr(token, "content", token)) for token in listed)
+        new = [name for name in names if self.native.backend.token_to_id(name) is None]
+        self.native = self.native.with_added_tokens(new) if new else self.native
+        return len(new)
+
+    def pad(
+        self, encoded_inputs: Mapping[str, Any], padding: bool | str = True, max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchEncoding:  # fmt: skip
+        """Rows of ids, and their mask, to the length of the longest, or to `max_length`."""
+        rows: list[list[int]] = [list(row) for row in encoded_inputs["input_ids"]]
+        pads = padding not in (False, None, "do_not_pad")
+        most = self.model_max_length if max_length is None else max_length
+        return self._padded(rows, most if padding == "max_length" else None, pads, return_tensors)
 
     def encode(self, text: str, **options: Any) -> Any:
         """The ids of a text; options as for a call."""
@@ -172,6 +198,14 @@ class CLIPTokenizer:
     @property
     def all_special_ids(self) -> list[int]:
         return list(dict.fromkeys((self.bos_token_id, self.eos_token_id, self.pad_token_id)))
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        return [str(self.native.backend.id_to_token(i)) for i in self.all_special_ids]
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
 
     @property
     def padding_side(self) -> str:
