@@ -72,9 +72,9 @@ def replay(
     sources = _sources(metadata, file, source)
     if output is not None:
         written = check_output(output, overwrite=overwrite)
+        _check_other_file(output, file, *sources.values())
         if written != file_format:
             raise InputError(f"{output}: {written}, but {file} is {file_format} and so is what is made; name it so")
-        _check_other_file(output, file, *sources.values())
     result = _run(metadata, _read_as_before(sources, metadata, file), device, model, allow_pickle)
     made = _encode(result.images[0], file_format, metadata, result)
     if output is not None:

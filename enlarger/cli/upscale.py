@@ -93,8 +93,8 @@ def upscale(
     others = kind is not None or background is not None or request.count > 1
     if all_frames and (others or salvage or tone_map or cmyk):
         raise typer.BadParameter(
-            "--all-frames makes one file of the input's kind; leave --format, --background, --count, --salvage, "
-            "--tone-map and --cmyk"
+            "--all-frames makes one file of the input's kind; leave --format, --count, --salvage, --tone-map and "
+            "--cmyk, and --background too"
         )
     if server is not None and cmyk:
         raise typer.BadParameter("--cmyk cannot be given with --server: a service's pictures are in RGB")
