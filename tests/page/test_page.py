@@ -17,8 +17,9 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
+from enlarger.image.generation import add_generation
 from tests.support.browser import WatchedPage, chromium, photo, pixels, png, tab
 from tests.support.service import Served, running
 
@@ -282,9 +283,14 @@ def test_the_mask_can_be_undone_inverted_and_cleared(page: WatchedPage) -> None:
     page.keyboard.press("e")
     page.keyboard.press("Space")
     assert share() < 0.01
+    page.click("#go")
+    assert page.inner_text("#trouble") == "Paint over what should change first."  # all of it is erased
     page.click("#invert")
     page.click("#wipe")
     assert share() == 0
+    page.evaluate("document.querySelector('#trouble').textContent = ''")
+    page.click("#go")
+    assert page.inner_text("#trouble") == "Paint over what should change first."
 
 
 def test_result_and_recipe_are_downloaded_and_the_recipe_is_put_back(page: WatchedPage, tmp_path: Path) -> None:
@@ -546,7 +552,7 @@ def test_what_the_service_does_not_take_is_said_before_it_is_sent(page: WatchedP
     page.drop({"photo.png": photo(48, 48)})
     page.wait_for_selector("#found:visible")
     assert page.inner_text("#found-text").startswith("photo.png would become 96 × 96")
-    assert page.inner_text(".state") == "Too large" and "at most" in page.inner_text("#notes")
+    assert page.inner_text(".state") == "Does not fit" and "at most" in page.inner_text("#notes")
     page.click("#go")
     assert page.is_hidden("#found") and page.inner_text("#trouble").startswith("photo.png would become")
     page.check("[name=times][value=other]")
@@ -578,6 +584,187 @@ def test_a_tiff_shows_a_picture(page: WatchedPage) -> None:
             wanted = np.broadcast_to(values[..., None] >> 8, seen.shape) if values.ndim == 2 else values
             assert np.array_equal(seen, wanted), (name, compression)
             page.click("#cards .close")
+
+
+def test_what_is_turned_is_shown_upright(page: WatchedPage) -> None:
+    image = Image.open(io.BytesIO(photo(20, 12)))
+    for turn in (2, 3, 5, 6, 7, 8):
+        for kind in ("TIFF", "WEBP"):
+            stream, exif = io.BytesIO(), Image.Exif()
+            exif[274] = turn
+            image.save(stream, kind, lossless=True, exif=exif)
+            upright = np.asarray(ImageOps.exif_transpose(Image.open(stream)))
+            high, wide = upright.shape[:2]
+            page.drop({f"{turn}.{kind}": stream.getvalue()}, f"image/{kind.lower()}")
+            page.until(
+                f"document.querySelector('#facts') && document.querySelector('.name').textContent === '{turn}.{kind}'"
+            )
+            page.until(f"document.querySelector('.state').textContent === '{wide} × {high}'")
+            page.until(f"document.querySelector('#after').naturalWidth === {wide}")
+            page.wait_for_timeout(50)
+            shown = page.evaluate(
+                """([wide, high]) => {
+                  const pen = new OffscreenCanvas(wide, high).getContext('2d');
+                  pen.drawImage(document.querySelector('#after'), 0, 0);
+                  return [...pen.getImageData(0, 0, wide, high).data];
+                }""",
+                [wide, high],
+            )
+            assert np.array_equal(np.array(shown, np.uint8).reshape(high, wide, 4)[..., :3], upright), (turn, kind)
+
+
+def test_sizes_are_asked_for_as_in_the_library(page: WatchedPage) -> None:
+    page.drop({"photo.png": photo(5, 3)})
+    page.wait_for_selector('li[data-state="ready"]')
+    page.check("[name=times][value=other]")
+    page.click("#code summary")
+    for option, value, field, becomes in (
+        ("factor", "1.5", "scale=1.5", "8 × 5"),  # halves are rounded up
+        ("target", "10x6", "target_size=10x6", "10 × 6"),
+        ("long_edge", "15", "long_edge=15", "15 × 9"),
+        ("megapixels", "0.001", "megapixels=0.001", "41 × 24"),
+    ):
+        page.select_option("#sizing", option)
+        page.evaluate("document.querySelector('#megapixels').min = 0")
+        page.fill(f"#{option}", value)
+        assert page.inner_text("#becomes") == f"5 × 3 becomes {becomes}", option
+        assert f"'{field}'" in page.inner_text("#snippet") and page.violations() == []
+    page.select_option("#sizing", "long_edge")
+    for refused in ("4", "81"):
+        page.fill("#long_edge", refused)
+        assert page.inner_text(".state") == "Does not fit" and "cannot become" in page.inner_text("#notes")
+    page.fill("#long_edge", "")
+    page.click("#go")
+    assert page.inner_text("#long_edge-error") == "Give a whole number from 1 to 65536."
+    page.select_option("#sizing", "target")
+    page.fill("#target", "10")
+    page.click("#go")
+    assert page.inner_text("#target-error") == "Give a size such as 3000x2000."
+    page.fill("#target", "10x3")
+    assert "5 × 3" not in page.inner_text("#becomes") and page.inner_text(".state") == "Does not fit"
+    page.check("[name=times][value='3']")
+    assert page.inner_text("#becomes") == "5 × 3 becomes 15 × 9" and "'scale=3'" in page.inner_text("#snippet")
+
+
+PARAMETERS = (
+    "a red door, (old:1.2)\nof wood\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 123, "
+    "Size: 512x768, Model hash: abc, Model: tiny-sd, Version: v1.9"
+)
+
+
+def with_recipes() -> dict[str, bytes]:
+    """Pictures whose files say what made them: by A1111's text, or by ours."""
+    image, exif, texts = Image.new("RGB", (300, 200)), Image.Exif(), PngImagePlugin.PngInfo()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + PARAMETERS.encode("utf-16-be")
+    texts.add_text("parameters", PARAMETERS)
+    options = {"long_edge": 4096, "solver": "euler", "restore": 0.0, "count": 1, "prompt": "<a> & b", "feather": 4}
+    made = {"enlarger": "1", "task": "upscale", "model": "bundled", "options": options, "seeds": [5]}
+    info, _ = add_generation({}, made, "JPEG", image.size)
+    found = {"a.png": png(image, pnginfo=texts)}
+    for name, kind, extra in (("a.jpg", "JPEG", {"exif": exif}), ("b.jpg", "JPEG", info), ("b.webp", "WEBP", info)):
+        stream = io.BytesIO()
+        image.save(stream, kind, **extra)
+        found[name] = stream.getvalue()
+    return found
+
+
+def test_recipes_of_pictures_and_of_a1111_fill_the_form(page: WatchedPage) -> None:
+    for name, data in ({"a.txt": PARAMETERS.encode()} | with_recipes()).items():
+        page.open()
+        page.drop({name: data}, "text/plain" if name == "a.txt" else f"image/{name[2:]}")
+        page.wait_for_selector("#found:visible")
+        if name != "a.txt":
+            page.click("#found-use")
+        ours = name.startswith("b")
+        said = "solver euler" if ours else "Sampler Euler a"
+        assert page.inner_text("#found-text") == f"The settings of {name} are in place. Not on this page: {said}."
+        wanted = {"sizing": "long_edge", "long_edge": "4096", "prompt": "<a> & b", "seed": "5"}
+        if not ours:
+            wanted = {"prompt": "a red door, (old:1.2)\nof wood", "negative": "blurry", "steps": "20", "guidance": "7"}
+            wanted |= {"seed": "123", "width": "512", "height": "768"}
+        assert {key: page.input_value(f"#{key}") for key in wanted} == wanted, name
+        assert page.get_attribute("#tab-upscale" if ours else "#tab-generate", "aria-selected") == "true"
+        page.click("#cards .close") if name != "a.txt" else None
+
+
+def test_what_a_recipe_says_beside_the_form_is_named(page: WatchedPage) -> None:
+    recipe = {"task": "depth", "model": "bundled", "options": {"strength": 0.8, "loras": [["oil", 1]], "styles": []}}
+    page.drop({"x.json": json.dumps(recipe | {"seeds": [2**64 - 1]}).encode()}, "application/json")
+    page.wait_for_selector("#found:visible")
+    assert page.inner_text("#found-text").endswith(
+        "Not on this page: loras oil,1, task depth, seed 18446744073709552000."
+    )
+
+
+def test_a_png_of_many_chunks_is_read_to_its_pixels_alone(page: WatchedPage) -> None:
+    page.evaluate(
+        """() => {
+          const slice = Blob.prototype.slice;
+          window.slices = 0;
+          Blob.prototype.slice = function (...range) { window.slices++; return slice.apply(this, range); };
+        }"""
+    )
+    start, empty = photo(8, 8)[:33], b"\0\0\0\0abCd\0\0\0\0"
+    for name, chunks, most in (("pixels.png", b"\0\0\0\0IDAT\0\0\0\0" * 5000, 10), ("empty.png", empty * 5000, 1100)):
+        page.evaluate("window.slices = 0")
+        page.drop({name: start + chunks})
+        page.wait_for_selector(f"[title='{name}']")
+        page.until("document.querySelector('.state').textContent === 'Ready'")
+        assert 1 < page.evaluate("window.slices") <= most, name
+
+
+def remembered(page: WatchedPage, state: str) -> None:
+    """Let the browser remember a job of an earlier visit."""
+    card = {"key": "k", "at": [1, 0], "name": "photo.png", "state": state, "id": "job", "size": [8, 8], "message": ""}
+    card |= {"task": "upscale", "request": {"files": ["image"], "fields": {}}, "batch": 1}
+    page.evaluate("card => localStorage.setItem('enlarger.card.k', JSON.stringify(card))", card)
+
+
+def test_a_finished_picture_is_shown_once_the_key_is_given(page: WatchedPage) -> None:
+    result = {"data": [{"width": 16, "height": 16, "seed": 1, "format": "png"}], "enlarger": {"warnings": []}}
+
+    def protected(route: Any) -> None:
+        if route.request.headers.get("authorization") != "Bearer right":
+            return route.fulfill(status=401, json={"error": {"message": "no key"}})
+        if route.request.url.endswith("/v1/models"):
+            return route.continue_()
+        return route.fulfill(json={"id": "job", "status": "succeeded", "progress": 1, "result": result})
+
+    page.route("**/v1/models", protected)
+    page.route("**/v1/jobs/job", protected)
+    page.route("**/content?*", lambda route: route.fulfill(body=photo(16, 16), content_type="image/png"))
+    remembered(page, "succeeded")
+    page.goto(page.url)
+    page.wait_for_selector("#ask-key:visible")
+    assert page.is_hidden("#cancel")  # there is nothing to stop
+    page.fill("#key", "right")
+    page.click("#key-use")
+    page.wait_for_selector("#after-bar:visible")
+    assert "16 × 16, seed 1" in page.inner_text("#facts")
+    page.console_errors.clear()  # Chromium notes each 4xx
+
+
+def test_a_job_that_is_not_canceled_is_not_called_so(page: WatchedPage) -> None:
+    answers: list[Any] = []
+    page.route("**/v1/jobs/events", lambda route: route.abort())
+    page.route("**/v1/jobs/job", lambda route: route.fulfill(json={"id": "job", "status": "running", "progress": 0.5}))
+    page.route("**/v1/jobs/job/cancel", lambda route: route.fulfill(**answers[0]))
+    remembered(page, "running")
+    page.open()
+    for answer in ({"status": 429, "json": {"error": {"message": "Slow down."}}}, {"status": 401, "json": {}}):
+        answers[:] = [answer]
+        for button in ("#cancel", "#cards .close"):
+            page.wait_for_selector('li[data-state="running"]')
+            page.click(button)
+            page.until("document.querySelector('#live').textContent.includes('Working. ')")
+            assert page.locator('li[data-state="running"]').count() == 1
+            page.evaluate("document.querySelector('#live').textContent = ''")
+    answers[:] = [{"json": {"id": "job", "status": "canceled"}}]
+    page.click("#cancel")
+    page.wait_for_selector('li[data-state="canceled"]')
+    page.click("#cards .close")
+    assert page.locator("#cards li").count() == 0
+    page.console_errors.clear()
 
 
 def test_two_tabs_share_their_list(page: WatchedPage) -> None:

@@ -1,10 +1,10 @@
-/** Talks to the service: requests with the key, refusals in words, and the events of all jobs. */
+/** Talks to the service: requests, refusals in words, the events of all jobs. */
 import { pause } from './dom.js';
 import { say } from './text.js';
 
-const SILENCE = 45000; // milliseconds; the service says something more often
+const SILENCE = 45000; // milliseconds
 
-/** What the service refused: its words, the field, and when to come back. Status 0: it was not reached. */
+/** A refusal: the words, the field, when to come back. Status 0: not reached. */
 export class Problem extends Error {
 	constructor(status, error, wait = null) {
 		super(error?.message || say(status ? 'status' : 'network', { status }));
@@ -20,7 +20,6 @@ export const key = {
 export const address = path => new URL(path, document.baseURI).href;
 export const over = job => ['succeeded', 'failed', 'canceled'].includes(job.status);
 
-/** Send a request; throws Problem for every answer that is not a success. */
 export async function ask(path, options = {}) {
 	const headers = { ...options.headers, ...(key.get() && { Authorization: `Bearer ${key.get()}` }) };
 	let answer;
@@ -37,7 +36,7 @@ export async function ask(path, options = {}) {
 
 export const askJson = async (path, options) => (await ask(path, options)).json();
 
-/** Hear of all jobs: `opened()` once the stream is there, then `hear(what, kind)`, until it breaks. True if it was there. */
+/** Hear of all jobs: `opened()` once, then `hear(what, kind)`, until the stream breaks. True if it was there. */
 export async function stream(opened, hear, signal) {
 	const silent = new AbortController();
 	let timer, there = false;
@@ -64,7 +63,6 @@ export async function stream(opened, hear, signal) {
 	return there;
 }
 
-/** The events of a text/event-stream with one line of data each: `{event, data}`. */
 async function* eventsOf(body, alive) {
 	const reader = body.pipeThrough(new TextDecoderStream()).getReader();
 	for (let rest = '', event = {}; ; ) {

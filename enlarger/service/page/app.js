@@ -1,12 +1,12 @@
-/** The page: what is shown for the chosen card, and what its buttons do. */
+/** The page: what is shown for a card, and what the buttons do. */
 import { ask, askJson, key } from './api.js';
 import * as compare from './compare.js';
-import { $, all, announce, fill, isJson, label, make, pause, put, save, setSource, stem } from './dom.js';
+import { $, all, announce, fill, isPicture, label, make, pause, put, save, setSource, stem } from './dom.js';
 import { draw as drawGallery } from './gallery.js';
-import { addPicture, busy, cancel, cards, finished, fresh, lost, newCard, percentOf, recall, refresh, remove, resultsOf, setUp, start, unsent } from './jobs.js';
+import { addPicture, busy, cancel, cards, catchUp, finished, fresh, lost, newCard, percentOf, recall, refresh, remove, resultsOf, setUp, start, unknown, unsent } from './jobs.js';
 import * as mask from './mask.js';
 import { recipeIn, settingsOf } from './recipe.js';
-import { requestOf } from './request.js';
+import { requestOf, sizeOf } from './request.js';
 import * as settings from './settings.js';
 import { clientOf, snippetOf } from './snippet.js';
 import { lasting, number, say, sizeText, stageText } from './text.js';
@@ -37,7 +37,6 @@ function draw() {
 	drawForm();
 }
 
-/** Go on to the picture that is worked on, of those that were started together. */
 function follow() {
 	const next = cards.find(({ state, batch }) => state === 'running' && batch === selected?.batch);
 	if (next) [selected, variant] = [next, 0];
@@ -48,7 +47,7 @@ const requestNow = () => requestOf(settings.task, settings.unusedNow(), settings
 function paneOf(card) {
 	const making = settings.task === 'generate' && settings.possible();
 	if (card === null) return making ? 'blank' : 'empty';
-	if (busy(card) || card.state === 'adding' || (card.state === 'succeeded' && !card.job?.result)) return 'working';
+	if (busy(card) || card.state === 'adding' || unknown(card)) return 'working';
 	if (card.state === 'succeeded') return 'viewer';
 	if (card.state !== 'ready' || card.size === null) return 'failed';
 	if (making) return 'blank';
@@ -92,7 +91,7 @@ function drawWorking(card) {
 	const words = state === 'queued' && position ? say('ahead', { n: position - 1 }) : steps ? say('step', { ...job, stage: doing }) : stage && doing;
 	put($('doing-more'), lost ? say('lost') : message || words || '');
 	put($('left'), state === 'running' && eta ? say('left', { time: lasting(eta) }) : '');
-	$('cancel').hidden = state === 'adding';
+	$('cancel').hidden = !busy(card);
 	$('progress').value = percentOf(card);
 }
 
@@ -105,19 +104,18 @@ function drawFailed({ name, state, message, file, files, request }) {
 }
 
 function drawForm() {
-	const { task } = settings, { factor } = settings.read();
+	const { task } = settings, request = requestNow();
 	put($('go'), say('go', { task: say(task), n: task === 'generate' ? 1 : sendable().length }));
 	$('go').disabled = !settings.possible() || (task !== 'generate' && !cards.some(fresh) && !selected?.file);
-	const size = selected && !busy(selected) && factor <= 16 ? selected.size : null;
-	put($('factor-help'), size && !selected.unfit ? say('becomes', { from: sizeText(size), to: sizeText(size.map(side => Math.round(side * factor))) }) : '');
+	const size = selected && !busy(selected) && !settings.refusal(selected, request) && selected.size;
+	put($('becomes'), size ? say('becomes', { from: sizeText(size), to: sizeText(sizeOf(request, size)) }) : '');
 	if (!$('code').open) return;
 	put($('client'), clientOf(task));
-	put($('snippet'), snippetOf($('language').selectedIndex, requestNow(), selected?.name ?? 'photo.png'));
+	put($('snippet'), snippetOf($('language').selectedIndex, request, selected?.name ?? 'photo.png'));
 }
 
 // What is done
 
-/** The cards that the button would send. */
 function sendable() {
 	const ready = cards.filter(card => fresh(card) && !card.unfit);
 	return settings.task === 'inpaint' ? ready.filter(mask.painted) : ready;
@@ -146,14 +144,13 @@ async function retry(card) {
 	else again(card); // the mask is lost
 }
 
-/** A new card of the same picture, to be sent with other settings. */
+/** The same picture once more, for other settings. */
 function again({ file, strokes = [] }) {
 	const next = addPicture(file);
 	next.strokes = [...strokes];
 	pick(next);
 }
 
-/** The shown result as a file; none if it has expired. */
 async function shownFile(use) {
 	const file = await fileOf(selected, resultsOf(selected)[variant], variant);
 	if (file) use(file);
@@ -188,35 +185,31 @@ async function saveAll() {
 	button.disabled = false;
 }
 
-function addPictures(files, now = Date.now()) {
+function addPictures(files) {
 	if (files.length === 0) return;
-	const added = files.map((file, i) => addPicture(file, [now, i]));
+	const now = Date.now(), added = files.map((file, i) => addPicture(file, [now, i]));
 	if (settings.task === 'generate') settings.chooseTask('upscale');
 	announce(say('added', { n: files.length }));
 	[selected, variant, following] = [added[0], 0, false];
 	draw();
-	for (const card of added) card.looked.then(() => { if (card.unfit) notice(card.unfit); });
+	for (const card of added) card.looked.then(() => { if (card.unfit && $('found').hidden) notice(card.unfit); });
 }
 
-/** Take what was dropped, pasted or picked: pictures, and recipes in them or alone. */
+/** Take pictures, and recipes in them or alone. */
 async function take(files) {
-	const pictures = [], now = Date.now(); // the order of their drops
 	$('found').hidden = true;
+	addPictures(files.filter(isPicture));
 	for (const file of files) {
 		const { name } = file, recipe = await recipeIn(file).catch(() => null);
-		const other = isJson(file) || !/^(image\/|$)/.test(file.type);
-		if (recipe && other) useRecipe({ recipe, name });
-		else if (recipe) offer({ recipe, name });
-		else if (other) notice(say('foundNot', { name }));
-		if (!other) pictures.push(file);
+		if (recipe) (isPicture(file) ? offer : useRecipe)({ recipe, name });
+		else if (!isPicture(file)) notice(say('foundNot', { name }));
 	}
-	addPictures(pictures, now);
 }
 
 function offer(what) {
 	const { task, model, seeds } = what.recipe;
 	found = what;
-	notice(say('found', { name: what.name, recipe: [task, model, ...(seeds ?? [])].join(', ') }), true);
+	notice(say('found', { name: what.name, recipe: [task, model, ...(seeds ?? [])].filter(Boolean).join(', ') }), true);
 }
 
 function notice(words, useful = false) {
@@ -233,7 +226,7 @@ function useRecipe({ recipe, name }) {
 async function copy() {
 	try {
 		await navigator.clipboard.writeText($('snippet').textContent);
-	} catch { // no clipboard outside secure contexts: the old way
+	} catch { // no clipboard outside secure contexts
 		getSelection().selectAllChildren($('snippet'));
 		document.execCommand('copy');
 	}
@@ -247,7 +240,7 @@ async function copy() {
 
 let asking = null;
 
-/** Ask for the key; true if one was given. Those that need it at the same time share the question. */
+/** Ask for the key, once for all who need it; true if one was given. */
 function needKey(wrong) {
 	asking ??= new Promise(resolve => {
 		put($('key-error'), wrong ? say('keyWrong') : '');
@@ -280,16 +273,15 @@ function setTheme(name) {
 	label($('theme'), say(name));
 }
 
-const LOCAL = /^(localhost|127[\d.]+|\[::1\])$/;
-
-/** Learn the models and limits: until the service is reached, knows the key and has looked at its models. */
+/** Learn models and limits, until the service knows the key and has looked at its models. */
 async function connect(wrong = false) {
 	try {
 		const [{ data }, { limits }] = await Promise.all(['v1/models', 'info'].map(path => askJson(path)));
 		settings.setModels(data, limits);
 		minutes = limits.job_minutes;
-		put($('kept'), [say('kept', { n: number(minutes) }), LOCAL.test(location.hostname) ? say('local') : ''].join(' '));
+		put($('kept'), say('kept', { n: number(minutes) }));
 		put($('trouble'), '');
+		catchUp().catch(() => {});
 		if (data.every(({ enlarger }) => !enlarger.kind && !enlarger.error)) throw new Error('');
 	} catch (problem) {
 		put($('trouble'), problem.message);
@@ -298,13 +290,13 @@ async function connect(wrong = false) {
 	}
 }
 
-/** A job is over: its model is loaded now, or something was wrong with a field. */
+/** A job is over. */
 function ended(card, problem) {
 	if (!problem) connect();
 	else if (card === selected) settings.complain(problem.param, problem.message);
 }
 
-/** Stop the chosen job; one that runs is asked about first where `asked`. */
+/** Stop the chosen job; `asked`: if it runs, ask first. */
 function stop(asked) {
 	const card = selected;
 	if (!asked || card.state !== 'running') return cancel(card);

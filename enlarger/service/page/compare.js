@@ -1,16 +1,15 @@
-/** The viewer: a picture, or two of the same scene with a line between them, with zoom. */
+/** The viewer: a picture, or two with a line between them. */
 import { $, between, MOVES, put, setSource } from './dom.js';
 import { number } from './text.js';
 
-const MOST = 32; // screen pixels for one of the picture's
-const PAN = 60; // screen pixels that an arrow key moves
-
-const NEAR = 3; // times that the magnifier enlarges what is shown
+const MOST = 32; // times a pixel is enlarged
+const PAN = 60; // pixels that an arrow key moves
+const NEAR = 3; // times that the magnifier enlarges
 
 const view = $('view'), before = $('before'), after = $('after'), cut = $('cut'), glass = $('glass');
 let width = 1, height = 1, scale = 1, x = 0, y = 0, fitted = true, both = false, fresh = false, spot = null;
 
-/** Show a picture of a size, and an earlier one with it or none. The same address again keeps zoom and place. */
+/** Show a picture and, if there is one, an earlier. The same again keeps its place. */
 export function show(address, size, name, earlier = null) {
 	const same = after.getAttribute('src') === address;
 	both = earlier !== null;
@@ -24,7 +23,7 @@ export function show(address, size, name, earlier = null) {
 	draw();
 }
 
-/** Show a result at first in its own pixels or larger, where most is to be seen. */
+/** Show a result at first in its own pixels, where most is to be seen. */
 async function open() {
 	fresh = false;
 	if (fit() >= 1) return;
@@ -37,22 +36,20 @@ async function open() {
 	draw();
 }
 
-/** The middle of the window, given as shares of the picture, in which the earlier picture changes most. */
+/** The middle of the window (in shares of the picture) in which most changes. */
 function busiest(...shares) {
-	const side = 256, cells = 32, sums = new Float64Array(cells * cells), pen = new OffscreenCanvas(side, side).getContext('2d');
+	const side = 256, pen = new OffscreenCanvas(side, side).getContext('2d');
 	pen.drawImage(before, 0, 0, side, side);
-	const { data } = pen.getImageData(0, 0, side, side);
-	for (let i = side + 1; i < side * side; i++) {
-		const at = 4 * i + 1; // green, against its neighbours to the left and above
-		if (i % side) sums[(i >> 11) * cells + ((i % side) >> 3)] += Math.abs(data[at] - data[at - 4]) + Math.abs(data[at] - data[at - 4 * side]);
-	}
-	const [wide, high] = shares.map(share => between(Math.round(share * cells), 1, cells));
+	const { data } = pen.getImageData(0, 0, side, side), [wide, high] = shares.map(share => between(Math.round(share * side), 2, side));
 	let most = -1, place;
-	for (let top = 0; top + high <= cells; top++) {
-		for (let left = 0; left + wide <= cells; left++) {
+	for (let top = 0; top + high <= side; top += 8) {
+		for (let left = 0; left + wide <= side; left += 8) {
 			let sum = 0;
-			for (let v = top; v < top + high; v++) for (let u = left; u < left + wide; u++) sum += sums[v * cells + u];
-			if (sum > most) [most, place] = [sum, [(left + wide / 2) / cells, (top + high / 2) / cells]];
+			for (let row = top; row < top + high; row++) {
+				const end = row * side + left + wide - 1;
+				for (let i = row * side + left; i < end; i++) sum += Math.abs(data[4 * i + 1] - data[4 * i + 5]); // green
+			}
+			if (sum > most) [most, place] = [sum, [(left + wide / 2) / side, (top + high / 2) / side]];
 		}
 	}
 	return place;
@@ -60,7 +57,6 @@ function busiest(...shares) {
 
 const fit = () => Math.min(view.clientWidth / width, view.clientHeight / height, 4);
 
-/** A side of the picture stays in the view: centred if it is smaller, without gaps if larger. */
 const placed = (at, room, size) => (size <= room ? (room - size) / 2 : between(at, room - size, 0));
 
 function ends() {
@@ -88,9 +84,8 @@ function draw() {
 	magnify();
 }
 
-/** The magnifier shows the same spot before and after, side by side. */
 function magnify() {
-	glass.hidden = $('loupe').getAttribute('aria-pressed') !== 'true';
+	glass.hidden = $('loupe').ariaPressed !== 'true';
 	if (glass.hidden) return;
 	const [atX, atY] = spot ?? [view.clientWidth / 2, view.clientHeight / 2], near = scale * NEAR;
 	Object.assign(glass.style, { left: `${atX}px`, top: `${atY}px` });
@@ -103,7 +98,6 @@ function magnify() {
 	});
 }
 
-/** Zoom about a point of the view, by default its middle. */
 function zoomTo(wanted, atX = view.clientWidth / 2, atY = view.clientHeight / 2) {
 	const next = between(wanted, fit(), MOST);
 	fitted = next === fit();
@@ -121,7 +115,7 @@ function pan(right, down) {
 
 const bigger = () => zoomTo(scale * 1.25), smaller = () => zoomTo(scale / 1.25), whole = () => zoomTo(0);
 const useLoupe = () => {
-	$('loupe').setAttribute('aria-pressed', glass.hidden);
+	$('loupe').ariaPressed = glass.hidden;
 	spot = null;
 	magnify();
 };
@@ -138,7 +132,7 @@ function setLine([at]) {
 	draw();
 }
 
-/** The pointer moves the line, near it or while all is in view, else the picture. */
+/** The pointer moves the line, or away from it a zoomed picture. */
 function watchPointer() {
 	let last = null, line = false;
 	view.onpointerdown = event => {
@@ -173,7 +167,7 @@ export function setUp() {
 	$('zoom-fit').onclick = whole;
 	$('zoom-one').onclick = () => zoomTo(1 / devicePixelRatio);
 	$('loupe').onclick = useLoupe;
-	$('pixels').onclick = () => $('pixels').setAttribute('aria-pressed', view.classList.toggle('squares'));
+	$('pixels').onclick = () => { $('pixels').ariaPressed = view.classList.toggle('squares'); };
 	$('viewer').onkeydown = event => {
 		const act = KEYS[event.key], move = event.target === view && MOVES[event.key];
 		if (!(act || move) || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -184,6 +178,7 @@ export function setUp() {
 			pan(-PAN * move[0], -PAN * move[1]);
 		}
 	};
+	$('loupe').ariaPressed = $('pixels').ariaPressed = false;
 	watchPointer();
 	new ResizeObserver(draw).observe(view);
 }

@@ -1,12 +1,10 @@
-/** The row of cards under the stage: a button for each picture, with its state. */
+/** The row of cards: a button for each picture, with its state. */
 import { $, icon, label, make, put, setSource } from './dom.js';
 import { busy, cards, finished, percentOf, remove } from './jobs.js';
 import { lasting, number, say, sizeText } from './text.js';
 
-const shown = new Map(); // card -> its elements
-const paces = new Map(); // batch -> what was done, and when, at its first sign of progress
+const shown = new Map();
 
-/** Draw the cards; `selected` is marked, `pick(card)` is called for one that is chosen. */
 export function draw(selected, pick) {
 	for (const [card, { item }] of shown) {
 		if (cards.includes(card)) continue;
@@ -32,7 +30,7 @@ let seen = null;
 
 const workOf = ({ size }) => (size ? size[0] * size[1] : 1e6);
 
-/** How far those are that were started together, and how long the rest takes at their own pace. */
+/** How far those are that were started together, and how long the rest takes. */
 function standing() {
 	const batches = new Set(cards.filter(busy).map(({ batch }) => batch));
 	const all = cards.filter(({ batch }) => batches.has(batch));
@@ -42,10 +40,8 @@ function standing() {
 		whole += workOf(card);
 		work += workOf(card) * (finished(card) || (card.job?.progress ?? 0));
 	}
-	const now = Date.now() / 1000, { batch } = all[0];
-	if (!paces.has(batch) && work > 0) paces.set(batch, { now, work });
-	const start = paces.get(batch), made = work - (start?.work ?? work);
-	const left = made > 0.02 * whole ? say('about', { time: lasting(((whole - work) * (now - start.now)) / made) }) : '';
+	const seconds = (Date.now() - all[0].batch) / 1000; // a batch is called by its time
+	const left = work > 0.02 * whole ? say('about', { time: lasting(((whole - work) * seconds) / work) }) : '';
 	return say('batch', { n: all.filter(finished).length, total: all.length }) + left;
 }
 
@@ -57,9 +53,9 @@ function partsOf(card, pick) {
 	put(name, card.name);
 	label(close, say('removeOne', { name: card.name }));
 	button.onclick = () => pick(card);
-	close.onclick = () => {
+	close.onclick = async () => {
 		const at = cards.indexOf(card);
-		remove(card);
+		await remove(card);
 		($('cards').children[Math.min(at, cards.length - 1)]?.firstChild ?? $('choose')).focus();
 	};
 	return { item: make('li', {}, button, close), image, state, bar, button };
@@ -73,7 +69,7 @@ function stateOf(card) {
 
 function update(card, { item, image, state, bar, button }, selected) {
 	item.dataset.state = card.state;
-	button.setAttribute('aria-current', selected);
+	button.ariaCurrent = selected;
 	setSource(image, card.thumb);
 	put(state, stateOf(card));
 	bar.hidden = !busy(card);

@@ -1,27 +1,28 @@
-/** The cards: pictures that wait to be sent, and jobs of this browser with what became of them. */
+/** The cards: pictures to be sent, and this browser's jobs. */
 import { address, ask, askJson, key, over, stream } from './api.js';
 import { announce, make, pause } from './dom.js';
 import { forget, keepPicture, openTabs, pictureOf, remember, remembered, tab, unique, watchTabs } from './keep.js';
 import { bodyOf } from './request.js';
 import { say } from './text.js';
-import { tiffOf } from './tiff.js';
+import { tiffOf, turnOf } from './tiff.js';
 
-const TIFF = /tiff/;
+const TIFF = /tiff/, WEBP = /webp/;
 const UNSENT = ['lined', 'sending', 'waiting'];
 
 export const cards = [];
 export const fresh = card => ['adding', 'ready'].includes(card.state);
 export const busy = card => [...UNSENT, 'queued', 'running'].includes(card.state);
 export const finished = card => !busy(card) && !fresh(card);
+/** Done, but its result is not here. */
+export const unknown = card => card.state === 'succeeded' && !card.job?.result;
 export const percentOf = card => Math.round(100 * (card.job?.progress ?? 0));
-/** Whether closing this tab would lose it. */
+/** Closing this tab would lose it. */
 export const unsent = card => UNSENT.includes(card.state) && card.tab === tab;
 
 let told = () => {}, needKey = async () => false, ended = () => {}, refusal = () => '';
 export let lost = false;
 
-/** `changed()` after each change; `ask(wrong)` asks for a key and says whether there is one; `end(card, problem)` hears of
- * the end of a job, `refuse(card)` says why not to send it, or ''. */
+/** `changed()` after each change; `ask(wrong)`: is there a key? `end(card, problem)` of a job; `refuse(card)`: why not to send it. */
 export function setUp(changed, ask, end, refuse) {
 	[told, needKey, ended, refusal] = [changed, ask, end, refuse];
 	watchTabs(adopt, gone => drop(cards.find(card => card.key === gone)));
@@ -31,6 +32,7 @@ export function setUp(changed, ask, end, refuse) {
 }
 
 function put(card, changes) {
+	if (!cards.includes(card)) return;
 	const { state } = card;
 	Object.assign(card, changes);
 	if (card.state !== state) {
@@ -45,7 +47,7 @@ function redraw() {
 	told();
 }
 
-/** A card; those of one `at[0]` stand together, the newest first. */
+/** A card; the newest `at[0]` comes first. */
 export function newCard(fields) {
 	const card = { key: unique(), at: [Date.now(), 0], state: 'ready', id: null, size: null, thumb: null, message: '', ...fields };
 	cards.push(card);
@@ -55,30 +57,30 @@ export function newCard(fields) {
 
 let looking = Promise.resolve();
 
-/** Add a picture. It is seen and measured in its turn, if this browser can show it. */
 export function addPicture(file, at = [Date.now(), 0]) {
 	const card = newCard({ name: file.name || 'picture.png', file, url: URL.createObjectURL(file), at, state: 'adding' });
 	card.looked = looking = looking.then(async () => {
 		const seen = await looked(file);
 		await keepPicture(card);
-		if (cards.includes(card)) put(card, { ...seen, state: card.state === 'adding' ? 'ready' : card.state });
+		put(card, { ...seen, state: card.state === 'adding' ? 'ready' : card.state });
 	});
 	return card;
 }
 
-/** Size and small copy of a picture, and a TIFF as a PNG. */
+/** Size and small copy, and a PNG of what browsers show wrongly or not. */
 async function looked(blob) {
 	try {
-		const image = await createImageBitmap(blob).catch(async () => createImageBitmap(await tiffOf(blob)));
-		const size = [image.width, image.height];
-		const small = Math.min(1, 160 / Math.max(...size));
-		const canvas = make('canvas', { width: Math.ceil(size[0] * small), height: Math.ceil(size[1] * small) });
-		canvas.getContext('2d').drawImage(image, 0, 0, canvas.width, canvas.height);
-		const seen = { size, thumb: canvas.toDataURL('image/webp', 0.7) };
-		if (TIFF.test(blob.type)) {
-			const whole = new OffscreenCanvas(...size);
-			whole.getContext('2d').drawImage(image, 0, 0);
-			seen.url = URL.createObjectURL(await whole.convertToBlob());
+		let turn = WEBP.test(blob.type) ? await turnOf(blob) : 1;
+		const image = await createImageBitmap(blob, turn > 1 ? { imageOrientation: 'none' } : {}).catch(async () => {
+			const [tiff, turned] = await tiffOf(blob);
+			turn = turned;
+			return createImageBitmap(tiff);
+		});
+		const size = turn > 4 ? [image.height, image.width] : [image.width, image.height];
+		const small = Math.min(1, 160 / Math.max(...size)), [width, height] = size.map(side => Math.ceil(side * small));
+		const seen = { size, thumb: drawn(make('canvas', { width, height }), image, turn).toDataURL('image/webp', 0.7) };
+		if (turn > 1 || TIFF.test(blob.type)) {
+			seen.url = URL.createObjectURL(await drawn(new OffscreenCanvas(...size), image, turn).convertToBlob());
 		}
 		image.close();
 		return seen;
@@ -87,12 +89,22 @@ async function looked(blob) {
 	}
 }
 
-// Sending: one after the other, so that one that must wait holds back the rest
+/** A canvas filled with a picture, turned as EXIF says. */
+function drawn(canvas, image, turn) {
+	const pen = canvas.getContext('2d'), { width, height } = canvas;
+	if ([2, 3, 6, 7].includes(turn)) pen.transform(-1, 0, 0, 1, width, 0);
+	if ([3, 4, 7, 8].includes(turn)) pen.transform(1, 0, 0, -1, 0, height);
+	if (turn > 4) pen.transform(0, 1, 1, 0, 0, 0);
+	pen.drawImage(image, 0, 0, ...(turn > 4 ? [height, width] : [width, height]));
+	return canvas;
+}
+
+// Sending: one after the other
 
 const line = [];
 let sending = false, freed = () => {};
 
-/** Send a card's request, after those before it; `batch` is the same for those that were started together. */
+/** Send a card's request; those of one `batch` were started together. */
 export function start(card, request, files, batch) {
 	const once = (JSON.stringify(card.request) === JSON.stringify(request) && card.once) || unique();
 	const sent = { tab, batch, request, files, task: request.task, job: null, id: null, message: '', once };
@@ -121,13 +133,12 @@ async function send(card, signal) {
 		const job = await (await persist(card, options, signal)).json();
 		if (signal.aborted) return;
 		put(card, { id: job.id, state: job.status, job, once: null });
-		await refresh(card).catch(() => {}); // what happened meanwhile
+		await refresh(card).catch(() => {});
 	} catch (problem) {
 		fail(card, problem, signal);
 	}
 }
 
-/** Ask until there is an answer. */
 async function persist(card, options, signal) {
 	for (let wrong = false; ; ) {
 		try {
@@ -140,7 +151,6 @@ async function persist(card, options, signal) {
 	}
 }
 
-/** Wait as long as the service says, or until one of our jobs makes room. */
 async function waitFor(card, { wait, message }, signal) {
 	const free = new Promise(resolve => { freed = () => resolve(true); });
 	for (let left = Math.ceil(wait); left > 0; left--) {
@@ -151,7 +161,6 @@ async function waitFor(card, { wait, message }, signal) {
 	put(card, { state: 'sending', message: '' });
 }
 
-/** What was wrong, with the file's own name. */
 const named = ({ name }, problem) => problem?.message.replace(/^image\b/, name) ?? '';
 
 function fail(card, problem, signal) {
@@ -161,7 +170,7 @@ function fail(card, problem, signal) {
 	ended(card, problem);
 }
 
-// Following: one stream for all jobs of all tabs; where streams do not get through each job is asked for
+// Following: one stream for all tabs; without streams each job is asked for
 
 let listening = false, quiet = new AbortController();
 const name = () => `enlarger.stream.${key.get()}`;
@@ -203,11 +212,12 @@ function lose(now) {
 	told();
 }
 
-async function sync() {
-	for (const card of cards.filter(card => busy(card) && card.id)) await refresh(card);
+export async function catchUp(which = unknown) {
+	for (const card of cards.filter(card => card.id && which(card))) await refresh(card);
 }
 
-/** Ask how a card's job is, or find that it has expired. */
+const sync = () => catchUp(card => busy(card) || unknown(card));
+
 export async function refresh(card) {
 	try {
 		hear(await askJson(`v1/jobs/${card.id}`));
@@ -217,7 +227,6 @@ export async function refresh(card) {
 	}
 }
 
-/** What was said of a job. */
 function hear(data, kind) {
 	lose(false);
 	const card = cards.find(({ id }) => id === data.id);
@@ -225,7 +234,7 @@ function hear(data, kind) {
 	if (!card || card.state === 'canceled' || (card.job && over(card.job) && !over(data))) return;
 	card.job = { ...card.job, ...data };
 	if (over(card.job)) {
-		told(); // the bar is full while the result is fetched
+		told(); // the bar is full
 		complete(card);
 		return;
 	}
@@ -262,18 +271,29 @@ async function showPreview(card) {
 	card.fetching = false;
 }
 
-/** Stop a job, or sending it. */
+/** Stop a job, or sending it. False: it goes on. */
 export async function cancel(card) {
 	const { id, once, state } = card;
 	card.controller?.abort();
 	put(card, { state: 'canceled', message: '', preview: null, controller: null, once: null });
-	const path = id ? `${id}/cancel` : once && state !== 'lined' && `cancel?idempotency_key=${once}`; // its job may be there by now
-	if (path) await ask(`v1/jobs/${path}`, { method: 'POST' }).catch(() => {});
+	const path = id ? `${id}/cancel` : once && state !== 'lined' && `cancel?idempotency_key=${once}`;
+	try {
+		const job = path && await askJson(`v1/jobs/${path}`, { method: 'POST' });
+		if (id && job.status !== 'canceled') { // it was over before
+			card.state = state;
+			hear(job);
+		}
+	} catch (problem) {
+		if (problem.status === 404) return true;
+		put(card, { state: id ? state : 'failed', message: problem.message, once });
+		listen();
+		return false;
+	}
+	return true;
 }
 
-/** Forget a card. */
-export function remove(card) {
-	if (busy(card)) cancel(card);
+export async function remove(card) {
+	if (busy(card) && !await cancel(card)) return;
 	forget(card);
 	drop(card);
 }
@@ -285,7 +305,6 @@ function drop(card) {
 	redraw();
 }
 
-/** All these cards, and what became of their jobs. */
 export async function recall() {
 	const open = await openTabs();
 	for (const plain of remembered()) {
@@ -294,25 +313,24 @@ export async function recall() {
 	}
 }
 
-/** Take over a card of an earlier visit or another tab. */
+/** Take over a card of an earlier visit or another tab, unless that is behind. */
 async function adopt(plain) {
 	let card = cards.find(({ key }) => key === plain.key);
 	if (card) {
-		if (card.id && card.id === plain.id && finished(card) && busy(plain)) return; // the other tab is behind
+		if (card.id && card.id === plain.id && finished(card) && busy(plain)) return;
 		if (plain.state === 'canceled') card.controller?.abort();
 		Object.assign(card, plain);
 	} else card = newCard(plain);
 	if (!card.file) {
 		const file = await pictureOf(card);
-		if (file && !card.file) Object.assign(card, { file, url: URL.createObjectURL(file) }, TIFF.test(file.type) && await looked(file));
+		if (file && !card.file) Object.assign(card, { file, url: URL.createObjectURL(file) }, (TIFF.test(file.type) || WEBP.test(file.type)) && await looked(file));
 	}
 	if (!card.id && !card.file && fresh(card)) return drop(card);
 	redraw();
 	if (busy(card)) listen();
-	else if (card.state === 'succeeded' && !card.job?.result) refresh(card).catch(() => {});
+	else if (unknown(card)) refresh(card).catch(() => {});
 }
 
 const contentOf = (card, variant) => address(`v1/images/${card.id}/content?variant=${variant}`);
 
-/** What a job made, and where it is. */
 export const resultsOf = card => (card.job?.result?.data ?? []).map((item, i) => ({ ...item, address: contentOf(card, i) }));

@@ -1,4 +1,4 @@
-/** What this browser remembers, for all its tabs: each card in localStorage, the pictures they were made from in a cache. */
+/** What this browser remembers: cards in localStorage, their pictures in a cache. */
 
 const CARD = 'enlarger.card.';
 const LOCK = 'enlarger.tab.';
@@ -7,12 +7,11 @@ const FIELDS = ['key', 'at', 'tab', 'batch', 'name', 'task', 'request', 'state',
 export const unique = () => crypto.getRandomValues(new Uint32Array(4)).join('-');
 
 export const tab = unique();
-navigator.locks?.request(LOCK + tab, () => new Promise(() => {})); // held while the tab is there
+navigator.locks?.request(LOCK + tab, () => new Promise(() => {}));
 
-/** The tabs that are open, as far as the browser says. */
 export const openTabs = async () => ((await navigator.locks?.query())?.held ?? []).map(({ name }) => name.slice(LOCK.length));
 
-/** A remembered card; what is not of our making counts for nothing. */
+/** A remembered card, if it is of our making. */
 function cardOf(text) {
 	try {
 		const card = JSON.parse(text);
@@ -29,7 +28,7 @@ export function remember(card, changes = {}) {
 	try {
 		const lasting = Object.fromEntries(FIELDS.map(name => [name, { ...card, ...changes }[name]]));
 		localStorage.setItem(CARD + card.key, JSON.stringify(lasting));
-	} catch {} // no room: the page works without a memory
+	} catch {} // no room
 }
 
 export function forget({ key }) {
@@ -47,7 +46,7 @@ export function watchTabs(changed, gone) {
 	});
 }
 
-/** Do something with the stored pictures; without secure contexts there are none. */
+/** The stored pictures; without secure contexts there are none. */
 const pictures = async act => {
 	try {
 		return await act(await caches.open('enlarger'));

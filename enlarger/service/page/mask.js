@@ -1,13 +1,12 @@
-/** Mask painting: strokes in the picture's own pixels, drawn small on the screen and whole in the file. */
+/** Mask painting: strokes in the picture's own pixels. */
 import { $, between, MOVES, put } from './dom.js';
 
-const MOST = 1400; // pixels of the drawing on the screen
+const MOST = 1400; // pixels on the screen
 const MIX = { paint: 'source-over', erase: 'destination-out', invert: 'source-out', wipe: 'destination-out' };
 
-const canvas = $('canvas'), brush = $('brush'), pen = canvas.getContext('2d');
+const canvas = $('canvas'), brush = $('brush'), pen = canvas.getContext('2d', { willReadFrequently: true });
 let card = null, tool = 'paint', stroke = null, at = [0, 0], told = () => {};
 
-/** Paint on the mask of a card: `{size, strokes}`. */
 export function open(next) {
 	if (card === next) return;
 	card = next;
@@ -22,7 +21,7 @@ export function open(next) {
 	redraw();
 }
 
-export const painted = ({ strokes }) => strokes?.some(item => item.kind !== 'wipe' && item.kind !== 'erase');
+export const painted = card => card.painted;
 
 /** The mask as a PNG of the picture's size: white is repainted. */
 export async function exported({ size, strokes }) {
@@ -47,7 +46,7 @@ function drawOne(ink, { kind, size, points }) {
 	ink.globalCompositeOperation = MIX[kind];
 	if (!points) return ink.fillRect(0, 0, 1e6, 1e6);
 	ink.beginPath();
-	if (points.every(point => point.every((value, axis) => value === points[0][axis]))) { // a dab
+	if (points.every(point => point.every((value, axis) => value === points[0][axis]))) { // a dot
 		ink.arc(...points[0], size / 2, 0, 2 * Math.PI);
 		return ink.fill();
 	}
@@ -58,11 +57,12 @@ function drawOne(ink, { kind, size, points }) {
 
 function redraw() {
 	replay(pen, card.strokes, canvas.width / card.size[0], getComputedStyle(canvas).color);
+	const { buffer } = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+	card.painted = new Uint32Array(buffer).some(pixel => pixel >>> 24 > 64); // erasing leaves faint edges
 	$('undo').disabled = card.strokes.length === 0;
 	told();
 }
 
-/** Give picture and canvas the largest size that fits. */
 function fitEasel() {
 	const { clientWidth, clientHeight } = $('easel').parentElement;
 	if (!card || clientWidth === 0) return;
@@ -88,7 +88,7 @@ function moveTo(point) {
 	at = point.map((value, axis) => between(value, 0, card.size[axis]));
 	showBrush();
 	stroke?.points.push(at);
-	if (stroke) drawOne(pen, { ...stroke, points: stroke.points.slice(-2) }); // the last piece: a long one stays cheap
+	if (stroke) drawOne(pen, { ...stroke, points: stroke.points.slice(-2) }); // the last piece
 }
 
 function end() {
@@ -109,7 +109,7 @@ function undo() {
 
 function use(name) {
 	tool = name;
-	for (const id of ['paint', 'erase']) $(id).setAttribute('aria-pressed', id === name);
+	for (const id of ['paint', 'erase']) $(id).ariaPressed = id === name;
 }
 
 function resize(by) {
@@ -152,5 +152,6 @@ export function setUp(changed) {
 	for (const id of ['paint', 'erase']) $(id).onclick = () => use(id);
 	for (const id of ['invert', 'wipe']) $(id).onclick = () => add(id);
 	$('undo').onclick = undo;
+	use(tool);
 	new ResizeObserver(fitEasel).observe($('easel').parentElement);
 }

@@ -1,8 +1,8 @@
-/** The request of the page, as code for other places. A key is read from the variable ENLARGER_KEY. */
+/** The request as code. A key is read from the variable ENLARGER_KEY. */
 import { address, key } from './api.js';
 
 const OPENAI = ['model', 'prompt', 'n', 'size', 'output_format', 'output_compression'];
-const LIBRARY = { scale: 'by', negative_prompt: 'negative', num_inference_steps: 'steps', guidance_scale: 'guidance', n: 'count' };
+const LIBRARY = { scale: 'by', target_size: 'size', negative_prompt: 'negative', num_inference_steps: 'steps', guidance_scale: 'guidance', n: 'count' };
 const ANSWERED = ['response_format', 'output_format', 'output_compression']; // not the library's
 
 const shell = text => `'${String(text).replaceAll("'", "'\\''")}'`;
@@ -12,10 +12,9 @@ const keywords = items => items.map(([name, value]) => `    ${name}=${quote(valu
 const opened = (files, left, right) => files.map(([field, name]) => `    ${left}${field}${right}open(${quote(name)}, "rb"),\n`).join('');
 const written = (out, item) => `with open("${out}", "wb") as file:\n    file.write(base64.b64decode(${item}))\n`;
 
-/** What the third kind of code uses. */
 export const clientOf = task => (task === 'upscale' ? 'enlarger.Client' : 'openai');
 
-/** `kind` is 0 for curl, 1 for requests, 2 for a client; `name` is the picture's file name. */
+/** `kind`: 0 for curl, 1 for requests, 2 for a client. */
 export function snippetOf(kind, request, name) {
 	const files = request.files.map(field => [field, field === 'mask' ? 'mask.png' : name]);
 	const out = `result.${request.fields.output_format.replace('jpeg', 'jpg')}`;
@@ -33,17 +32,18 @@ function curl({ path }, files, fields, out) {
 }
 
 function requests({ path }, files, fields, out) {
-	const secret = key.get() && '    headers={"Authorization": "Bearer " + os.environ["ENLARGER_KEY"]},\n';
 	const sent = files.length ? '    data=data,\n    files=files,\n' : '    json=data,\n';
 	return `import base64
-${secret && 'import os\n'}
+import os
+
 import requests
 
 data = {
 ${pairs(fields, '    ')}}
 ${files.length ? `files = {\n${opened(files, '"', '": ')}}\n` : ''}answer = requests.post(
     ${quote(address(path))},
-${sent}${secret})
+${sent}    headers={"Authorization": "Bearer " + os.environ.get("ENLARGER_KEY", "none")},
+)
 answer.raise_for_status()
 ${written(out, 'answer.json()["data"][0]["b64_json"]')}`;
 }

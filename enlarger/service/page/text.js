@@ -1,4 +1,4 @@
-/** Every word of the page. A language is added by a second table with the same names, and an entry in `LANGUAGES`. */
+/** Every word of the page. Another language is a second table, in `LANGUAGES`. */
 
 const en = {
 	skip: 'Skip to the settings',
@@ -23,13 +23,13 @@ const en = {
 	'empty-lead-touch': 'Choose a picture',
 	'empty-hint-touch': 'Several are fine too.',
 	'blank-lead': 'Describe a picture',
-	'blank-hint': 'Say what it should show, then press Generate.',
+	'blank-hint': 'Then press Generate.',
 	dropping: 'Drop to add',
 	found: '{name} carries its recipe: {recipe}.',
 	'found-use': 'Use its settings',
 	foundDone: 'The settings of {name} are in place.',
 	foundModel: 'There is no model {model} here, so {instead} is chosen.',
-	foundSeed: 'Its seed is too large for this page; use curl or Python.',
+	foundRest: 'Not on this page: {other}.',
 	foundNot: '{name} is neither a picture nor a recipe.',
 	'gallery-title': 'Pictures',
 	add: 'Add pictures',
@@ -38,7 +38,7 @@ const en = {
 	batch: '{n} of {total} done',
 	about: ', about {time} left',
 	packing: 'Packing {n} of {total}',
-	unfit: 'Too large',
+	unfit: 'Does not fit',
 	adding: 'Reading',
 	clear: 'Clear finished',
 	added: { one: '{n} picture added.', other: '{n} pictures added.' },
@@ -95,7 +95,7 @@ const en = {
 	progress: 'Progress',
 	cancel: 'Cancel',
 	expiredWhy: 'Pictures are kept for {n} minutes.',
-	gone: 'The picture is no longer in this browser, so it cannot be sent again.',
+	gone: 'The picture is no longer in this browser.',
 	network: 'The service cannot be reached. Is enlarger serve running?',
 	status: 'The service answered {status}.',
 	unseen: 'This browser cannot show the file; the service may still read it.',
@@ -112,11 +112,17 @@ const en = {
 	'missing-code': 'enlarger pull sd15\nenlarger serve --model sd=sd15',
 	times: 'How much larger',
 	other: 'Other',
-	factor: 'Factor, from 1 to 16',
+	sizing: 'Size by',
+	factor: 'Factor, 1 to 16',
+	target: 'Width x height',
+	long_edge: 'Long edge, pixels',
+	megapixels: 'Megapixels',
 	becomes: '{from} becomes {to}',
 	manyBytes: '{name} has {n} MB; this service takes files of at most {most} MB.',
 	manyPixels: '{name} has {n} megapixels ({size}); {model} takes at most {most}.',
-	manyMade: '{name} would become {size}, {n} megapixels; at most {most} are made. Choose a smaller factor.',
+	manyMade: '{name} would become {size}, {n} megapixels; at most {most} are made.',
+	misfit: '{name} cannot become {size}: 1 to 16 times as large is possible, in its own shape.',
+	pattern: 'Give a size such as 3000x2000.',
 	detail: 'Detail',
 	'detail-low': 'Most faithful',
 	'detail-high': 'Most texture',
@@ -149,7 +155,6 @@ const en = {
 	copy: 'Copy',
 	copied: 'Copied',
 	kept: 'Pictures are kept for {n} minutes: download what you want to keep.',
-	local: 'They stay on this computer.',
 	'stop-title': 'Stop working on {name}?',
 	'stop-yes': 'Stop',
 	'stop-no': 'Go on',
@@ -168,7 +173,7 @@ const language = navigator.languages.map(tag => tag.split('-')[0]).find(tag => t
 document.documentElement.lang = language;
 const plural = new Intl.PluralRules(language);
 
-/** A text by name, with `{placeholders}` filled in; one that has forms is chosen by `n`. */
+/** A text with `{placeholders}` filled in; `n` chooses its form. */
 export function say(name, values = {}) {
 	let form = LANGUAGES[language][name] ?? en[name];
 	if (form === undefined) throw new Error(`there is no text called ${name}`);
@@ -178,13 +183,10 @@ export function say(name, values = {}) {
 
 const STAGES = ['predict', 'detail', 'restore', 'denoise'];
 
-/** What a job is at, in plain words. */
 export const stageText = stage => say(`stage-${STAGES.find(name => stage?.endsWith(name)) ?? ''}`);
 
-/** Numbers as the language writes them. */
 export const number = (value, digits = 0) => value.toLocaleString(language, { maximumFractionDigits: digits, useGrouping: false });
 
-/** A length of time, in words. */
 export const lasting = seconds => (seconds > 90 ? say('minutes', { n: Math.round(seconds / 60) }) : say('seconds', { n: Math.ceil(seconds) }));
 
 export const sizeText = ([width, height]) => `${number(width)} × ${number(height)}`;

@@ -1,5 +1,2 @@
-// Sets the chosen colours before the first paint.
-{
-	const theme = localStorage.getItem('enlarger.theme');
-	if (theme === 'light' || theme === 'dark') document.documentElement.dataset.theme = theme;
-}
+// Before the first paint.
+document.documentElement.dataset.theme = localStorage.getItem('enlarger.theme');

@@ -1,8 +1,9 @@
-/** TIFF files, which browsers do not show: grey or RGB of 8 or 16 bits, in strips, plain, LZW or deflated. */
+/** TIFF: grey or RGB of 8 or 16 bits, in strips, plain, LZW or deflated. How TIFF and WebP are turned. */
 
-/** The picture of a TIFF; throws for others. */
-export async function tiffOf(file) {
-	const view = new DataView(await file.arrayBuffer()), little = view.getUint16(0) === 0x4949;
+const MOST_EXIF = 1 << 18; // bytes at the end of a file
+
+/** The whole numbers by tag of a TIFF, or of EXIF. */
+function tagsOf(view, little) {
 	const short = at => view.getUint16(at, little), long = at => view.getUint32(at, little), tags = {};
 	const start = long(4);
 	for (let at = start + 2; at < start + 2 + 12 * short(start); at += 12) {
@@ -10,6 +11,21 @@ export async function tiffOf(file) {
 		const from = bytes * count > 4 ? long(at + 8) : at + 8;
 		if ([3, 4].includes(short(at + 2))) tags[short(at)] = Array.from({ length: count }, (_, i) => read(from + i * bytes));
 	}
+	return tags;
+}
+
+const isLittle = view => view.getUint16(0) === 0x4949;
+
+/** How a WebP is turned (1 to 8), which browsers pass over. */
+export async function turnOf(file) {
+	const buffer = await file.slice(-MOST_EXIF).arrayBuffer(), found = /EXIF.{4}(Exif\0\0)?(?=II|MM)/s.exec(new TextDecoder('latin1').decode(buffer));
+	const view = found && new DataView(buffer, found.index + found[0].length);
+	return (view && tagsOf(view, isLittle(view))[274]?.[0]) ?? 1;
+}
+
+/** A TIFF's picture and how it is turned; throws for others. */
+export async function tiffOf(file) {
+	const view = new DataView(await file.arrayBuffer()), little = isLittle(view), tags = tagsOf(view, little);
 	const tag = (number, otherwise) => tags[number]?.[0] ?? otherwise;
 	const [width, height, samples, deep] = [tag(256), tag(257), tag(277, 1), tag(258) / 8], grey = samples < 3, step = samples * deep;
 	const image = new ImageData(width, height), high = tag(278, height);
@@ -24,7 +40,7 @@ export async function tiffOf(file) {
 			image.data[to++] = samples === 4 ? strip[from + 3 * deep] : 255;
 		}
 	}
-	return image;
+	return [image, tag(274)];
 }
 
 async function unpacked(bytes, kind, size) {
@@ -33,7 +49,6 @@ async function unpacked(bytes, kind, size) {
 	return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'))).arrayBuffer());
 }
 
-/** Each code stands for a piece of what was written before. */
 function lzw(bytes, size) {
 	const out = new Uint8Array(size), starts = [], lengths = [];
 	let held = 0, bits = 0, width = 9, next = 258, last = -1, at = 0;
@@ -56,7 +71,7 @@ function lzw(bytes, size) {
 	return out;
 }
 
-/** Undo horizontal differences. */
+/** Undo differences. */
 function addUp(strip, row, samples, deep, little) {
 	const view = new DataView(strip.buffer, strip.byteOffset), lag = samples * deep;
 	for (let at = lag; at < strip.length; at += deep) {

@@ -14,11 +14,10 @@ async function crcOf(blob) {
 	}
 }
 
-/** Numbers of two bytes, the low one first as in all browsers' machines; `long` is one of four. */
+/** Numbers of two bytes, or four (`long`), the low one first. */
 const record = (...fields) => new Uint16Array(fields.flat(2));
 const long = value => [value & 0xffff, value >>> 16];
 
-/** One archive, of less than 4 GiB. */
 export async function zipOf(files, name) {
 	const now = new Date(), parts = [], directory = [];
 	const time = (now.getHours() << 11) | (now.getMinutes() << 5) | (now.getSeconds() >> 1);
