@@ -22,7 +22,7 @@ from enlarger.service.problems import Problem
 from enlarger.service.routes.page import PAGE_FILES
 from enlarger.service.routes.sse import owner_events
 from enlarger.service.settings import Bounds, load_settings
-from tests.support.fake_service import FakeService, fake_service, serve_in_thread
+from tests.support.fake_service import FakeDecoder, FakeService, fake_service, serve_in_thread
 
 
 def png(width: int = 20, height: int = 10, mode: str = "RGB", colour: Any = None) -> bytes:
@@ -345,6 +345,19 @@ def test_a_client_that_goes_before_it_hears_of_its_job_leaves_none(
     assert len(fake.leftover_files) == seen - 1
     kept = upscale(client, prompt="x", headers={"Prefer": "respond-async", "Idempotency-Key": "k"})
     assert kept.status_code == 202, "it can be asked for again"
+
+
+def test_a_result_that_is_too_large_is_refused_before_the_picture_is_read(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*args: Any, **options: Any) -> None:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(FakeDecoder, "decode_image", decode)
+    sent = {"size": "4096x4096", "n": "10"}
+    for route, fields in (("upscale", {"scale": "2"}), ("edits", {"prompt": "a"}), ("variations", {})):
+        answer = client.post(f"/v1/images/{route}", files={"image": ("a.png", png(1, 1))}, data=sent | fields)
+        problem_in(answer, 400, "image_too_large", "scale" if fields == {"scale": "2"} else "size", "10 times")
 
 
 def test_a_request_is_canceled_by_its_key(client: TestClient, fake: FakeService) -> None:

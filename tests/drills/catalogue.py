@@ -9,7 +9,9 @@ from tests.drills.bodies import bodies
 from tests.drills.disconnects import disconnects
 from tests.drills.figures import Figure
 from tests.drills.folders import folders
+from tests.drills.harmed_workers import harmed_workers
 from tests.drills.hostile_bodies import FULL, HASHES, hostile_bodies
+from tests.drills.hostile_costs import hostile_costs
 from tests.drills.kills import kills
 from tests.drills.load import QUEUE, load
 from tests.drills.quota import quota
@@ -67,6 +69,8 @@ FAULTS: dict[str, Drill | Alone] = {
     "uploads": Drill(uploads, 80, 300, "files", ROOM),
     "bodies": Drill(bodies, 200, 200, "MiB in each body", ROOM, HASTY),
     "hostile-bodies": Drill(hostile_bodies, 40, FULL, "bodies", {"keys": HASHES}),
+    "hostile-costs": Alone(hostile_costs, 6, 158, "requests of each kind"),
+    "harmed-workers": Alone(harmed_workers, 1, 5, "times each"),
     "load": Drill(load, 36, 200, "requests", ROOM),
     "slow": Drill(slow, 50, 300, "slow senders", ROOM, HASTY),
     "stops": Alone(stops, 2, 50, "stops"),

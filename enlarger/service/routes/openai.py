@@ -12,6 +12,7 @@ from enlarger.service.routes.job_response import find_idempotent_job, respond
 from enlarger.service.routes.parsed_request import (
     ParsedRequest,
     build_job_spec,
+    check_result_size,
     parse_edit,
     parse_generation,
     parse_variation,
@@ -124,6 +125,7 @@ async def variations(request: Request) -> Response:
         request_headers = await read_request_headers(request, request_body)
         model = service.jobs.model_for("refine", body.model or None)
         parsed = parse_variation(body, bounds)
+        check_result_size(parsed, bounds, parsed.size)
         job = await find_idempotent_job(service, request_headers)
         if job is None:
             async with open_workspace(service, request_headers.owner) as workspace:
@@ -140,6 +142,7 @@ async def _submit_edit(
     """The job of an edit. Whether it has a mask can depend on the picture, which is decoded first."""
     bounds = service.settings.bounds
     with_mask, without_mask = (parse_edit(body, bounds, mask) for mask in (True, False))
+    check_result_size(with_mask, bounds, with_mask.size)
     job = await find_idempotent_job(service, request_headers)
     if job is None:
         async with open_workspace(service, request_headers.owner) as workspace:

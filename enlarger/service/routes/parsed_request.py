@@ -134,9 +134,25 @@ def build_job_spec(
     start_size = parsed.size if input_size is None else input_size
     if parsed.task == "generate" and start_size is None:
         start_size = model.default_size
+    size = check_result_size(parsed, bounds, start_size)
+    _check_options(parsed)
+    image = None if parsed.task == "generate" else "image.png"
+    mask = "mask.png" if parsed.task == "inpaint" else None
+    all_notes = (*parsed.notes, *notes)
+    return JobSpec(
+        parsed.task, model.name, parsed.options, image, mask, size, model.default_steps.get(parsed.task, 1),
+        parsed.output, parsed.previews, parsed.live, all_notes,
+    )  # fmt: skip
+
+
+def check_result_size(parsed: ParsedRequest, bounds: Bounds, start_size: Size | None) -> Size | None:
+    """Width and height of the result, from what the work begins with; None where nobody knows. Raises ProblemError for
+    more pixels than all results may have, and for a size that their format cannot hold."""
     size = result_size(parsed, start_size)
+    if size is None:
+        return None
     count = int(parsed.options.get("count", 1))
-    if size is not None and size[0] * size[1] * count > bounds.output_pixels:
+    if size[0] * size[1] * count > bounds.output_pixels:
         times = "" if count == 1 else f"{count} times "
         raise problem_error(
             400,
@@ -145,16 +161,8 @@ def build_job_spec(
             "ask for less, or give a smaller picture",
             "scale" if parsed.task == "upscale" else "size",
         )
-    _check_options(parsed)
-    if size is not None:
-        _check_format(parsed.output.format, size)
-    image = None if parsed.task == "generate" else "image.png"
-    mask = "mask.png" if parsed.task == "inpaint" else None
-    all_notes = (*parsed.notes, *notes)
-    return JobSpec(
-        parsed.task, model.name, parsed.options, image, mask, size, model.default_steps.get(parsed.task, 1),
-        parsed.output, parsed.previews, parsed.live, all_notes,
-    )  # fmt: skip
+    _check_format(parsed.output.format, size)
+    return size
 
 
 def _check_format(file_format: str, size: Size) -> None:

@@ -9,7 +9,7 @@ from enlarger.service.jobs.model_registry import ModelState
 from enlarger.service.routes import examples, openapi
 from enlarger.service.routes.image_sources import form_image
 from enlarger.service.routes.job_response import find_idempotent_job, respond
-from enlarger.service.routes.parsed_request import ParsedRequest, build_job_spec, parse_upscale
+from enlarger.service.routes.parsed_request import ParsedRequest, build_job_spec, check_result_size, parse_upscale
 from enlarger.service.routes.request_body import read_body, validate_body
 from enlarger.service.routes.request_headers import read_request_headers
 from enlarger.service.routes.request_models import UpscaleForm
@@ -52,6 +52,7 @@ async def build_upscale_spec(
     workspace: Workspace, parsed: ParsedRequest, bounds: Bounds, model: ModelState, source: ImageSource
 ) -> JobSpec:
     """The spec of an upscale, with the picture decoded."""
+    check_result_size(parsed, bounds, parsed.size)  # before the picture is read and brought to that size
     fit = fit_for(parsed)
     max_pixels = min(bounds.pixels, bounds.upscale_pixels) if fit is None else bounds.pixels
     decoded = await workspace.decode_image(source, max_pixels, fit)

@@ -44,7 +44,7 @@ from enlarger.service.routes.base64_stream import (
     placeholder,
 )
 from enlarger.service.routes.job_response import run_in_background, wait_for_job
-from enlarger.service.routes.parsed_request import build_job_spec
+from enlarger.service.routes.parsed_request import build_job_spec, check_result_size
 from enlarger.service.routes.request_body import RequestBody, read_body
 from enlarger.service.routes.request_headers import RequestHeaders, read_request_headers
 from enlarger.service.routes.workspace import open_workspace, resize_notes
@@ -85,6 +85,7 @@ async def img2img(request: Request) -> Response:
         model = checkpoint_for(service, "inpaint" if masks else "refine", options)
         with in_their_names():
             parsed = parse_image_to_image(body, options, bounds, bool(masks))
+            check_result_size(parsed, bounds, (body.width, body.height))
             async with open_workspace(service, request_headers.owner) as workspace:
                 fit = Fit(body.width, body.height, RESIZE_MODES[body.resize_mode])
                 decoded = await workspace.decode_image(images[0], bounds.pixels, fit)

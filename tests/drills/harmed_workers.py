@@ -1,0 +1,98 @@
+"""A worker that is stopped, one in an endless loop, one that eats memory: noticed in time, and the next job runs."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+
+from tests.drills import jobs, wire
+from tests.drills.figures import Figure, seconds, share
+from tests.drills.processes import pids
+from tests.support.service import Served, running, until
+
+HEARTBEAT, JOB_SECONDS, MEMORY = 4, 6, 1.5  # seconds, seconds, GiB
+GRACE = 2.0  # seconds for a look at the process, and to tell of it
+HARM = """
+import signal, time
+
+def loop(*_):
+    while True:
+        pass
+
+def eat(*_):
+    kept = []
+    while len(kept) < 256:
+        kept.append(b"x" * (16 << 20))
+        time.sleep(0.01)
+
+signal.signal(signal.SIGUSR1, loop)
+signal.signal(signal.SIGUSR2, eat)
+"""
+WAYS = (
+    ("stopped", signal.SIGSTOP, "worker_died", HEARTBEAT),
+    ("in a loop", signal.SIGUSR1, "job_timeout", JOB_SECONDS),
+    ("eating", signal.SIGUSR2, "out_of_memory", 5),
+)
+
+
+def harmed_workers(rounds: int) -> list[Figure]:
+    """Harm the worker in each way, so many times."""
+    figures: list[Figure] = []
+    with harm_on_signals(), running(heartbeat_seconds=HEARTBEAT, worker_memory=MEMORY, bounds=BOUNDS) as served:
+        for name, number, code, deadline in WAYS:
+            found = [harm(served, number) for _ in range(rounds)]
+            longest = max(after for after, _, _ in found)
+            figures += [
+                seconds(f"{name}: the worker was ended after, longest", longest, most=deadline + GRACE),
+                share(f"{name}: the job failed with {code}", sum(ended == code for _, ended, _ in found), rounds),
+                share(f"{name}: the next job succeeded", sum(next_one for _, _, next_one in found), rounds),
+            ]
+    return figures
+
+
+BOUNDS = {"job_seconds": JOB_SECONDS}
+
+
+@contextmanager
+def harm_on_signals() -> Iterator[None]:
+    """Processes that start meanwhile loop on SIGUSR1 and eat on SIGUSR2."""
+    before = os.environ.get("PYTHONPATH")
+    with TemporaryDirectory(prefix="enlarger-harm-") as place:
+        (Path(place) / "sitecustomize.py").write_text(HARM)
+        os.environ["PYTHONPATH"] = os.pathsep.join([place, *([] if before is None else [before])])
+        try:
+            yield
+        finally:
+            os.environ.pop("PYTHONPATH")
+            if before is not None:
+                os.environ["PYTHONPATH"] = before
+
+
+def harm(served: Served, number: signal.Signals) -> tuple[float, str | None, bool]:
+    """Harm every worker that begins a job. Seconds until the first was ended, how the job ended, and whether one that
+    waited behind it was done."""
+    served.wait_ready()
+    job = jobs.generate_later(served, num_inference_steps=150, size="128x128")["id"]
+    behind = jobs.upscale_later(served, wire.png(8, 8))["id"]
+    longest = 0.0
+    while jobs.over(served, job) is None:
+        jobs.wait_status(served, job, "running", *jobs.OVER, seconds=60)
+        worker = pids(served.process.pid, "worker")
+        if jobs.over(served, job) is None and worker:
+            longest = max(longest, seconds_to_end(worker[0], number))
+    error = jobs.job(served, job)["error"]
+    done = jobs.wait_for(served, [behind], 120)[behind]["status"] == "succeeded"
+    return longest, None if error is None else error["code"], done
+
+
+def seconds_to_end(worker: int, number: signal.Signals) -> float:
+    """Harm a worker; the seconds until its process is gone."""
+    began = time.monotonic()
+    os.kill(worker, number)
+    until(lambda: not psutil.pid_exists(worker), 60)
+    return time.monotonic() - began
