@@ -125,7 +125,7 @@ STYLES: Json = {
 }
 EXPLAIN: Json = {
     "explain": Annotated[
-        bool | None, typer.Option("--explain", help="print how the networks would run here, and why, and end")
+        bool | None, typer.Option("--explain", help="print device, precision, layout and threads, and why, and end")
     ]
 }
 NAMES_OF_MODELS = ("refiner", "upscaler")  # arguments that may be names in --models, beside --model

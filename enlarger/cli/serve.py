@@ -23,6 +23,7 @@ SETTING_OF_FLAG = {
     "model": "models",
     "models": "models_folder",
 }  # flags, as settings
+BYTES_PER_PIXEL = 4  # of a picture's file: 8 bits, with alpha
 KEEP_SUFFIX = ",keep"
 
 
@@ -141,25 +142,30 @@ def parse_model(argument: str) -> dict[str, str | bool]:
 
 
 def bundled_bounds(megapixels: float) -> dict[str, int]:
-    """The bounds of a picture to enlarge twofold with the bundled model."""
+    """The bounds of a picture to enlarge twofold with the bundled model, and of its file, which may not compress."""
     from enlarger.service.settings import Bounds
 
     pixels, usual = round(megapixels * 1e6), Bounds()
     bounds = {"bundled_pixels": pixels, "bundled_output_pixels": 4 * pixels, "pixels": pixels}
     bounds |= {name: math.ceil(4 * megapixels) for name in ("request_price", "key_price", "total_price")}
+    if pixels > usual.pixels:
+        image = BYTES_PER_PIXEL * pixels
+        body = image + usual.body - usual.image
+        bounds |= {"image": image, "body": body, "bodies_per_key": 2 * body, "bodies": 4 * body}
+        bounds["decode_seconds"] = math.ceil(usual.decode_seconds * pixels / usual.pixels)
     kept = ("bundled_pixels", "bundled_output_pixels")  # may be smaller than usual
     return {name: value for name, value in bounds.items() if name in kept or value > getattr(usual, name)}
 
 
 def with_room(settings: "Settings") -> "Settings":
     """The settings with a disk that holds two of the largest results of the bundled model, unless they say how much."""
-    from enlarger.service.jobs.disk_usage import BYTES_PER_PIXEL
+    from enlarger.service.jobs.disk_usage import BYTES_PER_PIXEL as RESULT_BYTES
     from enlarger.service.settings import GIB, Bounds
 
     pixels = settings.bounds.bundled_output_pixels
     if pixels <= Bounds().bundled_output_pixels or "disk" in settings.model_fields_set:
         return settings
-    return settings.model_copy(update={"disk": max(settings.disk, math.ceil(2 * pixels * BYTES_PER_PIXEL / GIB))})
+    return settings.model_copy(update={"disk": max(settings.disk, math.ceil(2 * pixels * RESULT_BYTES / GIB))})
 
 
 def check_models(settings: "Settings") -> None:

@@ -3,8 +3,10 @@
 import io
 import os
 import random
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +14,8 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-from enlarger.service.jobs.data_folder import claim_folder, mark_folder
+from enlarger.service.jobs.data_folder import DATABASE, claim_folder, mark_folder
+from enlarger.service.jobs.store import JobDatabase
 from tests.drills import wire
 from tests.drills.figures import Figure, mebibytes, none, share
 from tests.support.service import START_SECONDS, start
@@ -21,6 +24,7 @@ MIB = 1 << 20
 DISK = 4 * MIB
 EXPECTED = (200, 400, 429)
 BODY = 1 * MIB  # the largest that is sent
+RUBBISH = 3  # rows of the database that are no jobs
 
 
 class Watch(threading.Thread):
@@ -60,7 +64,9 @@ def quota(requests: int) -> list[Figure]:
         for path in foreign:
             path.write_text("years of work")
             os.utime(path, (1, 1))
-        (data / "jobs" / ("x" * 22)).symlink_to(data / "nowhere")
+        link = data / "jobs" / ("x" * 22)
+        link.symlink_to(data / "nowhere")
+        write_rubbish(data / DATABASE)
         served = start(Path(place), data, (), {"disk": DISK / (1 << 30), "bounds": {"body": BODY}})
         try:
             served.wait_ready(START_SECONDS)
@@ -72,13 +78,26 @@ def quota(requests: int) -> list[Figure]:
         finally:
             served.process.terminate()
             served.process.wait(60)
-        kept = sum(path.exists() for path in foreign)
+        kept = sum(path.exists() for path in foreign) + link.is_symlink()
+        log = served.log.read_text(errors="replace")
     return [
         mebibytes(f"the most below data in {requests:,} requests, with {DISK // MIB} MiB", watch.most, DISK + BODY),
         none("answers that are neither pictures nor refusals", len([one for one in statuses if one not in EXPECTED])),
         Figure("pictures made", statuses.count(200), least=1),
-        share("foreign files left alone", kept, len(foreign)),
+        share("foreign files and links left alone", kept, len(foreign) + 1),
+        share("of them named in the log", sum(repr(path.name) in log for path in (*foreign, link)), len(foreign) + 1),
+        share("rows that are no jobs set aside and named in the log", log.count("is set aside: job"), RUBBISH),
     ]
+
+
+def write_rubbish(database: Path) -> None:
+    """Rows that no job has left."""
+    JobDatabase.open(database).close()
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for index in range(RUBBISH):
+            values = (f"../rubbish-{index}", "", "queued", "then", 0, 0, 0, "{")
+            names = "id, owner, status, created, attached, crashes, attempts, spec"
+            connection.execute(f"INSERT INTO jobs ({names}) VALUES ({', '.join('?' * len(values))})", values)
 
 
 def request(client: httpx2.Client, url: str, chance: random.Random) -> int:

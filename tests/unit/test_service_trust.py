@@ -239,6 +239,9 @@ def test_what_would_time_out_again_is_not_to_be_repeated() -> None:
 def test_a_larger_picture_has_the_disk_and_the_price_that_it_needs(tmp_path: Path) -> None:
     settings = with_room(load_settings(data=tmp_path, bounds=bundled_bounds(500)))
     assert settings.disk >= 2 * 4 * 500e6 * 8 / 2**30 and settings.bounds.request_price == 2000
+    bounds = settings.bounds
+    assert bounds.image == 4 * 500_000_000 and bounds.image < bounds.body < bounds.bodies_per_key < bounds.bodies
+    assert bounds.decode_seconds == 200 and bundled_bounds(50).keys() == {"bundled_pixels", "bundled_output_pixels"}
     assert settings.bounds.pixels == 500_000_000 and settings.bounds.total_price == Bounds().total_price
     assert with_room(load_settings(data=tmp_path, disk=1, bounds=bundled_bounds(500))).disk == 1
     assert with_room(load_settings(data=tmp_path, bounds=bundled_bounds(10))).disk == Settings(data=tmp_path).disk
