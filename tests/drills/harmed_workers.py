@@ -15,7 +15,7 @@ from tests.drills.figures import Figure, seconds, share
 from tests.drills.processes import pids
 from tests.support.service import Served, running, until
 
-HEARTBEAT, JOB_SECONDS, MEMORY = 4, 20, 1.5  # seconds, seconds, GiB
+HEARTBEAT, JOB_SECONDS, MEMORY = 4, 10, 1.5  # seconds, seconds, GiB
 GRACE = 2.0  # seconds for a look at the process, and to tell of it
 HARM = """
 import signal, time
@@ -74,7 +74,7 @@ def harm_on_signals() -> Iterator[None]:
 
 
 def harm(served: Served, number: signal.Signals) -> tuple[float, str, bool]:
-    """Harm the worker of a job. Seconds until it was ended, how the job ended, and whether one that waited behind it was
+    """Harm the worker of a job. Seconds until it was ended, how the job ended, and whether the one behind it was
     done."""
     served.wait_ready()
     job = jobs.generate_later(served, num_inference_steps=150, size="128x128")["id"]
