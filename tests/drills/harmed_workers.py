@@ -25,10 +25,8 @@ def loop(*_):
         pass
 
 def eat(*_):
-    kept = []
-    while len(kept) < 256:
-        kept.append(b"x" * (16 << 20))
-        time.sleep(0.01)
+    kept = [b"x" * (64 << 20) for _ in range(40)]
+    time.sleep(len(kept))
 
 signal.signal(signal.SIGUSR1, loop)
 signal.signal(signal.SIGUSR2, eat)
@@ -77,7 +75,7 @@ def harm(served: Served, number: signal.Signals) -> tuple[float, str, bool]:
     """Harm the worker of a job. Seconds until it was ended, how the job ended, and whether the one behind it was
     done."""
     served.wait_ready()
-    job = jobs.generate_later(served, num_inference_steps=150, size="128x128")["id"]
+    job = jobs.generate_later(served, num_inference_steps=60, size="128x128")["id"]
     behind = jobs.upscale_later(served, wire.png(8, 8))["id"]
     jobs.wait_status(served, job, "running", seconds=60)
     after = seconds_to_end(pids(served.process.pid, "worker")[0], number)
