@@ -176,6 +176,7 @@ def test_help_imports_no_verb() -> None:
     modules = set(found.stdout.splitlines()[-1].split())
     assert {name for name in modules if name.startswith("enlarger.cli.")} == {
         "enlarger.cli.lazy_verbs",
+        "enlarger.cli.light_help",
         "enlarger.cli.main",
         "enlarger.cli.terminal",
     }
