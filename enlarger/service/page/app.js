@@ -279,7 +279,7 @@ async function connect(wrong = false) {
 		const [{ data }, { limits }] = await Promise.all(['v1/models', 'info'].map(path => askJson(path)));
 		settings.setModels(data, limits);
 		minutes = limits.job_minutes;
-		put($('kept'), say('kept', { n: number(minutes) }));
+		put($('kept'), say('kept', { n: number(minutes) }) + (/^(127|\[::1|localhost)/.test(location.hostname) ? say('local') : ''));
 		put($('trouble'), '');
 		catchUp().catch(() => {});
 		if (data.every(({ enlarger }) => !enlarger.kind && !enlarger.error)) throw new Error('');
