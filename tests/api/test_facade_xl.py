@@ -95,10 +95,10 @@ def test_folders_go_both_ways(base: Any, refiner: Any, tmp_path: Path) -> None:
         pipe.save_pretrained(tmp_path / name)
         theirs = without_progress(getattr(diffusers, name).from_pretrained(tmp_path / name, add_watermarker=False))
         assert_close(run(pipe), run(theirs), 1e-4)
-        for setting, value in pipe.config.items():
+        for setting, value in pipe.parameters.items():
             assert theirs.config[setting] == value
         assert_close(run(without_progress(type(pipe).from_pretrained(tmp_path / name))), run(pipe), 0)
-    assert dict(refiner.config) == {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
+    assert refiner.parameters == {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
     index = json.loads((tmp_path / "StableDiffusionXLImg2ImgPipeline" / "model_index.json").read_text())
     assert index["text_encoder"] == [None, None] and index["requires_aesthetics_score"] is True
 
