@@ -14,6 +14,7 @@ from torch import Tensor
 import enlarger
 from enlarger.cli.main import run
 from enlarger.errors import CheckpointError, InputError, Unsupported
+from enlarger.runtime import choices
 from enlarger.service.settings import ModelSettings
 from enlarger.service.worker.model_description import describe_model
 from enlarger.tasks.upscale.pixel_network import PixelNetworkUpscaler
@@ -60,6 +61,16 @@ def compact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("networks") / "4x.safetensors"
     save(path, "Compact", "params_ema.")
     return path
+
+
+def test_where_bfloat16_is_the_choice_it_is_not_theirs(compact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their last layer gives the pixels, of which bfloat16 would keep the steps of 8 bits."""
+    found = replace(choices.hardware(), bfloat16="avx512_bf16")
+    monkeypatch.setattr(choices, "hardware", lambda: found)
+    for precision, expected in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
+        upscaler = enlarger.load(compact, "cpu", precision)
+        assert isinstance(upscaler, PixelNetworkUpscaler)
+        assert next(upscaler.network.model.parameters()).dtype == expected
 
 
 def test_every_size_with_alpha_and_sixteen_bits(compact: Path) -> None:

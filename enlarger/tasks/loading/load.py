@@ -217,6 +217,8 @@ def load_model(
         raise Unsupported(f"precision is {precision}, but the bundled model runs in float32; leave it out")
     components = as_checkpoint(model).open(dtype)
     kind = kind_of(components, name)
+    if kind is KINDS["pixel"] and precision == "auto" and dtype == torch.bfloat16:  # whose steps are those of 8 bits
+        components = as_checkpoint(model).open(torch.float32)
     if verb is not None and verb not in kind.tasks:
         wanted = (one for one in KINDS.values() if verb in one.tasks and one.pipeline_class is not None)
         expected = " or ".join(f"{one.pipeline_class}, {one.label}" for one in wanted)
