@@ -16,6 +16,7 @@ from tests.drills.processes import pids
 from tests.support.service import Served, running, until
 
 HEARTBEAT, JOB_SECONDS, MEMORY = 4, 10, 1.5  # seconds, seconds, GiB
+BOUNDS = {"job_seconds": JOB_SECONDS}
 GRACE = 2.0  # seconds for a look at the process, and to tell of it
 HARM = """
 import signal, time
@@ -41,7 +42,10 @@ WAYS = (
 def harmed_workers(rounds: int) -> list[Figure]:
     """Harm the worker in each way, so many times."""
     figures: list[Figure] = []
-    with harm_on_signals(), running(heartbeat_seconds=HEARTBEAT, worker_memory=MEMORY, bounds=BOUNDS) as served:
+    with (
+        harm_on_signals(),
+        running(models=(), heartbeat_seconds=HEARTBEAT, worker_memory=MEMORY, bounds=BOUNDS) as served,
+    ):
         for name, number, expected, deadline in WAYS:
             found = [harm(served, number) for _ in range(rounds)]
             longest = max(after for after, _, _ in found)
@@ -51,9 +55,6 @@ def harmed_workers(rounds: int) -> list[Figure]:
                 share(f"{name}: the next job succeeded", sum(next_one for _, _, next_one in found), rounds),
             ]
     return figures
-
-
-BOUNDS = {"job_seconds": JOB_SECONDS}
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def harm(served: Served, number: signal.Signals) -> tuple[float, str, bool]:
     """Harm the worker of a job. Seconds until it was ended, how the job ended, and whether the one behind it was
     done."""
     served.wait_ready()
-    job = jobs.generate_later(served, num_inference_steps=60, size="128x128")["id"]
+    job = jobs.upscale_later(served, wire.png(512, 512))["id"]
     behind = jobs.upscale_later(served, wire.png(8, 8))["id"]
     jobs.wait_status(served, job, "running", seconds=60)
     after = seconds_to_end(pids(served.process.pid, "worker")[0], number)
