@@ -45,6 +45,7 @@ def create_app(settings: Settings, workers: WorkerPlan | None = None) -> FastAPI
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
+        openapi_url=None,  # see `install_openapi`
         docs_url=None,  # they load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,

@@ -4,10 +4,11 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from enlarger.service.routes.response_models import Error, JobReply
 from enlarger.service.settings import Bounds
@@ -202,15 +203,22 @@ def image_content(*media_types: str) -> Schema:
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Let the application serve our document."""
+    """Let the application serve our document, which is encoded once: it is large, and anybody may ask for it often."""
     cache: Schema = {}
+    encoded: list[bytes] = []
 
     def openapi() -> Schema:
         if not cache:
             cache.update(build_openapi(app))
         return cache
 
+    async def serve(request: Request) -> Response:
+        if not encoded:
+            encoded.append(json.dumps(openapi(), ensure_ascii=False, separators=(",", ":")).encode())
+        return Response(encoded[0], media_type="application/json")
+
     app.openapi = openapi
+    app.add_route("/openapi.json", serve, include_in_schema=False)
 
 
 def build_openapi(app: FastAPI) -> Schema:
