@@ -178,13 +178,13 @@ def save_image(
     """Write an image whole or not at all: to a new file in the same folder, which then takes the name.
 
     The suffix chooses the format; `quality` (1..100) is for JPEG, WebP and AVIF. The colour profile in `image.info` of
-    a colour image is kept (BMP holds none), and so are EXIF, XMP, IPTC and resolution that `read_picture` found, but
-    for what `strip` names; what the format cannot hold is said in a warning. All other metadata are left out.
+    a colour image is kept (BMP holds none), and so are EXIF, XMP, IPTC, resolution and texts that `read_picture` found,
+    but for what `strip` names; what the format cannot hold is said in a warning. All other metadata are left out.
     `generation` says how the picture was made, see `image.generation`; its "fingerprint", 32 hexadecimal digits,
     becomes the EXIF tag ImageUniqueID. Neither is in a BMP, nor where all is stripped. It says the `background` too,
     which lies under what is transparent where the format holds no alpha; alpha that is opaque is left out there.
-    Raises InputError for alpha or 16 bits in a format without them, an unknown suffix, a missing folder, a full disk
-    and, without `overwrite`, an existing file.
+    16 bits are rounded, with a warning, where the format holds 8. Raises InputError for transparent parts in a format
+    without alpha, an unknown suffix, a missing folder, a full disk and, without `overwrite`, an existing file.
     """
     check_saving(quality, strip)
     check_background(background)
