@@ -145,8 +145,7 @@ class Refiner:
         stages = StageList(room, size, large, count, timer)
         stages.read()
         if request.by is not None:
-            upscaler = load_bundled(model.latent_diffusion.runtime)
-            stages.add_plan(upscaler.plan(self._upscale_request(request, request.by), timer), "enlarge")
+            stages.add_plan(self._plan_enlarging(request, request.by, timer), "enlarge")
         if options["strength"] > 0:
             padded = large if is_latent else padded_size(large, model.size_multiple)
             latents = model.latent_size(padded)
@@ -186,6 +185,16 @@ class Refiner:
 
         upscaler = load_bundled(self.model.latent_diffusion.runtime)
         return upscaler(self._upscale_request(request, by), report)
+
+    def _plan_enlarging(self, request: RefineRequest, by: float, timer: Timer | None) -> Plan:
+        within = self._upscale_request(request, by)
+        try:
+            return load_bundled(self.model.latent_diffusion.runtime).plan(within, timer)
+        except InputError as error:
+            if within.memory is None:
+                raise
+            found = f"memory is {request.memory}, but the stage 'enlarge' has {within.memory} of it beside the model"
+            raise InputError(f"{found}: {error}") from error
 
     def _upscale_request(self, request: RefineRequest, by: float) -> UpscaleRequest:
         size = UpscaleRequest(None, by).target_size(*image_size(request.image, self.model.vae.downsample_factor))

@@ -4,6 +4,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+@cache
 def gamma_profile() -> bytes:
-    """A colour profile that differs from sRGB: the red and blue primaries' curves are swapped for a linear one."""
+    """A colour profile that differs from sRGB: the red and blue primaries' curves are swapped for a linear one.
+
+    The same at each call, though a profile tells when it was made.
+    """
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     start = data.index(b"para", 132 + 12 * struct.unpack(">I", data[128:132])[0])
     data[start : start + 16] = b"para" + bytes(4) + struct.pack(">HHi", 0, 0, 1 << 16)  # type 0: y = x ** 1.0
