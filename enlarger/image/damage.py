@@ -10,6 +10,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin
 
+from enlarger.image.colour_marks import note_of_cicp
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND"
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
@@ -43,6 +45,8 @@ def without_broken_chunks(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO,
             unpacked = _inflate(body.partition(b"\0")[2][1:], MAX_PROFILE_BYTES + 1)
             profile = unpacked if MAX_TEXT_BYTES < len(unpacked) <= MAX_PROFILE_BYTES else None
             reason = "a profile of over 1 MiB" if len(unpacked) > MAX_TEXT_BYTES else None
+        if kind == b"cICP" and (note := note_of_cicp(body)) is not None:
+            notes.append(note)
         if reason is None:
             continue
         note = f"{kind.decode('ascii', 'replace')}, data beside the pixels, left out: {reason}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from enlarger.errors import InputError, NonFinite
 from enlarger.image.cmyk import cmyk_metadata
 from enlarger.image.colour import deep_to_srgb, grey_to_srgb, to_srgb, to_unit_grey
+from enlarger.image.colour_marks import notes_of_chromaticity
 from enlarger.image.decode import (
     PIXEL_LIMIT,
     FileSource,
@@ -117,6 +118,7 @@ def list_pictures(folder: str | Path) -> list[Path]:
 def _from_pil(image: Image.Image, name: str, limit: int, notes: list[str], tone_map: bool) -> Picture:
     source, image = image, decode_image(image, name, limit, notes, tone_map)
     metadata = read_file_metadata(source) | cmyk_metadata(source)
+    notes += notes_of_chromaticity(source)
     try:
         if image.mode == "F" or image.mode.startswith("I"):
             values, bit_depth, icc_profile = _read_grey16(image, name, notes), 16, None

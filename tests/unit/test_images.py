@@ -394,3 +394,32 @@ def test_pictures_are_read_in_threads(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert found == [image.tobytes()] * 8
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+CHROMATICITY = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+WIDE = (31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+
+
+@pytest.mark.parametrize(
+    ("marks", "note"),
+    [
+        (chunk(b"cICP", bytes((12, 13, 0, 1))), "are Display P3 with sRGB's curve, in cICP"),
+        (chunk(b"cICP", bytes((9, 16, 0, 1))), "are BT.2020 with PQ's curve, in cICP"),
+        (chunk(b"cICP", bytes((1, 13, 0, 1))), None),
+        (chunk(b"cICP", b""), None),
+        (chunk(b"gAMA", struct.pack(">I", 100000)), "have gamma 1"),
+        (chunk(b"gAMA", struct.pack(">I", 45455)) + chunk(b"cHRM", struct.pack(">8I", *CHROMATICITY)), None),
+        (chunk(b"cHRM", struct.pack(">8I", *WIDE)), "have primaries that are not sRGB's"),
+        (chunk(b"gAMA", struct.pack(">I", 100000)) + chunk(b"sRGB", b"\0"), None),
+    ],
+)
+def test_marks_of_colours_that_are_not_followed_are_said(marks: bytes, note: str | None) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, "PNG")
+    data = stream.getvalue()
+    found = read_picture(data[:33] + marks + data[33:]).notes
+    assert found == (() if note is None else (f"the file says its colours {note}: taken as sRGB",))
