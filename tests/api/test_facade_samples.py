@@ -215,8 +215,8 @@ def test_an_encoder_of_pictures_is_read_again(tmp_path: Path) -> None:
         transformers.CLIPVisionConfig(num_hidden_layers=1, projection_dim=8, **sizes)
     )
     given = StableDiffusionPipeline.from_pretrained(tiny.sd1_folder(), image_encoder=encoder)
-    given.save_pretrained(tmp_path / "one")
-    StableDiffusionPipeline.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
+    given.save_pretrained(tmp_path / "one", variant="fp16")
+    StableDiffusionPipeline.from_pretrained(tmp_path / "one", variant="fp16").save_pretrained(tmp_path / "two")
     again = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "two").image_encoder
     for name, weight in encoder.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name])

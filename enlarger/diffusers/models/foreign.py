@@ -84,7 +84,7 @@ def read_vision_part(part: Any) -> Any:
             return part
 
 
-def read_image_encoder(folder: Path, stated: object) -> Any:
+def read_image_encoder(folder: Path, stated: object, variant: str | None = None) -> Any:
     """The encoder of pictures that a folder's index names, which is kept and saved; None where there is none."""
     known = [["transformers", name] for name in ("CLIPVisionModelWithProjection", "CLIPVisionModel")]
     if stated not in known or not (folder / "image_encoder").is_dir():
@@ -95,7 +95,7 @@ def read_image_encoder(folder: Path, stated: object) -> Any:
         log.warning("%s: its image_encoder is left out; install transformers to keep it", folder)
         return None
     kind: Any = getattr(transformers, known[known.index(cast("list[str]", stated))][1])
-    return kind.from_pretrained(folder / "image_encoder")
+    return kind.from_pretrained(folder / "image_encoder", variant=variant)
 
 
 def with_extractor(part: Part, extractor: Any) -> Part:

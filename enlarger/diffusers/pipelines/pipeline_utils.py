@@ -174,7 +174,7 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, Descr
         except CheckpointError as error:  # a ValueError, as in diffusers
             said = f"You are trying to load the model files of the `variant={variant}`, but {error}"
             raise UnfitFile(str(error) if variant is None else said) from error
-        return cls._from_bundle(bundle, cls._vision_parts(bundle, variant, given))._loaded(loading)
+        return cls._from_bundle(bundle, cls._vision_parts(bundle, variant, given), variant)._loaded(loading)
 
     def _loaded(self, loading: Loading) -> Self:
         """Itself, moved to where and to what precision loading says."""
@@ -234,7 +234,7 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, Descr
         return given
 
     @classmethod
-    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, object]) -> Self:
+    def _from_bundle(cls, bundle: PipelineComponents, given: Mapping[str, object], variant: str | None = None) -> Self:
         """A pipeline of what was read and of the parts that were given instead."""
         absent: dict[str, Any] = {
             name: None
@@ -242,7 +242,7 @@ class DiffusionPipeline(RunState, ScaledCalls, MemoryMethods, StepMethods, Descr
             if kind is type(None) or name in cls.OPTIONAL_COMPONENTS
         }
         if "image_encoder" in absent and "image_encoder" not in given:
-            absent["image_encoder"] = read_image_encoder(bundle.path, bundle.index.get("image_encoder"))
+            absent["image_encoder"] = read_image_encoder(bundle.path, bundle.index.get("image_encoder"), variant)
         settings = {name: bundle.index[name] for name in cls.CONFIG_KEYS if name in bundle.index}
         parts = {
             name: scheduler_from_config(part) if issubclass(cls.COMPONENT_TYPES.get(name, object), Scheduler) else part
