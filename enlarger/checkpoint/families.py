@@ -47,6 +47,7 @@ class ModelKind:
     unused_options: tuple[str, ...] = ()  # of its requests
     dependent_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """Options that change nothing while another one is None or 0."""
+    one_step: bool = False  # `steps` of its requests is 1, if anything
     one_answer: str = ""  # the note of a `count` above 1, where seeds change nothing; "": they do
 
     @property
@@ -197,6 +198,7 @@ KINDS: dict[str, ModelKind] = {
         loader="enlarger.tasks.upscale.bundled:load",
         tasks={"upscale": TaskSpec("upscale/bundled", is_batched=True)},
         pipeline_class="CompactUpscale",
+        one_step=True,
         unused_options=(
             "prompt",
             "negative",

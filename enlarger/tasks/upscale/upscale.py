@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from enlarger.checkpoint.families import KINDS, ModelKind
+from enlarger.checkpoint.families import ModelKind
 from enlarger.errors import InputError, Unsupported
 from enlarger.image.consistency import is_harmless, project_into_range_, residual
 from enlarger.image.decode import open_upright
@@ -163,9 +163,9 @@ def plan_upscale(request: UpscaleRequest, size: tuple[int, int], scale: int) -> 
 
 def refuse_unused_options(kind: ModelKind, request: UpscaleRequest) -> None:
     """Raise Unsupported for options that are set and that a kind of upscaler has no use for."""
-    if kind is KINDS["bundled"]:
+    if kind.one_step:
         if request.steps not in (None, 1):
-            raise Unsupported(f"steps is {request.steps}, but the bundled model makes detail in one; leave it")
+            raise Unsupported(f"steps is {request.steps}, but {kind.label} makes detail in one; leave it")
         request = replace(request, steps=None)
     for option in fields(request):
         if option.name in kind.unused_options and getattr(request, option.name) != option.default:
