@@ -5,7 +5,8 @@ import hashlib
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from tests.drills import jobs, wire
 from tests.drills.figures import Figure, mebibytes, middle, millis, quantile, seconds, share
@@ -13,6 +14,7 @@ from tests.drills.probe import probing
 from tests.drills.processes import sampled
 from tests.support.service import Served
 
+Request = TypeVar("Request")
 MIB = 1 << 20
 KEYS = ("drill-key-of-the-hostile-one", "drill-key-of-the-other-one")
 HASHES = ["sha256:" + hashlib.sha256(key.encode()).hexdigest() for key in KEYS]
@@ -28,24 +30,9 @@ def hostile_bodies(served: Served, count: int) -> list[Figure]:
     """So many hostile bodies, of every kind in turn."""
     usual = middle([small_picture(served) for _ in range(5)])
     requests, answers = itertools.islice(itertools.cycle(kinds(jobs.host_of(served))), count), list[wire.Answer]()
-    lock, meanwhile = threading.Lock(), list[float]()
-
-    def send() -> None:
-        while True:
-            with lock:
-                raw = next(requests, None)
-            if raw is None:
-                return
-            answers.append(wire.pour(served.url, [raw], 60))
-
     with sampled(served.process.pid) as peak, probing(served.url) as health:
-        senders = [threading.Thread(target=send) for _ in range(SENDERS)]
-        for sender in senders:
-            sender.start()
-        while any(sender.is_alive() for sender in senders):
-            meanwhile.append(small_picture(served))
-        for sender in senders:
-            sender.join()
+        senders = start_senders(SENDERS, requests, lambda raw: answers.append(wire.pour(served.url, [raw], 60)))
+        meanwhile = small_pictures(served, senders)
     refused = [answer for answer in answers if 400 <= answer.status < 500 and answer.code is not None]
     return [
         share("refused with 4xx and a code", len(refused), count),
@@ -55,6 +42,32 @@ def hostile_bodies(served: Served, count: int) -> list[Figure]:
         seconds("one of them before, median", usual),
         seconds("one of them meanwhile, longest", max(meanwhile), most=usual + 2),
     ]
+
+
+def start_senders(count: int, requests: Iterator[Request], send: Callable[[Request], None]) -> list[threading.Thread]:
+    """So many threads that send requests, each the next one, until there are none."""
+    lock = threading.Lock()
+
+    def run() -> None:
+        while True:
+            with lock:
+                request = next(requests, None)
+            if request is None:
+                return
+            send(request)
+
+    senders = [threading.Thread(target=run) for _ in range(count)]
+    for sender in senders:
+        sender.start()
+    return senders
+
+
+def small_pictures(served: Served, senders: Sequence[threading.Thread], least: int = 0) -> list[float]:
+    """The seconds that small pictures of the other key take while others send, of so many at least."""
+    times = list[float]()
+    while len(times) < least or any(sender.is_alive() for sender in senders):
+        times.append(small_picture(served))
+    return times
 
 
 def small_picture(served: Served) -> float:

@@ -3,7 +3,6 @@
 import itertools
 import socket
 import struct
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from tests.drills import jobs, wire
 from tests.drills.figures import Figure, middle, none, seconds
-from tests.drills.hostile_bodies import HASHES, KEYS, MIB, small_picture
+from tests.drills.hostile_bodies import HASHES, KEYS, MIB, small_picture, small_pictures, start_senders
 from tests.support.hostile_kinds import KINDS as FILES
 from tests.support.service import Served, running
 
@@ -64,24 +63,10 @@ def hostile_costs(count: int) -> list[Figure]:
 def beside(served: Served, kind: Kind, count: int, statuses: list[int]) -> list[float]:
     """The seconds that small pictures of the other key take while so many requests of a kind are sent."""
     requests = itertools.islice(kind.requests(jobs.host_of(served)), count)
-    lock, times = threading.Lock(), list[float]()
-
-    def send() -> None:
-        while True:
-            with lock:
-                pieces = next(requests, None)
-            if pieces is None:
-                return
-            statuses.append(kind.send(served.url, pieces))
-
-    senders = [threading.Thread(target=send) for _ in range(min(kind.senders, count))]
-    for sender in senders:
-        sender.start()
-    while len(times) < LEAST or any(sender.is_alive() for sender in senders):
-        times.append(small_picture(served))
-    for sender in senders:
-        sender.join()
-    return times
+    senders = start_senders(
+        min(kind.senders, count), requests, lambda pieces: statuses.append(kind.send(served.url, pieces))
+    )
+    return small_pictures(served, senders, LEAST)
 
 
 def late_uploads(host: str) -> Iterator[Pieces]:

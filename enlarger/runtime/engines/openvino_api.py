@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -46,6 +47,12 @@ def _openvino() -> Any:
     import openvino
 
     return openvino
+
+
+@cache
+def _core() -> Any:
+    """The one of the process, as its makers advise: with the last one would go the plugin that its graphs run in."""
+    return _openvino().Core()
 
 
 def _ignore(*_: object, **__: object) -> None:
@@ -105,7 +112,7 @@ def save(graph: Graph, folder: Path) -> None:
 
 def read(folder: Path) -> Graph:
     """The graph of a folder; its weights are mapped. Raises RuntimeError for what it cannot read."""
-    return _openvino().Core().read_model(folder / GRAPH_FILE)
+    return _core().read_model(folder / GRAPH_FILE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +138,7 @@ def make_executable(graph: Graph, dtype: torch.dtype) -> Executable:
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    compiled = _openvino().Core().compile_model(graph, CPU, options)
+    compiled = _core().compile_model(graph, CPU, options)
     return Executable(compiled.create_infer_request(), Lock())
 
 
