@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from enlarger.requests import (
 )
 from enlarger.tasks.latent_diffusion.latent_diffusion import pad_to_multiple
 
-LatentSpace = Literal["sd", "sdxl", "x4"]  # Stable Diffusion 1 and 2 and the x2 upscaler share the first
+LatentSpace = str
+"""Whose latents: "sd" (Stable Diffusion 1, 2, the x2 upscaler), "sdxl", "x4", or the scale of another autoencoder."""
 
 
 SPACE_BY_SCALING_FACTOR: dict[float, LatentSpace] = {0.18215: "sd", 0.13025: "sdxl", 0.08333: "x4"}
@@ -54,15 +55,20 @@ class Latents:
         if self.values.ndim != 4 or not self.values.is_floating_point():
             found = f"{tuple(self.values.shape)} of {self.values.dtype}"
             raise InputError(f"latents have shape {found}, expected floats (B, C, h, w)")
-        if self.space not in COMPATIBLE_MODELS:
-            raise InputError(f"latents are of space {self.space!r}, expected one of {', '.join(COMPATIBLE_MODELS)}")
+        if not self.scale > 0:
+            expected = f"one of {', '.join(COMPATIBLE_MODELS)}, or the scale of their autoencoder"
+            raise InputError(f"latents are of space {self.space!r}, expected {expected}")
         if not self.sigma >= 0:
             raise InputError(f"latents have noise of level {self.sigma}, expected 0 or above")
 
     @property
     def scale(self) -> float:
-        """What their autoencoder multiplied them by."""
-        return next(scale for scale, space in SPACE_BY_SCALING_FACTOR.items() if space == self.space)
+        """What their autoencoder multiplied them by; NaN for a space that there is not."""
+        known = {space: scale for scale, space in SPACE_BY_SCALING_FACTOR.items()}
+        try:
+            return known[self.space] if self.space in known else float(self.space)
+        except ValueError:
+            return float("nan")
 
     def __repr__(self) -> str:
         return f"Latents({tuple(self.values.shape)}, {self.space!r}, sigma={self.sigma:g})"
@@ -107,21 +113,15 @@ def check_space(found: LatentSpace, config: AutoencoderConfig, what: str) -> Non
     if found != space:
         raise InputError(
             f"found latents of {found} for {what}, which takes those of {space}; give them to "
-            f"{COMPATIBLE_MODELS[found]}, or decode them and give the picture"
+            f"{COMPATIBLE_MODELS.get(found, 'a checkpoint whose autoencoder has that scale')}, or decode them and give "
+            "the picture"
         )
 
 
 def latent_space_of(config: AutoencoderConfig) -> LatentSpace:
     """Whose latents an autoencoder makes; its scale tells."""
-    found: LatentSpace | None = next(
-        (space for scale, space in SPACE_BY_SCALING_FACTOR.items() if abs(config.scaling_factor - scale) < 1e-6), None
-    )
-    if found is None:
-        known = ", ".join(f"{scale:g} ({space})" for scale, space in SPACE_BY_SCALING_FACTOR.items())
-        raise InputError(
-            f"the autoencoder's scale is {config.scaling_factor:g}, expected {known}; check its config.json"
-        )
-    return found
+    scale = config.scaling_factor
+    return next((space for known, space in SPACE_BY_SCALING_FACTOR.items() if abs(scale - known) < 1e-6), str(scale))
 
 
 R = TypeVar("R", UpscaleRequest, RefineRequest, DepthRequest, InpaintRequest)

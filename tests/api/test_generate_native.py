@@ -1,6 +1,9 @@
 """`enlarger.generate` on tiny folders: sizes, seeds, experts and their plan, enlarging without leaving latents."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -10,7 +13,16 @@ import torch
 from PIL import Image
 
 import enlarger
-from enlarger import GenerateRequest, Generator, InputError, Latents, Progress, Unsupported, load_generator
+from enlarger import (
+    GenerateRequest,
+    Generator,
+    InputError,
+    Latents,
+    Progress,
+    RefineRequest,
+    Unsupported,
+    load_generator,
+)
 from enlarger.nn.autoencoder import AutoencoderKL
 from tests.support import tiny, tiny_depth, tiny_x4, tiny_xl
 from tests.support.close import assert_close
@@ -179,6 +191,24 @@ def test_other_upscalers_take_the_picture(sd: Generator) -> None:
     x4 = load_generator(tiny.sd1_folder(), "cpu", upscaler=tiny_x4.x4_folder())
     request = GenerateRequest("a boat", width=24, height=16, steps=2, upscale=3, upscale_steps=2)
     assert x4(request).image.size == (72, 48) and x4.explain(request).calls == 3 + 2
+
+
+def test_an_autoencoder_of_another_scale(tmp_path: Path) -> None:
+    """It has a space of its own: its models make pictures, and take their own latents and no others'."""
+    folder = shutil.copytree(tiny.sd1_folder(), tmp_path / "model")
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": 0.5}))
+    made = load_generator(folder, "cpu")(GenerateRequest("a boat", steps=2, solver="ddim", seed=3))
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    assert made.latents is not None and made.latents.space == "0.5"
+    with torch.inference_mode():
+        expected = pipe.image_processor.postprocess(pipe.vae.decode(made.latents.values / 0.5).sample)[0]
+    assert abs(pixels(made.image) - pixels(expected)).max() <= 1
+    refiner = enlarger.load_refiner(folder, "cpu")
+    again = refiner(RefineRequest(made.latents, "a boat", strength=0.5, steps=2)).latents
+    assert again is not None and again.space == "0.5"
+    with pytest.raises(InputError, match=r"^found latents of sd for .*, which takes those of 0.5; give them to"):
+        refiner(RefineRequest(Latents(made.latents.values, "sd"), "a boat"))
 
 
 def test_latents_that_do_not_fit_name_the_right_checkpoint(sd: Generator) -> None:

@@ -28,8 +28,8 @@ def config(scale: float) -> AutoencoderConfig:
 def test_spaces_are_told_by_the_scale() -> None:
     for scale, space in SPACE_BY_SCALING_FACTOR.items():
         assert latent_space_of(config(scale)) == space and Latents(VALUES, space).scale == scale
-    with pytest.raises(InputError, match=r"scale is 0.5, expected 0.18215 \(sd\), 0.13025 \(sdxl\), 0.08333 \(x4\)"):
-        latent_space_of(config(0.5))
+    assert latent_space_of(config(0.5)) == "0.5" and Latents(VALUES, "0.5").scale == 0.5
+    assert Latents(VALUES, "0.5").values_for(AutoencoderKL(config(0.5)), "x2") is VALUES
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,11 @@ def test_spaces_are_told_by_the_scale() -> None:
             "sd", 0.08333,
             "found latents of sd for x2, which takes those of x4; give them to a Stable Diffusion 1 or 2 checkpoint "
             "or the x2 latent upscaler, or decode them and give the picture",
+        ),
+        (
+            "0.5", 0.18215,
+            "found latents of 0.5 for x2, which takes those of sd; give them to a checkpoint whose autoencoder has "
+            "that scale, or decode them and give the picture",
         ),
     ],
 )  # fmt: skip

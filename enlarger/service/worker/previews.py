@@ -12,6 +12,7 @@ from enlarger.image.atomic_write import atomic_write
 from enlarger.service.worker.model_cache import CachedModel
 from enlarger.target_size import scaled_side
 from enlarger.tasks.auxiliary.preview import LATENT_RGB_FACTORS, linear_preview
+from enlarger.tasks.inputs import latent_space_of
 from enlarger.tasks.results.result import Progress
 
 Size = tuple[int, int]  # width, height
@@ -36,7 +37,7 @@ def preview_decoder_for(model: CachedModel) -> PreviewDecoder | None:
         return None
     if previewer is not None:
         return PreviewDecoder(lambda denoised: previewer(denoised)[0], vae.downsample_factor)
-    if space is None or space not in LATENT_RGB_FACTORS:
+    if space is None or space not in LATENT_RGB_FACTORS or space != latent_space_of(vae.config):
         return None
     return PreviewDecoder(lambda denoised: linear_preview(denoised, space)[0], vae.downsample_factor)
 
