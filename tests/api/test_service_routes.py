@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from enlarger.errors import InputError
 from enlarger.service.jobs.job import Job, JobSpec, job_folder, new_job_id
 from enlarger.service.middleware.api_keys import find_owner, hash_key
 from enlarger.service.problems import Problem
-from enlarger.service.routes.page import PAGE_FILES
+from enlarger.service.routes.page import PAGE_FILES, without_comments
 from enlarger.service.routes.sse import owner_events
 from enlarger.service.settings import Bounds, load_settings
 from tests.support.fake_service import FakeDecoder, FakeService, fake_service, serve_in_thread
@@ -586,6 +587,13 @@ def test_models_info_metrics(client: TestClient) -> None:
     assert b"enlarger_queue_size" in answer.content
 
 
+def test_what_is_for_readers_of_the_pages_source_is_not_sent() -> None:
+    source = (
+        b"/** A file. */\nif (a) {\n\t// Why.\n\t\tb(); // here\n\t/* one */ c('//');\n}\n\n    `  //`\n\t/* d */\n"
+    )
+    assert without_comments(source) == b"\nif (a) {\n\nb(); // here\n/* one */ c('//');\n}\n\n    `  //`\n\n"
+
+
 def test_the_page_comes_from_a_list(client: TestClient) -> None:
     assert "index.html" in PAGE_FILES
     answer = client.get("/")
@@ -595,5 +603,8 @@ def test_the_page_comes_from_a_list(client: TestClient) -> None:
     assert client.head("/").status_code == 200
     for name in PAGE_FILES:
         assert client.get(f"/page/{name}").status_code == 200
+    assert client.get("/page/zip.js").content == without_comments(
+        (files("enlarger.service") / "page/zip.js").read_bytes()
+    )
     problem_in(client.get("/page/page.py"), 404, "not_found", None, "the page has no file 'page.py'")
     problem_in(client.get("/page/..%2Fsettings.py"), 404, "not_found", None, "there is nothing")

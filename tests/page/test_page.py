@@ -20,6 +20,7 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from enlarger.image.generation import add_generation
+from enlarger.service.routes.page import PAGE_FILES
 from tests.support.browser import WatchedPage, chromium, photo, pixels, png, tab
 from tests.support.service import Served, running
 
@@ -112,12 +113,22 @@ def slow(page: WatchedPage) -> None:
 
 
 def test_the_page_is_small_and_asks_for_no_inline_code() -> None:
-    parts = {item.name: item.read_bytes() for item in (files("enlarger.service") / "page").iterdir() if item.is_file()}
+    parts = {name: page_file.content for name, page_file in PAGE_FILES.items()}
+    assert set(parts) == {item.name for item in (files("enlarger.service") / "page").iterdir()}
     assert sum(map(len, parts.values())) <= MOST_BYTES
     for name, data in parts.items():
         assert b"innerHTML" not in data and b"http://" not in data.replace(b"http://www.w3.org/2000/svg", b""), name
         assert b"https://" not in data and b"eval(" not in data, name
     assert not re.search(rb"<script>|<style|\sstyle=|\son\w+=", parts["index.html"])
+
+
+def test_no_text_of_several_lines_begins_one_as_a_comment_does() -> None:
+    """Indentation and lines of comment are not sent; in a template they would be text."""
+    for item in (files("enlarger.service") / "page").iterdir():
+        within = False
+        for line in item.read_text().splitlines() if item.name.endswith(".js") else ():
+            assert not (within and line.startswith(("\t", "//", "/*"))), f"{item.name}: {line}"
+            within ^= line.count("`") % 2 == 1
 
 
 def test_a_dropped_photo_is_enlarged_while_progress_is_told(page: WatchedPage) -> None:

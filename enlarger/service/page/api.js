@@ -2,6 +2,7 @@
 import { pause } from './dom.js';
 import { say } from './text.js';
 
+// The service says something more often; a proxy may hold a dead stream open.
 const SILENCE = 45000; // milliseconds
 
 /** A refusal: the words, the field, when to come back. Status 0: not reached. */
@@ -20,6 +21,7 @@ export const key = {
 export const address = path => new URL(path, document.baseURI).href;
 export const over = job => ['succeeded', 'failed', 'canceled'].includes(job.status);
 
+/** Send a request; throws Problem for every answer that is not a success. */
 export async function ask(path, options = {}) {
 	const headers = { ...options.headers, ...(key.get() && { Authorization: `Bearer ${key.get()}` }) };
 	let answer;
@@ -42,6 +44,7 @@ export async function stream(opened, hear, signal) {
 	let timer, there = false;
 	const alive = () => {
 		clearTimeout(timer);
+		// a proxy that holds streams back is told apart early by the missing first words
 		timer = setTimeout(() => silent.abort(), there ? SILENCE : 4000);
 	};
 	alive();
@@ -63,6 +66,7 @@ export async function stream(opened, hear, signal) {
 	return there;
 }
 
+/** The events of a text/event-stream with one line of data each: `{event, data}`. `alive()` is called for every piece, pings too. */
 async function* eventsOf(body, alive) {
 	const reader = body.pipeThrough(new TextDecoderStream()).getReader();
 	for (let rest = '', event = {}; ; ) {

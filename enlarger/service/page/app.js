@@ -37,6 +37,7 @@ function draw() {
 	drawForm();
 }
 
+/** Go on to the picture that is worked on, of those that were started together. */
 function follow() {
 	const next = cards.find(({ state, batch }) => state === 'running' && batch === selected?.batch);
 	if (next) [selected, variant] = [next, 0];
@@ -44,6 +45,7 @@ function follow() {
 
 const requestNow = () => requestOf(settings.task, settings.unusedNow(), settings.read());
 
+/** Which of the panes a card is shown in, by its state and the task. */
 function paneOf(card) {
 	const making = settings.task === 'generate' && settings.possible();
 	if (card === null) return making ? 'blank' : 'empty';
@@ -116,6 +118,7 @@ function drawForm() {
 
 // What is done
 
+/** The cards that the button would send. */
 function sendable() {
 	const ready = cards.filter(card => fresh(card) && !card.unfit);
 	return settings.task === 'inpaint' ? ready.filter(mask.painted) : ready;
@@ -151,6 +154,7 @@ function again({ file, strokes = [] }) {
 	pick(next);
 }
 
+/** Hand the shown result on as a file; one that has expired is said to be so on its card. */
 async function shownFile(use) {
 	const file = await fileOf(selected, resultsOf(selected)[variant], variant);
 	if (file) use(file);

@@ -57,8 +57,10 @@ function busiest(...shares) {
 
 const fit = () => Math.min(view.clientWidth / width, view.clientHeight / height, 4);
 
+/** A side of the picture stays in the view: centred if it is smaller, without gaps if larger. */
 const placed = (at, room, size) => (size <= room ? (room - size) / 2 : between(at, room - size, 0));
 
+/** Where the picture begins and ends in the view, from left to right. */
 function ends() {
 	return [Math.max(0, x), Math.min(view.clientWidth, x + width * scale)];
 }
@@ -84,6 +86,7 @@ function draw() {
 	magnify();
 }
 
+/** The magnifier shows the same spot before and after, side by side. */
 function magnify() {
 	glass.hidden = $('loupe').ariaPressed !== 'true';
 	if (glass.hidden) return;
@@ -98,6 +101,7 @@ function magnify() {
 	});
 }
 
+/** Zoom about a point of the view, by default its middle. */
 function zoomTo(wanted, atX = view.clientWidth / 2, atY = view.clientHeight / 2) {
 	const next = between(wanted, fit(), MOST);
 	fitted = next === fit();

@@ -3,8 +3,10 @@ import { $, icon, label, make, put, setSource } from './dom.js';
 import { busy, cards, finished, percentOf, remove } from './jobs.js';
 import { lasting, number, say, sizeText } from './text.js';
 
+// card -> its elements, which stay: what has the focus keeps it
 const shown = new Map();
 
+/** Draw the cards; `selected` is marked, `pick(card)` is called for one that is chosen. */
 export function draw(selected, pick) {
 	for (const [card, { item }] of shown) {
 		if (cards.includes(card)) continue;

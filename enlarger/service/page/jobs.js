@@ -19,6 +19,7 @@ export const percentOf = card => Math.round(100 * (card.job?.progress ?? 0));
 /** Closing this tab would lose it. */
 export const unsent = card => UNSENT.includes(card.state) && card.tab === tab;
 
+// What `setUp` is given.
 let told = () => {}, needKey = async () => false, ended = () => {}, refusal = () => '';
 export let lost = false;
 
@@ -55,6 +56,7 @@ export function newCard(fields) {
 	return card;
 }
 
+// Pictures are looked at one after the other: 200 decoded at once would not fit in memory.
 let looking = Promise.resolve();
 
 export function addPicture(file, at = [Date.now(), 0]) {
@@ -106,6 +108,7 @@ let sending = false, freed = () => {};
 
 /** Send a card's request; those of one `batch` were started together. */
 export function start(card, request, files, batch) {
+	// The same request again has the same key: if the answer to the first was lost, its job is found and no second one made.
 	const once = (JSON.stringify(card.request) === JSON.stringify(request) && card.once) || unique();
 	const sent = { tab, batch, request, files, task: request.task, job: null, id: null, message: '', once };
 	line.push(card);
@@ -113,6 +116,7 @@ export function start(card, request, files, batch) {
 	sendLine();
 }
 
+/** Send what stands in line. One that must wait holds back the rest, so that uploads never take all of a browser's connections. */
 async function sendLine() {
 	if (sending) return;
 	sending = true;
@@ -139,6 +143,7 @@ async function send(card, signal) {
 	}
 }
 
+/** Ask until there is an answer: with another key, or later, as the service says. */
 async function persist(card, options, signal) {
 	for (let wrong = false; ; ) {
 		try {
@@ -151,6 +156,7 @@ async function persist(card, options, signal) {
 	}
 }
 
+/** Wait as long as the service says, or until one of our jobs makes room. */
 async function waitFor(card, { wait, message }, signal) {
 	const free = new Promise(resolve => { freed = () => resolve(true); });
 	for (let left = Math.ceil(wait); left > 0; left--) {
@@ -175,6 +181,7 @@ function fail(card, problem, signal) {
 let listening = false, quiet = new AbortController();
 const name = () => `enlarger.stream.${key.get()}`;
 
+/** The tab that holds the lock has the one stream, and tells the others; when it closes, the next takes over. */
 async function listen() {
 	if (listening) return;
 	listening = true;
@@ -193,6 +200,7 @@ async function listen() {
 	if (cards.some(busy)) listen();
 }
 
+/** Follow until all is done. Where three streams in a row do not come through, jobs are asked for each second. */
 async function followAll(tell, signal) {
 	for (let failures = 0; !signal.aborted; failures++) {
 		try {
@@ -216,8 +224,10 @@ export async function catchUp(which = unknown) {
 	for (const card of cards.filter(card => card.id && which(card))) await refresh(card);
 }
 
+// What happened while there was no stream.
 const sync = () => catchUp(card => busy(card) || unknown(card));
 
+/** Ask how a card's job is, or find that it has expired. */
 export async function refresh(card) {
 	try {
 		hear(await askJson(`v1/jobs/${card.id}`));
@@ -245,6 +255,7 @@ function hear(data, kind) {
 	put(card, { state: card.job.status });
 }
 
+/** A job is over: once, whoever says it first, stream or answer. */
 async function complete(card) {
 	const { id, status, error } = card.job;
 	if (card.completed === id) return;
@@ -305,6 +316,7 @@ function drop(card) {
 	redraw();
 }
 
+/** The cards of earlier visits. What a closed tab had not sent is ready to be sent again. */
 export async function recall() {
 	const open = await openTabs();
 	for (const plain of remembered()) {

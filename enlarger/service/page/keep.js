@@ -7,6 +7,7 @@ const FIELDS = ['key', 'at', 'tab', 'batch', 'name', 'task', 'request', 'state',
 export const unique = () => crypto.getRandomValues(new Uint32Array(4)).join('-');
 
 export const tab = unique();
+// Held while the tab is there, so that others know.
 navigator.locks?.request(LOCK + tab, () => new Promise(() => {}));
 
 export const openTabs = async () => ((await navigator.locks?.query())?.held ?? []).map(({ name }) => name.slice(LOCK.length));
@@ -24,6 +25,7 @@ function cardOf(text) {
 export const remembered = () => (
 	Object.keys(localStorage).filter(name => name.startsWith(CARD)).map(name => cardOf(localStorage.getItem(name))).filter(Boolean));
 
+/** Write a card down; other tabs hear of it by the `storage` event. */
 export function remember(card, changes = {}) {
 	try {
 		const lasting = Object.fromEntries(FIELDS.map(name => [name, { ...card, ...changes }[name]]));

@@ -5,6 +5,7 @@ const MOST = 1400; // pixels on the screen
 const MIX = { paint: 'source-over', erase: 'destination-out', invert: 'source-out', wipe: 'destination-out' };
 
 const canvas = $('canvas'), brush = $('brush'), pen = canvas.getContext('2d', { willReadFrequently: true });
+// A stroke is `{kind, size, points}`; inverting and wiping are strokes without points, so that each can be undone.
 let card = null, tool = 'paint', stroke = null, at = [0, 0], told = () => {};
 
 export function open(next) {
@@ -34,6 +35,7 @@ export async function exported({ size, strokes }) {
 	return new File([await whole.convertToBlob()], 'mask.png', { type: 'image/png' });
 }
 
+/** All strokes again from nothing: undo, and the mask in full size. */
 function replay(ink, strokes, small, colour) {
 	ink.reset();
 	ink.scale(small, small);
@@ -46,6 +48,7 @@ function drawOne(ink, { kind, size, points }) {
 	ink.globalCompositeOperation = MIX[kind];
 	if (!points) return ink.fillRect(0, 0, 1e6, 1e6);
 	ink.beginPath();
+	// Chromium paints nothing for a line of length zero.
 	if (points.every(point => point.every((value, axis) => value === points[0][axis]))) { // a dot
 		ink.arc(...points[0], size / 2, 0, 2 * Math.PI);
 		return ink.fill();
@@ -63,6 +66,7 @@ function redraw() {
 	told();
 }
 
+/** Give picture and canvas the largest size that fits. */
 function fitEasel() {
 	const { clientWidth, clientHeight } = $('easel').parentElement;
 	if (!card || clientWidth === 0) return;

@@ -61,6 +61,7 @@ function recipeOf(text) {
 	return { task: strength && !others['Hires upscale'] ? 'refine' : 'generate', model, options, seeds: [seed] };
 }
 
+/** A recipe under the names of the form; what it does not say is left as it is. */
 export function settingsOf({ task, model, options, seeds }) {
 	const { by: factor, noise_level: noise, seed, size: target, ...others } = options;
 	return { ...others, factor, noise, target, seed: seeds?.[0] ?? seed, task, model };

@@ -1,5 +1,6 @@
 /** What is sent for a task, by the page and by the code it shows. */
 
+// option of the page -> field of the service, in the order that they are sent in
 const NAMES = {
 	model: 'model', prompt: 'prompt', negative: 'negative_prompt', factor: 'scale', target: 'target_size', long_edge: 'long_edge', megapixels: 'megapixels', detail: 'detail', restore: 'restore', strength: 'strength',
 	noise: 'noise_level', steps: 'num_inference_steps', guidance: 'guidance_scale', seed: 'seed', count: 'n',
@@ -15,6 +16,7 @@ export function optionsFor(task, unused, { format, sizing }) {
 	return ['model', ...own, ...taken, 'seed', 'count', 'format', ...(format === 'png' ? [] : ['quality'])];
 }
 
+/** The option that a field of the service's answer is about. */
 export const optionOf = param => Object.keys(NAMES).find(name => NAMES[name] === param);
 
 /** Path, fields and files of a request. Empty options are left out. */

@@ -24,6 +24,7 @@ const modelNow = () => models.find(model => model.id === $('model').value)?.enla
 export const unusedNow = () => modelNow()?.kind ? modelNow().unused_options : ['prompt', 'negative', 'steps', 'guidance', 'noise_level'];
 const able = () => models.filter(model => model.enlarger.tasks.includes(task));
 
+/** Is there a model for the task? */
 export const possible = () => able().length > 0;
 
 export function setUp(changed) {
@@ -59,6 +60,7 @@ export function setUp(changed) {
 	chooseTask(task);
 }
 
+/** Take over the service's list of models, and its limits. */
 export function setModels(list, most) {
 	[models, limits] = [list, most];
 	fillModels();
@@ -94,6 +96,7 @@ export function chooseTask(name) {
 	fillModels();
 }
 
+/** The models of the task, with what was chosen for it last, else the first that can be read. */
 function fillModels() {
 	const some = able();
 	const wanted = some.find(({ id }) => id === chosen[task]) ?? some.find(({ enlarger }) => !enlarger.error) ?? some[0];
@@ -155,6 +158,7 @@ function clearError(input) {
 	input.removeAttribute('aria-describedby');
 }
 
+/** Show the service's complaint at the field it names. */
 export function complain(param, words) {
 	const input = $(optionOf(param) ?? '');
 	if (input && !input.closest('[hidden]')) showError(input, words);

@@ -188,6 +188,7 @@ export const stageText = stage => say(`stage-${STAGES.find(name => stage?.endsWi
 
 export const number = (value, digits = 0) => value.toLocaleString(language, { maximumFractionDigits: digits, useGrouping: false });
 
+/** A length of time in words. */
 export const lasting = seconds => (seconds > 90 ? say('minutes', { n: Math.round(seconds / 60) }) : say('seconds', { n: Math.ceil(seconds) }));
 
 export const sizeText = ([width, height]) => `${number(width)} × ${number(height)}`;

@@ -49,6 +49,7 @@ async function unpacked(bytes, kind, size) {
 	return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'))).arrayBuffer());
 }
 
+/** Each code stands for a piece of what was written before, `starts` and `lengths` in `out` itself. */
 function lzw(bytes, size) {
 	const out = new Uint8Array(size), starts = [], lengths = [];
 	let held = 0, bits = 0, width = 9, next = 258, last = -1, at = 0;

@@ -18,6 +18,7 @@ async function crcOf(blob) {
 const record = (...fields) => new Uint16Array(fields.flat(2));
 const long = value => [value & 0xffff, value >>> 16];
 
+/** One archive, of less than 4 GiB. */
 export async function zipOf(files, name) {
 	const now = new Date(), parts = [], directory = [];
 	const time = (now.getHours() << 11) | (now.getMinutes() << 5) | (now.getSeconds() >> 1);

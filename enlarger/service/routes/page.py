@@ -1,5 +1,6 @@
 """The web page: the files of a list made at import, and nothing else on the disk."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,6 +21,8 @@ MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 INDEX = "index.html"
+# at a line's begin its tabs, and all of it if it is a comment; its end stays, so that lines keep their numbers
+FOR_READERS = re.compile(rb"^\t*(?://.*|/\*+[^*]*\*/$)?", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,19 @@ class PageFile:
     etag: str
 
 
+def without_comments(source: bytes) -> bytes:
+    """JavaScript, CSS or HTML without indentation and lines of comment, which are for readers of the source."""
+    return FOR_READERS.sub(b"", source)
+
+
 def read_page() -> Mapping[str, PageFile]:
-    """The files of the package's `page` folder, by name."""
+    """The files of the package's `page` folder as they are sent, by name."""
     folder = files("enlarger.service") / "page"
     page_files: dict[str, PageFile] = {}
     for item in folder.iterdir() if folder.is_dir() else ():
         media_type = MEDIA_TYPES.get("." + item.name.rpartition(".")[2])
         if media_type is not None and item.is_file():
-            content = item.read_bytes()
+            content = without_comments(item.read_bytes())
             page_files[item.name] = PageFile(content, media_type, f'"{sha256(content).hexdigest()[:32]}"')
     return page_files
 
