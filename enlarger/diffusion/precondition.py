@@ -54,5 +54,13 @@ def karras(sigma_data: float = 1.0) -> Precondition:
     return scalings
 
 
+def karras_as_diffusers() -> Precondition:
+    """What diffusers' x2 pipeline does with latents of unit variance y: y / (sigma^2 + 1) + sigma * network(y, time).
+
+    Both weights are for other latents (`karras`); the network's own estimate is not reached.
+    """
+    return lambda sigma: Scalings(_input_scale(sigma) ** 3, sigma, _input_scale(sigma), sigma.log() / 4)
+
+
 def _input_scale(sigma: Tensor) -> Tensor:
     return torch.rsqrt(sigma**2 + 1)

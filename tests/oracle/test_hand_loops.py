@@ -11,7 +11,7 @@ PARTS = {
     "StableDiffusionPipeline": ("PNDMScheduler", "DPMSolverSDEScheduler", "EDMEulerScheduler", "TCDScheduler"),
     "StableDiffusionXLPipeline": ("HeunDiscreteScheduler", "UniPCMultistepScheduler"),
     "StableDiffusionInpaintPipeline": ("KDPM2AncestralDiscreteScheduler", "LCMScheduler"),
-    "StableDiffusionLatentUpscalePipeline": ("LMSDiscreteScheduler",),
+    "StableDiffusionLatentUpscalePipeline": ("LMSDiscreteScheduler", "DPMSolverSinglestepScheduler"),
 }
 
 

@@ -221,6 +221,31 @@ def test_heun(ours: Any, theirs: Any, swapped: Any, changes: dict[str, Any]) -> 
     check_swapped(ours, theirs)
 
 
+MULTISTEP = ["DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep"]
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_schedulers_of_unit_variance(
+    ours: Any, theirs: Any, swapped: Any, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Diffusers' picture by "sample", which is said; the model's own, near Euler's, by the file's name of it."""
+    swapped(f"{name}Scheduler", prediction_type="sample")
+    check_swapped(ours, theirs)
+    (said,) = {record.getMessage() for record in caplog.records if record.name.endswith("latent_upscale")}
+    assert said.startswith(f"{name}Scheduler with prediction_type 'sample' gives diffusers' picture")
+    call = {"prompt": "a cat", "image": tiny.latents(1, 8, 8), "num_inference_steps": 50, "generator": None}
+
+    def picture() -> np.ndarray[Any, Any]:
+        return np.asarray(ours(**call | {"generator": torch.manual_seed(0)}, output_type="np").images)
+
+    theirs_found = picture()
+    swapped(f"{name}Scheduler")
+    found = picture()
+    swapped("EulerDiscreteScheduler")
+    expected = picture()
+    assert abs(found - expected).mean() < 0.1 * abs(theirs_found - expected).mean()
+
+
 @pytest.mark.parametrize(
     ("name", "error"),
     [

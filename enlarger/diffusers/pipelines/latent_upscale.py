@@ -1,5 +1,6 @@
 """`StableDiffusionLatentUpscalePipeline`: the x2 latent upscaler under diffusers' name and keywords."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -28,8 +29,10 @@ from enlarger.diffusers.pipelines.pipeline_output import make_output
 from enlarger.diffusers.pipelines.pipeline_utils import Pipeline
 from enlarger.diffusers.pipelines.text_pipeline import PooledEmbeds, text_features
 from enlarger.diffusers.schedulers import Scheduler
+from enlarger.diffusers.schedulers.dpm import IntegratedScheduler
 from enlarger.diffusers.types import OlderCallback, PipelineImageInput
 from enlarger.diffusion.guidance import Guidance
+from enlarger.diffusion.precondition import Precondition, karras, karras_as_diffusers
 from enlarger.diffusion.sampler import Sampler
 from enlarger.diffusion.schedule import scaled_linear
 from enlarger.nn.autoencoder import AutoencoderKL
@@ -39,6 +42,7 @@ from enlarger.tasks.upscale.latent_x2 import LatentUpscaleJob, LatentUpscaler
 from enlarger.text.encode import encode_prompts
 from enlarger.text.tokenize import Tokenizer
 
+log = logging.getLogger(__name__)
 X2_SCHEDULE = scaled_linear(0.00085, 0.012)  # of a sampler that is not asked here
 
 
@@ -46,7 +50,8 @@ class StableDiffusionLatentUpscalePipeline(FromNoiseMethods, Pipeline):
     """Latents or pictures to pictures of twice the size.
 
     What the network predicts is part of the model, so `prediction_type` of a swapped scheduler does not matter here,
-    and schedulers that diffusers' pipeline cannot run (Euler ancestral, DDIM, PNDM) work too.
+    and schedulers that diffusers' pipeline cannot run (Euler ancestral, DDIM, PNDM) work too. The one exception is
+    "sample" with DPM-Solver, UniPC or DEIS: that is diffusers' picture, which is not the model's.
     """
 
     COMPONENT_TYPES: ClassVar[Mapping[str, type[object]]] = {
@@ -127,6 +132,7 @@ class StableDiffusionLatentUpscalePipeline(FromNoiseMethods, Pipeline):
             Sampler(X2_SCHEDULE),
             self._runtime,
             tile_vae=self._tile_vae,
+            precondition=self._precondition(),
         )
         heard = listeners(self, None, (), {}, {"callback": callback, "callback_steps": callback_steps})
         with self.progress_bar(total=run.steps) as bar:
@@ -154,6 +160,18 @@ class StableDiffusionLatentUpscalePipeline(FromNoiseMethods, Pipeline):
             negatives = negative_prompts_for(prompt, negative_prompt, count)
             negative_prompt_embeds, negative_pooled_prompt_embeds = self._encode(negatives, device)
         return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
+
+    def _precondition(self) -> Precondition:
+        """The model's; diffusers' where it runs a scheduler of unit variance, which is said."""
+        scheduler = self.scheduler
+        if not isinstance(scheduler, IntegratedScheduler) or scheduler.config["prediction_type"] != "sample":
+            return karras()
+        log.warning(
+            "%s with prediction_type 'sample' gives diffusers' picture, whose latents the x2 upscaler was not trained "
+            "on; set prediction_type to 'original_sample' for the model's own, or use EulerDiscreteScheduler",
+            type(scheduler).__name__,
+        )
+        return karras_as_diffusers()
 
     def _encode(self, texts: list[str], device: Device) -> tuple[Tensor, Tensor]:
         with self._runtime.hold(self._text_encoder) as encoder:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Unpack
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from enlarger.checkpoint.config.schedulers import sampler_from_config
 from enlarger.checkpoint.families import KINDS, ModelKind
 from enlarger.checkpoint.folder.load import PipelineComponents
-from enlarger.diffusion import precondition
 from enlarger.diffusion.conditioning import Conditioning
 from enlarger.diffusion.guidance import Guidance
 from enlarger.diffusion.noise import Noise, from_seeds
+from enlarger.diffusion.precondition import Precondition, karras
 from enlarger.diffusion.sample import OnStep, Solver, unchanged
 from enlarger.diffusion.sampler import Sampler, SigmaSchedule
 from enlarger.diffusion.solvers import PIDStepSizeController, dpm_adaptive
@@ -104,6 +104,7 @@ class LatentUpscaler:
     name: str = "x2"
     scale: int = 2
     tile_vae: bool = False  # small pictures too
+    precondition: Precondition = field(default_factory=karras)
 
     @property
     def kind(self) -> ModelKind:
@@ -286,7 +287,7 @@ class LatentUpscaler:
     @property
     def latent_diffusion(self) -> LatentDiffusion:
         """The two networks; what this one predicts does not depend on a scheduler."""
-        return LatentDiffusion(self.unet, self.vae, precondition.karras(), self.runtime, tile_vae=self.tile_vae)
+        return LatentDiffusion(self.unet, self.vae, self.precondition, self.runtime, tile_vae=self.tile_vae)
 
     def _condition(self, job: LatentUpscaleJob, low_res: Tensor, text: PromptEmbeds) -> Conditioning:
         """The low-resolution latents by nearest neighbour, and the noise level with the pooled text."""
