@@ -146,7 +146,13 @@ run()
         "annotated_types",
         "shellingham",
     }
-    started_by_the_environment = {"__main__", "_distutils_hack", "typing_extensions", "typing_inspection"}
+    started_by_the_environment = {
+        "__main__",
+        "_distutils_hack",
+        "sitecustomize",  # Debian's
+        "typing_extensions",
+        "typing_inspection",
+    }
     loaded = {name for name in done.stdout.split() if not name.startswith(("_sysconfigdata", "__editable__"))}
     assert loaded <= light | started_by_the_environment
     assert "enlarger" in loaded

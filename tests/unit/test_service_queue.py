@@ -990,17 +990,27 @@ async def test_a_board_keeps_the_newest_events_and_nothing_follows_the_last() ->
 def test_costs_are_learned_by_size_and_lent_to_relatives() -> None:
     costs, small, large = (
         DurationStats(),
-        make_job_spec(options={"steps": 10}),
-        make_job_spec(options={"steps": 10, "count": 2}, size=(128, 96)),
+        make_job_spec(options={"steps": 10}, size=(1000, 750)),
+        make_job_spec(options={"steps": 10, "count": 2}, size=(2000, 1500)),
     )
     assert costs.expected_seconds(small) == DEFAULT_SECONDS
     costs.record(small, 2.0)
-    assert costs.expected_seconds(small) == pytest.approx(2.0) and costs.expected_seconds(large) == pytest.approx(16.0)
-    assert costs.expected_seconds(make_job_spec(options={"steps": 20})) == pytest.approx(2.0), "the same task and model"
+    assert costs.expected_seconds(small) == pytest.approx(2.0)
+    assert costs.expected_seconds(large) == pytest.approx(2.0 * 6.05 / 0.8), "each takes something beside its pixels"
+    related = make_job_spec(options={"steps": 20}, size=(1000, 750))
+    assert costs.expected_seconds(related) == pytest.approx(2.0), "the same task and model"
     for _ in range(20):
         costs.record(small, 4.0)
     assert costs.expected_seconds(small) == pytest.approx(4.0, rel=0.01)
     assert costs.expected_seconds(replace(small, size=None)) > costs.expected_seconds(small)
+
+
+def test_a_tiny_job_says_little_of_large_ones() -> None:
+    """Its second is not of its 256 pixels: a megapixel would be expected to take an hour, and be turned away."""
+    costs = DurationStats()
+    costs.record(make_job_spec(size=(16, 16)), 1.0)
+    assert costs.expected_seconds(make_job_spec(size=(16, 16))) == pytest.approx(1.0)
+    assert costs.expected_seconds(make_job_spec(size=(1000, 1000))) == pytest.approx(1.05 / 0.050256)
 
 
 def test_the_kinds_of_jobs_that_are_remembered_are_bounded() -> None:

@@ -26,7 +26,7 @@ LORA_COMPONENTS = tuple(KOHYA_PREFIXES)  # the networks that a LoRA may change
 ADAPTER_METADATA_KEY = "lora_adapter_metadata"  # where diffusers writes PEFT's config in a file
 TRANSFORMER_PATTERN = re.compile(r"double_blocks|single_blocks|single_transformer|joint_blocks|^transformer\.")
 BUNDLED_EMBEDDING_PATTERN = re.compile(r"bundle_emb\.(.+)\.(clip_[lg]|string_to_param(?:\.\*)?|emb_params)")
-LAYER_NAME_PATTERN = re.compile(r"(?:[\w.]|(?<=\.)\*)++")  # of PEFT's alpha_pattern: names, their ends, and `.*`
+LAYER_NAME_PATTERN = re.compile(r"(?:[\w.]|(?<=\.)\*)+")  # of PEFT's alpha_pattern: names, their ends, and `.*`
 MAX_WILDCARDS = 100  # of all names with `.*`, which are compared with every layer
 UNSUPPORTED_ADAPTERS = {  # what trainers write that none of our changes is, by a pattern in its names
     r"\.oft_": "an OFT",

@@ -8,6 +8,7 @@ from typing import TypeVar
 from enlarger.service.jobs.job import JobSpec
 
 DEFAULT_SECONDS = 5.0  # seconds of a job before anything was measured
+FIXED_MEGAPIXELS = 0.05  # what each job takes whatever its size, as if it had so many more
 SMOOTHING = 0.4  # of the newest measurement
 MAX_KEYS = 256  # kinds of jobs that are remembered
 RELIABLE_PROGRESS = 0.25  # the progress from which on a job's own speed says when it ends
@@ -29,7 +30,7 @@ class DurationStats:
         """A job took this long; one of several in a batch counts with its share."""
         size, exact = megapixels(spec), _duration_keys(spec)[0]
         _store_newest(self._largest_megapixels, exact, max(size, self._largest_megapixels.pop(exact, 0.0)))
-        seconds_per_megapixel = seconds / size
+        seconds_per_megapixel = seconds / (size + FIXED_MEGAPIXELS)
         for key in _duration_keys(spec):
             average = self._seconds_per_megapixel.pop(key, seconds_per_megapixel)
             _store_newest(self._seconds_per_megapixel, key, average + (seconds_per_megapixel - average) * SMOOTHING)
@@ -47,7 +48,7 @@ class DurationStats:
         """How long a job is expected to take: as those of its kind, or as the most similar kind that is known."""
         for key in _duration_keys(spec):
             if key in self._seconds_per_megapixel:
-                return self._seconds_per_megapixel[key] * megapixels(spec)
+                return self._seconds_per_megapixel[key] * (megapixels(spec) + FIXED_MEGAPIXELS)
         return DEFAULT_SECONDS
 
     def is_measured(self, spec: JobSpec) -> bool:
