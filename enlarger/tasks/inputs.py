@@ -1,5 +1,6 @@
 """What users give, taken apart into single pictures or latents, and the way back to a picture like the input."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
@@ -55,7 +56,7 @@ class Latents:
         if self.values.ndim != 4 or not self.values.is_floating_point():
             found = f"{tuple(self.values.shape)} of {self.values.dtype}"
             raise InputError(f"latents have shape {found}, expected floats (B, C, h, w)")
-        if not self.scale > 0:
+        if not 0 < self.scale < math.inf or latent_space(self.scale) != self.space:
             expected = f"one of {', '.join(COMPATIBLE_MODELS)}, or the scale of their autoencoder"
             raise InputError(f"latents are of space {self.space!r}, expected {expected}")
         if not self.sigma >= 0:
@@ -64,11 +65,11 @@ class Latents:
     @property
     def scale(self) -> float:
         """What their autoencoder multiplied them by; NaN for a space that there is not."""
-        known = {space: scale for scale, space in SPACE_BY_SCALING_FACTOR.items()}
+        known = next((scale for scale, space in SPACE_BY_SCALING_FACTOR.items() if space == self.space), None)
         try:
-            return known[self.space] if self.space in known else float(self.space)
+            return float(self.space) if known is None else known
         except ValueError:
-            return float("nan")
+            return math.nan
 
     def __repr__(self) -> str:
         return f"Latents({tuple(self.values.shape)}, {self.space!r}, sigma={self.sigma:g})"
@@ -120,7 +121,11 @@ def check_space(found: LatentSpace, config: AutoencoderConfig, what: str) -> Non
 
 def latent_space_of(config: AutoencoderConfig) -> LatentSpace:
     """Whose latents an autoencoder makes; its scale tells."""
-    scale = config.scaling_factor
+    return latent_space(config.scaling_factor)
+
+
+def latent_space(scale: float) -> LatentSpace:
+    """Whose latents are multiplied by that."""
     return next((space for known, space in SPACE_BY_SCALING_FACTOR.items() if abs(scale - known) < 1e-6), str(scale))
 
 

@@ -233,10 +233,10 @@ def test_schedulers_of_unit_variance(
     check_swapped(ours, theirs)
     (said,) = {record.getMessage() for record in caplog.records if record.name.endswith("latent_upscale")}
     assert said.startswith(f"{name}Scheduler with prediction_type 'sample' gives diffusers' picture")
-    call = {"prompt": "a cat", "image": tiny.latents(1, 8, 8), "num_inference_steps": 50, "generator": None}
+    call = {"prompt": "a cat", "image": tiny.latents(1, 8, 8), "num_inference_steps": 50, "output_type": "np"}
 
     def picture() -> np.ndarray[Any, Any]:
-        return np.asarray(ours(**call | {"generator": torch.manual_seed(0)}, output_type="np").images)
+        return np.asarray(ours(**call, generator=torch.manual_seed(0)).images)
 
     theirs_found = picture()
     swapped(f"{name}Scheduler")

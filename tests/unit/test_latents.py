@@ -83,7 +83,12 @@ def test_what_are_no_latents() -> None:
     with pytest.raises(InputError, match=r"latents have shape \(3, 4, 2, 5\) of torch.int64, expected floats"):
         Latents(VALUES.long(), "sd")
     with pytest.raises(InputError, match="latents are of space 'sd3', expected one of sd, sdxl, x4"):
-        Latents(VALUES, "sd3")  # type: ignore[arg-type]
+        Latents(VALUES, "sd3")
+    for space in ("0", "-1.0", "nan", "inf", "0.50", "0.18215"):  # the last is "sd"
+        with pytest.raises(
+            InputError, match=f"latents are of space '{space}', expected one of sd, sdxl, x4, or the sc"
+        ):
+            Latents(VALUES, space)
     for sigma in (-1.0, float("nan")):
         with pytest.raises(InputError, match=f"latents have noise of level {sigma}, expected 0 or above"):
             Latents(VALUES, "sd", sigma)

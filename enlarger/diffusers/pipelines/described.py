@@ -26,9 +26,7 @@ class DescribedParts(ConfigMethods):
         """What model_index.json holds, by name or attribute: the parts' libraries and classes, and the settings."""
         parts = {name: self._stated_class(name) for name in self.COMPONENT_TYPES}
         place = {} if self._source is None else {"_name_or_path": str(self._source[0])}
-        config = SchedulerConfig("", {**parts, **self._settings, **place}, {})
-        config.class_name = type(self).__name__  # errors name it; as in diffusers, only the file states it
-        return config
+        return SchedulerConfig(type(self).__name__, {**parts, **self._settings, **place}, {}, has_name=False)
 
     def _stated_class(self, name: str) -> tuple[str | None, str | None]:
         """Library and class of a part, as model_index.json names them."""

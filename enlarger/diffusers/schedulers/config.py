@@ -19,11 +19,14 @@ class SchedulerConfig(dict[str, Any]):
     A dictionary that cannot be changed.
     """
 
-    def __init__(self, class_name: str, explicit: Mapping[str, object], defaults: Mapping[str, object]) -> None:
+    def __init__(
+        self, class_name: str, explicit: Mapping[str, object], defaults: Mapping[str, object], *, has_name: bool = True
+    ) -> None:
+        """`has_name` states the class among the settings; errors name it in any case."""
         self.class_name = class_name
         self._explicit, self._defaults = dict(explicit), dict(defaults)
         unstated = [name for name in defaults if name not in explicit]
-        told: Json = {**defaults, **explicit, **({"_class_name": class_name} if class_name else {})}
+        told: Json = {**defaults, **explicit, **({"_class_name": class_name} if has_name else {})}
         super().__init__(told | ({"_use_default_values": unstated} if unstated else {}))
 
     @property
